@@ -1,0 +1,216 @@
+//! Every setting, its default and its meaning; where values come from is in [`load`].
+//!
+//! Defaults < `config.yaml` < environment < flags. `docs/configuration.md` is generated from here.
+pub mod load;
+
+use serde::{Deserialize, Serialize};
+
+/// All settings of both programs. Both read the same file; each uses its part.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub server: Server,
+    pub ops: Ops,
+    pub queue: Queue,
+    pub store: Store,
+    pub ids: Ids,
+    pub cache: Cache,
+    pub telemetry: Telemetry,
+}
+
+/// The public HTTP port of the API.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address to listen on. Without API keys anything but loopback is an open service.
+    pub host: String,
+    /// Port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// Worker threads, each with its own batcher. 0: the cores granted minus one, at least one.
+    pub workers: usize,
+    /// Largest request body in bytes.
+    pub body_bytes_max: usize,
+    /// Most items in one array or NDJSON request.
+    pub items_max: usize,
+    /// How long a request body may take to arrive, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// How long a write may wait for its confirm before 503, in milliseconds.
+    pub accept_timeout_ms: u64,
+    /// Requests that may be in work at once in the whole process; the surplus gets 503.
+    pub in_flight_max: usize,
+    /// Open connections per worker; further ones wait in the listen backlog.
+    pub connections_max: usize,
+    /// How long an idle connection is kept, in milliseconds.
+    pub keep_alive_ms: u64,
+    /// After a stop signal: how long requests are still served before the port closes, in milliseconds.
+    pub drain_grace_ms: u64,
+    /// After the port is closed: how long open requests may take, in milliseconds.
+    pub shutdown_timeout_ms: u64,
+}
+
+/// The operations port: Prometheus metrics and health.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ops {
+    /// Address to listen on.
+    pub host: String,
+    /// Port to listen on; 0 takes a free one. Unset: 9190 for the API, 9191 for the consumer.
+    pub port: Option<u16>,
+}
+
+/// The durable queue and the batches that go through it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Queue {
+    /// `amqp://` or `amqps://` for RabbitMQ; `embedded:<directory>` for the built-in queue.
+    pub url: String,
+    /// First part of every queue and exchange name.
+    pub prefix: String,
+    /// Most items that the batcher puts into one message (a request is never split).
+    pub message_items_max: usize,
+    /// Size in bytes at which the batcher closes a message (a request is never split).
+    pub message_bytes_max: usize,
+    /// Messages of one batcher that may wait for their confirms at once.
+    pub publishes_in_flight_max: usize,
+    /// Closed messages of one batcher that may wait for a publish; beyond them 503.
+    pub messages_waiting_max: usize,
+    /// How long one confirm may take before the session counts as broken, in milliseconds.
+    pub confirm_timeout_ms: u64,
+    /// Bytes that may wait in the queue; beyond them writes get 503. An argument of the queue:
+    /// a change needs a drained and deleted queue.
+    pub bytes_max: u64,
+    /// Messages that one consumer may hold unacknowledged.
+    pub prefetch: u16,
+    /// Memory for unacknowledged messages in bytes: prefetch × largest message must fit.
+    pub prefetch_bytes_max: usize,
+    /// Most items that the consumer merges into one transaction.
+    pub merge_items_max: usize,
+    /// Most bytes of messages that the consumer merges into one transaction.
+    pub merge_bytes_max: usize,
+    /// How long the consumer waits for more messages while it is under load, in milliseconds.
+    pub linger_ms_max: u64,
+}
+
+/// The store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// `postgres://…`, or `embedded:<directory>` for the built-in store.
+    pub url: String,
+    /// Connections of one process.
+    pub connections_max: u32,
+    /// How long getting a connection may take, in milliseconds.
+    pub connect_timeout_ms: u64,
+    /// How long one read may take, in milliseconds.
+    pub read_timeout_ms: u64,
+    /// How long one transaction of the consumer may take, in milliseconds.
+    pub write_timeout_ms: u64,
+    /// Whether the program brings the schema up to date at start.
+    pub migrate: bool,
+}
+
+/// Identity of writes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ids {
+    /// Secrets that sign ids: the first signs, all recognise. Empty: the embedded form makes one
+    /// in its data directory, the profile `local` has one, everything else refuses to start.
+    pub secrets: Vec<String>,
+}
+
+/// The API's cache of reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    /// Memory for cached values in bytes.
+    pub bytes_max: u64,
+    /// How long a value is answered without asking the store again, in milliseconds.
+    pub ttl_ms: u64,
+    /// How long "not found" is answered without asking the store again, in milliseconds.
+    pub negative_ttl_ms: u64,
+    /// How old a value may be that is answered, marked stale, while the store is away, in milliseconds.
+    pub stale_ms_max: u64,
+}
+
+/// Logs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// `auto` is text on a terminal and JSON elsewhere.
+    pub log_format: LogFormat,
+    /// Least level, or a filter such as `info,shared::queue=debug`.
+    pub log_filter: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    #[default]
+    Auto,
+    Text,
+    Json,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 8080,
+            workers: 0,
+            body_bytes_max: 1 << 20,
+            items_max: 1_000,
+            body_timeout_ms: 10_000,
+            accept_timeout_ms: 2_000,
+            in_flight_max: 20_000,
+            connections_max: 25_000,
+            keep_alive_ms: 75_000,
+            drain_grace_ms: 0,
+            shutdown_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl Default for Ops {
+    fn default() -> Self {
+        Self { host: "127.0.0.1".into(), port: None }
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            url: "embedded:./forebay-data".into(),
+            prefix: "forebay".into(),
+            message_items_max: 1_000,
+            message_bytes_max: 1 << 20,
+            publishes_in_flight_max: 4,
+            messages_waiting_max: 16,
+            confirm_timeout_ms: 1_000,
+            bytes_max: 8 << 30,
+            prefetch: 64,
+            prefetch_bytes_max: 256 << 20,
+            merge_items_max: 8_000,
+            merge_bytes_max: 8 << 20,
+            linger_ms_max: 20,
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            url: "embedded:./forebay-data".into(),
+            connections_max: 8,
+            connect_timeout_ms: 1_000,
+            read_timeout_ms: 2_000,
+            write_timeout_ms: 30_000,
+            migrate: true,
+        }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { bytes_max: 64 << 20, ttl_ms: 10_000, negative_ttl_ms: 1_000, stale_ms_max: 3_600_000 }
+    }
+}

@@ -1,0 +1,192 @@
+//! What consumers tell the API replicas: changed values, so that caches follow without asking.
+//!
+//! Events are best effort and never carry a promise: they are numbered per publisher, a heartbeat
+//! repeats the last number, and [`Continuity`] turns a hole or silence into "anything may have
+//! changed". No acknowledgement of a queue message waits for an event.
+pub mod in_process;
+pub mod rabbitmq;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::store::Counter;
+
+/// A publisher that was not heard for this long is gone, and what it said last may be missing.
+pub const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How often a publisher repeats its last number.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+
+#[async_trait]
+pub trait Events: Send + Sync {
+    /// Hands an event to the channel without waiting; a full channel drops it, and the numbers
+    /// tell the subscribers.
+    fn publish(&self, event: Event);
+
+    /// Events from now on.
+    async fn subscribe(&self) -> Box<dyn EventStream>;
+
+    /// Sends what was handed over, then closes the session.
+    async fn close(&self);
+}
+
+#[async_trait]
+pub trait EventStream: Send {
+    /// The next signal. Never ends while the process runs: a lost session is rebuilt.
+    /// Safe to cancel.
+    async fn next(&mut self) -> Signal;
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Signal {
+    Event(Arc<Event>),
+    /// Events may have been missed.
+    Interrupted,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Drawn at random by each consumer process.
+    pub publisher: u64,
+    /// Of a change: its own number, from 1 without holes. Of a heartbeat: the last change's.
+    pub number: u64,
+    /// The store's clock at the publisher, in milliseconds since 1970; `None` until it is known.
+    pub store_time_ms: Option<i64>,
+    pub body: Body,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Body {
+    Changed {
+        counters: Vec<CounterChanged>,
+    },
+    Heartbeat,
+    /// The publisher stops; its silence means nothing from now on.
+    Goodbye,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterChanged {
+    pub name: Arc<str>,
+    pub value: i64,
+    pub version: i64,
+    pub updated_at_ms: i64,
+}
+
+impl From<Counter> for CounterChanged {
+    fn from(counter: Counter) -> Self {
+        let Counter { name, value, version, updated_at_ms } = counter;
+        Self { name, value, version, updated_at_ms }
+    }
+}
+
+impl From<CounterChanged> for Counter {
+    fn from(changed: CounterChanged) -> Self {
+        let CounterChanged { name, value, version, updated_at_ms } = changed;
+        Self { name, value, version, updated_at_ms }
+    }
+}
+
+/// Follows the numbers of all publishers.
+#[derive(Debug, Default)]
+pub struct Continuity {
+    publishers: HashMap<u64, Heard>,
+}
+
+#[derive(Debug)]
+struct Heard {
+    number: u64,
+    at: Instant,
+}
+
+/// Whether everything was heard so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heed {
+    Complete,
+    /// Something was missed: any cached value may be old.
+    Hole,
+}
+
+impl Continuity {
+    pub fn hear(&mut self, event: &Event, now: Instant) -> Heed {
+        let known = self.publishers.get(&event.publisher).map_or(0, |heard| heard.number);
+        let expected = match event.body {
+            Body::Changed { .. } => known + 1,
+            Body::Heartbeat | Body::Goodbye => known,
+        };
+        if matches!(event.body, Body::Goodbye) {
+            self.publishers.remove(&event.publisher);
+        } else {
+            let number = event.number.max(known);
+            self.publishers.insert(event.publisher, Heard { number, at: now });
+        }
+        if event.number > expected { Heed::Hole } else { Heed::Complete }
+    }
+
+    /// Forgets publishers that fell silent; to be called about once a second.
+    pub fn check_silence(&mut self, now: Instant) -> Heed {
+        let before = self.publishers.len();
+        self.publishers.retain(|_, heard| now.duration_since(heard.at) < SILENCE_MAX);
+        if self.publishers.len() < before { Heed::Hole } else { Heed::Complete }
+    }
+
+    /// After an interruption nothing is known of anybody.
+    pub fn reset(&mut self) {
+        self.publishers.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(number: u64, body: Body) -> Event {
+        Event { publisher: 1, number, store_time_ms: None, body }
+    }
+
+    fn changed(number: u64) -> Event {
+        event(number, Body::Changed { counters: Vec::new() })
+    }
+
+    #[test]
+    fn a_publisher_heard_from_its_beginning_leaves_no_hole() {
+        let (mut continuity, now) = (Continuity::default(), Instant::now());
+        for heard in [event(0, Body::Heartbeat), changed(1), changed(2), event(2, Body::Heartbeat)] {
+            assert_eq!(continuity.hear(&heard, now), Heed::Complete, "{heard:?}");
+        }
+        assert_eq!(continuity.hear(&event(2, Body::Goodbye), now), Heed::Complete);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
+    }
+
+    #[test]
+    fn a_missed_change_is_a_hole_whoever_tells() {
+        for teller in [changed(3), event(2, Body::Heartbeat), event(2, Body::Goodbye)] {
+            let (mut continuity, now) = (Continuity::default(), Instant::now());
+            continuity.hear(&changed(1), now);
+            assert_eq!(continuity.hear(&teller, now), Heed::Hole, "{teller:?}");
+        }
+    }
+
+    #[test]
+    fn a_publisher_met_in_the_middle_and_one_that_falls_silent_are_holes() {
+        let (mut continuity, now) = (Continuity::default(), Instant::now());
+        assert_eq!(continuity.hear(&event(7, Body::Heartbeat), now), Heed::Hole);
+        assert_eq!(continuity.hear(&changed(8), now), Heed::Complete);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX / 2), Heed::Complete);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Hole);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
+    }
+
+    #[test]
+    fn an_event_that_comes_twice_is_no_hole() {
+        let (mut continuity, now) = (Continuity::default(), Instant::now());
+        for number in [1, 2, 2, 1, 3] {
+            assert_eq!(continuity.hear(&changed(number), now), Heed::Complete, "{number}");
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Message and item ids: who issues them, how they are laid out, how a replica recognises its own.
+//!
+//! The batcher draws a [`MessageId`] when it opens a batch; every item of the message gets an
+//! [`ItemId`] that contains it, so from an item id alone follows where to look for its fate.
+//! Nothing here reads a clock or a database. The layout is decided in
+//! `docs/decisions/0001-ids.md`; changing it changes what stored ids mean.
+//!
+//! ```text
+//! UUID version 8, big-endian, most significant bit first
+//!   48 time       milliseconds since 1970, when the batch opened
+//!    4 version    8
+//!   10 counter    per batcher, never reset
+//!    2 batcher    random number drawn per batcher, high bits
+//!    2 variant    0b10
+//!   30 batcher    low bits
+//!    1 keyed      0: laid out as here · 1: derived from an Idempotency-Key (then without a time)
+//!    3 kind       0 the message itself, else the kind of the item
+//!   12 index      of the item in its message
+//!   16 check      keyed hash over all bits above
+//! ```
+use std::fmt;
+use std::hash::Hasher;
+use std::str::FromStr;
+
+use sha2::{Digest, Sha256};
+use siphasher::sip::SipHasher13;
+use uuid::Uuid;
+
+/// Items that one message can hold at most: what twelve bits of index can tell apart.
+pub const ITEMS_PER_MESSAGE_MAX: usize = 1 << 12;
+
+const VERSION_AND_VARIANT: u128 = (0x8 << 76) | (0b10 << 62);
+const ITEM_BITS: u128 = 0xFFFF_FFFF;
+const CHECK_BITS: u128 = 0xFFFF;
+const COUNTER_BITS: u32 = 10;
+
+/// What an item asks for. The number is part of every id that was ever issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// An increment of a counter.
+    Increment = 1,
+}
+
+impl Kind {
+    /// The word used in receipts, metrics and SQL.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Increment => "increment",
+        }
+    }
+
+    /// The kind with that [`name`](Self::name), if this build knows it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        (name == Self::Increment.name()).then_some(Self::Increment)
+    }
+
+    fn from_bits(bits: u8) -> Option<Self> {
+        match bits {
+            1 => Some(Self::Increment),
+            _ => None,
+        }
+    }
+}
+
+/// The identity of one queue message: the unit of redelivery and of the ledger.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId(u128);
+
+/// The identity of one item without its check: what keys, look-ups and events use.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ItemKey(u128);
+
+/// The id that a client sees: an [`ItemKey`] with the check that shows it was issued here.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ItemId(u128);
+
+impl MessageId {
+    /// The key of the item at `index`, which must be below [`ITEMS_PER_MESSAGE_MAX`].
+    pub fn item(self, kind: Kind, index: usize) -> ItemKey {
+        debug_assert!(index < ITEMS_PER_MESSAGE_MAX);
+        ItemKey(self.0 | (kind as u128) << 28 | (index as u128) << 16)
+    }
+
+    /// When the batch was opened, in milliseconds since 1970, by the clock of the replica.
+    pub fn time_ms(self) -> i64 {
+        i64::try_from(self.0 >> 80).expect("48 bits fit")
+    }
+
+    /// The lowest id that a message opened at `time_ms` can have: a bound for range partitions.
+    pub fn lowest_at(time_ms: i64) -> Uuid {
+        Uuid::from_u128(time_bits(time_ms))
+    }
+
+    pub fn as_uuid(self) -> Uuid {
+        Uuid::from_u128(self.0)
+    }
+
+    /// `None` when `uuid` does not have the layout of a message id.
+    pub fn from_uuid(uuid: Uuid) -> Option<Self> {
+        let bits = uuid.as_u128();
+        let shaped = bits & ((0xF << 76) | (0b11 << 62)) == VERSION_AND_VARIANT;
+        (shaped && bits & ITEM_BITS == 0).then_some(Self(bits))
+    }
+}
+
+impl ItemKey {
+    pub fn message(self) -> MessageId {
+        MessageId(self.0 & !ITEM_BITS)
+    }
+
+    pub fn kind(self) -> Kind {
+        Kind::from_bits(self.kind_bits()).expect("a key is made from a kind")
+    }
+
+    pub fn as_uuid(self) -> Uuid {
+        Uuid::from_u128(self.0)
+    }
+
+    fn kind_bits(self) -> u8 {
+        u8::try_from((self.0 >> 28) & 0b111).expect("three bits fit")
+    }
+}
+
+impl ItemId {
+    /// The identity without the check.
+    pub fn key(self) -> ItemKey {
+        ItemKey(self.0 & !CHECK_BITS)
+    }
+
+    /// The canonical text, 36 characters of ASCII, without an allocation.
+    pub fn encode(self, buffer: &mut [u8; 36]) -> &str {
+        Uuid::from_u128(self.0).as_hyphenated().encode_lower(buffer)
+    }
+}
+
+impl FromStr for ItemId {
+    type Err = NotAnId;
+
+    /// Accepts the canonical form only, so that one id has one spelling.
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        if text.len() != 36 {
+            return Err(NotAnId);
+        }
+        let bits = Uuid::try_parse(text).map_err(|_| NotAnId)?.as_u128();
+        let shaped = bits & ((0xF << 76) | (0b11 << 62)) == VERSION_AND_VARIANT;
+        let keyed = bits >> 31 & 1 == 1;
+        let kind = Kind::from_bits(ItemKey(bits).kind_bits());
+        if shaped && !keyed && kind.is_some() { Ok(Self(bits)) } else { Err(NotAnId) }
+    }
+}
+
+/// The text is not an id that Forebay could have issued.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an id of this service")]
+pub struct NotAnId;
+
+macro_rules! shown_as_uuid {
+    ($($name:ident),+) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                Uuid::from_u128(self.0).as_hyphenated().fmt(f)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )+};
+}
+shown_as_uuid!(MessageId, ItemKey, ItemId);
+
+/// Draws the message ids of one batcher: strictly increasing, whatever the clock does.
+#[derive(Debug)]
+pub struct IdIssuer {
+    batcher: u32,
+    counter: u16,
+    last_time_ms: i64,
+}
+
+impl IdIssuer {
+    /// `batcher` and `counter` are random: two batchers share an id only if they share both
+    /// numbers in the same millisecond.
+    pub fn new(batcher: u32, counter: u16) -> Self {
+        Self { batcher, counter: counter % (1 << COUNTER_BITS), last_time_ms: 0 }
+    }
+
+    /// The id of a message that is opened at `now_ms`. A clock that steps back is not followed,
+    /// and when the counter wraps the time moves on by at least a millisecond.
+    pub fn next(&mut self, now_ms: i64) -> MessageId {
+        self.counter = (self.counter + 1) % (1 << COUNTER_BITS);
+        let least = self.last_time_ms + i64::from(self.counter == 0);
+        self.last_time_ms = now_ms.max(least);
+        let counter = u128::from(self.counter) << 66;
+        let high = u128::from(self.batcher >> 30) << 64;
+        let low = u128::from(self.batcher & 0x3FFF_FFFF) << 32;
+        MessageId(time_bits(self.last_time_ms) | VERSION_AND_VARIANT | counter | high | low)
+    }
+}
+
+fn time_bits(time_ms: i64) -> u128 {
+    (u128::from(time_ms.max(0).unsigned_abs()) & 0xFFFF_FFFF_FFFF) << 80
+}
+
+/// The keys that sign ids: the first signs, all of them recognise.
+///
+/// Sixteen bits of check tell an id that was issued from one that was made up or mistyped. They
+/// protect no data: who guesses one learns `accepted` for an id that holds nothing.
+#[derive(Clone)]
+pub struct IdKeys {
+    keys: Vec<[u8; 16]>,
+}
+
+impl IdKeys {
+    /// Panics on an empty list: configuration refuses that before.
+    pub fn new<S: AsRef<str>>(secrets: &[S]) -> Self {
+        assert!(!secrets.is_empty(), "at least one secret");
+        let key_of = |secret: &S| {
+            let digest = Sha256::digest([b"forebay id check\0", secret.as_ref().as_bytes()].concat());
+            <[u8; 16]>::try_from(&digest[..16]).expect("a digest has 32 bytes")
+        };
+        Self { keys: secrets.iter().map(key_of).collect() }
+    }
+
+    pub fn sign(&self, key: ItemKey) -> ItemId {
+        ItemId(key.0 | check(&self.keys[0], key))
+    }
+
+    /// True when this installation issued `id`, under whichever secret is still listed.
+    pub fn recognises(&self, id: ItemId) -> bool {
+        self.keys.iter().any(|key| check(key, id.key()) == id.0 & CHECK_BITS)
+    }
+}
+
+fn check(key: &[u8; 16], item: ItemKey) -> u128 {
+    let mut hasher = SipHasher13::new_with_key(key);
+    hasher.write(&item.0.to_be_bytes());
+    u128::from(hasher.finish()) & CHECK_BITS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_issuer_never_repeats_itself_whatever_the_clock_does() {
+        let mut issuer = IdIssuer::new(7, 1020);
+        let clock = (0..5_000).map(|step: i64| 1_700_000_000_000 + (step % 7) - step / 3);
+        let ids: Vec<_> = clock.map(|now_ms| issuer.next(now_ms)).collect();
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+    }
+
+    #[test]
+    fn a_partition_bound_lies_below_every_id_of_its_time_and_above_earlier_ones() {
+        let now_ms = 1_763_600_000_000;
+        let early = IdIssuer::new(u32::MAX, 1023).next(now_ms - 1).as_uuid();
+        let on_time = IdIssuer::new(0, 1023).next(now_ms).as_uuid();
+        assert!(early < MessageId::lowest_at(now_ms));
+        assert!(on_time > MessageId::lowest_at(now_ms));
+    }
+
+    #[test]
+    fn a_secret_is_recognised_until_it_is_dropped_and_identity_does_not_depend_on_it() {
+        let key = IdIssuer::new(1, 2).next(3).item(Kind::Increment, 4);
+        let old = IdKeys::new(&["old"]).sign(key);
+        let rotated = IdKeys::new(&["new", "old"]);
+        assert!(rotated.recognises(old));
+        assert!(rotated.recognises(rotated.sign(key)));
+        assert_eq!(rotated.sign(key).key(), old.key());
+        assert!(!IdKeys::new(&["new"]).recognises(old));
+    }
+
+    #[test]
+    fn one_id_has_one_spelling() {
+        let id = IdKeys::new(&["s"]).sign(IdIssuer::new(1, 2).next(3).item(Kind::Increment, 4));
+        let text = id.to_string();
+        assert_eq!(text.parse::<ItemId>().as_ref(), Ok(&id));
+        for other in [text.replace('-', ""), format!("{{{text}}}"), format!("{text} "), String::new()] {
+            assert_eq!(other.parse::<ItemId>(), Err(NotAnId), "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_item_id_gives_back_its_message_and_kind(
+            batcher: u32, counter: u16, now_ms in 0i64..(1 << 47), index in 0..ITEMS_PER_MESSAGE_MAX,
+        ) {
+            let message = IdIssuer::new(batcher, counter).next(now_ms);
+            let keys = IdKeys::new(&["s"]);
+            let id = keys.sign(message.item(Kind::Increment, index));
+            prop_assert!(keys.recognises(id));
+            prop_assert_eq!(id.key().message(), message);
+            prop_assert_eq!(id.key().kind(), Kind::Increment);
+            prop_assert_eq!(message.time_ms(), now_ms);
+            prop_assert_eq!(MessageId::from_uuid(message.as_uuid()), Some(message));
+            prop_assert_eq!(id.to_string().parse::<ItemId>(), Ok(id));
+        }
+
+        #[test]
+        fn a_made_up_id_is_hardly_ever_recognised(noise in proptest::collection::vec(any::<u128>(), 64)) {
+            let keys = IdKeys::new(&["s"]);
+            let lucky = noise.into_iter().filter(|bits| keys.recognises(ItemId(*bits))).count();
+            prop_assert!(lucky <= 1, "{} of 64", lucky);
+        }
+    }
+}

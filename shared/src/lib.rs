@@ -1,0 +1,18 @@
+//! What the API and the consumer share: the shapes of writes and messages, the three ports (queue,
+//! store, events) with two implementations each, and what every program needs to run.
+//!
+//! SQL and AMQP stand nowhere else. Nothing here knows HTTP routes or when to merge messages.
+pub mod backend;
+pub mod backoff;
+pub mod breaker;
+pub mod clock;
+pub mod config;
+pub mod event;
+pub mod id;
+pub mod message;
+pub mod ops;
+pub mod queue;
+pub mod shutdown;
+pub mod store;
+pub mod telemetry;
+pub mod write;

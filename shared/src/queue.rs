@@ -1,0 +1,119 @@
+//! The durable queue between the API and the consumer, as a port.
+//!
+//! Two implementations, [`rabbitmq`] and [`embedded`], hold the same contract, which
+//! `shared/tests/it/queue.rs` runs against both:
+//!
+//! * `publish` returns `Ok` only when the message survives a crash of every process and of the
+//!   queue's own server. Any error means *unknown*: the message may still be delivered.
+//! * A message is delivered until it is acknowledged: again after [`Subscription::give_back`],
+//!   after the subscription or its process is gone, or after [`Lost`].
+//! * Order is not promised.
+pub mod embedded;
+pub mod rabbitmq;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::message::Outgoing;
+
+/// One end of the queue for each side.
+#[async_trait]
+pub trait Queue: Send + Sync {
+    /// The publisher of this process, shared by all its batchers.
+    fn publisher(&self) -> Arc<dyn Publisher>;
+
+    /// Opens a subscription with `window` unacknowledged messages at most.
+    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
+
+    /// Answers what is in hand, then closes sessions and files.
+    async fn close(&self);
+}
+
+#[async_trait]
+pub trait Publisher: Send + Sync {
+    /// Returns once the message is durable, or with an error by `deadline` at the latest.
+    async fn publish(&self, message: Outgoing, deadline: Instant) -> Result<(), PublishError>;
+
+    /// Whether a publish has a chance now; cheap enough for every request.
+    fn link(&self) -> Link;
+}
+
+/// What a publisher knows about its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    Up,
+    /// Not connected; the session is being rebuilt.
+    Down,
+    /// Connected, but the broker takes nothing (memory or disk alarm).
+    Blocked,
+}
+
+/// Why a publish is not known to be durable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    #[error("no confirm before the deadline")]
+    DeadlineExceeded,
+    /// The queue is at its limit and said no: back-pressure.
+    #[error("the queue is full")]
+    Full,
+    #[error("the queue is not available: {0}")]
+    Unavailable(Arc<str>),
+}
+
+#[async_trait]
+pub trait Subscription: Send {
+    /// Waits for the next delivery. Safe to cancel.
+    async fn next(&mut self) -> Result<Delivery, Lost>;
+
+    /// A delivery that is already here, without waiting.
+    fn try_next(&mut self) -> Result<Option<Delivery>, Lost>;
+
+    /// Acknowledges: these messages are never delivered again, once this returned `Ok` and the
+    /// queue got to know of it; until then they may be.
+    async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost>;
+
+    /// Hands messages back for another consumer, or for this one later.
+    async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost>;
+
+    /// Moves a message that can never be applied to the dead queue.
+    async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost>;
+
+    /// Changes how many messages may be unacknowledged; 0 stops further deliveries. What was
+    /// delivered before stays with the subscriber.
+    async fn set_window(&mut self, window: u16) -> Result<(), Lost>;
+}
+
+/// One delivered message. It is consumed by the call that decides its fate.
+#[derive(Debug)]
+pub struct Delivery {
+    pub body: Bytes,
+    pub redelivered: bool,
+    tag: u64,
+}
+
+/// The session behind a subscription is gone: none of its deliveries can be acknowledged any
+/// more, all of them will be delivered again to whoever subscribes next.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the queue session was lost: {0}")]
+pub struct Lost(pub Arc<str>);
+
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    #[error("the queue is not available: {0}")]
+    Unavailable(#[source] anyhow::Error),
+    /// Declared differently from what this build needs: a person must act.
+    #[error("{0}")]
+    Misdeclared(String),
+}
+
+/// Limits of one queue, the same for both implementations.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueLimits {
+    /// Bytes that may wait in the queue; beyond them publishes are refused.
+    pub bytes_max: u64,
+    /// How long one confirm may take before the session counts as broken.
+    pub confirm_timeout: Duration,
+}

@@ -1,0 +1,43 @@
+//! Asking a program to stop: one trigger, many listeners, passed in by whoever starts a task.
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// The listening side. Clones hear the same request.
+#[derive(Clone, Debug)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+/// The asking side. Dropping it asks, too: nobody is left running without an owner.
+#[derive(Debug)]
+pub struct Trigger(watch::Sender<bool>);
+
+pub fn channel() -> (Trigger, Shutdown) {
+    let (sender, receiver) = watch::channel(false);
+    (Trigger(sender), Shutdown(receiver))
+}
+
+impl Trigger {
+    pub fn request(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Shutdown {
+    /// Resolves when a stop was requested; at once if that was before. Safe to cancel.
+    pub async fn requested(&mut self) {
+        // An error means that the trigger is gone, which asks as well.
+        let _ = self.0.wait_for(|requested| *requested).await;
+    }
+
+    pub fn is_requested(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT of this process.
+pub async fn signalled() -> std::io::Result<&'static str> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}

@@ -1,0 +1,94 @@
+//! Isolation for tests against real servers: an own database and own queue names per test, gone
+//! afterwards whether the test passed or not. Used by tests and load tests only.
+//!
+//! Servers are found by `FOREBAY_TEST_AMQP_URL` and `FOREBAY_TEST_DATABASE_URL`, which `./test`
+//! sets; without them at their usual loopback ports.
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Context;
+use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::{Connection as AmqpConnection, ConnectionProperties};
+use sqlx::{Connection, Executor, PgConnection};
+
+/// What one test may use.
+#[derive(Clone, Debug)]
+pub struct Isolated {
+    pub amqp_url: String,
+    pub database_url: String,
+    /// For `queue.prefix`.
+    pub prefix: String,
+}
+
+/// The broker that tests use.
+pub fn amqp_url() -> String {
+    std::env::var("FOREBAY_TEST_AMQP_URL").unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".into())
+}
+
+/// A database on the server that tests use, with the right to create others.
+pub fn admin_database_url() -> String {
+    std::env::var("FOREBAY_TEST_DATABASE_URL")
+        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".into())
+}
+
+/// A name that no other test of this or of another run uses.
+pub fn unique(word: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let run = std::env::var("FOREBAY_TEST_RUN").unwrap_or_else(|_| "local".into());
+    let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    format!("forebay_test_{run}_{word}_{process}_{number}")
+}
+
+/// Runs `test` with a database and a queue prefix of its own and removes both afterwards.
+pub async fn isolated<F, Fut>(word: &str, test: F)
+where
+    F: FnOnce(Isolated) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let name = unique(word);
+    let database_url = create_database(&name).await.expect("a database for the test");
+    let isolated = Isolated { amqp_url: amqp_url(), database_url, prefix: name.clone() };
+    let outcome = tokio::spawn(test(isolated)).await;
+    let (queues, database) = (delete_queues(&amqp_url(), &name).await, drop_database(&name).await);
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic.into_panic());
+    }
+    queues.expect("queues are deleted");
+    database.expect("database is dropped");
+}
+
+/// Creates a database and returns its URL.
+pub async fn create_database(name: &str) -> anyhow::Result<String> {
+    let admin_url = admin_database_url();
+    execute(&admin_url, format!("create database \"{name}\"")).await?;
+    let (server, _) = admin_url.rsplit_once('/').context("a database URL has a path")?;
+    Ok(format!("{server}/{name}"))
+}
+
+pub async fn drop_database(name: &str) -> anyhow::Result<()> {
+    execute(&admin_database_url(), format!("drop database if exists \"{name}\" with (force)")).await
+}
+
+async fn execute(url: &str, statement: String) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(url).await.context("no Postgres for the tests")?;
+    connection.execute(sqlx::AssertSqlSafe(statement)).await?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// Deletes every queue and exchange that Forebay declares under `prefix`.
+pub async fn delete_queues(amqp_url: &str, prefix: &str) -> anyhow::Result<()> {
+    let connection = AmqpConnection::connect(amqp_url, ConnectionProperties::default())
+        .await
+        .context("no RabbitMQ for the tests")?;
+    let channel = connection.create_channel().await?;
+    for queue in ["writes.v1", "dead.v1"] {
+        channel.queue_delete(format!("{prefix}.{queue}").into(), QueueDeleteOptions::default()).await?;
+    }
+    for exchange in ["dead.v1", "events.v1"] {
+        let name = format!("{prefix}.{exchange}").into();
+        channel.exchange_delete(name, ExchangeDeleteOptions::default()).await?;
+    }
+    connection.close(200, "done".into()).await?;
+    Ok(())
+}
