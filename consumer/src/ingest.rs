@@ -120,7 +120,7 @@ impl<'a> Session<'a> {
     async fn run(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
         while let Some(first) = self.first(shutdown).await? {
             let batch = self.gather(first, shutdown).await?;
-            self.previous_messages = batch.held.len();
+            self.previous_messages = batch.messages.len();
             if self.settle(batch, shutdown).await? == Settled::Stopping {
                 break;
             }
