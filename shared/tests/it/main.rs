@@ -1,0 +1,2 @@
+//! One contract suite per port, run against every implementation.
+mod store;
