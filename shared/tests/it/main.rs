@@ -1,0 +1,3 @@
+//! Black-box tests of the shared crate.
+mod config;
+mod embedded;
