@@ -161,7 +161,9 @@ fn malformed(error: &serde_json::Error) -> Problem {
 
 /// Only now the path of the error is worth finding.
 fn explain<T: DeserializeOwned>(json: &[u8], error: &serde_json::Error) -> Problem {
-    if error.classify() != Category::Data {
+    // 1e999 is good JSON; serde_json files it under syntax all the same.
+    let out_of_range = error.to_string().starts_with("number out of range");
+    if error.classify() != Category::Data && !out_of_range {
         return malformed(error);
     }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
