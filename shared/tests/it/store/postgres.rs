@@ -48,6 +48,18 @@ async fn proxied(url: &str) -> (Proxy, config::Store) {
     (proxy, through)
 }
 
+/// Waits until no session of the store is in a transaction, far less long than the server waits
+/// before it ends one.
+async fn no_transaction_stays_open(url: &str) {
+    let mut session = session(url).await;
+    let open = "select count(*) from pg_stat_activity where datname = current_database()
+        and application_name = 'forebay' and state like 'idle in transaction%'";
+    let begin = Instant::now();
+    while sqlx::query_scalar::<_, i64>(open).fetch_one(&mut session).await.expect("is read") > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(5), "a transaction stays open");
+    }
+}
+
 fn dated(time_ms: i64, increments: &[(&str, i64)]) -> Message {
     message(IdIssuer::new(9, 9).next(time_ms), &items(increments))
 }
@@ -112,6 +124,9 @@ async fn an_abandoned_transaction_swallows_nothing_that_is_written_later() {
             let patience = Duration::from_millis(abandoned_after_ms);
             let outcome = timeout(patience, store.apply([abandoned.clone()].into())).await;
             assert!(abandoned_after_ms > 65 || outcome.is_err());
+            // A read goes through whatever connection the pool has, and must leave it clean.
+            store.counter("warm").await.expect("is read");
+            no_transaction_stays_open(&url).await;
             let name = format!("after{abandoned_after_ms}");
             let written = apply(&store, &[messages.increments(&[(&name, 7)])]).await;
             assert_eq!(written.counters[0].value, 7);
