@@ -3,6 +3,8 @@
 //!
 //! Servers are found by `FOREBAY_TEST_AMQP_URL` and `FOREBAY_TEST_DATABASE_URL`, which `./test`
 //! sets; without them at their usual loopback ports.
+pub mod proxy;
+
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU32, Ordering};
