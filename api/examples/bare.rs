@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// As long as the kernel allows; the surplus of a burst waits there.
-const BACKLOG: u32 = 4_096;
+const BACKLOG: u32 = 8_192;
 
 #[derive(Deserialize)]
 struct Increment {
