@@ -26,6 +26,8 @@ struct Faults {
     generation: u64,
     /// Nothing is moved in either direction, and nobody is told.
     black_hole: bool,
+    /// The server hears and is not heard.
+    mute: bool,
     /// New connections are closed at once.
     refuses: bool,
 }
@@ -60,6 +62,11 @@ impl Proxy {
     /// While on, nothing comes through, on old connections and new ones alike.
     pub fn black_hole(&self, on: bool) {
         self.faults.send_modify(|faults| faults.black_hole = on);
+    }
+
+    /// While on, what the client sends arrives and no answer does: confirms are lost.
+    pub fn mute(&self, on: bool) {
+        self.faults.send_modify(|faults| faults.mute = on);
     }
 
     /// While on, old connections are cut and new ones closed at once: the server is down.
@@ -99,13 +106,18 @@ async fn join(client: TcpStream, upstream: String, faults: watch::Receiver<Fault
     let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
     let mut until_cut = faults.clone();
     tokio::select! {
-        () = forward(client_in, server_out, faults.clone()) => {}
-        () = forward(server_in, client_out, faults) => {}
+        () = forward(client_in, server_out, faults.clone(), |faults| faults.black_hole) => {}
+        () = forward(server_in, client_out, faults, |faults| faults.black_hole || faults.mute) => {}
         _ = until_cut.wait_for(|faults| faults.generation != generation) => {}
     }
 }
 
-async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut faults: watch::Receiver<Faults>) {
+async fn forward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut faults: watch::Receiver<Faults>,
+    is_held: fn(&Faults) -> bool,
+) {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let read = match from.read(&mut chunk).await {
@@ -113,7 +125,7 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut faults: wa
             Ok(read) => read,
         };
         // In the hole bytes wait as they would in a network that drops and sends again.
-        if faults.wait_for(|faults| !faults.black_hole).await.is_err() {
+        if faults.wait_for(|faults| !is_held(faults)).await.is_err() {
             return;
         }
         if to.write_all(&chunk[..read]).await.is_err() {
