@@ -48,6 +48,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "the test reads all of the few messages it causes")]
         let (sender, published) = mpsc::unbounded_channel();
         let publisher = Arc::new(Held { published: sender, link: Mutex::new(Link::Up) });
         let breaker = Arc::new(Breaker::new("test", BREAKER));

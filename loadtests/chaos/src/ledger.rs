@@ -50,6 +50,7 @@ struct Line {
 impl Ledger {
     pub fn create(path: &Path) -> anyhow::Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        #[expect(clippy::disallowed_methods, reason = "each client waits for its line")]
         let (lines, receiver) = channel();
         std::thread::spawn(move || write(file, &receiver));
         Ok(Self { entries: Mutex::default(), lines })

@@ -231,6 +231,7 @@ impl<'a> Generator<'a> {
         if matches!(self.load.pace, Pace::Open(_)) && events.is_empty() {
             let next = self.due_at(self.sent).saturating_duration_since(now);
             if !next.is_zero() {
+                #[expect(clippy::disallowed_methods, reason = "a blocking thread, on which no task runs")]
                 std::thread::sleep(next.min(TICK));
             }
         }

@@ -33,6 +33,7 @@ impl Stop {
             if Instant::now() >= deadline {
                 return Ok(None);
             }
+            #[expect(clippy::disallowed_methods, reason = "a blocking thread, on which no task runs")]
             std::thread::sleep(pause);
         }
     }
