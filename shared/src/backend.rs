@@ -23,6 +23,7 @@ pub struct Backend {
     pub queue: Arc<dyn Queue>,
     pub store: Arc<dyn Store>,
     pub events: Arc<dyn Events>,
+    pub ids: crate::id::IdKeys,
 }
 
 /// Which pair a configuration names.
@@ -58,6 +59,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Backend> {
                 queue: RabbitQueue::start(settings.clone()),
                 store: PostgresStore::open(&config.store)?,
                 events: RabbitEvents::start(settings),
+                ids: crate::id::IdKeys::new(&config.ids.secrets),
             })
         }
     }
@@ -72,5 +74,6 @@ async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Back
         queue: EmbeddedQueue::open(directory, limits).await?,
         store: SqliteStore::open(directory).await?,
         events: InProcessEvents::start(),
+        ids: crate::id::IdKeys::new(&config.ids.secrets),
     })
 }

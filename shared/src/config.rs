@@ -110,12 +110,14 @@ pub struct Store {
 }
 
 /// Identity of writes.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ids {
     /// Secrets that sign ids: the first signs, all recognise. Empty: the embedded form makes one
     /// in its data directory, the profile `local` has one, everything else refuses to start.
     pub secrets: Vec<String>,
+    /// How far a replica's clock may be off the store's before it refuses writes, in milliseconds.
+    pub clock_skew_ms_max: u64,
 }
 
 /// The API's cache of reads.
@@ -149,6 +151,14 @@ pub enum LogFormat {
     Auto,
     Text,
     Json,
+}
+
+impl Server {
+    /// The worker threads to start.
+    pub fn workers(&self) -> usize {
+        let granted = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.workers > 0 { self.workers } else { granted.saturating_sub(1).max(1) }
+    }
 }
 
 impl Default for Server {
@@ -206,6 +216,12 @@ impl Default for Store {
             write_timeout_ms: 30_000,
             migrate: true,
         }
+    }
+}
+
+impl Default for Ids {
+    fn default() -> Self {
+        Self { secrets: Vec::new(), clock_skew_ms_max: 60_000 }
     }
 }
 

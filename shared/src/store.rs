@@ -7,7 +7,10 @@
 //!   nothing. `Ok` means committed. A message whose ledger row exists changes nothing.
 //! * Items are applied as if one after the other, in the order of messages and items; an item
 //!   that cannot be applied is set aside and the next one is applied.
+mod ledger;
+mod page;
 pub mod postgres;
+mod schema;
 pub mod sqlite;
 pub mod sums;
 

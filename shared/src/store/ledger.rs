@@ -1,0 +1,44 @@
+//! Which messages of a batch are new, decided from what the ledger answered. Pure, for both stores.
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::message::Message;
+
+/// The messages of a batch, each id once. Callers promise different ids; a copy that comes all
+/// the same is ignored, and the same id with another body refused.
+pub fn distinct(batch: &[Message]) -> Result<Vec<&Message>, StoreError> {
+    let mut digests = HashMap::with_capacity(batch.len());
+    let mut distinct = Vec::with_capacity(batch.len());
+    for message in batch {
+        match digests.insert(message.id, message.digest) {
+            None => distinct.push(message),
+            Some(digest) if digest == message.digest => {}
+            Some(_) => return Err(StoreError::DigestMismatch(message.id)),
+        }
+    }
+    Ok(distinct)
+}
+
+/// Parts a batch, in its order, into messages whose ledger row was inserted by this transaction,
+/// and the others.
+pub fn part<'a>(batch: &[&'a Message], inserted: &HashSet<Uuid>) -> (Vec<&'a Message>, Vec<&'a Message>) {
+    batch.iter().partition(|message| inserted.contains(&message.id.as_uuid()))
+}
+
+/// Compares messages that had been applied before with what the ledger holds of them.
+pub fn compare(seen: &[&Message], stored: &HashMap<Uuid, Vec<u8>>) -> Result<(), StoreError> {
+    for message in seen {
+        match stored.get(&message.id.as_uuid()) {
+            Some(digest) if digest[..] == message.digest[..] => {}
+            Some(_) => return Err(StoreError::DigestMismatch(message.id)),
+            // Pruned between two statements: on the next attempt it is a new message.
+            None => {
+                let text = format!("the ledger row of {} vanished while it was read", message.id);
+                return Err(StoreError::Unavailable(text.into()));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! Whether the database has the schema that this build was made for.
+//!
+//! Checked before the first operation of the process and again when the server says that a table
+//! or a column is missing; never migrated on the way.
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sqlx::migrate::Migrator;
+use sqlx::{PgConnection, PgPool};
+
+use super::failure::Failure;
+use crate::store::StoreError;
+use crate::store::schema::{Ran, compare};
+
+static MIGRATOR: Migrator = sqlx::migrate!("./migrations/postgres");
+
+#[derive(Debug, Default)]
+pub struct Schema {
+    verified: AtomicBool,
+}
+
+impl Schema {
+    pub async fn verify(&self, connection: &mut PgConnection) -> Result<(), Failure> {
+        if self.verified.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let rows =
+            sqlx::query_as!(Ran, "select version, checksum, success from _sqlx_migrations order by version");
+        let ran = match rows.fetch_all(connection).await.map_err(Failure::from) {
+            Ok(rows) => rows,
+            Err(failure) if failure.is_schema_skew() => Vec::new(),
+            Err(failure) => return Err(failure),
+        };
+        compare(&MIGRATOR, &ran)?;
+        self.verified.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    pub fn forget(&self) {
+        self.verified.store(false, Ordering::Release);
+    }
+
+    /// Waits for a migration that another process runs, then runs what is missing.
+    pub async fn migrate(&self, pool: &PgPool) -> Result<(), Failure> {
+        self.forget();
+        let migrated = MIGRATOR.run(pool).await;
+        migrated.map_err(|error| StoreError::Unavailable(format!("cannot migrate: {error}").into()).into())
+    }
+}

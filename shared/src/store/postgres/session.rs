@@ -1,0 +1,196 @@
+//! Connections, and the one way to use them: borrowed, bounded in time, and given back only after
+//! success.
+//!
+//! Two traps shape this file. A `begin` that is cancelled leaves its connection in a transaction
+//! that the pool does not know of: whatever is written next through it returns `Ok` and vanishes.
+//! And the pool gives a connection back by asking the server, without a time limit. Therefore a
+//! connection whose operation failed, timed out or was cancelled is closed, never reused
+//! (`an_abandoned_transaction_swallows_nothing_that_is_written_later`,
+//! `a_server_that_falls_silent_costs_a_time_out_and_no_connection`).
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::future::BoxFuture;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::failure::Failure;
+use super::schema::Schema;
+use crate::config;
+use crate::store::StoreError;
+use crate::telemetry::metrics;
+
+/// How long a server may take to agree that a connection is idle.
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection that was idle for longer is asked before it is used.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
+/// Servers and load balancers move on: no connection lives longer.
+const LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
+/// An idle connection costs the server memory.
+const IDLE_MAX: Duration = Duration::from_secs(5 * 60);
+/// A migration may rewrite a table, and waits for the one that another process runs.
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+pub struct Session {
+    pool: PgPool,
+    /// Where connections live. Callers come from other threads' runtimes, which may end before
+    /// the store does.
+    runtime: Handle,
+    schema: Arc<Schema>,
+    /// Without the time limits of the pool's connections.
+    unlimited: PgConnectOptions,
+    connect_timeout: Duration,
+}
+
+impl Session {
+    pub fn new(config: &config::Store) -> anyhow::Result<Self> {
+        let runtime = Handle::try_current().context("a store is opened on a runtime")?;
+        // The error of the parser names no part of the URL, which may hold a password.
+        let unlimited = PgConnectOptions::from_str(&config.url)
+            .context("not a usable postgres:// URL")?
+            .application_name("forebay")
+            // Durations are a metric, errors are logged by whoever handles them.
+            .disable_statement_logging()
+            // A commit is followed by an acknowledgement: it must survive the server's crash
+            // even where the server, the database or the role says `off`.
+            .options([("synchronous_commit", "on")]);
+        let limited = limited(unlimited.clone(), config.write_timeout_ms);
+        let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
+        Ok(Self {
+            pool: pool(limited, config.connections_max, connect_timeout),
+            runtime,
+            schema: Arc::default(),
+            unlimited,
+            connect_timeout,
+        })
+    }
+
+    /// Runs `work` on a connection, for `limit` at most, after the schema was found to be right.
+    /// Dropping the returned future ends the work and its connection.
+    pub async fn run<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+    {
+        let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
+        let (pool, schema) = (self.pool.clone(), Arc::clone(&self.schema));
+        let outcome = self.spawned(async move {
+            let mut lease = Lease(Some(pool.acquire().await?));
+            let connection = lease.connection();
+            let bounded = timeout(limit, async {
+                schema.verify(connection).await?;
+                work(connection).await
+            });
+            let outcome = bounded.await.unwrap_or(Err(Failure::TimedOut(limit.as_millis())));
+            match &outcome {
+                Ok(_) => lease.give_back(),
+                Err(failure) if failure.is_schema_skew() => schema.forget(),
+                Err(_) => {}
+            }
+            outcome
+        });
+        let outcome = outcome.await;
+        timer.observe_duration();
+        outcome
+    }
+
+    /// Brings the schema up to date, on a connection of its own.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let schema = Arc::clone(&self.schema);
+        let pool = pool(self.unlimited.clone(), 1, self.connect_timeout);
+        let migration = async move {
+            let migrated = timeout(MIGRATE_TIMEOUT, schema.migrate(&pool)).await;
+            migrated.unwrap_or(Err(Failure::TimedOut(MIGRATE_TIMEOUT.as_millis())))?;
+            // A server that does not answer any more closes this connection by itself.
+            let _ = timeout(GIVE_BACK_TIMEOUT, pool.close()).await;
+            Ok(())
+        };
+        self.spawned(migration).await
+    }
+
+    /// Waits for operations under way, `limit` at most, and closes.
+    pub async fn close(&self, limit: Duration) {
+        let pool = self.pool.clone();
+        // An error means that a server did not answer: its connections end with the process.
+        let _ = self.spawned(async move { Ok(timeout(limit, pool.close()).await.is_ok()) }).await;
+    }
+
+    async fn spawned<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        // A set of one: dropping it aborts the task.
+        let mut task = JoinSet::new();
+        task.spawn_on(work, &self.runtime);
+        match task.join_next().await.expect("one task was spawned") {
+            Ok(outcome) => Ok(outcome?),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into())),
+        }
+    }
+}
+
+/// A borrowed connection. Dropped without [`give_back`](Self::give_back) it is closed, and its
+/// place in the pool is free.
+struct Lease(Option<PoolConnection<Postgres>>);
+
+impl Lease {
+    fn connection(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("taken by give_back and drop only")
+    }
+
+    fn give_back(&mut self) {
+        if let Some(mut connection) = self.0.take() {
+            // What dropping it would do, with a limit: the pool asks the server first.
+            tokio::spawn(timeout(GIVE_BACK_TIMEOUT, connection.return_to_pool()));
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            // Closes the socket; the server rolls back what was open.
+            drop(connection.detach());
+        }
+    }
+}
+
+/// The server's own limits, for when the client has gone without a word: a statement ends, a
+/// transaction that hears nothing ends and its locks with it, and a wait for a lock ends early
+/// enough for another attempt.
+fn limited(options: PgConnectOptions, write_timeout_ms: u64) -> PgConnectOptions {
+    options.options([
+        ("statement_timeout", write_timeout_ms.max(1)),
+        ("idle_in_transaction_session_timeout", write_timeout_ms.max(1)),
+        ("lock_timeout", (write_timeout_ms / 4).max(1)),
+    ])
+}
+
+fn pool(options: PgConnectOptions, connections_max: u32, connect_timeout: Duration) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections_max.max(1))
+        // An idle process holds nothing.
+        .min_connections(0)
+        // Covers waiting for a place, asking an old connection and opening a new one.
+        .acquire_timeout(connect_timeout)
+        .idle_timeout(IDLE_MAX)
+        .max_lifetime(LIFETIME_MAX)
+        // One round trip less per operation: only a connection that was idle for a while is asked.
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for > TRUSTED_FOR {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_lazy_with(options)
+}

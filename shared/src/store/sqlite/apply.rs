@@ -1,0 +1,110 @@
+//! The statements that apply a batch: ledger, counters, set-aside items. Many rows travel as one
+//! JSON array per statement, because a statement costs more than a row.
+use std::collections::{HashMap, HashSet};
+
+use sqlx::{Row, SqliteConnection};
+use uuid::Uuid;
+
+use super::files::Failure;
+use crate::clock;
+use crate::message::Message;
+use crate::store::sums::{self, Folded, Standing};
+use crate::store::{Applied, Counter, SetAside, ledger};
+
+/// `where true` tells the parser that `on` begins no join.
+pub const ENTER: &str = "insert into applied_message (id, digest, applied_at_ms) \
+    select unhex(value ->> 0), unhex(value ->> 1), ?2 from json_each(?1) where true \
+    on conflict do nothing returning id";
+
+pub const SEEN: &str = "select id, digest from applied_message \
+    where id in (select unhex(value) from json_each(?1))";
+
+pub const CURRENT: &str = "select name, value, version from counters \
+    where name in (select value from json_each(?1))";
+
+pub const PUT: &str = "insert into counters (name, value, version, updated_at_ms) \
+    select value ->> 0, value ->> 1, value ->> 2, ?2 from json_each(?1) where true \
+    on conflict (name) do update set \
+    value = excluded.value, version = excluded.version, updated_at_ms = excluded.updated_at_ms";
+
+const BURY: &str = "insert into dead_letters \
+    (id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms) \
+    select unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, ?2 \
+    from json_each(?1) where true on conflict do nothing";
+
+/// Inside a transaction that holds the write lock.
+pub async fn apply(connection: &mut SqliteConnection, batch: &[Message]) -> Result<Applied, Failure> {
+    let batch = ledger::distinct(batch)?;
+    let now_ms = clock::now_ms();
+    let fresh = enter(connection, &batch, now_ms).await?;
+    let current = current(connection, &sums::names(&fresh)).await?;
+    let Folded { counters, set_aside } = sums::fold_increments(&current, &fresh);
+    bury(connection, &set_aside, now_ms).await?;
+    if !counters.is_empty() {
+        let rows: Vec<_> = counters.iter().map(|(name, to)| (name, to.value, to.version)).collect();
+        sqlx::query(PUT).bind(json(&rows)).bind(now_ms).execute(connection).await?;
+    }
+    let counter = |(name, to): (&str, Standing)| Counter {
+        name: name.into(),
+        value: to.value,
+        version: to.version,
+        updated_at_ms: now_ms,
+    };
+    Ok(Applied {
+        fresh: fresh.iter().map(|message| message.id).collect(),
+        counters: counters.into_iter().map(counter).collect(),
+        set_aside,
+        committed_at_ms: now_ms,
+    })
+}
+
+/// Writes the ledger rows and returns the messages that had none, in the order of the batch.
+async fn enter<'a>(
+    connection: &mut SqliteConnection,
+    batch: &[&'a Message],
+    now_ms: i64,
+) -> Result<Vec<&'a Message>, Failure> {
+    let mut rows: Vec<_> = batch
+        .iter()
+        .map(|message| (message.id.as_uuid().simple(), Uuid::from_bytes(message.digest).simple()))
+        .collect();
+    rows.sort_unstable();
+    let inserted = sqlx::query(ENTER).bind(json(&rows)).bind(now_ms).fetch_all(&mut *connection).await?;
+    let inserted: HashSet<Uuid> = inserted.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let (fresh, seen) = ledger::part(batch, &inserted);
+    if !seen.is_empty() {
+        let ids: Vec<_> = seen.iter().map(|message| message.id.as_uuid().simple()).collect();
+        let stored = sqlx::query_as(SEEN).bind(json(&ids)).fetch_all(connection).await?;
+        ledger::compare(&seen, &stored.into_iter().collect())?;
+    }
+    Ok(fresh)
+}
+
+async fn current(
+    connection: &mut SqliteConnection,
+    names: &[&str],
+) -> Result<HashMap<String, Standing>, Failure> {
+    let rows =
+        sqlx::query_as::<_, (String, i64, i64)>(CURRENT).bind(json(names)).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|(name, value, version)| (name, Standing { value, version })).collect())
+}
+
+/// Writes dead letters. One that is there already, from a message that outlived its ledger row,
+/// stays as it is.
+async fn bury(connection: &mut SqliteConnection, set_aside: &[SetAside], now_ms: i64) -> Result<(), Failure> {
+    if set_aside.is_empty() {
+        return Ok(());
+    }
+    let row = |aside: &SetAside| {
+        let id = aside.item.as_uuid().simple().to_string();
+        let (kind, reason) = (aside.item.kind().name(), aside.reason.name());
+        serde_json::json!([id, kind, reason, aside.detail, aside.json, aside.accepted_at_ms])
+    };
+    let rows: Vec<_> = set_aside.iter().map(row).collect();
+    sqlx::query(BURY).bind(json(&rows)).bind(now_ms).execute(connection).await?;
+    Ok(())
+}
+
+fn json<T: serde::Serialize + ?Sized>(rows: &T) -> String {
+    serde_json::to_string(rows).expect("text and integers have a JSON form")
+}

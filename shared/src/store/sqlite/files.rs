@@ -1,0 +1,242 @@
+//! The database file: one connection that writes, a few that read, and how both are used.
+//!
+//! A write runs as a task of its own to its end, whoever stops waiting for it, so that no
+//! transaction is left open; after an error its connection is replaced, so that none is inherited.
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+
+use crate::store::StoreError;
+use crate::store::schema::{Ran, compare};
+use crate::telemetry::metrics;
+
+static MIGRATOR: Migrator = sqlx::migrate!("./migrations/sqlite");
+
+/// Readers never wait for the writer; more of them would wait for the disk.
+const READERS_MAX: u32 = 4;
+/// How long a read may wait for a reader.
+const READER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A backup tool may hold the file for a moment.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    /// Decided already what the caller is told.
+    #[error(transparent)]
+    Told(#[from] StoreError),
+}
+
+pub struct Files {
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+struct Shared {
+    options: SqliteConnectOptions,
+    writer: Mutex<Writer>,
+    readers: SqlitePool,
+    schema_verified: AtomicBool,
+}
+
+enum Writer {
+    Open(SqliteConnection),
+    /// After an error; opened again by the next write.
+    Broken,
+    Closed,
+}
+
+impl Files {
+    pub async fn open(directory: &Path) -> Result<Self, StoreError> {
+        let runtime = Handle::current();
+        std::fs::create_dir_all(directory).map_err(|error| {
+            StoreError::Unavailable(format!("cannot make the data directory: {error}").into())
+        })?;
+        let options = options(&directory.join("store.db"));
+        let writer = options.connect().await.map_err(Failure::from)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .acquire_timeout(READER_TIMEOUT)
+            // A file does not hang up.
+            .test_before_acquire(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with(options.clone().read_only(true).create_if_missing(false));
+        let shared = Shared {
+            options,
+            writer: Mutex::new(Writer::Open(writer)),
+            readers,
+            schema_verified: AtomicBool::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared), runtime })
+    }
+
+    /// Runs `work` in a transaction that holds the write lock from its beginning.
+    pub async fn write<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+    {
+        let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
+        let shared = Arc::clone(&self.shared);
+        let outcome = joined(self.runtime.spawn(async move {
+            let mut writer = shared.writer.lock().await;
+            let outcome = writer.transaction(&shared, work).await;
+            if outcome.is_err() {
+                writer.replace_later().await;
+            }
+            outcome
+        }));
+        let outcome = outcome.await;
+        timer.observe_duration();
+        outcome
+    }
+
+    pub async fn read<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+    {
+        let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
+        let shared = Arc::clone(&self.shared);
+        let outcome = joined(self.runtime.spawn(async move {
+            let mut reader = shared.readers.acquire().await?;
+            shared.verify_schema(&mut reader).await?;
+            work(&mut reader).await
+        }));
+        let outcome = outcome.await;
+        timer.observe_duration();
+        outcome
+    }
+
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let migration = self.runtime.spawn(async move {
+            // Nothing else is written meanwhile.
+            let _writer = shared.writer.lock().await;
+            let options = shared.options.clone();
+            let pool = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options);
+            let migrated = MIGRATOR.run(&pool).await;
+            pool.close().await;
+            shared.schema_verified.store(false, Ordering::Release);
+            let told = |error| StoreError::Unavailable(format!("cannot migrate: {error}").into());
+            Ok(migrated.map_err(told)?)
+        });
+        joined(migration).await
+    }
+
+    /// Waits for the write under way, moves the log into the database file and closes both.
+    pub async fn close(&self) {
+        let shared = Arc::clone(&self.shared);
+        let closing = self.runtime.spawn(async move {
+            // A reader in the middle of its read would keep the log from being emptied.
+            shared.readers.close().await;
+            let mut writer = shared.writer.lock().await;
+            if let Writer::Open(mut connection) = std::mem::replace(&mut *writer, Writer::Closed) {
+                sqlx::query("pragma wal_checkpoint(truncate)").execute(&mut connection).await?;
+                connection.close().await?;
+            }
+            Ok(())
+        });
+        if let Err(error) = joined(closing).await {
+            // Nothing is lost: the log is read at the next start.
+            tracing::warn!(%error, "store was not closed cleanly");
+        }
+    }
+}
+
+impl Writer {
+    async fn transaction<T, F>(&mut self, shared: &Shared, work: F) -> Result<T, Failure>
+    where
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send,
+    {
+        if let Self::Broken = self {
+            *self = Self::Open(shared.options.connect().await?);
+        }
+        let Self::Open(connection) = self else {
+            return Err(StoreError::Unavailable("closed".into()).into());
+        };
+        shared.verify_schema(connection).await?;
+        // A transaction that began as a reader and then writes is refused at once, whatever the
+        // busy timeout says.
+        let mut transaction = connection.begin_with("begin immediate").await?;
+        let done = work(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(done)
+    }
+
+    /// Closing rolls back whatever an error left open.
+    async fn replace_later(&mut self) {
+        if let Self::Open(_) = self
+            && let Self::Open(connection) = std::mem::replace(self, Self::Broken)
+        {
+            let _ = connection.close().await;
+        }
+    }
+}
+
+impl Shared {
+    async fn verify_schema(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+        if self.schema_verified.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let tables = "select count(*) from sqlite_schema where name = '_sqlx_migrations'";
+        let mut ran = Vec::new();
+        if sqlx::query_scalar::<_, i64>(tables).fetch_one(&mut *connection).await? > 0 {
+            let rows = "select version, checksum, success from _sqlx_migrations order by version";
+            let rows = sqlx::query_as::<_, (i64, Vec<u8>, bool)>(rows).fetch_all(connection).await?;
+            let row = |(version, checksum, success)| Ran { version, checksum, success };
+            ran = rows.into_iter().map(row).collect();
+        }
+        compare(&MIGRATOR, &ran)?;
+        self.schema_verified.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// Waits for a task, which goes on when the wait is given up.
+async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, StoreError> {
+    match task.await {
+        Ok(outcome) => Ok(outcome?),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into())),
+    }
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        // Readers and the writer do not wait for each other.
+        .journal_mode(SqliteJournalMode::Wal)
+        // The log is synced at every commit: an acknowledged message must survive a power cut.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        // There are none, and a check per row would cost.
+        .foreign_keys(false)
+        // After a burst the log shrinks again (in bytes).
+        .pragma("journal_size_limit", "67108864")
+        // Sorting never writes files beside the database.
+        .pragma("temp_store", "memory")
+        // Durations are a metric, errors are logged by whoever handles them.
+        .disable_statement_logging()
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Told(told) => told,
+            Failure::Sql(error) => Self::Unavailable(error.to_string().into()),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What only a broker can do to us: cut connections, say nothing, lose queues, differ.

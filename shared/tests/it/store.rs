@@ -1,0 +1,120 @@
+//! The store's contract. `contract` holds what both implementations must do, `postgres` and
+//! `sqlite` what only one of them can get wrong.
+mod contract;
+mod interruption;
+mod postgres;
+mod proxy;
+mod sqlite;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use shared::config;
+use shared::id::{IdIssuer, MessageId};
+use shared::message::{Builder, Message, decode};
+use shared::store::postgres::PostgresStore;
+use shared::store::sqlite::SqliteStore;
+use shared::store::{Applied, Store, StoreError};
+
+/// 2025-11-20, around noon.
+const NOON_MS: i64 = 1_763_640_000_000;
+
+/// Makes messages with ids of their own.
+struct Messages(IdIssuer);
+
+impl Messages {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        Self(IdIssuer::new(NEXT.fetch_add(1, Ordering::Relaxed), 0))
+    }
+
+    fn id(&mut self) -> MessageId {
+        self.0.next(NOON_MS)
+    }
+
+    fn increments(&mut self, increments: &[(&str, i64)]) -> Message {
+        message(self.id(), &items(increments))
+    }
+
+    /// A message per increment.
+    fn each(&mut self, increments: &[(&str, i64)]) -> Vec<Message> {
+        increments.iter().map(|increment| self.increments(&[*increment])).collect()
+    }
+}
+
+/// Through the wire format, as the consumer gets it.
+fn message(id: MessageId, items: &[String]) -> Message {
+    let mut builder = Builder::new(id, NOON_MS + 7);
+    for item in items {
+        builder.push(item.as_bytes(), 1);
+    }
+    decode(&builder.finish().body).expect("a message")
+}
+
+fn items(increments: &[(&str, i64)]) -> Vec<String> {
+    let item = |(name, by): &(&str, i64)| format!(r#"{{"increment":{{"counter":"{name}","by":{by}}}}}"#);
+    increments.iter().map(item).collect()
+}
+
+async fn apply(store: &Arc<dyn Store>, batch: &[Message]) -> Applied {
+    store.apply(batch.into()).await.expect("is applied")
+}
+
+/// Applies until it is known to be applied, as a consumer does.
+async fn apply_until_known(store: &Arc<dyn Store>, batch: &[Message]) -> Applied {
+    loop {
+        match store.apply(batch.into()).await {
+            Ok(applied) => return applied,
+            Err(StoreError::Unavailable(_)) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Value and version; 0 and 0 without a row.
+async fn standing(store: &Arc<dyn Store>, name: &str) -> (i64, i64) {
+    let counter = store.counter(name).await.expect("is read");
+    counter.map_or((0, 0), |counter| (counter.value, counter.version))
+}
+
+fn unavailable(error: StoreError) -> String {
+    match error {
+        StoreError::Unavailable(text) => text.to_string(),
+        other @ StoreError::DigestMismatch(_) => panic!("{other}"),
+    }
+}
+
+fn postgres_config(url: &str) -> config::Store {
+    config::Store { url: url.into(), connect_timeout_ms: 5_000, ..config::Store::default() }
+}
+
+/// A store on Postgres, migrated.
+async fn postgres(config: &config::Store) -> Arc<dyn Store> {
+    let store = PostgresStore::open(config).expect("opens");
+    store.migrate().await.expect("migrates");
+    store
+}
+
+/// A directory that is gone afterwards.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(word: &str) -> Self {
+        let path = std::env::temp_dir().join(testkit::unique(word));
+        std::fs::create_dir_all(&path).expect("a directory");
+        Self(path)
+    }
+
+    async fn store(&self) -> Arc<dyn Store> {
+        let store = SqliteStore::open(&self.0).await.expect("opens");
+        store.migrate().await.expect("migrates");
+        store
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
