@@ -23,7 +23,7 @@ enum Bug {
     ConfirmIgnored,
 }
 
-/// Disturbs every so many calls; shared by the three ports.
+/// Disturbs one call in so many; shared by the three ports.
 struct Disturbance {
     bug: Bug,
     on: AtomicBool,
@@ -35,12 +35,28 @@ struct Disturbance {
 }
 
 impl Disturbance {
-    fn every(&self, calls: &AtomicU64, n: u64) -> bool {
-        (calls.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(n) && self.on.load(Ordering::Relaxed)
+    /// Draws a number for this call, the same in every run.
+    fn draw(&self, calls: &AtomicU64) -> Draw {
+        let mut bits = calls.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        Draw { percent: (bits >> 32) % 100, on: self.on.load(Ordering::Relaxed) }
     }
 
     fn crashed(&self) -> Result<(), Lost> {
         if self.crash.swap(false, Ordering::Relaxed) { Err(Lost("crashed".into())) } else { Ok(()) }
+    }
+}
+
+/// Faults take disjoint parts of a hundred.
+struct Draw {
+    percent: u64,
+    on: bool,
+}
+
+impl Draw {
+    fn is_in(&self, percents: std::ops::Range<u64>) -> bool {
+        self.on && percents.contains(&self.percent)
     }
 }
 
@@ -68,16 +84,14 @@ impl Queue for FaultyQueue {
 impl Publisher for FaultyPublisher {
     /// Loses messages, and stores others without a confirm.
     async fn publish(&self, message: Outgoing, deadline: Instant) -> Result<(), PublishError> {
-        let answer = if self.1.every(&self.1.publishes, 7) {
+        let draw = self.1.draw(&self.1.publishes);
+        let answer = if draw.is_in(0..15) {
             Err(PublishError::Unavailable("not sent".into()))
         } else {
             let stored = self.0.publish(message, deadline).await;
-            if self.1.publishes.load(Ordering::Relaxed) % 5 == 0 {
-                stored.and(Err(PublishError::Full))
-            } else {
-                stored
-            }
+            if draw.is_in(15..30) { stored.and(Err(PublishError::DeadlineExceeded)) } else { stored }
         };
+        // `Full`, because any other error would open the breaker and end the test early.
         if self.1.bug == Bug::ConfirmIgnored { Ok(()) } else { answer.map_err(|_| PublishError::Full) }
     }
 
@@ -104,7 +118,7 @@ impl Subscription for FaultySubscription {
         if self.1.bug == Bug::AcknowledgeBeforeCommit {
             return Ok(());
         }
-        if self.1.every(&self.1.acks, 5) {
+        if self.1.draw(&self.1.acks).is_in(0..20) {
             return Err(Lost("crashed between commit and acknowledgement".into()));
         }
         self.0.ack(deliveries).await
@@ -142,7 +156,8 @@ impl Store for FaultyStore {
     async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
         let batch = if self.1.bug == Bug::LedgerSkipped { under_new_ids(&batch) } else { batch };
         let away = |why: &str| StoreError::Unavailable(why.into());
-        if self.1.every(&self.1.applies, 6) {
+        let draw = self.1.draw(&self.1.applies);
+        if draw.is_in(0..15) {
             self.1.crash.store(true, Ordering::Relaxed);
             return Err(away("before the transaction"));
         }
@@ -150,7 +165,7 @@ impl Store for FaultyStore {
             return Err(away("crashed"));
         }
         let applied = self.0.apply(batch).await?;
-        if self.1.applies.load(Ordering::Relaxed) % 4 == 0 && self.1.on.load(Ordering::Relaxed) {
+        if draw.is_in(15..40) {
             return Err(away("after the commit"));
         }
         Ok(applied)
@@ -288,18 +303,21 @@ async fn nothing_is_lost_or_doubled_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledging_before_the_commit_is_caught() {
-    assert!(!run_embedded(Bug::AcknowledgeBeforeCommit).await.lost.is_empty());
+    let verdict = run_embedded(Bug::AcknowledgeBeforeCommit).await;
+    assert!(!verdict.lost.is_empty(), "{verdict:?}");
     run_cluster(Bug::AcknowledgeBeforeCommit, |verdict| assert!(!verdict.lost.is_empty())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn skipping_the_ledger_is_caught() {
-    assert!(!run_embedded(Bug::LedgerSkipped).await.doubled.is_empty());
+    let verdict = run_embedded(Bug::LedgerSkipped).await;
+    assert!(!verdict.doubled.is_empty(), "{verdict:?}");
     run_cluster(Bug::LedgerSkipped, |verdict| assert!(!verdict.doubled.is_empty())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ignoring_confirms_is_caught() {
-    assert!(!run_embedded(Bug::ConfirmIgnored).await.lost.is_empty());
+    let verdict = run_embedded(Bug::ConfirmIgnored).await;
+    assert!(!verdict.lost.is_empty(), "{verdict:?}");
     run_cluster(Bug::ConfirmIgnored, |verdict| assert!(!verdict.lost.is_empty())).await;
 }
