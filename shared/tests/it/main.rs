@@ -1,3 +1,5 @@
 //! Black-box tests of the shared crate.
 mod config;
 mod embedded;
+mod ops;
+mod telemetry;
