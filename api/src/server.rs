@@ -82,7 +82,7 @@ pub struct Server {
     gate: Arc<Gate>,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
-    ops: ops::OpsServer,
+    ops: ops::Ops,
     background: Vec<JoinHandle<()>>,
     trigger: Trigger,
     drain_grace: Duration,
@@ -96,10 +96,7 @@ impl Server {
         let background = assembly.spawn_background(config, backend, &shutdown);
         let (server, address) = assembly.serve_http(config)?;
         let (handle, serving) = (server.handle(), tokio::spawn(server));
-        let ops = ops::serve(&config.ops, ops::API_PORT, {
-            let health = assembly.health.clone();
-            Arc::new(move || health.read())
-        })?;
+        let ops = assembly.serve_ops(config)?;
         Ok(Self {
             address,
             ops_address: ops.address(),
@@ -130,7 +127,9 @@ impl Server {
                 tracing::error!(%error, "background task failed");
             }
         }
-        self.ops.stop().await;
+        if let Err(error) = self.ops.stop().await {
+            tracing::error!(%error, "operations port failed");
+        }
     }
 }
 
@@ -229,6 +228,13 @@ impl Assembly {
         .with_context(|| format!("cannot listen on {host}:{port} (server.host, server.port)"))?;
         let address = http.addrs().first().copied().context("the server has no address")?;
         Ok((http.run(), address))
+    }
+
+    fn serve_ops(&self, config: &Config) -> anyhow::Result<ops::Ops> {
+        let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
+        let health = self.health.clone();
+        ops::serve(host, port, Arc::new(move || health.read()))
+            .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))
     }
 
     fn for_worker(&self) -> Shared {

@@ -25,7 +25,7 @@ impl HealthView {
         let accepting = self.publisher.link() == Link::Up && self.publisher_breaker.state() != State::Open;
         let reading = self.store_breaker.state() == State::Closed;
         let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
-        let breaker = |breaker: &Breaker| (breaker.name().to_owned(), breaker.state().name());
+        let breaker = |breaker: &Breaker| (breaker.name(), breaker.state().name());
         Health {
             status: match (accepting, reading) {
                 (true, true) => Status::Ok,
@@ -34,8 +34,8 @@ impl HealthView {
             },
             ready: !self.gate.is_draining(),
             components: BTreeMap::from([
-                ("queue".to_owned(), word(accepting)),
-                ("store".to_owned(), word(reading)),
+                ("queue", word(accepting)),
+                ("store", word(reading)),
             ]),
             breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),
         }

@@ -1,12 +1,14 @@
 //! What only the embedded form has: a file that survives, and its lock. The contract that it
 //! shares with RabbitMQ is tested in `queue.rs`.
 use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use shared::backend::{DirectoryLock, secret_of};
 use shared::id::IdIssuer;
 use shared::message::Outgoing;
 use shared::queue::embedded::EmbeddedQueue;
@@ -186,7 +188,7 @@ async fn a_backlog_larger_than_memory_keeps_is_read_back_in_whole() {
     let directory = Directory::new("backlog");
     let queue = directory.queue().await;
     let publisher = queue.publisher();
-    let body = |number: u32| Bytes::from([&number.to_be_bytes()[..], &[7; 300_000]].concat());
+    let body = |number: u32| Bytes::from([&number.to_be_bytes()[..], &vec![7; 300_000]].concat());
     for number in 0..80 {
         publish(&publisher, body(number)).await.expect("confirmed");
     }
@@ -234,16 +236,16 @@ async fn a_close_answers_what_was_sent_and_empties_the_log() {
     let directory = Directory::new("close");
     let queue = directory.queue().await;
     let publisher = queue.publisher();
-    let mut publishes = tokio::task::JoinSet::new();
+    let mut tasks = tokio::task::JoinSet::new();
     for number in 0..100_u32 {
         let publisher = Arc::clone(&publisher);
-        publishes.spawn(async move { (number, publish(&publisher, number.to_string()).await) });
+        tasks.spawn(async move { (number, publish(&publisher, number.to_string()).await) });
     }
     // One has run, so others are on their way.
-    let first = publishes.join_next().await.expect("there are some").expect("no panic");
+    let first = tasks.join_next().await.expect("there are some").expect("no panic");
     let (mut outcomes, ()) = (vec![first], queue.close().await);
     queue.close().await;
-    outcomes.extend(publishes.join_all().await);
+    outcomes.extend(tasks.join_all().await);
     assert_eq!(publisher.link(), Link::Down);
     assert!(matches!(publish(&publisher, "late").await, Err(PublishError::Unavailable(_))));
     let mut subscription = queue.subscribe(1).await.expect("subscribes");
@@ -316,4 +318,31 @@ async fn the_log_does_not_grow_with_what_passes_through() {
     assert!(bytes("queue.db-wal") < 40 << 20, "{}", bytes("queue.db-wal"));
     assert!(bytes("queue.db") < 40 << 20, "{}", bytes("queue.db"));
     queue.close().await;
+}
+
+#[test]
+fn a_data_directory_belongs_to_one_at_a_time() {
+    let directory = Directory::new("lock");
+    let data = directory.0.join("data");
+    let lock = DirectoryLock::take(&data).expect("free");
+    let refused = DirectoryLock::take(&data).expect_err("taken").to_string();
+    assert!(refused.contains(&data.display().to_string()) && refused.contains("in use"), "{refused}");
+    drop(lock);
+    DirectoryLock::take(&data).expect("free again");
+    let mode = std::fs::metadata(&data).expect("exists").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "{mode:o}");
+}
+
+#[test]
+fn the_secret_of_a_directory_is_made_once_and_readable_by_its_owner_only() {
+    let directory = Directory::new("secret");
+    let secret = secret_of(&directory.0).expect("made");
+    assert_eq!(secret_of(&directory.0).expect("read"), secret);
+    let other = Directory::new("secret");
+    assert_ne!(secret_of(&other.0).expect("made"), secret);
+    let path = directory.0.join("ids.secret");
+    let mode = std::fs::metadata(&path).expect("exists").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+    std::fs::write(&path, &secret[1..]).expect("writes");
+    secret_of(&directory.0).expect_err("a damaged secret is not replaced in silence");
 }

@@ -3,5 +3,7 @@
 mod config;
 mod embedded;
 mod event;
+mod ops;
 mod queue;
 mod store;
+mod telemetry;
