@@ -126,7 +126,8 @@ impl<'a> Flow<'a> {
     /// only pile it up.
     fn send(&mut self) {
         self.pump.take_ready_jobs();
-        let (count_max, bytes_max) = (self.pump.settings.in_flight_max, self.pump.settings.in_flight_bytes_max);
+        let (count_max, bytes_max) =
+            (self.pump.settings.in_flight_max, self.pump.settings.in_flight_bytes_max);
         let now = Instant::now();
         while !self.is_blocked && self.in_flight.len() < count_max && self.bytes_in_flight < bytes_max {
             let Some(job) = self.pump.waiting.pop_front() else { break };

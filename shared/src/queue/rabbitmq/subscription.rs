@@ -246,9 +246,9 @@ impl Subscription for RabbitSubscription {
     async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
         let tags = self.settle(&deliveries)?.tags();
         let channel = self.channel.clone();
-        let told = tags.iter().map(|&(tag, multiple)| {
-            channel.basic_nack(tag, BasicNackOptions { multiple, requeue: true })
-        });
+        let told = tags
+            .iter()
+            .map(|&(tag, multiple)| channel.basic_nack(tag, BasicNackOptions { multiple, requeue: true }));
         self.tell("basic.nack", try_join_all(told)).await.map(drop)
     }
 
