@@ -115,7 +115,11 @@ fn routing_key(body: &Body) -> ShortString {
     .into()
 }
 
-async fn publish_all(settings: Arc<RabbitSettings>, mut events: mpsc::Receiver<Event>, mut stopping: Shutdown) {
+async fn publish_all(
+    settings: Arc<RabbitSettings>,
+    mut events: mpsc::Receiver<Event>,
+    mut stopping: Shutdown,
+) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     let mut log = LogOnce::default();
     while !stopping.is_requested() {

@@ -106,9 +106,11 @@ async fn join(client: TcpStream, upstream: String, faults: watch::Receiver<Fault
     let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
     let mut until_cut = faults.clone();
     tokio::select! {
+        // First, so that nothing slips through when a hole is closed after a cut.
+        biased;
+        _ = until_cut.wait_for(|faults| faults.generation != generation) => {}
         () = forward(client_in, server_out, faults.clone(), |faults| faults.black_hole) => {}
         () = forward(server_in, client_out, faults, |faults| faults.black_hole || faults.mute) => {}
-        _ = until_cut.wait_for(|faults| faults.generation != generation) => {}
     }
 }
 

@@ -47,13 +47,13 @@ fn in_time() -> Instant {
 
 /// Publishes `count` messages one after the other and returns them.
 async fn publish(publisher: &dyn Publisher, count: usize) -> Vec<Outgoing> {
-    let mut published = Vec::new();
+    let mut messages = Vec::new();
     for _ in 0..count {
         let message = message(1);
         publisher.publish(message.clone(), in_time()).await.expect("published");
-        published.push(message);
+        messages.push(message);
     }
-    published
+    messages
 }
 
 fn ids(messages: &[Outgoing]) -> BTreeSet<MessageId> {

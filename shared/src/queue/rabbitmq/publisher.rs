@@ -87,7 +87,8 @@ impl Publisher for RabbitPublisher {
             let job = Job { message, deadline, reply };
             self.jobs.send(job).await.map_err(|_| closed())?;
             // A job whose deadline has passed is dropped, perhaps a moment before the timer here.
-            let dropped = |_| if deadline <= Instant::now() { PublishError::DeadlineExceeded } else { closed() };
+            let dropped =
+                |_| if deadline <= Instant::now() { PublishError::DeadlineExceeded } else { closed() };
             answer.await.map_err(dropped)?
         };
         timeout_at(deadline.into(), answered).await.unwrap_or(Err(PublishError::DeadlineExceeded))

@@ -65,7 +65,9 @@ mod fixtures {
         }
     }
 
-    pub async fn rabbitmq<Fut: Future<Output = ()> + Send + 'static>(test: impl FnOnce(Arc<dyn Fixture>) -> Fut) {
+    pub async fn rabbitmq<Fut: Future<Output = ()> + Send + 'static>(
+        test: impl FnOnce(Arc<dyn Fixture>) -> Fut,
+    ) {
         testkit::isolated("queue", |isolated| {
             test(Arc::new(Rabbit { url: isolated.amqp_url, prefix: isolated.prefix }))
         })
@@ -83,7 +85,9 @@ mod fixtures {
         }
     }
 
-    pub async fn embedded<Fut: Future<Output = ()> + Send + 'static>(test: impl FnOnce(Arc<dyn Fixture>) -> Fut) {
+    pub async fn embedded<Fut: Future<Output = ()> + Send + 'static>(
+        test: impl FnOnce(Arc<dyn Fixture>) -> Fut,
+    ) {
         let directory = std::env::temp_dir().join(testkit::unique("queue"));
         std::fs::create_dir_all(&directory).expect("a directory for the test");
         let outcome = tokio::spawn(test(Arc::new(Embedded { directory: directory.clone() }))).await;
@@ -311,8 +315,8 @@ async fn a_closed_queue_takes_nothing_and_has_answered_everything(fixture: &dyn 
         .collect();
     tokio::time::timeout(PATIENCE, queue.close()).await.expect("closed in time");
     let mut confirmed = BTreeSet::new();
-    for publish in publishing {
-        match publish.await.expect("no panic") {
+    for answered in publishing {
+        match answered.await.expect("no panic") {
             (id, Ok(())) => drop(confirmed.insert(id)),
             (_, Err(error)) => assert!(matches!(error, PublishError::Unavailable(_)), "{error}"),
         }
@@ -330,12 +334,12 @@ async fn a_closed_queue_takes_nothing_and_has_answered_everything(fixture: &dyn 
 async fn publishing_from_a_runtime_of_another_thread_works(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     let publisher = queue.publisher();
-    let worker = std::thread::spawn(move || {
+    let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(publish(publisher.as_ref(), 3))
     });
-    let published = tokio::task::spawn_blocking(move || worker.join().expect("no panic")).await.expect("no panic");
+    let sent = tokio::task::spawn_blocking(move || thread.join().expect("no panic")).await.expect("no panic");
     let mut subscription = queue.subscribe(10).await.expect("subscribed");
-    assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&published));
+    assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&sent));
     assert!(queue.publisher().publish(message(1), Instant::now() + Duration::from_secs(10)).await.is_ok());
 }
