@@ -88,8 +88,10 @@ async fn a_closed_store_is_one_file_and_can_be_opened_again() {
     let files = std::fs::read_dir(&directory.0).expect("is read");
     let files: Vec<_> = files.map(|file| file.expect("is read").file_name()).collect();
     assert_eq!(files, ["store.db"]);
-    let mode = sqlx::query_scalar::<_, String>("pragma journal_mode").fetch_one(&mut file(&directory).await);
+    let mut file = file(&directory).await;
+    let mode = sqlx::query_scalar::<_, String>("pragma journal_mode").fetch_one(&mut file);
     assert_eq!(mode.await.expect("is read"), "wal");
+    drop(file);
     let store = directory.store().await;
     assert!(apply(&store, &batch).await.fresh.is_empty());
     assert_eq!(standing(&store, "a").await, (1, 1));
