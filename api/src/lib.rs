@@ -1,1 +1,16 @@
-//! Placeholder.
+//! The API: a thin HTTP layer that makes writes durable and answers reads from memory.
+//!
+//! It never waits for the store to accept a write. The consumer is not used here, but for one
+//! place: `main.rs` runs it in this process when the queue is the embedded one.
+pub mod accept;
+pub mod batcher;
+pub mod body;
+pub mod cache;
+pub mod cache_events;
+pub mod measure;
+pub mod openapi;
+pub mod problem;
+pub mod request;
+pub mod routes;
+pub mod server;
+pub mod time_text;

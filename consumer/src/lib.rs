@@ -1,1 +1,67 @@
-//! Placeholder.
+//! The consumer: takes queued writes and applies them to the store in large, even batches.
+//!
+//! [`run`] is the whole program but for its command line, so that the API can run it in its own
+//! process (the embedded default) and tests can start several. It must not know HTTP or the API.
+pub mod announce;
+pub mod ingest;
+pub mod measure;
+pub mod merge;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use shared::backend::Backend;
+use shared::config::Config;
+use shared::shutdown::Shutdown;
+
+use crate::announce::Announcer;
+use crate::ingest::{Ingest, Status};
+use crate::merge::MergeLimits;
+
+/// A consumer that is ready to run.
+pub struct Consumer {
+    ingest: Ingest,
+    announcer: Arc<Announcer>,
+}
+
+impl Consumer {
+    /// `publisher` names this process among all consumers; draw it at random.
+    pub fn new(config: &Config, backend: &Backend, publisher: u64) -> Self {
+        let announcer = Arc::new(Announcer::new(backend.events.clone(), publisher));
+        let queue = &config.queue;
+        let ingest = Ingest {
+            queue: backend.queue.clone(),
+            store: backend.store.clone(),
+            announcer: announcer.clone(),
+            limits: MergeLimits {
+                items_max: queue.merge_items_max,
+                bytes_max: queue.merge_bytes_max,
+                linger_max: Duration::from_millis(queue.linger_ms_max),
+            },
+            prefetch: queue.prefetch,
+            status: Arc::new(Status::default()),
+        };
+        Self { ingest, announcer }
+    }
+
+    pub fn status(&self) -> Arc<Status> {
+        self.ingest.status.clone()
+    }
+
+    /// Works until the shutdown, then settles or gives back what is in hand. The ports stay open.
+    pub async fn run(self, shutdown: Shutdown) {
+        let heartbeat = {
+            let (announcer, store) = (self.announcer.clone(), self.ingest.store.clone());
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move { announcer.run(store, shutdown).await })
+        };
+        self.ingest.run(shutdown).await;
+        self.ingest.status.consuming.store(false, Ordering::Relaxed);
+        if let Err(error) = heartbeat.await {
+            tracing::error!(%error, "heartbeat task failed");
+        }
+        self.announcer.goodbye();
+        tracing::info!("consumer stopped");
+    }
+}

@@ -4,6 +4,7 @@
 //! One implementation for every dependency. It holds no timer and spawns nothing: time is read
 //! when a caller comes. Its state is a metric and on `/health`; each transition is one log line.
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::telemetry::metrics;
@@ -40,6 +41,8 @@ pub struct Breaker {
     name: &'static str,
     limits: BreakerLimits,
     inner: Mutex<Inner>,
+    /// Mirrors `inner`, so that the usual question costs no lock.
+    closed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -67,7 +70,7 @@ pub struct Refused {
 impl Breaker {
     pub fn new(name: &'static str, limits: BreakerLimits) -> Self {
         metrics().breaker_state.with_label_values(&[name]).set(0);
-        Self { name, limits, inner: Mutex::new(Inner::Closed { failures: 0 }) }
+        Self { name, limits, inner: Mutex::new(Inner::Closed { failures: 0 }), closed: AtomicBool::new(true) }
     }
 
     pub fn name(&self) -> &'static str {
@@ -79,6 +82,26 @@ impl Breaker {
             Inner::Closed { .. } => State::Closed,
             Inner::Open { .. } => State::Open,
             Inner::HalfOpen { .. } => State::HalfOpen,
+        }
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether [`permit`](Self::permit) would be granted, without taking it. Cheap while closed.
+    pub fn check(&self) -> Result<(), Refused> {
+        if self.is_closed() {
+            return Ok(());
+        }
+        match *self.lock() {
+            Inner::Open { since } if since.elapsed() < self.limits.open_for => {
+                Err(Refused { retry_after: self.limits.open_for.saturating_sub(since.elapsed()) })
+            }
+            Inner::HalfOpen { probes } if probes >= self.limits.probes_max => {
+                Err(Refused { retry_after: self.limits.open_for })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -134,6 +157,7 @@ impl Breaker {
     }
 
     fn tell(&self, state: State) {
+        self.closed.store(state == State::Closed, Ordering::Relaxed);
         metrics().breaker_state.with_label_values(&[self.name]).set(match state {
             State::Closed => 0,
             State::HalfOpen => 1,

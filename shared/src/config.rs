@@ -3,6 +3,8 @@
 //! Defaults < `config.yaml` < environment < flags. `docs/configuration.md` is generated from here.
 pub mod load;
 
+use std::thread::available_parallelism;
+
 use serde::{Deserialize, Serialize};
 
 /// All settings of both programs. Both read the same file; each uses its part.
@@ -110,12 +112,14 @@ pub struct Store {
 }
 
 /// Identity of writes.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ids {
     /// Secrets that sign ids: the first signs, all recognise. Empty: the embedded form makes one
     /// in its data directory, the profile `local` has one, everything else refuses to start.
     pub secrets: Vec<String>,
+    /// How far a replica's clock may be off the store's before it refuses writes, in milliseconds.
+    pub clock_skew_ms_max: u64,
 }
 
 /// The API's cache of reads.
@@ -133,7 +137,7 @@ pub struct Cache {
 }
 
 /// Logs.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
     /// `auto` is text on a terminal and JSON elsewhere.
@@ -166,6 +170,16 @@ impl Default for Server {
             keep_alive_ms: 75_000,
             drain_grace_ms: 0,
             shutdown_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl Server {
+    /// The worker threads to start. The cores are those that the container is granted.
+    pub fn workers(&self) -> usize {
+        match self.workers {
+            0 => available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1)),
+            workers => workers,
         }
     }
 }
@@ -209,8 +223,20 @@ impl Default for Store {
     }
 }
 
+impl Default for Ids {
+    fn default() -> Self {
+        Self { secrets: Vec::new(), clock_skew_ms_max: 60_000 }
+    }
+}
+
 impl Default for Cache {
     fn default() -> Self {
         Self { bytes_max: 64 << 20, ttl_ms: 10_000, negative_ttl_ms: 1_000, stale_ms_max: 3_600_000 }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log_format: LogFormat::Auto, log_filter: "info".into() }
     }
 }

@@ -94,6 +94,13 @@ pub struct Delivery {
     tag: u64,
 }
 
+impl Delivery {
+    /// `tag` is the implementation's own name for the delivery.
+    pub fn new(body: Bytes, redelivered: bool, tag: u64) -> Self {
+        Self { body, redelivered, tag }
+    }
+}
+
 /// The session behind a subscription is gone: none of its deliveries can be acknowledged any
 /// more, all of them will be delivered again to whoever subscribes next.
 #[derive(Clone, Debug, thiserror::Error)]

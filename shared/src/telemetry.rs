@@ -1,9 +1,76 @@
 //! Logs and the metrics that both programs share. Label values are names of our own, never a
-//! client's string.
+//! client's string; log lines hold no bodies and no secrets.
+use std::fmt;
+use std::io::IsTerminal;
 use std::sync::LazyLock;
 
 use prometheus::{HistogramVec, IntCounter, IntGaugeVec, histogram_opts, opts};
 use prometheus::{register_histogram_vec, register_int_counter, register_int_gauge_vec};
+use tracing::Subscriber;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt as lines};
+
+use crate::config::{LogFormat, Telemetry};
+
+/// Sends the logs of this process to standard error, which leaves standard output to commands
+/// that print something. A second call changes nothing, so tests may call it.
+pub fn init_logs(telemetry: &Telemetry) {
+    let terminal = std::io::stderr().is_terminal();
+    let json = match telemetry.log_format {
+        LogFormat::Auto => !terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    // The filter was checked with the configuration; a wrong one must not silence a program.
+    let filter = EnvFilter::try_new(&telemetry.log_filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // An error says that there is a subscriber already.
+    let _ = if json {
+        json_logs(filter, std::io::stderr).try_init()
+    } else {
+        text_logs(filter, terminal, std::io::stderr).try_init()
+    };
+}
+
+/// Whether `filter` can be read; an error says what cannot.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    EnvFilter::try_new(filter).map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// One JSON object per line: `timestamp`, `level`, `target`, `message` and the event's fields
+/// beside them.
+pub fn json_logs<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let format = lines().json().flatten_event(true).with_current_span(false).with_span_list(false);
+    format.with_env_filter(filter).with_writer(writer).finish()
+}
+
+/// One line per event for people, with control characters escaped: what a client sent must not
+/// look like a line or a colour of our own.
+pub fn text_logs<W>(filter: EnvFilter, colours: bool, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
+        let text = format!("{value:?}");
+        if field.name() != "message" {
+            write!(writer, "{}=", field.name())?;
+        }
+        let (mut rest, control) = (&*text, |character: char| character.is_control());
+        while let Some((at, character)) = rest.char_indices().find(|(_, character)| control(*character)) {
+            write!(writer, "{}{}", &rest[..at], character.escape_default())?;
+            rest = &rest[at + character.len_utf8()..];
+        }
+        writer.write_str(rest)
+    };
+    let fields = debug_fn(field).delimited(" ");
+    lines().fmt_fields(fields).with_ansi(colours).with_env_filter(filter).with_writer(writer).finish()
+}
 
 /// Latency buckets in seconds, from a cached read to a client's patience.
 pub const LATENCY_BUCKETS: [f64; 14] =

@@ -1,1 +1,295 @@
-//! Loading.
+//! Where the values of [`Config`] come from, and whether they make sense together.
+//!
+//! Defaults < built-in defaults of the profile < `config.yaml` (its `default:`, then the profile's
+//! section) < environment < flags. Nothing here opens anything but the file; what a program
+//! cannot run with is told in one go, each problem with the setting's name and origin.
+mod check;
+mod layers;
+mod report;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use figment::Figment;
+use figment::error::Kind;
+use figment::providers::Serialized;
+
+use self::layers::{Setting, is_secret};
+use super::Config;
+use crate::backend::Pair;
+
+pub use self::report::check_config_report;
+
+/// The file that is read when none is named, if it exists.
+pub const DEFAULT_PATH: &str = "config.yaml";
+
+/// The secret of installations that nobody else can reach. Anything else needs its own.
+const DEVELOPMENT_SECRET: &str = "forebay-development-secret";
+
+/// Which of the two programs asks: their defaults differ in places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Api,
+    Consumer,
+}
+
+/// A section of the file with built-in defaults of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// RabbitMQ and Postgres at their usual loopback addresses.
+    Local,
+    Dev,
+    Preprod,
+    Prod,
+}
+
+/// Everything that settings may come from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    pub program: Program,
+    /// The file named by `--config`; it must exist then.
+    pub config_path: Option<PathBuf>,
+    /// The profile named by `--env`.
+    pub env_profile: Option<String>,
+    /// The environment, passed in so that tests need not change the process.
+    pub env: BTreeMap<String, String>,
+    /// `--set section.key=value`, in their order.
+    pub flags: Vec<(String, String)>,
+}
+
+/// A configuration that passed all checks.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub profile: Option<Profile>,
+    /// By `section.key`.
+    pub origins: BTreeMap<String, String>,
+    /// What a person should know although the programs start; to be logged.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{} is not YAML: {reason}", path.display())]
+    Malformed { path: PathBuf, reason: String },
+    /// All that were found, one per line.
+    #[error("{}", lines(.0))]
+    Problems(Vec<Problem>),
+}
+
+/// One thing that is wrong with the settings.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("unknown setting {name} ({origin}){}", hint(nearest.as_deref()))]
+    Unknown { name: String, origin: String, nearest: Option<String> },
+    #[error("unknown profile {name} ({origin}): there are local, dev, preprod and prod")]
+    UnknownProfile { name: String, origin: String },
+    #[error("{key} ({origin}): {reason}")]
+    Invalid { key: String, origin: String, reason: String },
+}
+
+impl Sources {
+    /// With the environment of this process. Variables that are not UTF-8 are nobody's settings.
+    pub fn of_process(program: Program) -> Self {
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        let env = std::env::vars_os().filter_map(text).collect();
+        Self { program, config_path: None, env_profile: None, env, flags: Vec::new() }
+    }
+
+    fn profile(&self) -> Result<Option<Profile>, Problem> {
+        let of_env = || self.env.get("FOREBAY_ENV").filter(|name| !name.is_empty());
+        let (name, origin) = match (&self.env_profile, of_env()) {
+            (Some(name), _) => (name, "flag --env"),
+            (None, Some(name)) => (name, "environment FOREBAY_ENV"),
+            (None, None) => return Ok(None),
+        };
+        let unknown = |()| Problem::UnknownProfile { name: name.clone(), origin: origin.into() };
+        name.parse().map(Some).map_err(unknown)
+    }
+}
+
+impl Profile {
+    pub const ALL: [Self; 4] = [Self::Local, Self::Dev, Self::Preprod, Self::Prod];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Dev => "dev",
+            Self::Preprod => "preprod",
+            Self::Prod => "prod",
+        }
+    }
+
+    /// Runs somewhere that others depend on: nothing is guessed there.
+    fn is_deployed(self) -> bool {
+        self != Self::Local
+    }
+}
+
+impl FromStr for Profile {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|profile| profile.name() == name).ok_or(())
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Api => "api",
+            Self::Consumer => "consumer",
+        })
+    }
+}
+
+/// Reads all sources and checks the result.
+pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let mut problems = Vec::new();
+    let named = sources.profile().unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
+    let file = read_file(sources.config_path.as_deref())?;
+    let mut warnings = layers::misspelt_variables(&sources.env);
+    let of_file = keep(layers::of_file(file.as_ref(), None), &mut problems);
+    let mut told = keep(layers::of_env(&sources.env), &mut problems);
+    told.extend(keep(layers::of_flags(&sources.flags), &mut problems));
+    if !problems.is_empty() {
+        return Err(ConfigError::Problems(problems));
+    }
+    let nothing_set = !of_file.iter().chain(&told).any(Setting::names_backend);
+    let profile = match (named, sources.program) {
+        (None, Program::Consumer) if nothing_set => Some(Profile::Local),
+        _ => named,
+    };
+    let of_profile = match profile {
+        // All of the file was checked together with its section `default`.
+        Some(_) => keep(layers::of_file(file.as_ref(), profile), &mut problems),
+        None => Vec::new(),
+    };
+    let built_in = layers::built_in(sources.program, profile);
+    let settings = built_in.into_iter().chain(of_file).chain(of_profile).chain(told);
+    let figment = settings.fold(Figment::from(Serialized::defaults(Config::default())), Figment::merge);
+    finish(sources.program, profile, &figment, &mut warnings)
+}
+
+fn keep(settings: Result<Vec<Setting>, Vec<Problem>>, problems: &mut Vec<Problem>) -> Vec<Setting> {
+    settings.unwrap_or_else(|found| {
+        problems.extend(found);
+        Vec::new()
+    })
+}
+
+/// Turns the merged layers into values, fills in what depends on several of them, and checks.
+fn finish(
+    program: Program,
+    profile: Option<Profile>,
+    figment: &Figment,
+    warnings: &mut Vec<String>,
+) -> Result<Loaded, ConfigError> {
+    let mut config: Config = figment
+        .extract()
+        .map_err(|error| ConfigError::Problems(error.into_iter().map(wrong_type).collect()))?;
+    let mut origins = origins(figment);
+    let mut found = check::values(&config);
+    match Pair::of(&config) {
+        Ok(Pair::Embedded(_)) => {
+            if program == Program::Consumer {
+                found.push(("queue.url", check::CONSUMER_NEEDS_SERVERS.into()));
+            }
+            if profile.is_some_and(Profile::is_deployed) && origins["store.migrate"].starts_with("profile") {
+                // Nobody else has a hand in these files.
+                config.store.migrate = true;
+                origins.insert("store.migrate".into(), "default of the embedded store".into());
+            }
+        }
+        Ok(Pair::Cluster) => {
+            if let Err(reason) = development_secret(&mut config, profile, &mut origins, warnings) {
+                found.push(("ids.secrets", reason));
+            }
+        }
+        Err(error) => found.push((error.setting(), error.to_string())),
+    }
+    if found.is_empty() {
+        return Ok(Loaded { config, profile, origins, warnings: std::mem::take(warnings) });
+    }
+    let problem = |(key, reason): (&str, String)| Problem::Invalid {
+        key: key.into(),
+        origin: origins[key].clone(),
+        reason,
+    };
+    Err(ConfigError::Problems(found.into_iter().map(problem).collect()))
+}
+
+/// Fills in the fixed secret where only this machine can reach the broker; elsewhere ids that
+/// anybody can sign would look like our own.
+fn development_secret(
+    config: &mut Config,
+    profile: Option<Profile>,
+    origins: &mut BTreeMap<String, String>,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
+    let given = &config.ids.secrets;
+    let deployed = profile.is_some_and(Profile::is_deployed);
+    let reachable = deployed || !check::is_loopback(&config.queue.url);
+    if reachable && (given.is_empty() || given.iter().any(|secret| secret == DEVELOPMENT_SECRET)) {
+        let secret = if given.is_empty() { "no secret" } else { "the development secret" };
+        return Err(format!(
+            "{secret} for a broker that others can reach: set FOREBAY__IDS__SECRETS to a long random \
+             value, the same for all replicas (for example of `openssl rand -hex 32`)"
+        ));
+    }
+    if given.is_empty() {
+        config.ids.secrets = vec![DEVELOPMENT_SECRET.into()];
+        origins.insert("ids.secrets".into(), "development default for a loopback broker".into());
+        if profile.is_none() {
+            warnings.push("ids.secrets is not set: the development secret is used".into());
+        }
+    }
+    Ok(())
+}
+
+fn read_file(named: Option<&Path>) -> Result<Option<layers::File>, ConfigError> {
+    let path = named.unwrap_or(Path::new(DEFAULT_PATH));
+    match std::fs::read_to_string(path) {
+        Ok(text) => layers::File::parse(path, &text).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => Ok(None),
+        Err(source) => Err(ConfigError::Unreadable { path: path.into(), source }),
+    }
+}
+
+fn origins(figment: &Figment) -> BTreeMap<String, String> {
+    let origin = |key: &String| {
+        let metadata = figment.find_metadata(key).filter(|metadata| metadata.source.is_none());
+        metadata.map_or("default".into(), |metadata| metadata.name.to_string())
+    };
+    layers::known().keys().map(|key| (key.clone(), origin(key))).collect()
+}
+
+fn wrong_type(error: figment::Error) -> Problem {
+    let key = error.path.join(".");
+    let origin = error.metadata.map_or("default".into(), |metadata| metadata.name.to_string());
+    let reason = match &error.kind {
+        // What was found may be a part of a secret.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) if is_secret(&key) => {
+            format!("expected {expected}")
+        }
+        kind => kind.to_string(),
+    };
+    Problem::Invalid { key, origin, reason }
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn hint(nearest: Option<&str>) -> String {
+    nearest.map_or(String::new(), |name| format!(": did you mean {name}?"))
+}

@@ -1,18 +1,56 @@
-//! In process.
-use super::{Event, EventStream, Events};
-use async_trait::async_trait;
+//! Events between the consumer and the API of one process.
+//!
+//! A bounded ring: a subscriber that is too slow loses the oldest events and is told so, a
+//! publisher never waits.
 use std::sync::Arc;
-pub struct InProcessEvents {}
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::{Event, EventStream, Events, Signal};
+
+/// Events that a subscriber may be behind before it loses some. One event is one transaction of
+/// the consumer, so this is seconds of work.
+const EVENTS_BEHIND_MAX: usize = 256;
+
+#[derive(Debug)]
+pub struct InProcessEvents {
+    events: broadcast::Sender<Arc<Event>>,
+}
+
 impl InProcessEvents {
     pub fn start() -> Arc<Self> {
-        unreachable!()
+        Arc::new(Self { events: broadcast::Sender::new(EVENTS_BEHIND_MAX) })
     }
 }
+
 #[async_trait]
 impl Events for InProcessEvents {
-    fn publish(&self, _event: Event) {}
-    async fn subscribe(&self) -> Box<dyn EventStream> {
-        unreachable!()
+    fn publish(&self, event: Event) {
+        // An error says that nobody listens, which loses nothing.
+        let _ = self.events.send(Arc::new(event));
     }
+
+    async fn subscribe(&self) -> Box<dyn EventStream> {
+        Box::new(InProcessStream { events: self.events.subscribe() })
+    }
+
     async fn close(&self) {}
+}
+
+struct InProcessStream {
+    events: broadcast::Receiver<Arc<Event>>,
+}
+
+#[async_trait]
+impl EventStream for InProcessStream {
+    async fn next(&mut self) -> Signal {
+        match self.events.recv().await {
+            Ok(event) => Signal::Event(event),
+            Err(RecvError::Lagged(_)) => Signal::Interrupted,
+            // The publishing side is gone, which happens only while the process stops.
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
 }

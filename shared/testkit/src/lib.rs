@@ -3,10 +3,14 @@
 //!
 //! Servers are found by `FOREBAY_TEST_AMQP_URL` and `FOREBAY_TEST_DATABASE_URL`, which `./test`
 //! sets; without them at their usual loopback ports.
+pub mod proxy;
+
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
+use futures_util::FutureExt;
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{Connection as AmqpConnection, ConnectionProperties};
 use sqlx::{Connection, Executor, PgConnection};
@@ -43,15 +47,15 @@ pub fn unique(word: &str) -> String {
 pub async fn isolated<F, Fut>(word: &str, test: F)
 where
     F: FnOnce(Isolated) -> Fut,
-    Fut: Future<Output = ()> + Send + 'static,
+    Fut: Future<Output = ()>,
 {
     let name = unique(word);
     let database_url = create_database(&name).await.expect("a database for the test");
     let isolated = Isolated { amqp_url: amqp_url(), database_url, prefix: name.clone() };
-    let outcome = tokio::spawn(test(isolated)).await;
+    let outcome = AssertUnwindSafe(test(isolated)).catch_unwind().await;
     let (queues, database) = (delete_queues(&amqp_url(), &name).await, drop_database(&name).await);
     if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic.into_panic());
+        std::panic::resume_unwind(panic);
     }
     queues.expect("queues are deleted");
     database.expect("database is dropped");

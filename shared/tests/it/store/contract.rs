@@ -1,6 +1,5 @@
 //! What both stores promise.
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use shared::id::Kind;
 use shared::message::Message;
@@ -295,8 +294,7 @@ async fn writers_with_opposite_orders_lose_nothing(stores: [Arc<dyn Store>; 2]) 
 }
 
 async fn the_clock_is_the_time([one, _]: [Arc<dyn Store>; 2]) {
-    let here = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-    let here_ms = i64::try_from(here.as_millis()).expect("before the end of time");
+    let here_ms = shared::clock::now_ms();
     let there_ms = one.now_ms().await.expect("a time");
     assert!((there_ms - here_ms).abs() < 60_000, "{there_ms} {here_ms}");
 }

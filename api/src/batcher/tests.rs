@@ -1,0 +1,196 @@
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use proptest::prelude::*;
+use shared::breaker::BreakerLimits;
+use shared::message::{Outgoing, decode};
+use tokio::sync::{mpsc, oneshot};
+
+use super::*;
+
+const LIMITS: BatchLimits = BatchLimits {
+    items_max: 4,
+    bytes_max: 10_000,
+    in_flight_max: 2,
+    waiting_max: 1,
+    accept_timeout: Duration::from_secs(60),
+};
+
+const BREAKER: BreakerLimits =
+    BreakerLimits { failures_max: 1, open_for: Duration::from_secs(3_600), probes_max: 1 };
+
+type Published = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
+
+/// A publisher whose confirms the test decides.
+struct Held {
+    published: mpsc::UnboundedSender<Published>,
+    link: Mutex<Link>,
+}
+
+#[async_trait]
+impl Publisher for Held {
+    async fn publish(&self, message: Outgoing, _: Instant) -> Result<(), PublishError> {
+        let (sender, receiver) = oneshot::channel();
+        self.published.send((message, sender)).expect("the test listens");
+        receiver.await.unwrap_or(Err(PublishError::DeadlineExceeded))
+    }
+
+    fn link(&self) -> Link {
+        *self.link.lock().expect("no panic")
+    }
+}
+
+struct Rig {
+    batcher: Batcher,
+    publisher: Arc<Held>,
+    published: mpsc::UnboundedReceiver<Published>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "the test reads all of the few messages it causes")]
+        let (sender, published) = mpsc::unbounded_channel();
+        let publisher = Arc::new(Held { published: sender, link: Mutex::new(Link::Up) });
+        let breaker = Arc::new(Breaker::new("test", BREAKER));
+        let batcher = Batcher::new(publisher.clone(), breaker, IdIssuer::new(1, 1), LIMITS);
+        Self { batcher, publisher, published }
+    }
+
+    fn send(&self, items: usize) -> tokio::task::JoinHandle<Result<Placed, NotAccepted>> {
+        let batcher = self.batcher.clone();
+        let one = r#"{"increment":{"counter":"a","by":1}}"#;
+        let encoded = vec![one; items].join(",");
+        actix_web::rt::spawn(async move { batcher.accept(encoded.as_bytes(), items).await })
+    }
+
+    async fn next(&mut self) -> (usize, oneshot::Sender<Result<(), PublishError>>) {
+        let (message, confirm) = self.published.recv().await.expect("a publish");
+        let decoded = decode(&message.body).expect("what is published can be read");
+        assert_eq!(decoded.entries.len(), message.items);
+        (message.items, confirm)
+    }
+}
+
+#[actix_web::test]
+async fn requests_that_are_ready_together_share_a_message_and_each_knows_its_place() {
+    let mut rig = Rig::new();
+    let answers = [rig.send(1), rig.send(2)];
+    let (items, confirm) = rig.next().await;
+    assert_eq!(items, 3);
+    confirm.send(Ok(())).expect("awaited");
+    let mut places = Vec::new();
+    for answer in answers {
+        places.push(answer.await.expect("no panic").expect("accepted"));
+    }
+    assert_eq!(places[0].message, places[1].message);
+    assert_eq!((places[0].first, places[1].first), (0, 1));
+}
+
+#[actix_web::test]
+async fn nobody_is_answered_before_the_confirm_and_what_came_meanwhile_goes_out_after_it() {
+    let mut rig = Rig::new();
+    let first = rig.send(1);
+    let (_, confirm) = rig.next().await;
+    let later = [rig.send(1), rig.send(1)];
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    assert!(!first.is_finished() && rig.published.try_recv().is_err());
+    confirm.send(Ok(())).expect("awaited");
+    first.await.expect("no panic").expect("accepted");
+    let (items, confirm) = rig.next().await;
+    assert_eq!(items, 2);
+    confirm.send(Ok(())).expect("awaited");
+    for answer in later {
+        answer.await.expect("no panic").expect("accepted");
+    }
+}
+
+#[actix_web::test]
+async fn a_full_message_goes_out_beside_the_one_in_flight_and_the_surplus_is_refused() {
+    let mut rig = Rig::new();
+    let mut answers = vec![rig.send(1)];
+    let (_, confirm_first) = rig.next().await;
+    answers.push(rig.send(4));
+    let (items, confirm_second) = rig.next().await;
+    assert_eq!(items, 4, "full, so it does not wait for the confirm");
+    // Both places in flight are taken: one closed message may wait, and that is all.
+    answers.push(rig.send(4));
+    tokio::task::yield_now().await;
+    let surplus = rig.send(4).await.expect("no panic");
+    assert_eq!(surplus.expect_err("refused"), NotAccepted::Overloaded);
+    confirm_first.send(Ok(())).expect("awaited");
+    confirm_second.send(Ok(())).expect("awaited");
+    let (items, confirm) = rig.next().await;
+    assert_eq!(items, 4);
+    confirm.send(Ok(())).expect("awaited");
+    for answer in answers {
+        answer.await.expect("no panic").expect("accepted");
+    }
+}
+
+#[actix_web::test]
+async fn a_confirm_that_never_comes_fails_every_request_of_the_message_and_then_all_at_once() {
+    let mut rig = Rig::new();
+    let answers = [rig.send(1), rig.send(1)];
+    let (_, confirm) = rig.next().await;
+    confirm.send(Err(PublishError::DeadlineExceeded)).expect("awaited");
+    for answer in answers {
+        assert_eq!(answer.await.expect("no panic").expect_err("failed"), NotAccepted::Unknown);
+    }
+    let refused = rig.send(1).await.expect("no panic").expect_err("the breaker is open");
+    assert!(matches!(refused, NotAccepted::Unavailable { .. }));
+    assert!(rig.published.try_recv().is_err(), "nothing was tried");
+}
+
+#[actix_web::test]
+async fn a_blocked_broker_is_told_at_once_and_a_full_queue_does_not_open_the_breaker() {
+    let mut rig = Rig::new();
+    *rig.publisher.link.lock().expect("no panic") = Link::Blocked;
+    let refused = rig.send(1).await.expect("no panic").expect_err("blocked");
+    assert!(matches!(refused, NotAccepted::Unavailable { .. }));
+    *rig.publisher.link.lock().expect("no panic") = Link::Up;
+    for expected in [Err(PublishError::Full), Ok(())] {
+        let answer = rig.send(1);
+        let (_, confirm) = rig.next().await;
+        confirm.send(expected.clone()).expect("awaited");
+        let answer = answer.await.expect("no panic").map(|_| ());
+        assert_eq!(answer, expected.map_err(|_| NotAccepted::Full));
+    }
+}
+
+#[actix_web::test]
+async fn a_client_that_leaves_does_not_take_its_write_back() {
+    let mut rig = Rig::new();
+    let gone = rig.send(1);
+    let stays = rig.send(1);
+    tokio::task::yield_now().await;
+    gone.abort();
+    let (items, confirm) = rig.next().await;
+    assert_eq!(items, 2);
+    confirm.send(Ok(())).expect("awaited");
+    stays.await.expect("no panic").expect("accepted");
+}
+
+proptest! {
+    #[test]
+    fn a_message_of_several_requests_stays_within_its_limits_and_no_request_is_split(
+        requests in proptest::collection::vec((1usize..8, 1usize..6_000), 1..40),
+    ) {
+        let (mut items, mut bytes, mut in_message) = (0, 0, 0);
+        for more in requests {
+            if let Some(why) = must_close_before(items, bytes, more, &LIMITS) {
+                let over_items = items + more.0 > LIMITS.items_max;
+                prop_assert_eq!(why, if over_items { WhyFlushed::Items } else { WhyFlushed::Bytes });
+                (items, bytes, in_message) = (0, 0, 0);
+            }
+            (items, bytes, in_message) = (items + more.0, bytes + more.1, in_message + 1);
+            if in_message > 1 {
+                prop_assert!(items <= LIMITS.items_max && bytes <= LIMITS.bytes_max);
+            }
+            if must_close_after(items, bytes, &LIMITS).is_some() {
+                prop_assert!(items >= LIMITS.items_max || bytes >= LIMITS.bytes_max);
+                (items, bytes, in_message) = (0, 0, 0);
+            }
+        }
+    }
+}

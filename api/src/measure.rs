@@ -1,0 +1,150 @@
+//! The API's own metrics. Labels are route names, status classes and words of our own.
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use actix_web::http::Method;
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
+use prometheus::{
+    register_histogram, register_histogram_vec, register_int_counter, register_int_counter_vec,
+    register_int_gauge,
+};
+use shared::telemetry::LATENCY_BUCKETS;
+
+/// What a request was routed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Increment,
+    Counter,
+    Counters,
+    Receipt,
+    Health,
+    Docs,
+    Other,
+}
+
+impl Route {
+    /// From the path, because what the router matched costs an allocation to ask for.
+    pub fn of(method: &Method, path: &str) -> Self {
+        let counters = path.strip_prefix("/v1/counters");
+        match (path, counters) {
+            ("/counter", _) if method == Method::POST => Self::Increment,
+            ("/counter", _) => Self::Counter,
+            (_, Some(rest)) if rest.ends_with("/increments") => Self::Increment,
+            (_, Some("")) => Self::Counters,
+            (_, Some(_)) => Self::Counter,
+            ("/livez" | "/readyz" | "/health", _) => Self::Health,
+            ("/openapi.json", _) => Self::Docs,
+            _ if path.starts_with("/v1/receipts/") => Self::Receipt,
+            _ if path.starts_with("/docs") => Self::Docs,
+            _ => Self::Other,
+        }
+    }
+}
+
+const ROUTES: [(Route, &str); 7] = [
+    (Route::Increment, "increment"),
+    (Route::Counter, "counter"),
+    (Route::Counters, "counters"),
+    (Route::Receipt, "receipt"),
+    (Route::Health, "health"),
+    (Route::Docs, "docs"),
+    (Route::Other, "other"),
+];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Reads through the cache, resolved once.
+pub struct CacheReads {
+    pub hit: IntCounter,
+    pub miss: IntCounter,
+    pub stale: IntCounter,
+}
+
+pub struct Metrics {
+    /// Items answered with 202, by `kind`.
+    pub accepted: IntCounterVec,
+    /// From the publish of a message to its confirm.
+    pub confirm_seconds: Histogram,
+    pub batch_items: Histogram,
+    /// Messages, by `why` they were closed.
+    pub batches: IntCounterVec,
+    pub in_flight: IntGauge,
+    /// Requests refused because too many were in work.
+    pub shed: IntCounter,
+    pub cache_reads_by_outcome: CacheReads,
+    /// Times that events were or may have been missed.
+    pub event_holes: IntCounter,
+    /// Difference of this replica's clock to the store's, in milliseconds.
+    pub clock_skew_ms: IntGauge,
+    /// By route and status class, resolved once.
+    requests: Vec<[Histogram; 5]>,
+}
+
+impl Metrics {
+    pub fn answered(&self, route: Route, status: u16, took: Duration) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        self.requests[route as usize][class].observe(took.as_secs_f64());
+    }
+}
+
+/// Registered at first use with Prometheus' default registry.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: LazyLock<Metrics> = LazyLock::new(|| register().expect("metric names are distinct"));
+    &METRICS
+}
+
+fn register() -> prometheus::Result<Metrics> {
+    let items = vec![1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1_000.0, 4_000.0];
+    let requests: HistogramVec = register_histogram_vec!(
+        histogram_opts!(
+            "forebay_http_request_seconds",
+            "time from the request's head to the response's, by route and status class",
+            LATENCY_BUCKETS.to_vec()
+        ),
+        &["route", "status"]
+    )?;
+    let cache_reads = register_int_counter_vec!(
+        opts!("forebay_api_cache_reads_total", "reads through the cache by outcome"),
+        &["outcome"]
+    )?;
+    let by_class =
+        |(_, route): &(Route, &str)| CLASSES.map(|class| requests.with_label_values(&[*route, class]));
+    Ok(Metrics {
+        accepted: register_int_counter_vec!(
+            opts!("forebay_api_items_accepted_total", "items that were made durable and answered with 202"),
+            &["kind"]
+        )?,
+        confirm_seconds: register_histogram!(histogram_opts!(
+            "forebay_api_confirm_seconds",
+            "from the publish of a message to its confirm",
+            LATENCY_BUCKETS.to_vec()
+        ))?,
+        batch_items: register_histogram!(histogram_opts!(
+            "forebay_api_batch_items",
+            "items per message",
+            items
+        ))?,
+        batches: register_int_counter_vec!(
+            opts!("forebay_api_batches_total", "messages by why they were closed"),
+            &["why"]
+        )?,
+        in_flight: register_int_gauge!("forebay_http_in_flight", "requests in work")?,
+        shed: register_int_counter!(
+            "forebay_http_shed_total",
+            "requests refused because too many were in work"
+        )?,
+        cache_reads_by_outcome: CacheReads {
+            hit: cache_reads.with_label_values(&["hit"]),
+            miss: cache_reads.with_label_values(&["miss"]),
+            stale: cache_reads.with_label_values(&["stale"]),
+        },
+        event_holes: register_int_counter!(
+            "forebay_api_event_holes_total",
+            "times that events were or may have been missed and cached values became old"
+        )?,
+        clock_skew_ms: register_int_gauge!(
+            "forebay_api_clock_skew_milliseconds",
+            "this replica's clock minus the store's"
+        )?,
+        requests: ROUTES.iter().map(by_class).collect(),
+    })
+}

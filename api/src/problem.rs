@@ -1,0 +1,189 @@
+//! Errors as clients see them: RFC 9457 problem details. The one place that maps causes to status
+//! codes. Bodies of 5xx never show internals.
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use actix_web::{HttpResponse, ResponseError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::batcher::NotAccepted;
+
+/// What went wrong. `type` is a stable name to program against; `detail` is for people.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Problem {
+    /// `urn:forebay:problem:` and a word.
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    #[schema(value_type = String)]
+    detail: Cow<'static, str>,
+    /// Which parts of the request are invalid.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<Invalid>,
+    /// The items that were rejected, when all of them were.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rejected: Vec<Rejected>,
+    #[serde(skip)]
+    retry_after: Option<Duration>,
+}
+
+/// One invalid part of a request.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Invalid {
+    /// JSON pointer (RFC 6901) into the body or the item.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
+    /// Name of the path or query parameter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameter: Option<&'static str>,
+    pub detail: String,
+}
+
+/// One item of an array or NDJSON body that was not accepted.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Rejected {
+    /// Position in the request, from 0.
+    pub index: usize,
+    #[schema(no_recursion)]
+    pub problem: Problem,
+}
+
+impl Problem {
+    fn new(status: StatusCode, word: &str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            kind: format!("urn:forebay:problem:{word}"),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: detail.into(),
+            errors: Vec::new(),
+            rejected: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    /// 400: not even well-formed.
+    pub fn malformed(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed", detail)
+    }
+
+    /// 422: well-formed but invalid.
+    pub fn invalid(errors: Vec<Invalid>) -> Self {
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", "the request is invalid");
+        Self { errors, ..problem }
+    }
+
+    /// 422 for a path or query parameter.
+    pub fn invalid_parameter(parameter: &'static str, detail: impl Into<String>) -> Self {
+        Self::invalid(vec![Invalid { pointer: None, parameter: Some(parameter), detail: detail.into() }])
+    }
+
+    /// 422: none of the items can be accepted.
+    pub fn all_rejected(rejected: Vec<Rejected>) -> Self {
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "all_rejected", "no item can be accepted");
+        Self { rejected, ..problem }
+    }
+
+    pub fn not_found(detail: &'static str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+    }
+
+    pub fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "see /docs for what this path takes")
+    }
+
+    pub fn body_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body took too long to arrive")
+    }
+
+    pub fn too_large(detail: String) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+    }
+
+    pub fn unsupported_media_type(detail: &'static str) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    }
+
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "")
+    }
+
+    /// 503 with `Retry-After`.
+    pub fn unavailable(word: &str, detail: &'static str, retry_after: Duration) -> Self {
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, word, detail);
+        Self { retry_after: Some(retry_after), ..problem }
+    }
+
+    pub fn overloaded() -> Self {
+        Self::unavailable(
+            "overloaded",
+            "more requests than the service takes at once",
+            Duration::from_secs(1),
+        )
+    }
+
+    pub fn store_unavailable() -> Self {
+        Self::unavailable(
+            "store_unavailable",
+            "the answer cannot be known at the moment",
+            Duration::from_secs(1),
+        )
+    }
+
+    pub fn clock_off() -> Self {
+        let detail = "the clock of this replica is off; writes are refused until it is right";
+        Self::unavailable("clock_off", detail, Duration::from_secs(5))
+    }
+
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).expect("made from a status code")
+    }
+}
+
+impl From<NotAccepted> for Problem {
+    fn from(error: NotAccepted) -> Self {
+        let second = Duration::from_secs(1);
+        match error {
+            NotAccepted::Overloaded => Self::overloaded(),
+            NotAccepted::Full => Self::unavailable("queue_full", "the queue is full", Duration::from_secs(5)),
+            NotAccepted::Unavailable { retry_after } => {
+                let detail = "the write cannot be made durable at the moment";
+                Self::unavailable("queue_unavailable", detail, retry_after)
+            }
+            NotAccepted::Unknown => {
+                let detail = "no confirm in time: whether the write was taken is unknown";
+                Self::unavailable("unconfirmed", detail, second)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.status, self.kind, self.detail)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.status()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status());
+        response.insert_header((CONTENT_TYPE, "application/problem+json"));
+        if let Some(retry_after) = self.retry_after {
+            // Whole seconds, rounded up: never earlier than it makes sense.
+            let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
+            response.insert_header((RETRY_AFTER, seconds.to_string()));
+        }
+        response.body(serde_json::to_vec(self).unwrap_or_default())
+    }
+}

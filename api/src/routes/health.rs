@@ -1,0 +1,77 @@
+//! Health of this replica, the same on the public and on the operations port.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use actix_web::HttpResponse;
+use actix_web::web::ThinData;
+use shared::breaker::{Breaker, State};
+use shared::ops::{Health, Status};
+use shared::queue::{Link, Publisher};
+
+use crate::request::Gate;
+use crate::server::Shared;
+
+/// What the health is read from.
+pub struct HealthView {
+    pub publisher: Arc<dyn Publisher>,
+    pub publisher_breaker: Arc<Breaker>,
+    pub store_breaker: Arc<Breaker>,
+    pub gate: Arc<Gate>,
+}
+
+impl HealthView {
+    /// `down` when nothing can be made durable, `degraded` when reads may be stale or refused.
+    pub fn read(&self) -> Health {
+        let accepting = self.publisher.link() == Link::Up && self.publisher_breaker.state() != State::Open;
+        let reading = self.store_breaker.state() == State::Closed;
+        let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
+        let breaker = |breaker: &Breaker| (breaker.name(), breaker.state().name());
+        Health {
+            status: match (accepting, reading) {
+                (true, true) => Status::Ok,
+                (true, false) => Status::Degraded,
+                (false, _) => Status::Down,
+            },
+            ready: !self.gate.is_draining(),
+            components: BTreeMap::from([
+                ("queue", word(accepting)),
+                ("store", word(reading)),
+            ]),
+            breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),
+        }
+    }
+}
+
+/// The process answers.
+#[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, description = "alive")))]
+pub async fn livez() -> HttpResponse {
+    HttpResponse::Ok().body("ok")
+}
+
+/// Requests may be sent here. A dependency that is away does not make a replica unready.
+#[utoipa::path(get, path = "/readyz", tag = "health", responses(
+    (status = 200, description = "ready"), (status = 503, description = "stopping")
+))]
+pub async fn readyz(shared: ThinData<Shared>) -> HttpResponse {
+    if shared.health.read().ready {
+        HttpResponse::Ok().body("ready")
+    } else {
+        HttpResponse::ServiceUnavailable().insert_header(("Retry-After", "1")).body("stopping")
+    }
+}
+
+/// What works: 200 while something durable can be accepted.
+#[utoipa::path(get, path = "/health", tag = "health", responses(
+    (status = 200, description = "`ok` or `degraded`"), (status = 503, description = "`down`")
+))]
+pub async fn health(shared: ThinData<Shared>) -> HttpResponse {
+    let health = shared.health.read();
+    let mut response = match health.status {
+        Status::Ok | Status::Degraded => HttpResponse::Ok(),
+        Status::Down => HttpResponse::ServiceUnavailable(),
+    };
+    if health.status == Status::Down {
+        response.insert_header(("Retry-After", "1"));
+    }
+    response.json(health)
+}

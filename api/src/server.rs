@@ -1,0 +1,274 @@
+//! Puts the API together: the same for the program, the embedded form and the tests.
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::web::{self, ThinData};
+use actix_web::{App, HttpServer};
+use anyhow::Context;
+use shared::backend::Backend;
+use shared::breaker::{Breaker, BreakerLimits};
+use shared::config::{self, Config};
+use shared::id::{IdIssuer, IdKeys};
+use shared::ops;
+use shared::queue::Publisher;
+use shared::shutdown::{self, Shutdown, Trigger};
+use shared::store::Store;
+use tokio::task::JoinHandle;
+
+use crate::batcher::{BatchLimits, Batcher};
+use crate::body::BodyLimits;
+use crate::cache::{CacheLimits, CounterCache, guarded};
+use crate::cache_events::{CacheEvents, ClockOff};
+use crate::problem::Problem;
+use crate::request::{Gate, RequestIds, serve};
+use crate::routes::health::HealthView;
+use crate::{openapi, routes};
+
+/// How long the head of a request may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 8_192;
+
+/// How often the store is asked for its time, so that its breaker knows even without traffic.
+const STORE_PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// A lost publish tells by itself that the queue is away: one is enough.
+const PUBLISHER_BREAKER: BreakerLimits =
+    BreakerLimits { failures_max: 1, open_for: Duration::from_millis(500), probes_max: 1 };
+
+const STORE_BREAKER: BreakerLimits =
+    BreakerLimits { failures_max: 3, open_for: Duration::from_secs(1), probes_max: 1 };
+
+/// What handlers use. One per worker; clones are cheap.
+#[derive(Clone)]
+pub struct Shared(Rc<Parts>);
+
+pub struct Parts {
+    pub batcher: Batcher,
+    pub ids: IdKeys,
+    pub body_limits: BodyLimits,
+    pub cache: Arc<CounterCache>,
+    pub store: Arc<dyn Store>,
+    pub store_breaker: Arc<Breaker>,
+    pub health: Arc<HealthView>,
+    pub clock_off: ClockOff,
+}
+
+impl Deref for Shared {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Parts {
+    /// Writes carry an accept time that others must be able to trust.
+    pub fn check_clock(&self) -> Result<(), Problem> {
+        if self.clock_off.load(Ordering::Relaxed) { Err(Problem::clock_off()) } else { Ok(()) }
+    }
+}
+
+/// A running API.
+pub struct Server {
+    pub address: SocketAddr,
+    pub ops_address: SocketAddr,
+    gate: Arc<Gate>,
+    handle: ServerHandle,
+    serving: JoinHandle<std::io::Result<()>>,
+    ops: ops::Ops,
+    background: Vec<JoinHandle<()>>,
+    trigger: Trigger,
+    drain_grace: Duration,
+}
+
+impl Server {
+    /// Listens and serves. Servers behind it may be away; ports that are taken are an error.
+    pub async fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
+        let (trigger, shutdown) = shutdown::channel();
+        let assembly = Assembly::new(config, backend);
+        let background = assembly.spawn_background(config, backend, &shutdown);
+        let (server, address) = assembly.serve_http(config)?;
+        let (handle, serving) = (server.handle(), tokio::spawn(server));
+        let ops = assembly.serve_ops(config)?;
+        Ok(Self {
+            address,
+            ops_address: ops.address(),
+            gate: assembly.gate,
+            handle,
+            serving,
+            ops,
+            background,
+            trigger,
+            drain_grace: Duration::from_millis(config.server.drain_grace_ms),
+        })
+    }
+
+    /// Fails readiness, serves on for the grace, then answers what is open and closes. The ports
+    /// of the backend stay open.
+    pub async fn stop(self) {
+        self.gate.drain();
+        tokio::time::sleep(self.drain_grace).await;
+        self.handle.stop(true).await;
+        match self.serving.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "http server failed"),
+            Err(error) => tracing::error!(%error, "http server task failed"),
+        }
+        self.trigger.request();
+        for task in self.background {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "background task failed");
+            }
+        }
+        if let Err(error) = self.ops.stop().await {
+            tracing::error!(%error, "operations port failed");
+        }
+    }
+}
+
+/// What all workers of one server share.
+#[derive(Clone)]
+struct Assembly {
+    publisher: Arc<dyn Publisher>,
+    publisher_breaker: Arc<Breaker>,
+    store: Arc<dyn Store>,
+    store_breaker: Arc<Breaker>,
+    cache: Arc<CounterCache>,
+    clock_off: ClockOff,
+    gate: Arc<Gate>,
+    ids: IdKeys,
+    health: Arc<HealthView>,
+    body_limits: BodyLimits,
+    batch_limits: BatchLimits,
+}
+
+impl Assembly {
+    fn new(config: &Config, backend: &Backend) -> Self {
+        let publisher = backend.queue.publisher();
+        let publisher_breaker = Arc::new(Breaker::new("publisher", PUBLISHER_BREAKER));
+        let store_breaker = Arc::new(Breaker::new("store", STORE_BREAKER));
+        let cache =
+            CounterCache::new(backend.store.clone(), store_breaker.clone(), cache_limits(&config.cache));
+        let gate = Gate::new(config.server.in_flight_max);
+        let health = Arc::new(HealthView {
+            publisher: publisher.clone(),
+            publisher_breaker: publisher_breaker.clone(),
+            store_breaker: store_breaker.clone(),
+            gate: gate.clone(),
+        });
+        Self {
+            publisher,
+            publisher_breaker,
+            store: backend.store.clone(),
+            store_breaker,
+            cache,
+            clock_off: Arc::new(AtomicBool::new(false)),
+            gate,
+            ids: backend.ids.clone(),
+            health,
+            body_limits: BodyLimits {
+                bytes_max: config.server.body_bytes_max,
+                items_max: config.server.items_max,
+                timeout: Duration::from_millis(config.server.body_timeout_ms),
+            },
+            batch_limits: BatchLimits {
+                items_max: config.queue.message_items_max,
+                bytes_max: config.queue.message_bytes_max,
+                in_flight_max: config.queue.publishes_in_flight_max,
+                waiting_max: config.queue.messages_waiting_max,
+                accept_timeout: Duration::from_millis(config.server.accept_timeout_ms),
+            },
+        }
+    }
+
+    fn spawn_background(
+        &self,
+        config: &Config,
+        backend: &Backend,
+        shutdown: &Shutdown,
+    ) -> Vec<JoinHandle<()>> {
+        let cache_events = CacheEvents {
+            events: backend.events.clone(),
+            cache: self.cache.clone(),
+            clock_off: self.clock_off.clone(),
+            clock_skew_max: Duration::from_millis(config.ids.clock_skew_ms_max),
+        };
+        let probe = probe_store(self.store.clone(), self.store_breaker.clone(), shutdown.clone());
+        vec![tokio::spawn(cache_events.run(shutdown.clone())), tokio::spawn(probe)]
+    }
+
+    /// Binds and runs the public port.
+    fn serve_http(&self, config: &Config) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
+        let (assembly, server) = (self.clone(), &config.server);
+        let (host, port) = (server.host.as_str(), server.port);
+        let http = HttpServer::new(move || {
+            let (gate, request_ids) = (assembly.gate.clone(), Rc::new(RequestIds::new(rand::random())));
+            App::new()
+                .app_data(ThinData(assembly.for_worker()))
+                .wrap_fn(move |request, service| serve(&gate, &request_ids, request, service))
+                .configure(routes::configure)
+                .configure(openapi::configure)
+                .default_service(web::to(routes::no_such_path))
+        })
+        .workers(server.workers())
+        .backlog(BACKLOG)
+        .max_connections(server.connections_max)
+        .keep_alive(Duration::from_millis(server.keep_alive_ms))
+        .client_request_timeout(HEAD_TIMEOUT)
+        .shutdown_timeout(server.shutdown_timeout_ms.div_ceil(1_000))
+        .disable_signals()
+        .bind((host, port))
+        .with_context(|| format!("cannot listen on {host}:{port} (server.host, server.port)"))?;
+        let address = http.addrs().first().copied().context("the server has no address")?;
+        Ok((http.run(), address))
+    }
+
+    fn serve_ops(&self, config: &Config) -> anyhow::Result<ops::Ops> {
+        let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
+        let health = self.health.clone();
+        ops::serve(host, port, Arc::new(move || health.read()))
+            .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))
+    }
+
+    fn for_worker(&self) -> Shared {
+        let issuer = IdIssuer::new(rand::random(), rand::random());
+        let (publisher, breaker) = (self.publisher.clone(), self.publisher_breaker.clone());
+        Shared(Rc::new(Parts {
+            batcher: Batcher::new(publisher, breaker, issuer, self.batch_limits),
+            ids: self.ids.clone(),
+            body_limits: self.body_limits,
+            cache: self.cache.clone(),
+            store: self.store.clone(),
+            store_breaker: self.store_breaker.clone(),
+            health: self.health.clone(),
+            clock_off: self.clock_off.clone(),
+        }))
+    }
+}
+
+fn cache_limits(cache: &config::Cache) -> CacheLimits {
+    CacheLimits {
+        bytes_max: cache.bytes_max,
+        ttl: Duration::from_millis(cache.ttl_ms),
+        negative_ttl: Duration::from_millis(cache.negative_ttl_ms),
+        stale_max: Duration::from_millis(cache.stale_ms_max),
+    }
+}
+
+async fn probe_store(store: Arc<dyn Store>, breaker: Arc<Breaker>, mut shutdown: Shutdown) {
+    loop {
+        // The breaker keeps the outcome; who reads meets it there.
+        let _ = guarded(&breaker, store.now_ms()).await;
+        tokio::select! {
+            () = tokio::time::sleep(STORE_PROBE_EVERY) => {}
+            () = shutdown.requested() => return,
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Whole installations for tests, started as the programs start them.
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use api::server::Server;
+use consumer::Consumer;
+use reqwest::{Client, Method, RequestBuilder, Response};
+use serde_json::Value;
+use shared::backend::{self, Backend};
+use shared::config::Config;
+use shared::shutdown::{self, Trigger};
+use tokio::task::JoinHandle;
+
+/// How long a condition may take to come true. Failing takes this long, passing does not.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// API replicas and consumers that belong together.
+pub struct Installation {
+    pub config: Config,
+    pub apis: Vec<Server>,
+    pub consumers: Vec<RunningConsumer>,
+    pub client: Client,
+    backends: Vec<Backend>,
+}
+
+pub struct RunningConsumer {
+    trigger: Trigger,
+    task: JoinHandle<()>,
+}
+
+impl RunningConsumer {
+    pub fn start(config: &Config, backend: &Backend) -> Self {
+        let (trigger, shutdown) = shutdown::channel();
+        let consumer = Consumer::new(config, backend, rand::random());
+        Self { trigger, task: tokio::spawn(consumer.run(shutdown)) }
+    }
+
+    pub async fn stop(self) {
+        self.trigger.request();
+        self.task.await.expect("the consumer does not panic");
+    }
+}
+
+/// One process with everything in a directory of its own.
+pub async fn embedded<F, Fut>(test: F)
+where
+    F: FnOnce(Installation) -> Fut,
+    Fut: Future<Output = Installation>,
+{
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut config = base_config();
+    let url = format!("embedded:{}", directory.path().display());
+    config.queue.url.clone_from(&url);
+    config.store.url = url;
+    let backend = open(&config).await;
+    let consumers = vec![RunningConsumer::start(&config, &backend)];
+    let apis = vec![Server::start(&config, &backend).await.expect("the API starts")];
+    let installation = Installation { config, apis, consumers, client: client(), backends: vec![backend] };
+    test(installation).await.stop().await;
+}
+
+/// Two API replicas and two consumers, each with connections of its own, on RabbitMQ and Postgres.
+pub async fn cluster<F, Fut>(word: &str, test: F)
+where
+    F: FnOnce(Installation) -> Fut,
+    Fut: Future<Output = Installation>,
+{
+    cluster_with(word, |_| {}, test).await;
+}
+
+/// The same with other settings.
+pub async fn cluster_with<F, Fut>(word: &str, adjust: impl FnOnce(&mut Config), test: F)
+where
+    F: FnOnce(Installation) -> Fut,
+    Fut: Future<Output = Installation>,
+{
+    testkit::isolated(word, |isolated| async move {
+        let mut config = base_config();
+        adjust(&mut config);
+        config.queue.url = isolated.amqp_url;
+        config.queue.prefix = isolated.prefix;
+        config.store.url = isolated.database_url;
+        let (mut apis, mut consumers, mut backends) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let backend = open(&config).await;
+            consumers.push(RunningConsumer::start(&config, &backend));
+            backends.push(backend);
+            let backend = open(&config).await;
+            apis.push(Server::start(&config, &backend).await.expect("the API starts"));
+            backends.push(backend);
+        }
+        let installation = Installation { config, apis, consumers, client: client(), backends };
+        installation.wait_until_accepting().await;
+        test(installation).await.stop().await;
+    })
+    .await;
+}
+
+/// Defines a test that runs on both pairs; the body gets the installation and gives it back.
+macro_rules! on_both_pairs {
+    ($($(#[$meta:meta])* async fn $name:ident($installation:ident) $body:block)+) => {$(
+        $(#[$meta])*
+        async fn $name($installation: $crate::support::Installation) -> $crate::support::Installation {
+            $body
+            $installation
+        }
+
+        mod $name {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn embedded() {
+                $crate::support::embedded(super::$name).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn cluster() {
+                $crate::support::cluster(stringify!($name), super::$name).await;
+            }
+        }
+    )+};
+}
+pub(crate) use on_both_pairs;
+
+pub fn base_config() -> Config {
+    let mut config = Config::default();
+    config.server.port = 0;
+    config.server.workers = 2;
+    config.server.accept_timeout_ms = 10_000;
+    config.server.shutdown_timeout_ms = 2_000;
+    config.ops.port = Some(0);
+    config.queue.bytes_max = 64 << 20;
+    config.ids.secrets = vec!["test".into()];
+    config
+}
+
+pub async fn open(config: &Config) -> Backend {
+    let backend = backend::open(config).await.expect("the backend opens");
+    backend.store.migrate().await.expect("the schema is brought up");
+    backend
+}
+
+fn client() -> Client {
+    Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client")
+}
+
+impl Installation {
+    /// A request to the replica with this number, wrapping around.
+    pub fn at(&self, replica: usize, method: Method, path: &str) -> RequestBuilder {
+        let address = self.apis[replica % self.apis.len()].address;
+        self.client.request(method, format!("http://{address}{path}"))
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.at(0, Method::GET, path).send().await.expect("an answer")
+    }
+
+    pub async fn post(&self, path: &str, json: &str) -> Response {
+        let request = self.at(0, Method::POST, path).header("content-type", "application/json");
+        request.body(json.to_owned()).send().await.expect("an answer")
+    }
+
+    /// Adds to a counter and returns the id.
+    pub async fn increment(&self, replica: usize, name: &str, by: i64) -> String {
+        let request = self.at(replica, Method::POST, &format!("/v1/counters/{name}/increments"));
+        let response = request.json(&serde_json::json!({ "by": by })).send().await.expect("an answer");
+        assert_eq!(response.status(), 202);
+        json(response).await["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Waits until a replica shows this value and returns the counter.
+    pub async fn wait_for_value(&self, replica: usize, name: &str, value: i64) -> Value {
+        self.wait_for(&format!("{name} = {value}"), async || {
+            let path = format!("/v1/counters/{name}");
+            let response = self.at(replica, Method::GET, &path).send().await.expect("an answer");
+            let counter = json(response).await;
+            (counter["value"] == value).then_some(counter)
+        })
+        .await
+    }
+
+    /// Asks until there is something, or fails with what was waited for.
+    pub async fn wait_for<T>(&self, what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+        wait_for(what, ask).await
+    }
+
+    async fn wait_until_accepting(&self) {
+        for replica in 0..self.apis.len() {
+            self.wait_for("a healthy replica", async || {
+                let response = self.at(replica, Method::GET, "/health").send().await.expect("an answer");
+                (response.status() == 200).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Another consumer on connections of its own (cluster only).
+    pub async fn add_consumer(&mut self) {
+        let backend = open(&self.config).await;
+        self.consumers.push(RunningConsumer::start(&self.config, &backend));
+        self.backends.push(backend);
+    }
+
+    /// Another API on the first backend.
+    pub async fn restart_api(&mut self) {
+        self.apis.push(Server::start(&self.config, &self.backends[0]).await.expect("the API starts"));
+    }
+
+    async fn stop(self) {
+        for api in self.apis {
+            api.stop().await;
+        }
+        for consumer in self.consumers {
+            consumer.stop().await;
+        }
+        for backend in self.backends {
+            close(backend).await;
+        }
+    }
+}
+
+pub async fn close(backend: Backend) {
+    backend.queue.close().await;
+    backend.events.close().await;
+    backend.store.close().await;
+}
+
+pub async fn wait_for<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    let started = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(started.elapsed() < PATIENCE, "in vain: {what}");
+        tick.tick().await;
+    }
+}
+
+pub async fn json(response: Response) -> Value {
+    response.json().await.expect("JSON")
+}
+
+/// Asserts a problem and returns it.
+pub async fn problem(response: Response, status: u16) -> Value {
+    assert_eq!(response.status(), status);
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let problem = json(response).await;
+    assert_eq!(problem["status"], status);
+    assert!(problem["type"].as_str().expect("a type").starts_with("urn:forebay:problem:"), "{problem}");
+    problem
+}

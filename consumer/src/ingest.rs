@@ -1,0 +1,335 @@
+//! Applies queued writes to the store: several messages → one transaction → commit → events → ack.
+//!
+//! A message is acknowledged only after a commit that contains it (or contained it before). While
+//! the store is away one message is kept as the probe, the others are given back once, and nothing
+//! is consumed until the probe's own transaction commits. Nothing here sets an item aside: the
+//! store decides that, inside the transaction.
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use shared::backoff::Backoff;
+use shared::id::{Kind, MessageId};
+use shared::message::{Entry, Message, decode};
+use shared::queue::{Delivery, Lost, Queue, Subscription};
+use shared::shutdown::Shutdown;
+use shared::store::{Applied, Store, StoreError};
+use shared::write::Item;
+
+use crate::announce::Announcer;
+use crate::measure::metrics;
+use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
+
+/// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
+/// back well before.
+const PROBE_HELD_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// A failed transaction is tried once more after this, before it counts as an outage.
+const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
+
+pub struct Ingest {
+    pub queue: Arc<dyn Queue>,
+    pub store: Arc<dyn Store>,
+    pub announcer: Arc<Announcer>,
+    pub limits: MergeLimits,
+    pub prefetch: u16,
+    pub status: Arc<Status>,
+}
+
+/// What `/health` tells about the ingest.
+#[derive(Debug, Default)]
+pub struct Status {
+    pub consuming: AtomicBool,
+    pub store_away: AtomicBool,
+}
+
+impl Ingest {
+    /// Works until the shutdown; a lost session is rebuilt for ever.
+    pub async fn run(&self, mut shutdown: Shutdown) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        while !shutdown.is_requested() {
+            let subscribed = tokio::select! {
+                subscribed = self.queue.subscribe(1) => subscribed,
+                () = shutdown.requested() => return,
+            };
+            let why = match subscribed {
+                Ok(subscription) => {
+                    self.status.consuming.store(true, Ordering::Relaxed);
+                    tracing::info!("consuming");
+                    let mut session = Session::new(self, subscription);
+                    match session.run(&mut shutdown).await {
+                        Ok(()) => return,
+                        Err(lost) => {
+                            if session.progressed {
+                                backoff.reset();
+                            }
+                            lost.to_string()
+                        }
+                    }
+                }
+                Err(error) => error.to_string(),
+            };
+            self.status.consuming.store(false, Ordering::Relaxed);
+            let delay = backoff.delay();
+            tracing::warn!(error = why, retry.after_ms = delay.as_millis(), "not consuming");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.requested() => return,
+            }
+        }
+    }
+}
+
+/// Messages that go into one transaction; `deliveries[i]` brought `messages[i]`.
+struct Batch {
+    messages: Arc<[Message]>,
+    deliveries: Vec<Delivery>,
+}
+
+/// A delivery that was read.
+struct Held {
+    delivery: Delivery,
+    message: Message,
+    size: Size,
+}
+
+/// How a batch left the session.
+#[derive(PartialEq)]
+enum Settled {
+    Acknowledged,
+    Stopping,
+}
+
+struct Session<'a> {
+    ingest: &'a Ingest,
+    subscription: Box<dyn Subscription>,
+    window: Window,
+    /// Delivered and decoded, but did not fit into the batch before.
+    pending: Option<Held>,
+    previous_messages: usize,
+    progressed: bool,
+}
+
+impl<'a> Session<'a> {
+    fn new(ingest: &'a Ingest, subscription: Box<dyn Subscription>) -> Self {
+        let window = Window::new(ingest.prefetch);
+        Self { ingest, subscription, window, pending: None, previous_messages: 0, progressed: false }
+    }
+
+    async fn run(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
+        while let Some(first) = self.first(shutdown).await? {
+            let batch = self.gather(first, shutdown).await?;
+            self.previous_messages = batch.messages.len();
+            if self.settle(batch, shutdown).await? == Settled::Stopping {
+                break;
+            }
+            self.progressed = true;
+            if let Some(window) = self.window.grow() {
+                self.subscription.set_window(window).await?;
+            }
+        }
+        self.stop_deliveries(Vec::new()).await
+    }
+
+    /// Waits for the message that begins the next batch; `None` when asked to stop.
+    async fn first(&mut self, shutdown: &mut Shutdown) -> Result<Option<Held>, Lost> {
+        if let Some(pending) = self.pending.take() {
+            return Ok(Some(pending));
+        }
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                () = shutdown.requested() => return Ok(None),
+                delivery = self.subscription.next() => delivery?,
+            };
+            if let Some(held) = self.read(delivery).await? {
+                return Ok(Some(held));
+            }
+        }
+    }
+
+    /// Adds what is there, and under load what comes within the linger.
+    async fn gather(&mut self, first: Held, shutdown: &mut Shutdown) -> Result<Batch, Lost> {
+        let (started, limits) = (Instant::now(), self.ingest.limits);
+        let mut size = first.size;
+        let mut held = vec![first];
+        let why = loop {
+            let delivery = match self.subscription.try_next()? {
+                Some(delivery) => delivery,
+                None => {
+                    let window = usize::from(self.window.get());
+                    match when_empty(size, self.previous_messages, window, started.elapsed(), &limits) {
+                        WhenEmpty::Stop(why) => break why,
+                        WhenEmpty::WaitFor(more) => tokio::select! {
+                            delivery = self.subscription.next() => delivery?,
+                            () = tokio::time::sleep(more) => continue,
+                            () = shutdown.requested() => break WhyStopped::Stopping,
+                        },
+                    }
+                }
+            };
+            if let Some(next) = self.read(delivery).await? {
+                if let Err(why) = admit(size, next.size, &limits) {
+                    self.pending = Some(next);
+                    break why;
+                }
+                size = size.plus(next.size);
+                held.push(next);
+            }
+        };
+        metrics().batches.with_label_values(&[why.name()]).inc();
+        metrics().batch_items.observe(size.items as f64);
+        let (deliveries, messages): (Vec<_>, Vec<_>) =
+            held.into_iter().map(|held| (held.delivery, held.message)).unzip();
+        Ok(Batch { messages: messages.into(), deliveries })
+    }
+
+    /// Decodes; what is no message for this build goes to the dead queue, and only that.
+    async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
+        match decode(&delivery.body) {
+            Ok(message) => {
+                metrics().accepted_at_seen.set(message.accepted_at_ms / 1_000);
+                let size = Size::of(message.entries.len(), delivery.body.len());
+                Ok(Some(Held { delivery, message, size }))
+            }
+            Err(error) => {
+                tracing::error!(%error, message.bytes = delivery.body.len(), "undecodable message rejected");
+                metrics().rejected.with_label_values(&["undecodable"]).inc();
+                self.subscription.reject(delivery).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Applies and acknowledges, however long the store takes to come back.
+    async fn settle(&mut self, mut batch: Batch, shutdown: &mut Shutdown) -> Result<Settled, Lost> {
+        let mut failed_before = false;
+        while !batch.messages.is_empty() {
+            match self.ingest.store.apply(batch.messages.clone()).await {
+                Ok(applied) => {
+                    self.acknowledge(batch, &applied).await?;
+                    break;
+                }
+                Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut batch, id).await?,
+                Err(StoreError::Unavailable(why)) if failed_before => {
+                    return self.wait_for_store(batch, &why, shutdown).await;
+                }
+                Err(StoreError::Unavailable(why)) => {
+                    tracing::info!(error = &*why, "transaction failed, trying once more");
+                    failed_before = true;
+                    tokio::time::sleep(SECOND_TRY_AFTER).await;
+                }
+            }
+        }
+        Ok(Settled::Acknowledged)
+    }
+
+    /// The commit is known: tell the replicas, then acknowledge.
+    async fn acknowledge(&mut self, batch: Batch, applied: &Applied) -> Result<(), Lost> {
+        self.ingest.announcer.committed(applied);
+        count(&batch.messages, applied);
+        self.subscription.ack(batch.deliveries).await
+    }
+
+    /// Another body under an id that was applied: never applied, never acknowledged as if it had
+    /// been. The dead queue keeps it for a person, and the rest goes on.
+    async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
+        let index = batch.messages.iter().position(|message| message.id == id);
+        let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
+        tracing::error!(message.id = %id, "message id was applied with another body: rejected");
+        metrics().rejected.with_label_values(&["digest_mismatch"]).inc();
+        let mut messages = batch.messages.to_vec();
+        messages.remove(index);
+        batch.messages = messages.into();
+        self.subscription.reject(batch.deliveries.remove(index)).await
+    }
+
+    /// Keeps one message as the probe until its transaction commits.
+    async fn wait_for_store(
+        &mut self,
+        mut batch: Batch,
+        why: &str,
+        shutdown: &mut Shutdown,
+    ) -> Result<Settled, Lost> {
+        tracing::warn!(error = why, "store is away, consuming paused");
+        self.store_is_away(true);
+        self.window.shrink();
+        self.stop_deliveries(batch.deliveries.split_off(1)).await?;
+        batch.messages = [batch.messages[0].clone()].into();
+        let (since, mut backoff) =
+            (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(2)));
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(backoff.delay()) => {}
+                () = shutdown.requested() => {
+                    self.subscription.give_back(batch.deliveries).await?;
+                    return Ok(Settled::Stopping);
+                }
+                straggler = self.subscription.next() => self.subscription.give_back(vec![straggler?]).await?,
+            }
+            match self.ingest.store.apply(batch.messages.clone()).await {
+                Ok(applied) => {
+                    tracing::info!(
+                        away.seconds = since.elapsed().as_secs(),
+                        "store is back, consuming resumes"
+                    );
+                    self.acknowledge(batch, &applied).await?;
+                    break;
+                }
+                Err(StoreError::DigestMismatch(id)) => {
+                    self.refuse_reused_id(&mut batch, id).await?;
+                    break;
+                }
+                Err(StoreError::Unavailable(_)) if since.elapsed() > PROBE_HELD_MAX => {
+                    self.subscription.give_back(batch.deliveries).await?;
+                    return Err(Lost("the probe was held for long and is given back".into()));
+                }
+                Err(StoreError::Unavailable(why)) => tracing::debug!(error = &*why, "store is still away"),
+            }
+        }
+        self.store_is_away(false);
+        self.subscription.set_window(self.window.get()).await?;
+        Ok(Settled::Acknowledged)
+    }
+
+    /// Stops deliveries and gives back everything in hand that is not applied, once.
+    async fn stop_deliveries(&mut self, mut back: Vec<Delivery>) -> Result<(), Lost> {
+        self.subscription.set_window(0).await?;
+        back.extend(self.pending.take().map(|held| held.delivery));
+        while let Some(delivery) = self.subscription.try_next()? {
+            back.push(delivery);
+        }
+        self.subscription.give_back(back).await
+    }
+
+    fn store_is_away(&self, away: bool) {
+        self.ingest.status.store_away.store(away, Ordering::Relaxed);
+        metrics().paused.set(i64::from(away));
+    }
+}
+
+fn count(messages: &[Message], applied: &Applied) {
+    let fresh: HashSet<_> = applied.fresh.iter().collect();
+    let set_aside: HashSet<_> = applied.set_aside.iter().map(|set_aside| set_aside.item).collect();
+    let mut increments = 0;
+    for message in messages {
+        if !fresh.contains(&message.id) {
+            metrics().duplicates.inc();
+            continue;
+        }
+        let waited_ms = (applied.committed_at_ms - message.accepted_at_ms).max(0);
+        metrics().accept_to_applied.observe(waited_ms as f64 / 1_000.0);
+        for (index, entry) in message.entries.iter().enumerate() {
+            let refused = !set_aside.is_empty() && set_aside.contains(&message.item_key(index));
+            match entry {
+                Entry::Item(Item::Increment(_)) if !refused => increments += 1,
+                _ => {}
+            }
+        }
+    }
+    metrics().applied.with_label_values(&[Kind::Increment.name()]).inc_by(increments);
+    for set_aside in &applied.set_aside {
+        metrics().set_aside.with_label_values(&[set_aside.reason.name()]).inc();
+    }
+}

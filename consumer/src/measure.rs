@@ -1,0 +1,77 @@
+//! The consumer's own metrics.
+use std::sync::LazyLock;
+
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
+use prometheus::{register_histogram, register_int_counter, register_int_counter_vec, register_int_gauge};
+
+pub struct Metrics {
+    /// Items applied, by `kind`.
+    pub applied: IntCounterVec,
+    /// Items set aside, by `reason`.
+    pub set_aside: IntCounterVec,
+    /// Messages that had been applied before and changed nothing.
+    pub duplicates: IntCounter,
+    /// Messages moved to the dead queue, by `reason`.
+    pub rejected: IntCounterVec,
+    /// Items per transaction.
+    pub batch_items: Histogram,
+    /// Transactions, by why the batch `stopped` growing.
+    pub batches: IntCounterVec,
+    /// Seconds from accepting a write to its commit.
+    pub accept_to_applied: Histogram,
+    /// Accept time of the message seen last, in seconds since 1970.
+    pub accepted_at_seen: IntGauge,
+    /// 1 while consuming is stopped because the store is away.
+    pub paused: IntGauge,
+}
+
+/// Registered at first use with Prometheus' default registry.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: LazyLock<Metrics> = LazyLock::new(|| register().expect("metric names are distinct"));
+    &METRICS
+}
+
+fn register() -> prometheus::Result<Metrics> {
+    let seconds = vec![0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0];
+    let items = vec![1.0, 4.0, 16.0, 64.0, 250.0, 500.0, 1_000.0, 2_000.0, 4_000.0, 8_000.0];
+    Ok(Metrics {
+        applied: register_int_counter_vec!(
+            opts!("forebay_consumer_items_applied_total", "items whose effect is committed"),
+            &["kind"]
+        )?,
+        set_aside: register_int_counter_vec!(
+            opts!("forebay_consumer_items_set_aside_total", "items put into dead_letters"),
+            &["reason"]
+        )?,
+        duplicates: register_int_counter!(
+            "forebay_consumer_messages_duplicate_total",
+            "messages that had been applied before and changed nothing"
+        )?,
+        rejected: register_int_counter_vec!(
+            opts!("forebay_consumer_messages_rejected_total", "messages moved to the dead queue"),
+            &["reason"]
+        )?,
+        batch_items: register_histogram!(histogram_opts!(
+            "forebay_consumer_batch_items",
+            "items per transaction",
+            items
+        ))?,
+        batches: register_int_counter_vec!(
+            opts!("forebay_consumer_batches_total", "transactions by why they were not larger"),
+            &["stopped"]
+        )?,
+        accept_to_applied: register_histogram!(histogram_opts!(
+            "forebay_consumer_accept_to_applied_seconds",
+            "from accepting a message to its commit",
+            seconds
+        ))?,
+        accepted_at_seen: register_int_gauge!(
+            "forebay_consumer_accepted_at_seen_seconds",
+            "accept time of the message seen last, since 1970"
+        )?,
+        paused: register_int_gauge!(
+            "forebay_consumer_paused",
+            "1 while consuming is stopped because the store is away"
+        )?,
+    })
+}

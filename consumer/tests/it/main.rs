@@ -1,0 +1,275 @@
+//! The consumer on real queues, over stores that come and go.
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use consumer::Consumer;
+use shared::backend::{self, Backend};
+use shared::config::Config;
+use shared::id::{IdIssuer, ItemKey, Kind, MessageId};
+use shared::message::{Builder, Message, Outgoing, encode_increment};
+use shared::shutdown;
+use shared::store::{Applied, Counter, CounterPage, Fate, Store, StoreError};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A store that can be taken away and remembers how it was asked.
+struct Switched {
+    store: Arc<dyn Store>,
+    away: AtomicBool,
+    /// Messages of each `apply`.
+    asked: Mutex<Vec<usize>>,
+    failed: AtomicUsize,
+}
+
+#[async_trait]
+impl Store for Switched {
+    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+        self.asked.lock().expect("no panic").push(batch.len());
+        if self.away.load(Ordering::Relaxed) {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            return Err(StoreError::Unavailable("away".into()));
+        }
+        self.store.apply(batch).await
+    }
+
+    async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
+        self.store.counter(name).await
+    }
+
+    async fn counters(&self, page: CounterPage) -> Result<Vec<Counter>, StoreError> {
+        self.store.counters(page).await
+    }
+
+    async fn fate(&self, item: ItemKey) -> Result<Option<Fate>, StoreError> {
+        self.store.fate(item).await
+    }
+
+    async fn now_ms(&self) -> Result<i64, StoreError> {
+        self.store.now_ms().await
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        self.store.migrate().await
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+struct Rig {
+    config: Config,
+    backend: Backend,
+    store: Arc<Switched>,
+    issuer: IdIssuer,
+}
+
+impl Rig {
+    async fn new(config: Config) -> Self {
+        let backend = backend::open(&config).await.expect("the backend opens");
+        backend.store.migrate().await.expect("the schema is brought up");
+        let store = Arc::new(Switched {
+            store: backend.store.clone(),
+            away: AtomicBool::new(false),
+            asked: Mutex::default(),
+            failed: AtomicUsize::new(0),
+        });
+        let backend = Backend { store: store.clone(), ..backend };
+        Self { config, backend, store, issuer: IdIssuer::new(rand::random(), 0) }
+    }
+
+    fn message(&mut self, counter: &str, by: i64) -> Outgoing {
+        let mut builder = Builder::new(self.issuer.next(shared::clock::now_ms()), shared::clock::now_ms());
+        let mut encoded = Vec::new();
+        encode_increment(&mut encoded, counter, by);
+        builder.push(&encoded, 1);
+        builder.finish()
+    }
+
+    async fn publish(&self, message: Outgoing) {
+        let publisher = self.backend.queue.publisher();
+        publisher.publish(message, Instant::now() + PATIENCE).await.expect("durable");
+    }
+
+    /// Runs a consumer while `during` runs.
+    async fn consuming<T>(&self, during: impl Future<Output = T>) -> T {
+        let (trigger, shutdown) = shutdown::channel();
+        let consumer = Consumer::new(&self.config, &self.backend, rand::random());
+        let task = tokio::spawn(consumer.run(shutdown));
+        let outcome = during.await;
+        trigger.request();
+        task.await.expect("the consumer does not panic");
+        outcome
+    }
+
+    async fn value(&self, counter: &str) -> Option<i64> {
+        self.backend.store.counter(counter).await.expect("the store answers").map(|counter| counter.value)
+    }
+
+    async fn wait_for_value(&self, counter: &str, value: i64) {
+        wait_for(counter, async || self.value(counter).await == Some(value)).await;
+    }
+
+    async fn wait_for_fate(&self, id: MessageId) -> Fate {
+        let item = id.item(Kind::Increment, 0);
+        wait_for("a fate", async || self.backend.store.fate(item).await.expect("answers").is_some()).await;
+        self.backend.store.fate(item).await.expect("answers").expect("just seen")
+    }
+
+    async fn close(self) {
+        self.backend.queue.close().await;
+        self.backend.events.close().await;
+        self.backend.store.close().await;
+    }
+}
+
+async fn wait_for(what: &str, is_true: impl AsyncFn() -> bool) {
+    let started = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    while !is_true().await {
+        assert!(started.elapsed() < PATIENCE, "in vain: {what}");
+        tick.tick().await;
+    }
+}
+
+fn base_config() -> Config {
+    let mut config = Config::default();
+    config.queue.bytes_max = 64 << 20;
+    config.ids.secrets = vec!["test".into()];
+    config
+}
+
+async fn embedded<Fut: Future<Output = Rig>>(test: impl FnOnce(Rig) -> Fut) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut config = base_config();
+    config.queue.url = format!("embedded:{}", directory.path().display());
+    config.store.url.clone_from(&config.queue.url);
+    test(Rig::new(config).await).await.close().await;
+}
+
+async fn cluster<Fut: Future<Output = Rig>>(word: &str, test: impl FnOnce(Rig) -> Fut) {
+    testkit::isolated(word, |isolated| async move {
+        let mut config = base_config();
+        config.queue.url = isolated.amqp_url;
+        config.queue.prefix = isolated.prefix;
+        config.store.url = isolated.database_url;
+        test(Rig::new(config).await).await.close().await;
+    })
+    .await;
+}
+
+macro_rules! on_both_pairs {
+    ($($name:ident)+) => {$(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn embedded() {
+                super::embedded(super::$name).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn cluster() {
+                super::cluster(stringify!($name), super::$name).await;
+            }
+        }
+    )+};
+}
+
+on_both_pairs! {
+    what_waits_is_merged_into_few_transactions
+    what_is_no_message_is_rejected_and_the_rest_is_applied
+    a_reused_id_is_never_applied_and_does_not_block_the_rest
+    while_the_store_is_away_one_message_probes_and_afterwards_all_are_applied
+    a_stop_while_the_store_is_away_keeps_everything_for_the_next_consumer
+}
+
+async fn what_waits_is_merged_into_few_transactions(mut rig: Rig) -> Rig {
+    for _ in 0..100 {
+        let message = rig.message("merged", 1);
+        rig.publish(message).await;
+    }
+    rig.consuming(rig.wait_for_value("merged", 100)).await;
+    let asked = rig.store.asked.lock().expect("no panic").clone();
+    assert_eq!(asked[0], 1, "every start is slow");
+    assert!(asked.len() <= 20, "{asked:?}");
+    assert_eq!(asked.iter().sum::<usize>(), 100, "each message once");
+    rig
+}
+
+async fn what_is_no_message_is_rejected_and_the_rest_is_applied(mut rig: Rig) -> Rig {
+    for body in ["no json", r#"{"v":99}"#, "[]"] {
+        let good = rig.message("rest", 1);
+        let bad = Outgoing { body: body.into(), ..rig.message("never", 1) };
+        rig.publish(good).await;
+        rig.publish(bad).await;
+    }
+    rig.consuming(rig.wait_for_value("rest", 3)).await;
+    // A second consumer meets nothing of them: they are neither in the queue nor applied.
+    let last = rig.message("last", 1);
+    rig.publish(last).await;
+    rig.consuming(rig.wait_for_value("last", 1)).await;
+    assert_eq!(rig.value("never").await, None);
+    rig
+}
+
+async fn a_reused_id_is_never_applied_and_does_not_block_the_rest(mut rig: Rig) -> Rig {
+    let first = rig.message("reused", 1);
+    let other = Outgoing { id: first.id, body: first.body.to_vec().replacing(b":1}}", b":9}}"), items: 1 };
+    let same = first.clone();
+    rig.publish(first).await;
+    rig.consuming(rig.wait_for_value("reused", 1)).await;
+    rig.publish(other).await;
+    rig.publish(same).await;
+    let last = rig.message("last", 1);
+    let id = last.id;
+    rig.publish(last).await;
+    let fate = rig.consuming(rig.wait_for_fate(id)).await;
+    assert!(matches!(fate, Fate::Applied { .. }));
+    assert_eq!(rig.value("reused").await, Some(1));
+    rig
+}
+
+trait Replacing {
+    fn replacing(self, from: &[u8], to: &[u8]) -> bytes::Bytes;
+}
+
+impl Replacing for Vec<u8> {
+    fn replacing(mut self, from: &[u8], to: &[u8]) -> bytes::Bytes {
+        let at = self.windows(from.len()).position(|window| window == from).expect("it is there");
+        self.splice(at..at + from.len(), to.iter().copied());
+        self.into()
+    }
+}
+
+async fn while_the_store_is_away_one_message_probes_and_afterwards_all_are_applied(mut rig: Rig) -> Rig {
+    rig.store.away.store(true, Ordering::Relaxed);
+    for _ in 0..30 {
+        let message = rig.message("outage", 1);
+        rig.publish(message).await;
+    }
+    rig.consuming(async {
+        wait_for("probes", async || rig.store.failed.load(Ordering::Relaxed) >= 4).await;
+        rig.store.away.store(false, Ordering::Relaxed);
+        rig.wait_for_value("outage", 30).await;
+    })
+    .await;
+    let asked = rig.store.asked.lock().expect("no panic").clone();
+    let failed = rig.store.failed.load(Ordering::Relaxed);
+    assert!(asked[..failed].iter().all(|messages| *messages == 1), "{asked:?}");
+    assert_eq!(asked[failed..].iter().sum::<usize>(), 30, "each message once: {asked:?}");
+    rig
+}
+
+async fn a_stop_while_the_store_is_away_keeps_everything_for_the_next_consumer(mut rig: Rig) -> Rig {
+    rig.store.away.store(true, Ordering::Relaxed);
+    for _ in 0..10 {
+        let message = rig.message("kept", 1);
+        rig.publish(message).await;
+    }
+    rig.consuming(wait_for("probes", async || rig.store.failed.load(Ordering::Relaxed) >= 3)).await;
+    rig.store.away.store(false, Ordering::Relaxed);
+    rig.consuming(rig.wait_for_value("kept", 10)).await;
+    rig
+}

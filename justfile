@@ -1,0 +1,42 @@
+# Shortcuts; each is one command that also works without just. `just --list` tells them.
+
+target := env("CARGO_TARGET_DIR", justfile_directory() / "target")
+
+_list:
+    @just --list --unsorted
+
+# The API with everything in one process; data in ./forebay-data
+run *arguments:
+    cargo run --release -p api -- {{ arguments }}
+
+# Everything that must hold, or the named steps: `just test fast`
+test *steps:
+    ./test {{ steps }}
+
+# Format and lints, as CI has them
+check:
+    ./test --keep-going fmt clippy
+
+# Forebay against the bare handler on this machine: `just load --quick`
+load *arguments:
+    cargo build --release -p api -p consumer --bins --example bare
+    cargo run --release -p compare -- {{ arguments }}
+
+# The HTTP contract, with k6, against an embedded API
+smoke:
+    ./test smoke
+
+# Kills programs under load and looks for lost and doubled writes: `just chaos --pair cluster --seed 7`
+chaos *arguments:
+    cargo build -p api -p consumer
+    cargo run -p chaos -- {{ arguments }}
+
+# Regenerates what is derived from code and committed under docs/
+docs:
+    mkdir -p {{ target }}
+    cargo run -p api -- openapi > {{ target }}/openapi.json
+    mv {{ target }}/openapi.json docs/openapi.json
+
+# Regenerates .sqlx, the checked queries, from a scratch database; `server` may create databases
+sqlx server="postgres://postgres@127.0.0.1:5432":
+    .ci/sqlx {{ server }}

@@ -1,0 +1,201 @@
+//! The rows of the table: what each says, what it must reach, and how it follows from the runs.
+//! Pure: figures in, verdicts out.
+use serde::Serialize;
+
+use crate::installation::Variant;
+use crate::measure::{Run, Work};
+use crate::process::Memory;
+
+/// Everything that was measured.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Measurements {
+    pub runs: Vec<Run>,
+    pub unnest_rows_per_second: Vec<f64>,
+    /// Of the clustered API after closed loops, by connections.
+    pub memory: Vec<(usize, Memory)>,
+    pub half_load: Option<Run>,
+    pub tenth_load: Option<Run>,
+    pub nine_tenths_load: Option<Run>,
+    pub long_run: Option<Run>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Aim,
+    Must,
+    Missed,
+    NotMeasured,
+}
+
+/// One row with its result.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub unit: &'static str,
+    pub must: f64,
+    pub aim: f64,
+    pub measured: Option<f64>,
+    pub verdict: Verdict,
+}
+
+struct Target {
+    name: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    must: f64,
+    aim: f64,
+    measured: fn(&Measurements) -> Option<f64>,
+}
+
+/// More is better where the aim is above the must.
+const TARGETS: &[Target] = &[
+    target("applied-50", "applied ÷ bare, 50 connections", "", 0.22, 0.30, |all| all.applied_to_bare(50)),
+    target("applied-1000", "applied ÷ bare, 1 000 connections", "", 0.50, 0.62, |all| {
+        all.applied_to_bare(1_000)
+    }),
+    target("applied-5000", "applied ÷ bare, 5 000 connections", "", 0.50, 0.62, |all| {
+        all.applied_to_bare(5_000)
+    }),
+    target("batching", "applied ÷ one message per request, 1 000", "", 2.0, 3.0, |all| {
+        Some(all.applied(Variant::Cluster, 1_000)? / all.applied(Variant::Unbatched, 1_000)?)
+    }),
+    target("cpu", "CPU per accepted and applied increment, 1 000", "µs", 22.0, 17.0, |all| {
+        all.median(Variant::Cluster, Work::Single, 1_000, |run| run.cpu_us_per_item)
+    }),
+    target("p99-5000", "p99, 5 000, open loop at half of capacity", "ms", 500.0, 150.0, |all| {
+        Some(all.half_load.as_ref()?.p99_ms)
+    }),
+    target("crowd", "(5 000 ÷ 1 000) of ours ÷ the same of bare", "", 0.90, 1.0, |all| {
+        Some(all.applied_to_bare(5_000)? / all.applied_to_bare(1_000)?)
+    }),
+    target("load", "p95 at 0.9 − p95 at 0.1 of capacity, open loop", "ms", 50.0, 20.0, |all| {
+        Some(all.nine_tenths_load.as_ref()?.p95_ms - all.tenth_load.as_ref()?.p95_ms)
+    }),
+    target("bulk", "bulk of 100 applied ÷ UNNEST ceiling", "", 0.6, 1.2, |all| {
+        let bulk = all.median(Variant::Cluster, Work::Bulk, BULK_CONNECTIONS, |run| run.applied)?;
+        Some(bulk / median(all.unnest_rows_per_second.clone())?)
+    }),
+    target("drain", "drain after a long run at full load", "ms", 2_000.0, 1_000.0, |all| {
+        Some(all.long_run.as_ref()?.drain_ms)
+    }),
+    target("get", "GET of a cached counter ÷ bare GET, 1 000", "", 0.75, 0.90, |all| {
+        let rate = |variant| all.median(variant, Work::Read, 1_000, |run| run.accepted);
+        Some(rate(Variant::Cluster)? / rate(Variant::Bare)?)
+    }),
+    target("memory-1000", "peak memory of the API, 1 000 connections", "MB", 130.0, 90.0, |all| {
+        all.peak_mb(1_000)
+    }),
+    target("memory-5000", "peak memory of the API, 5 000 connections", "MB", 280.0, 220.0, |all| {
+        all.peak_mb(5_000)
+    }),
+    target("embedded", "embedded accepted ÷ RabbitMQ accepted, 1 000", "", 0.8, 1.0, |all| {
+        let rate = |variant| all.median(variant, Work::Single, 1_000, |run| run.accepted);
+        Some(rate(Variant::Embedded)? / rate(Variant::Cluster)?)
+    }),
+];
+
+/// Connections of the bulk run: five thousand items in flight, as many as the crowd has.
+pub const BULK_CONNECTIONS: usize = 100;
+
+const fn target(
+    name: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    must: f64,
+    aim: f64,
+    measured: fn(&Measurements) -> Option<f64>,
+) -> Target {
+    Target { name, title, unit, must, aim, measured }
+}
+
+pub fn names() -> impl Iterator<Item = &'static str> {
+    TARGETS.iter().map(|target| target.name)
+}
+
+/// The rows that were asked for, judged.
+pub fn judge(measurements: &Measurements, wanted: impl Fn(&str) -> bool) -> Vec<Row> {
+    let judge = |target: &Target| {
+        let measured = (target.measured)(measurements).filter(|figure| figure.is_finite());
+        let Target { name, title, unit, must, aim, .. } = *target;
+        Row { name, title, unit, must, aim, measured, verdict: verdict(must, aim, measured) }
+    };
+    TARGETS.iter().filter(|target| wanted(target.name)).map(judge).collect()
+}
+
+fn verdict(must: f64, aim: f64, measured: Option<f64>) -> Verdict {
+    let Some(measured) = measured else { return Verdict::NotMeasured };
+    let reaches = |limit: f64| if aim > must { measured >= limit } else { measured <= limit };
+    if reaches(aim) {
+        Verdict::Aim
+    } else if reaches(must) {
+        Verdict::Must
+    } else {
+        Verdict::Missed
+    }
+}
+
+impl Measurements {
+    /// The middle of all closed-loop runs of one kind.
+    pub fn median(
+        &self,
+        variant: Variant,
+        work: Work,
+        connections: usize,
+        figure: impl Fn(&Run) -> f64,
+    ) -> Option<f64> {
+        let same = |run: &&Run| run.variant == variant && run.work == work && run.connections == connections;
+        median(self.runs.iter().filter(same).map(figure).collect())
+    }
+
+    fn applied(&self, variant: Variant, connections: usize) -> Option<f64> {
+        self.median(variant, Work::Single, connections, |run| run.applied)
+    }
+
+    fn applied_to_bare(&self, connections: usize) -> Option<f64> {
+        Some(self.applied(Variant::Cluster, connections)? / self.applied(Variant::Bare, connections)?)
+    }
+
+    fn peak_mb(&self, connections: usize) -> Option<f64> {
+        self.memory.iter().find(|(at, _)| *at == connections).map(|(_, memory)| memory.peak_mb)
+    }
+}
+
+fn median(mut figures: Vec<f64>) -> Option<f64> {
+    figures.sort_by(f64::total_cmp);
+    let (low, high) = (figures.get(figures.len().checked_sub(1)? / 2)?, figures.get(figures.len() / 2)?);
+    Some(f64::midpoint(*low, *high))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_is_judged_in_the_direction_of_its_aim() {
+        assert_eq!(verdict(0.5, 0.6, Some(0.7)), Verdict::Aim);
+        assert_eq!(verdict(0.5, 0.6, Some(0.55)), Verdict::Must);
+        assert_eq!(verdict(0.5, 0.6, Some(0.4)), Verdict::Missed);
+        assert_eq!(verdict(50.0, 20.0, Some(-1.0)), Verdict::Aim);
+        assert_eq!(verdict(50.0, 20.0, Some(30.0)), Verdict::Must);
+        assert_eq!(verdict(50.0, 20.0, Some(51.0)), Verdict::Missed);
+        assert_eq!(verdict(0.5, 0.6, None), Verdict::NotMeasured);
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0]), Some(3.0));
+        assert_eq!(median(vec![9.0, 1.0]), Some(5.0));
+        assert_eq!(median(vec![9.0, 1.0, 2.0]), Some(2.0));
+    }
+
+    #[test]
+    fn without_measurements_every_row_is_there_and_says_so() {
+        let rows = judge(&Measurements::default(), |_| true);
+        assert_eq!(rows.len(), names().count());
+        assert!(rows.iter().all(|row| row.verdict == Verdict::NotMeasured));
+        assert_eq!(judge(&Measurements::default(), |name| name == "cpu").len(), 1);
+    }
+}

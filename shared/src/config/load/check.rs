@@ -1,0 +1,90 @@
+//! Values that no program can run with. Pure: settings in, names and reasons out.
+use std::net::IpAddr;
+
+use crate::config::Config;
+use crate::id::ITEMS_PER_MESSAGE_MAX;
+use crate::message::ENVELOPE_BYTES_MAX;
+use crate::telemetry;
+
+/// The most messages that may be unacknowledged; quorum queues take no more.
+const PREFETCH_MAX: u16 = 2_000;
+
+/// By how much an item can be longer in a message than it was in its request.
+const ITEM_GROWTH_BYTES_MAX: usize = 64;
+
+pub(super) const CONSUMER_NEEDS_SERVERS: &str = "the embedded queue lives inside the api, which consumes it \
+    by itself: give the consumer AMQP_URL and DATABASE_URL, or `--env local`";
+
+impl Config {
+    /// No message of the API can be larger: one that is nearly full takes one more request.
+    pub fn message_bytes_bound(&self) -> usize {
+        let request = self.server.items_max.saturating_mul(ITEM_GROWTH_BYTES_MAX);
+        let request = request.saturating_add(self.server.body_bytes_max);
+        request.saturating_add(self.queue.message_bytes_max).saturating_add(ENVELOPE_BYTES_MAX)
+    }
+}
+
+/// What is wrong, by setting.
+pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
+    let mut found = at_least_one(config);
+    let mut demand = |key, holds: bool, reason: String| {
+        if !holds {
+            found.push((key, reason));
+        }
+    };
+    let (server, queue) = (&config.server, &config.queue);
+    let items = format!("is more than the {ITEMS_PER_MESSAGE_MAX} items that a message can hold");
+    demand("server.items_max", server.items_max <= ITEMS_PER_MESSAGE_MAX, items.clone());
+    demand("queue.message_items_max", queue.message_items_max <= ITEMS_PER_MESSAGE_MAX, items);
+    demand("queue.prefetch", queue.prefetch <= PREFETCH_MAX, format!("is more than {PREFETCH_MAX}"));
+    let largest = config.message_bytes_bound();
+    let held = largest.saturating_mul(queue.prefetch.into());
+    let reason = format!(
+        "is less than queue.prefetch × the largest message, {} × {largest} = {held} bytes; lower \
+         queue.prefetch, queue.message_bytes_max or server.body_bytes_max, or raise it",
+        queue.prefetch
+    );
+    demand("queue.prefetch_bytes_max", held <= queue.prefetch_bytes_max, reason);
+    let room = queue.bytes_max >= largest as u64;
+    demand("queue.bytes_max", room, format!("does not hold the largest message, {largest} bytes"));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let named = (1..=100).contains(&queue.prefix.len()) && queue.prefix.bytes().all(plain);
+    demand("queue.prefix", named, "expected 1 to 100 characters out of A-Z a-z 0-9 . _ -".into());
+    let filter = telemetry::check_filter(&config.telemetry.log_filter);
+    demand("telemetry.log_filter", filter.is_ok(), filter.err().unwrap_or_default());
+    found
+}
+
+/// Settings with which a zero would mean that nothing works.
+fn at_least_one(config: &Config) -> Vec<(&'static str, String)> {
+    let Config { server, queue, store, .. } = config;
+    let zero = [
+        ("server.body_bytes_max", server.body_bytes_max == 0),
+        ("server.items_max", server.items_max == 0),
+        ("server.body_timeout_ms", server.body_timeout_ms == 0),
+        ("server.accept_timeout_ms", server.accept_timeout_ms == 0),
+        ("server.in_flight_max", server.in_flight_max == 0),
+        ("server.connections_max", server.connections_max == 0),
+        ("queue.message_items_max", queue.message_items_max == 0),
+        ("queue.message_bytes_max", queue.message_bytes_max == 0),
+        ("queue.publishes_in_flight_max", queue.publishes_in_flight_max == 0),
+        ("queue.messages_waiting_max", queue.messages_waiting_max == 0),
+        ("queue.confirm_timeout_ms", queue.confirm_timeout_ms == 0),
+        ("queue.prefetch", queue.prefetch == 0),
+        ("queue.merge_items_max", queue.merge_items_max == 0),
+        ("queue.merge_bytes_max", queue.merge_bytes_max == 0),
+        ("store.connections_max", store.connections_max == 0),
+        ("store.connect_timeout_ms", store.connect_timeout_ms == 0),
+        ("store.read_timeout_ms", store.read_timeout_ms == 0),
+        ("store.write_timeout_ms", store.write_timeout_ms == 0),
+    ];
+    zero.into_iter().filter(|(_, zero)| *zero).map(|(key, _)| (key, "must be at least 1".into())).collect()
+}
+
+/// Whether only this machine can be meant.
+pub(super) fn is_loopback(url: &str) -> bool {
+    let Ok(url) = url::Url::parse(url) else { return false };
+    let Some(host) = url.host_str() else { return false };
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}

@@ -1,0 +1,264 @@
+//! The layers of the configuration: file, environment and flags as single settings, each with its
+//! origin, in the order in which later ones win.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use figment::providers::{Format, Yaml};
+use figment::value::{Dict, Map, Value};
+use figment::{Metadata, Provider};
+
+use super::{ConfigError, Problem, Profile, Program};
+use crate::config::Config;
+
+const ENV_PREFIX: &str = "FOREBAY__";
+
+/// Names that other tools use for the same thing; the own name wins.
+const ALIASES: [(&str, &str); 2] = [("DATABASE_URL", "store.url"), ("AMQP_URL", "queue.url")];
+
+/// Values that must never be shown as they are.
+const SECRETS: [&str; 3] = ["ids.secrets", "queue.url", "store.url"];
+
+pub(super) fn is_secret(key: &str) -> bool {
+    SECRETS.iter().any(|secret| key.starts_with(secret))
+}
+
+/// One value for one setting.
+#[derive(Debug)]
+pub(super) struct Setting {
+    /// `section.key`
+    key: String,
+    value: Value,
+    origin: String,
+}
+
+impl Setting {
+    pub(super) fn names_backend(&self) -> bool {
+        ["queue.url", "store.url"].contains(&&*self.key)
+    }
+}
+
+impl Provider for Setting {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<figment::Profile, Dict>, figment::Error> {
+        let nested = figment::util::nest(&self.key, self.value.clone());
+        let dict = nested.into_dict().expect("a key has two parts");
+        Ok(figment::Profile::Default.collect(dict))
+    }
+}
+
+/// Every setting by `section.key`, with its default.
+pub(super) fn known() -> BTreeMap<String, Value> {
+    let defaults = Value::serialize(Config::default()).expect("the defaults are plain values");
+    let sections = defaults.into_dict().expect("a struct is a map");
+    let keys = |(section, keys): (String, Value)| {
+        let keys = keys.into_dict().expect("a section is a map");
+        keys.into_iter().map(move |(key, value)| (format!("{section}.{key}"), value))
+    };
+    sections.into_iter().flat_map(keys).collect()
+}
+
+/// What the programs assume before anybody says anything.
+pub(super) fn built_in(program: Program, profile: Option<Profile>) -> Vec<Setting> {
+    let ops_port: u16 = match program {
+        Program::Api => 9190,
+        Program::Consumer => 9191,
+    };
+    let origin = format!("default of the {program}");
+    let mut settings = vec![Setting { key: "ops.port".into(), value: ops_port.into(), origin }];
+    let values: &[(&str, Value)] = &match profile {
+        None => vec![],
+        Some(Profile::Local) => vec![
+            ("queue.url", "amqp://guest:guest@127.0.0.1:5672/%2f".into()),
+            ("store.url", "postgres://postgres@127.0.0.1:5432/forebay".into()),
+        ],
+        // A file in a container's own disk would be a queue that forgets: somebody must choose.
+        Some(Profile::Dev | Profile::Preprod | Profile::Prod) => {
+            vec![("queue.url", "".into()), ("store.url", "".into()), ("store.migrate", false.into())]
+        }
+    };
+    let origin = profile.map_or(String::new(), |profile| format!("profile {}", profile.name()));
+    settings.extend(values.iter().map(|(key, value)| Setting {
+        key: (*key).into(),
+        value: value.clone(),
+        origin: origin.clone(),
+    }));
+    settings
+}
+
+/// A configuration file: profiles, their sections, their keys.
+#[derive(Debug)]
+pub(super) struct File {
+    path: PathBuf,
+    profiles: Dict,
+}
+
+impl File {
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        // A file without any value is a file in which everything is commented out.
+        let profiles = Yaml::from_str::<Option<Dict>>(text);
+        let profiles = profiles
+            .map_err(|error| ConfigError::Malformed { path: path.into(), reason: error.to_string() })?;
+        Ok(Self { path: path.into(), profiles: profiles.unwrap_or_default() })
+    }
+
+    fn origin(&self, profile: &str) -> String {
+        format!("{}, {profile}", self.path.display())
+    }
+}
+
+/// The settings of one section of the file; `None` is the section `default`, and with it all of
+/// the file is checked for unknown names.
+pub(super) fn of_file(file: Option<&File>, profile: Option<Profile>) -> Result<Vec<Setting>, Vec<Problem>> {
+    let Some(file) = file else { return Ok(Vec::new()) };
+    let wanted = profile.map_or("default", Profile::name);
+    let (mut settings, mut problems) = (Vec::new(), Vec::new());
+    for (name, sections) in &file.profiles {
+        if name != "default" && name.parse::<Profile>().is_err() {
+            let origin = file.path.display().to_string();
+            let reason = "is no profile: settings stand below default, local, dev, preprod or prod";
+            problems.push(Problem::Invalid { key: name.clone(), origin, reason: reason.into() });
+            continue;
+        }
+        let found = of_sections(sections, &file.origin(name)).unwrap_or_else(|found| {
+            problems.extend(found);
+            Vec::new()
+        });
+        if name == wanted {
+            settings = found;
+        }
+    }
+    // They were told of when the section `default` was read.
+    if problems.is_empty() || profile.is_some() { Ok(settings) } else { Err(problems) }
+}
+
+fn of_sections(sections: &Value, origin: &str) -> Result<Vec<Setting>, Vec<Problem>> {
+    let known = known();
+    let (mut settings, mut problems) = (Vec::new(), Vec::new());
+    for (section, keys) in map(sections, origin, origin).map_err(|problem| vec![problem])? {
+        match map(keys, section, origin) {
+            Err(problem) => problems.push(problem),
+            Ok(keys) => {
+                for (key, value) in keys {
+                    let name = format!("{section}.{key}");
+                    if !known.contains_key(&name) {
+                        problems.push(unknown(&known, name, origin));
+                    } else if !matches!(value, Value::Empty(..)) {
+                        let (value, origin) = (value.clone(), origin.into());
+                        settings.push(Setting { key: name, value, origin });
+                    }
+                }
+            }
+        }
+    }
+    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+}
+
+/// `value` as a map; nothing at all is an empty one.
+fn map<'a>(
+    value: &'a Value,
+    name: &str,
+    origin: &str,
+) -> Result<impl Iterator<Item = (&'a String, &'a Value)>, Problem> {
+    match value {
+        Value::Dict(_, dict) => Ok(Some(dict).into_iter().flatten()),
+        Value::Empty(..) => Ok(None.into_iter().flatten()),
+        _ => {
+            let reason = "expected a map".into();
+            Err(Problem::Invalid { key: name.into(), origin: origin.into(), reason })
+        }
+    }
+}
+
+pub(super) fn of_env(env: &BTreeMap<String, String>) -> Result<Vec<Setting>, Vec<Problem>> {
+    let known = known();
+    let alias = |(variable, key): (&str, &str)| {
+        let text = env.get(variable).filter(|text| !text.is_empty())?;
+        let origin = format!("environment {variable}");
+        Some(Setting { key: key.into(), value: typed(&known[key], text), origin })
+    };
+    let mut settings: Vec<_> = ALIASES.into_iter().filter_map(alias).collect();
+    let mut problems = Vec::new();
+    for (variable, text) in env {
+        let Some(name) = variable.strip_prefix(ENV_PREFIX) else { continue };
+        let key = name.to_ascii_lowercase().replacen("__", ".", 1);
+        let origin = format!("environment {variable}");
+        match known.get(&key) {
+            Some(default) if variable_of(&key) == *variable => {
+                settings.push(Setting { value: typed(default, text), key, origin });
+            }
+            _ => {
+                let nearest = nearest(&known, &key).map(variable_of);
+                problems.push(Problem::Unknown {
+                    name: variable.clone(),
+                    origin: "environment".into(),
+                    nearest,
+                });
+            }
+        }
+    }
+    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+}
+
+pub(super) fn of_flags(flags: &[(String, String)]) -> Result<Vec<Setting>, Vec<Problem>> {
+    let known = known();
+    let (mut settings, mut problems) = (Vec::new(), Vec::new());
+    for (key, text) in flags {
+        let origin = format!("flag --set {key}");
+        match known.get(key) {
+            Some(default) => settings.push(Setting { key: key.clone(), value: typed(default, text), origin }),
+            None => problems.push(unknown(&known, key.clone(), "flag --set")),
+        }
+    }
+    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+}
+
+/// Variables that look like settings with too few underscores. They may belong to somebody else
+/// (Kubernetes makes such names for services), so they are no errors.
+pub(super) fn misspelt_variables(env: &BTreeMap<String, String>) -> Vec<String> {
+    let known = known();
+    let is_set = |variable: &String| env.contains_key(variable);
+    let warning = |key: &String| {
+        let misspelt = format!("FOREBAY_{}", key.replace('.', "_").to_ascii_uppercase());
+        is_set(&misspelt).then(|| format!("{misspelt} is not read: the setting is {}", variable_of(key)))
+    };
+    known.keys().filter_map(warning).collect()
+}
+
+/// The environment variable of a setting.
+pub(super) fn variable_of(key: impl AsRef<str>) -> String {
+    format!("{ENV_PREFIX}{}", key.as_ref().replace('.', "__").to_ascii_uppercase())
+}
+
+/// Text as the type that the default has. What does not fit is left as it is, so that the error
+/// names what was found.
+fn typed(default: &Value, text: &str) -> Value {
+    match default {
+        Value::String(..) | Value::Char(..) => text.into(),
+        Value::Array(..) => {
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            parts.map(Value::from).collect::<Vec<_>>().into()
+        }
+        _ => match (text.parse::<u64>(), text.parse::<i64>(), text.parse::<f64>(), text.parse::<bool>()) {
+            (Ok(number), ..) => number.into(),
+            (_, Ok(number), ..) => number.into(),
+            (_, _, Ok(number), _) => number.into(),
+            (_, _, _, Ok(flag)) => flag.into(),
+            _ => text.into(),
+        },
+    }
+}
+
+fn unknown(known: &BTreeMap<String, Value>, name: String, origin: &str) -> Problem {
+    let nearest = nearest(known, &name).map(ToOwned::to_owned);
+    Problem::Unknown { name, origin: origin.into(), nearest }
+}
+
+/// The known name that is closest, if it is close at all.
+fn nearest<'a>(known: &'a BTreeMap<String, Value>, name: &str) -> Option<&'a str> {
+    let distance = |key: &&String| strsim::damerau_levenshtein(key, name);
+    let closest = known.keys().min_by_key(distance)?;
+    (distance(&closest) <= name.len() / 3).then_some(closest)
+}

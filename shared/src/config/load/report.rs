@@ -1,0 +1,55 @@
+//! What `check-config` prints: every value with its origin, and nothing that is secret.
+use std::fmt::Write as _;
+
+use serde_json::Value;
+use url::Url;
+
+use super::Loaded;
+use super::layers::is_secret;
+
+const REDACTED: &str = "***";
+
+/// One line per setting, warnings at the end.
+pub fn check_config_report(loaded: &Loaded) -> String {
+    let values = serde_json::to_value(&loaded.config).expect("settings are plain values");
+    let profile = loaded.profile.map_or("none", super::Profile::name);
+    let mut report = format!("profile: {profile}\n");
+    for (key, origin) in &loaded.origins {
+        let pointer = format!("/{}", key.replace('.', "/"));
+        let value = values.pointer(&pointer).unwrap_or(&Value::Null);
+        let shown = if is_secret(key) { redact(value) } else { value.clone() };
+        let _ = writeln!(report, "{:<52} # {origin}", format!("{key}: {shown}"));
+    }
+    for warning in &loaded.warnings {
+        let _ = writeln!(report, "warning: {warning}");
+    }
+    report
+}
+
+/// URLs lose what authenticates, everything else that is secret loses all.
+fn redact(value: &Value) -> Value {
+    match value {
+        Value::String(text) if text.is_empty() || text.starts_with("embedded:") => value.clone(),
+        Value::String(text) => redact_url(text).into(),
+        Value::Array(list) => list.iter().map(|_| REDACTED).collect(),
+        _ => REDACTED.into(),
+    }
+}
+
+fn redact_url(text: &str) -> String {
+    let Ok(mut url) = Url::parse(text) else { return REDACTED.into() };
+    if url.password().is_some() && url.set_password(Some(REDACTED)).is_err() {
+        return REDACTED.into();
+    }
+    // Parameters are names of our servers' making (`password`, `sslkey`): only harmless ones stay.
+    let harmless = ["sslmode", "heartbeat", "application_name"];
+    let parameters: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+    if !parameters.is_empty() {
+        let shown = parameters.iter().map(|(name, value)| {
+            let value = if harmless.contains(&&**name) { value } else { REDACTED };
+            (name, value)
+        });
+        url.query_pairs_mut().clear().extend_pairs(shown);
+    }
+    url.into()
+}

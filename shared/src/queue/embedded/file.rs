@@ -1,0 +1,283 @@
+//! The SQLite file of the embedded queue: how it is opened, its schema and its statements.
+//!
+//! One [`File`] writes and one [`Reader`] reads; nothing here knows who waits for an answer.
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
+
+use super::shelf::{Message, Range};
+use crate::clock::now_ms;
+use crate::queue::QueueError;
+
+/// The layout of the file; a file with a higher number was written by a newer build.
+const LAYOUT: i64 = 1;
+
+/// Bytes of one page. A batch of 30 KB takes five frames of this size in the log, where the usual
+/// 4 096 take nine and 16 384 write a third more bytes.
+const PAGE_BYTES: u32 = 8_192;
+
+/// Messages that the loader gets at once: it bounds how long a checkpoint waits for it.
+const CHUNK_MESSAGES: usize = 16;
+
+const SCHEMA: &str = "
+    create table if not exists message (
+        seq integer primary key,
+        id blob not null,
+        body blob not null
+    ) strict;
+    create table if not exists dead (
+        number integer primary key,
+        id blob not null,
+        body blob not null,
+        rejected_at_ms integer not null
+    ) strict;
+    create table if not exists probe (number integer primary key, filler blob not null) strict;
+    pragma user_version = 1;
+";
+
+/// The writing connection.
+pub(super) struct File {
+    connection: SqliteConnection,
+}
+
+/// What was in the file when it was opened.
+pub(super) struct Found {
+    pub last_seq: u64,
+    /// Bytes of all bodies, rejected ones included.
+    pub bytes: u64,
+}
+
+/// What one transaction does.
+#[derive(Default)]
+pub(super) struct Group {
+    pub new: Vec<NewMessage>,
+    pub applied: Vec<u64>,
+    pub rejected: Vec<u64>,
+}
+
+pub(super) struct NewMessage {
+    pub seq: u64,
+    pub id: [u8; 16],
+    pub body: Bytes,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FileError {
+    #[error(transparent)]
+    Sqlite(#[from] sqlx::Error),
+    #[error("the SQLite thread stopped in the middle of a transaction")]
+    Cut,
+    #[error("the file could not be opened again")]
+    NotOpen,
+    #[error("a checkpoint could not finish")]
+    CheckpointBusy,
+}
+
+impl File {
+    pub(super) async fn open(directory: &Path) -> Result<(Self, Found), QueueError> {
+        let opened = async {
+            let mut connection = options(directory).create_if_missing(true).connect().await?;
+            let layout =
+                sqlx::query("pragma user_version").fetch_one(&mut connection).await?.get::<i64, _>(0);
+            if layout <= LAYOUT {
+                connection.execute(SCHEMA).await?;
+                // SQLite syncs the directory for its log, but not for the database file itself.
+                std::fs::File::open(directory)?.sync_all()?;
+            }
+            let found = find(&mut connection, 0).await?;
+            let dead = "select coalesce(sum(length(body)), 0) from dead";
+            let dead = sqlx::query(dead).fetch_one(&mut connection).await?.get::<i64, _>(0);
+            let bytes = found.bytes + dead.unsigned_abs();
+            anyhow::Ok((Self { connection }, Found { bytes, ..found }, layout))
+        };
+        let opened =
+            opened.await.with_context(|| format!("cannot open the queue in {}", directory.display()));
+        let (file, found, layout) = opened.map_err(QueueError::Unavailable)?;
+        if layout > LAYOUT {
+            return Err(QueueError::Misdeclared(format!(
+                "the queue in {} was written by a newer build (layout {layout}, this build knows {LAYOUT})",
+                directory.display()
+            )));
+        }
+        Ok((file, found))
+    }
+
+    /// What is in the file after `seq`, for a file that was opened before and failed.
+    pub(super) async fn reopen(directory: &Path, seq: u64) -> Result<(Self, Found), FileError> {
+        let mut connection = options(directory).connect().await?;
+        let found = find(&mut connection, seq).await?;
+        Ok((Self { connection }, found))
+    }
+
+    /// Makes the whole group durable, or nothing of it, or returns an error that says neither.
+    pub(super) async fn commit(&mut self, group: &Group) -> Result<(), FileError> {
+        let (sql, statements) = script(group);
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for message in &group.new {
+            let seq = message.seq.cast_signed();
+            query = query.bind(seq).bind(message.id.to_vec()).bind(message.body.to_vec());
+        }
+        if !group.rejected.is_empty() {
+            query = query.bind(now_ms()).bind(json(&group.rejected, &[]));
+        }
+        if !group.applied.is_empty() || !group.rejected.is_empty() {
+            query = query.bind(json(&group.applied, &group.rejected));
+        }
+        let outcome = run_script(&mut self.connection, query, statements).await;
+        if outcome.is_err() {
+            // Most errors leave the transaction open; where SQLite has ended it this fails.
+            let _ = self.connection.execute("rollback").await;
+        }
+        outcome
+    }
+
+    /// Writes about as much as a message does and waits for the disk.
+    pub(super) async fn probe(&mut self) -> Result<(), FileError> {
+        let sql = "begin immediate;
+            insert or replace into probe (number, filler) values (?, randomblob(65536));
+            commit";
+        let outcome = run_script(&mut self.connection, sqlx::query(sql).bind(1), 3).await;
+        if outcome.is_err() {
+            let _ = self.connection.execute("rollback").await;
+        }
+        outcome
+    }
+
+    /// Moves the log into the database and begins it anew. There must be no reader.
+    pub(super) async fn checkpoint(&mut self) -> Result<(), FileError> {
+        let sql = "pragma wal_checkpoint(restart)";
+        let busy = sqlx::query(sql).fetch_one(&mut self.connection).await?.get::<i64, _>(0);
+        if busy == 0 { Ok(()) } else { Err(FileError::CheckpointBusy) }
+    }
+
+    /// Empties the log and closes the file.
+    pub(super) async fn close(mut self) -> Result<(), FileError> {
+        self.connection.execute("pragma wal_checkpoint(truncate)").await?;
+        Ok(self.connection.close().await?)
+    }
+}
+
+/// The reading connection.
+pub(super) struct Reader {
+    connection: SqliteConnection,
+}
+
+impl Reader {
+    pub(super) async fn open(directory: &Path) -> Result<Self, FileError> {
+        Ok(Self { connection: options(directory).read_only(true).connect().await? })
+    }
+
+    /// The first messages of `range`, and whether these were all.
+    pub(super) async fn read(&mut self, range: Range) -> Result<(Vec<Message>, bool), FileError> {
+        let sql = "select seq, body from message where seq > ? and seq <= ? order by seq limit ?";
+        let limit = i64::try_from(CHUNK_MESSAGES).expect("it is small");
+        let (after, up_to) = (range.after.cast_signed(), range.up_to.cast_signed());
+        let query = sqlx::query(sql).bind(after).bind(up_to).bind(limit);
+        let rows = query.fetch_all(&mut self.connection).await?;
+        let message = |row: &SqliteRow| Message {
+            seq: row.get::<i64, _>(0).cast_unsigned(),
+            body: row.get::<Vec<u8>, _>(1).into(),
+        };
+        Ok((rows.iter().map(message).collect(), rows.len() < CHUNK_MESSAGES))
+    }
+
+    pub(super) async fn close(self) -> Result<(), FileError> {
+        Ok(self.connection.close().await?)
+    }
+}
+
+/// Every option is set: what is durable must not depend on a library's defaults.
+fn options(directory: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(directory.join("queue.db"))
+        .page_size(PAGE_BYTES)
+        // Readers and the writer do not block each other.
+        .journal_mode(SqliteJournalMode::Wal)
+        // A commit returns after its log is synced: the promise of a publish rests on this line.
+        .synchronous(SqliteSynchronous::Full)
+        // The reader is a second connection; other processes are kept away by the directory's lock.
+        .locking_mode(SqliteLockingMode::Normal)
+        // Pages of settled messages are used again, so the file is as large as its largest backlog.
+        .auto_vacuum(SqliteAutoVacuum::None)
+        // The writer says when, so that no reader is in the way and the log cannot grow.
+        .pragma("wal_autocheckpoint", "0")
+        // The log keeps its length: room for settling messages when the disk is full.
+        .pragma("journal_size_limit", "-1")
+        // Settled messages need not be overwritten.
+        .pragma("secure_delete", "off")
+        // 16 MiB: deleting a message walks its pages, which should not be read from the file.
+        .pragma("cache_size", "-16384")
+        .pragma("mmap_size", "0")
+        .pragma("temp_store", "memory")
+        .foreign_keys(false)
+        // Nobody else writes; who waits here waits for somebody who should not be there.
+        .busy_timeout(Duration::from_millis(250))
+        // One script per number of messages and kind of group, prepared once.
+        .statement_cache_capacity(128)
+        // Bodies are no business of the log, and formatting statements costs more than running them.
+        .disable_statement_logging()
+}
+
+async fn find(connection: &mut SqliteConnection, after: u64) -> Result<Found, sqlx::Error> {
+    let sql = "select coalesce(max(seq), ?1), coalesce(sum(length(body)), 0) from message where seq > ?1";
+    let row = sqlx::query(sql).bind(after.cast_signed()).fetch_one(connection).await?;
+    Ok(Found { last_seq: row.get::<i64, _>(0).cast_unsigned(), bytes: row.get::<i64, _>(1).cast_unsigned() })
+}
+
+/// The transaction as one script, so that it takes one trip to SQLite's thread; returns the text
+/// and how many statements it has.
+fn script(group: &Group) -> (String, usize) {
+    let mut sql = String::from("begin immediate;");
+    let mut statements = 2;
+    if !group.new.is_empty() {
+        let rows = ["(?,?,?),"].repeat(group.new.len()).concat();
+        let _ = write!(sql, "insert into message (seq, id, body) values {};", rows.trim_end_matches(','));
+        statements += 1;
+    }
+    if !group.rejected.is_empty() {
+        sql.push_str(
+            "insert into dead (id, body, rejected_at_ms) select id, body, ? from message
+                where seq in (select value from json_each(?));",
+        );
+        statements += 1;
+    }
+    if !group.applied.is_empty() || !group.rejected.is_empty() {
+        sql.push_str("delete from message where seq in (select value from json_each(?));");
+        statements += 1;
+    }
+    sql.push_str("commit");
+    (sql, statements)
+}
+
+/// Runs all statements of a script. The last one is a commit, and the driver ends its results
+/// without an error when its thread dies, so each statement has to be counted.
+async fn run_script(
+    connection: &mut SqliteConnection,
+    query: sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
+    statements: usize,
+) -> Result<(), FileError> {
+    let mut results = connection.fetch_many(query);
+    let mut done = 0;
+    while let Some(result) = results.try_next().await? {
+        done += usize::from(result.is_left());
+    }
+    if done == statements { Ok(()) } else { Err(FileError::Cut) }
+}
+
+fn json(some: &[u64], others: &[u64]) -> String {
+    let mut list = String::from("[");
+    for seq in some.iter().chain(others) {
+        let _ = write!(list, "{}{seq}", if list.len() > 1 { "," } else { "" });
+    }
+    list.push(']');
+    list
+}

@@ -1,0 +1,49 @@
+//! Reads ahead of the subscribers: from the file into the shelf, in chunks, when the shelf runs
+//! low. It never writes, and its reads are short, so that a checkpoint waits for one chunk at most.
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use super::file::Reader;
+use super::shelf::Shelf;
+use crate::backoff::Backoff;
+
+/// The read connection, shared with the writer, who takes it to keep readers away.
+pub(super) type SharedReader = Arc<Mutex<Option<Reader>>>;
+
+/// Runs until the shelf is closed.
+pub(super) async fn run(shelf: Arc<Shelf>, reader: SharedReader, directory: PathBuf) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    while !shelf.is_closed() {
+        let Some(range) = shelf.missing() else {
+            shelf.wanted().await;
+            continue;
+        };
+        let mut reader = reader.lock().await;
+        if shelf.is_closed() {
+            // The writer has closed the files: they must not be opened again.
+            return;
+        }
+        let read = async {
+            if reader.is_none() {
+                *reader = Some(Reader::open(&directory).await?);
+            }
+            reader.as_mut().expect("it was just opened").read(range).await
+        };
+        match read.await {
+            Ok((messages, whole)) => {
+                shelf.load(range, messages, whole);
+                backoff.reset();
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, "embedded queue could not be read");
+                // A connection that failed is not trusted again.
+                *reader = None;
+                drop(reader);
+                tokio::time::sleep(backoff.delay()).await;
+            }
+        }
+    }
+}

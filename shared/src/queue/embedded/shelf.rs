@@ -1,0 +1,241 @@
+//! What the embedded queue holds in memory: messages ready for delivery, and who has which.
+//!
+//! Pure state behind one lock that is never held across an await. Sequence numbers are dense and
+//! grow; `loaded` divides the file: all up to it are ready, leased, returned or settled, all after
+//! it are only in the file, where the loader gets them. While `loaded` keeps up with `committed`
+//! a fresh message goes to the subscriber from memory and is never read back.
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::queue::Lost;
+
+/// Bodies kept ready ahead of the subscribers; what is beyond stays in the file only.
+const READY_BYTES_MAX: usize = 8 << 20;
+
+/// Below this the loader reads on.
+const READY_BYTES_LOW: usize = READY_BYTES_MAX / 2;
+
+pub(super) struct Shelf {
+    inner: Mutex<Inner>,
+    /// Wakes subscribers: something is ready, or the queue was closed.
+    arrived: Notify,
+    /// Wakes the loader.
+    wanted: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    ready: VecDeque<Message>,
+    ready_bytes: usize,
+    loaded: u64,
+    committed: u64,
+    /// Up to here messages were in the file when it was opened: an earlier process may have
+    /// delivered them.
+    found: u64,
+    /// Given back or left behind, to be delivered before anything else.
+    returned: BTreeMap<u64, Bytes>,
+    leases: HashMap<u64, Lease>,
+    /// Leases by owner.
+    counts: HashMap<u64, usize>,
+    closed: bool,
+}
+
+struct Lease {
+    owner: u64,
+    body: Bytes,
+}
+
+/// A message in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub seq: u64,
+    pub body: Bytes,
+}
+
+/// A message handed to a subscriber.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub seq: u64,
+    pub body: Bytes,
+    pub redelivered: bool,
+}
+
+/// A part of the file: after `after`, up to and including `up_to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    pub after: u64,
+    pub up_to: u64,
+}
+
+impl Shelf {
+    /// Of a file whose last message is `last_seq`.
+    pub(super) fn new(last_seq: u64) -> Self {
+        let inner = Inner { committed: last_seq, found: last_seq, ..Inner::default() };
+        Self { inner: Mutex::new(inner), arrived: Notify::new(), wanted: Notify::new() }
+    }
+
+    /// The last message in the file.
+    pub(super) fn committed(&self) -> u64 {
+        self.lock().committed
+    }
+
+    /// Tells of messages that were committed, in order, the first right after [`Self::committed`].
+    pub(super) fn add(&self, messages: impl IntoIterator<Item = Message>) {
+        let mut inner = self.lock();
+        for message in messages {
+            debug_assert_eq!(message.seq, inner.committed + 1);
+            inner.committed = message.seq;
+            let fits = inner.ready.is_empty() || inner.ready_bytes + message.body.len() <= READY_BYTES_MAX;
+            if inner.loaded + 1 == message.seq && fits {
+                inner.put_ready(message);
+            }
+        }
+        self.wake(&inner);
+    }
+
+    /// Tells of messages up to `last_seq` that are in the file although their commit failed.
+    pub(super) fn add_unseen(&self, last_seq: u64) {
+        let mut inner = self.lock();
+        inner.committed = inner.committed.max(last_seq);
+        self.wake(&inner);
+    }
+
+    /// What the loader should read next, if anything.
+    pub(super) fn missing(&self) -> Option<Range> {
+        let inner = self.lock();
+        inner.is_missing().then_some(Range { after: inner.loaded, up_to: inner.committed })
+    }
+
+    /// Takes what the loader read of `range`; `whole` says that nothing of it is left.
+    pub(super) fn load(&self, range: Range, messages: Vec<Message>, whole: bool) {
+        let mut inner = self.lock();
+        debug_assert_eq!(range.after, inner.loaded);
+        for message in messages {
+            inner.put_ready(message);
+        }
+        if whole {
+            inner.loaded = range.up_to;
+        }
+        self.wake(&inner);
+    }
+
+    /// Hands the next message to `owner`, who may hold `window` at once.
+    pub(super) fn take(&self, owner: u64, window: u16) -> Result<Option<Taken>, Lost> {
+        let mut inner = self.lock();
+        if inner.closed {
+            return Err(Lost("the queue is closed".into()));
+        }
+        if inner.counts.get(&owner).is_some_and(|count| *count >= usize::from(window)) || window == 0 {
+            return Ok(None);
+        }
+        let Some(taken) = inner.pop() else { return Ok(None) };
+        inner.leases.insert(taken.seq, Lease { owner, body: taken.body.clone() });
+        *inner.counts.entry(owner).or_default() += 1;
+        if inner.is_missing() {
+            self.wanted.notify_one();
+        }
+        Ok(Some(taken))
+    }
+
+    /// Forgets messages that are gone from the file; returns their bytes.
+    pub(super) fn settle(&self, seqs: &[u64]) -> u64 {
+        let mut inner = self.lock();
+        let mut bytes = 0;
+        for seq in seqs {
+            let body = inner.end_lease(*seq).or_else(|| inner.returned.remove(seq));
+            bytes += body.map_or(0, |body| body.len() as u64);
+        }
+        drop(inner);
+        self.arrived.notify_waiters();
+        bytes
+    }
+
+    /// Takes messages back, to be delivered again.
+    pub(super) fn give_back(&self, seqs: &[u64]) {
+        let mut inner = self.lock();
+        for seq in seqs {
+            if let Some(body) = inner.end_lease(*seq) {
+                inner.returned.insert(*seq, body);
+            }
+        }
+        drop(inner);
+        self.arrived.notify_waiters();
+    }
+
+    /// Takes everything back that `owner` holds.
+    pub(super) fn release(&self, owner: u64) {
+        let held = |(seq, lease): (&u64, &Lease)| (lease.owner == owner).then_some(*seq);
+        let seqs: Vec<u64> = self.lock().leases.iter().filter_map(held).collect();
+        self.give_back(&seqs);
+    }
+
+    /// From now on subscribers are told that the queue is gone.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.arrived.notify_waiters();
+        self.wanted.notify_one();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Resolves when there may be more to take than at the call. Enable it, then look.
+    pub(super) fn arrived(&self) -> Notified<'_> {
+        self.arrived.notified()
+    }
+
+    /// Resolves when there may be more to load.
+    pub(super) fn wanted(&self) -> Notified<'_> {
+        self.wanted.notified()
+    }
+
+    fn wake(&self, inner: &MutexGuard<'_, Inner>) {
+        if !inner.ready.is_empty() {
+            self.arrived.notify_waiters();
+        }
+        if inner.is_missing() {
+            self.wanted.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+impl Inner {
+    fn is_missing(&self) -> bool {
+        self.loaded < self.committed && self.ready_bytes < READY_BYTES_LOW
+    }
+
+    fn put_ready(&mut self, message: Message) {
+        self.loaded = message.seq;
+        self.ready_bytes += message.body.len();
+        self.ready.push_back(message);
+    }
+
+    fn pop(&mut self) -> Option<Taken> {
+        if let Some((seq, body)) = self.returned.pop_first() {
+            return Some(Taken { seq, body, redelivered: true });
+        }
+        let Message { seq, body } = self.ready.pop_front()?;
+        self.ready_bytes -= body.len();
+        Some(Taken { seq, body, redelivered: seq <= self.found })
+    }
+
+    fn end_lease(&mut self, seq: u64) -> Option<Bytes> {
+        let Lease { owner, body } = self.leases.remove(&seq)?;
+        if let Some(count) = self.counts.get_mut(&owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&owner);
+            }
+        }
+        Some(body)
+    }
+}

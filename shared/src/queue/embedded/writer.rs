@@ -1,0 +1,279 @@
+//! The one task that writes the embedded queue: it takes everything that waits, commits it as one
+//! transaction and answers all. Nobody is answered `Ok` before COMMIT has returned.
+//!
+//! When a commit fails it goes on: publishes are refused at once, fates are still tried (on a full
+//! disk the consumer can go on making room), and the file is probed with a back-off.
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{timeout, timeout_at};
+
+use super::file::{File, FileError, Group, NewMessage};
+use super::loader::SharedReader;
+use super::shelf::{Message, Shelf};
+use super::{LinkState, Reservation, Room};
+use crate::backoff::Backoff;
+use crate::id::MessageId;
+use crate::queue::{Link, Lost, PublishError};
+use crate::telemetry::metrics;
+
+/// Commands in one transaction at most. Each number of messages is a script of its own.
+const GROUP_COMMANDS_MAX: usize = 32;
+
+/// What may be written to the log between two checkpoints, about.
+const CHECKPOINT_BYTES: u64 = 16 << 20;
+
+/// What a command costs in the log besides its body, about.
+const COMMAND_BYTES: u64 = 16 << 10;
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+pub(super) enum Command {
+    Publish(Publish),
+    Settle(Settle),
+    /// What was sent before is still done and answered.
+    Close,
+}
+
+pub(super) struct Publish {
+    pub id: MessageId,
+    pub body: Bytes,
+    pub deadline: Instant,
+    pub reservation: Reservation,
+    pub reply: oneshot::Sender<Result<(), PublishError>>,
+}
+
+/// What shall become of delivered messages.
+pub(super) struct Settle {
+    pub seqs: Vec<u64>,
+    pub fate: Fate,
+    pub reply: oneshot::Sender<Result<(), Lost>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Gone for good.
+    Applied,
+    /// Kept in the table of dead messages.
+    Rejected,
+}
+
+pub(super) struct Writer {
+    /// `None` while it could not be opened again after a failure.
+    pub file: Option<File>,
+    pub directory: PathBuf,
+    pub commands: mpsc::Receiver<Command>,
+    pub shelf: Arc<Shelf>,
+    pub reader: SharedReader,
+    pub room: Arc<Room>,
+    pub link: Arc<LinkState>,
+    pub confirm_timeout: Duration,
+    pub bytes_since_checkpoint: u64,
+}
+
+impl Writer {
+    /// Runs until it is told to close or nobody is left who could send a command.
+    pub(super) async fn run(mut self) {
+        let mut commands = Vec::with_capacity(GROUP_COMMANDS_MAX);
+        let mut retry = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        while self.commands.recv_many(&mut commands, GROUP_COMMANDS_MAX).await > 0 {
+            match self.work(&mut commands).await {
+                Ok(()) => retry.reset(),
+                Err(error) => self.recover(error, &mut retry).await,
+            }
+        }
+        self.finish().await;
+    }
+
+    /// One transaction for everything in `commands`. An error says that publishes failed.
+    async fn work(&mut self, commands: &mut Vec<Command>) -> Result<(), FileError> {
+        let (mut publishes, mut settles) = (Vec::new(), Vec::new());
+        for command in commands.drain(..) {
+            match command {
+                Command::Publish(publish) if publish.deadline <= Instant::now() => {
+                    // Nobody waits for it any more.
+                    let _ = publish.reply.send(Err(PublishError::DeadlineExceeded));
+                }
+                Command::Publish(publish) => publishes.push(publish),
+                Command::Settle(settle) => settles.push(settle),
+                Command::Close => self.commands.close(),
+            }
+        }
+        if publishes.is_empty() && settles.is_empty() {
+            return Ok(());
+        }
+        let group = self.group(&publishes, &settles);
+        match self.commit(&group).await {
+            Ok(()) => {
+                self.answer_published(publishes, group);
+                self.answer_settled(settles);
+                self.checkpoint_when_due().await;
+                Ok(())
+            }
+            Err(error) => {
+                refuse(publishes, &error);
+                self.settle_alone(settles).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn group(&self, publishes: &[Publish], settles: &[Settle]) -> Group {
+        let mut group = Group::default();
+        for (publish, seq) in publishes.iter().zip(self.shelf.committed() + 1..) {
+            let id = publish.id.as_uuid().into_bytes();
+            group.new.push(NewMessage { seq, id, body: publish.body.clone() });
+        }
+        for settle in settles {
+            match settle.fate {
+                Fate::Applied => group.applied.extend_from_slice(&settle.seqs),
+                Fate::Rejected => group.rejected.extend_from_slice(&settle.seqs),
+            }
+        }
+        group
+    }
+
+    async fn commit(&mut self, group: &Group) -> Result<(), FileError> {
+        let file = self.file.as_mut().ok_or(FileError::NotOpen)?;
+        let mut committed = std::pin::pin!(file.commit(group));
+        if let Ok(outcome) = timeout(self.confirm_timeout, committed.as_mut()).await {
+            return outcome;
+        }
+        // It cannot be called off, and it may still succeed; meanwhile nobody else should wait.
+        let before = self.link.get();
+        self.link.set(Link::Blocked);
+        tracing::warn!(timeout_ms = self.confirm_timeout.as_millis(), "embedded queue commit is slow");
+        let outcome = committed.await;
+        self.link.set(before);
+        outcome
+    }
+
+    fn answer_published(&mut self, publishes: Vec<Publish>, group: Group) {
+        let messages = group.new.into_iter().map(|NewMessage { seq, body, .. }| Message { seq, body });
+        self.shelf.add(messages);
+        for publish in publishes {
+            self.bytes_since_checkpoint += publish.body.len() as u64 + COMMAND_BYTES;
+            publish.reservation.keep();
+            let _ = publish.reply.send(Ok(()));
+        }
+    }
+
+    fn answer_settled(&mut self, settles: Vec<Settle>) {
+        for Settle { seqs, fate, reply } in settles {
+            let bytes = self.shelf.settle(&seqs);
+            if fate == Fate::Applied {
+                self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            }
+            self.bytes_since_checkpoint += COMMAND_BYTES;
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// Without the publishes that it shared a failed transaction with. Deleting needs no new room
+    /// in the file, so it may pass where the disk is full.
+    async fn settle_alone(&mut self, settles: Vec<Settle>) {
+        if settles.is_empty() {
+            return;
+        }
+        let group = self.group(&[], &settles);
+        match self.commit(&group).await {
+            Ok(()) => {
+                self.answer_settled(settles);
+                self.checkpoint_when_due().await;
+            }
+            Err(error) => {
+                let reason: Arc<str> = error.to_string().into();
+                for settle in settles {
+                    let _ = settle.reply.send(Err(Lost(Arc::clone(&reason))));
+                }
+            }
+        }
+    }
+
+    async fn checkpoint_when_due(&mut self) {
+        if self.bytes_since_checkpoint < CHECKPOINT_BYTES {
+            return;
+        }
+        let Some(file) = self.file.as_mut() else { return };
+        // No reader may be there, or the log could not begin anew and would grow.
+        let quiet = self.reader.lock().await;
+        let outcome = file.checkpoint().await;
+        drop(quiet);
+        match outcome {
+            Ok(()) => self.bytes_since_checkpoint = 0,
+            Err(error) => {
+                tracing::warn!(error = %error, "embedded queue checkpoint failed");
+                // Not at every commit from now on.
+                self.bytes_since_checkpoint = CHECKPOINT_BYTES / 2;
+            }
+        }
+    }
+
+    /// Refuses publishes until the file takes a probe; returns when it does or when it is time
+    /// to close.
+    async fn recover(&mut self, error: FileError, retry: &mut Backoff) {
+        self.link.set(Link::Down);
+        metrics().queue_sessions_lost.inc();
+        tracing::error!(error = %error, "embedded queue cannot be written");
+        let mut error = error;
+        loop {
+            let retry_at = tokio::time::Instant::now() + retry.delay();
+            while let Ok(command) = timeout_at(retry_at, self.commands.recv()).await {
+                match command {
+                    Some(Command::Publish(publish)) => refuse(vec![publish], &error),
+                    Some(Command::Settle(settle)) => self.settle_alone(vec![settle]).await,
+                    Some(Command::Close) => self.commands.close(),
+                    None => return,
+                }
+            }
+            match self.reopen().await {
+                Ok(()) => break,
+                Err(again) => error = again,
+            }
+        }
+        self.link.set(Link::Up);
+        tracing::info!("embedded queue can be written again");
+    }
+
+    /// A connection that failed is not trusted again; and only the file knows what became of a
+    /// commit that failed.
+    async fn reopen(&mut self) -> Result<(), FileError> {
+        self.file = None;
+        let committed = self.shelf.committed();
+        let (mut file, found) = File::reopen(&self.directory, committed).await?;
+        file.probe().await?;
+        self.file = Some(file);
+        self.room.bytes.fetch_add(found.bytes, Ordering::Relaxed);
+        self.shelf.add_unseen(found.last_seq);
+        Ok(())
+    }
+
+    async fn finish(mut self) {
+        self.link.set(Link::Down);
+        self.shelf.close();
+        let reader = self.reader.lock().await.take();
+        if let Some(reader) = reader
+            && let Err(error) = reader.close().await
+        {
+            tracing::warn!(error = %error, "embedded queue was not closed cleanly");
+        }
+        if let Some(file) = self.file.take()
+            && let Err(error) = file.close().await
+        {
+            // Everything that was answered is in the log; the next start reads it.
+            tracing::warn!(error = %error, "embedded queue was not closed cleanly");
+        }
+    }
+}
+
+fn refuse(publishes: Vec<Publish>, error: &FileError) {
+    let reason: Arc<str> = error.to_string().into();
+    for publish in publishes {
+        let _ = publish.reply.send(Err(PublishError::Unavailable(Arc::clone(&reason))));
+    }
+}

@@ -1,0 +1,287 @@
+//! What the publisher does on an open session: send, wait for confirms, judge them.
+//!
+//! Only a positive confirm of a message that was not returned counts as durable. lapin attaches a
+//! returned message to whichever confirm completes next, so outcomes are judged together: all that
+//! are ready, returns first. Once a confirm takes too long the whole session is given up, since
+//! single confirms that are dropped leak and a channel that lost one cannot be trusted.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use lapin::message::BasicReturnMessage;
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation, Event};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::publisher::{Job, Pump, SWEEP_EVERY};
+use super::{ConnectionEvents, Session};
+use crate::message::Outgoing;
+use crate::queue::{Link, PublishError};
+
+/// AMQP's number for a message that survives a restart of the broker.
+const PERSISTENT: u8 = 2;
+
+/// How a session ended.
+pub(super) enum Ended {
+    /// The pump is closed and all is answered.
+    Finished,
+    /// What was in flight waits in the pump again.
+    Lost {
+        reason: String,
+        /// It answered something, so that the next attempt need not be late.
+        was_useful: bool,
+    },
+}
+
+/// The outcome of one publish, by its number.
+type Landed = (u64, lapin::Result<Confirmation>);
+
+struct Flight {
+    job: Job,
+    since: Instant,
+}
+
+/// One session at work.
+pub(super) struct Flow<'a> {
+    pump: &'a mut Pump,
+    session: Session,
+    channel: Arc<Channel>,
+    queue: ShortString,
+    events: ConnectionEvents,
+    confirms: FuturesUnordered<BoxFuture<'static, Landed>>,
+    /// By number, so that the first is the oldest.
+    in_flight: BTreeMap<u64, Flight>,
+    bytes_in_flight: usize,
+    number: u64,
+    is_blocked: bool,
+    unblocked_at: Instant,
+    was_useful: bool,
+}
+
+impl<'a> Flow<'a> {
+    pub fn new(pump: &'a mut Pump, session: Session, channel: Channel) -> Self {
+        let (events, queue) = (session.events(), pump.settings.names().writes);
+        Self {
+            // Asked after the listener is there, so that neither way misses it.
+            is_blocked: session.is_blocked(),
+            pump,
+            session,
+            channel: Arc::new(channel),
+            queue,
+            events,
+            confirms: FuturesUnordered::new(),
+            in_flight: BTreeMap::new(),
+            bytes_in_flight: 0,
+            number: 0,
+            unblocked_at: Instant::now(),
+            was_useful: false,
+        }
+    }
+
+    pub async fn run(mut self) -> Ended {
+        self.pump.link.set(if self.is_blocked { Link::Blocked } else { Link::Up });
+        let ended = self.work().await;
+        self.pump.link.set(Link::Down);
+        match ended {
+            Ok(()) => {
+                self.session.close().await;
+                Ended::Finished
+            }
+            Err(reason) => {
+                self.take_back();
+                Ended::Lost { reason, was_useful: self.was_useful }
+            }
+        }
+    }
+
+    /// Until all is done, or the reason why the session is given up.
+    async fn work(&mut self) -> Result<(), String> {
+        let watchdog = sleep(self.pump.settings.limits.confirm_timeout);
+        tokio::pin!(watchdog);
+        let mut sweep = interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.send();
+            if self.pump.is_finished() && self.nobody_waits() {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                Some(landed) = self.confirms.next(), if !self.confirms.is_empty() => self.land(landed)?,
+                event = self.events.next() => self.hear(event)?,
+                () = self.pump.take_job() => {}
+                () = &mut watchdog => watchdog.as_mut().reset(self.check_age(Instant::now())?.into()),
+                _ = sweep.tick(), if self.pump.needs_sweeping() => self.pump.sweep(),
+            }
+        }
+    }
+
+    /// Sends what waits, as far as it may be in flight. While the broker is blocked lapin would
+    /// only pile it up.
+    fn send(&mut self) {
+        self.pump.take_ready_jobs();
+        let (count_max, bytes_max) =
+            (self.pump.settings.in_flight_max, self.pump.settings.in_flight_bytes_max);
+        let now = Instant::now();
+        while !self.is_blocked && self.in_flight.len() < count_max && self.bytes_in_flight < bytes_max {
+            let Some(job) = self.pump.waiting.pop_front() else { break };
+            if job.is_over(now) {
+                continue;
+            }
+            self.number += 1;
+            self.confirms.push(self.publish(self.number, &job.message));
+            self.bytes_in_flight += job.message.body.len();
+            self.in_flight.insert(self.number, Flight { job, since: now });
+        }
+    }
+
+    /// Tag and frames are taken together when the future is first polled, and only this task
+    /// polls them, so that a confirm answers for its own message:
+    /// `many_publishers_at_once_and_every_confirmed_message_is_there`.
+    fn publish(&self, number: u64, message: &Outgoing) -> BoxFuture<'static, Landed> {
+        let (channel, queue, body) = (Arc::clone(&self.channel), self.queue.clone(), message.body.clone());
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type("application/json".into())
+            .with_message_id(message.id.to_string().into());
+        // Mandatory: a message that no queue takes comes back instead of being confirmed and lost.
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        Box::pin(async move {
+            let sent = channel.basic_publish(ShortString::default(), queue, options, &body, properties).await;
+            match sent {
+                Ok(confirm) => (number, confirm.await),
+                Err(error) => (number, Err(error)),
+            }
+        })
+    }
+
+    fn land(&mut self, first: Landed) -> Result<(), String> {
+        let mut landed = vec![first];
+        self.drain_ready(&mut landed);
+        self.judge(landed)
+    }
+
+    /// All outcomes that are there. A return is attached to a confirm that completed no later
+    /// than the one of the returned message, so it is among them. `FuturesUnordered` may yield
+    /// before it has looked at everything, and then wakes itself; hence the waker of its own.
+    fn drain_ready(&mut self, landed: &mut Vec<Landed>) {
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match self.confirms.poll_next_unpin(&mut context) {
+                Poll::Ready(Some(outcome)) => landed.push(outcome),
+                Poll::Pending if woken.0.swap(false, Ordering::AcqRel) => {}
+                Poll::Ready(None) | Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Answers the callers. On an error what is not answered is still in flight.
+    fn judge(&mut self, landed: Vec<Landed>) -> Result<(), String> {
+        let returned: Vec<_> = landed.iter().filter_map(|(_, outcome)| returned_message(outcome)).collect();
+        let returned: Vec<_> = returned.into_iter().map(id_of).collect();
+        let mut failure = (!returned.is_empty()).then(|| "no queue takes the messages".to_owned());
+        for (number, outcome) in landed {
+            match outcome {
+                Ok(Confirmation::Ack(_)) => {
+                    if !self.is_returned(number, &returned) {
+                        self.answer(number, Ok(()));
+                    }
+                }
+                Ok(Confirmation::Nack(_)) => self.answer(number, Err(PublishError::Full)),
+                Ok(Confirmation::NotRequested) => failure = Some("the channel has no confirms".into()),
+                Err(error) => failure = failure.or(Some(error.to_string())),
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// A returned message without an id could be any.
+    fn is_returned(&self, number: u64, returned: &[Option<String>]) -> bool {
+        !returned.is_empty() && {
+            let own = self.in_flight[&number].job.message.id.to_string();
+            returned.iter().any(|id| id.as_ref().is_none_or(|id| *id == own))
+        }
+    }
+
+    fn answer(&mut self, number: u64, answer: Result<(), PublishError>) {
+        let flight = self.in_flight.remove(&number).expect("each publish lands once");
+        self.bytes_in_flight -= flight.job.message.body.len();
+        self.was_useful = true;
+        flight.job.answer(answer);
+    }
+
+    fn nobody_waits(&self) -> bool {
+        let now = Instant::now();
+        self.in_flight.values().all(|flight| flight.job.is_over(now))
+    }
+
+    fn hear(&mut self, event: Option<Event>) -> Result<(), String> {
+        match event {
+            Some(Event::ConnectionBlocked(reason)) => {
+                tracing::warn!(broker.reason = reason, "broker blocks publishing");
+                self.is_blocked = true;
+                self.pump.link.set(Link::Blocked);
+            }
+            Some(Event::ConnectionUnblocked) => {
+                tracing::info!("broker takes messages again");
+                (self.is_blocked, self.unblocked_at) = (false, Instant::now());
+                self.pump.link.set(Link::Up);
+            }
+            // A channel that failed while the topology was declared is told here, too.
+            Some(Event::Error(error)) if !self.session.is_alive(&self.channel) => {
+                return Err(error.to_string());
+            }
+            Some(_) => {}
+            None => return Err("the connection has ended".into()),
+        }
+        Ok(())
+    }
+
+    /// When to look next, or that the oldest confirm is overdue. A blocked broker is not late:
+    /// it said that it takes nothing, and its heartbeats tell whether it lives.
+    fn check_age(&self, now: Instant) -> Result<Instant, String> {
+        let timeout = self.pump.settings.limits.confirm_timeout;
+        let oldest = self.in_flight.values().next().filter(|_| !self.is_blocked);
+        let due = oldest.map_or(now, |oldest| oldest.since.max(self.unblocked_at)) + timeout;
+        if due <= now { Err(format!("no confirm within {} ms", timeout.as_millis())) } else { Ok(due) }
+    }
+
+    /// What was confirmed meanwhile is answered; the rest waits in front of what came later.
+    fn take_back(&mut self) {
+        let mut landed = Vec::new();
+        self.drain_ready(&mut landed);
+        // The session is lost already, whatever the reason was.
+        let _ = self.judge(landed);
+        for flight in std::mem::take(&mut self.in_flight).into_values().rev() {
+            self.pump.waiting.push_front(flight.job);
+        }
+    }
+}
+
+fn returned_message(outcome: &lapin::Result<Confirmation>) -> Option<&BasicReturnMessage> {
+    match outcome {
+        Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) => message.as_ref(),
+        _ => None,
+    }
+}
+
+fn id_of(message: &BasicReturnMessage) -> Option<String> {
+    message.delivery.properties.message_id().as_ref().map(ToString::to_string)
+}
+
+/// Remembers that it was woken.
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,260 @@
+//! The publisher: callers hand jobs to one task, which owns the connection and its only
+//! publishing channel, because lapin's tags and frames swap when two tasks publish on one channel.
+//!
+//! This file is the side of the callers and the supervisor, which keeps jobs over the loss of a
+//! session and publishes the same bytes again on the next; what happens on an open session is in
+//! [`flow`](super::flow). A caller is answered by its deadline whatever the task does.
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
+
+use super::flow::{Ended, Flow};
+use super::{LogOnce, Names, RabbitSettings, Session, SessionError, call, topology};
+use crate::backoff::Backoff;
+use crate::message::Outgoing;
+use crate::queue::{Link, PublishError, Publisher};
+use crate::shutdown::Shutdown;
+use crate::telemetry::metrics;
+
+/// The name of the session in logs and in the broker's tools.
+const NAME: &str = "forebay queue publisher";
+
+/// How often jobs whose callers have gone are thrown out while they cannot be sent.
+pub(super) const SWEEP_EVERY: Duration = Duration::from_millis(100);
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// The side of the callers.
+pub(super) struct RabbitPublisher {
+    jobs: mpsc::Sender<Job>,
+    link: Arc<LinkState>,
+}
+
+/// One publish and where its answer goes.
+pub(super) struct Job {
+    pub message: Outgoing,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<(), PublishError>>,
+}
+
+impl Job {
+    pub fn answer(self, answer: Result<(), PublishError>) {
+        // An error means that the caller has gone.
+        let _ = self.reply.send(answer);
+    }
+
+    /// Nobody waits for it any more.
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.deadline <= now || self.reply.is_closed()
+    }
+}
+
+/// Starts the supervisor on `runtime`; it ends once `stopping` was requested and all is answered.
+pub(super) fn start(
+    settings: Arc<RabbitSettings>,
+    runtime: &Handle,
+    stopping: Shutdown,
+) -> (Arc<RabbitPublisher>, JoinHandle<()>) {
+    let (sender, jobs) = mpsc::channel(settings.waiting_max);
+    let link = Arc::new(LinkState::default());
+    let pump = Pump {
+        settings,
+        link: Arc::clone(&link),
+        jobs,
+        waiting: VecDeque::new(),
+        stopping,
+        phase: Phase::Open,
+    };
+    (Arc::new(RabbitPublisher { jobs: sender, link }), runtime.spawn(pump.run()))
+}
+
+#[async_trait]
+impl Publisher for RabbitPublisher {
+    async fn publish(&self, message: Outgoing, deadline: Instant) -> Result<(), PublishError> {
+        let (reply, answer) = oneshot::channel();
+        let answered = async {
+            let job = Job { message, deadline, reply };
+            self.jobs.send(job).await.map_err(|_| closed())?;
+            // A job whose deadline has passed is dropped, perhaps a moment before the timer here.
+            let dropped =
+                |_| if deadline <= Instant::now() { PublishError::DeadlineExceeded } else { closed() };
+            answer.await.map_err(dropped)?
+        };
+        timeout_at(deadline.into(), answered).await.unwrap_or(Err(PublishError::DeadlineExceeded))
+    }
+
+    fn link(&self) -> Link {
+        self.link.get()
+    }
+}
+
+fn closed() -> PublishError {
+    PublishError::Unavailable("it was closed".into())
+}
+
+/// A [`Link`] that everybody may read and the supervisor sets.
+#[derive(Default)]
+pub(super) struct LinkState(AtomicU8);
+
+const UP: u8 = 1;
+const BLOCKED: u8 = 2;
+
+impl LinkState {
+    pub fn set(&self, link: Link) {
+        let value = match link {
+            Link::Down => 0,
+            Link::Up => UP,
+            Link::Blocked => BLOCKED,
+        };
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Link {
+        match self.0.load(Ordering::Relaxed) {
+            UP => Link::Up,
+            BLOCKED => Link::Blocked,
+            _ => Link::Down,
+        }
+    }
+}
+
+/// Whether new jobs may come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// No new ones; some may lie in the channel.
+    Closing,
+    /// The channel is empty and stays so.
+    Drained,
+}
+
+/// The supervisor, and the jobs that wait for a session.
+pub(super) struct Pump {
+    pub settings: Arc<RabbitSettings>,
+    pub link: Arc<LinkState>,
+    jobs: mpsc::Receiver<Job>,
+    /// Oldest first. What was in flight when a session was lost comes back to the front.
+    pub waiting: VecDeque<Job>,
+    stopping: Shutdown,
+    phase: Phase,
+}
+
+impl Pump {
+    async fn run(mut self) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        let mut log = LogOnce::default();
+        while !self.is_finished() {
+            let settings = Arc::clone(&self.settings);
+            let Some(opened) = self.collect_during(open(settings)).await else { break };
+            match opened {
+                Ok((session, channel)) => {
+                    log.opened(NAME);
+                    match Flow::new(&mut self, session, channel).run().await {
+                        Ended::Finished => break,
+                        Ended::Lost { reason, was_useful } => {
+                            metrics().queue_sessions_lost.inc();
+                            log.lost(NAME, &reason);
+                            if was_useful {
+                                backoff.reset();
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    log.failed(NAME, &error);
+                    self.refuse_if_hopeless(&error);
+                }
+            }
+            self.collect_during(sleep(backoff.delay())).await;
+        }
+        self.link.set(Link::Down);
+    }
+
+    /// Takes jobs in while `work` goes on; `None` when there is nothing left to do before it ends.
+    async fn collect_during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        let mut sweep = interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.is_finished() {
+            tokio::select! {
+                output = &mut work => return Some(output),
+                () = self.take_job() => {}
+                _ = sweep.tick(), if self.needs_sweeping() => self.sweep(),
+            }
+        }
+        None
+    }
+
+    /// Moves the next job to those that wait, or notes that there will be none; for ever pending
+    /// when no place is left. Safe to cancel.
+    pub async fn take_job(&mut self) {
+        let has_room = self.waiting.len() < self.settings.waiting_max;
+        tokio::select! {
+            job = self.jobs.recv(), if has_room && self.phase != Phase::Drained => match job {
+                Some(job) => self.waiting.push_back(job),
+                None => self.phase = Phase::Drained,
+            },
+            () = self.stopping.requested(), if self.phase == Phase::Open => {
+                self.jobs.close();
+                self.phase = Phase::Closing;
+            }
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Moves what is there without waiting.
+    pub fn take_ready_jobs(&mut self) {
+        while self.waiting.len() < self.settings.waiting_max
+            && let Ok(job) = self.jobs.try_recv()
+        {
+            self.waiting.push_back(job);
+        }
+    }
+
+    /// Whether somebody's deadline may decide what is done next.
+    pub fn needs_sweeping(&self) -> bool {
+        !self.waiting.is_empty() || self.phase != Phase::Open
+    }
+
+    /// Their callers have been answered by the deadline.
+    pub fn sweep(&mut self) {
+        let now = Instant::now();
+        self.waiting.retain(|job| !job.is_over(now));
+    }
+
+    /// Closed, and nothing waits to be sent.
+    pub fn is_finished(&self) -> bool {
+        self.phase == Phase::Drained && self.waiting.is_empty()
+    }
+
+    /// Waiting does not help against a queue that a person has to delete.
+    fn refuse_if_hopeless(&mut self, error: &SessionError) {
+        if let SessionError::Misdeclared(explanation) = error {
+            let explanation: Arc<str> = explanation.as_str().into();
+            for job in self.waiting.drain(..) {
+                job.answer(Err(PublishError::Unavailable(Arc::clone(&explanation))));
+            }
+        }
+    }
+}
+
+/// Connects, declares the topology and opens the publishing channel with confirms.
+async fn open(settings: Arc<RabbitSettings>) -> Result<(Session, Channel), SessionError> {
+    let session = Session::open(&settings, NAME).await?;
+    let names = Names::new(&settings.prefix);
+    topology::declare_queues(&session, &names, settings.limits.bytes_max).await?;
+    let channel = session.channel().await?;
+    call("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok((session, channel))
+}

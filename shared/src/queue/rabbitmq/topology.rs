@@ -1,0 +1,148 @@
+//! Queues and exchanges: their names, their arguments, and how they come to be.
+//!
+//! Arguments cannot be changed on an existing queue, so the names carry a version. Each object is
+//! looked at passively first, so that a user without the right to configure can run against what
+//! an operator declared; what exists is declared again as the check of its arguments. Why these
+//! arguments: `docs/decisions/0004-broker-topology.md`.
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+
+use super::connection::{Session, SessionError, call};
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
+
+/// Deliveries after which the broker itself sets a message aside. So many that it never does: a
+/// consumer that crashes in a loop must not turn good messages into dead ones.
+const DELIVERY_LIMIT: i32 = 1_000_000;
+
+/// What is declared under one prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    pub writes: ShortString,
+    /// An exchange and a queue of the same name.
+    pub dead: ShortString,
+    pub events: ShortString,
+}
+
+impl Names {
+    pub fn new(prefix: &str) -> Self {
+        let name = |word: &str| ShortString::from(format!("{prefix}.{word}.v1"));
+        Self { writes: name("writes"), dead: name("dead"), events: name("events") }
+    }
+}
+
+enum Kind {
+    Exchange(ExchangeKind),
+    Queue(FieldTable),
+}
+
+/// Declares the queues and what they need.
+pub(crate) async fn declare_queues(
+    session: &Session,
+    names: &Names,
+    bytes_max: u64,
+) -> Result<(), SessionError> {
+    ensure(session, &names.dead, &Kind::Exchange(ExchangeKind::Direct)).await?;
+    let dead = Kind::Queue(quorum_arguments(bytes_max));
+    let existed = ensure(session, &names.dead, &dead).await?;
+    bind_dead(session, &names.dead, existed).await?;
+    let mut writes = quorum_arguments(bytes_max);
+    writes.insert("x-dead-letter-exchange".into(), text(names.dead.as_str()));
+    writes.insert("x-dead-letter-routing-key".into(), text(names.dead.as_str()));
+    // A dead letter leaves its queue only when the dead queue has confirmed it.
+    writes.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    ensure(session, &names.writes, &Kind::Queue(writes)).await?;
+    Ok(())
+}
+
+/// Declares the exchange that events go through.
+pub(crate) async fn declare_events(session: &Session, names: &Names) -> Result<(), SessionError> {
+    ensure(session, &names.events, &Kind::Exchange(ExchangeKind::Topic)).await?;
+    Ok(())
+}
+
+fn quorum_arguments(bytes_max: u64) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    // The queue says no when it is full. Its default is to drop the oldest.
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
+    arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes_max));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    arguments
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(value))
+}
+
+/// Makes sure that `name` is there with these arguments; returns whether it was before.
+async fn ensure(session: &Session, name: &ShortString, kind: &Kind) -> Result<bool, SessionError> {
+    let existed = match declare(session, name, kind, true).await {
+        Ok(()) => true,
+        Err(error) if error.code() == Some(NOT_FOUND) => false,
+        Err(error) => return Err(error),
+    };
+    match declare(session, name, kind, false).await {
+        Ok(()) => Ok(existed),
+        Err(error) if existed && error.code() == Some(ACCESS_REFUSED) => Ok(existed),
+        Err(error) if error.code() == Some(PRECONDITION_FAILED) => {
+            Err(SessionError::Misdeclared(explain(name, kind, &error)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Declares on a channel of its own, because an error closes the channel.
+async fn declare(
+    session: &Session,
+    name: &ShortString,
+    kind: &Kind,
+    passive: bool,
+) -> Result<(), SessionError> {
+    let channel = session.channel().await?;
+    match kind {
+        Kind::Exchange(kind) => {
+            let mut options = ExchangeDeclareOptions::default();
+            (options.passive, options.durable) = (passive, true);
+            let none = FieldTable::default();
+            call("exchange.declare", channel.exchange_declare(name.clone(), kind.clone(), options, none))
+                .await?;
+        }
+        Kind::Queue(arguments) => {
+            let mut options = QueueDeclareOptions::default();
+            (options.passive, options.durable) = (passive, true);
+            call("queue.declare", channel.queue_declare(name.clone(), options, arguments.clone())).await?;
+        }
+    }
+    call("channel.close", channel.close(200, "done".into())).await
+}
+
+async fn bind_dead(session: &Session, dead: &ShortString, existed: bool) -> Result<(), SessionError> {
+    let channel = session.channel().await?;
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    let bound = channel.queue_bind(dead.clone(), dead.clone(), dead.clone(), options, none);
+    match call("queue.bind", bound).await {
+        Ok(()) => call("channel.close", channel.close(200, "done".into())).await,
+        // Whoever declared the queue without giving us that right has bound it, too.
+        Err(error) if existed && error.code() == Some(ACCESS_REFUSED) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn explain(name: &ShortString, kind: &Kind, error: &SessionError) -> String {
+    match kind {
+        Kind::Exchange(_) => format!(
+            "exchange {name} exists, but with other properties than this build needs ({error}): \
+             delete it, and it is declared anew, or use another queue.prefix"
+        ),
+        Kind::Queue(_) => format!(
+            "queue {name} exists, but with other arguments than this build needs ({error}): set \
+             queue.bytes_max to what the queue has (a policy may tighten it), or stop the writers, \
+             let the queue drain and delete it, and it is declared anew; or use another queue.prefix"
+        ),
+    }
+}

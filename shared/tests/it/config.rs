@@ -1,0 +1,294 @@
+//! Loading of the configuration: which layer wins, and how people are told what is wrong.
+mod docs;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use shared::backend::Pair;
+use shared::config::load::{ConfigError, Loaded, Profile, Program, Sources, check_config_report, load};
+
+/// Sources under construction; without more they are an empty environment.
+struct Given {
+    sources: Sources,
+    file: Option<PathBuf>,
+}
+
+fn given(program: Program) -> Given {
+    let sources =
+        Sources { program, config_path: None, env_profile: None, env: BTreeMap::new(), flags: Vec::new() };
+    Given { sources, file: None }
+}
+
+impl Given {
+    fn file(mut self, text: &str) -> Self {
+        let path = std::env::temp_dir().join(testkit::unique("config")).with_extension("yaml");
+        std::fs::write(&path, text).expect("writes");
+        self.sources.config_path = Some(path.clone());
+        self.file = Some(path);
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.sources.env.insert(name.into(), value.into());
+        self
+    }
+
+    fn flag(mut self, key: &str, value: &str) -> Self {
+        self.sources.flags.push((key.into(), value.into()));
+        self
+    }
+
+    fn profile(mut self, name: &str) -> Self {
+        self.sources.env_profile = Some(name.into());
+        self
+    }
+
+    fn load(&self) -> Result<Loaded, ConfigError> {
+        load(&self.sources)
+    }
+
+    #[track_caller]
+    fn loaded(&self) -> Loaded {
+        self.load().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[track_caller]
+    fn refused(&self) -> String {
+        self.load().expect_err("refused").to_string()
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        if let Some(path) = &self.file {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Two servers that others can reach, and a secret.
+fn cluster(program: Program) -> Given {
+    given(program)
+        .env("AMQP_URL", "amqps://user:hunter2@broker.example:5671/%2f")
+        .env("DATABASE_URL", "postgres://app:hunter3@db.example/forebay?sslmode=require&password=hunter4")
+        .env("FOREBAY__IDS__SECRETS", "newest-secret, older-secret")
+}
+
+#[test]
+fn later_layers_win_and_each_value_knows_its_origin() {
+    let file = "default: {server: {port: 1, items_max: 11, host: a}}\nlocal: {server: {port: 2, host: b}}";
+    let origin = |loaded: &Loaded, key: &str| loaded.origins[key].clone();
+
+    let plain = given(Program::Api).loaded();
+    assert_eq!((plain.config.server.port, origin(&plain, "server.port")), (8080, "default".into()));
+
+    let only_default = given(Program::Api).file(file);
+    let loaded = only_default.loaded();
+    assert_eq!(loaded.config.server.port, 1);
+    assert!(origin(&loaded, "server.port").ends_with(".yaml, default"), "{}", origin(&loaded, "server.port"));
+
+    let with_profile = given(Program::Api).file(file).profile("local");
+    let loaded = with_profile.loaded();
+    assert_eq!((loaded.config.server.port, loaded.config.server.items_max), (2, 11));
+    assert!(origin(&loaded, "server.port").ends_with(".yaml, local"));
+    assert!(origin(&loaded, "server.items_max").ends_with(".yaml, default"));
+    assert_eq!(origin(&loaded, "queue.url"), "profile local");
+
+    let with_env = given(Program::Api).file(file).profile("local").env("FOREBAY__SERVER__PORT", "3");
+    let loaded = with_env.loaded();
+    assert_eq!((loaded.config.server.port, loaded.config.server.host.as_str()), (3, "b"));
+    assert_eq!(origin(&loaded, "server.port"), "environment FOREBAY__SERVER__PORT");
+
+    let with_flag = given(Program::Api).file(file).env("FOREBAY__SERVER__PORT", "3").flag("server.port", "4");
+    let loaded = with_flag.loaded();
+    assert_eq!(loaded.config.server.port, 4);
+    assert_eq!(origin(&loaded, "server.port"), "flag --set server.port");
+}
+
+#[test]
+fn a_profile_is_named_by_the_environment_and_a_flag_wins() {
+    let by_env = given(Program::Api).env("FOREBAY_ENV", "local");
+    assert_eq!(by_env.loaded().profile, Some(Profile::Local));
+    let by_flag = cluster(Program::Api).env("FOREBAY_ENV", "local").profile("prod");
+    assert_eq!(by_flag.loaded().profile, Some(Profile::Prod));
+    let unknown = given(Program::Api).env("FOREBAY_ENV", "production").refused();
+    assert!(unknown.contains("production") && unknown.contains("FOREBAY_ENV"), "{unknown}");
+}
+
+#[test]
+fn with_nothing_set_the_api_is_embedded_and_the_consumer_local() {
+    let api = given(Program::Api).loaded();
+    assert_eq!(Pair::of(&api.config), Ok(Pair::Embedded("./forebay-data".into())));
+    assert_eq!((api.profile, api.config.ops.port), (None, Some(9190)));
+    assert!(api.config.ids.secrets.is_empty() && api.config.store.migrate);
+
+    let consumer = given(Program::Consumer).loaded();
+    assert_eq!(Pair::of(&consumer.config), Ok(Pair::Cluster));
+    assert_eq!((consumer.profile, consumer.config.ops.port), (Some(Profile::Local), Some(9191)));
+    assert!(consumer.config.store.migrate);
+    assert_eq!(consumer.config.ids.secrets, given(Program::Api).profile("local").loaded().config.ids.secrets);
+    assert!(consumer.warnings.is_empty());
+
+    let embedded = given(Program::Consumer).env("FOREBAY__QUEUE__URL", "embedded:./forebay-data").refused();
+    assert!(embedded.contains("inside the api") && embedded.contains("AMQP_URL"), "{embedded}");
+}
+
+#[test]
+fn two_urls_and_a_secret_make_a_cluster_without_a_profile() {
+    for program in [Program::Api, Program::Consumer] {
+        let loaded = cluster(program).loaded();
+        assert_eq!(Pair::of(&loaded.config), Ok(Pair::Cluster));
+        assert_eq!(loaded.profile, None);
+        assert_eq!(loaded.config.ids.secrets, ["newest-secret", "older-secret"]);
+        assert_eq!(loaded.origins["store.url"], "environment DATABASE_URL");
+    }
+    let own_name_wins =
+        cluster(Program::Api).env("FOREBAY__STORE__URL", "postgres://other.example/x").loaded();
+    assert_eq!(own_name_wins.config.store.url, "postgres://other.example/x");
+    let half = given(Program::Api).env("DATABASE_URL", "postgres://db.example/forebay").refused();
+    assert!(half.contains("AMQP_URL"), "{half}");
+    let half = given(Program::Consumer).env("AMQP_URL", "amqp://broker.example").refused();
+    assert!(half.contains("DATABASE_URL"), "{half}");
+}
+
+#[test]
+fn a_broker_that_others_can_reach_demands_a_secret() {
+    let without = cluster(Program::Api).env("FOREBAY__IDS__SECRETS", "").refused();
+    assert!(without.contains("FOREBAY__IDS__SECRETS"), "{without}");
+    let development = given(Program::Api).profile("local").loaded().config.ids.secrets.join(",");
+    let with_known = cluster(Program::Api).env("FOREBAY__IDS__SECRETS", &development).refused();
+    assert!(with_known.contains("FOREBAY__IDS__SECRETS"), "{with_known}");
+
+    for host in ["127.0.0.1", "localhost", "[::1]"] {
+        let loopback = cluster(Program::Api)
+            .env("FOREBAY__IDS__SECRETS", "")
+            .env("AMQP_URL", &format!("amqp://guest:guest@{host}:5672/%2f"));
+        let loaded = loopback.loaded();
+        assert_eq!(loaded.config.ids.secrets.join(","), development, "{host}");
+        assert!(loaded.warnings.iter().any(|warning| warning.contains("ids.secrets")));
+        let in_prod = loopback.profile("prod").refused();
+        assert!(in_prod.contains("FOREBAY__IDS__SECRETS"), "{in_prod}");
+    }
+}
+
+#[test]
+fn a_deployed_profile_guesses_no_backend_and_does_not_migrate() {
+    for profile in ["dev", "preprod", "prod"] {
+        let unset = given(Program::Api).profile(profile).refused();
+        assert!(unset.contains("queue.url") && unset.contains("AMQP_URL"), "{unset}");
+        assert!(!cluster(Program::Api).profile(profile).loaded().config.store.migrate);
+        let embedded = given(Program::Api)
+            .profile(profile)
+            .env("FOREBAY__QUEUE__URL", "embedded:/data")
+            .env("FOREBAY__STORE__URL", "embedded:/data");
+        assert!(embedded.loaded().config.store.migrate);
+        assert!(!embedded.flag("store.migrate", "false").loaded().config.store.migrate);
+    }
+}
+
+#[test]
+fn an_unknown_name_is_refused_with_its_origin_and_the_nearest_known_one() {
+    let file = given(Program::Api).file("default: {server: {prot: 1}}").refused();
+    assert!(file.contains("server.prot") && file.contains(".yaml, default"), "{file}");
+    assert!(file.contains("did you mean server.port?"), "{file}");
+
+    let other_profile = given(Program::Api).file("prod: {qeue: {url: a}}").refused();
+    assert!(other_profile.contains("qeue.url") && other_profile.contains("prod"), "{other_profile}");
+    let no_profile = given(Program::Api).file("server: {port: 1}").refused();
+    assert!(no_profile.contains("server") && no_profile.contains("below default"), "{no_profile}");
+
+    let env = given(Program::Api).env("FOREBAY__SERVER__PROT", "1").refused();
+    assert!(env.contains("FOREBAY__SERVER__PROT"), "{env}");
+    assert!(env.contains("did you mean FOREBAY__SERVER__PORT?"), "{env}");
+    let flag = given(Program::Api).flag("server.prot", "1").refused();
+    assert!(flag.contains("--set") && flag.contains("did you mean server.port?"), "{flag}");
+    let far = given(Program::Api).env("FOREBAY__XYZ", "1").refused();
+    assert!(!far.contains("did you mean"), "{far}");
+
+    let all = given(Program::Api).env("FOREBAY__A", "1").flag("b", "1").refused();
+    assert!(all.contains("FOREBAY__A") && all.contains("unknown setting b"), "{all}");
+}
+
+#[test]
+fn a_variable_with_too_few_underscores_is_a_warning_since_it_may_belong_to_somebody_else() {
+    let loaded = given(Program::Api).env("FOREBAY_SERVER_PORT", "1").loaded();
+    assert_eq!(loaded.config.server.port, 8080);
+    assert!(loaded.warnings[0].contains("FOREBAY__SERVER__PORT"), "{:?}", loaded.warnings);
+}
+
+#[test]
+fn a_wrong_type_is_refused_with_name_origin_and_what_was_expected() {
+    for (value, expected) in [("abc", "u16"), ("70000", "u16"), ("-1", "u16"), ("1.5", "u16")] {
+        let env = given(Program::Api).env("FOREBAY__SERVER__PORT", value).refused();
+        assert!(env.contains("server.port (environment FOREBAY__SERVER__PORT)"), "{env}");
+        assert!(env.contains(expected) && env.contains(value), "{env}");
+    }
+    let flag = given(Program::Api).flag("store.migrate", "maybe").refused();
+    assert!(flag.contains("store.migrate (flag --set store.migrate)") && flag.contains("bool"), "{flag}");
+    let format = given(Program::Api).env("FOREBAY__TELEMETRY__LOG_FORMAT", "xml").refused();
+    assert!(format.contains("telemetry.log_format") && format.contains("json"), "{format}");
+    let secret = given(Program::Api).file("default: {ids: {secrets: hunter2}}").refused();
+    assert!(secret.contains("ids.secrets") && !secret.contains("hunter2"), "{secret}");
+}
+
+#[test]
+fn a_file_that_is_named_must_be_there_and_readable() {
+    let mut missing = given(Program::Api);
+    missing.sources.config_path = Some("/nowhere/at/all.yaml".into());
+    assert!(missing.refused().contains("/nowhere/at/all.yaml"));
+    let malformed = given(Program::Api).file("default: {server: [");
+    assert!(matches!(malformed.load(), Err(ConfigError::Malformed { .. })));
+    for empty in ["", "default:", "default: {server: {port: null}}", "default:\n  server:\n", "# nothing\n"] {
+        assert_eq!(given(Program::Api).file(empty).loaded().config.server.port, 8080, "{empty:?}");
+    }
+}
+
+#[test]
+fn values_that_cannot_work_together_are_refused_by_name() {
+    for (key, value, named) in [
+        ("queue.prefetch", "500", "queue.prefetch_bytes_max"),
+        ("queue.prefetch", "0", "queue.prefetch ("),
+        ("queue.prefetch", "3000", "queue.prefetch ("),
+        ("queue.publishes_in_flight_max", "0", "queue.publishes_in_flight_max"),
+        ("queue.message_items_max", "5000", "4096"),
+        ("server.items_max", "5000", "4096"),
+        ("queue.bytes_max", "1000", "queue.bytes_max"),
+        ("queue.prefix", "a b", "queue.prefix"),
+        ("queue.url", "http://x", "queue.url"),
+        ("store.url", "mysql://x", "store.url"),
+        ("store.url", "embedded:elsewhere", "another directory"),
+        ("telemetry.log_filter", "info,=", "telemetry.log_filter"),
+    ] {
+        let refused = given(Program::Api).flag(key, value).refused();
+        assert!(refused.contains(named), "{key}={value}: {refused}");
+    }
+}
+
+#[test]
+fn the_report_shows_every_value_and_its_origin_but_no_secret() {
+    let report = check_config_report(&cluster(Program::Api).flag("server.port", "4711").loaded());
+    for hidden in ["hunter", "newest-secret", "older-secret"] {
+        assert!(!report.contains(hidden), "{report}");
+    }
+    for shown in [
+        "server.port: 4711",
+        "# flag --set server.port",
+        "amqps://user:***@broker.example:5671/%2f",
+        "# environment AMQP_URL",
+        "sslmode=require",
+        r#"ids.secrets: ["***","***"]"#,
+        "cache.ttl_ms: 10000",
+    ] {
+        assert!(report.contains(shown), "{shown} in {report}");
+    }
+    let embedded = check_config_report(&given(Program::Api).loaded());
+    assert!(embedded.contains(r#"queue.url: "embedded:./forebay-data""#), "{embedded}");
+}
+
+#[test]
+fn zero_workers_are_the_granted_cores_but_one_and_never_none() {
+    let cores = std::thread::available_parallelism().expect("known").get();
+    let loaded = given(Program::Api).loaded();
+    assert_eq!(loaded.config.server.workers(), (cores - 1).max(1));
+    assert_eq!(given(Program::Api).flag("server.workers", "7").loaded().config.server.workers(), 7);
+}

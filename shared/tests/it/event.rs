@@ -1,0 +1,58 @@
+//! The contract of the events port, run against every implementation, and what is particular to
+//! RabbitMQ.
+mod contract;
+mod rabbitmq;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shared::event::{Body, CounterChanged, Event, EventStream, Events, Signal};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The publisher of events that only ask whether a stream is connected.
+const PROBE: u64 = 0;
+
+fn event(publisher: u64, number: u64, body: Body) -> Event {
+    Event { publisher, number, store_time_ms: Some(1_763_600_000_000), body }
+}
+
+fn changed(publisher: u64, number: u64) -> Event {
+    let value = i64::try_from(number).expect("a small number");
+    let counter = CounterChanged { name: "a.b".into(), value, version: value, updated_at_ms: 5 };
+    event(publisher, number, Body::Changed { counters: vec![counter] })
+}
+
+/// Publishes probes until one comes through: from then on the stream misses nothing.
+async fn connected(events: &dyn Events) -> Box<dyn EventStream> {
+    let mut stream = events.subscribe().await;
+    reaches(events, stream.as_mut()).await;
+    stream
+}
+
+async fn reaches(events: &dyn Events, stream: &mut dyn EventStream) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        events.publish(event(PROBE, 0, Body::Heartbeat));
+        let came = tokio::time::timeout(Duration::from_millis(50), stream.next()).await;
+        if matches!(came, Ok(Signal::Event(_))) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no event comes through");
+    }
+}
+
+/// The next signal that is not about a probe.
+async fn next(stream: &mut dyn EventStream) -> Signal {
+    loop {
+        let signal = tokio::time::timeout(PATIENCE, stream.next()).await.expect("a signal in time");
+        match &signal {
+            Signal::Event(event) if event.publisher == PROBE => {}
+            _ => return signal,
+        }
+    }
+}
+
+fn signal(event: Event) -> Signal {
+    Signal::Event(Arc::new(event))
+}

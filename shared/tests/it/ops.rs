@@ -1,0 +1,81 @@
+//! The operations port over a real socket.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use shared::ops::{self, Health, Ops, Status};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Sends one request and returns the status code, the head and the body.
+async fn request(ops: &Ops, method: &str, path: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect(ops.address()).await.expect("connects");
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sends");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("has a head");
+    let code = head.split(' ').nth(1).expect("has a code").parse().expect("is a number");
+    (code, head.to_ascii_lowercase(), body.to_owned())
+}
+
+fn health(status: Status, ready: bool) -> Health {
+    Health {
+        status,
+        ready,
+        components: BTreeMap::from([("queue", "healthy"), ("store", "unhealthy")]),
+        breakers: BTreeMap::from([("store", "open")]),
+    }
+}
+
+#[tokio::test]
+async fn the_operations_port_tells_what_the_program_says() {
+    let phase = Arc::new(AtomicU8::new(0));
+    let told = Arc::clone(&phase);
+    let ask = move || match told.load(Ordering::SeqCst) {
+        0 => health(Status::Degraded, true),
+        _ => health(Status::Down, false),
+    };
+    let ops = ops::serve("127.0.0.1", 0, Arc::new(ask)).expect("listens");
+    shared::telemetry::metrics().queue_sessions_lost.inc();
+
+    let (code, head, body) = request(&ops, "GET", "/metrics").await;
+    assert_eq!(code, 200);
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    assert!(
+        body.contains("forebay_queue_sessions_lost_total ") && body.contains("process_open_fds"),
+        "{body}"
+    );
+
+    assert_eq!(request(&ops, "GET", "/livez").await.0, 200);
+    assert_eq!(request(&ops, "GET", "/readyz").await.0, 200);
+    let (code, head, body) = request(&ops, "GET", "/health").await;
+    assert_eq!(code, 200);
+    assert!(head.contains("application/json") && head.contains("cache-control: no-store"), "{head}");
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&body).expect("is JSON"),
+        serde_json::json!({"status": "degraded", "queue": "healthy", "store": "unhealthy", "breakers": {"store": "open"}})
+    );
+
+    phase.store(1, Ordering::SeqCst);
+    assert_eq!(request(&ops, "GET", "/livez").await.0, 200);
+    assert_eq!(request(&ops, "GET", "/readyz").await.0, 503);
+    assert_eq!(request(&ops, "GET", "/health").await.0, 503);
+
+    assert_eq!(request(&ops, "GET", "/else").await.0, 404);
+    let (code, head, _) = request(&ops, "POST", "/metrics").await;
+    assert_eq!(code, 405);
+    assert!(head.contains("allow: get, head"), "{head}");
+
+    let address = ops.address();
+    ops.stop().await.expect("stops");
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_an_error_at_once() {
+    let ask = || health(Status::Ok, true);
+    let ops = ops::serve("127.0.0.1", 0, Arc::new(ask)).expect("listens");
+    assert!(ops::serve("127.0.0.1", ops.address().port(), Arc::new(ask)).is_err());
+    ops.stop().await.expect("stops");
+}

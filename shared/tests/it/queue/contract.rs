@@ -1,0 +1,345 @@
+//! What every queue holds.
+use super::{
+    Arc, BTreeSet, Duration, Fixture, Instant, LIMITS, PATIENCE, PublishError, QueueLimits, delivered_ids,
+    fill, id_of, ids, in_time, message, next, next_many, publish,
+};
+
+/// Runs every contract test on every implementation; a new one is a line at the end.
+macro_rules! contract {
+    ($($name:ident)+) => {
+        macro_rules! on {
+            ($implementation:ident) => {
+                mod $implementation {
+                    $(
+                        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                        async fn $name() {
+                            super::fixtures::$implementation(|fixture| async move {
+                                super::$name(fixture.as_ref()).await;
+                            })
+                            .await;
+                        }
+                    )+
+                }
+            };
+        }
+        on!(rabbitmq);
+        on!(embedded);
+    };
+}
+
+contract! {
+    a_published_message_is_delivered_with_the_same_body
+    what_was_not_acknowledged_is_delivered_again_after_the_subscriber_is_gone
+    what_was_acknowledged_is_never_delivered_again
+    what_is_given_back_is_delivered_again
+    a_window_bounds_what_is_unacknowledged_and_an_acknowledgement_makes_room
+    a_window_of_nothing_stops_deliveries_and_a_larger_one_starts_them_again
+    what_came_before_a_window_was_changed_stays_with_the_subscriber
+    many_publishers_at_once_and_every_confirmed_message_is_there
+    a_rejected_message_does_not_come_back
+    a_full_queue_refuses_and_keeps_every_message_that_it_took
+    acknowledging_some_leaves_the_others
+    a_publish_is_answered_by_its_deadline
+    a_closed_queue_takes_nothing_and_has_answered_everything
+    publishing_from_a_runtime_of_another_thread_works
+}
+
+mod fixtures {
+    use std::future::Future;
+
+    use shared::queue::Queue;
+    use shared::queue::embedded::EmbeddedQueue;
+    use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+
+    use super::{Arc, Fixture, QueueLimits};
+
+    struct Rabbit {
+        url: String,
+        prefix: String,
+    }
+
+    #[async_trait::async_trait]
+    impl Fixture for Rabbit {
+        async fn open(&self, limits: QueueLimits) -> Arc<dyn Queue> {
+            RabbitQueue::start(RabbitSettings::new(&self.url, &self.prefix, limits))
+        }
+    }
+
+    pub async fn rabbitmq<Fut: Future<Output = ()> + Send + 'static>(
+        test: impl FnOnce(Arc<dyn Fixture>) -> Fut,
+    ) {
+        testkit::isolated("queue", |isolated| {
+            test(Arc::new(Rabbit { url: isolated.amqp_url, prefix: isolated.prefix }))
+        })
+        .await;
+    }
+
+    struct Embedded {
+        directory: std::path::PathBuf,
+    }
+
+    #[async_trait::async_trait]
+    impl Fixture for Embedded {
+        async fn open(&self, limits: QueueLimits) -> Arc<dyn Queue> {
+            EmbeddedQueue::open(&self.directory, limits).await.expect("the directory is free")
+        }
+    }
+
+    pub async fn embedded<Fut: Future<Output = ()> + Send + 'static>(
+        test: impl FnOnce(Arc<dyn Fixture>) -> Fut,
+    ) {
+        let directory = std::env::temp_dir().join(testkit::unique("queue"));
+        std::fs::create_dir_all(&directory).expect("a directory for the test");
+        let outcome = tokio::spawn(test(Arc::new(Embedded { directory: directory.clone() }))).await;
+        std::fs::remove_dir_all(&directory).expect("the directory is removed");
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic.into_panic());
+        }
+    }
+}
+
+async fn a_published_message_is_delivered_with_the_same_body(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let (small, large) = (message(1), message(300_000));
+    for message in [&small, &large] {
+        queue.publisher().publish(message.clone(), in_time()).await.expect("published");
+    }
+    let mut subscription = queue.subscribe(2).await.expect("subscribed");
+    let deliveries = next_many(subscription.as_mut(), 2).await;
+    for message in [&small, &large] {
+        let delivery = deliveries.iter().find(|delivery| id_of(delivery) == message.id).expect("delivered");
+        assert!(delivery.body == message.body);
+        assert!(!delivery.redelivered);
+    }
+    subscription.ack(deliveries).await.expect("acknowledged");
+}
+
+async fn what_was_not_acknowledged_is_delivered_again_after_the_subscriber_is_gone(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let published = publish(queue.publisher().as_ref(), 3).await;
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&published));
+    drop(subscription);
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let again = next_many(subscription.as_mut(), 3).await;
+    assert_eq!(delivered_ids(&again), ids(&published));
+    assert!(again.iter().all(|delivery| delivery.redelivered));
+}
+
+async fn what_was_acknowledged_is_never_delivered_again(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    publish(queue.publisher().as_ref(), 5).await;
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let deliveries = next_many(subscription.as_mut(), 5).await;
+    subscription.ack(deliveries).await.expect("acknowledged");
+    drop(subscription);
+    queue.close().await;
+    drop(queue);
+    // Also over a restart: whatever is delivered now was published now.
+    let queue = fixture.open(LIMITS).await;
+    let later = publish(queue.publisher().as_ref(), 5).await;
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 5).await), ids(&later));
+}
+
+async fn what_is_given_back_is_delivered_again(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let published = publish(queue.publisher().as_ref(), 3).await;
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let deliveries = next_many(subscription.as_mut(), 3).await;
+    subscription.give_back(deliveries).await.expect("given back");
+    let again = next_many(subscription.as_mut(), 3).await;
+    assert_eq!(delivered_ids(&again), ids(&published));
+    subscription.ack(again).await.expect("acknowledged");
+}
+
+async fn a_window_bounds_what_is_unacknowledged_and_an_acknowledgement_makes_room(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let published = publish(queue.publisher().as_ref(), 5).await;
+    let mut narrow = queue.subscribe(2).await.expect("subscribed");
+    let mut held = next_many(narrow.as_mut(), 2).await;
+    // The rest goes to somebody else, so it is not on its way to the first.
+    let mut wide = queue.subscribe(10).await.expect("subscribed");
+    let elsewhere = next_many(wide.as_mut(), 3).await;
+    assert!(narrow.try_next().expect("not lost").is_none());
+    wide.set_window(0).await.expect("stopped");
+    wide.give_back(elsewhere).await.expect("given back");
+    assert!(narrow.try_next().expect("not lost").is_none());
+    let mut seen = delivered_ids(&held);
+    while seen.len() < published.len() {
+        narrow.ack(vec![held.remove(0)]).await.expect("acknowledged");
+        held.push(next(narrow.as_mut()).await);
+        seen.extend(delivered_ids(&held));
+    }
+    assert_eq!(seen, ids(&published));
+}
+
+async fn a_window_of_nothing_stops_deliveries_and_a_larger_one_starts_them_again(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let mut paused = queue.subscribe(4).await.expect("subscribed");
+    paused.set_window(0).await.expect("stopped");
+    let published = publish(queue.publisher().as_ref(), 6).await;
+    let mut other = queue.subscribe(10).await.expect("subscribed");
+    let elsewhere = next_many(other.as_mut(), 6).await;
+    assert_eq!(delivered_ids(&elsewhere), ids(&published));
+    assert!(paused.try_next().expect("not lost").is_none());
+    other.set_window(0).await.expect("stopped");
+    other.give_back(elsewhere).await.expect("given back");
+    paused.set_window(2).await.expect("started");
+    let first = next_many(paused.as_mut(), 2).await;
+    paused.ack(first).await.expect("acknowledged");
+    paused.set_window(4).await.expect("grown");
+    let rest = next_many(paused.as_mut(), 4).await;
+    paused.ack(rest).await.expect("acknowledged");
+}
+
+async fn what_came_before_a_window_was_changed_stays_with_the_subscriber(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let published = publish(queue.publisher().as_ref(), 4).await;
+    let mut subscription = queue.subscribe(4).await.expect("subscribed");
+    let mut deliveries = vec![next(subscription.as_mut()).await];
+    subscription.set_window(0).await.expect("stopped");
+    while let Some(delivery) = subscription.try_next().expect("not lost") {
+        deliveries.push(delivery);
+    }
+    let acknowledged = delivered_ids(&deliveries);
+    subscription.ack(deliveries).await.expect("deliveries of before can be acknowledged");
+    drop(subscription);
+    let rest: BTreeSet<_> = ids(&published).difference(&acknowledged).copied().collect();
+    let later = publish(queue.publisher().as_ref(), 1).await;
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let others = next_many(subscription.as_mut(), rest.len() + 1).await;
+    assert_eq!(delivered_ids(&others), rest.union(&ids(&later)).copied().collect());
+}
+
+/// An ack that answered for another task's message would show as a confirmed one that is missing:
+/// the queue is so small that about half of the messages are refused.
+async fn many_publishers_at_once_and_every_confirmed_message_is_there(fixture: &dyn Fixture) {
+    const PUBLISHERS: usize = 16;
+    const EACH: usize = 40;
+    let half = u64::try_from(PUBLISHERS * EACH / 2 * message(1).body.len()).expect("fits");
+    let queue = fixture.open(QueueLimits { bytes_max: half, ..LIMITS }).await;
+    let mut publishers = tokio::task::JoinSet::new();
+    for _ in 0..PUBLISHERS {
+        let publisher = queue.publisher();
+        publishers.spawn(async move {
+            let mut confirmed = Vec::new();
+            for _ in 0..EACH {
+                let message = message(1);
+                match publisher.publish(message.clone(), in_time()).await {
+                    Ok(()) => confirmed.push(message.id),
+                    Err(PublishError::Full) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            confirmed
+        });
+    }
+    let confirmed: BTreeSet<_> = publishers.join_all().await.into_iter().flatten().collect();
+    assert!((1..PUBLISHERS * EACH).contains(&confirmed.len()), "{} confirmed", confirmed.len());
+    let mut subscription = queue.subscribe(1_000).await.expect("subscribed");
+    let mut missing = confirmed;
+    while !missing.is_empty() {
+        let delivery = next(subscription.as_mut()).await;
+        missing.remove(&id_of(&delivery));
+        subscription.ack(vec![delivery]).await.expect("acknowledged");
+    }
+}
+
+async fn a_rejected_message_does_not_come_back(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    publish(queue.publisher().as_ref(), 1).await;
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let rejected = next(subscription.as_mut()).await;
+    subscription.reject(rejected).await.expect("rejected");
+    drop(subscription);
+    let later = publish(queue.publisher().as_ref(), 3).await;
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&later));
+    assert!(subscription.try_next().expect("not lost").is_none());
+}
+
+async fn a_full_queue_refuses_and_keeps_every_message_that_it_took(fixture: &dyn Fixture) {
+    let queue = fixture.open(QueueLimits { bytes_max: 200_000, ..LIMITS }).await;
+    let taken = fill(queue.publisher().as_ref(), 5_000).await;
+    assert!(!taken.is_empty());
+    let mut subscription = queue.subscribe(1_000).await.expect("subscribed");
+    let deliveries = next_many(subscription.as_mut(), taken.len()).await;
+    assert_eq!(delivered_ids(&deliveries), ids(&taken));
+    subscription.ack(deliveries).await.expect("acknowledged");
+    // It takes again once there is room, of which it gets to know in its own time.
+    let deadline = in_time();
+    while let Err(error) = queue.publisher().publish(message(1), deadline).await {
+        assert_eq!(error, PublishError::Full);
+        assert!(Instant::now() < deadline, "still full");
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn acknowledging_some_leaves_the_others(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    publish(queue.publisher().as_ref(), 6).await;
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let (mut some, mut others) = (Vec::new(), Vec::new());
+    for (index, delivery) in next_many(subscription.as_mut(), 6).await.into_iter().enumerate() {
+        // The second, the fourth and the fifth: never all up to one.
+        if [1, 3, 4].contains(&index) { some.push(delivery) } else { others.push(delivery) }
+    }
+    let left = delivered_ids(&others);
+    subscription.ack(some).await.expect("acknowledged");
+    drop(subscription);
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), left);
+    let later = publish(queue.publisher().as_ref(), 1).await;
+    assert_eq!(id_of(&next(subscription.as_mut()).await), later[0].id);
+}
+
+async fn a_publish_is_answered_by_its_deadline(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    publish(queue.publisher().as_ref(), 1).await;
+    let begun = Instant::now();
+    let answer = queue.publisher().publish(message(1), begun).await;
+    assert!(begun.elapsed() < PATIENCE / 2);
+    // Confirmed at once or given up at once; never an answer that says neither.
+    assert!(matches!(answer, Ok(()) | Err(PublishError::DeadlineExceeded)), "{answer:?}");
+}
+
+async fn a_closed_queue_takes_nothing_and_has_answered_everything(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let publisher = queue.publisher();
+    let publishing: Vec<_> = (0..20)
+        .map(|_| {
+            let (publisher, message) = (Arc::clone(&publisher), message(1));
+            tokio::spawn(async move { (message.id, publisher.publish(message, in_time()).await) })
+        })
+        .collect();
+    tokio::time::timeout(PATIENCE, queue.close()).await.expect("closed in time");
+    let mut confirmed = BTreeSet::new();
+    for answered in publishing {
+        match answered.await.expect("no panic") {
+            (id, Ok(())) => drop(confirmed.insert(id)),
+            (_, Err(error)) => assert!(matches!(error, PublishError::Unavailable(_)), "{error}"),
+        }
+    }
+    let refused = publisher.publish(message(1), in_time()).await;
+    assert!(matches!(refused, Err(PublishError::Unavailable(_))), "{refused:?}");
+    drop((publisher, queue));
+    let queue = fixture.open(LIMITS).await;
+    let mut subscription = queue.subscribe(100).await.expect("subscribed");
+    let deliveries = next_many(subscription.as_mut(), confirmed.len()).await;
+    assert!(delivered_ids(&deliveries).is_superset(&confirmed));
+}
+
+/// As the workers of the API do: each has a single-threaded runtime of its own.
+async fn publishing_from_a_runtime_of_another_thread_works(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let publisher = queue.publisher();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(publish(publisher.as_ref(), 3))
+    });
+    let sent = tokio::task::spawn_blocking(move || thread.join().expect("no panic")).await.expect("no panic");
+    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&sent));
+    assert!(queue.publisher().publish(message(1), Instant::now() + Duration::from_secs(10)).await.is_ok());
+}
