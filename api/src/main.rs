@@ -1,15 +1,147 @@
 //! The API's command line, and the one place where the consumer runs in the API's process: the
 //! embedded default.
-use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::Context;
+use api::openapi::Document;
+use api::server::Server;
 use clap::{Parser, Subcommand};
-use shared::backend::{self, Pair};
+use shared::backend::{self, Backend, Pair};
 use shared::config::Config;
+use shared::config::load::{Loaded, Program, check_config_report};
+use shared::program::{self, Options};
 use shared::shutdown;
+use utoipa::OpenApi;
 
 /// Retains less memory after a burst than the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+/// Takes writes over HTTP, makes each one durable, answers reads from memory.
+#[derive(Parser)]
+#[command(name = "forebay-api", version)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve HTTP (the default)
+    Serve,
+    /// Bring the store's schema up to date
+    Migrate,
+    /// Print every setting with its origin
+    CheckConfig,
+    /// Print the OpenAPI document
+    Openapi,
+    /// Ask a running API whether it is ready
+    Healthcheck,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Runtime::new();
+    let outcome = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(&cli)));
+    outcome.map_or_else(|error| program::exit_with(&error), |()| ExitCode::SUCCESS)
+}
+
+async fn run(cli: &Cli) -> anyhow::Result<()> {
+    let options = &cli.options;
+    match cli.command.as_ref().unwrap_or(&Command::Serve) {
+        Command::Serve => serve(options.start(Program::Api)?).await,
+        Command::Migrate => {
+            let backend = backend::open(&options.start(Program::Api)?.config).await?;
+            backend.store.migrate().await?;
+            close(backend).await;
+            println!("the schema is up to date");
+            Ok(())
+        }
+        Command::CheckConfig => {
+            print!("{}", check_config_report(&options.load(Program::Api)?));
+            Ok(())
+        }
+        Command::Openapi => {
+            println!("{}", Document::openapi().to_pretty_json()?);
+            Ok(())
+        }
+        Command::Healthcheck => program::healthcheck(&options.load(Program::Api)?.config).await,
+    }
+}
+
+async fn serve(loaded: Loaded) -> anyhow::Result<()> {
+    let config = loaded.config;
+    let (trigger, shutdown) = shutdown::channel();
+    let backend = backend::open(&config).await?;
+    let embedded = matches!(Pair::of(&config), Ok(Pair::Embedded(_)));
+    if embedded {
+        backend.store.migrate().await?;
+    } else {
+        program::tell_missing_servers(&config).await;
+        if config.store.migrate {
+            tokio::spawn(program::migrate(backend.store.clone(), shutdown.clone()));
+        }
+    }
+    let server = Server::start(&config, &backend).await?;
+    let consumer = if embedded { Some(start_consumer(&config, &backend, &shutdown)?) } else { None };
+    greet(&config, &server, embedded);
+    let signal = shutdown::signalled().await?;
+    tracing::info!(signal, "stopping");
+    server.stop().await;
+    trigger.request();
+    if let Some(consumer) = consumer {
+        consumer.await?;
+    }
+    close(backend).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+#[cfg(feature = "embedded")]
+fn start_consumer(
+    config: &Config,
+    backend: &Backend,
+    shutdown: &shutdown::Shutdown,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let consumer = consumer::Consumer::new(config, backend, rand::random());
+    Ok(tokio::spawn(consumer.run(shutdown.clone())))
+}
+
+#[cfg(not(feature = "embedded"))]
+fn start_consumer(
+    _: &Config,
+    _: &Backend,
+    _: &shutdown::Shutdown,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    anyhow::bail!("this build has no embedded form: set AMQP_URL and DATABASE_URL")
+}
+
+async fn close(backend: Backend) {
+    backend.queue.close().await;
+    backend.events.close().await;
+    backend.store.close().await;
+}
+
+/// What a person sees who started it by hand.
+fn greet(config: &Config, server: &Server, embedded: bool) {
+    let (address, ops) = (server.address, server.ops_address);
+    tracing::info!(
+        http.address = %address,
+        ops.address = %ops,
+        queue = if embedded { "embedded" } else { "rabbitmq" },
+        "listening"
+    );
+    if !address.ip().is_loopback() {
+        tracing::warn!("no API keys: whoever reaches this address may read and write");
+    }
+    let data = config.store.url.strip_prefix("embedded:").map(|directory| format!(", data in {directory}"));
+    println!(
+        "\nForebay listens on http://{address}{}\n\n  \
+         curl -X POST http://{address}/v1/counters/hello/increments\n  \
+         curl -X POST http://{address}/v1/counters/hello/increments -H 'Content-Type: application/json' -d '{{\"by\":41}}'\n  \
+         curl http://{address}/v1/counters/hello\n\n\
+         Docs: http://{address}/docs   Metrics: http://{ops}/metrics\n",
+        data.unwrap_or_default()
+    );
+}

@@ -1,1 +1,96 @@
-fn main() {}
+//! The consumer's command line.
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use consumer::Consumer;
+use consumer::ingest::Status as Ingesting;
+use shared::backend;
+use shared::config::load::{Loaded, Program, check_config_report};
+use shared::ops::{self, Health, Status};
+use shared::program::{self, Options};
+use shared::shutdown::{self, Shutdown};
+
+/// Retains less memory after a burst than the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Applies queued writes to the store.
+#[derive(Parser)]
+#[command(name = "forebay-consumer", version)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Consume (the default)
+    Run,
+    /// Print every setting with its origin
+    CheckConfig,
+    /// Ask a running consumer whether it is ready
+    Healthcheck,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Runtime::new();
+    let outcome = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(dispatch(&cli)));
+    outcome.map_or_else(|error| program::exit_with(&error), |()| ExitCode::SUCCESS)
+}
+
+async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+    let options = &cli.options;
+    match cli.command.as_ref().unwrap_or(&Command::Run) {
+        Command::Run => run(options.start(Program::Consumer)?).await,
+        Command::CheckConfig => {
+            print!("{}", check_config_report(&options.load(Program::Consumer)?));
+            Ok(())
+        }
+        Command::Healthcheck => program::healthcheck(&options.load(Program::Consumer)?.config).await,
+    }
+}
+
+async fn run(loaded: Loaded) -> anyhow::Result<()> {
+    let config = loaded.config;
+    let (trigger, shutdown) = shutdown::channel();
+    let backend = backend::open(&config).await?;
+    program::tell_missing_servers(&config).await;
+    if config.store.migrate {
+        tokio::spawn(program::migrate(backend.store.clone(), shutdown.clone()));
+    }
+    let consumer = Consumer::new(&config, &backend, rand::random());
+    let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
+    let (status, stopping) = (consumer.status(), shutdown.clone());
+    let ops = ops::serve(host, port, Arc::new(move || health(&status, &stopping)))
+        .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))?;
+    tracing::info!(ops.address = %ops.address(), "consumer started");
+    let task = tokio::spawn(consumer.run(shutdown));
+    let signal = shutdown::signalled().await?;
+    tracing::info!(signal, "stopping");
+    trigger.request();
+    task.await?;
+    backend.queue.close().await;
+    backend.events.close().await;
+    backend.store.close().await;
+    ops.stop().await?;
+    Ok(())
+}
+
+/// Away dependencies degrade: nothing is lost while they are, and it goes on by itself.
+fn health(ingesting: &Ingesting, stopping: &Shutdown) -> Health {
+    let consuming = ingesting.consuming.load(Ordering::Relaxed);
+    let store = !ingesting.store_away.load(Ordering::Relaxed);
+    let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
+    Health {
+        status: if consuming && store { Status::Ok } else { Status::Degraded },
+        ready: !stopping.is_requested(),
+        components: [("queue", word(consuming)), ("store", word(store))].into(),
+        breakers: [].into(),
+    }
+}

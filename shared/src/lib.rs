@@ -11,6 +11,7 @@ pub mod event;
 pub mod id;
 pub mod message;
 pub mod ops;
+pub mod program;
 pub mod queue;
 pub mod shutdown;
 pub mod store;

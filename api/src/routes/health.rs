@@ -33,10 +33,7 @@ impl HealthView {
                 (false, _) => Status::Down,
             },
             ready: !self.gate.is_draining(),
-            components: BTreeMap::from([
-                ("queue", word(accepting)),
-                ("store", word(reading)),
-            ]),
+            components: BTreeMap::from([("queue", word(accepting)), ("store", word(reading))]),
             breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),
         }
     }
