@@ -6,7 +6,6 @@
 //!
 //! `cargo run --release -p api --example bare -- [port]`; port 0 or none takes a free one.
 use std::io::Write;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use actix_web::http::header;
@@ -19,7 +18,7 @@ use serde::{Deserialize, Serialize};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// As long as the kernel allows; the surplus of a burst waits there.
+/// As that of the service.
 const BACKLOG: u32 = 8_192;
 
 #[derive(Deserialize)]
@@ -65,7 +64,6 @@ async fn counter(name: web::Path<Box<str>>, counters: Counters) -> HttpResponse 
 fn main() -> anyhow::Result<()> {
     let port = std::env::args().nth(1).map_or(Ok(0), |port| port.parse()).context("the port is a number")?;
     let settings = shared::config::Server::default();
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let counters: Counters = web::Data::new(Cache::new(100_000));
     actix_web::rt::System::new().block_on(async move {
         let server = HttpServer::new(move || {
@@ -74,7 +72,7 @@ fn main() -> anyhow::Result<()> {
                 .route("/v1/counters/{name}/increments", web::post().to(increment))
                 .route("/v1/counters/{name}", web::get().to(counter))
         })
-        .workers(cores.saturating_sub(1).max(1))
+        .workers(settings.workers())
         .keep_alive(Duration::from_millis(settings.keep_alive_ms))
         .max_connections(settings.connections_max)
         .backlog(BACKLOG)

@@ -146,7 +146,9 @@ fn start_api(
     let (address, ops) = (free_address()?, free_address()?);
     settings.push(("SERVER__PORT", address.port().to_string()));
     settings.push(("OPS__PORT", ops.port().to_string()));
-    let program = Program::start(&binaries.api, "api", &[], &settings, folder, (ops, "/readyz"), stop)?;
+    // Ready comes before the broker is reached; healthy means that writes are accepted.
+    let ready = (ops, "/health");
+    let program = Program::start(&binaries.api, "api", &[], &settings, folder, ready, stop)?;
     Ok((program, address))
 }
 
