@@ -4,6 +4,7 @@
 //! Both stores call this between reading and writing. The meaning is that of [`fold_increments`];
 //! [`sum_increments`] is the same result in one addition per counter, and says when it is not.
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 
 use super::{Reason, SetAside};
 use crate::message::{Entry, Message};
@@ -70,7 +71,10 @@ pub fn sum_increments<'a>(messages: &[&'a Message]) -> Result<Vec<Sum<'a>>, Over
 
 /// Applies a batch one increment after the other to `current` (absent: never incremented). What
 /// would overflow is set aside, and the next is applied.
-pub fn fold_increments<'a>(current: &HashMap<String, Standing>, messages: &[&'a Message]) -> Folded<'a> {
+pub fn fold_increments<'a>(
+    current: &HashMap<String, Standing, impl BuildHasher>,
+    messages: &[&'a Message],
+) -> Folded<'a> {
     let mut standings: HashMap<&str, Standing> = HashMap::new();
     let mut set_aside = Vec::new();
     for message in messages {

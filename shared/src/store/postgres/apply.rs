@@ -172,7 +172,7 @@ async fn add_one_by_one(
         &names as &[&str]
     );
     let current = current.fetch_all(&mut *connection).await?.into_iter();
-    let current =
+    let current: HashMap<_, _> =
         current.map(|row| (row.name, Standing { value: row.value, version: row.version })).collect();
     let folded = sums::fold_increments(&current, fresh);
     bury(connection, &folded.set_aside).await?;

@@ -31,11 +31,11 @@ const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection that was idle for longer is asked before it is used.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// Servers and load balancers move on: no connection lives longer.
-const LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
+const LIFETIME_MAX: Duration = Duration::from_mins(30);
 /// An idle connection costs the server memory.
-const IDLE_MAX: Duration = Duration::from_secs(5 * 60);
+const IDLE_MAX: Duration = Duration::from_mins(5);
 /// A migration may rewrite a table, and waits for the one that another process runs.
-const MIGRATE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const MIGRATE_TIMEOUT: Duration = Duration::from_mins(15);
 
 pub struct Session {
     pool: PgPool,

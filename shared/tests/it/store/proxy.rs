@@ -11,7 +11,8 @@ pub enum Mode {
     Pass,
     /// Everything arrives later.
     Slow(Duration),
-    /// Connections stay open and nothing arrives; those that were open then stay silent for ever.
+    /// Connections stay open and nothing arrives, not even the other side's end; what was said
+    /// then stays unheard for ever.
     Silent,
 }
 
@@ -52,13 +53,15 @@ async fn pump(
     mode: watch::Receiver<Mode>,
 ) {
     let mut buffer = vec![0; 1 << 16];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+    loop {
+        let read = from.read(&mut buffer).await;
         let now = *mode.borrow();
         match now {
             Mode::Pass => {}
             Mode::Slow(delay) => tokio::time::sleep(delay).await,
             Mode::Silent => std::future::pending().await,
         }
+        let Ok(count @ 1..) = read else { return };
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
