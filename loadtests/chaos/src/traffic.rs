@@ -17,11 +17,11 @@ use crate::ledger::{Ledger, Outcome};
 /// Writers per API. The first sends single increments as fast as they are answered, so that
 /// something is open whenever a kill comes; the others mix, at a pace that keeps the audit short.
 const WRITERS: usize = 6;
-const PACE: Duration = Duration::from_millis(40);
+const PACE: Duration = Duration::from_millis(60);
 /// After a refusal or a broken connection; a restart takes longer than this.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-const ITEMS_MAX: usize = 20;
+const ITEMS_MAX: usize = 10;
 const SHARED_COUNTERS: usize = 4;
 
 /// What is going on at one API right now.
