@@ -200,7 +200,7 @@ impl Installation {
     }
 
     /// Another API on the first backend.
-    pub async fn restart_api(&mut self) {
+    pub fn restart_api(&mut self) {
         self.apis.push(Server::start(&self.config, &self.backends[0]).expect("the API starts"));
     }
 
