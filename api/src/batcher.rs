@@ -226,7 +226,7 @@ impl Batcher {
                     // A full queue answers: the link is fine.
                     Ok(()) | Err(PublishError::Full) => permit.success(),
                     Err(PublishError::DeadlineExceeded | PublishError::Unavailable(_)) => {
-                        permit.failure(Instant::now())
+                        permit.failure(Instant::now());
                     }
                 }
                 outcome.map_err(not_accepted)

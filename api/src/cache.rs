@@ -19,6 +19,9 @@ use tokio::sync::watch;
 use crate::measure::metrics;
 use crate::time_text::rfc3339;
 
+/// What an entry weighs beside its name, which it holds twice: the rendered body and the structures.
+const ENTRY_BYTES: usize = 400;
+
 #[derive(Clone, Copy, Debug)]
 pub struct CacheLimits {
     pub bytes_max: u64,
@@ -50,7 +53,7 @@ pub enum Outcome {
 type Loaded = Result<Arc<Cached>, StoreError>;
 
 pub struct CounterCache {
-    entries: moka::sync::Cache<Box<str>, Arc<Cached>>,
+    entries: moka::sync::Cache<Arc<str>, Arc<Cached>>,
     /// Held by everything that writes to `entries`.
     flights: Mutex<HashMap<Box<str>, Flight>>,
     /// Grows when events may have been missed; entries of an earlier one are old.
@@ -74,8 +77,7 @@ impl CounterCache {
     pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
         let entries = moka::sync::Cache::builder()
             .max_capacity(limits.bytes_max)
-            // The key, the rendered body and the structures around them.
-            .weigher(|key: &Box<str>, _: &Arc<Cached>| u32::try_from(2 * key.len() + 400).unwrap_or(u32::MAX))
+            .weigher(|key: &Arc<str>, _| u32::try_from(2 * key.len() + ENTRY_BYTES).unwrap_or(u32::MAX))
             .time_to_live(limits.stale_max)
             .build();
         Arc::new(Self {
@@ -92,10 +94,10 @@ impl CounterCache {
     /// Reads one counter.
     pub async fn get(self: &Arc<Self>, name: &str) -> Result<(Arc<Cached>, Outcome), StoreError> {
         let found = self.entries.get(name);
-        if let Some(entry) = &found {
-            if self.is_fresh(entry) {
-                return Ok((entry.clone(), Outcome::Hit));
-            }
+        if let Some(entry) = &found
+            && self.is_fresh(entry)
+        {
+            return Ok((entry.clone(), Outcome::Hit));
         }
         match self.load(name).await {
             Ok(entry) => Ok((entry, Outcome::Miss)),
@@ -113,10 +115,10 @@ impl CounterCache {
             if let Some(flight) = flights.get_mut(&*counter.name) {
                 flight.told = newer(flight.told.take(), Some(counter.clone()));
             }
-            if let Some(entry) = self.entries.get(&*counter.name) {
-                if version(entry.counter.as_ref()) < counter.version {
-                    self.insert(&counter.name, Some(counter.clone()), self.generation());
-                }
+            if let Some(entry) = self.entries.get(&*counter.name)
+                && version(entry.counter.as_ref()) < counter.version
+            {
+                self.insert(&counter.name, Some(counter.clone()), self.generation());
             }
         }
     }

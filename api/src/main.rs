@@ -83,7 +83,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
             tokio::spawn(program::migrate(backend.store.clone(), shutdown.clone()));
         }
     }
-    let server = Server::start(&config, &backend).await?;
+    let server = Server::start(&config, &backend)?;
     let consumer = if embedded { Some(start_consumer(&config, &backend, &shutdown)?) } else { None };
     greet(&config, &server, embedded);
     let signal = shutdown::signalled().await?;

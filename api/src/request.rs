@@ -103,13 +103,14 @@ where
     };
     async move {
         let mut response = match answer {
-            Ok(answer) => match AssertUnwindSafe(answer).catch_unwind().await {
-                Ok(response) => response?.map_into_boxed_body(),
-                Err(_) => {
+            Ok(answer) => {
+                if let Ok(response) = AssertUnwindSafe(answer).catch_unwind().await {
+                    response?.map_into_boxed_body()
+                } else {
                     tracing::error!(request.id = ?id, "handler panicked");
                     return Err(Problem::internal().into());
                 }
-            },
+            }
             Err(request) => {
                 metrics().shed.inc();
                 request.into_response(Problem::overloaded().error_response())

@@ -90,7 +90,7 @@ pub struct Server {
 
 impl Server {
     /// Listens and serves. Servers behind it may be away; ports that are taken are an error.
-    pub async fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
+    pub fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::channel();
         let assembly = Assembly::new(config, backend);
         let background = assembly.spawn_background(config, backend, &shutdown);

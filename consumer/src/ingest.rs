@@ -23,7 +23,7 @@ use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when
 
 /// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
 /// back well before.
-const PROBE_HELD_MAX: Duration = Duration::from_secs(15 * 60);
+const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 
 /// A failed transaction is tried once more after this, before it counts as an outage.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
@@ -155,18 +155,17 @@ impl<'a> Session<'a> {
         let mut size = first.size;
         let mut held = vec![first];
         let why = loop {
-            let delivery = match self.subscription.try_next()? {
-                Some(delivery) => delivery,
-                None => {
-                    let window = usize::from(self.window.get());
-                    match when_empty(size, self.previous_messages, window, started.elapsed(), &limits) {
-                        WhenEmpty::Stop(why) => break why,
-                        WhenEmpty::WaitFor(more) => tokio::select! {
-                            delivery = self.subscription.next() => delivery?,
-                            () = tokio::time::sleep(more) => continue,
-                            () = shutdown.requested() => break WhyStopped::Stopping,
-                        },
-                    }
+            let delivery = if let Some(delivery) = self.subscription.try_next()? {
+                delivery
+            } else {
+                let window = usize::from(self.window.get());
+                match when_empty(size, self.previous_messages, window, started.elapsed(), &limits) {
+                    WhenEmpty::Stop(why) => break why,
+                    WhenEmpty::WaitFor(more) => tokio::select! {
+                        delivery = self.subscription.next() => delivery?,
+                        () = tokio::time::sleep(more) => continue,
+                        () = shutdown.requested() => break WhyStopped::Stopping,
+                    },
                 }
             };
             if let Some(next) = self.read(delivery).await? {

@@ -107,7 +107,7 @@ pub fn when_empty(
     } else if waited >= limits.linger_max {
         WhenEmpty::Stop(WhyStopped::Lingered)
     } else {
-        WhenEmpty::WaitFor(limits.linger_max - waited)
+        WhenEmpty::WaitFor(limits.linger_max.saturating_sub(waited))
     }
 }
 

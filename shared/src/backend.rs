@@ -37,7 +37,7 @@ pub struct Backend {
     pub events: Arc<dyn Events>,
     pub ids: IdKeys,
     /// Held for as long as any clone lives.
-    _directory: Option<Arc<DirectoryLock>>,
+    pub directory: Option<Arc<DirectoryLock>>,
 }
 
 /// Which pair a configuration names.
@@ -132,7 +132,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Backend> {
                 store: PostgresStore::open(&config.store)?,
                 events: RabbitEvents::start(settings),
                 ids: IdKeys::new(&config.ids.secrets),
-                _directory: None,
+                directory: None,
             })
         }
     }
@@ -154,7 +154,7 @@ async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Back
         store: SqliteStore::open(directory).await?,
         events: InProcessEvents::start(),
         ids,
-        _directory: Some(Arc::new(lock)),
+        directory: Some(Arc::new(lock)),
     })
 }
 

@@ -113,7 +113,7 @@ impl Breaker {
             Inner::Open { since } => {
                 let waited = now.saturating_duration_since(since);
                 if waited < self.limits.open_for {
-                    return Err(Refused { retry_after: self.limits.open_for - waited });
+                    return Err(Refused { retry_after: self.limits.open_for.saturating_sub(waited) });
                 }
                 *inner = Inner::HalfOpen { probes: 1 };
                 self.tell(State::HalfOpen);
@@ -185,10 +185,11 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if !self.reported && self.probe {
-            if let Inner::HalfOpen { ref mut probes } = *self.breaker.lock() {
-                *probes = probes.saturating_sub(1);
-            }
+        if !self.reported
+            && self.probe
+            && let Inner::HalfOpen { ref mut probes } = *self.breaker.lock()
+        {
+            *probes = probes.saturating_sub(1);
         }
     }
 }

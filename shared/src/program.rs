@@ -93,24 +93,24 @@ pub async fn tell_missing_servers(config: &Config) {
     if Pair::of(config) != Ok(Pair::Cluster) {
         return;
     }
-    if let Some((host, port)) = amqp_place(&config.queue.url) {
-        if !answers(&host, port).await {
-            tracing::warn!(
-                "no RabbitMQ at {host}:{port}. Start one (Debian: apt-get install rabbitmq-server; Docker: \
+    if let Some((host, port)) = amqp_place(&config.queue.url)
+        && !answers(&host, port).await
+    {
+        tracing::warn!(
+            "no RabbitMQ at {host}:{port}. Start one (Debian: apt-get install rabbitmq-server; Docker: \
                  docker run -p 5672:5672 rabbitmq:4) or name one: AMQP_URL=amqp://user:password@host:5672/vhost. \
                  This program goes on and connects as soon as it is there"
-            );
-        }
+        );
     }
-    if let Some((host, port)) = postgres_place(&config.store.url) {
-        if !answers(&host, port).await {
-            tracing::warn!(
-                "no Postgres at {host}:{port}. Start one (Debian: apt-get install postgresql; Docker: \
+    if let Some((host, port)) = postgres_place(&config.store.url)
+        && !answers(&host, port).await
+    {
+        tracing::warn!(
+            "no Postgres at {host}:{port}. Start one (Debian: apt-get install postgresql; Docker: \
                  docker run -p 5432:5432 -e POSTGRES_HOST_AUTH_METHOD=trust postgres:17) or name one: \
                  DATABASE_URL=postgres://user:password@host:5432/database. \
                  This program goes on and connects as soon as it is there"
-            );
-        }
+        );
     }
 }
 

@@ -180,7 +180,7 @@ pub async fn get(
 
 /// Reads through the cache and counts how.
 pub async fn read(shared: &Shared, name: &str) -> Result<(std::sync::Arc<Cached>, Outcome), Problem> {
-    let (cached, outcome) = shared.cache.get(name).await.map_err(unavailable)?;
+    let (cached, outcome) = shared.cache.get(name).await.map_err(|error| unavailable(&error))?;
     let reads = &metrics().cache_reads_by_outcome;
     match outcome {
         Outcome::Hit => reads.hit.inc(),
@@ -220,8 +220,9 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
     let limit = page.limit as usize;
     // One more than asked for tells whether there is a next page.
     let beyond = CounterPage { limit: page.limit + 1, ..page };
-    let mut counters =
-        guarded(&shared.store_breaker, shared.store.counters(beyond)).await.map_err(unavailable)?;
+    let mut counters = guarded(&shared.store_breaker, shared.store.counters(beyond))
+        .await
+        .map_err(|error| unavailable(&error))?;
     let more = counters.len() > limit;
     counters.truncate(limit);
     let next = counters.last().filter(|_| more).map(|counter| counter.name.to_string());
@@ -262,7 +263,8 @@ fn check_parameter(parameter: &'static str, name: &str) -> Result<(), Problem> {
     check_name(name).map_err(|error| Problem::invalid_parameter(parameter, error.to_string()))
 }
 
-pub fn unavailable(error: StoreError) -> Problem {
+/// The store cannot answer, whatever else it said.
+pub fn unavailable(error: &StoreError) -> Problem {
     tracing::debug!(%error, "read answered with 503");
     Problem::store_unavailable()
 }

@@ -55,7 +55,8 @@ pub async fn get(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpRespo
         return Err(never_issued());
     }
     let key = id.key();
-    let fate = guarded(&shared.store_breaker, shared.store.fate(key)).await.map_err(unavailable)?;
+    let fate =
+        guarded(&shared.store_breaker, shared.store.fate(key)).await.map_err(|error| unavailable(&error))?;
     let mut receipt = Receipt {
         id: id.to_string(),
         kind: key.kind().name(),

@@ -231,7 +231,7 @@ async fn run(backend: Backend, config: &shared::config::Config, bug: Bug) -> Ver
         ..backend
     };
     let consumer = RunningConsumer::start(config, &backend);
-    let api = api::server::Server::start(config, &backend).await.expect("the API starts");
+    let api = api::server::Server::start(config, &backend).expect("the API starts");
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let mut ledger = HashMap::new();
     for number in 0..200 {

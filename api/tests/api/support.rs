@@ -54,7 +54,7 @@ where
     config.store.url = url;
     let backend = open(&config).await;
     let consumers = vec![RunningConsumer::start(&config, &backend)];
-    let apis = vec![Server::start(&config, &backend).await.expect("the API starts")];
+    let apis = vec![Server::start(&config, &backend).expect("the API starts")];
     let installation = Installation { config, apis, consumers, client: client(), backends: vec![backend] };
     test(installation).await.stop().await;
 }
@@ -86,7 +86,7 @@ where
             consumers.push(RunningConsumer::start(&config, &backend));
             backends.push(backend);
             let backend = open(&config).await;
-            apis.push(Server::start(&config, &backend).await.expect("the API starts"));
+            apis.push(Server::start(&config, &backend).expect("the API starts"));
             backends.push(backend);
         }
         let installation = Installation { config, apis, consumers, client: client(), backends };
@@ -201,7 +201,7 @@ impl Installation {
 
     /// Another API on the first backend.
     pub async fn restart_api(&mut self) {
-        self.apis.push(Server::start(&self.config, &self.backends[0]).await.expect("the API starts"));
+        self.apis.push(Server::start(&self.config, &self.backends[0]).expect("the API starts"));
     }
 
     async fn stop(self) {

@@ -66,6 +66,7 @@ impl EmbeddedQueue {
             link: Arc::clone(&state),
             confirm_timeout: limits.confirm_timeout,
             bytes_since_checkpoint: 0,
+            disk_low: false,
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run())));
         let publisher = Arc::new(EmbeddedPublisher { commands, room, state });

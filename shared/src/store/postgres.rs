@@ -4,6 +4,7 @@
 //! [`apply`] is the one transaction that writes, [`partitions`] and [`schema`] are what must exist
 //! before it, [`read`] is the rest. Nothing here decides when or how much to write.
 mod apply;
+mod database;
 mod failure;
 mod partitions;
 mod read;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use shared::backend::{DirectoryLock, secret_of};
+use shared::event::in_process::InProcessEvents;
+use shared::event::{Body, Event, Events, Signal};
 use shared::id::IdIssuer;
 use shared::message::Outgoing;
 use shared::queue::embedded::EmbeddedQueue;
@@ -345,4 +347,45 @@ fn the_secret_of_a_directory_is_made_once_and_readable_by_its_owner_only() {
     assert_eq!(mode & 0o777, 0o600, "{mode:o}");
     std::fs::write(&path, &secret[1..]).expect("writes");
     secret_of(&directory.0).expect_err("a damaged secret is not replaced in silence");
+}
+
+#[tokio::test]
+async fn two_subscribers_share_the_messages_and_inherit_from_one_that_leaves() {
+    let directory = Directory::new("two");
+    let queue = directory.queue().await;
+    let publisher = queue.publisher();
+    for number in 0..10_u32 {
+        publish(&publisher, number.to_string()).await.expect("confirmed");
+    }
+    let (mut one, mut two) =
+        (queue.subscribe(4).await.expect("subscribes"), queue.subscribe(10).await.expect("subscribes"));
+    let of_one = bodies(&take(&mut one, 4).await);
+    assert!(one.try_next().expect("not lost").is_none(), "its window is full");
+    let of_two = bodies(&take(&mut two, 6).await);
+    assert!(of_one.is_disjoint(&of_two));
+    assert!(two.try_next().expect("not lost").is_none(), "the rest is in the other's hands");
+    drop(one);
+    let inherited = take(&mut two, 4).await;
+    assert_eq!(bodies(&inherited), of_one);
+    assert!(inherited.iter().all(|delivery| delivery.redelivered));
+    queue.close().await;
+}
+
+#[tokio::test]
+async fn a_subscriber_of_events_that_falls_behind_is_told_and_goes_on() {
+    let events = InProcessEvents::start();
+    let mut stream = events.subscribe().await;
+    let event = |number| Event { publisher: 1, number, store_time_ms: None, body: Body::Heartbeat };
+    events.publish(event(0));
+    assert_eq!(stream.next().await, Signal::Event(Arc::new(event(0))));
+    for number in 1..=10_000 {
+        events.publish(event(number));
+    }
+    assert_eq!(stream.next().await, Signal::Interrupted);
+    let mut last = 0;
+    while last < 10_000 {
+        let Signal::Event(event) = stream.next().await else { panic!("told once") };
+        assert!(event.number > last);
+        last = event.number;
+    }
 }

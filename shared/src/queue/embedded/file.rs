@@ -159,6 +159,12 @@ impl File {
         if busy == 0 { Ok(()) } else { Err(FileError::CheckpointBusy) }
     }
 
+    /// Bytes of the pages that settled messages have left behind.
+    pub(super) async fn reusable_bytes(&mut self) -> Result<u64, FileError> {
+        let pages = sqlx::query("pragma freelist_count").fetch_one(&mut self.connection).await?;
+        Ok(pages.get::<i64, _>(0).unsigned_abs() * u64::from(PAGE_BYTES))
+    }
+
     /// Empties the log and closes the file.
     pub(super) async fn close(mut self) -> Result<(), FileError> {
         self.connection.execute("pragma wal_checkpoint(truncate)").await?;

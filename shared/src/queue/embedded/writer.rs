@@ -1,8 +1,9 @@
 //! The one task that writes the embedded queue: it takes everything that waits, commits it as one
 //! transaction and answers all. Nobody is answered `Ok` before COMMIT has returned.
 //!
-//! When a commit fails it goes on: publishes are refused at once, fates are still tried (on a full
-//! disk the consumer can go on making room), and the file is probed with a back-off.
+//! When a commit fails it goes on: publishes are refused at once, fates are still tried, and the
+//! file is probed with a back-off. Before the disk is full it takes no new messages, so that the
+//! consumer can go on making room.
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +30,12 @@ const CHECKPOINT_BYTES: u64 = 16 << 20;
 
 /// What a command costs in the log besides its body, about.
 const COMMAND_BYTES: u64 = 16 << 10;
+
+/// Space that must be left, on the disk and inside the file, for a message to be taken: for the
+/// log to be moved into the database, and for what else lives there.
+const FREE_BYTES_MIN: u64 = 64 << 20;
+
+const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -74,6 +81,7 @@ pub(super) struct Writer {
     pub link: Arc<LinkState>,
     pub confirm_timeout: Duration,
     pub bytes_since_checkpoint: u64,
+    pub disk_low: bool,
 }
 
 impl Writer {
@@ -81,7 +89,15 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut commands = Vec::with_capacity(GROUP_COMMANDS_MAX);
         let mut retry = Backoff::new(RETRY_FIRST, RETRY_MAX);
-        while self.commands.recv_many(&mut commands, GROUP_COMMANDS_MAX).await > 0 {
+        loop {
+            let received = self.commands.recv_many(&mut commands, GROUP_COMMANDS_MAX);
+            // While the link says `Blocked` nobody may send anything, so the disk is looked at again.
+            let patience = if self.disk_low { DISK_LOOK_EVERY } else { Duration::MAX };
+            match timeout(patience, received).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(_) => self.look_at_disk().await,
+            }
             match self.work(&mut commands).await {
                 Ok(()) => retry.reset(),
                 Err(error) => self.recover(error, &mut retry).await,
@@ -104,6 +120,14 @@ impl Writer {
                 Command::Close => self.commands.close(),
             }
         }
+        if !publishes.is_empty() {
+            self.look_at_disk().await;
+        }
+        if self.disk_low {
+            for publish in publishes.drain(..) {
+                let _ = publish.reply.send(Err(PublishError::Full));
+            }
+        }
         if publishes.is_empty() && settles.is_empty() {
             return Ok(());
         }
@@ -120,6 +144,29 @@ impl Writer {
                 self.settle_alone(settles).await;
                 Err(error)
             }
+        }
+    }
+
+    /// On a disk that is all but full messages are settled, but no new ones are taken before their
+    /// pages can be used again: a log that cannot be moved into the database would leave no way
+    /// to make room.
+    async fn look_at_disk(&mut self) {
+        let Ok(disk) = rustix::fs::statvfs(&self.directory) else { return };
+        let mut free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < FREE_BYTES_MIN
+            && let Some(file) = &mut self.file
+        {
+            free += file.reusable_bytes().await.unwrap_or(0);
+        }
+        let low = free < FREE_BYTES_MIN;
+        if low != self.disk_low {
+            self.disk_low = low;
+            self.link.set(if low { Link::Blocked } else { Link::Up });
+            tracing::warn!(
+                disk.free_bytes = free,
+                disk.low = low,
+                "free space for the embedded queue changed"
+            );
         }
     }
 
@@ -236,7 +283,7 @@ impl Writer {
                 Err(again) => error = again,
             }
         }
-        self.link.set(Link::Up);
+        self.link.set(if self.disk_low { Link::Blocked } else { Link::Up });
         tracing::info!("embedded queue can be written again");
     }
 
@@ -245,12 +292,11 @@ impl Writer {
     async fn reopen(&mut self) -> Result<(), FileError> {
         self.file = None;
         let committed = self.shelf.committed();
-        let (mut file, found) = File::reopen(&self.directory, committed).await?;
-        file.probe().await?;
-        self.file = Some(file);
+        let (file, found) = File::reopen(&self.directory, committed).await?;
         self.room.bytes.fetch_add(found.bytes, Ordering::Relaxed);
         self.shelf.add_unseen(found.last_seq);
-        Ok(())
+        // Kept even if the probe fails: fates may still pass.
+        self.file.insert(file).probe().await
     }
 
     async fn finish(mut self) {

@@ -13,14 +13,15 @@ use std::time::Instant;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Event};
 use tokio::time::{MissedTickBehavior, interval, sleep};
+use uuid::Uuid;
 
 use super::publisher::{Job, Pump, SWEEP_EVERY};
 use super::{ConnectionEvents, Session};
+use crate::id::MessageId;
 use crate::message::Outgoing;
 use crate::queue::{Link, PublishError};
 
@@ -185,30 +186,12 @@ impl<'a> Flow<'a> {
 
     /// Answers the callers. On an error what is not answered is still in flight.
     fn judge(&mut self, landed: Vec<Landed>) -> Result<(), String> {
-        let returned: Vec<_> = landed.iter().filter_map(|(_, outcome)| returned_message(outcome)).collect();
-        let returned: Vec<_> = returned.into_iter().map(id_of).collect();
-        let mut failure = (!returned.is_empty()).then(|| "no queue takes the messages".to_owned());
-        for (number, outcome) in landed {
-            match outcome {
-                Ok(Confirmation::Ack(_)) => {
-                    if !self.is_returned(number, &returned) {
-                        self.answer(number, Ok(()));
-                    }
-                }
-                Ok(Confirmation::Nack(_)) => self.answer(number, Err(PublishError::Full)),
-                Ok(Confirmation::NotRequested) => failure = Some("the channel has no confirms".into()),
-                Err(error) => failure = failure.or(Some(error.to_string())),
-            }
+        let in_flight = &self.in_flight;
+        let judged = Judged::of(landed, |number| in_flight[&number].job.message.id);
+        for (number, answer) in judged.answers {
+            self.answer(number, answer);
         }
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// A returned message without an id could be any.
-    fn is_returned(&self, number: u64, returned: &[Option<String>]) -> bool {
-        !returned.is_empty() && {
-            let own = self.in_flight[&number].job.message.id.to_string();
-            returned.iter().any(|id| id.as_ref().is_none_or(|id| *id == own))
-        }
+        judged.failure.map_or(Ok(()), Err)
     }
 
     fn answer(&mut self, number: u64, answer: Result<(), PublishError>) {
@@ -266,15 +249,46 @@ impl<'a> Flow<'a> {
     }
 }
 
-fn returned_message(outcome: &lapin::Result<Confirmation>) -> Option<&BasicReturnMessage> {
-    match outcome {
-        Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) => message.as_ref(),
-        _ => None,
+/// What outcomes that landed together say.
+#[derive(Debug, PartialEq)]
+struct Judged {
+    /// By number; a publish without an answer has to be made again.
+    answers: Vec<(u64, Result<(), PublishError>)>,
+    /// Why the session cannot go on.
+    failure: Option<String>,
+}
+
+impl Judged {
+    /// `id` tells the message of a publish.
+    fn of(landed: Vec<Landed>, id: impl Fn(u64) -> MessageId) -> Self {
+        let returned: Vec<_> = landed.iter().filter_map(|(_, outcome)| returned_id(outcome)).collect();
+        // A returned message without an id could be any.
+        let is_returned =
+            |id: MessageId| returned.iter().any(|returned| returned.is_none_or(|one| one == id));
+        let mut failure = (!returned.is_empty()).then(|| "no queue takes the messages".to_owned());
+        let mut answers = Vec::with_capacity(landed.len());
+        for (number, outcome) in landed {
+            match outcome {
+                Ok(Confirmation::Ack(_)) if is_returned(id(number)) => {}
+                Ok(Confirmation::Ack(_)) => answers.push((number, Ok(()))),
+                Ok(Confirmation::Nack(_)) => answers.push((number, Err(PublishError::Full))),
+                Ok(Confirmation::NotRequested) => failure = Some("the channel has no confirms".into()),
+                Err(error) => failure = failure.or(Some(error.to_string())),
+            }
+        }
+        Self { answers, failure }
     }
 }
 
-fn id_of(message: &BasicReturnMessage) -> Option<String> {
-    message.delivery.properties.message_id().as_ref().map(ToString::to_string)
+/// `None` when the outcome carries no returned message, the inner one when that has no id of ours.
+#[expect(clippy::option_option, reason = "a return without a readable id is not the absence of a return")]
+fn returned_id(outcome: &lapin::Result<Confirmation>) -> Option<Option<MessageId>> {
+    let Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = outcome else {
+        return None;
+    };
+    let id = message.delivery.properties.message_id().as_ref();
+    let uuid = id.and_then(|id| Uuid::try_parse(id.as_str()).ok());
+    Some(uuid.and_then(MessageId::from_uuid))
 }
 
 /// Remembers that it was woken.
@@ -283,5 +297,70 @@ struct Woken(AtomicBool);
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::message::{BasicReturnMessage, Delivery};
+
+    use super::*;
+    use crate::id::IdIssuer;
+
+    fn ids() -> Vec<MessageId> {
+        let mut issuer = IdIssuer::new(1, 1);
+        (0..4).map(|_| issuer.next(1_763_600_000_000)).collect()
+    }
+
+    fn returned(id: Option<MessageId>) -> Option<BasicReturnMessage> {
+        let mut delivery = Delivery::mock(0, "".into(), "".into(), false, Vec::new());
+        if let Some(id) = id {
+            delivery.properties = BasicProperties::default().with_message_id(id.to_string().into());
+        }
+        Some(BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() })
+    }
+
+    fn judge(outcomes: Vec<lapin::Result<Confirmation>>) -> Judged {
+        let ids = ids();
+        let landed =
+            outcomes.into_iter().enumerate().map(|(index, outcome)| (index as u64, outcome)).collect();
+        Judged::of(landed, |number| ids[usize::try_from(number).expect("small")])
+    }
+
+    #[test]
+    fn a_return_speaks_of_its_own_message_whichever_confirm_carries_it() {
+        let carried_by_another =
+            vec![Ok(Confirmation::Ack(None)), Ok(Confirmation::Ack(returned(Some(ids()[0]))))];
+        let judged = judge(carried_by_another);
+        assert_eq!(judged.answers, [(1, Ok(()))]);
+        assert!(judged.failure.is_some());
+        let carried_by_itself =
+            vec![Ok(Confirmation::Ack(returned(Some(ids()[0])))), Ok(Confirmation::Ack(None))];
+        assert_eq!(judge(carried_by_itself).answers, [(1, Ok(()))]);
+    }
+
+    #[test]
+    fn a_return_without_an_id_leaves_no_acknowledgement_trusted() {
+        let judged = judge(vec![
+            Ok(Confirmation::Ack(None)),
+            Ok(Confirmation::Nack(returned(None))),
+            Ok(Confirmation::Ack(None)),
+        ]);
+        assert_eq!(judged.answers, [(1, Err(PublishError::Full))]);
+        assert!(judged.failure.is_some());
+    }
+
+    #[test]
+    fn only_a_positive_confirm_counts_and_an_error_ends_the_session() {
+        let judged = judge(vec![
+            Ok(Confirmation::Ack(None)),
+            Ok(Confirmation::Nack(None)),
+            Err(lapin::ErrorKind::MissingHeartbeatError.into()),
+            Ok(Confirmation::NotRequested),
+        ]);
+        assert_eq!(judged.answers, [(0, Ok(())), (1, Err(PublishError::Full))]);
+        assert!(judged.failure.is_some());
+        let good = judge(vec![Ok(Confirmation::Ack(None)), Ok(Confirmation::Nack(None))]);
+        assert_eq!(good.failure, None);
     }
 }

@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::database;
 use super::failure::Failure;
 use super::schema::Schema;
 use crate::config;
@@ -100,11 +101,15 @@ impl Session {
         outcome
     }
 
-    /// Brings the schema up to date, on a connection of its own.
+    /// Creates the database when it is missing and brings its schema up to date.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let schema = Arc::clone(&self.schema);
-        let pool = pool(self.unlimited.clone(), 1, self.connect_timeout);
+        let (options, connect_timeout) = (self.unlimited.clone(), self.connect_timeout);
+        let pool = pool(self.unlimited.clone(), 1, connect_timeout);
         let migration = async move {
+            // Two connects at most, and a statement.
+            let ensured = timeout(connect_timeout * 3, database::ensure(&options)).await;
+            ensured.unwrap_or(Err(Failure::TimedOut(connect_timeout.as_millis() * 3)))?;
             let migrated = timeout(MIGRATE_TIMEOUT, schema.migrate(&pool)).await;
             migrated.unwrap_or(Err(Failure::TimedOut(MIGRATE_TIMEOUT.as_millis())))?;
             // A server that does not answer any more closes this connection by itself.

@@ -299,13 +299,29 @@ async fn a_database_without_the_known_schema_is_refused() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_database_is_created_once_however_many_ask() {
+    testkit::isolated("create", async |isolated| {
+        testkit::drop_database(&isolated.prefix).await.expect("is dropped");
+        let open = || PostgresStore::open(&postgres_config(&isolated.database_url)).expect("opens");
+        let stores = [open(), open(), open()];
+        let migrations = stores.each_ref().map(|store| store.migrate());
+        for migrated in futures_util::future::join_all(migrations).await {
+            migrated.expect("migrates");
+        }
+        assert_eq!(stores[0].counter("a").await.expect("is read"), None);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn opening_connects_to_nothing_and_no_error_tells_the_password() {
     let config = |url: &str| config::Store { connect_timeout_ms: 200, ..postgres_config(url) };
     let store = PostgresStore::open(&config("postgres://user:hush@127.0.0.1:1/none")).expect("opens");
     let told = unavailable(store.now_ms().await.expect_err("nobody listens"));
     assert!(!told.is_empty() && !told.contains("hush"), "{told}");
-    assert!(unavailable(store.migrate().await.expect_err("nobody listens")).contains("connection"));
+    let told = unavailable(store.migrate().await.expect_err("nobody listens"));
+    assert!(told.contains("refused") && !told.contains("hush"), "{told}");
     for malformed in ["postgres://user:hush@[::1/none", "postgres://user:hush@host:99999/none"] {
         let error = PostgresStore::open(&config(malformed)).err().expect("malformed");
         assert!(!format!("{error:#}").contains("hush"), "{error:#}");
