@@ -54,12 +54,12 @@ pub async fn run(settings: Settings, interrupted: watch::Receiver<bool>) -> anyh
     let (sender, receiver) = oneshot::channel();
     match settings.pair {
         Pair::Embedded => {
-            let _ = sender.send(until_interrupted(run_on(settings, None), interrupted).await);
+            let _ = sender.send(run_on(settings, None, interrupted).await);
         }
         Pair::Cluster => {
             // Cleans up the database and the queues after an interrupt, too.
             testkit::isolated("chaos", async move |isolated: Isolated| {
-                let _ = sender.send(until_interrupted(run_on(settings, Some(isolated)), interrupted).await);
+                let _ = sender.send(run_on(settings, Some(isolated), interrupted).await);
             })
             .await;
         }
@@ -67,26 +67,27 @@ pub async fn run(settings: Settings, interrupted: watch::Receiver<bool>) -> anyh
     receiver.await.context("the run ended without a report")?
 }
 
-async fn until_interrupted(
-    work: impl Future<Output = anyhow::Result<Report>>,
+async fn run_on(
+    settings: Settings,
+    isolated: Option<Isolated>,
     mut interrupted: watch::Receiver<bool>,
 ) -> anyhow::Result<Report> {
-    tokio::select! {
-        outcome = work => outcome,
-        _ = interrupted.wait_for(|interrupted| *interrupted) => anyhow::bail!("interrupted"),
-    }
-}
-
-async fn run_on(settings: Settings, isolated: Option<Isolated>) -> anyhow::Result<Report> {
     let folder = std::env::temp_dir().join(testkit::unique("chaos"));
     std::fs::create_dir_all(&folder)?;
-    let outcome = run_in(&settings, isolated.as_ref(), &folder).await;
-    let keep = outcome.as_ref().map_or(true, |report| !report.findings.is_empty());
+    let outcome = tokio::select! {
+        outcome = run_in(&settings, isolated.as_ref(), &folder) => Some(outcome),
+        _ = interrupted.wait_for(|interrupted| *interrupted) => None,
+    };
+    let keep = outcome
+        .as_ref()
+        .is_some_and(|outcome| outcome.as_ref().map_or(true, |report| !report.findings.is_empty()));
     if !keep {
         std::fs::remove_dir_all(&folder)?;
     }
+    let seed = settings.seed;
     outcome
-        .with_context(|| format!("seed {}; logs and ledger are kept in {}", settings.seed, folder.display()))
+        .context("interrupted")?
+        .with_context(|| format!("seed {seed}; logs and ledger are kept in {}", folder.display()))
 }
 
 async fn run_in(settings: &Settings, isolated: Option<&Isolated>, folder: &Path) -> anyhow::Result<Report> {

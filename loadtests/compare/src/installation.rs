@@ -133,7 +133,7 @@ fn unbatched() -> Settings {
         ("QUEUE__PUBLISHES_IN_FLIGHT_MAX", "1024".into()),
         ("QUEUE__MESSAGES_WAITING_MAX", "8192".into()),
         ("QUEUE__PREFETCH", "1000".into()),
-        ("QUEUE__PREFETCH_BYTES_MAX", (2_u64 << 30).to_string()),
+        ("QUEUE__PREFETCH_BYTES_MAX", (4_u64 << 30).to_string()),
     ]
 }
 

@@ -14,10 +14,13 @@ pub struct CpuSeconds {
 }
 
 impl CpuSeconds {
+    /// Without a consumer of its own an API uses no servers, and theirs is the work of others.
     pub fn now(api: u32, consumer: Option<u32>) -> anyhow::Result<Self> {
+        let api = of_process(api)?.as_secs_f64();
+        let Some(consumer) = consumer else { return Ok(Self { api, ..Self::default() }) };
         Ok(Self {
-            api: of_process(api)?.as_secs_f64(),
-            consumer: consumer.map_or(Ok(Duration::ZERO), of_process)?.as_secs_f64(),
+            api,
+            consumer: of_process(consumer)?.as_secs_f64(),
             postgres: of_name("postgres")?.as_secs_f64(),
             rabbitmq: of_name("beam.smp")?.as_secs_f64(),
         })

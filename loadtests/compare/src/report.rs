@@ -35,7 +35,7 @@ impl<'a> Report<'a> {
             text.push_str("DEBUG BUILD: these figures say nothing about the service.\n\n");
         }
         self.cpu_table(&mut text);
-        let _ = writeln!(text, "{:<50} {:>9} {:>9} {:>9}  verdict", "row", "must", "aim", "measured");
+        let _ = writeln!(text, "{:<62} {:>9} {:>9} {:>9}  verdict", "row", "must", "aim", "measured");
         for row in self.rows {
             let title = format!("{} ({})", row.title, row.name);
             let measured = row.measured.map_or_else(|| "-".into(), |figure| figure_with(figure, row.unit));
