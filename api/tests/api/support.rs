@@ -76,10 +76,10 @@ where
 {
     testkit::isolated(word, |isolated| async move {
         let mut config = base_config();
-        adjust(&mut config);
         config.queue.url = isolated.amqp_url;
         config.queue.prefix = isolated.prefix;
         config.store.url = isolated.database_url;
+        adjust(&mut config);
         let (mut apis, mut consumers, mut backends) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
             let backend = open(&config).await;
