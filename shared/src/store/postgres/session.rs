@@ -214,7 +214,8 @@ mod tests {
 
     #[test]
     fn loopback_goes_without_encryption_unless_it_is_asked_for() {
-        let mode = |url| plain_on_loopback(PgConnectOptions::from_str(url).expect("a URL")).get_ssl_mode();
+        let mode =
+            |url: &str| plain_on_loopback(PgConnectOptions::from_str(url).expect("a URL")).get_ssl_mode();
         for host in ["127.0.0.1", "127.9.9.9", "localhost"] {
             let url = format!("postgres://u@{host}/d");
             assert!(matches!(mode(&url), PgSslMode::Disable), "{host}");
