@@ -1,8 +1,8 @@
 //! The store on PostgreSQL.
 //!
-//! Here are the settings and the port; [`session`] lends connections and bounds every call,
-//! [`apply`] is the one transaction that writes, [`partitions`] and [`schema`] are what must exist
-//! before it, [`read`] is the rest. Nothing here decides when or how much to write.
+//! Here are the settings and the port; `session` lends connections and bounds every call,
+//! `apply` is the one transaction that writes, `partitions` and `schema` are what must exist
+//! before it, `read` is the rest. Nothing here decides when or how much to write.
 mod apply;
 mod database;
 mod failure;

@@ -1,6 +1,6 @@
 //! The store on SQLite: one file, one process, nothing to run beside it.
 //!
-//! Here is the port; [`files`] holds the one writing connection and the readers, [`apply`] the
+//! Here is the port; `files` holds the one writing connection and the readers, `apply` the
 //! transaction that writes. With a single writer nothing changes between reading and writing, so
 //! counters always take the exact path of [`sums`](super::sums): SQLite itself would turn an
 //! integer that overflows into a REAL.
