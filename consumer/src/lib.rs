@@ -1,6 +1,6 @@
 //! The consumer: takes queued writes and applies them to the store in large, even batches.
 //!
-//! [`run`] is the whole program but for its command line, so that the API can run it in its own
+//! [`Consumer::run`] is the whole program but for its command line, so that the API can run it in its own
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
 pub mod announce;
 pub mod ingest;
