@@ -161,7 +161,7 @@ impl CounterCache {
             let mut flights = self.lock();
             let told = flights.remove(&name).and_then(|flight| flight.told);
             read.map(|counter| {
-                let cached = self.entries.get(&name).and_then(|entry| entry.counter.clone());
+                let cached = self.entries.get(&*name).and_then(|entry| entry.counter.clone());
                 self.insert(&name, newer(newer(cached, counter), told), generation)
             })
         };

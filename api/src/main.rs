@@ -76,6 +76,8 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let backend = backend::open(&config).await?;
     let embedded = matches!(Pair::of(&config), Ok(Pair::Embedded(_)));
     if embedded {
+        let without = "this build has no embedded form: set AMQP_URL and DATABASE_URL";
+        anyhow::ensure!(cfg!(feature = "embedded"), without);
         backend.store.migrate().await?;
     } else {
         program::tell_missing_servers(&config).await;
@@ -84,37 +86,23 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
         }
     }
     let server = Server::start(&config, &backend)?;
-    let consumer = if embedded { Some(start_consumer(&config, &backend, &shutdown)?) } else { None };
+    #[cfg(feature = "embedded")]
+    let consumer = embedded.then(|| {
+        let consumer = consumer::Consumer::new(&config, &backend, rand::random());
+        tokio::spawn(consumer.run(shutdown.clone()))
+    });
     greet(&config, &server, embedded);
     let signal = shutdown::signalled().await?;
     tracing::info!(signal, "stopping");
     server.stop().await;
     trigger.request();
+    #[cfg(feature = "embedded")]
     if let Some(consumer) = consumer {
         consumer.await?;
     }
     close(backend).await;
     tracing::info!("stopped");
     Ok(())
-}
-
-#[cfg(feature = "embedded")]
-fn start_consumer(
-    config: &Config,
-    backend: &Backend,
-    shutdown: &shutdown::Shutdown,
-) -> anyhow::Result<tokio::task::JoinHandle<()>> {
-    let consumer = consumer::Consumer::new(config, backend, rand::random());
-    Ok(tokio::spawn(consumer.run(shutdown.clone())))
-}
-
-#[cfg(not(feature = "embedded"))]
-fn start_consumer(
-    _: &Config,
-    _: &Backend,
-    _: &shutdown::Shutdown,
-) -> anyhow::Result<tokio::task::JoinHandle<()>> {
-    anyhow::bail!("this build has no embedded form: set AMQP_URL and DATABASE_URL")
 }
 
 async fn close(backend: Backend) {

@@ -237,6 +237,6 @@ impl Default for Cache {
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log_format: LogFormat::Auto, log_filter: "info,actix_server=warn".into() }
+        Self { log_format: LogFormat::Auto, log_filter: "info,actix_server=warn,lapin=off".into() }
     }
 }

@@ -81,8 +81,8 @@ pub trait Subscription: Send {
     /// Moves a message that can never be applied to the dead queue.
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost>;
 
-    /// Changes how many messages may be unacknowledged; 0 stops further deliveries. What was
-    /// delivered before stays with the subscriber.
+    /// Changes how many messages may be delivered from now on without an acknowledgement; 0 stops
+    /// deliveries. What was delivered before stays with the subscriber, on top of the new window.
     async fn set_window(&mut self, window: u16) -> Result<(), Lost>;
 }
 

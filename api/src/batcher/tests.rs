@@ -13,11 +13,11 @@ const LIMITS: BatchLimits = BatchLimits {
     bytes_max: 10_000,
     in_flight_max: 2,
     waiting_max: 1,
-    accept_timeout: Duration::from_secs(60),
+    accept_timeout: Duration::from_mins(1),
 };
 
 const BREAKER: BreakerLimits =
-    BreakerLimits { failures_max: 1, open_for: Duration::from_secs(3_600), probes_max: 1 };
+    BreakerLimits { failures_max: 1, open_for: Duration::from_hours(1), probes_max: 1 };
 
 type Published = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
 
@@ -50,10 +50,10 @@ impl Rig {
     fn new() -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test reads all of the few messages it causes")]
         let (sender, published) = mpsc::unbounded_channel();
-        let publisher = Arc::new(Held { published: sender, link: Mutex::new(Link::Up) });
+        let held = Arc::new(Held { published: sender, link: Mutex::new(Link::Up) });
         let breaker = Arc::new(Breaker::new("test", BREAKER));
-        let batcher = Batcher::new(publisher.clone(), breaker, IdIssuer::new(1, 1), LIMITS);
-        Self { batcher, publisher, published }
+        let batcher = Batcher::new(held.clone(), breaker, IdIssuer::new(1, 1), LIMITS);
+        Self { batcher, publisher: held, published }
     }
 
     fn send(&self, items: usize) -> tokio::task::JoinHandle<Result<Placed, NotAccepted>> {

@@ -54,7 +54,7 @@ impl Rig {
         let (sender, asked) = mpsc::unbounded_channel();
         let limits = BreakerLimits { failures_max: 100, open_for: Duration::from_secs(1), probes_max: 1 };
         let breaker = Arc::new(Breaker::new("test", limits));
-        let hour = Duration::from_secs(3_600);
+        let hour = Duration::from_hours(1);
         let limits = CacheLimits { bytes_max: 1 << 20, ttl, negative_ttl: ttl, stale_max: hour };
         Self { cache: CounterCache::new(Arc::new(Asked(sender)), breaker, limits), asked }
     }
@@ -73,7 +73,7 @@ impl Rig {
     }
 }
 
-const LONG: Duration = Duration::from_secs(3_600);
+const LONG: Duration = Duration::from_hours(1);
 
 fn at(version: i64) -> Counter {
     Counter { name: "a".into(), value: version * 10, version, updated_at_ms: 0 }

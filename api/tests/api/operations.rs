@@ -69,7 +69,7 @@ async fn a_stop_answers_what_is_open_and_refuses_nothing_it_took() {
         for writer in writers {
             accepted += writer.await.expect("only 202s");
         }
-        installation.restart_api().await;
+        installation.restart_api();
         let counter = installation.wait_for_value(0, "stop", accepted).await;
         assert_eq!(counter["version"], accepted);
         installation

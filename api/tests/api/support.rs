@@ -76,10 +76,10 @@ where
 {
     testkit::isolated(word, |isolated| async move {
         let mut config = base_config();
-        adjust(&mut config);
         config.queue.url = isolated.amqp_url;
         config.queue.prefix = isolated.prefix;
         config.store.url = isolated.database_url;
+        adjust(&mut config);
         let (mut apis, mut consumers, mut backends) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
             let backend = open(&config).await;
@@ -200,7 +200,7 @@ impl Installation {
     }
 
     /// Another API on the first backend.
-    pub async fn restart_api(&mut self) {
+    pub fn restart_api(&mut self) {
         self.apis.push(Server::start(&self.config, &self.backends[0]).expect("the API starts"));
     }
 

@@ -312,12 +312,12 @@ mod tests {
         (0..4).map(|_| issuer.next(1_763_600_000_000)).collect()
     }
 
-    fn returned(id: Option<MessageId>) -> Option<BasicReturnMessage> {
+    fn returned(id: Option<MessageId>) -> BasicReturnMessage {
         let mut delivery = Delivery::mock(0, "".into(), "".into(), false, Vec::new());
         if let Some(id) = id {
             delivery.properties = BasicProperties::default().with_message_id(id.to_string().into());
         }
-        Some(BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() })
+        BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
     }
 
     fn judge(outcomes: Vec<lapin::Result<Confirmation>>) -> Judged {
@@ -330,12 +330,12 @@ mod tests {
     #[test]
     fn a_return_speaks_of_its_own_message_whichever_confirm_carries_it() {
         let carried_by_another =
-            vec![Ok(Confirmation::Ack(None)), Ok(Confirmation::Ack(returned(Some(ids()[0]))))];
+            vec![Ok(Confirmation::Ack(None)), Ok(Confirmation::Ack(Some(returned(Some(ids()[0])))))];
         let judged = judge(carried_by_another);
         assert_eq!(judged.answers, [(1, Ok(()))]);
         assert!(judged.failure.is_some());
         let carried_by_itself =
-            vec![Ok(Confirmation::Ack(returned(Some(ids()[0])))), Ok(Confirmation::Ack(None))];
+            vec![Ok(Confirmation::Ack(Some(returned(Some(ids()[0]))))), Ok(Confirmation::Ack(None))];
         assert_eq!(judge(carried_by_itself).answers, [(1, Ok(()))]);
     }
 
@@ -343,7 +343,7 @@ mod tests {
     fn a_return_without_an_id_leaves_no_acknowledgement_trusted() {
         let judged = judge(vec![
             Ok(Confirmation::Ack(None)),
-            Ok(Confirmation::Nack(returned(None))),
+            Ok(Confirmation::Nack(Some(returned(None)))),
             Ok(Confirmation::Ack(None)),
         ]);
         assert_eq!(judged.answers, [(1, Err(PublishError::Full))]);

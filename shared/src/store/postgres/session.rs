@@ -7,6 +7,7 @@
 //! connection whose operation failed, timed out or was cancelled is closed, never reused
 //! (`an_abandoned_transaction_swallows_nothing_that_is_written_later`,
 //! `a_server_that_falls_silent_costs_a_time_out_and_no_connection`).
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -53,8 +54,8 @@ impl Session {
     pub fn new(config: &config::Store) -> anyhow::Result<Self> {
         let runtime = Handle::try_current().context("a store is opened on a runtime")?;
         // The error of the parser names no part of the URL, which may hold a password.
-        let unlimited = PgConnectOptions::from_str(&config.url)
-            .context("not a usable postgres:// URL")?
+        let unlimited = PgConnectOptions::from_str(&config.url).context("not a usable postgres:// URL")?;
+        let unlimited = plain_on_loopback(unlimited)
             .application_name("forebay")
             // Durations are a metric, errors are logged by whoever handles them.
             .disable_statement_logging()
@@ -167,6 +168,18 @@ impl Drop for Lease {
     }
 }
 
+/// No TLS by mere preference on loopback. It protects nothing there and costs 40 ms per large
+/// statement: the library sends it record by record, without TCP_NODELAY, and on an interface with
+/// large segments the second record waits for the delayed acknowledgement of the first.
+fn plain_on_loopback(options: PgConnectOptions) -> PgConnectOptions {
+    let host = options.get_host();
+    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    match options.get_ssl_mode() {
+        PgSslMode::Prefer if loopback => options.ssl_mode(PgSslMode::Disable),
+        _ => options,
+    }
+}
+
 /// The server's own limits, for when the client has gone without a word: a statement ends, a
 /// transaction that hears nothing ends and its locks with it, and a wait for a lock ends early
 /// enough for another attempt.
@@ -198,4 +211,23 @@ fn pool(options: PgConnectOptions, connections_max: u32, connect_timeout: Durati
             })
         })
         .connect_lazy_with(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_goes_without_encryption_unless_it_is_asked_for() {
+        let mode =
+            |url: &str| plain_on_loopback(PgConnectOptions::from_str(url).expect("a URL")).get_ssl_mode();
+        for host in ["127.0.0.1", "127.9.9.9", "localhost"] {
+            let url = format!("postgres://u@{host}/d");
+            assert!(matches!(mode(&url), PgSslMode::Disable), "{host}");
+            assert!(matches!(mode(&format!("{url}?sslmode=require")), PgSslMode::Require), "{host}");
+        }
+        for host in ["db.internal", "10.0.0.1", "localhost.example"] {
+            assert!(matches!(mode(&format!("postgres://u@{host}/d")), PgSslMode::Prefer), "{host}");
+        }
+    }
 }

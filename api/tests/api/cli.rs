@@ -1,0 +1,134 @@
+//! The program's command line, as a person or a container runs it.
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+const API: &str = env!("CARGO_BIN_EXE_forebay-api");
+
+/// The program in a directory of its own, with nothing set but what the test sets.
+fn command(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(API);
+    command.args(arguments).current_dir(directory).env_clear();
+    command.env("FOREBAY__OPS__PORT", "0").env("FOREBAY__SERVER__PORT", "0");
+    command
+}
+
+fn run(directory: &Path, arguments: &[&str]) -> (bool, String, String) {
+    let Output { status, stdout, stderr } = command(directory, arguments).output().expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (status.success(), text(stdout), text(stderr))
+}
+
+/// A serving program; ended when dropped.
+struct Serving {
+    child: Child,
+    url: String,
+}
+
+impl Serving {
+    fn start(directory: &Path) -> Self {
+        let mut command = command(directory, &[]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let url = lines
+            .find_map(|line| line.expect("text").strip_prefix("Forebay listens on ").map(str::to_owned))
+            .expect("it says where it listens");
+        let url = url.split(',').next().expect("an address").to_owned();
+        let shown: Vec<_> = lines.take(4).map(|line| line.expect("text")).collect();
+        assert_eq!(shown.iter().filter(|line| line.contains("curl ")).count(), 3, "{shown:?}");
+        Self { child, url }
+    }
+
+    fn stop(mut self) -> bool {
+        let id = i32::try_from(self.child.id()).expect("a process id");
+        let pid = rustix::process::Pid::from_raw(id).expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        self.child.wait().expect("it ends").success()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Fails when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn with_nothing_set_it_serves_and_keeps_what_it_accepted_over_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let serving = Serving::start(directory.path());
+    for _ in 0..5 {
+        let url = format!("{}/v1/counters/kept/increments", serving.url);
+        assert_eq!(client.post(url).send().await.expect("an answer").status(), 202);
+    }
+    assert!(serving.stop(), "a SIGTERM is a clean end");
+    let serving = Serving::start(directory.path());
+    crate::support::wait_for("the value", async || {
+        let url = format!("{}/v1/counters/kept", serving.url);
+        let counter = crate::support::json(client.get(url).send().await.expect("an answer")).await;
+        (counter["value"] == 5).then_some(())
+    })
+    .await;
+}
+
+#[test]
+fn a_second_process_on_the_same_data_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let serving = Serving::start(directory.path());
+    let (ok, _, told) = run(directory.path(), &[]);
+    assert!(!ok && told.contains("in use by another process"), "{told}");
+    assert!(serving.stop());
+}
+
+#[test]
+fn a_misspelt_setting_is_refused_with_the_nearest_name() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (ok, _, told) = run(directory.path(), &["--set", "server.prot=1"]);
+    assert!(!ok && told.contains("server.prot") && told.contains("server.port"), "{told}");
+}
+
+#[test]
+fn check_config_shows_origins_and_no_secret() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (ok, shown, _) = run(directory.path(), &["check-config", "--set", "ids.secrets=hush-hush"]);
+    assert!(ok && shown.contains("FOREBAY__SERVER__PORT") && shown.contains("default"), "{shown}");
+    assert!(!shown.contains("hush"), "{shown}");
+}
+
+#[test]
+fn the_openapi_document_is_printed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (ok, shown, _) = run(directory.path(), &["openapi"]);
+    let document: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert!(ok && document["paths"]["/v1/receipts/{id}"].is_object());
+}
+
+#[test]
+fn a_healthcheck_fails_when_nobody_answers() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (ok, _, told) = run(directory.path(), &["healthcheck", "--set", "ops.port=1"]);
+    assert!(!ok && told.contains("error:"), "{told}");
+}
+
+#[test]
+fn without_servers_the_cluster_form_says_what_to_do() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut command = command(directory.path(), &["--env", "local"]);
+    command.env("AMQP_URL", "amqp://127.0.0.1:1/%2f").env("DATABASE_URL", "postgres://127.0.0.1:1/none");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let mut missing = vec!["no RabbitMQ at 127.0.0.1:1", "no Postgres at 127.0.0.1:1", "listening"];
+    for line in lines {
+        let line = line.expect("text");
+        missing.retain(|expected| !line.contains(expected));
+        if missing.is_empty() {
+            break;
+        }
+    }
+    assert!(missing.is_empty(), "{missing:?}");
+    child.kill().expect("it still runs");
+    child.wait().expect("it ends");
+}
