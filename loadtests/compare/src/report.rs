@@ -3,8 +3,9 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::installation::Variant;
 use crate::measure::{COUNTERS, Run, Work};
-use crate::rows::{Measurements, Row, Verdict};
+use crate::rows::{BARE_CPU_US, CPU_US, Measurements, Row, Verdict};
 
 /// The file that `--json` writes.
 #[derive(Serialize)]
@@ -72,6 +73,16 @@ impl<'a> Report<'a> {
                 each(run.cpu.postgres),
                 each(run.cpu.rabbitmq),
                 run.cpu_us_per_item
+            );
+        }
+        let cost =
+            |variant| self.measurements.median(variant, Work::Single, 1_000, |run: &Run| run.cpu_us_per_item);
+        if let (Some(cluster), Some(bare)) = (cost(Variant::Cluster), cost(Variant::Bare)) {
+            let (ratio, must, aim) = (cluster / bare, CPU_US[0] / BARE_CPU_US, CPU_US[1] / BARE_CPU_US);
+            let _ = writeln!(
+                text,
+                "cluster ÷ bare {ratio:.2}; the row's microseconds were set where bare took {BARE_CPU_US}, \
+                 which makes must {must:.2} and aim {aim:.2}"
             );
         }
         text.push('\n');
