@@ -143,8 +143,10 @@ impl Batcher {
     /// is durable. Dropping the future does not take the items back.
     pub async fn accept(&self, encoded: &[u8], items: usize) -> Result<Placed, NotAccepted> {
         self.check_link()?;
-        let (placed, answer) = self.place(encoded, items)?;
+        let placed = self.place(encoded, items);
+        // Also after a refusal: it may have closed a message.
         self.pump();
+        let (placed, answer) = placed?;
         answer.await.unwrap_or(Err(NotAccepted::Unknown))?;
         Ok(placed)
     }
@@ -219,6 +221,8 @@ impl Batcher {
         let message = builder.finish();
         let items = message.items;
         let answer = match self.0.breaker.permit(started) {
+            // It waited too long behind others. Nothing was sent, and the link is not to blame.
+            _ if deadline <= started => Err(NotAccepted::Overloaded),
             Err(refused) => Err(NotAccepted::Unavailable { retry_after: refused.retry_after }),
             Ok(permit) => {
                 let outcome = self.0.publisher.publish(message, deadline).await;

@@ -3,10 +3,11 @@
 //! Nothing is read from a body that came with a content encoding, and nothing waits for a body
 //! longer than the limit. It must not know what the items mean.
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix_web::HttpRequest;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use actix_web::web::{Bytes, BytesMut, Payload};
 use futures_util::{FutureExt, StreamExt};
 use serde::de::DeserializeOwned;
@@ -40,6 +41,42 @@ pub enum Body {
 pub struct Items<T> {
     pub valid: Vec<(usize, T)>,
     pub rejected: Vec<Rejected>,
+}
+
+/// Memory for the bodies of all requests in work.
+#[derive(Debug)]
+pub struct BodyBudget {
+    taken: AtomicUsize,
+    bytes_max: usize,
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Debug)]
+pub struct Reserved<'a> {
+    budget: &'a BodyBudget,
+    bytes: usize,
+}
+
+impl BodyBudget {
+    pub fn new(bytes_max: usize) -> Self {
+        Self { taken: AtomicUsize::new(0), bytes_max }
+    }
+
+    /// Reserves what the request announces; one that announces nothing may send the most.
+    pub fn reserve(&self, request: &HttpRequest, limits: &BodyLimits) -> Result<Reserved<'_>, Problem> {
+        let headers = request.headers();
+        let unannounced = if headers.contains_key(TRANSFER_ENCODING) { limits.bytes_max } else { 0 };
+        let bytes = announced_length(headers).unwrap_or(unannounced).min(limits.bytes_max);
+        let reserved = Reserved { budget: self, bytes };
+        let before = self.taken.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) > self.bytes_max { Err(Problem::overloaded()) } else { Ok(reserved) }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.budget.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Reads the whole body within the limits.
@@ -184,7 +221,8 @@ fn explain<T: DeserializeOwned>(json: &[u8], error: &serde_json::Error) -> Probl
     Problem::invalid(vec![Invalid { pointer: Some(shorten(&pointer)), parameter: None, detail }])
 }
 
-fn shorten(text: &str) -> String {
+/// Cuts what quotes a client.
+pub fn shorten(text: &str) -> String {
     text.chars().take(DETAIL_LENGTH_MAX).collect()
 }
 
@@ -238,6 +276,22 @@ mod tests {
         }
         let problem = lines::<Point>(b"1\n2\n3\n", 2).expect_err("too many");
         assert_eq!(problem.status().as_u16(), 413);
+    }
+
+    #[test]
+    fn bodies_share_a_budget_and_give_their_part_back() {
+        use actix_web::test::TestRequest;
+        let limits = BodyLimits { bytes_max: 60, items_max: 1, timeout: Duration::from_secs(1) };
+        let budget = BodyBudget::new(100);
+        let announced = TestRequest::default().insert_header((CONTENT_LENGTH, "60")).to_http_request();
+        let chunked = TestRequest::default().insert_header((TRANSFER_ENCODING, "chunked")).to_http_request();
+        let empty = TestRequest::default().to_http_request();
+        let held = budget.reserve(&announced, &limits).expect("fits");
+        let refused = budget.reserve(&chunked, &limits).expect_err("would be 120 of 100");
+        assert_eq!(refused.status().as_u16(), 503);
+        budget.reserve(&empty, &limits).expect("needs nothing");
+        drop(held);
+        budget.reserve(&chunked, &limits).expect("fits again");
     }
 
     #[test]

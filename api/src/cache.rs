@@ -93,16 +93,19 @@ impl CounterCache {
 
     /// Reads one counter.
     pub async fn get(self: &Arc<Self>, name: &str) -> Result<(Arc<Cached>, Outcome), StoreError> {
-        let found = self.entries.get(name);
-        if let Some(entry) = &found
-            && self.is_fresh(entry)
+        if let Some(entry) = self.entries.get(name)
+            && self.is_fresh(&entry)
         {
-            return Ok((entry.clone(), Outcome::Hit));
+            return Ok((entry, Outcome::Hit));
         }
         match self.load(name).await {
             Ok(entry) => Ok((entry, Outcome::Miss)),
-            Err(error) => match found {
-                Some(entry) if entry.read_at.elapsed() < self.limits.stale_max => Ok((entry, Outcome::Stale)),
+            // Read again, because events may have brought a newer one. That something does not exist
+            // is never answered from an old reading: it may have come into being since.
+            Err(error) => match self.entries.get(name) {
+                Some(entry) if entry.counter.is_some() && entry.read_at.elapsed() < self.limits.stale_max => {
+                    Ok((entry, Outcome::Stale))
+                }
                 _ => Err(error),
             },
         }
@@ -138,7 +141,8 @@ impl CounterCache {
     async fn load(self: &Arc<Self>, name: &str) -> Loaded {
         let mut result = {
             let mut flights = self.lock();
-            if let Some(flight) = flights.get(name) {
+            // A load whose sender is gone will never land: it is started anew.
+            if let Some(flight) = flights.get(name).filter(|flight| flight.result.has_changed().is_ok()) {
                 flight.result.clone()
             } else {
                 let (sender, result) = watch::channel(None);

@@ -55,7 +55,7 @@ impl CacheEvents {
             self.cache.learn(&counters);
         }
         if let Some(store_time_ms) = event.store_time_ms {
-            self.compare_clocks(clock::now_ms() - store_time_ms);
+            self.compare_clocks(clock::now_ms().saturating_sub(store_time_ms));
         }
     }
 

@@ -1,5 +1,6 @@
 //! The API's command line, and the one place where the consumer runs in the API's process: the
 //! embedded default.
+use std::io::Write;
 use std::process::ExitCode;
 
 use api::openapi::Document;
@@ -89,20 +90,25 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     #[cfg(feature = "embedded")]
     let consumer = embedded.then(|| {
         let consumer = consumer::Consumer::new(&config, &backend, rand::random());
-        tokio::spawn(consumer.run(shutdown.clone()))
+        shutdown::watched(consumer.run(shutdown.clone()))
     });
+    // What must run is watched: a program without it would look healthy and do nothing.
+    let mut over = vec![server.over()];
+    #[cfg(feature = "embedded")]
+    over.extend(consumer.as_ref().map(|(_, over)| over.clone()));
     greet(&config, &server, embedded);
-    let signal = shutdown::signalled().await?;
-    tracing::info!(signal, "stopping");
+    let stopped = program::stop_requested(over).await;
     server.stop().await;
     trigger.request();
     #[cfg(feature = "embedded")]
-    if let Some(consumer) = consumer {
-        consumer.await?;
+    if let Some((consumer, _)) = consumer
+        && let Err(error) = consumer.await
+    {
+        tracing::error!(%error, "consumer failed");
     }
     close(backend).await;
     tracing::info!("stopped");
-    Ok(())
+    stopped
 }
 
 async fn close(backend: Backend) {
@@ -124,12 +130,14 @@ fn greet(config: &Config, server: &Server, embedded: bool) {
         tracing::warn!("no API keys: whoever reaches this address may read and write");
     }
     let data = config.store.url.strip_prefix("embedded:").map(|directory| format!(", data in {directory}"));
-    println!(
+    let text = format!(
         "\nForebay listens on http://{address}{}\n\n  \
          curl -X POST http://{address}/v1/counters/hello/increments\n  \
          curl -X POST http://{address}/v1/counters/hello/increments -H 'Content-Type: application/json' -d '{{\"by\":41}}'\n  \
          curl http://{address}/v1/counters/hello\n\n\
-         Docs: http://{address}/docs   Metrics: http://{ops}/metrics\n",
+         Docs: http://{address}/docs   Metrics: http://{ops}/metrics\n\n",
         data.unwrap_or_default()
     );
+    // Whoever reads it may be gone already: no reason to stop.
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -101,6 +101,12 @@ impl Problem {
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body took too long to arrive")
     }
 
+    /// 422: silence would be taken for the promise that a retry has no second effect.
+    pub fn idempotency_unsupported() -> Self {
+        let detail = "Idempotency-Key is not supported yet; nothing was accepted";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_unsupported", detail)
+    }
+
     pub fn too_large(detail: String) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     }

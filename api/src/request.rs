@@ -108,6 +108,7 @@ where
                     response?.map_into_boxed_body()
                 } else {
                     tracing::error!(request.id = ?id, "handler panicked");
+                    metrics().answered(route, 500, started.elapsed());
                     return Err(Problem::internal().into());
                 }
             }

@@ -4,28 +4,43 @@ pub mod health;
 pub mod receipts;
 pub mod short;
 
+use actix_web::guard::{self, Guard};
+use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::web::{self, ServiceConfig};
+use actix_web::{Resource, ResponseError, Route};
 
 use crate::problem::Problem;
 
 /// All paths of the public port.
 pub fn configure(config: &mut ServiceConfig) {
-    let resource = |path: &str| web::resource(path.to_owned()).default_service(web::to(wrong_method));
+    let read = |path, handler: Route| resource(path, "GET, HEAD").route(handler.guard(reads()));
+    let increments = resource("/v1/counters/{name}/increments", "POST");
+    let counter = resource("/counter", "GET, HEAD, POST");
     config
-        .service(resource("/v1/counters/{name}/increments").route(web::post().to(counters::increment)))
-        .service(resource("/v1/counters/{name}").route(web::get().to(counters::get)))
-        .service(resource("/v1/counters").route(web::get().to(counters::list)))
-        .service(resource("/v1/receipts/{id}").route(web::get().to(receipts::get)))
+        .service(increments.route(web::post().to(counters::increment)))
+        .service(read("/v1/counters/{name}", web::route().to(counters::get)))
+        .service(read("/v1/counters", web::route().to(counters::list)))
+        .service(read("/v1/receipts/{id}", web::route().to(receipts::get)))
         .service(
-            resource("/counter").route(web::post().to(short::increment)).route(web::get().to(short::get)),
+            counter.route(web::post().to(short::increment)).route(web::route().guard(reads()).to(short::get)),
         )
-        .service(resource("/livez").route(web::get().to(health::livez)))
-        .service(resource("/readyz").route(web::get().to(health::readyz)))
-        .service(resource("/health").route(web::get().to(health::health)));
+        .service(read("/livez", web::route().to(health::livez)))
+        .service(read("/readyz", web::route().to(health::readyz)))
+        .service(read("/health", web::route().to(health::health)));
 }
 
-async fn wrong_method() -> Result<String, Problem> {
-    Err(Problem::method_not_allowed())
+/// GET, and HEAD, which is answered like it but for the body.
+fn reads() -> impl Guard {
+    guard::Any(guard::Get()).or(guard::Head())
+}
+
+/// A path that tells which methods it takes when it is asked with another.
+fn resource(path: &'static str, allowed: &'static str) -> Resource {
+    web::resource(path).default_service(web::to(move || async move {
+        let mut response = Problem::method_not_allowed().error_response();
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+        response
+    }))
 }
 
 /// Answers paths that do not exist.

@@ -21,7 +21,7 @@ use shared::store::Store;
 use tokio::task::JoinHandle;
 
 use crate::batcher::{BatchLimits, Batcher};
-use crate::body::BodyLimits;
+use crate::body::{BodyBudget, BodyLimits};
 use crate::cache::{CacheLimits, CounterCache, guarded};
 use crate::cache_events::{CacheEvents, ClockOff};
 use crate::problem::Problem;
@@ -53,6 +53,7 @@ pub struct Parts {
     pub batcher: Batcher,
     pub ids: IdKeys,
     pub body_limits: BodyLimits,
+    pub body_budget: Arc<BodyBudget>,
     pub cache: Arc<CounterCache>,
     pub store: Arc<dyn Store>,
     pub store_breaker: Arc<Breaker>,
@@ -82,6 +83,7 @@ pub struct Server {
     gate: Arc<Gate>,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
+    over: Shutdown,
     ops: ops::Ops,
     background: Vec<JoinHandle<()>>,
     trigger: Trigger,
@@ -95,7 +97,8 @@ impl Server {
         let assembly = Assembly::new(config, backend);
         let background = assembly.spawn_background(config, backend, &shutdown);
         let (server, address) = assembly.serve_http(config)?;
-        let (handle, serving) = (server.handle(), tokio::spawn(server));
+        let handle = server.handle();
+        let (serving, over) = shutdown::watched(server);
         let ops = assembly.serve_ops(config)?;
         Ok(Self {
             address,
@@ -103,11 +106,17 @@ impl Server {
             gate: assembly.gate,
             handle,
             serving,
+            over,
             ops,
             background,
             trigger,
             drain_grace: Duration::from_millis(config.server.drain_grace_ms),
         })
+    }
+
+    /// Resolves when it serves no more, which without a stop is a failure.
+    pub fn over(&self) -> Shutdown {
+        self.over.clone()
     }
 
     /// Fails readiness, serves on for the grace, then answers what is open and closes. The ports
@@ -146,6 +155,7 @@ struct Assembly {
     ids: IdKeys,
     health: Arc<HealthView>,
     body_limits: BodyLimits,
+    body_budget: Arc<BodyBudget>,
     batch_limits: BatchLimits,
 }
 
@@ -178,6 +188,7 @@ impl Assembly {
                 items_max: config.server.items_max,
                 timeout: Duration::from_millis(config.server.body_timeout_ms),
             },
+            body_budget: Arc::new(BodyBudget::new(config.server.bodies_bytes_max)),
             batch_limits: BatchLimits {
                 items_max: config.queue.message_items_max,
                 bytes_max: config.queue.message_bytes_max,
@@ -244,6 +255,7 @@ impl Assembly {
             batcher: Batcher::new(publisher, breaker, issuer, self.batch_limits),
             ids: self.ids.clone(),
             body_limits: self.body_limits,
+            body_budget: self.body_budget.clone(),
             cache: self.cache.clone(),
             store: self.store.clone(),
             store_breaker: self.store_breaker.clone(),

@@ -134,6 +134,10 @@ impl<'a> Session<'a> {
 
     /// Waits for the message that begins the next batch; `None` when asked to stop.
     async fn first(&mut self, shutdown: &mut Shutdown) -> Result<Option<Held>, Lost> {
+        // Asked before anything else: under a backlog there is always a next message.
+        if shutdown.is_requested() {
+            return Ok(None);
+        }
         if let Some(pending) = self.pending.take() {
             return Ok(Some(pending));
         }
@@ -226,7 +230,8 @@ impl<'a> Session<'a> {
 
     /// The commit is known: tell the replicas, then acknowledge.
     async fn acknowledge(&mut self, batch: Batch, applied: &Applied) -> Result<(), Lost> {
-        self.ingest.announcer.committed(applied);
+        self.store_is_away(false);
+        self.ingest.announcer.committed(applied, batch.messages.len());
         count(&batch.messages, applied);
         self.subscription.ack(batch.deliveries).await
     }
@@ -309,15 +314,16 @@ impl<'a> Session<'a> {
 }
 
 fn count(messages: &[Message], applied: &Applied) {
-    let fresh: HashSet<_> = applied.fresh.iter().collect();
+    let mut fresh: HashSet<_> = applied.fresh.iter().collect();
     let set_aside: HashSet<_> = applied.set_aside.iter().map(|set_aside| set_aside.item).collect();
     let mut increments = 0;
     for message in messages {
-        if !fresh.contains(&message.id) {
+        // Removed, because a batch may hold two deliveries of one message.
+        if !fresh.remove(&message.id) {
             metrics().duplicates.inc();
             continue;
         }
-        let waited_ms = (applied.committed_at_ms - message.accepted_at_ms).max(0);
+        let waited_ms = applied.committed_at_ms.saturating_sub(message.accepted_at_ms).max(0);
         metrics().accept_to_applied.observe(waited_ms as f64 / 1_000.0);
         for (index, entry) in message.entries.iter().enumerate() {
             let refused = !set_aside.is_empty() && set_aside.contains(&message.item_key(index));

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use shared::backend::Backend;
 use shared::config::Config;
-use shared::shutdown::Shutdown;
+use shared::shutdown::{self, Shutdown};
 
 use crate::announce::Announcer;
 use crate::ingest::{Ingest, Status};
@@ -51,12 +51,14 @@ impl Consumer {
 
     /// Works until the shutdown, then settles or gives back what is in hand. The ports stay open.
     pub async fn run(self, shutdown: Shutdown) {
+        // Ends after the ingest, which may have a batch to settle.
+        let (quiet, until_quiet) = shutdown::channel();
         let heartbeat = {
             let (announcer, store) = (self.announcer.clone(), self.ingest.store.clone());
-            let shutdown = shutdown.clone();
-            tokio::spawn(async move { announcer.run(store, shutdown).await })
+            tokio::spawn(async move { announcer.run(store, until_quiet).await })
         };
         self.ingest.run(shutdown).await;
+        quiet.request();
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
         if let Err(error) = heartbeat.await {
             tracing::error!(%error, "heartbeat task failed");

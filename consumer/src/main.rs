@@ -70,16 +70,17 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let ops = ops::serve(host, port, Arc::new(move || health(&status, &stopping)))
         .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))?;
     tracing::info!(ops.address = %ops.address(), "consumer started");
-    let task = tokio::spawn(consumer.run(shutdown));
-    let signal = shutdown::signalled().await?;
-    tracing::info!(signal, "stopping");
+    let (task, over) = shutdown::watched(consumer.run(shutdown));
+    let stopped = program::stop_requested(vec![over]).await;
     trigger.request();
-    task.await?;
+    if let Err(error) = task.await {
+        tracing::error!(%error, "consumer failed");
+    }
     backend.queue.close().await;
     backend.events.close().await;
     backend.store.close().await;
     ops.stop().await?;
-    Ok(())
+    stopped
 }
 
 /// Away dependencies degrade: nothing is lost while they are, and it goes on by itself.

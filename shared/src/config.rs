@@ -34,6 +34,8 @@ pub struct Server {
     pub body_bytes_max: usize,
     /// Most items in one array or NDJSON request.
     pub items_max: usize,
+    /// Bytes of request bodies in memory at once in the whole process; beyond them 503.
+    pub bodies_bytes_max: usize,
     /// How long a request body may take to arrive, in milliseconds.
     pub body_timeout_ms: u64,
     /// How long a write may wait for its confirm before 503, in milliseconds.
@@ -163,6 +165,7 @@ impl Default for Server {
             workers: 0,
             body_bytes_max: 1 << 20,
             items_max: 1_000,
+            bodies_bytes_max: 256 << 20,
             body_timeout_ms: 10_000,
             accept_timeout_ms: 2_000,
             in_flight_max: 20_000,

@@ -139,7 +139,7 @@ impl FromStr for ItemId {
 
     /// Accepts the canonical form only, so that one id has one spelling.
     fn from_str(text: &str) -> Result<Self, NotAnId> {
-        if text.len() != 36 {
+        if text.len() != 36 || text.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return Err(NotAnId);
         }
         let bits = Uuid::try_parse(text).map_err(|_| NotAnId)?.as_u128();
@@ -280,7 +280,13 @@ mod tests {
         let id = IdKeys::new(&["s"]).sign(IdIssuer::new(1, 2).next(3).item(Kind::Increment, 4));
         let text = id.to_string();
         assert_eq!(text.parse::<ItemId>().as_ref(), Ok(&id));
-        for other in [text.replace('-', ""), format!("{{{text}}}"), format!("{text} "), String::new()] {
+        for other in [
+            text.replace('-', ""),
+            text.to_uppercase(),
+            format!("{{{text}}}"),
+            format!("{text} "),
+            String::new(),
+        ] {
             assert_eq!(other.parse::<ItemId>(), Err(NotAnId), "{other}");
         }
     }

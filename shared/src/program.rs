@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -14,7 +16,7 @@ use crate::backend::Pair;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::config::load::{ConfigError, Loaded, Program, Sources, load};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{self, Shutdown};
 use crate::store::Store;
 use crate::telemetry;
 
@@ -86,6 +88,25 @@ pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
         }
     }
     tracing::info!("schema is up to date");
+}
+
+/// Waits for the signal to stop. An error when one of `parts` ends before it: the program must then
+/// end too, and be started anew by whoever watches it.
+pub async fn stop_requested(parts: Vec<Shutdown>) -> anyhow::Result<()> {
+    let mut ends = FuturesUnordered::new();
+    for mut part in parts {
+        ends.push(async move { part.requested().await });
+    }
+    tokio::select! {
+        signal = shutdown::signalled() => {
+            tracing::info!(signal = signal?, "stopping");
+            Ok(())
+        }
+        Some(()) = ends.next() => {
+            tracing::error!("a part of the program ended by itself, stopping");
+            bail!("a part of the program ended by itself")
+        }
+    }
 }
 
 /// Looks whether the servers of a cluster answer, and says what to do about those that do not.

@@ -1,6 +1,7 @@
 //! Asking a program to stop: one trigger, many listeners, passed in by whoever starts a task.
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// The listening side. Clones hear the same request.
 #[derive(Clone, Debug)]
@@ -31,6 +32,18 @@ impl Shutdown {
     pub fn is_requested(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
     }
+}
+
+/// Spawns a task that must not end by itself, and what hears its end, however it ends.
+pub fn watched<T: Send + 'static>(
+    task: impl Future<Output = T> + Send + 'static,
+) -> (JoinHandle<T>, Shutdown) {
+    let (alive, over) = channel();
+    let handle = tokio::spawn(async move {
+        let _alive = alive;
+        task.await
+    });
+    (handle, over)
 }
 
 /// Resolves at the first SIGTERM or SIGINT of this process.

@@ -112,8 +112,12 @@ pub async fn increment_named(
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", name)?;
+    if request.headers().contains_key("idempotency-key") {
+        return Err(Problem::idempotency_unsupported());
+    }
     shared.check_clock()?;
     let limits = &shared.body_limits;
+    let _reserved = shared.body_budget.reserve(request, limits)?;
     let items: Items<IncrementBody> = match body::read(request, payload, limits).await? {
         Body::Empty => return single(name, one(), shared).await,
         Body::One(json) => return single(name, body::one::<IncrementBody>(&json)?.by, shared).await,
@@ -232,7 +236,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
 
 fn page_of(query: &str) -> Result<CounterPage, Problem> {
     let params = Query::<ListParams>::from_query(query)
-        .map_err(|error| Problem::invalid_parameter("query", error.to_string()))?
+        .map_err(|error| Problem::invalid_parameter("query", body::shorten(&error.to_string())))?
         .into_inner();
     let limit = params.limit.unwrap_or(PAGE_LIMIT_DEFAULT);
     if !(1..=PAGE_LIMIT_MAX).contains(&limit) {

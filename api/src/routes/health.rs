@@ -22,7 +22,7 @@ pub struct HealthView {
 impl HealthView {
     /// `down` when nothing can be made durable, `degraded` when reads may be stale or refused.
     pub fn read(&self) -> Health {
-        let accepting = self.publisher.link() == Link::Up && self.publisher_breaker.state() != State::Open;
+        let accepting = self.publisher.link() == Link::Up && self.publisher_breaker.check().is_ok();
         let reading = self.store_breaker.state() == State::Closed;
         let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
         let breaker = |breaker: &Breaker| (breaker.name(), breaker.state().name());

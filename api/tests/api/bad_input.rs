@@ -48,7 +48,7 @@ on_both_pairs! {
             problem(response, *status).await;
         }
         let response = send(&installation, "/v1/counters/bad/increments", &[JSON], vec![b'"', 0xFF, b'"']).await;
-        problem(response, 422).await;
+        problem(response, 400).await;
         problem(installation.get("/v1/counters/bad").await, 404).await;
     }
 
@@ -102,7 +102,13 @@ on_both_pairs! {
 
     async fn wrong_paths_methods_and_parameters_are_told(installation) {
         problem(installation.get("/v1/counter").await, 404).await;
-        problem(installation.get("/v1/counters/a/increments").await, 405).await;
+        let refused = installation.get("/v1/counters/a/increments").await;
+        assert_eq!(refused.headers()["allow"], "POST");
+        problem(refused, 405).await;
+        let head = installation.at(0, Method::HEAD, "/health").send().await.expect("an answer");
+        assert_eq!(head.status(), 200);
+        let keyed = installation.at(0, Method::POST, "/counter").header("idempotency-key", "k");
+        problem(keyed.send().await.expect("an answer"), 422).await;
         problem(send(&installation, "/v1/counters", &[JSON], b"{}".to_vec()).await, 405).await;
         for query in ["limit=0", "limit=1001", "limit=many", "after=%00", "order=up", "limit=1&limit=2"] {
             problem(installation.get(&format!("/v1/counters?{query}")).await, 422).await;

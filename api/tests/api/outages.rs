@@ -68,9 +68,13 @@ async fn a_broker_that_falls_silent_is_noticed_in_time_then_told_at_once_and_com
         }
         proxies.broker.black_hole(false);
         proxies.broker.cut();
+        // Without a write: who routes by health would never send one.
+        installation
+            .wait_for("a healthy replica", async || {
+                (installation.get("/health").await.status() == 200).then_some(())
+            })
+            .await;
         accepted_again(&installation, "after").await;
-        let response = installation.get("/health").await;
-        assert_eq!(response.status(), 200);
         installation
     })
     .await;

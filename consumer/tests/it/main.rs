@@ -182,6 +182,7 @@ on_both_pairs! {
     what_is_no_message_is_rejected_and_the_rest_is_applied
     a_reused_id_is_never_applied_and_does_not_block_the_rest
     while_the_store_is_away_one_message_probes_and_afterwards_all_are_applied
+    a_stop_under_a_backlog_does_not_wait_for_its_end
     a_stop_while_the_store_is_away_keeps_everything_for_the_next_consumer
 }
 
@@ -259,6 +260,20 @@ async fn while_the_store_is_away_one_message_probes_and_afterwards_all_are_appli
     let failed = rig.store.failed.load(Ordering::Relaxed);
     assert!(asked[..failed].iter().all(|messages| *messages == 1), "{asked:?}");
     assert_eq!(asked[failed..].iter().sum::<usize>(), 30, "each message once: {asked:?}");
+    rig
+}
+
+/// Every batch ends because the next message does not fit, so there is always one in hand.
+async fn a_stop_under_a_backlog_does_not_wait_for_its_end(mut rig: Rig) -> Rig {
+    rig.config.queue.merge_items_max = 1;
+    for _ in 0..400 {
+        let message = rig.message("backlog", 1);
+        rig.publish(message).await;
+    }
+    rig.consuming(wait_for("a beginning", async || rig.value("backlog").await.is_some())).await;
+    let applied = rig.value("backlog").await.expect("just seen");
+    assert!(applied < 400, "the stop waited for the backlog");
+    rig.consuming(rig.wait_for_value("backlog", 400)).await;
     rig
 }
 

@@ -120,7 +120,8 @@ impl Writer {
                 Command::Close => self.commands.close(),
             }
         }
-        if !publishes.is_empty() {
+        // While it is low also beside settlements: a consumer that drains makes room.
+        if self.disk_low || !publishes.is_empty() {
             self.look_at_disk().await;
         }
         if self.disk_low {

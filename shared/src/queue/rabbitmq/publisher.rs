@@ -160,12 +160,13 @@ impl Pump {
             match opened {
                 Ok((session, channel)) => {
                     log.opened(NAME);
+                    let opened_at = Instant::now();
                     match Flow::new(&mut self, session, channel).run().await {
                         Ended::Finished => break,
                         Ended::Lost { reason, was_useful } => {
                             metrics().queue_sessions_lost.inc();
                             log.lost(NAME, &reason);
-                            if was_useful {
+                            if was_useful || opened_at.elapsed() > RETRY_MAX {
                                 backoff.reset();
                             }
                         }
@@ -178,7 +179,6 @@ impl Pump {
             }
             self.collect_during(sleep(backoff.delay())).await;
         }
-        self.link.set(Link::Down);
     }
 
     /// Takes jobs in while `work` goes on; `None` when there is nothing left to do before it ends.
@@ -246,6 +246,13 @@ impl Pump {
                 job.answer(Err(PublishError::Unavailable(Arc::clone(&explanation))));
             }
         }
+    }
+}
+
+/// However the supervisor ends, nobody shall wait for a session that will not come.
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.link.set(Link::Down);
     }
 }
 

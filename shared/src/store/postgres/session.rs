@@ -136,7 +136,11 @@ impl Session {
         task.spawn_on(work, &self.runtime);
         match task.join_next().await.expect("one task was spawned") {
             Ok(outcome) => Ok(outcome?),
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // Not raised again: whoever supervises writes must live on, and pause where all can see it.
+            Err(error) if error.is_panic() => {
+                tracing::error!(%error, "store operation panicked");
+                Err(StoreError::Unavailable("an operation panicked".into()))
+            }
             Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into())),
         }
     }

@@ -208,7 +208,11 @@ impl Shared {
 async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, StoreError> {
     match task.await {
         Ok(outcome) => Ok(outcome?),
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // Not raised again: whoever supervises writes must live on, and pause where all can see it.
+        Err(error) if error.is_panic() => {
+            tracing::error!(%error, "store operation panicked");
+            Err(StoreError::Unavailable("an operation panicked".into()))
+        }
         Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into())),
     }
 }
