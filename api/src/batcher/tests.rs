@@ -1,3 +1,4 @@
+//! The batcher over a publisher whose confirms the test decides.
 use std::sync::Mutex;
 
 use async_trait::async_trait;

@@ -1,3 +1,4 @@
+//! The cache over a store whose reads the test answers.
 use async_trait::async_trait;
 use shared::breaker::BreakerLimits;
 use shared::id::ItemKey;

@@ -84,10 +84,10 @@ fn numbers(range: std::ops::Range<u32>) -> HashSet<Bytes> {
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
+    let (started, mut tick) = (Instant::now(), tokio::time::interval(Duration::from_millis(5)));
     while !holds() {
         assert!(started.elapsed() < PATIENCE, "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tick.tick().await;
     }
 }
 

@@ -39,9 +39,10 @@ fn open_through(proxy: &Proxy, isolated: &Isolated, limits: QueueLimits) -> Arc<
 
 async fn link_becomes(queue: &RabbitQueue, expected: Link) {
     let (publisher, deadline) = (queue.publisher(), in_time());
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
     while publisher.link() != expected {
         assert!(Instant::now() < deadline, "the link stays {:?}", publisher.link());
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tick.tick().await;
     }
 }
 
