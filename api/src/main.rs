@@ -93,11 +93,13 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
         shutdown::watched(consumer.run(shutdown.clone()))
     });
     // What must run is watched: a program without it would look healthy and do nothing.
-    let mut over = vec![server.over()];
     #[cfg(feature = "embedded")]
-    over.extend(consumer.as_ref().map(|(_, over)| over.clone()));
+    let consumer_over = consumer.as_ref().map(|(_, over)| over.clone());
+    #[cfg(not(feature = "embedded"))]
+    let consumer_over = None;
+    let parts = std::iter::once(server.over()).chain(consumer_over).collect();
     greet(&config, &server, embedded);
-    let stopped = program::stop_requested(over).await;
+    let stopped = program::stop_requested(parts).await;
     server.stop().await;
     trigger.request();
     #[cfg(feature = "embedded")]
