@@ -52,7 +52,8 @@ pub enum Signal {
 pub struct Event {
     /// Drawn at random by each consumer process.
     pub publisher: u64,
-    /// Of a change: its own number, from 1 without holes. Of a heartbeat: the last change's.
+    /// Of a change: its own number, from 1; one that is left out means "look for yourselves". Of
+    /// a heartbeat: the last number.
     pub number: u64,
     /// The store's clock at the publisher, in milliseconds since 1970; `None` until it is known.
     pub store_time_ms: Option<i64>,
