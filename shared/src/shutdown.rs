@@ -54,3 +54,22 @@ pub async fn signalled() -> std::io::Result<&'static str> {
         _ = interrupt.recv() => "SIGINT",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watched_task_is_heard_to_end_also_by_a_panic() {
+        let (ended, mut over) = watched(async {});
+        over.requested().await;
+        ended.await.expect("it ended well");
+        let (panicked, mut over) = watched(async { panic!("on purpose") });
+        over.requested().await;
+        assert!(panicked.await.expect_err("it panicked").is_panic());
+        let (running, over) = watched(std::future::pending::<()>());
+        tokio::task::yield_now().await;
+        assert!(!over.is_requested());
+        running.abort();
+    }
+}

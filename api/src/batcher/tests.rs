@@ -49,11 +49,15 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with(LIMITS)
+    }
+
+    fn with(limits: BatchLimits) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test reads all of the few messages it causes")]
         let (sender, published) = mpsc::unbounded_channel();
         let held = Arc::new(Held { published: sender, link: Mutex::new(Link::Up) });
         let breaker = Arc::new(Breaker::new("test", BREAKER));
-        let batcher = Batcher::new(held.clone(), breaker, IdIssuer::new(1, 1), LIMITS);
+        let batcher = Batcher::new(held.clone(), breaker, IdIssuer::new(1, 1), limits);
         Self { batcher, publisher: held, published }
     }
 
@@ -157,6 +161,17 @@ async fn a_blocked_broker_is_told_at_once_and_a_full_queue_does_not_open_the_bre
         let answer = answer.await.expect("no panic").map(|_| ());
         assert_eq!(answer, expected.map_err(|_| NotAccepted::Full));
     }
+}
+
+#[actix_web::test]
+async fn a_message_that_waited_too_long_is_overload_and_no_fault_of_the_link() {
+    let mut rig = Rig::with(BatchLimits { accept_timeout: Duration::ZERO, ..LIMITS });
+    for _ in 0..2 {
+        // A second time the same: the breaker did not open.
+        let refused = rig.send(1).await.expect("no panic").expect_err("too late");
+        assert_eq!(refused, NotAccepted::Overloaded);
+    }
+    assert!(rig.published.try_recv().is_err(), "nothing was sent");
 }
 
 #[actix_web::test]

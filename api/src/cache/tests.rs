@@ -151,6 +151,17 @@ async fn an_old_value_is_answered_stale_while_the_store_is_away_and_an_unknown_o
 }
 
 #[tokio::test]
+async fn that_something_does_not_exist_is_never_answered_from_an_old_reading() {
+    let mut rig = Rig::new(Duration::ZERO);
+    let reader = rig.read();
+    rig.asked().await.send(Ok(None)).expect("awaited");
+    assert_eq!(reader.await.expect("no panic").expect("read").0, None);
+    let reader = rig.read();
+    rig.asked().await.send(Err(away())).expect("awaited");
+    assert!(reader.await.expect("no panic").is_err());
+}
+
+#[tokio::test]
 async fn events_change_cached_values_and_bring_in_no_others() {
     let mut rig = Rig::new(LONG);
     rig.cache.learn(&[at(1)]);
