@@ -26,7 +26,7 @@ load *arguments:
 smoke:
     ./test smoke
 
-# Kills programs under load and looks for lost and doubled writes: `just chaos --pair cluster --seed 7`
+# Faults under load, on servers of its own, then an audit: `just chaos --minutes 60`, `just chaos --pair cluster --seed 7`
 chaos *arguments:
     cargo build -p api -p consumer
     cargo run -p chaos -- {{ arguments }}
@@ -34,8 +34,7 @@ chaos *arguments:
 # Regenerates what is derived from code and committed: docs/configuration.md, docs/openapi.json
 docs:
     UPDATE_DOCS=1 cargo test -p shared --test it the_documented_settings_are_those_of_the_program
-    cargo run -p api -- openapi > {{ target }}/openapi.json
-    mv {{ target }}/openapi.json docs/openapi.json
+    UPDATE_DOCS=1 cargo test -p api --test api the_committed_document_is_the_generated_one
 
 # Regenerates .sqlx, the checked queries, from a scratch database; `server` may create databases
 sqlx server="postgres://postgres@127.0.0.1:5432":

@@ -1,4 +1,4 @@
-// Whether a running Forebay keeps its HTTP contract for counters, over and over for some seconds:
+// Whether a running Forebay keeps its HTTP contract, over and over for some seconds:
 //
 //   BASE_URL=http://127.0.0.1:8080 k6 run loadtests/smoke.js
 //
@@ -52,6 +52,9 @@ export default function ({ run }) {
   list(run, name);
   mistakes(name);
   shortPath();
+  keys(name);
+  documents(name);
+  metrics(name);
 }
 
 function single(name) {
@@ -162,4 +165,50 @@ function shortPath() {
   });
   const read = http.get(`${BASE_URL}/counter`);
   check(read, { "the short path reads the count": (r) => r.status === 200 && Number.isInteger(json(r).count) });
+}
+
+// Applied or, where the machine is slow, at least accepted.
+const settled = (response, status) => [status, 202].includes(response.status);
+
+function keys(name) {
+  const url = `${counterUrl(`${name}-keyed`)}/increments`;
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": `"${name}"`, Prefer: "wait=10" };
+  const first = http.post(url, '{"by":2}', { headers });
+  const again = http.post(url, '{ "by": 2 }', { headers });
+  check(again, { "a retry under its key is taken": (r) => settled(first, 200) && settled(r, 200) });
+  const other = http.post(url, '{"by":3}', expecting(422, { headers }));
+  check(other, { "another payload under the key is 422": (r) => r.status === 422 });
+  const value = json(http.get(counterUrl(`${name}-keyed`), { tags: { name: "counter" } })).value;
+  check(value, { "a keyed increment counts once": (sum) => sum === 2 });
+}
+
+function documents(name) {
+  const collection = `${BASE_URL}/v1/data/${name}`;
+  const params = { headers: { "Content-Type": "application/json", Prefer: "wait=10" } };
+  const stored = http.post(collection, '{"n":1,"text":"a"}', params);
+  const { id } = json(stored);
+  check(stored, { "a document is stored": (r) => settled(r, 201) && Boolean(id) });
+  const read = http.get(`${collection}/${id}`, { tags: { name: "document" } });
+  check(read, { "a document is read as it was sent": (r) => r.status === 200 && json(r).data.text === "a" });
+  const page = http.get(collection, { tags: { name: "documents" } });
+  check(page, { "a document is in the list": (r) => r.status === 200 && json(r).items[0].id === id });
+  const deleted = http.del(`${collection}/${id}`, null, { headers: { Prefer: "wait=10" } });
+  check(deleted, { "a document is deleted": (r) => settled(r, 200) });
+  const gone = http.get(`${collection}/${id}`, expecting(404, { tags: { name: "document" } }));
+  check(gone, { "a deleted document is 404": (r) => r.status === 404 });
+}
+
+function metrics(name) {
+  const point = (value) => ({ timestamp: new Date().toISOString(), value, type: name });
+  const params = { headers: { "Content-Type": "application/json", Prefer: "wait=10" } };
+  for (const value of [10, 20, 60]) {
+    const stored = http.post(`${BASE_URL}/v1/metrics`, JSON.stringify(point(value)), params);
+    check(stored, { "a point is stored": (r) => settled(r, 201) });
+  }
+  const url = `${BASE_URL}/v1/metrics/summary?type=${name}&period=monthly`;
+  const summary = json(http.get(url, { tags: { name: "summary" } }));
+  check(summary, {
+    "a summary tells what the points come to": (s) =>
+      s.count === 3 && s.average_value === 30 && s.min === 10 && s.max === 60 && Math.abs(s.p50 - 20) <= 0.2,
+  });
 }

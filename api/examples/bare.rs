@@ -14,6 +14,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,6 +25,14 @@ const BACKLOG: u32 = 8_192;
 #[derive(Deserialize)]
 struct Increment {
     by: i64,
+}
+
+#[derive(Deserialize)]
+struct Point {
+    timestamp: Box<str>,
+    value: f64,
+    #[serde(rename = "type")]
+    kind: Box<str>,
 }
 
 #[derive(Serialize)]
@@ -45,6 +54,17 @@ type Counters = web::Data<Cache<Box<str>, Bytes>>;
 async fn increment(name: web::Path<Box<str>>, body: web::Json<Increment>) -> HttpResponse {
     // The compiler must not drop the parsing that the service needs as well.
     std::hint::black_box((&name, body.by));
+    HttpResponse::Accepted().json(RECEIPT)
+}
+
+/// A document is any object: what the service must read of it is where it ends.
+async fn document(collection: web::Path<Box<str>>, body: web::Json<Box<RawValue>>) -> HttpResponse {
+    std::hint::black_box((&collection, &body));
+    HttpResponse::Accepted().json(RECEIPT)
+}
+
+async fn point(body: web::Json<Point>) -> HttpResponse {
+    std::hint::black_box((&body.timestamp, body.value, &body.kind));
     HttpResponse::Accepted().json(RECEIPT)
 }
 
@@ -71,6 +91,8 @@ fn main() -> anyhow::Result<()> {
                 .app_data(counters.clone())
                 .route("/v1/counters/{name}/increments", web::post().to(increment))
                 .route("/v1/counters/{name}", web::get().to(counter))
+                .route("/v1/data/{collection}", web::post().to(document))
+                .route("/v1/metrics", web::post().to(point))
         })
         .workers(settings.workers())
         .keep_alive(Duration::from_millis(settings.keep_alive_ms))

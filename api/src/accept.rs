@@ -1,13 +1,34 @@
-//! The accept path of every write: check → place in the batch → confirm → 202.
-use actix_web::HttpResponse;
+//! The accept path of every write: check → place in the batch → confirm → 202, or for a request
+//! that waits: register → confirm or outcome, whichever comes first → 200, 201, 422 or 202.
+pub mod identity;
+pub mod terms;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::pin::pin;
+use std::time::Instant;
+
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_TYPE, LOCATION};
+use actix_web::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
-use shared::id::{IdKeys, Kind};
+use shared::id::ItemKey;
+use shared::keyed::{Fingerprint, Keyed};
+use shared::message;
+use shared::store::ItemStanding;
+use shared::write::{Increment, Item, Write};
 use utoipa::ToSchema;
 
-use crate::batcher::{Batcher, Placed};
+use self::identity::PRINCIPAL;
+use self::terms::PREFERENCE_APPLIED;
+use crate::batcher::{Load, Pending};
+use crate::body::Items;
 use crate::problem::{Problem, Rejected};
+use crate::routes::receipts::Receipt;
+use crate::server::Shared;
+use crate::waiters::{Outcome, Waiter};
+
+pub use self::terms::{OwnKey, Terms};
 
 /// Items of one request, encoded as they will stand in the message.
 #[derive(Debug, Default)]
@@ -50,43 +71,266 @@ pub struct ManyAccepted {
     pub accepted: usize,
     /// Their ids, in the order of the request.
     pub ids: Vec<String>,
+    /// Beside `ids`, where items have a key: the fingerprint of each that has one, for `?payload=` of
+    /// its receipt.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<Option<String>>>)]
+    pub payloads: Vec<Option<Fingerprint>>,
     /// The items that were not, by their position in the request.
     pub rejected: Vec<Rejected>,
 }
 
-/// Makes one write durable and answers it.
-pub async fn single(
-    batcher: &Batcher,
-    keys: &IdKeys,
-    kind: Kind,
-    encoded: &Encoded,
-) -> Result<HttpResponse, Problem> {
-    let placed = batcher.accept(&encoded.json, 1).await?;
-    let mut buffer = [0; 36];
-    let id = keys.sign(placed.message.item(kind, placed.first)).encode(&mut buffer);
-    let Placed { accepted_at, .. } = &placed;
-    // By hand, because this is the hottest answer of the service; the test holds the shape.
-    let body = [r#"{"id":""#, id, r#"","status":"accepted","accepted_at":""#, accepted_at, r#""}"#].concat();
-    let location = ["/v1/receipts/", id].concat();
-    Ok(HttpResponse::build(StatusCode::ACCEPTED)
-        .insert_header((CONTENT_TYPE, "application/json"))
-        .insert_header((LOCATION, location))
-        .body(body))
+/// One write of a request, checked.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub write: Write,
+    /// The item's own `idempotency_key`.
+    pub own_key: Option<Box<str>>,
 }
 
-/// Makes the valid items of one request durable, as one unit, and answers it.
-pub async fn many(
-    batcher: &Batcher,
-    keys: &IdKeys,
-    kind: Kind,
-    encoded: &Encoded,
-    rejected: Vec<Rejected>,
+/// A single write that took effect while its request waited.
+#[derive(Debug)]
+pub struct Settled<'a> {
+    pub id: &'a str,
+    pub accepted_at: &'a str,
+    /// Of an increment.
+    pub standing: Option<ItemStanding>,
+    /// False when an earlier request with the same key may have brought it.
+    pub is_own: bool,
+}
+
+/// Makes one write durable and answers it: with `present` when it took effect in time (`None` there:
+/// something that must be told is not known), else with 202.
+pub async fn single(
+    shared: &Shared,
+    terms: &Terms,
+    draft: Draft,
+    present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
+    let keyed = identity::of(PRINCIPAL, terms, &draft, 0);
+    if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
+        return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id))));
+    }
+    let deadline = terms.wait.map(|wait| Instant::now() + wait);
+    let seat = deadline.and_then(|_| shared.waiters.seat());
+    let (kind, location) = (draft.write.kind(), location_of(&draft.write));
+    // Not kept while the request waits.
+    let pending = {
+        let mut encoded = Encoded::with_capacity(bytes_of(&draft.write));
+        encoded.push(|out| encode(out, draft.write, keyed));
+        shared.batcher.begin(Load { kind, json: &encoded.json, items: 1, is_awaited: seat.is_some() })?
+    };
+    let item =
+        keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
+    let accepted = Single { shared, item, keyed, location: &location };
+    let (Some(seat), Some(deadline)) = (seat, deadline) else {
+        return Ok(accepted.answer(&pending.confirmed().await?.accepted_at));
+    };
+    // Before anything yields, and with that before anything is sent.
+    let waiter = seat.wait_for(item, keyed.map(|keyed| keyed.fingerprint));
+    // Apart, so that the future of a request that does not wait stays small.
+    Box::pin(accepted.wait(pending, waiter, deadline, terms, present)).await
+}
+
+/// A single write that has its place in a message.
+struct Single<'a> {
+    shared: &'a Shared,
+    item: ItemKey,
+    keyed: Option<Keyed>,
+    location: &'a str,
+}
+
+impl Single<'_> {
+    /// Answers with the outcome when it comes in time, before the confirm or after it.
+    async fn wait(
+        self,
+        pending: Pending,
+        mut waiter: Waiter<Outcome>,
+        deadline: Instant,
+        terms: &Terms,
+        present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
+    ) -> Result<HttpResponse, Problem> {
+        let accepted_at = pending.placed.accepted_at.clone();
+        let mut confirmed = pin!(pending.confirmed());
+        let mut is_confirmed = false;
+        let outcome = tokio::select! {
+            biased;
+            outcome = waiter.outcome(deadline) => outcome,
+            answer = &mut confirmed => match answer {
+                Ok(_) => {
+                    is_confirmed = true;
+                    waiter.outcome(deadline).await
+                }
+                // It was taken all the same when its outcome is known.
+                Err(error) => Some(waiter.told().ok_or(error)?),
+            },
+        };
+        let Some(outcome) = outcome else {
+            if !is_confirmed {
+                confirmed.await?;
+            }
+            return Ok(self.answer(&accepted_at));
+        };
+        let applied = terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
+        let mut response = match outcome {
+            Outcome::Applied { standing, is_own } => {
+                let mut buffer = [0; 36];
+                let id = self.shared.ids.sign(self.item).encode(&mut buffer);
+                match present(&Settled { id, accepted_at: &accepted_at, standing, is_own }) {
+                    Some(response) => response,
+                    None => return Ok(self.answer(&accepted_at)),
+                }
+            }
+            failed @ Outcome::Failed { .. } => {
+                let payload = self.keyed.map(|keyed| keyed.fingerprint);
+                let receipt = Receipt::after(self.shared, self.item, payload, failed).await;
+                Problem::set_aside(receipt).error_response()
+            }
+            Outcome::Conflict => {
+                Problem::conflict(Receipt::conflict(self.shared.ids.sign(self.item))).error_response()
+            }
+        };
+        if let Some(applied) = applied {
+            response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+        }
+        Ok(response)
+    }
+
+    /// 202, once it is durable.
+    fn answer(&self, accepted_at: &str) -> HttpResponse {
+        let mut buffer = [0; 36];
+        let id = self.shared.ids.sign(self.item).encode(&mut buffer);
+        // By hand, because this is the hottest answer of the service; the test holds the shape.
+        let body =
+            [r#"{"id":""#, id, r#"","status":"accepted","accepted_at":""#, accepted_at, r#""}"#].concat();
+        let location = match self.keyed {
+            None => [self.location, id].concat(),
+            Some(Keyed { fingerprint, .. }) => format!("{}{id}?payload={fingerprint}", self.location),
+        };
+        HttpResponse::build(StatusCode::ACCEPTED)
+            .insert_header((CONTENT_TYPE, "application/json"))
+            .insert_header((LOCATION, location))
+            .body(body)
+    }
+}
+
+/// Makes the valid items of one request durable, as one unit, and answers it. It never waits for
+/// what becomes of them.
+pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Result<HttpResponse, Problem> {
+    let Items { valid, mut rejected } = drafts;
+    let Some((_, first)) = valid.first() else { return Err(Problem::all_rejected(rejected)) };
+    let kind = first.write.kind();
+    let mut encoded = Encoded::with_capacity(valid.iter().map(|(_, draft)| bytes_of(&draft.write)).sum());
+    // Of the accepted items, once one has a key.
+    let mut identities: Vec<Option<Keyed>> = Vec::new();
+    let mut taken = HashMap::new();
+    for (index, draft) in valid {
+        let keyed = identity::of(PRINCIPAL, terms, &draft, index);
+        if let Some(keyed) = keyed {
+            let first = *taken.entry(keyed.id).or_insert(keyed.fingerprint);
+            if first != keyed.fingerprint || shared.recent_keys.conflicts(keyed) {
+                let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)));
+                rejected.push(Rejected { index, problem });
+                continue;
+            }
+            identities.resize(encoded.count, None);
+            identities.push(Some(keyed));
+        }
+        encoded.push(|out| encode(out, draft.write, keyed));
+    }
+    rejected.sort_by_key(|rejected| rejected.index);
     if encoded.count == 0 {
         return Err(Problem::all_rejected(rejected));
     }
-    let placed = batcher.accept(&encoded.json, encoded.count).await?;
-    let id = |offset| keys.sign(placed.message.item(kind, placed.first + offset)).to_string();
+    let load = Load { kind, json: &encoded.json, items: encoded.count, is_awaited: false };
+    let placed = shared.batcher.accept(load).await?;
+    if !identities.is_empty() {
+        identities.resize(encoded.count, None);
+    }
+    let id = |offset: usize| {
+        let keyed = identities.get(offset).copied().flatten();
+        let item = keyed.map_or_else(|| placed.message.item(kind, placed.first + offset), |keyed| keyed.id);
+        shared.ids.sign(item).to_string()
+    };
     let ids = (0..encoded.count).map(id).collect();
-    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: encoded.count, ids, rejected }))
+    let payloads = identities.iter().map(|keyed| keyed.map(|keyed| keyed.fingerprint)).collect();
+    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: encoded.count, ids, payloads, rejected }))
+}
+
+/// About how long a write is as an item of a message.
+fn bytes_of(write: &Write) -> usize {
+    const AROUND: usize = 64;
+    AROUND
+        + match write {
+            Write::Increment(increment) => increment.counter.len(),
+            Write::Document(document) => document.collection.len() + document.data.as_str().len(),
+            Write::Delete(delete) => delete.collection.len(),
+            Write::Point(point) => point.kind.len(),
+        }
+}
+
+fn encode(out: &mut Vec<u8>, write: Write, keyed: Option<Keyed>) {
+    match (write, keyed) {
+        (Write::Increment(Increment { counter, by }), None) => message::encode_increment(out, &counter, by),
+        (write, keyed) => message::encode(out, &Item { write, keyed }),
+    }
+}
+
+/// Where to look for what became of the write, up to its id.
+fn location_of(write: &Write) -> Cow<'static, str> {
+    match write {
+        Write::Document(document) => format!("/v1/data/{}/", document.collection).into(),
+        _ => "/v1/receipts/".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::config::load::ITEM_GROWTH_BYTES_MAX;
+    use shared::id::{IdIssuer, Kind};
+    use shared::keyed;
+    use shared::message::AWAITED_BYTES_MAX;
+    use shared::write::{Delete, Document, Object, Point};
+
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Each with the least bytes that a client can send for it.
+    fn longest() -> Vec<(Write, usize)> {
+        let name: Box<str> = "x".repeat(128).into();
+        let document = IdIssuer::new(1, 1).next(5).item(Kind::Document, 0);
+        let data = r#"{"a":1}"#;
+        let counter: Arc<str> = (&*name).into();
+        let increment = Write::Increment(Increment { counter: counter.clone(), by: 1 });
+        let lowest = Write::Increment(Increment { counter, by: i64::MIN });
+        let stored = Write::Document(Document {
+            collection: name.clone(),
+            schema_version: Some(i64::MIN),
+            data: Object::from_json(data).expect("an object"),
+        });
+        let point =
+            Write::Point(Point { kind: name.clone(), at_ms: i64::MAX, value: -1.234_567_890_123_456_7e-290 });
+        let sent_point = r#"{"type":"","timestamp":"2026-01-01T00:00Z","value":1}"#.len() + name.len();
+        vec![
+            (increment, "{}".len()),
+            (lowest, r#"{"by":-9223372036854775808}"#.len()),
+            (stored, data.len()),
+            (Write::Delete(Delete { collection: name, document }), 0),
+            (point, sent_point),
+        ]
+    }
+
+    #[test]
+    fn no_item_grows_by_more_than_the_limits_of_memory_count_with() {
+        for (write, sent) in longest() {
+            let id = keyed::id_of("p", write.kind(), "k", 0);
+            let keyed = Keyed { id, fingerprint: keyed::fingerprint_of("POST", "a", "{}") };
+            let (mut encoded, shown) = (Encoded::default(), format!("{write:?}"));
+            encoded.push(|out| encode(out, write.clone(), Some(keyed)));
+            encoded.push(|out| encode(out, write, Some(keyed)));
+            let each = encoded.json.len().div_ceil(2) + AWAITED_BYTES_MAX;
+            assert!(each <= sent + ITEM_GROWTH_BYTES_MAX, "{each} of {sent}: {shown}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use shared::breaker::Breaker;
 use shared::clock;
-use shared::id::{IdIssuer, MessageId};
+use shared::id::{IdIssuer, Kind, MessageId};
 use shared::message::Builder;
 use shared::queue::{Link, PublishError, Publisher};
 use tokio::sync::oneshot;
@@ -38,6 +38,31 @@ pub struct Placed {
     pub first: usize,
     /// RFC 3339, UTC.
     pub accepted_at: Rc<str>,
+}
+
+/// The items of one request, all of one kind: JSON, separated by commas.
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    pub kind: Kind,
+    pub json: &'a [u8],
+    pub items: usize,
+    /// The request waits for the outcome of its only item.
+    pub is_awaited: bool,
+}
+
+/// Items that have their place in a message which is not known to be durable yet.
+#[derive(Debug)]
+pub struct Pending {
+    pub placed: Placed,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl Pending {
+    /// Waits until the message is durable. Dropping the future does not take the items back.
+    pub async fn confirmed(self) -> Result<Placed, NotAccepted> {
+        self.answer.await.unwrap_or(Err(NotAccepted::Unknown))?;
+        Ok(self.placed)
+    }
 }
 
 /// Why a write is not known to be durable.
@@ -124,6 +149,8 @@ struct Batch {
     accepted_at: Rc<str>,
     deadline: Instant,
     waiters: Vec<oneshot::Sender<Answer>>,
+    /// Items by kind, in the order of `Kind::ALL`.
+    kinds: [u64; Kind::ALL.len()],
 }
 
 impl Batcher {
@@ -139,16 +166,20 @@ impl Batcher {
         Self(Rc::new(Inner { publisher, breaker, limits, state: RefCell::new(state) }))
     }
 
-    /// Puts the items of one request (JSON, separated by commas) into a message and waits until it
-    /// is durable. Dropping the future does not take the items back.
-    pub async fn accept(&self, encoded: &[u8], items: usize) -> Result<Placed, NotAccepted> {
+    /// Puts the items of one request into a message and waits until it is durable. Dropping the
+    /// future does not take the items back.
+    pub async fn accept(&self, load: Load<'_>) -> Result<Placed, NotAccepted> {
+        self.begin(load)?.confirmed().await
+    }
+
+    /// Puts the items of one request into a message. Nothing is sent before the caller yields: who
+    /// wants to hear of the items registers for them until then.
+    pub fn begin(&self, load: Load<'_>) -> Result<Pending, NotAccepted> {
         self.check_link()?;
-        let placed = self.place(encoded, items);
+        let placed = self.place(load);
         // Also after a refusal: it may have closed a message.
         self.pump();
-        let (placed, answer) = placed?;
-        answer.await.unwrap_or(Err(NotAccepted::Unknown))?;
-        Ok(placed)
+        placed
     }
 
     /// Refuses at once what has no chance.
@@ -163,15 +194,12 @@ impl Batcher {
         breaker.check().map_err(refused)
     }
 
-    fn place(
-        &self,
-        encoded: &[u8],
-        items: usize,
-    ) -> Result<(Placed, oneshot::Receiver<Answer>), NotAccepted> {
+    fn place(&self, load: Load<'_>) -> Result<Pending, NotAccepted> {
+        let Load { kind, json, items, is_awaited } = load;
         let limits = &self.0.limits;
         let mut state = self.0.state.borrow_mut();
         if let Some(why) = state.open_size().and_then(|(have_items, have_bytes)| {
-            must_close_before(have_items, have_bytes, (items, encoded.len()), limits)
+            must_close_before(have_items, have_bytes, (items, json.len()), limits)
         }) {
             state.close(why);
         }
@@ -179,15 +207,19 @@ impl Batcher {
             return Err(NotAccepted::Overloaded);
         }
         let batch = state.open_batch(limits);
-        let first = batch.builder.push(encoded, items);
-        let (sender, receiver) = oneshot::channel();
+        let first = batch.builder.push(json, items);
+        if is_awaited {
+            batch.builder.await_last();
+        }
+        batch.kinds[kind as usize - 1] += items as u64;
+        let (sender, answer) = oneshot::channel();
         batch.waiters.push(sender);
         let placed = Placed { message: batch.builder.id(), first, accepted_at: batch.accepted_at.clone() };
         let (items, bytes) = (batch.builder.items(), batch.builder.bytes());
         if let Some(why) = must_close_after(items, bytes, limits) {
             state.close(why);
         }
-        Ok((placed, receiver))
+        Ok(Pending { placed, answer })
     }
 
     /// Publishes closed messages as far as allowed, and schedules a flush when idle.
@@ -216,10 +248,9 @@ impl Batcher {
     }
 
     async fn publish(self, batch: Batch) {
-        let Batch { builder, deadline, waiters, .. } = batch;
+        let Batch { builder, deadline, waiters, kinds, .. } = batch;
         let started = Instant::now();
         let message = builder.finish();
-        let items = message.items;
         let answer = match self.0.breaker.permit(started) {
             // It waited too long behind others. Nothing was sent, and the link is not to blame.
             _ if deadline <= started => Err(NotAccepted::Overloaded),
@@ -237,7 +268,9 @@ impl Batcher {
             }
         };
         if answer.is_ok() {
-            metrics().accepted.with_label_values(&["increment"]).inc_by(items as u64);
+            for (kind, items) in Kind::ALL.iter().zip(kinds).filter(|(_, items)| *items > 0) {
+                metrics().accepted.with_label_values(&[kind.name()]).inc_by(items);
+            }
             metrics().confirm_seconds.observe(started.elapsed().as_secs_f64());
         }
         for waiter in waiters {
@@ -280,6 +313,7 @@ impl State {
                 accepted_at: rfc3339(now_ms).into(),
                 deadline: Instant::now() + limits.accept_timeout,
                 waiters: Vec::new(),
+                kinds: [0; Kind::ALL.len()],
             }
         })
     }

@@ -2,20 +2,25 @@
 //!
 //! Nothing is read from a body that came with a content encoding, and nothing waits for a body
 //! longer than the limit. It must not know what the items mean.
+mod object;
+
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix_web::HttpRequest;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
+use actix_web::http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING,
+};
 use actix_web::web::{Bytes, BytesMut, Payload};
 use futures_util::{FutureExt, StreamExt};
 use serde::de::DeserializeOwned;
-use serde_json::error::Category;
 use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
+use shared::json::{self, Flaw};
 
-use crate::problem::{Invalid, Problem, Rejected};
+use self::object::OfObject;
+use crate::problem::{Problem, Rejected};
 
 /// Longest explanation of one error: it may quote the client.
 const DETAIL_LENGTH_MAX: usize = 200;
@@ -24,6 +29,7 @@ const DETAIL_LENGTH_MAX: usize = 200;
 pub struct BodyLimits {
     pub bytes_max: usize,
     pub items_max: usize,
+    pub item_bytes_max: usize,
     pub timeout: Duration,
 }
 
@@ -67,9 +73,14 @@ impl BodyBudget {
         let headers = request.headers();
         let unannounced = if headers.contains_key(TRANSFER_ENCODING) { limits.bytes_max } else { 0 };
         let bytes = announced_length(headers).unwrap_or(unannounced).min(limits.bytes_max);
+        self.reserve_bytes(bytes).ok_or_else(Problem::overloaded)
+    }
+
+    /// Reserves what a request keeps; `None` when that is too much at the moment.
+    pub fn reserve_bytes(&self, bytes: usize) -> Option<Reserved<'_>> {
         let reserved = Reserved { budget: self, bytes };
         let before = self.taken.fetch_add(bytes, Ordering::Relaxed);
-        if before.saturating_add(bytes) > self.bytes_max { Err(Problem::overloaded()) } else { Ok(reserved) }
+        (before.saturating_add(bytes) <= self.bytes_max).then_some(reserved)
     }
 }
 
@@ -82,9 +93,7 @@ impl Drop for Reserved<'_> {
 /// Reads the whole body within the limits.
 pub async fn read(request: &HttpRequest, mut payload: Payload, limits: &BodyLimits) -> Result<Body, Problem> {
     let headers = request.headers();
-    if headers.contains_key(CONTENT_ENCODING) {
-        return Err(Problem::unsupported_media_type("content encodings are not accepted on requests"));
-    }
+    check_encoding(headers)?;
     let too_large = || Problem::too_large(format!("a body has {} bytes at most", limits.bytes_max));
     if announced_length(headers).is_some_and(|length| length > limits.bytes_max) {
         return Err(too_large());
@@ -100,34 +109,89 @@ pub async fn read(request: &HttpRequest, mut payload: Payload, limits: &BodyLimi
     classify(headers, bytes?.ok_or_else(too_large)?)
 }
 
-/// Reads one item.
-pub fn one<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(json).map_err(|error| explain::<T>(json, &error))
+/// Refuses what is sent in an encoding, even where no body is read.
+pub fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    if headers.contains_key(CONTENT_ENCODING) {
+        Err(Problem::unsupported_media_type("content encodings are not accepted on requests"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses an item that is larger than items may be, as it stands in its request.
+pub fn check_item_size(item: &[u8], item_bytes_max: usize) -> Result<(), Problem> {
+    if item.len() <= item_bytes_max {
+        Ok(())
+    } else {
+        Err(Problem::too_large(format!("an item has {item_bytes_max} bytes at most")))
+    }
+}
+
+/// Reads one item, an object.
+pub fn one<T: DeserializeOwned>(json: &[u8], item_bytes_max: usize) -> Result<T, Problem> {
+    check_item_size(json.trim_ascii(), item_bytes_max)?;
+    let read = serde_json::from_slice::<OfObject<T>>(json);
+    read.map(|OfObject(item)| item).map_err(|_| explain::<OfObject<T>>(json))
 }
 
 /// Reads an array, each item for itself. A syntax error spoils the whole.
-pub fn array<T: DeserializeOwned>(json: &[u8], items_max: usize) -> Result<Items<T>, Problem> {
-    if let Ok(items) = serde_json::from_slice::<Vec<T>>(json) {
+pub fn array<T: DeserializeOwned>(json: &[u8], limits: &BodyLimits) -> Result<Items<T>, Problem> {
+    let &BodyLimits { items_max, item_bytes_max, .. } = limits;
+    // No item is larger than the whole.
+    if json.len() <= item_bytes_max
+        && let Ok(items) = serde_json::from_slice::<Vec<OfObject<T>>>(json)
+    {
         check_count(items.len(), items_max)?;
-        return Ok(Items { valid: items.into_iter().enumerate().collect(), rejected: Vec::new() });
+        let valid = items.into_iter().map(|OfObject(item)| item).enumerate().collect();
+        return Ok(Items { valid, rejected: Vec::new() });
     }
     let raw: Vec<&RawValue> = one_borrowed(json)?;
     check_count(raw.len(), items_max)?;
-    Ok(each(raw.into_iter().map(|item| item.get().as_bytes())))
+    Ok(each(raw.into_iter().map(|item| item.get().as_bytes()), |item| one(item, item_bytes_max)))
 }
 
 /// Reads one item per line, blank lines aside. A syntax error spoils its line.
-pub fn lines<T: DeserializeOwned>(text: &[u8], items_max: usize) -> Result<Items<T>, Problem> {
-    let blank = |line: &&[u8]| line.iter().all(u8::is_ascii_whitespace);
-    let lines = || text.split(|byte| *byte == b'\n').filter(|line| !blank(line));
-    check_count(lines().take(items_max + 1).count(), items_max)?;
-    Ok(each(lines()))
+pub fn lines<T: DeserializeOwned>(text: &[u8], limits: &BodyLimits) -> Result<Items<T>, Problem> {
+    Ok(each(lines_of(text, limits.items_max)?, |line| one(line, limits.item_bytes_max)))
 }
 
-fn each<'a, T: DeserializeOwned>(items: impl Iterator<Item = &'a [u8]>) -> Items<T> {
+/// Takes one item as the client wrote it.
+pub fn one_raw<T>(json: &[u8], take: impl Fn(&RawValue) -> Result<T, Problem>) -> Result<T, Problem> {
+    one_borrowed::<&RawValue>(json).and_then(take)
+}
+
+/// Takes the items of an array as the client wrote them. A syntax error spoils the whole.
+pub fn array_raw<T>(
+    json: &[u8],
+    items_max: usize,
+    take: impl Fn(&RawValue) -> Result<T, Problem>,
+) -> Result<Items<T>, Problem> {
+    let raw: Vec<&RawValue> = one_borrowed(json)?;
+    check_count(raw.len(), items_max)?;
+    Ok(each(raw.into_iter(), take))
+}
+
+/// Takes one item per line as the client wrote it. A syntax error spoils its line.
+pub fn lines_raw<T>(
+    text: &[u8],
+    items_max: usize,
+    take: impl Fn(&RawValue) -> Result<T, Problem>,
+) -> Result<Items<T>, Problem> {
+    Ok(each(lines_of(text, items_max)?, |line| one_raw(line, &take)))
+}
+
+/// The lines that hold something.
+fn lines_of(text: &[u8], items_max: usize) -> Result<impl Iterator<Item = &[u8]>, Problem> {
+    let blank = |line: &&[u8]| line.iter().all(u8::is_ascii_whitespace);
+    let lines = move || text.split(|byte| *byte == b'\n').filter(move |line| !blank(line));
+    check_count(lines().take(items_max + 1).count(), items_max)?;
+    Ok(lines())
+}
+
+fn each<I, T>(items: impl Iterator<Item = I>, take: impl Fn(I) -> Result<T, Problem>) -> Items<T> {
     let mut read = Items { valid: Vec::new(), rejected: Vec::new() };
-    for (index, json) in items.enumerate() {
-        match one(json) {
+    for (index, item) in items.enumerate() {
+        match take(item) {
             Ok(item) => read.valid.push((index, item)),
             Err(problem) => read.rejected.push(Rejected { index, problem }),
         }
@@ -139,8 +203,7 @@ fn check_count(count: usize, items_max: usize) -> Result<(), Problem> {
     if count > items_max {
         Err(Problem::too_large(format!("a request has {items_max} items at most")))
     } else if count == 0 {
-        let detail = "at least one item is needed".into();
-        Err(Problem::invalid(vec![Invalid { pointer: Some(String::new()), parameter: None, detail }]))
+        Err(Problem::invalid_at("", "at least one item is needed"))
     } else {
         Ok(())
     }
@@ -169,9 +232,13 @@ async fn collect(payload: &mut Payload, bytes_max: usize) -> Result<Option<Bytes
 }
 
 fn classify(headers: &HeaderMap, bytes: Bytes) -> Result<Body, Problem> {
-    let media_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes().split(|byte| *byte == b';'));
-    let essence = media_type.and_then(|mut parts| parts.next()).map(<[u8]>::trim_ascii);
-    let is = |expected: &str| essence.is_some_and(|given| given.eq_ignore_ascii_case(expected.as_bytes()));
+    let media_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    let mut parts = media_type.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let essence = parts.next().unwrap_or_default();
+    if parts.any(is_foreign_charset) {
+        return Err(Problem::unsupported_media_type("the only charset is utf-8"));
+    }
+    let is = |expected: &str| essence.eq_ignore_ascii_case(expected.as_bytes());
     if is("application/x-ndjson") {
         return Ok(Body::Lines(bytes));
     }
@@ -188,24 +255,34 @@ fn classify(headers: &HeaderMap, bytes: Bytes) -> Result<Body, Problem> {
     }
 }
 
+/// Whether a parameter of a media type names a charset that is not read.
+fn is_foreign_charset(parameter: &[u8]) -> bool {
+    let mut parts = parameter.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
+    let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let unquoted = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
+    name.eq_ignore_ascii_case(b"charset") && !unquoted.eq_ignore_ascii_case(b"utf-8")
+}
+
 fn one_borrowed<'a, T: serde::Deserialize<'a>>(json: &'a [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(json).map_err(|error| malformed(&error))
+    serde_json::from_slice(json).map_err(|error| Problem::malformed(shorten(&error.to_string())))
 }
 
-fn malformed(error: &serde_json::Error) -> Problem {
-    Problem::malformed(shorten(&error.to_string()))
-}
-
-/// Only now the path of the error is worth finding.
-fn explain<T: DeserializeOwned>(json: &[u8], error: &serde_json::Error) -> Problem {
-    // 1e999 is good JSON; serde_json files it under syntax all the same.
-    let out_of_range = error.to_string().starts_with("number out of range");
-    if error.classify() != Category::Data && !out_of_range {
-        return malformed(error);
+/// Why an item could not be read. Only now the path of the error is worth finding.
+fn explain<T: DeserializeOwned>(json: &[u8]) -> Problem {
+    // Broken JSON is malformed, whatever a reader stumbles over before it comes to the break.
+    let whole: &RawValue = match one_borrowed(json) {
+        Ok(whole) => whole,
+        Err(problem) => return problem,
+    };
+    // Of these a reader says too little, and other things than the check of documents.
+    if let Err(flawed) = json::check(whole.get())
+        && matches!(flawed.flaw, Flaw::LoneSurrogate | Flaw::DuplicateKey)
+    {
+        return Problem::invalid_at(flawed.pointer, flawed.flaw.to_string());
     }
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let mut deserializer = serde_json::Deserializer::from_str(whole.get());
     let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) else {
-        return malformed(error);
+        return Problem::malformed("the body could not be read");
     };
     let mut pointer = String::new();
     for segment in error.path() {
@@ -218,7 +295,7 @@ fn explain<T: DeserializeOwned>(json: &[u8], error: &serde_json::Error) -> Probl
         }
     }
     let detail = shorten(&error.inner().to_string());
-    Problem::invalid(vec![Invalid { pointer: Some(shorten(&pointer)), parameter: None, detail }])
+    Problem::invalid_at(shorten(&pointer), detail)
 }
 
 /// Cuts what quotes a client.
@@ -227,77 +304,4 @@ pub fn shorten(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde::Deserialize;
-    use serde_json::json;
-
-    use super::*;
-
-    #[derive(Debug, PartialEq, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Point {
-        x: i64,
-    }
-
-    fn shown(problem: &Problem) -> serde_json::Value {
-        serde_json::to_value(problem).expect("serialises")
-    }
-
-    #[test]
-    fn an_error_points_at_its_field() {
-        let problem = shown(&one::<Point>(br#"{"x":"one"}"#).expect_err("a string"));
-        assert_eq!(problem["status"], 422);
-        assert_eq!(problem["errors"][0]["pointer"], "/x");
-        let problem = shown(&one::<Point>(br#"{"x":1"#).expect_err("cut off"));
-        assert_eq!(problem["status"], 400);
-    }
-
-    #[test]
-    fn a_bad_item_of_an_array_is_told_by_its_index_and_the_rest_is_taken() {
-        let items = array::<Point>(br#"[{"x":1},{"y":1},{"x":1e3},{"x":4}]"#, 4).expect("an array");
-        assert_eq!(items.valid, [(0, Point { x: 1 }), (3, Point { x: 4 })]);
-        assert_eq!(items.rejected.iter().map(|rejected| rejected.index).collect::<Vec<_>>(), [1, 2]);
-    }
-
-    #[test]
-    fn a_syntax_error_spoils_a_whole_array_but_one_line_only() {
-        let problem = array::<Point>(br#"[{"x":1},{"x":]"#, 9).expect_err("broken");
-        assert_eq!(problem.status().as_u16(), 400);
-        let items = lines::<Point>(b"{\"x\":1}\n\n{\"x\":\r\n{\"x\":3}\n", 9).expect("lines");
-        assert_eq!(items.valid, [(0, Point { x: 1 }), (2, Point { x: 3 })]);
-        assert_eq!(shown(&items.rejected[0].problem)["status"], json!(400));
-    }
-
-    #[test]
-    fn the_number_of_items_is_limited_on_both_sides() {
-        for (text, status) in [("[]", 422), ("[{\"x\":1},{\"x\":2},{\"x\":3}]", 413)] {
-            let problem = array::<Point>(text.as_bytes(), 2).expect_err("out of bounds");
-            assert_eq!(problem.status().as_u16(), status, "{text}");
-        }
-        let problem = lines::<Point>(b"1\n2\n3\n", 2).expect_err("too many");
-        assert_eq!(problem.status().as_u16(), 413);
-    }
-
-    #[test]
-    fn bodies_share_a_budget_and_give_their_part_back() {
-        use actix_web::test::TestRequest;
-        let limits = BodyLimits { bytes_max: 60, items_max: 1, timeout: Duration::from_secs(1) };
-        let budget = BodyBudget::new(100);
-        let announced = TestRequest::default().insert_header((CONTENT_LENGTH, "60")).to_http_request();
-        let chunked = TestRequest::default().insert_header((TRANSFER_ENCODING, "chunked")).to_http_request();
-        let empty = TestRequest::default().to_http_request();
-        let held = budget.reserve(&announced, &limits).expect("fits");
-        let refused = budget.reserve(&chunked, &limits).expect_err("would be 120 of 100");
-        assert_eq!(refused.status().as_u16(), 503);
-        budget.reserve(&empty, &limits).expect("needs nothing");
-        drop(held);
-        budget.reserve(&chunked, &limits).expect("fits again");
-    }
-
-    #[test]
-    fn quoted_input_is_cut() {
-        let long = format!(r#"{{"x":"{}"}}"#, "y".repeat(5_000));
-        let problem = shown(&one::<Point>(long.as_bytes()).expect_err("a string"));
-        assert!(problem.to_string().len() < 1_000);
-    }
-}
+mod tests;

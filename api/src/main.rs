@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use api::openapi::Document;
+use api::openapi;
 use api::server::Server;
 use clap::{Parser, Subcommand};
 use shared::backend::{self, Backend, Pair};
@@ -11,7 +11,6 @@ use shared::config::Config;
 use shared::config::load::{Loaded, Program, check_config_report};
 use shared::program::{self, Options};
 use shared::shutdown;
-use utoipa::OpenApi;
 
 /// Retains less memory after a burst than the system's allocator.
 #[global_allocator]
@@ -64,7 +63,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Openapi => {
-            println!("{}", Document::openapi().to_pretty_json()?);
+            println!("{:#}", openapi::document());
             Ok(())
         }
         Command::Healthcheck => program::healthcheck(&options.load(Program::Api)?.config).await,

@@ -17,6 +17,17 @@ pub enum Route {
     Counter,
     Counters,
     Receipt,
+    /// Documents in.
+    Store,
+    Document,
+    Documents,
+    Delete,
+    Collection,
+    DeadLetters,
+    Points,
+    Summary,
+    Series,
+    MetricTypes,
     Health,
     Docs,
     Other,
@@ -32,25 +43,58 @@ impl Route {
             (_, Some(rest)) if rest.ends_with("/increments") => Self::Increment,
             (_, Some("")) => Self::Counters,
             (_, Some(_)) => Self::Counter,
+            ("/v1/metrics" | "/api/metrics", _) => Self::Points,
+            ("/v1/metrics/summary" | "/api/metrics/summary", _) => Self::Summary,
+            ("/v1/metrics/series", _) => Self::Series,
+            ("/v1/metrics/types", _) => Self::MetricTypes,
             ("/livez" | "/readyz" | "/health", _) => Self::Health,
             ("/openapi.json", _) => Self::Docs,
             _ if path.starts_with("/v1/receipts/") => Self::Receipt,
+            ("/data", _) if method == Method::POST => Self::Store,
+            ("/data", _) => Self::Documents,
+            _ if path.starts_with("/v1/data/") => Self::of_documents(method, &path["/v1/data/".len()..]),
+            _ if path.starts_with("/v1/collections/") => Self::Collection,
+            _ if path.starts_with("/v1/dead-letters") => Self::DeadLetters,
             _ if path.starts_with("/docs") => Self::Docs,
             _ => Self::Other,
         }
     }
+
+    /// From what follows `/v1/data/`.
+    fn of_documents(method: &Method, rest: &str) -> Self {
+        match (*method == Method::POST, *method == Method::DELETE, rest.contains('/')) {
+            (true, _, _) => Self::Store,
+            (_, true, _) => Self::Delete,
+            (_, _, true) => Self::Document,
+            (_, _, false) => Self::Documents,
+        }
+    }
 }
 
-const ROUTES: [(Route, &str); 7] = [
+const ROUTES: [(Route, &str); 17] = [
     (Route::Increment, "increment"),
     (Route::Counter, "counter"),
     (Route::Counters, "counters"),
     (Route::Receipt, "receipt"),
+    (Route::Store, "store"),
+    (Route::Document, "document"),
+    (Route::Documents, "documents"),
+    (Route::Delete, "delete"),
+    (Route::Collection, "collection"),
+    (Route::DeadLetters, "dead_letters"),
+    (Route::Points, "points"),
+    (Route::Summary, "summary"),
+    (Route::Series, "series"),
+    (Route::MetricTypes, "metric_types"),
     (Route::Health, "health"),
     (Route::Docs, "docs"),
     (Route::Other, "other"),
 ];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// How a wait ends: by what was told, because nobody shall wait any more, because the time is up, or
+/// because the request went away or needed no answer.
+const WAITS: [&str; 7] = ["applied", "failed", "conflict", "changed", "released", "time_up", "left"];
 
 /// Reads through the cache, resolved once.
 pub struct CacheReads {
@@ -71,10 +115,18 @@ pub struct Metrics {
     /// Requests refused because too many were in work.
     pub shed: IntCounter,
     pub cache_reads_by_outcome: CacheReads,
+    /// Dead letters that were tried once more by HTTP, by `outcome`.
+    pub redriven: IntCounterVec,
     /// Times that events were or may have been missed.
     pub event_holes: IntCounter,
     /// Difference of this replica's clock to the store's, in milliseconds.
     pub clock_skew_ms: IntGauge,
+    /// Requests that wait for an outcome or a change.
+    pub waiters: IntGauge,
+    /// Requests that may not wait: too many do, or the store is known to be away.
+    pub waits_refused: IntCounter,
+    /// Waits by how they ended, in the order of `WAITS`.
+    waits: Vec<Histogram>,
     /// By route and status class, resolved once.
     requests: Vec<[Histogram; 5]>,
 }
@@ -83,6 +135,13 @@ impl Metrics {
     pub fn answered(&self, route: Route, status: u16, took: Duration) {
         let class = usize::from(status / 100).clamp(1, 5) - 1;
         self.requests[route as usize][class].observe(took.as_secs_f64());
+    }
+
+    /// `word` is one of `WAITS`.
+    pub fn waited(&self, word: &'static str, took: Duration) {
+        if let Some(index) = WAITS.iter().position(|wait| *wait == word) {
+            self.waits[index].observe(took.as_secs_f64());
+        }
     }
 }
 
@@ -104,6 +163,14 @@ fn register() -> prometheus::Result<Metrics> {
     )?;
     let cache_reads = register_int_counter_vec!(
         opts!("forebay_api_cache_reads_total", "reads through the cache by outcome"),
+        &["outcome"]
+    )?;
+    let waits = register_histogram_vec!(
+        histogram_opts!(
+            "forebay_api_wait_seconds",
+            "how long requests waited for an outcome or a change, by how it ended",
+            LATENCY_BUCKETS.to_vec()
+        ),
         &["outcome"]
     )?;
     let by_class =
@@ -137,6 +204,10 @@ fn register() -> prometheus::Result<Metrics> {
             miss: cache_reads.with_label_values(&["miss"]),
             stale: cache_reads.with_label_values(&["stale"]),
         },
+        redriven: register_int_counter_vec!(
+            opts!("forebay_api_items_redriven_total", "dead letters that were tried once more by HTTP"),
+            &["outcome"]
+        )?,
         event_holes: register_int_counter!(
             "forebay_api_event_holes_total",
             "times that events were or may have been missed and cached values became old"
@@ -145,6 +216,12 @@ fn register() -> prometheus::Result<Metrics> {
             "forebay_api_clock_skew_milliseconds",
             "this replica's clock minus the store's"
         )?,
+        waiters: register_int_gauge!("forebay_api_waiters", "requests that wait for an outcome or a change")?,
+        waits_refused: register_int_counter!(
+            "forebay_api_waits_refused_total",
+            "requests that were answered at once because too many wait or the store is away"
+        )?,
+        waits: WAITS.iter().map(|word| waits.with_label_values(&[*word])).collect(),
         requests: ROUTES.iter().map(by_class).collect(),
     })
 }

@@ -1,10 +1,18 @@
 //! The OpenAPI 3.1 document, generated from the handlers, and Swagger UI.
-use actix_web::HttpResponse;
-use actix_web::web::{self, ServiceConfig};
-use utoipa::OpenApi;
-use utoipa_swagger_ui::SwaggerUi;
+mod complete;
 
-use crate::{problem, routes};
+use std::sync::Arc;
+
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use actix_web::web::{self, Bytes, ServiceConfig};
+use actix_web::{HttpResponse, Route};
+use serde_json::Value;
+use utoipa::OpenApi;
+use utoipa_swagger_ui::Config;
+
+use self::complete::complete;
+use crate::problem::Problem;
+use crate::routes;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,21 +26,69 @@ use crate::{problem, routes};
         routes::counters::get,
         routes::counters::list,
         routes::receipts::get,
+        routes::documents::post,
+        routes::documents::list::list,
+        routes::documents::get,
+        routes::documents::delete,
+        routes::collections::put,
+        routes::collections::get,
+        routes::collections::delete,
+        routes::dead_letters::list,
+        routes::dead_letters::get,
+        routes::dead_letters::redrive,
+        routes::dead_letters::delete,
+        routes::short_data::post,
+        routes::short_data::list,
+        routes::metrics::record,
+        routes::metrics::summary,
+        routes::metrics::series,
+        routes::metrics::types,
         routes::short::increment,
         routes::short::get,
+        routes::metrics::record_short,
+        routes::metrics::summary_short,
         routes::health::livez,
         routes::health::readyz,
         routes::health::health
     ),
-    components(schemas(problem::Problem, crate::accept::ManyAccepted))
+    components(schemas(Problem, crate::accept::ManyAccepted))
 )]
 pub struct Document;
 
+/// The document as it is served and committed.
+pub fn document() -> Value {
+    complete(serde_json::to_value(Document::openapi()).expect("a document has a JSON form"))
+}
+
 /// `/openapi.json` and `/docs`.
 pub fn configure(config: &mut ServiceConfig) {
+    let text = Bytes::from(document().to_string());
+    let json = move || {
+        let text = text.clone();
+        async { HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(text) }
+    };
     let to_docs =
         || async { HttpResponse::PermanentRedirect().insert_header(("Location", "/docs/")).finish() };
+    let swagger = Arc::new(Config::from("/openapi.json"));
+    let file = move |path: web::Path<String>| {
+        let file = swagger_file(&path, swagger.clone());
+        async { file }
+    };
+    let read =
+        |path, handler: Route| routes::resource(path, "GET, HEAD").route(handler.guard(routes::reads()));
     config
-        .service(web::resource("/docs").route(web::get().to(to_docs)))
-        .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", Document::openapi()));
+        .service(read("/openapi.json", web::route().to(json)))
+        .service(read("/docs", web::route().to(to_docs)))
+        .service(read("/docs/{file:.*}", web::route().to(file)));
+}
+
+/// A file of Swagger UI.
+fn swagger_file(path: &str, swagger: Arc<Config<'static>>) -> Result<HttpResponse, Problem> {
+    let file = utoipa_swagger_ui::serve(path, swagger).map_err(|_| Problem::internal())?;
+    let file = file.ok_or_else(|| Problem::not_found("no such file; the document is at /openapi.json"))?;
+    let mut response = HttpResponse::Ok();
+    if file.gzpipped {
+        response.insert_header((CONTENT_ENCODING, "gzip"));
+    }
+    Ok(response.insert_header((CONTENT_TYPE, file.content_type)).body(file.bytes.into_owned()))
 }

@@ -5,12 +5,13 @@ use std::fmt;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::batcher::NotAccepted;
+use crate::routes::receipts::Receipt;
 
 /// What went wrong. `type` is a stable name to program against; `detail` is for people.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -29,6 +30,9 @@ pub struct Problem {
     /// The items that were rejected, when all of them were.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rejected: Vec<Rejected>,
+    /// What became of the write, when that is the problem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<Box<Receipt>>,
     #[serde(skip)]
     retry_after: Option<Duration>,
 }
@@ -41,7 +45,8 @@ pub struct Invalid {
     pub pointer: Option<String>,
     /// Name of the path or query parameter.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub parameter: Option<&'static str>,
+    #[schema(value_type = Option<String>)]
+    pub parameter: Option<Cow<'static, str>>,
     pub detail: String,
 }
 
@@ -63,6 +68,7 @@ impl Problem {
             detail: detail.into(),
             errors: Vec::new(),
             rejected: Vec::new(),
+            receipt: None,
             retry_after: None,
         }
     }
@@ -78,9 +84,16 @@ impl Problem {
         Self { errors, ..problem }
     }
 
+    /// 422 for one place of the body, or of the item.
+    pub fn invalid_at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        let pointer = Some(pointer.into());
+        Self::invalid(vec![Invalid { pointer, parameter: None, detail: detail.into() }])
+    }
+
     /// 422 for a path or query parameter.
-    pub fn invalid_parameter(parameter: &'static str, detail: impl Into<String>) -> Self {
-        Self::invalid(vec![Invalid { pointer: None, parameter: Some(parameter), detail: detail.into() }])
+    pub fn invalid_parameter(parameter: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
+        let parameter = Some(parameter.into());
+        Self::invalid(vec![Invalid { pointer: None, parameter, detail: detail.into() }])
     }
 
     /// 422: none of the items can be accepted.
@@ -93,6 +106,18 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "not_found", detail)
     }
 
+    /// 410: it was there, and will not be again.
+    pub fn gone(detail: &'static str) -> Self {
+        Self::new(StatusCode::GONE, "gone", detail)
+    }
+
+    /// 403: without keys nobody is known to be an administrator.
+    pub fn admin_off() -> Self {
+        let detail = "admin routes are off: auth.admin_without_keys (FOREBAY__AUTH__ADMIN_WITHOUT_KEYS=true) \
+                      gives them to everybody who reaches this port";
+        Self::new(StatusCode::FORBIDDEN, "admin_off", detail)
+    }
+
     pub fn method_not_allowed() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "see /docs for what this path takes")
     }
@@ -101,10 +126,18 @@ impl Problem {
         Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the body took too long to arrive")
     }
 
-    /// 422: silence would be taken for the promise that a retry has no second effect.
-    pub fn idempotency_unsupported() -> Self {
-        let detail = "Idempotency-Key is not supported yet; nothing was accepted";
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_unsupported", detail)
+    /// 422: the write was durable, but could not be applied.
+    pub fn set_aside(receipt: Receipt) -> Self {
+        let detail = "the write could not be applied and was set aside";
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "set_aside", detail);
+        Self { receipt: Some(Box::new(receipt)), ..problem }
+    }
+
+    /// 422: the key belongs to another payload.
+    pub fn conflict(receipt: Receipt) -> Self {
+        let detail = "this Idempotency-Key was used for another payload";
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "conflict", detail);
+        Self { receipt: Some(Box::new(receipt)), ..problem }
     }
 
     pub fn too_large(detail: String) -> Self {
@@ -139,6 +172,12 @@ impl Problem {
             "the answer cannot be known at the moment",
             Duration::from_secs(1),
         )
+    }
+
+    /// The index is not whole yet, so that an answer from it would leave documents out.
+    pub fn indexing() -> Self {
+        let detail = "the collection is still being indexed";
+        Self::unavailable("indexing", detail, Duration::from_secs(1))
     }
 
     pub fn clock_off() -> Self {
@@ -184,7 +223,9 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status());
-        response.insert_header((CONTENT_TYPE, "application/problem+json"));
+        response
+            .insert_header((CONTENT_TYPE, "application/problem+json"))
+            .insert_header((CACHE_CONTROL, "no-store"));
         if let Some(retry_after) = self.retry_after {
             // Whole seconds, rounded up: never earlier than it makes sense.
             let seconds = retry_after.as_millis().div_ceil(1_000).max(1);

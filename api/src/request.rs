@@ -1,6 +1,7 @@
 //! What every request gets, whatever it is for: an id, a place among the requests in work, a
 //! measured time, and an answer even when a handler panics.
 use std::cell::Cell;
+use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,8 +9,9 @@ use std::time::Instant;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
+use actix_web::http::StatusCode;
 use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue};
-use actix_web::{Error, ResponseError};
+use actix_web::{Error, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 
 use crate::measure::{Route, metrics};
@@ -76,6 +78,30 @@ impl RequestIds {
     }
 }
 
+/// The answer when a handler panicked: nobody else is left to name the request.
+#[derive(Debug)]
+struct Panicked {
+    request_id: HeaderValue,
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the handler panicked")
+    }
+}
+
+impl ResponseError for Panicked {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::INTERNAL_SERVER_ERROR
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = Problem::internal().error_response();
+        response.headers_mut().insert(X_REQUEST_ID, self.request_id.clone());
+        response
+    }
+}
+
 /// Wraps one request. Used with `App::wrap_fn`.
 pub fn serve<S, B>(
     gate: &Arc<Gate>,
@@ -91,7 +117,7 @@ where
     let id = request
         .headers()
         .get(&X_REQUEST_ID)
-        .filter(|given| given.len() <= REQUEST_ID_LENGTH_MAX && given.to_str().is_ok())
+        .filter(|given| (1..=REQUEST_ID_LENGTH_MAX).contains(&given.len()) && given.to_str().is_ok())
         .cloned()
         .unwrap_or_else(|| ids.next());
     let entered = gate.enter();
@@ -109,7 +135,7 @@ where
                 } else {
                     tracing::error!(request.id = ?id, "handler panicked");
                     metrics().answered(route, 500, started.elapsed());
-                    return Err(Problem::internal().into());
+                    return Err(Panicked { request_id: id }.into());
                 }
             }
             Err(request) => {
@@ -125,5 +151,44 @@ where
         }
         drop(entered);
         Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use actix_web::test::{TestRequest, init_service};
+    use actix_web::{App, web};
+
+    use super::*;
+
+    async fn defect() -> HttpResponse {
+        panic!("a defect")
+    }
+
+    #[actix_web::test]
+    async fn the_answer_after_a_panic_names_the_request() {
+        let (gate, ids) = (Gate::new(9), Rc::new(RequestIds::new(6)));
+        let app = App::new()
+            .wrap_fn(move |request, service| serve(&gate, &ids, request, service))
+            .route("/", web::to(defect));
+        let service = init_service(app).await;
+        for (given, expected) in
+            [(None, "0000000000000007"), (Some("abc"), "abc"), (Some(""), "0000000000000008")]
+        {
+            let mut request = TestRequest::get().uri("/");
+            if let Some(given) = given {
+                request = request.insert_header((X_REQUEST_ID, given));
+            }
+            let error = service.call(request.to_request()).await.expect_err("a panic");
+            // As a server answers an error of the outermost service.
+            let response = error.error_response();
+            assert_eq!(response.status(), 500);
+            let text =
+                |name: &str| response.headers().get(name).expect(name).to_str().expect("text").to_owned();
+            assert_eq!(text(X_REQUEST_ID.as_str()), expected);
+            assert_eq!(text("content-type"), "application/problem+json");
+        }
     }
 }

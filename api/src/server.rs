@@ -13,6 +13,7 @@ use anyhow::Context;
 use shared::backend::Backend;
 use shared::breaker::{Breaker, BreakerLimits};
 use shared::config::{self, Config};
+use shared::event::Events;
 use shared::id::{IdIssuer, IdKeys};
 use shared::ops;
 use shared::queue::Publisher;
@@ -20,13 +21,19 @@ use shared::shutdown::{self, Shutdown, Trigger};
 use shared::store::Store;
 use tokio::task::JoinHandle;
 
+use crate::accept::identity::RecentKeys;
 use crate::batcher::{BatchLimits, Batcher};
 use crate::body::{BodyBudget, BodyLimits};
 use crate::cache::{CacheLimits, CounterCache, guarded};
 use crate::cache_events::{CacheEvents, ClockOff};
+use crate::definitions::Definitions;
+use crate::document_cache::DocumentCache;
 use crate::problem::Problem;
+use crate::read_cache::{ReadCache, ReadLimits};
 use crate::request::{Gate, RequestIds, serve};
 use crate::routes::health::HealthView;
+use crate::routes::metrics::MetricsParts;
+use crate::waiters::{Waiters, doubts};
 use crate::{openapi, routes};
 
 /// How long the head of a request may take.
@@ -45,6 +52,9 @@ const PUBLISHER_BREAKER: BreakerLimits =
 const STORE_BREAKER: BreakerLimits =
     BreakerLimits { failures_max: 3, open_for: Duration::from_secs(1), probes_max: 1 };
 
+/// Counters, documents and metrics get an equal part of `cache.bytes_max` each.
+const CACHES: u64 = 3;
+
 /// What handlers use. One per worker; clones are cheap.
 #[derive(Clone)]
 pub struct Shared(Rc<Parts>);
@@ -54,11 +64,33 @@ pub struct Parts {
     pub ids: IdKeys,
     pub body_limits: BodyLimits,
     pub body_budget: Arc<BodyBudget>,
+    /// For what requests keep while they wait.
+    pub waiting_budget: Arc<BodyBudget>,
     pub cache: Arc<CounterCache>,
+    pub metrics: Arc<MetricsParts>,
     pub store: Arc<dyn Store>,
     pub store_breaker: Arc<Breaker>,
     pub health: Arc<HealthView>,
     pub clock_off: ClockOff,
+    pub waiters: Arc<Waiters>,
+    pub waits: WaitLimits,
+    pub recent_keys: RecentKeys,
+    pub definitions: Arc<Definitions>,
+    pub documents: Arc<DocumentCache>,
+    pub events: Arc<dyn Events>,
+    /// Data of one page of documents, in bytes.
+    pub page_bytes_max: usize,
+    /// Whether everybody may use the admin routes.
+    pub admin_without_keys: bool,
+}
+
+/// How long requests wait for what becomes of their writes.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitLimits {
+    /// The longest that a client is granted.
+    pub wait_max: Duration,
+    /// On the short paths, unasked; zero for not at all.
+    pub short_wait: Duration,
 }
 
 impl Deref for Shared {
@@ -81,6 +113,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub ops_address: SocketAddr,
     gate: Arc<Gate>,
+    waiters: Arc<Waiters>,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
     over: Shutdown,
@@ -104,6 +137,7 @@ impl Server {
             address,
             ops_address: ops.address(),
             gate: assembly.gate,
+            waiters: assembly.waiters,
             handle,
             serving,
             over,
@@ -112,6 +146,11 @@ impl Server {
             trigger,
             drain_grace: Duration::from_millis(config.server.drain_grace_ms),
         })
+    }
+
+    /// Requests that wait for what becomes of a write, or for a change.
+    pub fn waiting(&self) -> usize {
+        self.waiters.open()
     }
 
     /// Resolves when it serves no more, which without a stop is a failure.
@@ -124,6 +163,8 @@ impl Server {
     pub async fn stop(self) {
         self.gate.drain();
         tokio::time::sleep(self.drain_grace).await;
+        // Nobody is kept waiting for what may take longer than the stop.
+        self.waiters.close();
         self.handle.stop(true).await;
         match self.serving.await {
             Ok(Ok(())) => {}
@@ -150,13 +191,23 @@ struct Assembly {
     store: Arc<dyn Store>,
     store_breaker: Arc<Breaker>,
     cache: Arc<CounterCache>,
+    metrics: Arc<MetricsParts>,
     clock_off: ClockOff,
     gate: Arc<Gate>,
     ids: IdKeys,
     health: Arc<HealthView>,
     body_limits: BodyLimits,
     body_budget: Arc<BodyBudget>,
+    waiting_budget: Arc<BodyBudget>,
     batch_limits: BatchLimits,
+    waiters: Arc<Waiters>,
+    waits: WaitLimits,
+    recent_keys: RecentKeys,
+    definitions: Arc<Definitions>,
+    documents: Arc<DocumentCache>,
+    events: Arc<dyn Events>,
+    page_bytes_max: usize,
+    admin_without_keys: bool,
 }
 
 impl Assembly {
@@ -164,9 +215,16 @@ impl Assembly {
         let publisher = backend.queue.publisher();
         let publisher_breaker = Arc::new(Breaker::new("publisher", PUBLISHER_BREAKER));
         let store_breaker = Arc::new(Breaker::new("store", STORE_BREAKER));
-        let cache =
-            CounterCache::new(backend.store.clone(), store_breaker.clone(), cache_limits(&config.cache));
+        let limits = cache_limits(&config.cache);
+        let cache = CounterCache::new(backend.store.clone(), store_breaker.clone(), limits);
+        let documents = DocumentCache::new(backend.store.clone(), store_breaker.clone(), limits);
+        let definitions = Definitions::new(backend.store.clone(), store_breaker.clone());
+        let metrics = Arc::new(MetricsParts {
+            cache: ReadCache::new(store_breaker.clone(), metrics_limits(&config.cache)),
+            retention: config.retention.clone(),
+        });
         let gate = Gate::new(config.server.in_flight_max);
+        let waiters = Waiters::new(config.server.waiters_max, store_breaker.clone());
         let health = Arc::new(HealthView {
             publisher: publisher.clone(),
             publisher_breaker: publisher_breaker.clone(),
@@ -179,6 +237,7 @@ impl Assembly {
             store: backend.store.clone(),
             store_breaker,
             cache,
+            metrics,
             clock_off: Arc::new(AtomicBool::new(false)),
             gate,
             ids: backend.ids.clone(),
@@ -186,9 +245,11 @@ impl Assembly {
             body_limits: BodyLimits {
                 bytes_max: config.server.body_bytes_max,
                 items_max: config.server.items_max,
+                item_bytes_max: config.server.item_bytes_max,
                 timeout: Duration::from_millis(config.server.body_timeout_ms),
             },
             body_budget: Arc::new(BodyBudget::new(config.server.bodies_bytes_max)),
+            waiting_budget: Arc::new(BodyBudget::new(config.server.bodies_bytes_max / 2)),
             batch_limits: BatchLimits {
                 items_max: config.queue.message_items_max,
                 bytes_max: config.queue.message_bytes_max,
@@ -196,6 +257,17 @@ impl Assembly {
                 waiting_max: config.queue.messages_waiting_max,
                 accept_timeout: Duration::from_millis(config.server.accept_timeout_ms),
             },
+            waiters,
+            waits: WaitLimits {
+                wait_max: Duration::from_millis(config.server.wait_ms_max),
+                short_wait: Duration::from_millis(config.server.short_wait_ms),
+            },
+            recent_keys: RecentKeys::default(),
+            definitions,
+            documents,
+            events: backend.events.clone(),
+            page_bytes_max: config.server.page_bytes_max,
+            admin_without_keys: config.auth.admin_without_keys,
         }
     }
 
@@ -208,11 +280,18 @@ impl Assembly {
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
+            documents: self.documents.clone(),
+            metrics: self.metrics.cache.clone(),
+            waiters: self.waiters.clone(),
+            recent_keys: self.recent_keys.clone(),
             clock_off: self.clock_off.clone(),
             clock_skew_max: Duration::from_millis(config.ids.clock_skew_ms_max),
         };
         let probe = probe_store(self.store.clone(), self.store_breaker.clone(), shutdown.clone());
-        vec![tokio::spawn(cache_events.run(shutdown.clone())), tokio::spawn(probe)]
+        let (waiters, store, breaker) =
+            (self.waiters.clone(), self.store.clone(), self.store_breaker.clone());
+        let doubts = doubts::settle(waiters, store, breaker, shutdown.clone());
+        vec![tokio::spawn(cache_events.run(shutdown.clone())), tokio::spawn(doubts), tokio::spawn(probe)]
     }
 
     /// Binds and runs the public port.
@@ -256,20 +335,38 @@ impl Assembly {
             ids: self.ids.clone(),
             body_limits: self.body_limits,
             body_budget: self.body_budget.clone(),
+            waiting_budget: self.waiting_budget.clone(),
             cache: self.cache.clone(),
+            metrics: self.metrics.clone(),
             store: self.store.clone(),
             store_breaker: self.store_breaker.clone(),
             health: self.health.clone(),
             clock_off: self.clock_off.clone(),
+            waiters: self.waiters.clone(),
+            waits: self.waits,
+            recent_keys: self.recent_keys.clone(),
+            definitions: self.definitions.clone(),
+            documents: self.documents.clone(),
+            events: self.events.clone(),
+            page_bytes_max: self.page_bytes_max,
+            admin_without_keys: self.admin_without_keys,
         }))
     }
 }
 
 fn cache_limits(cache: &config::Cache) -> CacheLimits {
     CacheLimits {
-        bytes_max: cache.bytes_max,
+        bytes_max: cache.bytes_max / CACHES,
         ttl: Duration::from_millis(cache.ttl_ms),
         negative_ttl: Duration::from_millis(cache.negative_ttl_ms),
+        stale_max: Duration::from_millis(cache.stale_ms_max),
+    }
+}
+
+fn metrics_limits(cache: &config::Cache) -> ReadLimits {
+    ReadLimits {
+        bytes_max: cache.bytes_max / CACHES,
+        ttl: Duration::from_millis(cache.ttl_ms),
         stale_max: Duration::from_millis(cache.stale_ms_max),
     }
 }

@@ -1,15 +1,22 @@
-//! Tells the API replicas what changed: numbers the events, repeats the last number each second,
-//! says goodbye. Best effort: nothing waits for it, and a hole is noticed by the numbers.
+//! Tells the API replicas what changed and what became of the items: numbers the events, repeats
+//! the last number each second, says goodbye. Best effort: nothing waits for it, and a hole is
+//! noticed by the numbers.
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use shared::clock;
-use shared::event::{Body, Event, Events, HEARTBEAT_EVERY};
+use shared::event::{Body, Committed, Event, Events, HEARTBEAT_EVERY, ItemFailed, KeyedTold, Standing};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, Store};
+use shared::store::{Applied, ItemStanding, KeyedOutcome, SetAside, Store};
 
-/// Changed values in one event at most.
-const CHANGES_PER_EVENT_MAX: usize = 1_000;
+use crate::ingest::Status;
+
+/// Entries of each list in one event at most.
+const ENTRIES_PER_EVENT_MAX: usize = 1_000;
+
+/// Longest detail of an item that was set aside, in characters; the store has the rest.
+const DETAIL_LENGTH_MAX: usize = 200;
 
 /// How old the knowledge of the store's clock may become before an idle consumer asks again.
 const STORE_CLOCK_AGE_MAX: Duration = Duration::from_secs(30);
@@ -65,16 +72,15 @@ impl Announcer {
             // the replicas look for themselves.
             self.lock().number += 1;
         }
-        for counters in applied.counters.chunks(CHANGES_PER_EVENT_MAX) {
-            let counters = counters.iter().cloned().map(Into::into).collect();
-            self.say(Body::Changed { counters });
+        for committed in told(applied) {
+            self.say(Body::Committed(committed));
         }
     }
 
     /// Sends heartbeats until the shutdown, then the goodbye. Start it before the first commit.
-    pub async fn run(&self, store: Arc<dyn Store>, mut shutdown: Shutdown) {
+    pub async fn run(&self, store: Arc<dyn Store>, status: Arc<Status>, mut shutdown: Shutdown) {
         loop {
-            self.say(Body::Heartbeat);
+            self.say(Body::Heartbeat { store_away: status.store_away.load(Ordering::Relaxed) });
             tokio::select! {
                 () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
                 () = shutdown.requested() => break,
@@ -98,7 +104,7 @@ impl Announcer {
     /// Numbers and hands over under one lock, so that the channel sees the numbers in order.
     fn say(&self, body: Body) {
         let mut said = self.lock();
-        if matches!(body, Body::Changed { .. }) {
+        if matches!(body, Body::Committed(_)) {
             said.number += 1;
         }
         self.events.publish(Event {
@@ -123,11 +129,63 @@ impl Announcer {
     }
 }
 
+/// What one commit did, in events of bounded size. Whoever waits for an item takes the first word
+/// that settles it and may look at once, so the order matters: changed values first, standings
+/// before or with the keyed items they belong to, and messages last, because naming one says that
+/// all else of it was told.
+fn told(applied: &Applied) -> Vec<Committed> {
+    let mut events = Vec::new();
+    spread(&mut events, 0, &applied.counters, |counter| counter.clone().into(), |event| &mut event.counters);
+    spread(&mut events, 0, &applied.types, Arc::clone, |event| &mut event.types);
+    spread(&mut events, 0, &applied.deleted, |item| item.as_uuid(), |event| &mut event.deleted);
+    let standing = |of: &ItemStanding| Standing { item: of.item, value: of.value, version: of.version };
+    let from = events.len().saturating_sub(1);
+    spread(&mut events, from, &applied.standings, standing, |event| &mut event.standings);
+    let failed = |aside: &SetAside| ItemFailed {
+        item: aside.item,
+        fingerprint: aside.fingerprint,
+        reason: aside.reason.name().into(),
+        detail: aside.detail.chars().take(DETAIL_LENGTH_MAX).collect(),
+    };
+    let from = events.len().saturating_sub(1);
+    spread(&mut events, from, &applied.set_aside, failed, |event| &mut event.failed);
+    let keyed = |outcome: &KeyedOutcome| KeyedTold {
+        item: outcome.item,
+        fingerprint: outcome.fingerprint,
+        verdict: outcome.verdict,
+    };
+    let from = events.len().saturating_sub(1);
+    spread(&mut events, from, &applied.keyed, keyed, |event| &mut event.keyed);
+    let from = events.len().saturating_sub(1);
+    spread(&mut events, from, &applied.fresh, |message| message.as_uuid(), |event| &mut event.messages);
+    events
+}
+
+/// Puts `entries` into the list that `of` names, from the event `from` on, as many as fit into each.
+fn spread<T, U>(
+    events: &mut Vec<Committed>,
+    from: usize,
+    entries: &[T],
+    tell: impl Fn(&T) -> U,
+    of: impl Fn(&mut Committed) -> &mut Vec<U>,
+) {
+    for (offset, entries) in entries.chunks(ENTRIES_PER_EVENT_MAX).enumerate() {
+        if events.len() <= from + offset {
+            events.push(Committed::default());
+        }
+        of(&mut events[from + offset]).extend(entries.iter().map(&tell));
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use shared::event::in_process::InProcessEvents;
     use shared::event::{Continuity, Heed, Signal};
-    use shared::store::Counter;
+    use shared::id::{IdIssuer, Kind};
+    use shared::keyed::{fingerprint_of, id_of};
+    use shared::store::{Counter, KeyedVerdict, Reason};
 
     use super::*;
 
@@ -138,7 +196,7 @@ mod tests {
         let announcer = Announcer::new(events, 7);
         let counter =
             |name: usize| Counter { name: name.to_string().into(), value: 1, version: 1, updated_at_ms: 5 };
-        announcer.say(Body::Heartbeat);
+        announcer.say(Body::Heartbeat { store_away: false });
         let counters = (0..2_500).map(counter).collect();
         announcer.committed(&Applied { counters, committed_at_ms: 5, ..Applied::default() }, 0);
         announcer.goodbye();
@@ -148,11 +206,11 @@ mod tests {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
             assert_eq!(continuity.hear(&event, Instant::now()), Heed::Complete);
             match &event.body {
-                Body::Changed { counters } => {
+                Body::Committed(committed) => {
                     assert!(event.store_time_ms >= Some(5));
-                    changes += counters.len();
+                    changes += committed.counters.len();
                 }
-                Body::Heartbeat => {}
+                Body::Heartbeat { .. } => {}
                 Body::Goodbye => goodbye = true,
             }
         }
@@ -164,14 +222,108 @@ mod tests {
         let events = InProcessEvents::start();
         let mut stream = events.subscribe().await;
         let announcer = Announcer::new(events, 7);
-        announcer.say(Body::Heartbeat);
+        announcer.say(Body::Heartbeat { store_away: false });
         announcer.committed(&Applied::default(), 1);
-        announcer.say(Body::Heartbeat);
+        announcer.say(Body::Heartbeat { store_away: false });
         let (mut continuity, mut heard) = (Continuity::default(), Vec::new());
         for _ in 0..2 {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
             heard.push(continuity.hear(&event, Instant::now()));
         }
         assert_eq!(heard, [Heed::Complete, Heed::Hole]);
+    }
+
+    #[test]
+    fn what_a_message_came_to_is_told_before_its_name_and_no_event_is_huge() {
+        let mut ids = IdIssuer::new(1, 1);
+        let fresh: Vec<_> = (0..1_500).map(|_| ids.next(5)).collect();
+        let item = |index: usize| id_of("p", Kind::Increment, &index.to_string(), 0);
+        let fingerprint = fingerprint_of("POST", "a", "{}");
+        let aside = SetAside {
+            item: fresh[0].item(Kind::Increment, 0),
+            fingerprint: None,
+            reason: Reason::Unreadable,
+            detail: "ä".repeat(1_000),
+            json: "{}".into(),
+            accepted_at_ms: 5,
+        };
+        let applied = Applied {
+            fresh,
+            standings: (0..2_200)
+                .map(|index| ItemStanding { item: item(index), value: 1, version: 1 })
+                .collect(),
+            set_aside: vec![aside; 1_001],
+            keyed: (0..2_200)
+                .map(|index| KeyedOutcome { item: item(index), fingerprint, verdict: KeyedVerdict::Applied })
+                .collect(),
+            counters: (0..1_500)
+                .map(|name: usize| Counter {
+                    name: name.to_string().into(),
+                    value: 1,
+                    version: 1,
+                    updated_at_ms: 5,
+                })
+                .collect(),
+            types: vec!["t".into()],
+            deleted: vec![item(1)],
+            ..Applied::default()
+        };
+        let events = told(&applied);
+        assert_eq!(
+            events.len(),
+            8,
+            "two for counters, two more for standings, one for failed, two for keyed, one for messages"
+        );
+        let (mut counters, mut standings, mut keyed, mut failed, mut messages) = (0, HashSet::new(), 0, 0, 0);
+        for event in &events {
+            for length in [event.standings.len(), event.failed.len(), event.keyed.len(), event.messages.len()]
+            {
+                assert!(length <= ENTRIES_PER_EVENT_MAX);
+            }
+            counters += event.counters.len();
+            assert!(event.standings.is_empty() || counters == 1_500, "changed values come first");
+            standings.extend(event.standings.iter().map(|standing| standing.item));
+            assert!(event.keyed.iter().all(|told| standings.contains(&told.item)), "standings come first");
+            keyed += event.keyed.len();
+            failed += event.failed.len();
+            messages += event.messages.len();
+            assert!(event.messages.is_empty() || (keyed, failed) == (2_200, 1_001), "messages come last");
+            assert!(event.failed.iter().all(|failed| failed.detail.chars().count() == DETAIL_LENGTH_MAX));
+        }
+        assert_eq!((messages, events[0].types.len(), events[0].deleted.len()), (1_500, 1, 1));
+        assert!(told(&Applied::default()).is_empty());
+    }
+
+    #[test]
+    fn a_small_commit_is_one_event() {
+        let fresh = vec![IdIssuer::new(1, 1).next(5)];
+        let item = fresh[0].item(Kind::Increment, 0);
+        let standings = vec![ItemStanding { item, value: 3, version: 2 }];
+        let events = told(&Applied { fresh, standings, ..Applied::default() });
+        assert_eq!(events.len(), 1);
+        assert_eq!((events[0].standings.len(), events[0].messages.len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn heartbeats_tell_that_the_store_is_away() {
+        let events = InProcessEvents::start();
+        let mut stream = events.subscribe().await;
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = shared::store::sqlite::SqliteStore::open(directory.path()).await.expect("a store");
+        let (trigger, shutdown) = shared::shutdown::channel();
+        let status = Arc::new(Status::default());
+        status.store_away.store(true, Ordering::Relaxed);
+        let announcer = Arc::new(Announcer::new(events, 7));
+        let running = {
+            let (announcer, status) = (announcer.clone(), status.clone());
+            tokio::spawn(async move { announcer.run(store, status, shutdown).await })
+        };
+        for away in [true, false] {
+            let body = Body::Heartbeat { store_away: away };
+            while !matches!(stream.next().await, Signal::Event(event) if event.body == body) {}
+            status.store_away.store(false, Ordering::Relaxed);
+        }
+        trigger.request();
+        running.await.expect("no panic");
     }
 }

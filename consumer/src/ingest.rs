@@ -6,16 +6,16 @@
 //! store decides that, inside the transaction.
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
+use shared::clock;
 use shared::id::{Kind, MessageId};
-use shared::message::{Entry, Message, decode};
+use shared::message::{Message, decode};
 use shared::queue::{Delivery, Lost, Queue, Subscription};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, Store, StoreError};
-use shared::write::Item;
+use shared::store::{Applied, KeyedVerdict, Store, StoreError};
 
 use crate::announce::Announcer;
 use crate::measure::metrics;
@@ -24,6 +24,10 @@ use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when
 /// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
 /// back well before.
 const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
+
+/// Nothing came for so long although deliveries are wanted: the queue is empty. Longer than a
+/// broker needs for its own troubles.
+const EMPTY_AFTER: Duration = Duration::from_secs(5);
 
 /// A failed transaction is tried once more after this, before it counts as an outage.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
@@ -42,6 +46,22 @@ pub struct Ingest {
 pub struct Status {
     pub consuming: AtomicBool,
     pub store_away: AtomicBool,
+    /// See [`read_to_ms`](Self::read_to_ms); 0 while nothing is known.
+    read_to_ms: AtomicI64,
+}
+
+impl Status {
+    /// How far this consumer has read the queue: the accept time of its last message, or when the
+    /// queue was last found empty, in milliseconds since 1970. What was accepted earlier is read
+    /// already, but for what another consumer holds. `None` until either has happened.
+    pub fn read_to_ms(&self) -> Option<i64> {
+        Some(self.read_to_ms.load(Ordering::Relaxed)).filter(|read_to_ms| *read_to_ms > 0)
+    }
+
+    /// Not the latest: an old message that is given again may have others behind it.
+    fn has_read_to(&self, at_ms: i64) {
+        self.read_to_ms.store(at_ms.max(1), Ordering::Relaxed);
+    }
 }
 
 impl Ingest {
@@ -146,6 +166,11 @@ impl<'a> Session<'a> {
                 biased;
                 () = shutdown.requested() => return Ok(None),
                 delivery = self.subscription.next() => delivery?,
+                () = tokio::time::sleep(EMPTY_AFTER) => {
+                    // What is published from now on is accepted from now on.
+                    self.ingest.status.has_read_to(clock::now_ms());
+                    continue;
+                }
             };
             if let Some(held) = self.read(delivery).await? {
                 return Ok(Some(held));
@@ -192,6 +217,7 @@ impl<'a> Session<'a> {
     async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
         match decode(&delivery.body) {
             Ok(message) => {
+                self.ingest.status.has_read_to(message.accepted_at_ms);
                 metrics().accepted_at_seen.set(message.accepted_at_ms / 1_000);
                 let size = Size::of(message.entries.len(), delivery.body.len());
                 Ok(Some(Held { delivery, message, size }))
@@ -315,8 +341,8 @@ impl<'a> Session<'a> {
 
 fn count(messages: &[Message], applied: &Applied) {
     let mut fresh: HashSet<_> = applied.fresh.iter().collect();
-    let set_aside: HashSet<_> = applied.set_aside.iter().map(|set_aside| set_aside.item).collect();
-    let mut increments = 0;
+    let set_aside: HashSet<_> = applied.set_aside.iter().map(|aside| aside.item).collect();
+    let mut counts = [0; Kind::ALL.len()];
     for message in messages {
         // Removed, because a batch may hold two deliveries of one message.
         if !fresh.remove(&message.id) {
@@ -326,14 +352,19 @@ fn count(messages: &[Message], applied: &Applied) {
         let waited_ms = applied.committed_at_ms.saturating_sub(message.accepted_at_ms).max(0);
         metrics().accept_to_applied.observe(waited_ms as f64 / 1_000.0);
         for (index, entry) in message.entries.iter().enumerate() {
-            let refused = !set_aside.is_empty() && set_aside.contains(&message.item_key(index));
-            match entry {
-                Entry::Item(Item::Increment(_)) if !refused => increments += 1,
-                _ => {}
+            let is_aside = !set_aside.is_empty() && set_aside.contains(&message.item_key(index));
+            // Keyed ones have verdicts.
+            if entry.keyed().is_none() && !is_aside {
+                counts[entry.kind() as usize - 1] += 1;
             }
         }
     }
-    metrics().applied.with_label_values(&[Kind::Increment.name()]).inc_by(increments);
+    for told in applied.keyed.iter().filter(|told| told.verdict == KeyedVerdict::Applied) {
+        counts[told.item.kind() as usize - 1] += 1;
+    }
+    for (kind, count) in Kind::ALL.into_iter().zip(counts) {
+        metrics().applied.with_label_values(&[kind.name()]).inc_by(count);
+    }
     for set_aside in &applied.set_aside {
         metrics().set_aside.with_label_values(&[set_aside.reason.name()]).inc();
     }

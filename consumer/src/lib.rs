@@ -3,6 +3,7 @@
 //! [`Consumer::run`] is the whole program but for its command line, so that the API can run it in its own
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
 pub mod announce;
+pub mod housekeeping;
 pub mod ingest;
 pub mod measure;
 pub mod merge;
@@ -16,6 +17,7 @@ use shared::config::Config;
 use shared::shutdown::{self, Shutdown};
 
 use crate::announce::Announcer;
+use crate::housekeeping::Housekeeping;
 use crate::ingest::{Ingest, Status};
 use crate::merge::MergeLimits;
 
@@ -23,6 +25,7 @@ use crate::merge::MergeLimits;
 pub struct Consumer {
     ingest: Ingest,
     announcer: Arc<Announcer>,
+    housekeeping: Housekeeping,
 }
 
 impl Consumer {
@@ -42,7 +45,8 @@ impl Consumer {
             prefetch: queue.prefetch,
             status: Arc::new(Status::default()),
         };
-        Self { ingest, announcer }
+        let housekeeping = Housekeeping::new(config, backend.store.clone(), ingest.status.clone());
+        Self { ingest, announcer, housekeeping }
     }
 
     pub fn status(&self) -> Arc<Status> {
@@ -55,11 +59,17 @@ impl Consumer {
         let (quiet, until_quiet) = shutdown::channel();
         let heartbeat = {
             let (announcer, store) = (self.announcer.clone(), self.ingest.store.clone());
-            tokio::spawn(async move { announcer.run(store, until_quiet).await })
+            let status = self.status();
+            tokio::spawn(async move { announcer.run(store, status, until_quiet).await })
         };
+        let housekeeping = tokio::spawn(self.housekeeping.run(shutdown.clone()));
         self.ingest.run(shutdown).await;
-        quiet.request();
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
+        // It may be in the middle of a statement; the heartbeats go on until it is done.
+        if let Err(error) = housekeeping.await {
+            tracing::error!(%error, "housekeeping task failed");
+        }
+        quiet.request();
         if let Err(error) = heartbeat.await {
             tracing::error!(%error, "heartbeat task failed");
         }

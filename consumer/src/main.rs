@@ -1,4 +1,6 @@
 //! The consumer's command line.
+mod dead_letters;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,6 +37,11 @@ enum Command {
     CheckConfig,
     /// Ask a running consumer whether it is ready
     Healthcheck,
+    /// Look after what could not be applied
+    DeadLetters {
+        #[command(subcommand)]
+        command: dead_letters::Command,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,6 +59,7 @@ async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
             print!("{}", check_config_report(&options.load(Program::Consumer)?));
             Ok(())
         }
+        Command::DeadLetters { command } => dead_letters::run(options, command).await,
         Command::Healthcheck => program::healthcheck(&options.load(Program::Consumer)?.config).await,
     }
 }

@@ -23,6 +23,10 @@ pub struct Metrics {
     pub accepted_at_seen: IntGauge,
     /// 1 while consuming is stopped because the store is away.
     pub paused: IntGauge,
+    /// Rows that housekeeping deleted because they were older than their retention.
+    pub housekept_rows: IntCounter,
+    /// Partitions that it dropped.
+    pub housekept_partitions: IntCounter,
 }
 
 /// Registered at first use with Prometheus' default registry.
@@ -72,6 +76,14 @@ fn register() -> prometheus::Result<Metrics> {
         paused: register_int_gauge!(
             "forebay_consumer_paused",
             "1 while consuming is stopped because the store is away"
+        )?,
+        housekept_rows: register_int_counter!(
+            "forebay_consumer_housekept_rows_total",
+            "rows deleted because they were older than their retention"
+        )?,
+        housekept_partitions: register_int_counter!(
+            "forebay_consumer_housekept_partitions_total",
+            "partitions dropped because they were older than their retention"
         )?,
     })
 }

@@ -40,6 +40,14 @@ pub struct Backend {
     pub directory: Option<Arc<DirectoryLock>>,
 }
 
+/// The store without its queue, for commands that look after it.
+pub struct OpenStore {
+    pub store: Arc<dyn Store>,
+    pub ids: IdKeys,
+    /// Held for as long as this lives.
+    pub directory: Option<DirectoryLock>,
+}
+
 /// Which pair a configuration names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pair {
@@ -138,13 +146,34 @@ pub async fn open(config: &Config) -> anyhow::Result<Backend> {
     }
 }
 
+/// Opens the store alone, and connects to nothing else. A data directory that is in use fails it.
+pub async fn open_store(config: &Config) -> anyhow::Result<OpenStore> {
+    match Pair::of(config).map_err(|error| anyhow::anyhow!("{} {error}", error.setting()))? {
+        Pair::Embedded(directory) => {
+            let lock = DirectoryLock::take(&directory)?;
+            let ids = ids_of(config, &directory)?;
+            let store: Arc<dyn Store> = SqliteStore::open(&directory).await?;
+            Ok(OpenStore { store, ids, directory: Some(lock) })
+        }
+        Pair::Cluster => {
+            ensure!(!config.ids.secrets.is_empty(), "ids.secrets is not set");
+            let store: Arc<dyn Store> = PostgresStore::open(&config.store)?;
+            Ok(OpenStore { store, ids: IdKeys::new(&config.ids.secrets), directory: None })
+        }
+    }
+}
+
+fn ids_of(config: &Config, directory: &Path) -> anyhow::Result<IdKeys> {
+    if config.ids.secrets.is_empty() {
+        Ok(IdKeys::new(&[secret_of(directory)?]))
+    } else {
+        Ok(IdKeys::new(&config.ids.secrets))
+    }
+}
+
 async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Backend> {
     let lock = DirectoryLock::take(directory)?;
-    let ids = if config.ids.secrets.is_empty() {
-        IdKeys::new(&[secret_of(directory)?])
-    } else {
-        IdKeys::new(&config.ids.secrets)
-    };
+    let ids = ids_of(config, directory)?;
     let limits = QueueLimits {
         bytes_max: config.queue.bytes_max,
         confirm_timeout: Duration::from_millis(config.queue.confirm_timeout_ms),

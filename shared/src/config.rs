@@ -17,6 +17,8 @@ pub struct Config {
     pub store: Store,
     pub ids: Ids,
     pub cache: Cache,
+    pub auth: Auth,
+    pub retention: Retention,
     pub telemetry: Telemetry,
 }
 
@@ -34,12 +36,25 @@ pub struct Server {
     pub body_bytes_max: usize,
     /// Most items in one array or NDJSON request.
     pub items_max: usize,
+    /// Largest item in bytes, as it stands in its request.
+    pub item_bytes_max: usize,
+    /// Data of the documents of one page in bytes; a page ends before the document that is beyond, but has one
+    /// at least.
+    pub page_bytes_max: usize,
     /// Bytes of request bodies in memory at once in the whole process; beyond them 503.
     pub bodies_bytes_max: usize,
     /// How long a request body may take to arrive, in milliseconds.
     pub body_timeout_ms: u64,
     /// How long a write may wait for its confirm before 503, in milliseconds.
     pub accept_timeout_ms: u64,
+    /// Longest `Prefer: wait` that is granted, in milliseconds.
+    pub wait_ms_max: u64,
+    /// How long the short paths (`/counter`, `/data`, `/api/metrics`) wait for their write to be
+    /// applied, in milliseconds; 0 answers 202 at once.
+    pub short_wait_ms: u64,
+    /// Requests that may wait for an outcome at once in the whole process; beyond them 202 at once.
+    /// Less than `in_flight_max`, so that waiting never keeps others out.
+    pub waiters_max: usize,
     /// Requests that may be in work at once in the whole process; the surplus gets 503.
     pub in_flight_max: usize,
     /// Open connections per worker; further ones wait in the listen backlog.
@@ -120,6 +135,8 @@ pub struct Ids {
     /// Secrets that sign ids: the first signs, all recognise. Empty: the embedded form makes one
     /// in its data directory, the profile `local` has one, everything else refuses to start.
     pub secrets: Vec<String>,
+    /// How long an Idempotency-Key is remembered after its first use, in hours.
+    pub remembered_for_hours: u32,
     /// How far a replica's clock may be off the store's before it refuses writes, in milliseconds.
     pub clock_skew_ms_max: u64,
 }
@@ -136,6 +153,26 @@ pub struct Cache {
     pub negative_ttl_ms: u64,
     /// How old a value may be that is answered, marked stale, while the store is away, in milliseconds.
     pub stale_ms_max: u64,
+}
+
+/// Who may do what.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// Whether everybody who reaches the port may use the admin routes (`/v1/collections`).
+    pub admin_without_keys: bool,
+}
+
+/// How long the consumer keeps what grows with time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Days of raw points.
+    pub points_days: u32,
+    /// Hours of rollups per minute.
+    pub minutes_hours: u32,
+    /// Days of rollups per hour; those per day are kept.
+    pub hours_days: u32,
 }
 
 /// Logs.
@@ -165,9 +202,14 @@ impl Default for Server {
             workers: 0,
             body_bytes_max: 1 << 20,
             items_max: 1_000,
+            item_bytes_max: 256 << 10,
+            page_bytes_max: 1 << 20,
             bodies_bytes_max: 256 << 20,
             body_timeout_ms: 10_000,
             accept_timeout_ms: 2_000,
+            wait_ms_max: 30_000,
+            short_wait_ms: 400,
+            waiters_max: 12_000,
             in_flight_max: 20_000,
             connections_max: 25_000,
             keep_alive_ms: 75_000,
@@ -228,7 +270,7 @@ impl Default for Store {
 
 impl Default for Ids {
     fn default() -> Self {
-        Self { secrets: Vec::new(), clock_skew_ms_max: 60_000 }
+        Self { secrets: Vec::new(), remembered_for_hours: 24, clock_skew_ms_max: 60_000 }
     }
 }
 
@@ -238,8 +280,17 @@ impl Default for Cache {
     }
 }
 
+impl Default for Retention {
+    fn default() -> Self {
+        Self { points_days: 30, minutes_hours: 48, hours_days: 90 }
+    }
+}
+
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log_format: LogFormat::Auto, log_filter: "info,actix_server=warn,lapin=off".into() }
+        Self {
+            log_format: LogFormat::Auto,
+            log_filter: "info,actix_server=warn,actix_http=off,lapin=off".into(),
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! What consumers tell the API replicas: changed values, so that caches follow without asking.
+//! What consumers tell the API replicas: changed values, so that caches follow without asking, and
+//! outcomes, so that whoever waits for one is answered.
 //!
 //! Events are best effort and never carry a promise: they are numbered per publisher, a heartbeat
 //! repeats the last number, and [`Continuity`] turns a hole or silence into "anything may have
@@ -12,8 +13,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use crate::store::Counter;
+use crate::id::ItemKey;
+use crate::keyed::{Fingerprint, item_key};
+use crate::store::{Counter, KeyedVerdict};
 
 /// A publisher that was not heard for this long is gone, and what it said last may be missing.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -60,15 +64,80 @@ pub struct Event {
     pub body: Body,
 }
 
+impl Event {
+    /// From somebody who changed the store and does not say what: the number of a change that
+    /// nobody heard is a hole, so whoever hears this looks for himself. `publisher` is drawn at random.
+    pub fn something_changed(publisher: u64) -> Self {
+        Self { publisher, number: 1, store_time_ms: None, body: Body::Goodbye }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Body {
-    Changed {
-        counters: Vec<CounterChanged>,
+    Committed(Committed),
+    Heartbeat {
+        /// The publisher cannot reach the store: nobody need wait for an outcome of its.
+        store_away: bool,
     },
-    Heartbeat,
     /// The publisher stops; its silence means nothing from now on.
     Goodbye,
+}
+
+/// What one transaction did, or a part of it: a large one is told in several events. What a
+/// message came to is told before the message is named in `messages`, or in the same event.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Committed {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub counters: Vec<CounterChanged>,
+    /// Metric types that got points.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<Arc<str>>,
+    /// Documents that were deleted, by their keys.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deleted: Vec<Uuid>,
+    /// After increments that somebody waits for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub standings: Vec<Standing>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<ItemFailed>,
+    /// Keyed items that were not set aside.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keyed: Vec<KeyedTold>,
+    /// Messages that were applied: each item of them that is neither failed nor keyed is, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Uuid>,
+}
+
+/// Value and version of a counter right after one increment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    #[serde(with = "item_key")]
+    pub item: ItemKey,
+    pub value: i64,
+    pub version: i64,
+}
+
+/// An item that was set aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemFailed {
+    #[serde(with = "item_key")]
+    pub item: ItemKey,
+    /// Of a keyed item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
+    pub reason: Box<str>,
+    pub detail: Box<str>,
+}
+
+/// What a keyed item came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyedTold {
+    #[serde(with = "item_key")]
+    pub item: ItemKey,
+    pub fingerprint: Fingerprint,
+    pub verdict: KeyedVerdict,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,8 +186,8 @@ impl Continuity {
     pub fn hear(&mut self, event: &Event, now: Instant) -> Heed {
         let known = self.publishers.get(&event.publisher).map_or(0, |heard| heard.number);
         let expected = match event.body {
-            Body::Changed { .. } => known + 1,
-            Body::Heartbeat | Body::Goodbye => known,
+            Body::Committed(_) => known + 1,
+            Body::Heartbeat { .. } | Body::Goodbye => known,
         };
         if matches!(event.body, Body::Goodbye) {
             self.publishers.remove(&event.publisher);
@@ -146,18 +215,20 @@ impl Continuity {
 mod tests {
     use super::*;
 
+    const HEARTBEAT: Body = Body::Heartbeat { store_away: false };
+
     fn event(number: u64, body: Body) -> Event {
         Event { publisher: 1, number, store_time_ms: None, body }
     }
 
     fn changed(number: u64) -> Event {
-        event(number, Body::Changed { counters: Vec::new() })
+        event(number, Body::Committed(Committed::default()))
     }
 
     #[test]
     fn a_publisher_heard_from_its_beginning_leaves_no_hole() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        for heard in [event(0, Body::Heartbeat), changed(1), changed(2), event(2, Body::Heartbeat)] {
+        for heard in [event(0, HEARTBEAT), changed(1), changed(2), event(2, HEARTBEAT)] {
             assert_eq!(continuity.hear(&heard, now), Heed::Complete, "{heard:?}");
         }
         assert_eq!(continuity.hear(&event(2, Body::Goodbye), now), Heed::Complete);
@@ -166,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_missed_change_is_a_hole_whoever_tells() {
-        for teller in [changed(3), event(2, Body::Heartbeat), event(2, Body::Goodbye)] {
+        for teller in [changed(3), event(2, HEARTBEAT), event(2, Body::Goodbye)] {
             let (mut continuity, now) = (Continuity::default(), Instant::now());
             continuity.hear(&changed(1), now);
             assert_eq!(continuity.hear(&teller, now), Heed::Hole, "{teller:?}");
@@ -176,10 +247,17 @@ mod tests {
     #[test]
     fn a_publisher_met_in_the_middle_and_one_that_falls_silent_are_holes() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        assert_eq!(continuity.hear(&event(7, Body::Heartbeat), now), Heed::Hole);
+        assert_eq!(continuity.hear(&event(7, HEARTBEAT), now), Heed::Hole);
         assert_eq!(continuity.hear(&changed(8), now), Heed::Complete);
         assert_eq!(continuity.check_silence(now + SILENCE_MAX / 2), Heed::Complete);
         assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Hole);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
+    }
+
+    #[test]
+    fn a_change_that_is_not_told_is_a_hole_and_leaves_nobody_to_listen_for() {
+        let (mut continuity, now) = (Continuity::default(), Instant::now());
+        assert_eq!(continuity.hear(&Event::something_changed(9), now), Heed::Hole);
         assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
     }
 

@@ -32,6 +32,7 @@ pub const ITEMS_PER_MESSAGE_MAX: usize = 1 << 12;
 const VERSION_AND_VARIANT: u128 = (0x8 << 76) | (0b10 << 62);
 const ITEM_BITS: u128 = 0xFFFF_FFFF;
 const CHECK_BITS: u128 = 0xFFFF;
+const KEYED_BIT: u128 = 1 << 31;
 const COUNTER_BITS: u32 = 10;
 
 /// What an item asks for. The number is part of every id that was ever issued.
@@ -40,26 +41,34 @@ const COUNTER_BITS: u32 = 10;
 pub enum Kind {
     /// An increment of a counter.
     Increment = 1,
+    /// A document for a collection.
+    Document = 2,
+    /// The deletion of a document.
+    Delete = 3,
+    /// A point of a metric.
+    Point = 4,
 }
 
 impl Kind {
-    /// The word used in receipts, metrics and SQL.
+    pub const ALL: [Self; 4] = [Self::Increment, Self::Document, Self::Delete, Self::Point];
+
+    /// The word used in messages, receipts, metrics and SQL.
     pub fn name(self) -> &'static str {
         match self {
             Self::Increment => "increment",
+            Self::Document => "document",
+            Self::Delete => "delete",
+            Self::Point => "point",
         }
     }
 
     /// The kind with that [`name`](Self::name), if this build knows it.
     pub fn from_name(name: &str) -> Option<Self> {
-        (name == Self::Increment.name()).then_some(Self::Increment)
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     fn from_bits(bits: u8) -> Option<Self> {
-        match bits {
-            1 => Some(Self::Increment),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|kind| *kind as u8 == bits)
     }
 }
 
@@ -105,8 +114,38 @@ impl MessageId {
 }
 
 impl ItemKey {
-    pub fn message(self) -> MessageId {
-        MessageId(self.0 & !ITEM_BITS)
+    /// A key that does not depend on the message: made from 128 bits of a hash, of which 102 are kept.
+    pub fn keyed(kind: Kind, hash: u128) -> Self {
+        let fixed = (0xF << 76) | (0b11 << 62) | KEYED_BIT | (0b111 << 28) | CHECK_BITS;
+        Self(hash & !fixed | VERSION_AND_VARIANT | KEYED_BIT | (kind as u128) << 28)
+    }
+
+    /// `None` when `uuid` does not have the layout of an item's key, or has a check.
+    pub fn from_uuid(uuid: Uuid) -> Option<Self> {
+        let key = Self(uuid.as_u128());
+        let shaped = key.0 & ((0xF << 76) | (0b11 << 62)) == VERSION_AND_VARIANT;
+        let known = Kind::from_bits(key.kind_bits()).is_some();
+        (shaped && known && key.0 & CHECK_BITS == 0).then_some(key)
+    }
+
+    pub fn is_keyed(self) -> bool {
+        self.0 & KEYED_BIT != 0
+    }
+
+    /// The message that the item is in; `None` for a keyed item, which may come in several.
+    pub fn message(self) -> Option<MessageId> {
+        (!self.is_keyed()).then_some(MessageId(self.0 & !ITEM_BITS))
+    }
+
+    /// Message and index that make up the item's place. A keyed item names neither: it gets
+    /// stand-ins out of its hash, the same each time, as if it had come at `time_ms`.
+    pub fn place_at(self, time_ms: i64) -> (MessageId, usize) {
+        let index = usize::try_from((self.0 >> 16) & 0xFFF).expect("twelve bits fit");
+        let message = self.message().unwrap_or_else(|| {
+            let hashed = self.0 & !ITEM_BITS & !(u128::MAX << 80);
+            MessageId(time_bits(time_ms) | hashed)
+        });
+        (message, index)
     }
 
     pub fn kind(self) -> Kind {
@@ -144,9 +183,8 @@ impl FromStr for ItemId {
         }
         let bits = Uuid::try_parse(text).map_err(|_| NotAnId)?.as_u128();
         let shaped = bits & ((0xF << 76) | (0b11 << 62)) == VERSION_AND_VARIANT;
-        let keyed = bits >> 31 & 1 == 1;
         let kind = Kind::from_bits(ItemKey(bits).kind_bits());
-        if shaped && !keyed && kind.is_some() { Ok(Self(bits)) } else { Err(NotAnId) }
+        if shaped && kind.is_some() { Ok(Self(bits)) } else { Err(NotAnId) }
     }
 }
 
@@ -300,11 +338,29 @@ mod tests {
             let keys = IdKeys::new(&["s"]);
             let id = keys.sign(message.item(Kind::Increment, index));
             prop_assert!(keys.recognises(id));
-            prop_assert_eq!(id.key().message(), message);
+            prop_assert_eq!(id.key().message(), Some(message));
+            prop_assert_eq!(ItemKey::from_uuid(id.key().as_uuid()), Some(id.key()));
             prop_assert_eq!(id.key().kind(), Kind::Increment);
+            prop_assert_eq!(id.key().place_at(5), (message, index));
             prop_assert_eq!(message.time_ms(), now_ms);
             prop_assert_eq!(MessageId::from_uuid(message.as_uuid()), Some(message));
             prop_assert_eq!(id.to_string().parse::<ItemId>(), Ok(id));
+        }
+
+        #[test]
+        fn a_keyed_id_keeps_its_kind_and_names_no_message(hash: u128, now_ms in 0i64..(1 << 47)) {
+            for kind in Kind::ALL {
+                let key = ItemKey::keyed(kind, hash);
+                prop_assert!(key.is_keyed());
+                prop_assert_eq!((key.kind(), key.message()), (kind, None));
+                let (message, index) = key.place_at(now_ms);
+                prop_assert_eq!(MessageId::from_uuid(message.as_uuid()), Some(message));
+                prop_assert_eq!(message.time_ms(), now_ms);
+                prop_assert!(index < ITEMS_PER_MESSAGE_MAX);
+                prop_assert_eq!(ItemKey::from_uuid(key.as_uuid()), Some(key));
+                let id = IdKeys::new(&["s"]).sign(key);
+                prop_assert_eq!(id.to_string().parse::<ItemId>(), Ok(id));
+            }
         }
 
         #[test]

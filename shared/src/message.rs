@@ -11,13 +11,17 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::id::{ITEMS_PER_MESSAGE_MAX, ItemKey, Kind, MessageId};
-use crate::write::Item;
+use crate::keyed::Keyed;
+use crate::write::{Item, check_name};
 
 /// The version of the format that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
 
 /// Bytes of a message around its items, at most.
 pub const ENVELOPE_BYTES_MAX: usize = 128;
+
+/// Bytes that each awaited item adds to the envelope, at most.
+pub const AWAITED_BYTES_MAX: usize = 5;
 
 /// A message as it travels: its id beside the body that repeats it.
 #[derive(Clone, Debug)]
@@ -34,12 +38,13 @@ pub struct Builder {
     accepted_at_ms: i64,
     body: Vec<u8>,
     items: usize,
+    awaited: Vec<usize>,
 }
 
 impl Builder {
     pub fn new(id: MessageId, accepted_at_ms: i64) -> Self {
         let header = format!(r#"{{"v":{VERSION},"id":"{id}","accepted_at_ms":{accepted_at_ms},"items":["#);
-        Self { id, accepted_at_ms, body: header.into_bytes(), items: 0 }
+        Self { id, accepted_at_ms, body: header.into_bytes(), items: 0, awaited: Vec::new() }
     }
 
     /// Appends `count` items, encoded and separated by commas; returns the index of the first.
@@ -52,6 +57,11 @@ impl Builder {
         let first = self.items;
         self.items += count;
         first
+    }
+
+    /// Notes that somebody waits for the outcome of the item pushed last, which was pushed alone.
+    pub fn await_last(&mut self) {
+        self.awaited.push(self.items - 1);
     }
 
     pub fn id(&self) -> MessageId {
@@ -68,19 +78,29 @@ impl Builder {
 
     /// Bytes so far.
     pub fn bytes(&self) -> usize {
-        self.body.len()
+        self.body.len() + self.awaited.len() * AWAITED_BYTES_MAX
     }
 
     pub fn finish(mut self) -> Outgoing {
-        self.body.extend_from_slice(b"]}");
+        self.body.push(b']');
+        if !self.awaited.is_empty() {
+            self.body.extend_from_slice(br#","awaited":"#);
+            serde_json::to_writer(&mut self.body, &self.awaited).expect("numbers have a JSON form");
+        }
+        self.body.push(b'}');
         Outgoing { id: self.id, body: self.body.into(), items: self.items }
     }
 }
 
-/// Appends `{"increment":{"counter":…,"by":…}}`. The name must be valid, which makes it its own
-/// JSON spelling.
+/// Appends an item of any kind.
+pub fn encode(out: &mut Vec<u8>, item: &Item) {
+    serde_json::to_writer(out, item).expect("an item has a JSON form");
+}
+
+/// Appends `{"increment":{"counter":…,"by":…}}`: the hottest item, by hand. The name must be valid,
+/// which makes it its own JSON spelling.
 pub fn encode_increment(out: &mut Vec<u8>, counter: &str, by: i64) {
-    debug_assert!(crate::write::check_name(counter).is_ok());
+    debug_assert!(check_name(counter).is_ok());
     out.extend_from_slice(br#"{"increment":{"counter":""#);
     out.extend_from_slice(counter.as_bytes());
     out.extend_from_slice(br#"","by":"#);
@@ -90,34 +110,60 @@ pub fn encode_increment(out: &mut Vec<u8>, counter: &str, by: i64) {
 }
 
 /// A decoded message. `digest` is over the whole body: the same id with another digest is a bug.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     pub id: MessageId,
     pub digest: [u8; 16],
     pub accepted_at_ms: i64,
     pub entries: Vec<Entry>,
+    /// Indexes of items whose outcome somebody waits for, ascending.
+    pub awaited: Vec<usize>,
+    /// Index that the first entry has in ids: 0, but for an item that comes alone a second time.
+    pub first: usize,
 }
 
 /// What stands at one index of a message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
     Item(Item),
     /// Cannot be applied by this build, whatever the store says; set aside as it came.
     Unreadable {
         kind: Kind,
+        keyed: Option<Keyed>,
         json: Box<str>,
         detail: String,
     },
 }
 
+impl Entry {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Item(item) => item.kind(),
+            Self::Unreadable { kind, .. } => *kind,
+        }
+    }
+
+    pub fn keyed(&self) -> Option<Keyed> {
+        match self {
+            Self::Item(item) => item.keyed,
+            Self::Unreadable { keyed, .. } => *keyed,
+        }
+    }
+}
+
 impl Message {
-    /// The key of the item at `index`.
+    /// The identity of the item at `index`.
     pub fn item_key(&self, index: usize) -> ItemKey {
-        let kind = match &self.entries[index] {
-            Entry::Item(item) => item.kind(),
-            Entry::Unreadable { kind, .. } => *kind,
-        };
-        self.id.item(kind, index)
+        self.entries[index].keyed().map_or_else(|| self.place(index), |keyed| keyed.id)
+    }
+
+    /// Where the item at `index` stands, which orders items by time also when they are keyed.
+    pub fn place(&self, index: usize) -> ItemKey {
+        self.id.item(self.entries[index].kind(), self.first + index)
+    }
+
+    pub fn is_awaited(&self, index: usize) -> bool {
+        self.awaited.binary_search(&index).is_ok()
     }
 }
 
@@ -144,18 +190,23 @@ struct Envelope<T> {
     id: Uuid,
     accepted_at_ms: i64,
     items: Vec<T>,
+    #[serde(default)]
+    awaited: Vec<usize>,
 }
 
 /// Reads a body. One bad item does not spoil its message: the whole is read again item by item,
 /// and what cannot be read becomes [`Entry::Unreadable`].
 pub fn decode(body: &[u8]) -> Result<Message, Undecodable> {
     let envelope = match serde_json::from_slice::<Envelope<Item>>(body) {
-        Ok(envelope) if envelope.items.iter().all(|item| item.check().is_ok()) => Envelope {
-            v: envelope.v,
-            id: envelope.id,
-            accepted_at_ms: envelope.accepted_at_ms,
-            items: envelope.items.into_iter().map(Entry::Item).collect(),
-        },
+        Ok(envelope) if envelope.items.iter().all(|item| item.check(envelope.accepted_at_ms).is_ok()) => {
+            Envelope {
+                v: envelope.v,
+                id: envelope.id,
+                accepted_at_ms: envelope.accepted_at_ms,
+                items: envelope.items.into_iter().map(Entry::Item).collect(),
+                awaited: envelope.awaited,
+            }
+        }
         _ => decode_item_by_item(body)?,
     };
     if envelope.v != VERSION {
@@ -166,7 +217,9 @@ pub fn decode(body: &[u8]) -> Result<Message, Undecodable> {
     }
     let id = MessageId::from_uuid(envelope.id).ok_or(Undecodable::Id(envelope.id))?;
     let digest = Sha256::digest(body)[..16].try_into().expect("a digest has 32 bytes");
-    Ok(Message { id, digest, accepted_at_ms: envelope.accepted_at_ms, entries: envelope.items })
+    let Envelope { accepted_at_ms, items: entries, mut awaited, .. } = envelope;
+    awaited.sort_unstable();
+    Ok(Message { id, digest, accepted_at_ms, entries, awaited, first: 0 })
 }
 
 fn decode_item_by_item(body: &[u8]) -> Result<Envelope<Entry>, Undecodable> {
@@ -179,23 +232,34 @@ fn decode_item_by_item(body: &[u8]) -> Result<Envelope<Entry>, Undecodable> {
             .items
             .into_iter()
             .enumerate()
-            .map(|(index, raw)| decode_item(raw).ok_or(Undecodable::Kind(index)))
+            .map(|(index, raw)| decode_item(raw, envelope.accepted_at_ms).ok_or(Undecodable::Kind(index)))
             .collect::<Result<_, _>>()?,
+        awaited: envelope.awaited,
     })
 }
 
+/// Reads an item that was set aside, by itself. `None` when this build cannot say what it is.
+pub fn decode_stored(json: &str, accepted_at_ms: i64) -> Option<Entry> {
+    decode_item(serde_json::from_str(json).ok()?, accepted_at_ms)
+}
+
 /// `None` when the kind is unknown: then only a newer build can say what the item means.
-fn decode_item(raw: &RawValue) -> Option<Entry> {
-    let tagged = serde_json::from_str::<HashMap<String, &RawValue>>(raw.get()).ok()?;
-    let kind = Kind::from_name(tagged.keys().next()?)?;
+fn decode_item(raw: &RawValue, accepted_at_ms: i64) -> Option<Entry> {
+    let members = serde_json::from_str::<HashMap<String, &RawValue>>(raw.get()).ok()?;
+    let kind = Kind::ALL.into_iter().find(|kind| members.contains_key(kind.name()))?;
     let read = serde_json::from_str::<Item>(raw.get()).map_err(|error| error.to_string());
-    let checked = read.and_then(|item| match item.check() {
+    let checked = read.and_then(|item| match item.check(accepted_at_ms) {
         Ok(()) => Ok(item),
         Err(error) => Err(error.to_string()),
     });
-    Some(
-        checked.map_or_else(|detail| Entry::Unreadable { kind, json: raw.get().into(), detail }, Entry::Item),
-    )
+    Some(checked.map_or_else(
+        |detail| {
+            let keyed = members.get("keyed").and_then(|raw| serde_json::from_str::<Keyed>(raw.get()).ok());
+            let keyed = keyed.filter(|keyed| keyed.id.is_keyed() && keyed.id.kind() == kind);
+            Entry::Unreadable { kind, keyed, json: raw.get().into(), detail }
+        },
+        Entry::Item,
+    ))
 }
 
 #[cfg(test)]
@@ -204,10 +268,12 @@ mod tests {
 
     use super::*;
     use crate::id::IdIssuer;
-    use crate::write::Increment;
+    use crate::keyed;
+    use crate::write::{Increment, Write};
 
     fn increment(counter: &str, by: i64) -> Entry {
-        Entry::Item(Item::Increment(Increment { counter: counter.into(), by }))
+        let write = Write::Increment(Increment { counter: counter.into(), by });
+        Entry::Item(Item { write, keyed: None })
     }
 
     fn body(items: &str) -> String {
@@ -248,6 +314,40 @@ mod tests {
         for index in 1..4 {
             assert!(matches!(message.entries[index], Entry::Unreadable { .. }), "{index}");
         }
+    }
+
+    #[test]
+    fn a_keyed_item_keeps_its_identity_even_when_it_cannot_be_read() {
+        let id = keyed::id_of("p", Kind::Increment, "k", 0);
+        let fingerprint = keyed::fingerprint_of("POST", "a", "{}");
+        let item = |by: &str| {
+            format!(
+                r#"{{"increment":{{"counter":"a","by":{by}}},"keyed":{{"id":"{id}","fingerprint":"{fingerprint}"}}}}"#
+            )
+        };
+        let items = [item("1"), item("\"x\""), r#"{"increment":{"counter":"a","by":1}}"#.into()].join(",");
+        let message = decode(body(&items).as_bytes()).expect("decodes");
+        assert!(matches!(&message.entries[1], Entry::Unreadable { keyed: Some(_), .. }));
+        assert_eq!((message.item_key(0), message.item_key(1)), (id, id));
+        assert_eq!(message.item_key(2), message.id.item(Kind::Increment, 2));
+        assert_eq!(message.place(1), message.id.item(Kind::Increment, 1));
+    }
+
+    #[test]
+    fn awaited_items_are_named_by_their_index() {
+        let mut builder = Builder::new(IdIssuer::new(1, 1).next(1_763_600_000_000), 5);
+        for index in 0..3 {
+            let mut encoded = Vec::new();
+            encode_increment(&mut encoded, "a", 1);
+            builder.push(&encoded, 1);
+            if index != 1 {
+                builder.await_last();
+            }
+        }
+        let (bytes, outgoing) = (builder.bytes(), builder.finish());
+        assert!(outgoing.body.len() <= bytes + ENVELOPE_BYTES_MAX);
+        let message = decode(&outgoing.body).expect("decodes");
+        assert_eq!([0, 1, 2].map(|index| message.is_awaited(index)), [true, false, true]);
     }
 
     #[test]

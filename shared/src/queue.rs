@@ -49,6 +49,9 @@ pub enum Link {
     Down,
     /// Connected, but the broker takes nothing (memory or disk alarm).
     Blocked,
+    /// Connected, but for a while the queue has refused everything: it is full. Only publishing tells
+    /// when there is room again.
+    Full,
 }
 
 /// Why a publish is not known to be durable.

@@ -7,8 +7,12 @@
 //!   nothing. `Ok` means committed. A message whose ledger row exists changes nothing.
 //! * Items are applied as if one after the other, in the order of messages and items; an item
 //!   that cannot be applied is set aside and the next one is applied.
+mod dead_letters;
+mod documents;
 mod ledger;
 mod page;
+pub mod plan;
+pub mod points;
 pub mod postgres;
 mod schema;
 pub mod sqlite;
@@ -17,9 +21,17 @@ pub mod sums;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
+use crate::collection::{Collection, Definition};
 use crate::id::{ItemKey, MessageId};
+use crate::keyed::Fingerprint;
 use crate::message::Message;
+use crate::rollup::{Resolution, Rollup};
+
+pub use self::dead_letters::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, Redrive, RedriveOutcome, Redriven,
+};
 
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -29,10 +41,53 @@ pub trait Store: Send + Sync {
     async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError>;
 
     /// Counters by name (bytewise), after `after`, beginning with `prefix`, `limit` at most.
-    async fn counters(&self, page: CounterPage) -> Result<Vec<Counter>, StoreError>;
+    async fn counters(&self, page: NamePage) -> Result<Vec<Counter>, StoreError>;
 
-    /// What became of an item; `None` while its message is not applied.
-    async fn fate(&self, item: ItemKey) -> Result<Option<Fate>, StoreError>;
+    /// What became of each item, in the order of `items`; `None` while it was not processed.
+    async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError>;
+
+    /// The definition of a collection; the default one when it was never registered.
+    async fn collection(&self, name: &str) -> Result<Collection, StoreError>;
+
+    /// Replaces a definition. Each call makes a new version, whatever came before. Afterwards
+    /// every document that is applied is checked and indexed by it; those that were there before
+    /// are indexed by [`index_page`](Self::index_page).
+    async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError>;
+
+    /// Indexes the next documents of a collection that was defined over existing ones, a page at
+    /// a time; `false` when all are indexed, which the collection's `is_indexed` then says.
+    async fn index_page(&self, name: &str) -> Result<bool, StoreError>;
+
+    /// One document: `None` while it has not come.
+    async fn document(&self, collection: &str, id: ItemKey) -> Result<Option<Stored>, StoreError>;
+
+    /// Documents that are not deleted, by descending place.
+    async fn documents(&self, page: DocumentPage) -> Result<Vec<Document>, StoreError>;
+
+    /// The rollups of one type in a range of periods, ascending; empty for an unknown type.
+    async fn rollups(&self, range: RollupRange) -> Result<Vec<(i32, Rollup)>, StoreError>;
+
+    /// Names of the metric types that have points, bytewise.
+    async fn metric_types(&self, page: NamePage) -> Result<Vec<Arc<str>>, StoreError>;
+
+    /// Items that were set aside, by ascending id, which costs no index of its own: unkeyed ones
+    /// come in the order in which they were accepted, keyed ones anywhere between them.
+    async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// One of them, discarded or not.
+    async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError>;
+
+    /// Applies items once more that were set aside, by ascending id. The row is the token: it goes
+    /// in the transaction in which its item takes effect, and nobody else can have it meanwhile. An
+    /// item that fails again stays, with its new reason. Discarded ones are never applied.
+    async fn redrive(&self, redrive: Redrive) -> Result<Vec<Redriven>, StoreError>;
+
+    /// Marks an item as never to be redriven; `false` when there is none. Its row and its fate stay.
+    async fn discard(&self, id: Uuid) -> Result<bool, StoreError>;
+
+    /// Deletes what is older than its retention, a bounded part of it, and makes the partitions of
+    /// tomorrow. Any number of processes may call it at once.
+    async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError>;
 
     /// The store's clock, in milliseconds since 1970. Also the cheapest probe.
     async fn now_ms(&self) -> Result<i64, StoreError>;
@@ -44,8 +99,9 @@ pub trait Store: Send + Sync {
     async fn close(&self);
 }
 
+/// A page of things that have a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CounterPage {
+pub struct NamePage {
     pub prefix: String,
     pub after: Option<String>,
     pub limit: u32,
@@ -61,22 +117,126 @@ pub struct Counter {
     pub updated_at_ms: i64,
 }
 
+/// A page of a collection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentPage {
+    pub collection: String,
+    /// Field and value as [`collection::index_value`](crate::collection::index_value) writes it;
+    /// all must match, and only fields that are indexed may be named.
+    pub filters: Vec<(String, String)>,
+    /// Documents whose place lies before this one.
+    pub before: Option<Uuid>,
+    pub limit: u32,
+}
+
+/// A document as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub id: ItemKey,
+    /// Where it stands in its collection: the place of its item in the message that brought it.
+    pub place: Uuid,
+    /// The object as the client wrote it.
+    pub data: String,
+    pub accepted_at_ms: i64,
+    /// Of a keyed one.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// What is stored under the id of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    Document(Document),
+    /// It was deleted, perhaps before it came.
+    Deleted,
+}
+
+/// Rollups of one type whose period is `from <= period < below`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RollupRange {
+    pub kind: String,
+    pub resolution: Resolution,
+    pub from: i32,
+    pub below: i32,
+}
+
+/// How long things are kept, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    pub points_ms: i64,
+    pub minutes_ms: i64,
+    pub hours_ms: i64,
+    /// Keys of keyed writes that were entered before this time, in milliseconds since 1970, may be
+    /// forgotten; `None` while none may. Not an age: a repetition may have waited in the queue for
+    /// longer than any. Keys of documents go with their documents, and no key goes before its dead
+    /// letter.
+    pub keys_before_ms: Option<i64>,
+    /// Rows that one call deletes at most, of each kind.
+    pub rows_max: u32,
+}
+
+/// What one call of `housekeep` did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Housekept {
+    pub rows: u64,
+    pub partitions: u64,
+    /// There is more to delete: call again.
+    pub more: bool,
+}
+
 /// What one committed `apply` did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Applied {
     /// Messages that were applied in this transaction; the others had been before.
     pub fresh: Vec<MessageId>,
     /// The changed counters with their new values.
     pub counters: Vec<Counter>,
+    /// Value and version right after each awaited increment that was applied.
+    pub standings: Vec<ItemStanding>,
     pub set_aside: Vec<SetAside>,
+    /// Every keyed item of the fresh messages that was not set aside.
+    pub keyed: Vec<KeyedOutcome>,
+    /// The documents that were deleted.
+    pub deleted: Vec<ItemKey>,
+    /// The metric types that got points, each once.
+    pub types: Vec<Arc<str>>,
     /// By the store's clock, in milliseconds since 1970.
     pub committed_at_ms: i64,
+}
+
+/// A counter right after one increment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ItemStanding {
+    pub item: ItemKey,
+    pub value: i64,
+    pub version: i64,
+}
+
+/// What a keyed item came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyedOutcome {
+    pub item: ItemKey,
+    /// Of the payload that this outcome is about.
+    pub fingerprint: Fingerprint,
+    pub verdict: KeyedVerdict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyedVerdict {
+    /// The first under its key: applied now.
+    Applied,
+    /// Processed before, with the same payload; what it came to, the store knows.
+    Repeated,
+    /// Another payload was processed under this key. Never applied.
+    Conflict,
 }
 
 /// An item that could not be applied, as it is written to `dead_letters`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetAside {
     pub item: ItemKey,
+    /// Of a keyed item.
+    pub fingerprint: Option<Fingerprint>,
     pub reason: Reason,
     pub detail: String,
     /// The item as JSON.
@@ -88,23 +248,33 @@ pub struct SetAside {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     CounterOverflow,
+    /// Does not hold the schema of its collection, or a value that cannot be indexed.
+    SchemaViolation,
+    /// This build cannot use the definition of its collection, and nobody else checked it by that.
+    DefinitionUnusable,
     Unreadable,
+    /// The server refused it with a code of [`postgres`]' short list, also when it was alone.
+    RefusedByStore,
 }
 
 impl Reason {
     pub fn name(self) -> &'static str {
         match self {
             Self::CounterOverflow => "counter_overflow",
+            Self::SchemaViolation => "schema_violation",
+            Self::DefinitionUnusable => "definition_unusable",
             Self::Unreadable => "unreadable",
+            Self::RefusedByStore => "refused_by_store",
         }
     }
 }
 
-/// What became of an item whose message is applied.
+/// What became of an item that was processed. `fingerprint` is that of the payload which was
+/// processed under a key: a caller that has another one has a conflict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    Applied { at_ms: i64 },
-    Failed { at_ms: i64, reason: String, detail: String },
+    Applied { at_ms: i64, fingerprint: Option<Fingerprint> },
+    Failed { at_ms: i64, reason: String, detail: String, fingerprint: Option<Fingerprint> },
 }
 
 #[derive(Clone, Debug, thiserror::Error)]

@@ -65,13 +65,18 @@ impl Rig {
         let batcher = self.batcher.clone();
         let one = r#"{"increment":{"counter":"a","by":1}}"#;
         let encoded = vec![one; items].join(",");
-        actix_web::rt::spawn(async move { batcher.accept(encoded.as_bytes(), items).await })
+        actix_web::rt::spawn(async move {
+            let kind = Kind::Increment;
+            let load = Load { kind, json: encoded.as_bytes(), items, is_awaited: items == 1 };
+            batcher.accept(load).await
+        })
     }
 
     async fn next(&mut self) -> (usize, oneshot::Sender<Result<(), PublishError>>) {
         let (message, confirm) = self.published.recv().await.expect("a publish");
         let decoded = decode(&message.body).expect("what is published can be read");
         assert_eq!(decoded.entries.len(), message.items);
+        assert!(decoded.awaited.iter().all(|index| *index < message.items));
         (message.items, confirm)
     }
 }
@@ -153,7 +158,8 @@ async fn a_blocked_broker_is_told_at_once_and_a_full_queue_does_not_open_the_bre
     *rig.publisher.link.lock().expect("no panic") = Link::Blocked;
     let refused = rig.send(1).await.expect("no panic").expect_err("blocked");
     assert!(matches!(refused, NotAccepted::Unavailable { .. }));
-    *rig.publisher.link.lock().expect("no panic") = Link::Up;
+    // Only publishing tells whether there is room again.
+    *rig.publisher.link.lock().expect("no panic") = Link::Full;
     for expected in [Err(PublishError::Full), Ok(())] {
         let answer = rig.send(1);
         let (_, confirm) = rig.next().await;
@@ -185,6 +191,21 @@ async fn a_client_that_leaves_does_not_take_its_write_back() {
     assert_eq!(items, 2);
     confirm.send(Ok(())).expect("awaited");
     stays.await.expect("no panic").expect("accepted");
+}
+
+#[actix_web::test]
+async fn nothing_is_sent_before_its_request_yields_and_what_is_awaited_is_marked() {
+    let mut rig = Rig::new();
+    let json = br#"{"increment":{"counter":"a","by":1}}"#;
+    let load = |is_awaited| Load { kind: Kind::Increment, json, items: 1, is_awaited };
+    // The fifth closes the message of the others.
+    let pending: Vec<_> =
+        (0..5).map(|number| rig.batcher.begin(load(number % 2 == 1)).expect("placed")).collect();
+    assert!(rig.published.try_recv().is_err(), "the requests may still register");
+    let (message, _confirm) = rig.published.recv().await.expect("a publish");
+    let decoded = decode(&message.body).expect("what is published can be read");
+    assert_eq!((decoded.entries.len(), decoded.awaited), (4, vec![1, 3]));
+    assert_eq!(pending[1].placed.message, decoded.id);
 }
 
 proptest! {

@@ -1,9 +1,7 @@
 //! The cache over a store whose reads the test answers.
 use async_trait::async_trait;
 use shared::breaker::BreakerLimits;
-use shared::id::ItemKey;
-use shared::message::Message;
-use shared::store::{Applied, CounterPage, Fate};
+use testkit::store::{Layer, Layered};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -14,34 +12,16 @@ type Read = Result<Option<Counter>, StoreError>;
 struct Asked(mpsc::UnboundedSender<oneshot::Sender<Read>>);
 
 #[async_trait]
-impl Store for Asked {
+impl Layer for Asked {
+    fn behind(&self) -> &Arc<dyn Store> {
+        unreachable!("the cache reads counters only")
+    }
+
     async fn counter(&self, _: &str) -> Read {
         let (sender, receiver) = oneshot::channel();
         self.0.send(sender).expect("the test listens");
         receiver.await.expect("the test answers")
     }
-
-    async fn apply(&self, _: Arc<[Message]>) -> Result<Applied, StoreError> {
-        unreachable!("the cache only reads")
-    }
-
-    async fn counters(&self, _: CounterPage) -> Result<Vec<Counter>, StoreError> {
-        unreachable!("lists are not cached")
-    }
-
-    async fn fate(&self, _: ItemKey) -> Result<Option<Fate>, StoreError> {
-        unreachable!("receipts are not cached")
-    }
-
-    async fn now_ms(&self) -> Result<i64, StoreError> {
-        unreachable!("the cache has no clock")
-    }
-
-    async fn migrate(&self) -> Result<(), StoreError> {
-        unreachable!("the cache only reads")
-    }
-
-    async fn close(&self) {}
 }
 
 struct Rig {
@@ -57,7 +37,7 @@ impl Rig {
         let breaker = Arc::new(Breaker::new("test", limits));
         let hour = Duration::from_hours(1);
         let limits = CacheLimits { bytes_max: 1 << 20, ttl, negative_ttl: ttl, stale_max: hour };
-        Self { cache: CounterCache::new(Arc::new(Asked(sender)), breaker, limits), asked }
+        Self { cache: CounterCache::new(Arc::new(Layered(Asked(sender))), breaker, limits), asked }
     }
 
     fn read(&self) -> tokio::task::JoinHandle<Result<(Option<i64>, Outcome), StoreError>> {

@@ -1,24 +1,24 @@
 //! Counters: increments in, values out.
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
-use actix_web::web::{Path, Payload, Query, ThinData};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, IF_NONE_MATCH, VARY};
+use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
-use shared::id::Kind;
-use shared::message::encode_increment;
-use shared::store::{Counter, CounterPage, StoreError};
-use shared::write::check_name;
-use utoipa::{IntoParams, ToSchema};
+use shared::store::{Counter, ItemStanding, NamePage, StoreError};
+use shared::write::{Increment, Write};
+use utoipa::ToSchema;
 
-use crate::accept::{self, Accepted, Encoded};
+use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};
+use crate::accept::{self, Accepted, Draft, OwnKey, Settled, Terms};
 use crate::body::{self, Body, Items};
 use crate::cache::{Cached, Outcome, guarded};
 use crate::measure::metrics;
+use crate::parameters::{self, ListParams, check_parameter, page_of};
 use crate::problem::Problem;
 use crate::server::Shared;
 use crate::time_text::rfc3339;
-
-const PAGE_LIMIT_DEFAULT: u32 = 100;
-const PAGE_LIMIT_MAX: u32 = 1_000;
 
 /// One increment.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -28,10 +28,26 @@ pub struct IncrementBody {
     #[serde(default = "one")]
     #[schema(default = 1)]
     by: i64,
+    /// As the header, for this item alone: 1 to 255 printable ASCII characters.
+    #[serde(default, deserialize_with = "OwnKey::present")]
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 255, pattern = "^[ -~]+$")]
+    idempotency_key: Option<OwnKey>,
 }
 
 fn one() -> i64 {
     1
+}
+
+/// A counter right after one increment.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StandingBody {
+    #[schema(example = "page-views")]
+    name: String,
+    /// The value that this increment made.
+    #[schema(example = 42)]
+    value: i64,
+    #[schema(example = 40)]
+    version: i64,
 }
 
 /// A counter.
@@ -56,19 +72,6 @@ pub struct CountersBody {
     next: Option<String>,
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct ListParams {
-    /// Counters on a page, 1 to 1000.
-    #[param(default = 100, minimum = 1, maximum = 1000)]
-    limit: Option<u32>,
-    /// `next` of the page before.
-    after: Option<String>,
-    /// Only names that begin like this.
-    prefix: Option<String>,
-}
-
 /// Adds to a counter.
 ///
 /// Send one increment, an array of them, or one per line (NDJSON); no body adds 1. The answer
@@ -78,19 +81,25 @@ pub struct ListParams {
     post,
     path = "/v1/counters/{name}/increments",
     tag = "counters",
-    params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
+    params(
+        ("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answers when it is applied, within N seconds; ignored on arrays"),
+        ("Idempotency-Key" = Option<String>, Header, description = "a repetition under the same key has no second effect")
+    ),
     request_body(
         content((IncrementBody = "application/json"), (String = "application/x-ndjson")),
         description = "one increment, an array of them, or nothing"
     ),
     responses(
+        (status = 200, description = "applied while the request waited", body = StandingBody,
+         headers(("Preference-Applied" = String, description = "`wait=N` as granted"))),
         (status = 202, description = "durable; the items of an array are told by index",
          body = Accepted, headers(("Location" = String, description = "the receipt"))),
         (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "too large, or too many items", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "well-formed but invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "well-formed but invalid, set aside while the request waited, or its key was used for another payload", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "not known to be durable: repeat it after `Retry-After`", body = Problem,
          content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
     )
@@ -101,7 +110,12 @@ pub async fn increment(
     name: Path<String>,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    increment_named(&request, payload, &name, &shared).await
+    let terms = Terms::of(&request, &shared)?;
+    let present = |settled: &Settled<'_>| {
+        let ItemStanding { value, version, .. } = settled.standing?;
+        Some(HttpResponse::Ok().json(StandingBody { name: name.clone(), value, version }))
+    };
+    increment_named(&request, payload, &name, &shared, &terms, present).await
 }
 
 /// Also behind the short path.
@@ -110,31 +124,35 @@ pub async fn increment_named(
     payload: Payload,
     name: &str,
     shared: &Shared,
+    terms: &Terms,
+    present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", name)?;
-    if request.headers().contains_key("idempotency-key") {
-        return Err(Problem::idempotency_unsupported());
-    }
     shared.check_clock()?;
     let limits = &shared.body_limits;
-    let _reserved = shared.body_budget.reserve(request, limits)?;
-    let items: Items<IncrementBody> = match body::read(request, payload, limits).await? {
-        Body::Empty => return single(name, one(), shared).await,
-        Body::One(json) => return single(name, body::one::<IncrementBody>(&json)?.by, shared).await,
-        Body::Array(json) => body::array(&json, limits.items_max)?,
-        Body::Lines(text) => body::lines(&text, limits.items_max)?,
+    let reserved = shared.body_budget.reserve(request, limits)?;
+    let name: Arc<str> = name.into();
+    let draft = |item: IncrementBody| Draft {
+        write: Write::Increment(Increment { counter: name.clone(), by: item.by }),
+        own_key: item.idempotency_key.map(OwnKey::into_text),
     };
-    let mut encoded = Encoded::with_capacity(items.valid.len() * (name.len() + 48));
-    for (_, item) in &items.valid {
-        encoded.push(|out| encode_increment(out, name, item.by));
-    }
-    accept::many(&shared.batcher, &shared.ids, Kind::Increment, &encoded, items.rejected).await
-}
-
-async fn single(name: &str, by: i64, shared: &Shared) -> Result<HttpResponse, Problem> {
-    let mut encoded = Encoded::with_capacity(name.len() + 64);
-    encoded.push(|out| encode_increment(out, name, by));
-    accept::single(&shared.batcher, &shared.ids, Kind::Increment, &encoded).await
+    let items: Items<IncrementBody> = match body::read(request, payload, limits).await? {
+        Body::Empty => {
+            let item = IncrementBody { by: one(), idempotency_key: None };
+            return accept::single(shared, terms, draft(item), present).await;
+        }
+        Body::One(json) => {
+            let item = body::one::<IncrementBody>(&json, limits.item_bytes_max)?;
+            // The request may wait for long now, and nothing of its body is needed.
+            drop((json, reserved));
+            return accept::single(shared, terms, draft(item), present).await;
+        }
+        Body::Array(json) => body::array(&json, limits)?,
+        Body::Lines(text) => body::lines(&text, limits)?,
+    };
+    let Items { valid, rejected } = items;
+    let valid = valid.into_iter().map(|(index, item)| (index, draft(item))).collect();
+    accept::many(shared, terms, Items { valid, rejected }).await
 }
 
 /// Reads a counter.
@@ -146,7 +164,8 @@ async fn single(name: &str, by: i64, shared: &Shared) -> Result<HttpResponse, Pr
     tag = "counters",
     params(
         ("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
-        ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
+        ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`, with If-None-Match: answers at the next change, after N seconds at the latest")
     ),
     responses(
         (status = 200, description = "the counter", body = CounterBody, headers(
@@ -167,35 +186,88 @@ pub async fn get(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", &name)?;
-    let (cached, outcome) = read(&shared, &name).await?;
+    parameters::none(request.query_string())?;
+    let headers = request.headers();
+    let is_known =
+        |cached: &Cached| cached.counter.as_ref().is_some_and(|counter| has(headers, &etag_of(counter)));
+    let (mut cached, mut outcome) = read(&shared, &name).await?;
+    let wait = wait_of(headers, shared.waits.wait_max).filter(|_| is_known(&cached));
+    if let Some(wait) = wait {
+        (cached, outcome) = read_changed(&shared, &name, wait, &is_known).await?;
+    }
     let Some(counter) = &cached.counter else {
         return Err(Problem::not_found("this counter was never written"));
     };
-    let etag = format!("\"{}\"", counter.version);
-    let known = request.headers().get_all(IF_NONE_MATCH).any(|given| matches_etag(given.as_bytes(), &etag));
+    let known = is_known(&cached);
     let mut response = if known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
-    response.insert_header((ETAG, etag)).insert_header((CACHE_CONTROL, "no-cache"));
+    response
+        .insert_header((ETAG, etag_of(counter)))
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .insert_header((VARY, "Prefer"));
     describe(&mut response, &cached, outcome);
     if known {
         return Ok(response.finish());
     }
+    if let Some(wait) = wait {
+        response.insert_header((PREFERENCE_APPLIED, applied(wait)));
+    }
     Ok(response.insert_header((CONTENT_TYPE, "application/json")).body(cached.body(counter)))
 }
 
+fn etag_of(counter: &Counter) -> String {
+    format!("\"{}\"", counter.version)
+}
+
+/// Reads until it is something else than what the client knows, or the time is up. Registers before
+/// each reading: a change between the two wakes.
+async fn read_changed(
+    shared: &Shared,
+    name: &str,
+    wait: Duration,
+    is_known: &impl Fn(&Cached) -> bool,
+) -> Result<(Arc<Cached>, Outcome), Problem> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let waiter = shared.waiters.seat_for_counter().map(|seat| seat.wait_for_counter(name));
+        let (cached, outcome) = read(shared, name).await?;
+        if !is_known(&cached) {
+            return Ok((cached, outcome));
+        }
+        let Some(mut waiter) = waiter else { return Ok((cached, outcome)) };
+        if waiter.outcome(deadline).await.is_none() {
+            return read(shared, name).await;
+        }
+    }
+}
+
 /// Reads through the cache and counts how.
-pub async fn read(shared: &Shared, name: &str) -> Result<(std::sync::Arc<Cached>, Outcome), Problem> {
+pub async fn read(shared: &Shared, name: &str) -> Result<(Arc<Cached>, Outcome), Problem> {
     let (cached, outcome) = shared.cache.get(name).await.map_err(|error| unavailable(&error))?;
+    count_read(outcome);
+    Ok((cached, outcome))
+}
+
+/// Counts how a read through a cache was answered.
+pub fn count_read(outcome: Outcome) {
     let reads = &metrics().cache_reads_by_outcome;
     match outcome {
         Outcome::Hit => reads.hit.inc(),
         Outcome::Miss => reads.miss.inc(),
         Outcome::Stale => reads.stale.inc(),
     }
-    Ok((cached, outcome))
 }
 
 /// Says how a cached read was answered.
 pub fn describe(response: &mut actix_web::HttpResponseBuilder, cached: &Cached, outcome: Outcome) {
+    describe_read(response, cached.read_at, outcome);
+}
+
+/// The same for what the store said at that time.
+pub fn describe_read(
+    response: &mut actix_web::HttpResponseBuilder,
+    read_at: std::time::Instant,
+    outcome: Outcome,
+) {
     let status = match outcome {
         Outcome::Hit => "forebay; hit",
         Outcome::Miss => "forebay; fwd=miss",
@@ -203,7 +275,7 @@ pub fn describe(response: &mut actix_web::HttpResponseBuilder, cached: &Cached, 
     };
     response
         .insert_header(("Cache-Status", status))
-        .insert_header(("Age", cached.read_at.elapsed().as_secs().to_string()));
+        .insert_header(("Age", read_at.elapsed().as_secs().to_string()));
 }
 
 /// Lists counters by name.
@@ -223,7 +295,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
     let page = page_of(request.query_string())?;
     let limit = page.limit as usize;
     // One more than asked for tells whether there is a next page.
-    let beyond = CounterPage { limit: page.limit + 1, ..page };
+    let beyond = NamePage { limit: page.limit + 1, ..page };
     let mut counters = guarded(&shared.store_breaker, shared.store.counters(beyond))
         .await
         .map_err(|error| unavailable(&error))?;
@@ -231,25 +303,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
     counters.truncate(limit);
     let next = counters.last().filter(|_| more).map(|counter| counter.name.to_string());
     let items = counters.into_iter().map(CounterBody::from).collect();
-    Ok(HttpResponse::Ok().json(CountersBody { items, next }))
-}
-
-fn page_of(query: &str) -> Result<CounterPage, Problem> {
-    let params = Query::<ListParams>::from_query(query)
-        .map_err(|error| Problem::invalid_parameter("query", body::shorten(&error.to_string())))?
-        .into_inner();
-    let limit = params.limit.unwrap_or(PAGE_LIMIT_DEFAULT);
-    if !(1..=PAGE_LIMIT_MAX).contains(&limit) {
-        return Err(Problem::invalid_parameter("limit", format!("must be from 1 to {PAGE_LIMIT_MAX}")));
-    }
-    let prefix = params.prefix.unwrap_or_default();
-    if !prefix.is_empty() {
-        check_parameter("prefix", &prefix)?;
-    }
-    if let Some(after) = &params.after {
-        check_parameter("after", after)?;
-    }
-    Ok(CounterPage { prefix, after: params.after, limit })
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(CountersBody { items, next }))
 }
 
 impl From<Counter> for CounterBody {
@@ -263,14 +317,15 @@ impl From<Counter> for CounterBody {
     }
 }
 
-fn check_parameter(parameter: &'static str, name: &str) -> Result<(), Problem> {
-    check_name(name).map_err(|error| Problem::invalid_parameter(parameter, error.to_string()))
-}
-
 /// The store cannot answer, whatever else it said.
 pub fn unavailable(error: &StoreError) -> Problem {
     tracing::debug!(%error, "read answered with 503");
     Problem::store_unavailable()
+}
+
+/// Whether the client has what this tag names.
+pub fn has(headers: &HeaderMap, etag: &str) -> bool {
+    headers.get_all(IF_NONE_MATCH).any(|given| matches_etag(given.as_bytes(), etag))
 }
 
 /// `If-None-Match` compares weakly: `W/` does not matter.
@@ -300,14 +355,6 @@ mod tests {
         }
         for no in ["\"8\"", "7", ""] {
             assert!(!matches_etag(no.as_bytes(), "\"7\""), "{no}");
-        }
-    }
-
-    #[test]
-    fn a_page_is_bounded_and_unknown_parameters_are_refused() {
-        assert_eq!(page_of("limit=2&after=a&prefix=b").expect("a page").limit, 2);
-        for bad in ["limit=0", "limit=1001", "limit=x", "after=a%20b", "prefix=%00", "sort=up"] {
-            assert!(page_of(bad).is_err(), "{bad}");
         }
     }
 }

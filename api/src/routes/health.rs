@@ -2,14 +2,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use actix_web::HttpResponse;
 use actix_web::web::ThinData;
+use actix_web::{HttpResponse, HttpResponseBuilder};
 use shared::breaker::{Breaker, State};
 use shared::ops::{Health, Status};
 use shared::queue::{Link, Publisher};
+use utoipa::ToSchema;
 
 use crate::request::Gate;
 use crate::server::Shared;
+
+/// What holds now says nothing about later.
+const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 
 /// What the health is read from.
 pub struct HealthView {
@@ -39,27 +43,53 @@ impl HealthView {
     }
 }
 
+/// What `/health` answers, for the document.
+#[derive(Debug, ToSchema)]
+#[schema(as = Health)]
+pub struct HealthShape {
+    /// `ok`, `degraded` (reads may be stale or refused) or `down` (nothing can be made durable).
+    #[schema(example = "ok")]
+    pub status: String,
+    #[schema(example = "healthy")]
+    pub queue: String,
+    #[schema(example = "healthy")]
+    pub store: String,
+    /// By name: `closed`, `half_open` or `open`.
+    #[schema(example = json!({"publisher": "closed", "store": "closed"}))]
+    pub breakers: BTreeMap<String, String>,
+}
+
 /// The process answers.
-#[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, description = "alive")))]
+#[utoipa::path(get, path = "/livez", tag = "health", responses(
+    (status = 200, description = "alive", body = String, content_type = "text/plain; charset=utf-8")
+))]
 pub async fn livez() -> HttpResponse {
-    HttpResponse::Ok().body("ok")
+    word(HttpResponse::Ok(), "ok")
 }
 
 /// Requests may be sent here. A dependency that is away does not make a replica unready.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
-    (status = 200, description = "ready"), (status = 503, description = "stopping")
+    (status = 200, description = "ready", body = String, content_type = "text/plain; charset=utf-8"),
+    (status = 503, description = "stopping", body = String, content_type = "text/plain; charset=utf-8")
 ))]
 pub async fn readyz(shared: ThinData<Shared>) -> HttpResponse {
     if shared.health.read().ready {
-        HttpResponse::Ok().body("ready")
+        word(HttpResponse::Ok(), "ready")
     } else {
-        HttpResponse::ServiceUnavailable().insert_header(("Retry-After", "1")).body("stopping")
+        let mut response = HttpResponse::ServiceUnavailable();
+        response.insert_header(("Retry-After", "1"));
+        word(response, "stopping")
     }
+}
+
+fn word(mut response: HttpResponseBuilder, word: &'static str) -> HttpResponse {
+    response.insert_header(NO_STORE).insert_header(("Content-Type", "text/plain; charset=utf-8")).body(word)
 }
 
 /// What works: 200 while something durable can be accepted.
 #[utoipa::path(get, path = "/health", tag = "health", responses(
-    (status = 200, description = "`ok` or `degraded`"), (status = 503, description = "`down`")
+    (status = 200, description = "`ok` or `degraded`", body = HealthShape),
+    (status = 503, description = "`down`", body = HealthShape)
 ))]
 pub async fn health(shared: ThinData<Shared>) -> HttpResponse {
     let health = shared.health.read();
@@ -70,5 +100,5 @@ pub async fn health(shared: ThinData<Shared>) -> HttpResponse {
     if health.status == Status::Down {
         response.insert_header(("Retry-After", "1"));
     }
-    response.json(health)
+    response.insert_header(NO_STORE).json(health)
 }

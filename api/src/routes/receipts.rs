@@ -1,24 +1,31 @@
 //! Receipts: what became of a write.
-use actix_web::HttpResponse;
-use actix_web::web::{Path, ThinData};
-use serde::Serialize;
-use shared::id::ItemId;
-use shared::store::Fate;
-use utoipa::ToSchema;
+use std::time::{Duration, Instant};
 
+use actix_web::web::{Path, ThinData};
+use actix_web::{HttpRequest, HttpResponse};
+use serde::Serialize;
+use shared::id::{ItemId, ItemKey};
+use shared::keyed::Fingerprint;
+use shared::store::{Fate, StoreError};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};
 use crate::cache::guarded;
+use crate::parameters::Parameters;
 use crate::problem::Problem;
 use crate::routes::counters::unavailable;
 use crate::server::Shared;
 use crate::time_text::rfc3339;
+use crate::waiters::Outcome;
 
 /// What became of a write.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Receipt {
     id: String,
     #[schema(example = "increment")]
     kind: &'static str,
     /// `accepted`: durable, not yet applied. `applied`: took effect. `failed`: set aside.
+    /// `conflict`: another payload was processed under its Idempotency-Key.
     #[schema(example = "applied")]
     status: &'static str,
     /// RFC 3339, UTC, by the store's clock.
@@ -34,6 +41,92 @@ pub struct Receipt {
     detail: Option<String>,
 }
 
+impl Receipt {
+    fn accepted(id: ItemId) -> Self {
+        Self {
+            id: id.to_string(),
+            kind: id.key().kind().name(),
+            status: "accepted",
+            applied_at: None,
+            failed_at: None,
+            reason: None,
+            detail: None,
+        }
+    }
+
+    /// Another payload was processed under the key.
+    pub fn conflict(id: ItemId) -> Self {
+        Self { status: "conflict", ..Self::accepted(id) }
+    }
+
+    /// Of what the store knows. `payload` is the fingerprint that the client holds.
+    fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<Fate>) -> Self {
+        let has_other = |processed: Option<Fingerprint>| {
+            payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
+        };
+        match fate {
+            None => Self::accepted(id),
+            Some(Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. })
+                if has_other(fingerprint) =>
+            {
+                Self::conflict(id)
+            }
+            Some(Fate::Applied { at_ms, .. }) => {
+                Self { status: "applied", applied_at: Some(rfc3339(at_ms)), ..Self::accepted(id) }
+            }
+            Some(Fate::Failed { at_ms, reason, detail, .. }) => Self {
+                status: "failed",
+                failed_at: Some(rfc3339(at_ms)),
+                reason: Some(reason),
+                detail: Some(detail),
+                ..Self::accepted(id)
+            },
+        }
+    }
+
+    /// Of what an event told, without what only the store knows.
+    fn of_outcome(id: ItemId, outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Applied { .. } => Self { status: "applied", ..Self::accepted(id) },
+            Outcome::Failed { reason, detail } => Self {
+                status: "failed",
+                reason: Some(reason.into()),
+                detail: Some(detail.into()),
+                ..Self::accepted(id)
+            },
+            Outcome::Conflict => Self::conflict(id),
+        }
+    }
+
+    /// After `outcome` was told: as the store knows it, or if it cannot be asked just now, as told.
+    pub async fn after(
+        shared: &Shared,
+        item: ItemKey,
+        payload: Option<Fingerprint>,
+        outcome: Outcome,
+    ) -> Self {
+        let id = shared.ids.sign(item);
+        match fate_of(shared, item).await {
+            Ok(Some(fate)) => Self::of_fate(id, payload, Some(fate)),
+            Ok(None) | Err(_) => Self::of_outcome(id, outcome),
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.status != "accepted"
+    }
+}
+
+/// For the document: [`payload_of`] reads them.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "only their description is used")]
+pub struct ReceiptParams {
+    /// The fingerprint in the `Location` of a write with an Idempotency-Key: tells `conflict` when
+    /// another payload was processed under the key.
+    payload: Option<String>,
+}
+
 /// Tells what became of a write.
 ///
 /// Every replica recognises an id that any replica issued, before the write is applied.
@@ -41,45 +134,81 @@ pub struct Receipt {
     get,
     path = "/v1/receipts/{id}",
     tag = "receipts",
-    params(("id" = String, Path, description = "an id from a 202")),
+    params(
+        ("id" = String, Path, description = "an id from a 202"),
+        ReceiptParams,
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answers when it is settled, after N seconds at the latest")
+    ),
     responses(
-        (status = 200, description = "the receipt", body = Receipt),
+        (status = 200, description = "the receipt", body = Receipt,
+         headers(("Preference-Applied" = String, description = "`wait=N`, when it was settled meanwhile"))),
         (status = 404, description = "never issued", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "`payload` is not a fingerprint", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the store is away", body = Problem,
          content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
     )
 )]
-pub async fn get(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+pub async fn get(
+    request: HttpRequest,
+    id: Path<String>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
     let id: ItemId = id.parse().map_err(|_| never_issued())?;
     if !shared.ids.recognises(id) {
         return Err(never_issued());
     }
-    let key = id.key();
-    let fate =
-        guarded(&shared.store_breaker, shared.store.fate(key)).await.map_err(|error| unavailable(&error))?;
-    let mut receipt = Receipt {
-        id: id.to_string(),
-        kind: key.kind().name(),
-        status: "accepted",
-        applied_at: None,
-        failed_at: None,
-        reason: None,
-        detail: None,
+    let payload = payload_of(request.query_string())?;
+    let wait = wait_of(request.headers(), shared.waits.wait_max);
+    let mut response = HttpResponse::Ok();
+    let receipt = match wait {
+        None => read(&shared, id, payload).await?,
+        Some(wait) => {
+            let (receipt, helped) = read_after(&shared, id, payload, wait).await?;
+            if helped {
+                response.insert_header((PREFERENCE_APPLIED, applied(wait)));
+            }
+            receipt
+        }
     };
-    match fate {
-        None => {}
-        Some(Fate::Applied { at_ms }) => {
-            receipt.status = "applied";
-            receipt.applied_at = Some(rfc3339(at_ms));
-        }
-        Some(Fate::Failed { at_ms, reason, detail }) => {
-            receipt.status = "failed";
-            receipt.failed_at = Some(rfc3339(at_ms));
-            receipt.reason = Some(reason);
-            receipt.detail = Some(detail);
-        }
+    Ok(response.insert_header(("Cache-Control", "no-store")).json(receipt))
+}
+
+/// Registers, then reads: what comes in between is told, what came before is read.
+async fn read_after(
+    shared: &Shared,
+    id: ItemId,
+    payload: Option<Fingerprint>,
+    wait: Duration,
+) -> Result<(Receipt, bool), Problem> {
+    let deadline = Instant::now() + wait;
+    let waiter = shared.waiters.seat().map(|seat| seat.wait_for(id.key(), payload));
+    let receipt = read(shared, id, payload).await?;
+    let Some(mut waiter) = waiter.filter(|_| !receipt.is_settled()) else { return Ok((receipt, false)) };
+    match waiter.outcome(deadline).await {
+        Some(outcome) => Ok((Receipt::after(shared, id.key(), payload, outcome).await, true)),
+        None => Ok((receipt, false)),
     }
-    Ok(HttpResponse::Ok().insert_header(("Cache-Control", "no-store")).json(receipt))
+}
+
+async fn read(shared: &Shared, id: ItemId, payload: Option<Fingerprint>) -> Result<Receipt, Problem> {
+    let fate = fate_of(shared, id.key()).await.map_err(|error| unavailable(&error))?;
+    Ok(Receipt::of_fate(id, payload, fate))
+}
+
+async fn fate_of(shared: &Shared, item: ItemKey) -> Result<Option<Fate>, StoreError> {
+    let fates = guarded(&shared.store_breaker, shared.store.fates([item].into())).await?;
+    Ok(fates.into_iter().next().flatten())
+}
+
+/// The fingerprint that a client holds, the only parameter.
+pub fn payload_of(query: &str) -> Result<Option<Fingerprint>, Problem> {
+    let mut params = Parameters::of(query)?;
+    let payload = params.take("payload");
+    params.finish()?;
+    let parsed = payload.map(|payload| payload.parse()).transpose();
+    parsed.map_err(|error: shared::keyed::NotAFingerprint| {
+        Problem::invalid_parameter("payload", error.to_string())
+    })
 }
 
 fn never_issued() -> Problem {

@@ -1,12 +1,14 @@
 //! Short paths with the answers of the small counter services that Forebay replaces.
+use actix_web::http::header::{CACHE_CONTROL, ETAG};
 use actix_web::web::{Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::accept::Accepted;
+use crate::accept::{Accepted, Settled, Terms};
+use crate::parameters;
 use crate::problem::Problem;
-use crate::routes::counters::{describe, increment_named, read};
+use crate::routes::counters::{describe, has, increment_named, read};
 use crate::server::Shared;
 
 /// The counter behind `/counter`.
@@ -18,13 +20,18 @@ pub struct Count {
     count: i64,
 }
 
-/// Adds to the counter `default`.
+/// Adds to the counter `default`, and waits a moment for the count (`server.short_wait_ms`).
 #[utoipa::path(
     post,
     path = "/counter",
     tag = "short paths",
-    request_body(content = Option<crate::routes::counters::IncrementBody>),
+    params(
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, instead of a moment, until it is applied"),
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+    ),
+    request_body(content = crate::routes::counters::IncrementBody, description = "one increment, an array of them, or nothing"),
     responses(
+        (status = 200, description = "applied in time: the count that this increment made", body = Count),
         (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the receipt"))),
         (status = "4XX", description = "as for increments", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "not known to be durable", body = Problem, content_type = "application/problem+json")
@@ -35,7 +42,12 @@ pub async fn increment(
     payload: Payload,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    increment_named(&request, payload, NAME, &shared).await
+    let terms = Terms::short(&request, &shared)?;
+    let present = |settled: &Settled<'_>| {
+        let count = settled.standing?.value;
+        Some(HttpResponse::Ok().json(Count { count }))
+    };
+    increment_named(&request, payload, NAME, &shared, &terms, present).await
 }
 
 /// Reads the counter `default`: 0 before the first increment.
@@ -43,15 +55,23 @@ pub async fn increment(
     get,
     path = "/counter",
     tag = "short paths",
+    params(("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")),
     responses(
         (status = 200, description = "the count", body = Count),
+        (status = 304, description = "what the client has is current"),
+        (status = 422, description = "a parameter is not known", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the store is away", body = Problem, content_type = "application/problem+json")
     )
 )]
-pub async fn get(shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+pub async fn get(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    parameters::none(request.query_string())?;
     let (cached, outcome) = read(&shared, NAME).await?;
-    let count = cached.counter.as_ref().map_or(0, |counter| counter.value);
-    let mut response = HttpResponse::Ok();
+    let (count, version) = cached.counter.as_ref().map_or((0, 0), |counter| (counter.value, counter.version));
+    // Another tag than that of the counter: the body is another one, too.
+    let etag = format!("\"c{version}\"");
+    let known = has(request.headers(), &etag);
+    let mut response = if known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    response.insert_header((ETAG, etag)).insert_header((CACHE_CONTROL, "no-cache"));
     describe(&mut response, &cached, outcome);
-    Ok(response.json(Count { count }))
+    Ok(if known { response.finish() } else { response.json(Count { count }) })
 }

@@ -1,5 +1,6 @@
 //! The program's command line, as a person or a container runs it.
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -19,6 +20,9 @@ fn run(directory: &Path, arguments: &[&str]) -> (bool, String, String) {
     (status.success(), text(stdout), text(stderr))
 }
 
+/// Where a serving program logs to, in its directory.
+const LOG: &str = "log";
+
 /// A serving program; ended when dropped.
 struct Serving {
     child: Child,
@@ -28,7 +32,8 @@ struct Serving {
 impl Serving {
     fn start(directory: &Path) -> Self {
         let mut command = command(directory, &[]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+        let log = std::fs::File::create(directory.join(LOG)).expect("a file");
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("it starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let url = lines
             .find_map(|line| line.expect("text").strip_prefix("Forebay listens on ").map(str::to_owned))
@@ -72,6 +77,25 @@ async fn with_nothing_set_it_serves_and_keeps_what_it_accepted_over_a_restart() 
         (counter["value"] == 5).then_some(())
     })
     .await;
+}
+
+#[test]
+fn what_is_no_http_is_answered_and_fills_no_log() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let serving = Serving::start(directory.path());
+    for request in
+        ["GET / HTTP/9.9\r\n\r\n", "\u{1}\u{2}\r\n\r\n", "GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n"]
+    {
+        let address = serving.url.strip_prefix("http://").expect("a URL");
+        let mut stream = TcpStream::connect(address).expect("a connection");
+        stream.write_all(request.as_bytes()).expect("is sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
+    assert!(serving.stop());
+    let log = std::fs::read_to_string(directory.path().join(LOG)).expect("a log");
+    assert!(log.contains("listening") && !log.contains("actix_http") && !log.contains("ERROR"), "{log}");
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use shared::backend::Backend;
-use shared::id::{IdIssuer, ItemKey};
+use shared::id::IdIssuer;
 use shared::message::{Message, Outgoing};
 use shared::queue::{Delivery, Link, Lost, PublishError, Publisher, Queue, QueueError, Subscription};
-use shared::store::{Applied, Counter, CounterPage, Fate, Store, StoreError};
+use shared::store::{Applied, Store, StoreError};
+use testkit::store::{Layer, Layered};
 
 use crate::support::{RunningConsumer, base_config, close, open, wait_for};
 
@@ -151,7 +152,11 @@ impl FaultySubscription {
 }
 
 #[async_trait]
-impl Store for FaultyStore {
+impl Layer for FaultyStore {
+    fn behind(&self) -> &Arc<dyn Store> {
+        &self.0
+    }
+
     /// Fails before the transaction, or after its commit, and takes the session along.
     async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
         let batch = if self.1.bug == Bug::LedgerSkipped { under_new_ids(&batch) } else { batch };
@@ -169,30 +174,6 @@ impl Store for FaultyStore {
             return Err(away("after the commit"));
         }
         Ok(applied)
-    }
-
-    async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
-        self.0.counter(name).await
-    }
-
-    async fn counters(&self, page: CounterPage) -> Result<Vec<Counter>, StoreError> {
-        self.0.counters(page).await
-    }
-
-    async fn fate(&self, item: ItemKey) -> Result<Option<Fate>, StoreError> {
-        self.0.fate(item).await
-    }
-
-    async fn now_ms(&self) -> Result<i64, StoreError> {
-        self.0.now_ms().await
-    }
-
-    async fn migrate(&self) -> Result<(), StoreError> {
-        self.0.migrate().await
-    }
-
-    async fn close(&self) {
-        self.0.close().await;
     }
 }
 
@@ -227,7 +208,7 @@ async fn run(backend: Backend, config: &shared::config::Config, bug: Bug) -> Ver
     let store = backend.store.clone();
     let backend = Backend {
         queue: Arc::new(FaultyQueue(backend.queue.clone(), disturbance.clone())),
-        store: Arc::new(FaultyStore(backend.store.clone(), disturbance.clone())),
+        store: Arc::new(Layered(FaultyStore(backend.store.clone(), disturbance.clone()))),
         ..backend
     };
     let consumer = RunningConsumer::start(config, &backend);

@@ -1,10 +1,21 @@
 //! Black-box tests of the API: whole installations, spoken to by HTTP, on both backend pairs.
+mod back_pressure;
 mod bad_input;
 mod cli;
+mod confirms;
 mod counters;
+mod dead_letters;
+mod documents;
+mod documents_input;
+mod documents_outages;
 mod faults;
+mod keys;
+mod metrics;
+mod openapi;
 mod operations;
 mod outages;
 mod receipts;
+mod replaces;
 mod replicas;
 mod support;
+mod waits;

@@ -9,13 +9,13 @@ use crate::support::{Installation, cluster_with, json, problem};
 /// How the configured limit of an accept is kept, generously: the machine may be busy.
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-struct Proxies {
-    broker: Proxy,
-    store: Proxy,
+pub struct Proxies {
+    pub broker: Proxy,
+    pub store: Proxy,
 }
 
 /// An installation whose every connection goes through a proxy.
-async fn behind_proxies(word: &str, test: impl AsyncFnOnce(Installation, &Proxies) -> Installation) {
+pub async fn behind_proxies(word: &str, test: impl AsyncFnOnce(Installation, &Proxies) -> Installation) {
     let place = |url: &str| {
         let after_user = url.rsplit_once('@').map_or(url, |(_, rest)| rest);
         after_user.split('/').next().expect("a host and a port").to_owned()
@@ -139,6 +139,42 @@ async fn while_the_store_is_away_writes_are_accepted_and_known_values_are_answer
         proxies.store.down(false);
         let counter = installation.wait_for_value(1, "known", 15).await;
         assert_eq!(counter["version"], 11);
+        installation
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_store_is_away_nobody_is_kept_waiting_for_it() {
+    behind_proxies("waits", async |installation, proxies| {
+        installation.wait_until_heard().await;
+        proxies.store.down(true);
+        let started = Instant::now();
+        let waiting =
+            installation.at(0, Method::POST, "/v1/counters/w/increments").header("prefer", "wait=30");
+        let waiting = tokio::spawn(waiting.send());
+        installation
+            .wait_for("a release", async || {
+                installation.increment(0, "w", 1).await;
+                waiting.is_finished().then_some(())
+            })
+            .await;
+        assert_eq!(waiting.await.expect("no panic").expect("an answer").status(), 202);
+        assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
+        installation
+            .wait_for("an answer at once", async || {
+                let started = Instant::now();
+                let response = installation.increment_and_wait(1, "w").await;
+                (response.status() == 202 && started.elapsed() < ACCEPT_TIMEOUT).then_some(())
+            })
+            .await;
+        proxies.store.down(false);
+        installation
+            .wait_for("waits as before", async || {
+                let response = installation.increment_and_wait(0, "w").await;
+                (response.status() == 200).then_some(())
+            })
+            .await;
         installation
     })
     .await;

@@ -1,5 +1,6 @@
 //! Whole installations for tests, started as the programs start them.
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::server::Server;
@@ -9,6 +10,7 @@ use serde_json::Value;
 use shared::backend::{self, Backend};
 use shared::config::Config;
 use shared::shutdown::{self, Trigger};
+use shared::store::Store;
 use tokio::task::JoinHandle;
 
 /// How long a condition may take to come true. Failing takes this long, passing does not.
@@ -47,12 +49,24 @@ where
     F: FnOnce(Installation) -> Fut,
     Fut: Future<Output = Installation>,
 {
+    embedded_over(&|store| store, test).await;
+}
+
+/// What the programs of an installation get instead of their store.
+pub type Over<'a> = &'a (dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Sync);
+
+/// The same with another store.
+pub async fn embedded_over<F, Fut>(over: Over<'_>, test: F)
+where
+    F: FnOnce(Installation) -> Fut,
+    Fut: Future<Output = Installation>,
+{
     let directory = tempfile::tempdir().expect("a directory");
     let mut config = base_config();
     let url = format!("embedded:{}", directory.path().display());
     config.queue.url.clone_from(&url);
     config.store.url = url;
-    let backend = open(&config).await;
+    let backend = open_over(&config, over).await;
     let consumers = vec![RunningConsumer::start(&config, &backend)];
     let apis = vec![Server::start(&config, &backend).expect("the API starts")];
     let installation = Installation { config, apis, consumers, client: client(), backends: vec![backend] };
@@ -68,8 +82,25 @@ where
     cluster_with(word, |_| {}, test).await;
 }
 
+/// The same with other stores.
+pub async fn cluster_over<F, Fut>(word: &str, over: Over<'_>, test: F)
+where
+    F: FnOnce(Installation) -> Fut,
+    Fut: Future<Output = Installation>,
+{
+    start_cluster(word, |_| {}, over, test).await;
+}
+
 /// The same with other settings.
 pub async fn cluster_with<F, Fut>(word: &str, adjust: impl FnOnce(&mut Config), test: F)
+where
+    F: FnOnce(Installation) -> Fut,
+    Fut: Future<Output = Installation>,
+{
+    start_cluster(word, adjust, &|store| store, test).await;
+}
+
+async fn start_cluster<F, Fut>(word: &str, adjust: impl FnOnce(&mut Config), over: Over<'_>, test: F)
 where
     F: FnOnce(Installation) -> Fut,
     Fut: Future<Output = Installation>,
@@ -82,10 +113,10 @@ where
         adjust(&mut config);
         let (mut apis, mut consumers, mut backends) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..2 {
-            let backend = open(&config).await;
+            let backend = open_over(&config, over).await;
             consumers.push(RunningConsumer::start(&config, &backend));
             backends.push(backend);
-            let backend = open(&config).await;
+            let backend = open_over(&config, over).await;
             apis.push(Server::start(&config, &backend).expect("the API starts"));
             backends.push(backend);
         }
@@ -126,9 +157,12 @@ pub fn base_config() -> Config {
     config.server.workers = 2;
     config.server.accept_timeout_ms = 10_000;
     config.server.shutdown_timeout_ms = 2_000;
+    // What the short paths answer in the end must not depend on how busy the machine is.
+    config.server.short_wait_ms = 30_000;
     config.ops.port = Some(0);
     config.queue.bytes_max = 64 << 20;
     config.ids.secrets = vec!["test".into()];
+    config.auth.admin_without_keys = true;
     config
 }
 
@@ -136,6 +170,11 @@ pub async fn open(config: &Config) -> Backend {
     let backend = backend::open(config).await.expect("the backend opens");
     backend.store.migrate().await.expect("the schema is brought up");
     backend
+}
+
+async fn open_over(config: &Config, over: Over<'_>) -> Backend {
+    let backend = open(config).await;
+    Backend { store: over(backend.store.clone()), ..backend }
 }
 
 fn client() -> Client {
@@ -164,6 +203,28 @@ impl Installation {
         let response = request.json(&serde_json::json!({ "by": by })).send().await.expect("an answer");
         assert_eq!(response.status(), 202);
         json(response).await["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Adds 1 to a counter and waits for what becomes of it.
+    pub async fn increment_and_wait(&self, replica: usize, name: &str) -> Response {
+        let request = self.at(replica, Method::POST, &format!("/v1/counters/{name}/increments"));
+        request.header("prefer", "wait=20").send().await.expect("an answer")
+    }
+
+    /// Waits until every replica hears the events of every consumer: a write that came before may
+    /// lose its value on the way, and is answered with 202. Consumers take messages in turns.
+    pub async fn wait_until_heard(&self) {
+        for replica in 0..self.apis.len() {
+            let in_turn = 4 * self.consumers.len();
+            self.wait_for("the events of all consumers", async || {
+                for _ in 0..in_turn {
+                    let answer = self.increment_and_wait(replica, "heard").await;
+                    (answer.status() == 200).then_some(())?;
+                }
+                Some(())
+            })
+            .await;
+        }
     }
 
     /// Waits until a replica shows this value and returns the counter.

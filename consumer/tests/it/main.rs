@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use consumer::Consumer;
 use shared::backend::{self, Backend};
 use shared::config::Config;
-use shared::id::{IdIssuer, ItemKey, Kind, MessageId};
+use shared::id::{IdIssuer, Kind, MessageId};
 use shared::message::{Builder, Message, Outgoing, encode_increment};
 use shared::shutdown;
-use shared::store::{Applied, Counter, CounterPage, Fate, Store, StoreError};
+use shared::store::{Applied, Fate, Store, StoreError};
+use testkit::store::{Layer, Layered};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -21,49 +22,36 @@ struct Switched {
     away: AtomicBool,
     /// Messages of each `apply`.
     asked: Mutex<Vec<usize>>,
+    /// While somebody holds it, what is committed is not answered.
+    answering: tokio::sync::Mutex<()>,
     failed: AtomicUsize,
 }
 
 #[async_trait]
-impl Store for Switched {
+impl Layer for Switched {
+    fn behind(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
     async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
         self.asked.lock().expect("no panic").push(batch.len());
         if self.away.load(Ordering::Relaxed) {
             self.failed.fetch_add(1, Ordering::Relaxed);
             return Err(StoreError::Unavailable("away".into()));
         }
-        self.store.apply(batch).await
-    }
-
-    async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
-        self.store.counter(name).await
-    }
-
-    async fn counters(&self, page: CounterPage) -> Result<Vec<Counter>, StoreError> {
-        self.store.counters(page).await
-    }
-
-    async fn fate(&self, item: ItemKey) -> Result<Option<Fate>, StoreError> {
-        self.store.fate(item).await
-    }
-
-    async fn now_ms(&self) -> Result<i64, StoreError> {
-        self.store.now_ms().await
-    }
-
-    async fn migrate(&self) -> Result<(), StoreError> {
-        self.store.migrate().await
-    }
-
-    async fn close(&self) {
-        self.store.close().await;
+        let outcome = self.store.apply(batch).await;
+        if outcome.is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(self.answering.lock().await);
+        outcome
     }
 }
 
 struct Rig {
     config: Config,
     backend: Backend,
-    store: Arc<Switched>,
+    store: Arc<Layered<Switched>>,
     issuer: IdIssuer,
 }
 
@@ -71,12 +59,13 @@ impl Rig {
     async fn new(config: Config) -> Self {
         let backend = backend::open(&config).await.expect("the backend opens");
         backend.store.migrate().await.expect("the schema is brought up");
-        let store = Arc::new(Switched {
+        let store = Arc::new(Layered(Switched {
             store: backend.store.clone(),
             away: AtomicBool::new(false),
             asked: Mutex::default(),
+            answering: tokio::sync::Mutex::default(),
             failed: AtomicUsize::new(0),
-        });
+        }));
         let backend = Backend { store: store.clone(), ..backend };
         Self { config, backend, store, issuer: IdIssuer::new(rand::random(), 0) }
     }
@@ -110,13 +99,18 @@ impl Rig {
     }
 
     async fn wait_for_value(&self, counter: &str, value: i64) {
-        wait_for(counter, async || self.value(counter).await == Some(value)).await;
+        let stored = async || self.backend.store.counter(counter).await.ok().flatten();
+        wait_for(counter, async || stored().await.is_some_and(|counter| counter.value == value)).await;
     }
 
     async fn wait_for_fate(&self, id: MessageId) -> Fate {
         let item = id.item(Kind::Increment, 0);
-        wait_for("a fate", async || self.backend.store.fate(item).await.expect("answers").is_some()).await;
-        self.backend.store.fate(item).await.expect("answers").expect("just seen")
+        let fate = async |item| {
+            let fates = self.backend.store.fates([item].into()).await.ok()?;
+            fates.into_iter().next().flatten()
+        };
+        wait_for("a fate", async || fate(item).await.is_some()).await;
+        fate(item).await.expect("just seen")
     }
 
     async fn close(self) {
@@ -166,16 +160,21 @@ macro_rules! on_both_pairs {
         mod $name {
             #[tokio::test(flavor = "multi_thread")]
             async fn embedded() {
-                super::embedded(super::$name).await;
+                crate::embedded(super::$name).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             async fn cluster() {
-                super::cluster(stringify!($name), super::$name).await;
+                crate::cluster(stringify!($name), super::$name).await;
             }
         }
     )+};
 }
+
+mod dead_letters;
+mod housekeeping;
+mod private;
+mod store_away;
 
 on_both_pairs! {
     what_waits_is_merged_into_few_transactions
@@ -192,7 +191,7 @@ async fn what_waits_is_merged_into_few_transactions(mut rig: Rig) -> Rig {
         rig.publish(message).await;
     }
     rig.consuming(rig.wait_for_value("merged", 100)).await;
-    let asked = rig.store.asked.lock().expect("no panic").clone();
+    let asked = rig.store.0.asked.lock().expect("no panic").clone();
     assert_eq!(asked[0], 1, "every start is slow");
     assert!(asked.len() <= 20, "{asked:?}");
     assert_eq!(asked.iter().sum::<usize>(), 100, "each message once");
@@ -245,19 +244,19 @@ impl Replacing for Vec<u8> {
 }
 
 async fn while_the_store_is_away_one_message_probes_and_afterwards_all_are_applied(mut rig: Rig) -> Rig {
-    rig.store.away.store(true, Ordering::Relaxed);
+    rig.store.0.away.store(true, Ordering::Relaxed);
     for _ in 0..30 {
         let message = rig.message("outage", 1);
         rig.publish(message).await;
     }
     rig.consuming(async {
-        wait_for("probes", async || rig.store.failed.load(Ordering::Relaxed) >= 4).await;
-        rig.store.away.store(false, Ordering::Relaxed);
+        wait_for("probes", async || rig.store.0.failed.load(Ordering::Relaxed) >= 4).await;
+        rig.store.0.away.store(false, Ordering::Relaxed);
         rig.wait_for_value("outage", 30).await;
     })
     .await;
-    let asked = rig.store.asked.lock().expect("no panic").clone();
-    let failed = rig.store.failed.load(Ordering::Relaxed);
+    let asked = rig.store.0.asked.lock().expect("no panic").clone();
+    let failed = rig.store.0.failed.load(Ordering::Relaxed);
     assert!(asked[..failed].iter().all(|messages| *messages == 1), "{asked:?}");
     assert_eq!(asked[failed..].iter().sum::<usize>(), 30, "each message once: {asked:?}");
     rig
@@ -278,13 +277,13 @@ async fn a_stop_under_a_backlog_does_not_wait_for_its_end(mut rig: Rig) -> Rig {
 }
 
 async fn a_stop_while_the_store_is_away_keeps_everything_for_the_next_consumer(mut rig: Rig) -> Rig {
-    rig.store.away.store(true, Ordering::Relaxed);
+    rig.store.0.away.store(true, Ordering::Relaxed);
     for _ in 0..10 {
         let message = rig.message("kept", 1);
         rig.publish(message).await;
     }
-    rig.consuming(wait_for("probes", async || rig.store.failed.load(Ordering::Relaxed) >= 3)).await;
-    rig.store.away.store(false, Ordering::Relaxed);
+    rig.consuming(wait_for("probes", async || rig.store.0.failed.load(Ordering::Relaxed) >= 3)).await;
+    rig.store.0.away.store(false, Ordering::Relaxed);
     rig.consuming(rig.wait_for_value("kept", 10)).await;
     rig
 }

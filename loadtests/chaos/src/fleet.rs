@@ -1,25 +1,34 @@
-//! The programs of a pair: started on fixed loopback ports, killed, and started again on them.
+//! The programs of a pair: started on fixed loopback ports, killed, frozen and asked to stop, and
+//! started again on them. In the cluster each speaks to broker and store through proxies of its own.
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rand::Rng;
-use testkit::Isolated;
+use rustix::process::{Pid, Signal, kill_process};
+use testkit::proxy::Proxy;
 use tokio::process::{Child, Command};
+use tokio::time::timeout;
 
+use crate::clock::Clock;
+use crate::servers::{Servers, free_address, in_path};
 use crate::traffic;
 
 const HEALTHY_PATIENCE: Duration = Duration::from_mins(1);
+/// How long a program may take to stop when asked: its own limit for open requests, and some more.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
-/// Below the range from which the kernel takes the ports of outgoing connections, so that a
-/// restarted program finds its own port free.
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 pub struct Fleet {
     pub members: Vec<Member>,
+}
+
+/// The way to the servers.
+pub struct Links {
+    pub broker: Proxy,
+    pub store: Proxy,
 }
 
 /// One program. It is killed when this is dropped.
@@ -27,6 +36,8 @@ pub struct Member {
     pub name: String,
     /// Its public port, if it is an API.
     pub api: Option<SocketAddr>,
+    pub links: Option<Links>,
+    pub clock: Option<Clock>,
     ops: SocketAddr,
     binary: PathBuf,
     settings: Vec<(String, String)>,
@@ -34,32 +45,47 @@ pub struct Member {
     child: Child,
 }
 
+/// What every program of a fleet is started with.
+pub struct Base<'a> {
+    pub binaries: &'a Path,
+    pub folder: &'a Path,
+    /// libfaketime.
+    pub faketime: Option<&'a Path>,
+}
+
 impl Fleet {
-    /// Two APIs and two consumers on what is `isolated`, or one embedded API.
-    pub async fn start(binaries: &Path, isolated: Option<&Isolated>, folder: &Path) -> anyhow::Result<Self> {
+    /// Two APIs and two consumers on the servers, or one embedded API without.
+    pub async fn start(base: Base<'_>, servers: Option<&Servers>) -> anyhow::Result<Self> {
         let mut members = Vec::new();
-        match isolated {
+        match servers {
             None => {
-                let url = format!("embedded:{}", folder.join("data").display());
+                let url = format!("embedded:{}", base.folder.join("data").display());
                 let settings = [("QUEUE__URL", url.clone()), ("STORE__URL", url)];
-                members.push(Member::start("api-0", binaries, &settings, folder)?);
+                members.push(Member::start("api-0", &base, &settings, None)?);
             }
-            Some(isolated) => {
-                let settings = [
-                    ("QUEUE__URL", isolated.amqp_url.clone()),
-                    ("QUEUE__PREFIX", isolated.prefix.clone()),
-                    ("STORE__URL", isolated.database_url.clone()),
-                    ("STORE__MIGRATE", "true".into()),
-                    ("IDS__SECRETS", "a-secret-for-load-tests-on-loopback-only".into()),
-                ];
+            Some(servers) => {
                 for name in ["consumer-0", "consumer-1", "api-0", "api-1"] {
-                    members.push(Member::start(name, binaries, &settings, folder)?);
+                    let links = Links {
+                        broker: Proxy::start_over(servers.broker.addresses()).await?,
+                        store: Proxy::start(servers.postgres.address()).await?,
+                    };
+                    let settings = [
+                        ("QUEUE__URL", links.broker.through(&servers.broker.url())),
+                        ("STORE__URL", links.store.through(&servers.postgres.url())),
+                        ("STORE__MIGRATE", "true".into()),
+                        ("IDS__SECRETS", "a-secret-for-load-tests-on-loopback-only".into()),
+                    ];
+                    members.push(Member::start(name, &base, &settings, Some(links))?);
                 }
             }
         }
         let mut fleet = Self { members };
         fleet.await_healthy().await?;
         Ok(fleet)
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.name.clone()).collect()
     }
 
     pub fn api_addresses(&self) -> Vec<SocketAddr> {
@@ -74,13 +100,22 @@ impl Fleet {
         Ok(())
     }
 
-    /// Kills what is left and tells of programs that had ended by themselves. How they stop when
-    /// asked is for other tests; here the audit is over.
-    pub async fn stop(mut self) -> anyhow::Result<Vec<String>> {
+    /// Programs that have ended without having been asked to.
+    pub fn ended_by_themselves(&mut self) -> anyhow::Result<Vec<String>> {
         let mut findings = Vec::new();
         for member in &mut self.members {
             findings.extend(member.ended_by_itself()?);
-            member.child.kill().await?;
+        }
+        Ok(findings)
+    }
+
+    /// Asks all that run to stop. Returns what was wrong about how they did.
+    pub async fn stop(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut findings = self.ended_by_themselves()?;
+        for member in &mut self.members {
+            if member.child.try_wait()?.is_none() {
+                findings.extend(member.terminate().await?);
+            }
         }
         Ok(findings)
     }
@@ -89,44 +124,72 @@ impl Fleet {
 impl Member {
     fn start(
         name: &str,
-        binaries: &Path,
+        base: &Base<'_>,
         settings: &[(&str, String)],
-        folder: &Path,
+        links: Option<Links>,
     ) -> anyhow::Result<Self> {
         let is_api = name.starts_with("api");
-        let binary = binaries.join(if is_api { "forebay-api" } else { "forebay-consumer" });
+        let binary = base.binaries.join(if is_api { "forebay-api" } else { "forebay-consumer" });
         let (api, ops) = (if is_api { Some(free_address()?) } else { None }, free_address()?);
         let mut own = vec![("OPS__PORT", ops.port().to_string())];
         own.extend(api.map(|address| ("SERVER__PORT", address.port().to_string())));
         let settings = settings.iter().cloned().chain(own);
-        let settings: Vec<_> = settings.map(|(key, value)| (format!("FOREBAY__{key}"), value)).collect();
-        let folder = folder.join(name);
+        let mut settings: Vec<_> = settings.map(|(key, value)| (format!("FOREBAY__{key}"), value)).collect();
+        let folder = base.folder.join(name);
         fs::create_dir_all(&folder)?;
+        let clock = base.faketime.map(|library| Clock::create(library, &folder)).transpose()?;
+        settings.extend(clock.iter().flat_map(Clock::environment));
         let child = spawn(&binary, &settings, &folder)?;
-        Ok(Self { name: name.to_owned(), api, ops, binary, settings, folder, child })
+        Ok(Self { name: name.to_owned(), api, links, clock, ops, binary, settings, folder, child })
     }
 
-    /// Kills without warning and starts again at once. Returns when the new process was started.
-    pub async fn kill_and_restart(&mut self) -> anyhow::Result<Instant> {
+    /// SIGKILL; returns when it is gone.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(finding) = self.ended_by_itself()? {
             bail!(finding);
         }
-        self.child.kill().await.with_context(|| format!("cannot kill {}", self.name))?;
+        self.child.kill().await.with_context(|| format!("cannot kill {}", self.name))
+    }
+
+    /// SIGTERM; returns when it is gone, with what was wrong about how it went.
+    pub async fn terminate(&mut self) -> anyhow::Result<Option<String>> {
+        if let Some(finding) = self.ended_by_itself()? {
+            bail!(finding);
+        }
+        self.signal(Signal::TERM)?;
+        let Ok(status) = timeout(STOP_PATIENCE, self.child.wait()).await else {
+            self.child.kill().await?;
+            return Ok(Some(format!("{} did not stop within {STOP_PATIENCE:?} of SIGTERM", self.name)));
+        };
+        let status = status?;
+        let words = || format!("{} stopped with {status}\n{}", self.name, self.last_words());
+        Ok((!status.success()).then(words))
+    }
+
+    /// Stops it from running, or lets it go on.
+    pub fn freeze(&self, on: bool) -> anyhow::Result<()> {
+        self.signal(if on { Signal::STOP } else { Signal::CONT })
+    }
+
+    /// Starts it again after its end.
+    pub fn restart(&mut self) -> anyhow::Result<Instant> {
         let restarted = Instant::now();
         self.child = spawn(&self.binary, &self.settings, &self.folder)?;
         Ok(restarted)
     }
 
-    pub fn health(&self) -> Probe {
-        // An API is ready before it reaches the broker; only its health tells that it accepts.
-        let path = if self.api.is_some() { "health" } else { "readyz" };
-        Probe { url: format!("http://{}/{path}", self.ops), name: self.name.clone() }
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let id = id.with_context(|| format!("{} is gone", self.name))?;
+        kill_process(id, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
     async fn await_healthy(&mut self) -> anyhow::Result<()> {
-        let probe = self.health();
+        // An API is ready before it reaches the broker; only its health tells that it accepts.
+        let path = if self.api.is_some() { "health" } else { "readyz" };
+        let url = format!("http://{}/{path}", self.ops);
         tokio::select! {
-            outcome = probe.succeeds() => outcome.map(|_| ()),
+            outcome = succeeds(&url) => outcome.with_context(|| format!("{}\n{}", self.name, self.last_words())),
             status = self.child.wait() => bail!("{} ended by itself: {}\n{}", self.name, status?, self.last_words()),
         }
     }
@@ -143,35 +206,33 @@ impl Member {
     }
 }
 
-/// Asks one program for its health, apart from the borrow of the program.
-pub struct Probe {
-    url: String,
-    name: String,
-}
-
-impl Probe {
-    /// Returns when the program answered 200.
-    pub async fn succeeds(&self) -> anyhow::Result<Instant> {
-        let client = traffic::client()?;
-        let deadline = Instant::now() + HEALTHY_PATIENCE;
-        loop {
-            let answer = client.get(&self.url).send().await;
-            if answer.is_ok_and(|answer| answer.status().is_success()) {
-                return Ok(Instant::now());
-            }
-            if Instant::now() > deadline {
-                bail!("{} is not healthy after {HEALTHY_PATIENCE:?} ({})", self.name, self.url);
-            }
-            tokio::time::sleep(PAUSE).await;
+/// Returns when a program answered 200.
+async fn succeeds(url: &str) -> anyhow::Result<()> {
+    let client = traffic::client()?;
+    let deadline = Instant::now() + HEALTHY_PATIENCE;
+    while !client.get(url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+        if Instant::now() > deadline {
+            bail!("not healthy after {HEALTHY_PATIENCE:?} ({url})");
         }
+        tokio::time::sleep(PAUSE).await;
     }
+    Ok(())
 }
 
 /// Output goes to one file over all lives of the program; the environment holds only what is set.
+/// It dies with the thread that started it, where this system can do that.
 fn spawn(binary: &Path, settings: &[(String, String)], folder: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(log_path(folder))?;
-    let mut command = Command::new(binary);
-    command.current_dir(folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+    let mut command = match in_path("setpriv") {
+        Some(setpriv) => Command::new(setpriv),
+        None => Command::new(binary),
+    };
+    if command.as_std().get_program() != binary {
+        command.args(["--pdeathsig", "KILL"]).arg(binary);
+    }
+    command.current_dir(folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    // A Ctrl-C at the terminal is for this program, which then ends the others.
+    command.process_group(0).kill_on_drop(true);
     for (key, _) in std::env::vars() {
         if key.starts_with("FOREBAY") || ["DATABASE_URL", "AMQP_URL", "REDIS_URL"].contains(&key.as_str()) {
             command.env_remove(key);
@@ -183,14 +244,4 @@ fn spawn(binary: &Path, settings: &[(String, String)], folder: &Path) -> anyhow:
 
 fn log_path(folder: &Path) -> PathBuf {
     folder.join("log")
-}
-
-fn free_address() -> anyhow::Result<SocketAddr> {
-    for _ in 0..1_000 {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::rng().random_range(PORTS)));
-        if TcpListener::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    bail!("no free port between {} and {}", PORTS.start, PORTS.end)
 }

@@ -1,7 +1,7 @@
 //! What the client knows: every request it meant to send, written down and synced before the
 //! request leaves, and what it was answered. Also in a file, as evidence when something is wrong.
 use std::fs::File;
-use std::io::Write;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::Context;
 use serde::Serialize;
 use tokio::sync::oneshot;
+
+use crate::kind::Kind;
 
 /// What became of a request, as far as its sender knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -22,16 +24,35 @@ pub enum Outcome {
     Unknown,
 }
 
-/// One request: increments of one counter, one unit of durability.
+impl Outcome {
+    /// Whether a repetition may be answered so after `ids`: with the same ones, or not at all.
+    pub fn agrees_with(&self, ids: &[String]) -> bool {
+        !matches!(self, Self::Accepted(again) if again != ids)
+    }
+}
+
+/// What one request asks for: one unit of durability.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Write {
+    pub kind: Kind,
+    /// What it writes to: for a counter its name.
+    pub target: String,
+    /// The number that each item carries: for a counter what it is incremented by.
+    pub items: Vec<i64>,
+    /// The Idempotency-Key. Such a request is repeated until it is answered, and again after that.
+    pub key: Option<String>,
+}
+
+/// One request. A keyed one stays one request however often it is sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Entry {
     pub request: usize,
-    pub counter: String,
-    pub items: Vec<i64>,
+    #[serde(flatten)]
+    pub write: Write,
     pub outcome: Outcome,
 }
 
-impl Entry {
+impl Write {
     pub fn sum(&self) -> i64 {
         self.items.iter().sum()
     }
@@ -58,10 +79,10 @@ impl Ledger {
 
     /// Writes down what is about to be sent; returns its number once that is on the disk.
     /// Until it is settled its outcome is unknown.
-    pub async fn intend(&self, counter: String, items: Vec<i64>) -> anyhow::Result<usize> {
+    pub async fn intend(&self, write: Write) -> anyhow::Result<usize> {
         let entry = {
             let mut entries = self.lock();
-            let entry = Entry { request: entries.len(), counter, items, outcome: Outcome::Unknown };
+            let entry = Entry { request: entries.len(), write, outcome: Outcome::Unknown };
             entries.push(entry.clone());
             entry
         };
@@ -118,9 +139,12 @@ mod tests {
     async fn an_intent_is_in_the_file_before_it_may_be_sent() {
         let path = std::env::temp_dir().join(testkit::unique("ledger"));
         let ledger = Ledger::create(&path).expect("a ledger");
-        let request = ledger.intend("c".into(), vec![1, -2]).await.expect("an intent");
+        let write = Write { kind: Kind::Counter, target: "c".into(), items: vec![1, -2], key: None };
+        let request = ledger.intend(write).await.expect("an intent");
         let text = std::fs::read_to_string(&path).expect("the file");
-        assert_eq!(text, "{\"request\":0,\"counter\":\"c\",\"items\":[1,-2],\"outcome\":\"unknown\"}\n");
+        let line =
+            r#"{"request":0,"kind":"counter","target":"c","items":[1,-2],"key":null,"outcome":"unknown"}"#;
+        assert_eq!(text, format!("{line}\n"));
         ledger.settle(request, Outcome::Accepted(vec!["a".into(), "b".into()])).expect("settled");
         assert_eq!(ledger.entries()[0].outcome, Outcome::Accepted(vec!["a".into(), "b".into()]));
         std::fs::remove_file(&path).expect("removed");

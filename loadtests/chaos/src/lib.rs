@@ -1,34 +1,46 @@
-//! The ledger test: real programs, a client that writes down what it asked for and what it was
-//! answered, and a seeded plan that kills programs with SIGKILL while it writes. Afterwards every
-//! accepted write must have taken effect exactly once.
+//! The ledger test: real programs on servers of its own, a client that writes down what it asked
+//! for and what it was answered, and a seeded plan of faults while it writes. Afterwards every
+//! accepted write must have taken effect exactly once, and nothing may be left over.
 //!
-//! Flow: [`fleet`] starts the programs of a pair · [`traffic`] writes and keeps the [`ledger`] ·
-//! [`plan`] kills and restarts · [`audit`] compares the ledger with what the service says ·
-//! [`report`] tells. It must not look into queues or databases: what a client cannot see is no
-//! promise. SIGKILL leaves the kernel alive, so this says nothing about power loss.
+//! Flow: [`servers`] and [`fleet`] start what the pair needs · [`traffic`] writes and keeps the
+//! [`ledger`] · [`inject`] carries the [`plan`] of [`fault`]s out and measures each [`recovery`] · [`audit`]
+//! compares the ledger with what the service says through HTTP, [`leftovers`] looks at the
+//! servers · [`report`] tells. Faults strike only what this started. SIGKILL leaves the kernel
+//! alive, so this says nothing about power loss.
 pub mod audit;
+pub mod clock;
+pub mod fault;
 pub mod fleet;
+pub mod inject;
+pub mod kind;
 pub mod ledger;
+pub mod leftovers;
 pub mod plan;
+pub mod recovery;
 pub mod report;
 pub mod traffic;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use testkit::Isolated;
-use tokio::sync::{oneshot, watch};
+use anyhow::{Context, ensure};
+use serde::Serialize;
+pub use testkit::servers;
+use tokio::sync::watch;
 
-use crate::fleet::Fleet;
+use crate::fault::Class;
+use crate::fleet::{Base, Fleet};
+use crate::inject::{CarriedOut, Site, WRITES_QUEUE};
 use crate::ledger::Ledger;
-use crate::plan::Kill;
-use crate::report::Report;
+use crate::plan::Plan;
+use crate::report::{Report, Requests};
+use crate::servers::{Programs, Servers};
 use crate::traffic::Traffic;
 
 /// Which programs run, and on what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pair {
     /// One API with everything in its process.
@@ -37,74 +49,182 @@ pub enum Pair {
     Cluster,
 }
 
+impl Pair {
+    pub fn members(self) -> usize {
+        match self {
+            Self::Embedded => 1,
+            Self::Cluster => 4,
+        }
+    }
+}
+
+impl fmt::Display for Pair {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Embedded => "embedded",
+            Self::Cluster => "cluster",
+        })
+    }
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Length {
+    /// Each class of fault at least once, in about a minute.
+    Short,
+    Minutes(f64),
+    Steps(usize),
+}
+
 /// One run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Settings {
     pub pair: Pair,
-    pub kills: usize,
-    /// Decides victims, pauses and writes. What the programs do meanwhile is not repeatable.
+    pub length: Length,
+    /// Decides faults, victims, pauses and writes. What the programs do meanwhile is not repeatable.
     pub seed: u64,
+    /// Only these; all that the pair can suffer when empty.
+    pub classes: Vec<Class>,
+    /// Nodes of the broker.
+    pub nodes: usize,
+    /// Leaves Idempotency-Keys out, for a build that does not know them yet.
+    pub without_keys: bool,
     /// Where `forebay-api` and `forebay-consumer` are.
     pub binaries: PathBuf,
 }
 
-/// Starts everything, kills as planned, audits, cleans up. `Err` means that the run itself broke;
-/// what the service did wrong stands in the report.
-pub async fn run(settings: Settings, interrupted: watch::Receiver<bool>) -> anyhow::Result<Report> {
-    let (sender, receiver) = oneshot::channel();
-    match settings.pair {
-        Pair::Embedded => {
-            let _ = sender.send(run_on(settings, None, interrupted).await);
+impl Settings {
+    /// The command that does the same again.
+    pub fn replay(&self) -> String {
+        let mut words = vec![format!("just chaos --pair {} --seed {}", self.pair, self.seed)];
+        words.push(match self.length {
+            Length::Short => "--short".into(),
+            Length::Minutes(minutes) => format!("--minutes {minutes}"),
+            Length::Steps(steps) => format!("--steps {steps}"),
+        });
+        if self.nodes != 1 {
+            words.push(format!("--nodes {}", self.nodes));
         }
-        Pair::Cluster => {
-            // Cleans up the database and the queues after an interrupt, too.
-            testkit::isolated("chaos", async move |isolated: Isolated| {
-                let _ = sender.send(run_on(settings, Some(isolated), interrupted).await);
-            })
-            .await;
+        if self.without_keys {
+            words.push("--without-keys".into());
         }
+        let classes = self.classes.iter().filter_map(clap::ValueEnum::to_possible_value);
+        words.extend(classes.map(|class| format!("--faults {}", class.get_name())));
+        words.join(" ")
     }
-    receiver.await.context("the run ended without a report")?
 }
 
-async fn run_on(
-    settings: Settings,
-    isolated: Option<Isolated>,
-    mut interrupted: watch::Receiver<bool>,
-) -> anyhow::Result<Report> {
+/// Starts everything, carries the plan out, audits, ends everything. `Err` means that the run
+/// itself broke; what the service did wrong stands in the report.
+pub async fn run(settings: Settings, mut interrupted: watch::Receiver<bool>) -> anyhow::Result<Report> {
     let folder = std::env::temp_dir().join(testkit::unique("chaos"));
     std::fs::create_dir_all(&folder)?;
     let outcome = tokio::select! {
-        outcome = run_in(&settings, isolated.as_ref(), &folder) => Some(outcome),
+        outcome = run_on_servers(&settings, &folder) => Some(outcome),
+        // What was started is killed with the future that holds it.
         _ = interrupted.wait_for(|interrupted| *interrupted) => None,
     };
     let keep = outcome
         .as_ref()
         .is_some_and(|outcome| outcome.as_ref().map_or(true, |report| !report.findings.is_empty()));
     if !keep {
-        std::fs::remove_dir_all(&folder)?;
+        servers::remove_folder(&folder).await?;
     }
-    let seed = settings.seed;
-    outcome
-        .context("interrupted")?
-        .with_context(|| format!("seed {seed}; logs and ledger are kept in {}", folder.display()))
+    let told = || format!("again: {}; logs and ledger are kept in {}", settings.replay(), folder.display());
+    outcome.context("interrupted")?.with_context(told)
 }
 
-async fn run_in(settings: &Settings, isolated: Option<&Isolated>, folder: &Path) -> anyhow::Result<Report> {
-    let began = Instant::now();
-    let mut fleet = Fleet::start(&settings.binaries, isolated, folder).await?;
+async fn run_on_servers(settings: &Settings, folder: &Path) -> anyhow::Result<Report> {
+    let mut servers = match settings.pair {
+        Pair::Embedded => None,
+        Pair::Cluster => Some(Servers::start(&Programs::find()?, folder, settings.nodes).await?),
+    };
+    let outcome = run_in(settings, servers.as_mut(), folder).await;
+    if let Some(servers) = &mut servers {
+        servers.stop().await?;
+    }
+    outcome
+}
+
+async fn run_in(
+    settings: &Settings,
+    mut servers: Option<&mut Servers>,
+    folder: &Path,
+) -> anyhow::Result<Report> {
+    let faketime = clock::find();
+    let base = Base { binaries: &settings.binaries, folder, faketime: faketime.as_deref() };
+    let mut fleet = Fleet::start(base, servers.as_deref()).await?;
+    if let Some(servers) = servers.as_deref().filter(|_| settings.nodes > 1) {
+        let members = servers.broker.members(WRITES_QUEUE).await?;
+        ensure!(
+            members == settings.nodes,
+            "{WRITES_QUEUE} has {members} members on {} nodes",
+            settings.nodes
+        );
+    }
+    let apis = fleet.api_addresses();
     let ledger = Arc::new(Ledger::create(&folder.join("ledger.jsonl"))?);
-    let traffic = Traffic::start(fleet.api_addresses(), &ledger, settings.seed)?;
-    let kills = plan::carry_out(settings, &mut fleet, &traffic).await;
+    let mut abilities = kind::discover(&traffic::client()?, apis[0], &ledger).await?;
+    abilities.keyed &= !settings.without_keys;
+    let began = Instant::now();
+    let lasting = match settings.length {
+        Length::Minutes(minutes) => Duration::from_secs_f64(minutes * 60.0),
+        Length::Short | Length::Steps(_) => Duration::ZERO,
+    };
+    let traffic = Traffic::start(&apis, &ledger, &abilities, settings.seed, lasting)?;
+    let site = Site {
+        fleet: &mut fleet,
+        servers: servers.as_deref_mut(),
+        traffic: &traffic,
+        ledger: &ledger,
+        poison: Vec::new(),
+        findings: Vec::new(),
+    };
+    let plan = Plan::new(settings.pair, settings.seed, &settings.classes, faketime.is_some());
+    let carried_out = match settings.length {
+        Length::Short => inject::carry_out(site, plan.short().into_iter(), None).await,
+        Length::Minutes(_) => inject::carry_out(site, plan, Some(began + lasting)).await,
+        Length::Steps(steps) => inject::carry_out(site, plan.take(steps), None).await,
+    };
     let mut findings = traffic.stop().await?;
-    let kills: Vec<Kill> = kills?;
-    let ended_load = Instant::now();
+    let CarriedOut { struck, poison, findings: of_faults } = carried_out?;
+    findings.extend(of_faults);
+    let ended = Instant::now();
     fleet.await_healthy().await?;
     let entries = ledger.entries();
-    let audit = audit::audit(&entries, fleet.api_addresses()).await?;
+    let audit = audit::audit(&entries, &apis).await?;
     findings.extend(audit.findings);
-    findings.extend(fleet.stop().await?);
-    Ok(Report::new(settings, &entries, kills, findings, ended_load - began, ended_load.elapsed(), folder))
+    let leftovers = match servers.as_deref() {
+        None => {
+            findings.extend(fleet.stop().await?);
+            None
+        }
+        Some(servers) => {
+            let idle = leftovers::idle_sessions(servers).await?;
+            findings.extend(fleet.stop().await?);
+            let left = leftovers::gather(servers, idle, poison.len()).await?;
+            findings.extend(leftovers::check(&left, &poison, fleet.members.len()));
+            Some(left)
+        }
+    };
+    let skipped =
+        faketime.is_none().then(|| "clock steps: libfaketime is not here (Debian: faketime)".to_owned());
+    Ok(Report {
+        settings: settings.clone(),
+        replay: settings.replay(),
+        abilities,
+        skipped: skipped.into_iter().collect(),
+        requests: Requests::count(&entries),
+        receipts_checked: audit.receipts_checked,
+        faults: struck,
+        load_seconds: (ended - began).as_secs_f64(),
+        audit_seconds: ended.elapsed().as_secs_f64(),
+        leftovers,
+        poison: poison.len(),
+        findings,
+        folder: folder.to_owned(),
+    })
 }
 
 /// The folder of the programs that were built with this one: beside an executable, or above
@@ -115,7 +235,7 @@ pub fn binaries_beside_this() -> anyhow::Result<PathBuf> {
     let above = folder.parent().filter(|_| folder.ends_with("deps"));
     let folder = above.unwrap_or(folder);
     for name in ["forebay-api", "forebay-consumer"] {
-        anyhow::ensure!(
+        ensure!(
             folder.join(name).is_file(),
             "no {name} in {}: build it with `cargo build -p api -p consumer` in the same profile",
             folder.display()

@@ -1,25 +1,44 @@
-//! `cargo run -p chaos -- --kills 50 --pair cluster --seed 7`: the ledger test by hand.
+//! `cargo run -p chaos -- --minutes 5 --pair cluster --seed 7`: the ledger test by hand.
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use chaos::{Pair, Settings};
+use anyhow::{Context, ensure};
+use chaos::fault::Class;
+use chaos::{Length, Pair, Settings};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 #[derive(Clone, Debug, Parser)]
-#[command(about = "Kills Forebay's programs while a client writes, then looks for lost and doubled writes")]
+#[command(
+    about = "Strikes Forebay's programs and their servers while a client writes, then looks for lost and doubled writes"
+)]
 struct Arguments {
-    #[arg(long, default_value_t = 50)]
-    kills: usize,
+    /// How long faults come
+    #[arg(long, default_value_t = 5.0, conflicts_with_all = ["steps", "short"])]
+    minutes: f64,
+    /// So many faults instead
+    #[arg(long, conflicts_with = "short")]
+    steps: Option<usize>,
+    /// Each class of fault at least once, as the test does
+    #[arg(long)]
+    short: bool,
     /// Both, one after the other, when absent
     #[arg(long)]
     pair: Option<Pair>,
     /// A random one, which is told, when absent
     #[arg(long)]
     seed: Option<u64>,
+    /// Only this class of fault; may be repeated
+    #[arg(long = "faults")]
+    classes: Vec<Class>,
+    /// Nodes of the broker: the one that leads the queue is killed
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
+    /// Leave Idempotency-Keys out, for a build that does not know them yet
+    #[arg(long)]
+    without_keys: bool,
     /// Folder of forebay-api and forebay-consumer; that of this program when absent
     #[arg(long)]
     binaries: Option<PathBuf>,
@@ -28,10 +47,24 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
+impl Arguments {
+    fn settings(&self, pair: Pair, seed: u64) -> anyhow::Result<Settings> {
+        ensure!(self.minutes.is_finite() && self.minutes > 0.0, "--minutes must be more than 0");
+        ensure!((1..=7).contains(&self.nodes), "--nodes must be 1 to 7");
+        let length = match self.steps {
+            Some(steps) => Length::Steps(steps),
+            None if self.short => Length::Short,
+            None => Length::Minutes(self.minutes),
+        };
+        let binaries = self.binaries.clone().map_or_else(chaos::binaries_beside_this, Ok)?;
+        let Self { classes, nodes, without_keys, .. } = self.clone();
+        Ok(Settings { pair, length, seed, classes, nodes, without_keys, binaries })
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    let binaries = arguments.binaries.clone().map_or_else(chaos::binaries_beside_this, Ok)?;
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let pairs = arguments.pair.map_or(vec![Pair::Embedded, Pair::Cluster], |pair| vec![pair]);
     let (interrupt, interrupted) = watch::channel(false);
@@ -47,10 +80,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     });
     let (mut reports, mut good) = (Vec::new(), true);
     for pair in pairs {
-        let settings = Settings { pair, kills: arguments.kills, seed, binaries: binaries.clone() };
+        let settings = arguments.settings(pair, seed)?;
+        writeln!(std::io::stdout(), "{}", settings.replay())?;
         let report = chaos::run(settings, interrupted.clone()).await?;
         write!(std::io::stdout(), "{report}")?;
-        for verdict in [report.check_promises(), report.check_teeth(arguments.kills)] {
+        for verdict in [report.check_promises(), report.check_teeth()] {
             if let Err(error) = verdict {
                 writeln!(std::io::stderr(), "{error:#}")?;
                 good = false;

@@ -1,115 +1,215 @@
-//! The seeded plan: who is killed when. It waits for writes between two kills, so that each one
-//! hits a service at work, and it measures how long the service takes to be back.
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use anyhow::Context;
+//! The seeded plan: which fault comes when and how long it lasts. Pure: the same seed makes the
+//! same plan; [`crate::inject`] carries it out.
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 
-use crate::Settings;
-use crate::fleet::Fleet;
-use crate::traffic::{Target, Traffic};
+use crate::Pair;
+use crate::fault::{Class, Fault, Link, Poison, Trouble};
 
-const PAUSE_MS: std::ops::RangeInclusive<u64> = 300..=800;
-/// Accepted requests between two kills.
-pub const ACCEPTED_MIN: u64 = 10;
-/// Longest time without that many accepted requests.
-const RECOVERY_PATIENCE: Duration = Duration::from_secs(30);
-/// How long to wait for a moment in which the victim has open requests.
-const OPEN_PATIENCE: Duration = Duration::from_millis(200);
-const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE_MS: std::ops::RangeInclusive<u64> = 200..=800;
+const FREEZE_MS: std::ops::RangeInclusive<u64> = 200..=3_000;
+const LINK_MS: std::ops::RangeInclusive<u64> = 500..=4_000;
+const OUTAGE_MS: std::ops::RangeInclusive<u64> = 500..=5_000;
+/// Longer than two heartbeats, so that both sides give a silent connection up.
+const LONG_MS: u64 = 25_000;
+const CLOCK_SECONDS: [i64; 6] = [-3_600, -120, -20, 20, 120, 3_600];
 
-/// One kill.
-#[derive(Clone, Debug, Serialize)]
-pub struct Kill {
-    pub victim: String,
-    pub is_api: bool,
-    pub after_ms: u128,
-    /// Requests that were accepted since the kill before.
-    pub accepted_before: u64,
-    /// Requests that were open at the victim, or at all APIs when it is a consumer.
-    pub open: usize,
-    /// From the start of the new process: to its next 202 for an API, to readiness for a consumer.
-    pub recovery_ms: u128,
+/// One step: writes are accepted for a while, then the fault comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Step {
+    pub pause_ms: u64,
+    pub fault: Fault,
+    /// A member that is killed and started again while the fault lasts.
+    pub killed_meanwhile: Option<usize>,
 }
 
-/// Kills as often as set. An error when the service does not come back.
-pub async fn carry_out(
-    settings: &Settings,
-    fleet: &mut Fleet,
-    traffic: &Traffic,
-) -> anyhow::Result<Vec<Kill>> {
-    let mut random = StdRng::seed_from_u64(settings.seed);
-    let (mut recoveries, mut kills) = (JoinSet::new(), Vec::with_capacity(settings.kills));
-    let (began, mut accepted_at_last) = (Instant::now(), 0);
-    for number in 0..settings.kills {
-        let pause = Duration::from_millis(random.random_range(PAUSE_MS));
-        let victim = random.random_range(0..fleet.members.len());
-        tokio::time::sleep(pause).await;
-        let accepted = await_accepted(traffic, accepted_at_last + ACCEPTED_MIN)
-            .await
-            .with_context(|| format!("after kill {number} of {}", settings.kills))?;
-        let member = &mut fleet.members[victim];
-        let target = traffic.targets.iter().find(|target| Some(target.address) == member.api).cloned();
-        let open = open_requests(traffic, target.as_deref()).await;
-        let restarted = member.kill_and_restart().await?;
-        kills.push(Kill {
-            victim: member.name.clone(),
-            is_api: target.is_some(),
-            after_ms: began.elapsed().as_millis(),
-            accepted_before: accepted - accepted_at_last,
-            open,
-            recovery_ms: 0,
-        });
-        accepted_at_last = accepted;
-        let probe = member.health();
-        recoveries.spawn(async move {
-            let back = match target {
-                Some(target) => next_accepted(target).await?,
-                None => probe.succeeds().await?,
-            };
-            anyhow::Ok((number, back.duration_since(restarted)))
-        });
-    }
-    while let Some(recovery) = recoveries.join_next().await {
-        let (number, took) = recovery.context("a recovery was not measured")??;
-        kills[number].recovery_ms = took.as_millis();
-    }
-    Ok(kills)
+/// Steps without an end.
+#[derive(Debug)]
+pub struct Plan {
+    random: StdRng,
+    members: usize,
+    classes: Vec<Class>,
 }
 
-async fn await_accepted(traffic: &Traffic, wanted: u64) -> anyhow::Result<u64> {
-    let wait = async {
-        while traffic.accepted() < wanted {
-            tokio::time::sleep(PAUSE).await;
+impl Plan {
+    /// Of the classes that the pair can suffer, only those that are `wanted`, if any are named.
+    pub fn new(pair: Pair, seed: u64, wanted: &[Class], has_clock: bool) -> Self {
+        let is_wanted = |class: &Class| wanted.is_empty() || wanted.contains(class);
+        let can = |class: &Class| *class != Class::Clock || has_clock;
+        let classes = weights(pair).iter().flat_map(|(class, weight)| std::iter::repeat_n(*class, *weight));
+        let classes = classes.filter(is_wanted).filter(can).collect();
+        Self { random: StdRng::seed_from_u64(seed), members: pair.members(), classes }
+    }
+
+    /// A plan without any fault to choose from makes no steps.
+    pub fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
+    /// About a minute with each class of fault at least once, every program killed and asked to
+    /// stop, and both servers crashed once, in an order that the seed decides.
+    pub fn short(mut self) -> Vec<Step> {
+        let (mut steps, members) = (Vec::new(), self.members);
+        let kills = if members == 1 { 12 } else { members + 2 };
+        let terminates = if members == 1 { 3 } else { members };
+        let has = |plan: &Self, class| plan.classes.contains(&class);
+        if has(&self, Class::Kill) {
+            steps.extend((0..kills).map(|number| Fault::Kill { member: number % members }));
         }
-        traffic.accepted()
-    };
-    timeout(RECOVERY_PATIENCE, wait).await.with_context(|| {
-        format!("the service did not accept {ACCEPTED_MIN} requests within {RECOVERY_PATIENCE:?}")
-    })
-}
+        if has(&self, Class::Terminate) {
+            steps.extend((0..terminates).map(|number| Fault::Terminate { member: number % members }));
+        }
+        let once = [Class::StoreCrash, Class::BrokerCrash, Class::MemoryAlarm];
+        let several = [(Class::Freeze, 2), (Class::Clock, 2)];
+        for (class, count) in once.map(|class| (class, 1)).into_iter().chain(several) {
+            if has(&self, class) {
+                steps.extend((0..count).map(|_| self.draw(class)));
+            }
+        }
+        if has(&self, Class::Poison) {
+            steps
+                .extend([Poison::Undecodable, Poison::UnknownVersion].map(|poison| Fault::Poison { poison }));
+        }
+        if has(&self, Class::Network) {
+            let troubles =
+                [Trouble::Cut, Trouble::CutAfter(700), Trouble::HalfOpen, Trouble::Mute, Trouble::Down];
+            for trouble in troubles {
+                let (member, link) = (self.random.random_range(0..members), self.link());
+                steps.push(Fault::Network { member, link, trouble, ms: 1_000 });
+            }
+        }
+        steps.shuffle(&mut self.random);
+        let step = |fault| Step { pause_ms: 200, fault, killed_meanwhile: None };
+        steps.into_iter().map(step).collect()
+    }
 
-/// Waits for a moment in which requests are open where it will hurt.
-async fn open_requests(traffic: &Traffic, target: Option<&Target>) -> usize {
-    let Some(target) = target else {
-        return traffic.targets.iter().map(|target| *target.open.borrow()).sum();
-    };
-    let mut open = target.open.subscribe();
-    match timeout(OPEN_PATIENCE, open.wait_for(|open| *open > 0)).await {
-        Ok(Ok(open)) => *open,
-        _ => 0,
+    fn draw(&mut self, class: Class) -> Fault {
+        let member = self.random.random_range(0..self.members);
+        match class {
+            Class::Kill => Fault::Kill { member },
+            Class::Terminate => Fault::Terminate { member },
+            Class::Freeze => Fault::Freeze { member, ms: self.random.random_range(FREEZE_MS) },
+            Class::Clock => {
+                let seconds = CLOCK_SECONDS[self.random.random_range(0..CLOCK_SECONDS.len())];
+                Fault::Clock { member, seconds, ms: self.random.random_range(1_500..=5_000) }
+            }
+            Class::Network => {
+                let (link, trouble) = (self.link(), self.trouble());
+                let is_long = self.random.random_bool(0.1);
+                let ms = self.random.random_range(LINK_MS);
+                Fault::Network { member, link, trouble, ms: if is_long { LONG_MS } else { ms } }
+            }
+            Class::StoreCrash => Fault::StoreCrash { ms: self.random.random_range(OUTAGE_MS) },
+            Class::BrokerCrash => Fault::BrokerCrash { ms: self.random.random_range(OUTAGE_MS) },
+            Class::MemoryAlarm => Fault::MemoryAlarm { ms: self.random.random_range(OUTAGE_MS) },
+            Class::Poison => {
+                let is_garbage = self.random.random_bool(0.5);
+                let poison = if is_garbage { Poison::Undecodable } else { Poison::UnknownVersion };
+                Fault::Poison { poison }
+            }
+        }
+    }
+
+    fn link(&mut self) -> Link {
+        if self.random.random_bool(0.5) { Link::Broker } else { Link::Store }
+    }
+
+    fn trouble(&mut self) -> Trouble {
+        match self.random.random_range(0..7) {
+            0 => Trouble::Cut,
+            1 => Trouble::CutAfter(self.random.random_range(1..20_000)),
+            2 => Trouble::HalfOpen,
+            3 => Trouble::Delay,
+            4 => Trouble::Mute,
+            5 => Trouble::BlackHole,
+            _ => Trouble::Down,
+        }
     }
 }
 
-async fn next_accepted(target: Arc<Target>) -> anyhow::Result<Instant> {
-    let mut accepted = target.accepted.subscribe();
-    let before = *accepted.borrow_and_update();
-    let next = timeout(RECOVERY_PATIENCE, accepted.wait_for(|accepted| *accepted > before)).await;
-    next.with_context(|| format!("no 202 within {RECOVERY_PATIENCE:?} of a restart"))??;
-    Ok(Instant::now())
+impl Iterator for Plan {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        if self.is_empty() {
+            return None;
+        }
+        let pause_ms = self.random.random_range(PAUSE_MS);
+        let class = self.classes[self.random.random_range(0..self.classes.len())];
+        let fault = self.draw(class);
+        let other = self.random.random_range(0..self.members);
+        let is_double = self.random.random_bool(0.25);
+        // A program that stops cannot be killed and come back meanwhile, one that is killed need not.
+        let may = fault.ms() > 0 || fault.member() != Some(other);
+        let killed_meanwhile = (is_double && may && self.classes.contains(&Class::Kill)).then_some(other);
+        Some(Step { pause_ms, fault, killed_meanwhile })
+    }
+}
+
+/// How often each class comes, relative to the others.
+fn weights(pair: Pair) -> &'static [(Class, usize)] {
+    match pair {
+        Pair::Embedded => &[(Class::Kill, 6), (Class::Terminate, 2), (Class::Freeze, 1), (Class::Clock, 1)],
+        Pair::Cluster => &[
+            (Class::Kill, 12),
+            (Class::Terminate, 5),
+            (Class::Freeze, 4),
+            (Class::Clock, 2),
+            (Class::Network, 12),
+            (Class::StoreCrash, 3),
+            (Class::BrokerCrash, 2),
+            (Class::MemoryAlarm, 1),
+            (Class::Poison, 2),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(pair: Pair, seed: u64) -> Plan {
+        Plan::new(pair, seed, &[], true)
+    }
+
+    #[test]
+    fn the_same_seed_makes_the_same_plan() {
+        let steps = |seed| plan(Pair::Cluster, seed).take(200).collect::<Vec<_>>();
+        assert_eq!(steps(7), steps(7));
+        assert_ne!(steps(7), steps(8));
+        assert_eq!(plan(Pair::Cluster, 7).short(), plan(Pair::Cluster, 7).short());
+    }
+
+    #[test]
+    fn a_short_plan_has_every_class_and_every_program() {
+        for (pair, members) in [(Pair::Embedded, 1), (Pair::Cluster, 4)] {
+            let steps = plan(pair, 3).short();
+            for (class, _) in weights(pair) {
+                assert!(steps.iter().any(|step| step.fault.class() == *class), "{pair:?} without {class:?}");
+            }
+            for member in 0..members {
+                for fault in [Fault::Kill { member }, Fault::Terminate { member }] {
+                    assert!(steps.iter().any(|step| step.fault == fault), "{pair:?} without {fault:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_wanted_and_can_be_done_is_planned() {
+        let wanted = [Class::Freeze, Class::Clock];
+        let mut steps = Plan::new(Pair::Cluster, 1, &wanted, false).take(50);
+        assert!(steps.all(|step| step.fault.class() == Class::Freeze && step.killed_meanwhile.is_none()));
+        assert!(Plan::new(Pair::Embedded, 1, &[Class::Network], true).is_empty());
+    }
+
+    #[test]
+    fn nobody_is_killed_while_it_is_being_killed_or_stopped() {
+        for step in plan(Pair::Cluster, 5).take(2_000).filter(|step| step.fault.ms() == 0) {
+            let meanwhile = step.killed_meanwhile;
+            assert!(meanwhile.is_none() || meanwhile != step.fault.member(), "{step:?}");
+        }
+    }
 }

@@ -1,126 +1,198 @@
 //! What a run showed, and whether it could have shown anything.
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
 use serde::Serialize;
 
+use crate::Settings;
+use crate::fault::{Bound, Class};
+use crate::inject::{ACCEPTED_MIN, Struck};
+use crate::kind::Abilities;
 use crate::ledger::{Entry, Outcome};
-use crate::plan::{ACCEPTED_MIN, Kill};
-use crate::{Pair, Settings};
+use crate::leftovers::Leftovers;
+
+/// Rows of single faults in the text; all of them are in the JSON.
+const ROWS_MAX: usize = 60;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    pub pair: Pair,
-    pub seed: u64,
-    pub requests_accepted: usize,
-    pub items_accepted: usize,
-    pub requests_unknown: usize,
-    pub requests_not_sent: usize,
-    pub kills: Vec<Kill>,
+    pub settings: Settings,
+    /// The command that does the same again.
+    pub replay: String,
+    pub abilities: Abilities,
+    /// What could not be done here, and why.
+    pub skipped: Vec<String>,
+    pub requests: Requests,
+    pub receipts_checked: usize,
+    pub faults: Vec<Struck>,
     pub load_seconds: f64,
     pub audit_seconds: f64,
+    /// `None` for the embedded pair, which has no servers.
+    pub leftovers: Option<Leftovers>,
+    pub poison: usize,
     /// What the service did wrong. Empty: nothing.
     pub findings: Vec<String>,
     /// Logs and ledger; removed when nothing was found.
     pub folder: PathBuf,
 }
 
-impl Report {
-    pub fn new(
-        settings: &Settings,
-        entries: &[Entry],
-        kills: Vec<Kill>,
-        findings: Vec<String>,
-        load: Duration,
-        audit: Duration,
-        folder: &Path,
-    ) -> Self {
-        let count =
-            |wanted: fn(&Outcome) -> bool| entries.iter().filter(|entry| wanted(&entry.outcome)).count();
-        let accepted = |outcome: &Outcome| matches!(outcome, Outcome::Accepted(_));
-        let accepted_entries = entries.iter().filter(|entry| accepted(&entry.outcome));
-        Self {
-            pair: settings.pair,
-            seed: settings.seed,
-            requests_accepted: count(accepted),
-            items_accepted: accepted_entries.map(|entry| entry.items.len()).sum(),
-            requests_unknown: count(|outcome| *outcome == Outcome::Unknown),
-            requests_not_sent: count(|outcome| *outcome == Outcome::NotSent),
-            kills,
-            load_seconds: load.as_secs_f64(),
-            audit_seconds: audit.as_secs_f64(),
-            findings,
-            folder: folder.to_owned(),
-        }
-    }
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Requests {
+    pub accepted: usize,
+    pub items_accepted: usize,
+    /// Of the accepted ones.
+    pub keyed: usize,
+    pub unknown: usize,
+    pub not_sent: usize,
+}
 
-    /// An error when the service lost, doubled or broke something.
+impl Requests {
+    pub fn count(entries: &[Entry]) -> Self {
+        let mut requests = Self::default();
+        for entry in entries {
+            match entry.outcome {
+                Outcome::Accepted(_) => {
+                    requests.accepted += 1;
+                    requests.items_accepted += entry.write.items.len();
+                    requests.keyed += usize::from(entry.write.key.is_some());
+                }
+                Outcome::Unknown => requests.unknown += 1,
+                Outcome::NotSent => requests.not_sent += 1,
+            }
+        }
+        requests
+    }
+}
+
+/// How long faults of one class took.
+struct Summary {
+    class: Class,
+    count: usize,
+    accepted_ms: (u128, u128),
+    applied_ms: (u128, u128),
+    bound: Bound,
+    late: usize,
+}
+
+impl Report {
+    /// An error when the service lost, doubled or broke something, or was not back in time.
     pub fn check_promises(&self) -> anyhow::Result<()> {
         ensure!(self.findings.is_empty(), "the service broke its promises\n{self}");
         Ok(())
     }
 
-    /// An error when the kills came too late, too early or into silence: such a run proves nothing.
-    pub fn check_teeth(&self, kills: usize) -> anyhow::Result<()> {
-        ensure!(self.kills.len() == kills, "only {} kills\n{self}", self.kills.len());
-        let idle = self.kills.iter().find(|kill| kill.accepted_before < ACCEPTED_MIN);
-        ensure!(idle.is_none(), "a kill came into silence: {idle:?}\n{self}");
-        let apis: Vec<_> = self.kills.iter().filter(|kill| kill.is_api).collect();
+    /// An error when the faults came too late, too early or into silence: such a run proves nothing.
+    pub fn check_teeth(&self) -> anyhow::Result<()> {
+        ensure!(!self.faults.is_empty(), "no fault at all\n{self}");
+        let idle = self.faults.iter().find(|fault| fault.accepted_before < ACCEPTED_MIN);
+        ensure!(idle.is_none(), "a fault came into silence: {idle:?}\n{self}");
+        let kills = self.faults.iter().filter(|fault| fault.class == Class::Kill);
+        let apis: Vec<_> = kills.filter(|kill| kill.victim.starts_with("api")).collect();
         let hits = apis.iter().filter(|kill| kill.open > 0).count();
         ensure!(hits * 10 >= apis.len() * 9, "only {hits} of {} APIs had open requests\n{self}", apis.len());
-        ensure!(apis.len() < 10 || self.requests_unknown > 0, "no kill cut off an answer\n{self}");
+        ensure!(apis.len() < 10 || self.requests.unknown > 0, "no kill cut off an answer\n{self}");
         Ok(())
     }
 
-    fn recovery(&self, is_api: bool) -> Option<(u128, u128)> {
-        let kills = self.kills.iter().filter(|kill| kill.is_api == is_api);
-        let mut took: Vec<_> = kills.map(|kill| kill.recovery_ms).collect();
-        took.sort_unstable();
-        Some((*took.get(took.len() / 2)?, *took.last()?))
+    fn summaries(&self) -> Vec<Summary> {
+        let mut classes: Vec<_> = self.faults.iter().map(|fault| fault.class).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        let summary = |class| {
+            let faults: Vec<_> = self.faults.iter().filter(|fault| fault.class == class).collect();
+            Summary {
+                class,
+                count: faults.len(),
+                accepted_ms: middle_and_most(faults.iter().filter_map(|fault| fault.recovery.accepted_ms)),
+                applied_ms: middle_and_most(faults.iter().filter_map(|fault| fault.recovery.applied_ms)),
+                bound: faults[0].bound,
+                late: faults.iter().filter(|fault| !fault.recovery.is_as_wanted(fault.bound)).count(),
+            }
+        };
+        classes.into_iter().map(summary).collect()
     }
+
+    fn write_faults(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |ms: Option<u128>| ms.map_or_else(|| "never".into(), |ms| ms.to_string());
+        writeln!(
+            out,
+            "\n  {:>7}  {:<27} {:<11} {:>8} {:>9} {:>9}",
+            "at s", "fault", "victim", "held ms", "202 ms", "applied"
+        )?;
+        for fault in self.faults.iter().take(ROWS_MAX) {
+            let without = fault.without_node.iter().map(|recovery| format!("  without the node: {recovery}"));
+            let meanwhile = fault.killed_meanwhile.iter().map(|name| format!("  {name} killed meanwhile"));
+            writeln!(
+                out,
+                "  {:>7.1}  {:<27} {:<11} {:>8} {:>9} {:>9}{}",
+                Duration::from_millis(u64::try_from(fault.after_ms).unwrap_or(u64::MAX)).as_secs_f64(),
+                fault.what,
+                fault.victim,
+                fault.lasted_ms,
+                shown(fault.recovery.accepted_ms),
+                shown(fault.recovery.applied_ms),
+                meanwhile.chain(without).collect::<String>()
+            )?;
+        }
+        let more = self.faults.len().saturating_sub(ROWS_MAX);
+        if more > 0 { writeln!(out, "  and {more} more, see --json") } else { Ok(()) }
+    }
+
+    fn write_summaries(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "\n  back after the end of the fault, at the slowest API, in ms")?;
+        writeln!(
+            out,
+            "  {:<13} {:>5} {:>17} {:>17} {:>7} {:>5}",
+            "class", "count", "202 mid/max", "applied mid/max", "wanted", "late"
+        )?;
+        for one in self.summaries() {
+            let class = format!("{:?}", one.class);
+            let both = |(middle, most)| format!("{middle} / {most}");
+            let (accepted, applied) = (both(one.accepted_ms), both(one.applied_ms));
+            let (count, wanted, late) = (one.count, one.bound.wanted_ms, one.late);
+            writeln!(out, "  {class:<13} {count:>5} {accepted:>17} {applied:>17} {wanted:>7} {late:>5}")?;
+        }
+        Ok(())
+    }
+}
+
+fn middle_and_most(took: impl Iterator<Item = u128>) -> (u128, u128) {
+    let mut took: Vec<_> = took.collect();
+    took.sort_unstable();
+    (took.get(took.len() / 2).copied().unwrap_or(0), took.last().copied().unwrap_or(0))
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pair = match self.pair {
-            Pair::Embedded => "embedded",
-            Pair::Cluster => "cluster",
-        };
+        let Self { settings, requests, abilities, .. } = self;
+        let (faults, load) = (self.faults.len(), self.load_seconds);
+        writeln!(out, "{}, seed {}: {faults} faults in {load:.0} s", settings.pair, settings.seed)?;
+        let keys = if abilities.keyed { "with and without keys" } else { "without keys" };
+        writeln!(out, "  writes {:?}, {keys}", abilities.kinds)?;
+        self.skipped.iter().try_for_each(|what| writeln!(out, "  skipped: {what}"))?;
         writeln!(
             out,
-            "{pair}, seed {}: {} kills in {:.0} s",
-            self.seed,
-            self.kills.len(),
-            self.load_seconds
+            "  {} requests with {} items accepted ({} keyed), {} of unknown fate, {} not sent",
+            requests.accepted, requests.items_accepted, requests.keyed, requests.unknown, requests.not_sent
         )?;
-        writeln!(
-            out,
-            "  {} requests with {} increments accepted, {} of unknown fate, {} not sent; audit {:.0} s",
-            self.requests_accepted,
-            self.items_accepted,
-            self.requests_unknown,
-            self.requests_not_sent,
-            self.audit_seconds
-        )?;
-        let least = self.kills.iter().map(|kill| kill.accepted_before).min().unwrap_or(0);
-        writeln!(out, "  at least {least} requests accepted between two kills")?;
-        if let Some((median, max)) = self.recovery(true) {
-            writeln!(out, "  API back (restart to its next 202): median {median} ms, at most {max} ms")?;
+        writeln!(out, "  {} receipts read; audit {:.0} s", self.receipts_checked, self.audit_seconds)?;
+        if let Some(left) = &self.leftovers {
+            writeln!(
+                out,
+                "  left over: {} writes, {} dead letters for {} poison messages; connections at Postgres {} idle, {} after",
+                left.writes, left.dead, self.poison, left.sessions_idle, left.sessions_after
+            )?;
         }
-        if let Some((median, max)) = self.recovery(false) {
-            writeln!(out, "  consumer back (restart to ready): median {median} ms, at most {max} ms")?;
-        }
+        self.write_faults(out)?;
+        self.write_summaries(out)?;
         if self.findings.is_empty() {
-            return writeln!(out, "  nothing lost, nothing doubled");
+            return writeln!(out, "\n  nothing lost, nothing doubled, nothing left over");
         }
-        writeln!(
-            out,
-            "  {} FINDINGS; logs and ledger are in {}",
-            self.findings.len(),
-            self.folder.display()
-        )?;
-        self.findings.iter().try_for_each(|finding| writeln!(out, "  - {finding}"))
+        let count = self.findings.len();
+        writeln!(out, "\n  {count} FINDINGS; logs and ledger are in {}", self.folder.display())?;
+        self.findings.iter().try_for_each(|finding| writeln!(out, "  - {finding}"))?;
+        writeln!(out, "  again: {}", self.replay)
     }
 }

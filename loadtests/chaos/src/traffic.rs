@@ -1,8 +1,9 @@
-//! The client: several writers with a connection each, single, array and NDJSON requests, on
-//! counters that many writers share and on counters that exactly one request uses.
+//! The client: several writers with connections of their own; single, array and NDJSON requests,
+//! plain and with an Idempotency-Key, to targets that many writers share and to targets that
+//! exactly one request uses.
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rand::rngs::StdRng;
@@ -12,17 +13,27 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::ledger::{Ledger, Outcome};
+use crate::kind::{Abilities, Kind};
+use crate::ledger::{Ledger, Outcome, Write};
 
-/// Writers per API. The first sends single increments as fast as they are answered, so that
+/// Writers per API. The first sends single increments nearly as fast as they are answered, so that
 /// something is open whenever a kill comes; the others mix, at a pace that keeps the audit short.
 const WRITERS: usize = 6;
 const PACE: Duration = Duration::from_millis(60);
+const FAST_PACE: Duration = Duration::from_millis(5);
+/// Longer runs write more slowly, so that what there is to audit stays the same.
+const PACED_FOR: Duration = Duration::from_mins(10);
 /// After a refusal or a broken connection; a restart takes longer than this.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a keyed request is repeated.
+const KEYED_PATIENCE: Duration = Duration::from_mins(2);
 const ITEMS_MAX: usize = 10;
-const SHARED_COUNTERS: usize = 4;
+/// Strange answers that are told.
+const STRANGE_MAX: usize = 20;
+const SHARED_TARGETS: usize = 4;
+/// So many requests of each writer later others are shared, for the same reason.
+const SHARED_FOR: usize = 500;
 
 /// What is going on at one API right now.
 #[derive(Debug)]
@@ -38,6 +49,8 @@ pub struct Traffic {
     pub targets: Vec<Arc<Target>>,
     stop: watch::Sender<bool>,
     writers: JoinSet<anyhow::Result<()>>,
+    /// Answers that the contract does not know. The writers go on.
+    strange: Arc<Mutex<Vec<String>>>,
 }
 
 /// A client without a proxy: everything is on loopback.
@@ -47,29 +60,46 @@ pub fn client() -> anyhow::Result<Client> {
 }
 
 impl Traffic {
-    pub fn start(apis: Vec<SocketAddr>, ledger: &Arc<Ledger>, seed: u64) -> anyhow::Result<Self> {
+    /// `lasting` is how long the run is meant to be.
+    pub fn start(
+        apis: &[SocketAddr],
+        ledger: &Arc<Ledger>,
+        abilities: &Abilities,
+        seed: u64,
+        lasting: Duration,
+    ) -> anyhow::Result<Self> {
+        let slower = lasting.div_duration_f64(PACED_FOR).max(1.0);
         let (stop, _) = watch::channel(false);
-        let mut writers = JoinSet::new();
-        let mut targets = Vec::new();
+        let (mut writers, mut targets) = (JoinSet::new(), Vec::new());
+        let strange = Arc::new(Mutex::new(Vec::new()));
         for address in apis {
-            let target =
-                Arc::new(Target { address, accepted: watch::channel(0).0, open: watch::channel(0).0 });
+            let target = Arc::new(Target {
+                address: *address,
+                accepted: watch::channel(0).0,
+                open: watch::channel(0).0,
+            });
             for number in 0..WRITERS {
                 let seed = seed.wrapping_mul(1_000).wrapping_add(writers.len() as u64);
+                let is_fast = number == 0;
                 let writer = Writer {
                     client: client()?,
                     target: target.clone(),
+                    apis: apis.to_vec(),
                     ledger: ledger.clone(),
+                    abilities: abilities.clone(),
                     random: StdRng::seed_from_u64(seed),
                     name: writers.len(),
                     written: 0,
-                    flat_out: number == 0,
+                    is_fast,
+                    is_in_doubt: false,
+                    strange: strange.clone(),
                 };
-                writers.spawn(writer.run(stop.subscribe()));
+                let pace = if is_fast { FAST_PACE } else { PACE }.mul_f64(slower);
+                writers.spawn(writer.run(pace, stop.subscribe()));
             }
             targets.push(target);
         }
-        Ok(Self { targets, stop, writers })
+        Ok(Self { targets, stop, writers, strange })
     }
 
     pub fn accepted(&self) -> u64 {
@@ -79,24 +109,125 @@ impl Traffic {
     /// Lets every writer finish its request. Returns answers that the contract does not know.
     pub async fn stop(mut self) -> anyhow::Result<Vec<String>> {
         self.stop.send_replace(true);
-        let mut findings = Vec::new();
         while let Some(writer) = self.writers.join_next().await {
-            if let Err(error) = writer.context("a writer panicked")? {
-                findings.push(format!("{error:#}"));
-            }
+            writer.context("a writer panicked")??;
         }
-        Ok(findings)
+        Ok(std::mem::take(&mut *self.strange.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 }
 
 struct Writer {
     client: Client,
     target: Arc<Target>,
+    /// Where keyed requests are repeated.
+    apis: Vec<SocketAddr>,
     ledger: Arc<Ledger>,
+    abilities: Abilities,
     random: StdRng,
     name: usize,
     written: usize,
-    flat_out: bool,
+    is_fast: bool,
+    /// The request before was not accepted.
+    is_in_doubt: bool,
+    strange: Arc<Mutex<Vec<String>>>,
+}
+
+impl Writer {
+    async fn run(mut self, pace: Duration, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+        let mut pace = tokio::time::interval(pace);
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !*stop.borrow() {
+            pace.tick().await;
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self) -> anyhow::Result<()> {
+        let (write, lines) = self.draw();
+        let request = self.ledger.intend(write.clone()).await?;
+        self.target.open.send_modify(|open| *open += 1);
+        let outcome = match write.key {
+            None => send(&self.client, self.target.address, &write, lines).await,
+            Some(_) => self.repeat(&write, lines).await,
+        };
+        self.target.open.send_modify(|open| *open -= 1);
+        // What a strange answer means is unknown, too.
+        let outcome = outcome.unwrap_or_else(|strange| {
+            self.note(&format!("request {request}: {strange:#}"));
+            Outcome::Unknown
+        });
+        self.is_in_doubt = !matches!(outcome, Outcome::Accepted(_));
+        self.ledger.settle(request, outcome)?;
+        if self.is_in_doubt {
+            tokio::time::sleep(RETRY_PAUSE).await;
+        } else {
+            self.target.accepted.send_modify(|accepted| *accepted += 1);
+        }
+        Ok(())
+    }
+
+    fn note(&self, answer: &str) {
+        let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
+        if strange.len() < STRANGE_MAX {
+            strange.push(format!("STRANGE: {answer}"));
+        }
+    }
+
+    /// The next request, and whether an array goes as lines.
+    fn draw(&mut self) -> (Write, bool) {
+        self.written += 1;
+        let drawn = self.abilities.kinds[self.random.random_range(0..self.abilities.kinds.len())];
+        // A target of its own shows exactly whether a request of unknown fate took effect: its sum
+        // is 0 or the request's, nothing else. While requests fail none goes to a shared one:
+        // thousands of unknown ones would make any sum possible.
+        let kind = if self.is_in_doubt { Kind::Counter } else { drawn };
+        let is_own = self.random.random_bool(0.5) || self.is_in_doubt;
+        let target = if is_own && kind == Kind::Counter {
+            format!("once-{}-{}", self.name, self.written)
+        } else {
+            let epoch = self.written / SHARED_FOR;
+            format!("shared-{epoch}-{}", self.random.random_range(0..SHARED_TARGETS))
+        };
+        let is_single = self.is_fast || self.random.random_bool(0.3);
+        let count = if is_single { 1 } else { self.random.random_range(2..=ITEMS_MAX) };
+        let mut number = || match self.random.random_range(-3..=8) {
+            0 => 9,
+            other => other,
+        };
+        let items = (0..count).map(|_| number()).collect();
+        let is_keyed = self.abilities.keyed && self.random.random_bool(0.3);
+        let key = is_keyed.then(|| format!("key-{}-{}", self.name, self.written));
+        (Write { kind, target, items, key }, self.random.random_bool(0.5))
+    }
+
+    /// Sends a keyed request to any API until one accepts it, and then sometimes once more.
+    async fn repeat(&mut self, write: &Write, lines: bool) -> anyhow::Result<Outcome> {
+        let deadline = Instant::now() + KEYED_PATIENCE;
+        let mut api = self.target.address;
+        loop {
+            if let Outcome::Accepted(ids) = send(&self.client, api, write, lines).await? {
+                if self.random.random_bool(0.3) {
+                    let api = self.any_api();
+                    let again = send(&self.client, api, write, lines).await?;
+                    if !again.agrees_with(&ids) {
+                        let key = write.key.as_deref().unwrap_or_default();
+                        self.note(&format!("{key} was accepted as {ids:?} and again as {again:?}"));
+                    }
+                }
+                return Ok(Outcome::Accepted(ids));
+            }
+            if Instant::now() > deadline {
+                return Ok(Outcome::Unknown);
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+            api = self.any_api();
+        }
+    }
+
+    fn any_api(&mut self) -> SocketAddr {
+        self.apis[self.random.random_range(0..self.apis.len())]
+    }
 }
 
 /// Bodies of 202, single and batch.
@@ -107,78 +238,31 @@ enum Accepted {
     Single { id: String, status: String },
 }
 
-impl Writer {
-    async fn run(mut self, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
-        let mut pace = tokio::time::interval(PACE);
-        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while !*stop.borrow() {
-            if !self.flat_out {
-                pace.tick().await;
-            }
-            self.write().await?;
-        }
-        Ok(())
+/// Sends one request once. An error is an answer that the contract does not know.
+pub async fn send(client: &Client, api: SocketAddr, write: &Write, lines: bool) -> anyhow::Result<Outcome> {
+    let json: Vec<String> = write.items.iter().map(|number| write.kind.item(*number)).collect();
+    let (media_type, body) = match json.as_slice() {
+        [one] => ("application/json", one.clone()),
+        _ if lines => ("application/x-ndjson", json.join("\n")),
+        _ => ("application/json", format!("[{}]", json.join(","))),
+    };
+    let url = format!("http://{api}{}", write.kind.path(&write.target));
+    let mut request = client.post(url).header("content-type", media_type).body(body);
+    if let Some(key) = &write.key {
+        request = request.header("idempotency-key", key);
     }
-
-    async fn write(&mut self) -> anyhow::Result<()> {
-        let (counter, items, lines) = self.draw();
-        let request = self.ledger.intend(counter.clone(), items.clone()).await?;
-        self.target.open.send_modify(|open| *open += 1);
-        let outcome = self.send(&counter, &items, lines).await;
-        self.target.open.send_modify(|open| *open -= 1);
-        let outcome = outcome.with_context(|| format!("request {request}"))?;
-        if matches!(outcome, Outcome::Accepted(_)) {
-            self.target.accepted.send_modify(|accepted| *accepted += 1);
-            self.ledger.settle(request, outcome)
-        } else {
-            self.ledger.settle(request, outcome)?;
-            tokio::time::sleep(RETRY_PAUSE).await;
-            Ok(())
-        }
-    }
-
-    /// The next request: its counter, its increments, and whether an array goes as lines.
-    fn draw(&mut self) -> (String, Vec<i64>, bool) {
-        self.written += 1;
-        // A counter of its own shows exactly whether a request of unknown fate took effect: its
-        // value is 0 or the request's sum, nothing else.
-        let counter = if self.random.random_bool(0.5) {
-            format!("once-{}-{}", self.name, self.written)
-        } else {
-            format!("shared-{}", self.random.random_range(0..SHARED_COUNTERS))
-        };
-        let single = self.flat_out || self.random.random_bool(0.3);
-        let count = if single { 1 } else { self.random.random_range(2..=ITEMS_MAX) };
-        let mut by = || match self.random.random_range(-3..=8) {
-            0 => 9,
-            other => other,
-        };
-        let items = (0..count).map(|_| by()).collect();
-        (counter, items, self.random.random_bool(0.5))
-    }
-
-    async fn send(&self, counter: &str, items: &[i64], lines: bool) -> anyhow::Result<Outcome> {
-        let url = format!("http://{}/v1/counters/{counter}/increments", self.target.address);
-        let json: Vec<String> = items.iter().map(|by| format!("{{\"by\":{by}}}")).collect();
-        let (media_type, body) = match json.as_slice() {
-            [one] => ("application/json", one.clone()),
-            _ if lines => ("application/x-ndjson", json.join("\n")),
-            _ => ("application/json", format!("[{}]", json.join(","))),
-        };
-        let request = self.client.post(url).header("content-type", media_type).body(body);
-        let response = match request.send().await {
-            Ok(response) => response,
-            Err(error) if error.is_connect() => return Ok(Outcome::NotSent),
-            Err(_) => return Ok(Outcome::Unknown),
-        };
-        let status = response.status();
-        // An answer that broke off: the server may have accepted, and nobody has the ids.
-        let Ok(body) = response.bytes().await else { return Ok(Outcome::Unknown) };
-        match status {
-            StatusCode::ACCEPTED => accepted(&body, items.len()),
-            StatusCode::SERVICE_UNAVAILABLE => Ok(Outcome::Unknown),
-            other => bail!("{counter}: answered {other} {}", String::from_utf8_lossy(&body)),
-        }
+    let response = match request.send().await {
+        Ok(response) => response,
+        Err(error) if error.is_connect() => return Ok(Outcome::NotSent),
+        Err(_) => return Ok(Outcome::Unknown),
+    };
+    let status = response.status();
+    // An answer that broke off: the server may have accepted, and nobody has the ids.
+    let Ok(body) = response.bytes().await else { return Ok(Outcome::Unknown) };
+    match status {
+        StatusCode::ACCEPTED => accepted(&body, write.items.len()),
+        StatusCode::SERVICE_UNAVAILABLE => Ok(Outcome::Unknown),
+        other => bail!("{write:?}: answered {other} {}", String::from_utf8_lossy(&body)),
     }
 }
 

@@ -40,12 +40,15 @@ pub struct Installation {
     pub address: SocketAddr,
     api: Program,
     consumer: Option<Program>,
+    /// Where the consumer answers for its health and metrics.
+    consumer_ops: Option<SocketAddr>,
     servers: Option<Servers>,
 }
 
 /// What a variant owns on servers that others use, too.
 struct Servers {
     name: String,
+    store_url: String,
 }
 
 type Settings = Vec<(&'static str, String)>;
@@ -59,7 +62,7 @@ impl Installation {
                 let url = format!("embedded:{}", folder.join("data").display());
                 let settings = vec![("QUEUE__URL", url.clone()), ("STORE__URL", url)];
                 let (api, address) = start_api(binaries, settings, &folder, stop)?;
-                Ok(Self { variant, address, api, consumer: None, servers: None })
+                Ok(Self { variant, address, api, consumer: None, consumer_ops: None, servers: None })
             }
             Variant::Cluster | Variant::Unbatched => Self::start_cluster(variant, binaries, &folder, stop),
         }
@@ -69,7 +72,7 @@ impl Installation {
         let address = free_address()?;
         let (arguments, ready) = ([address.port().to_string()], (address, "/v1/counters/ready"));
         let api = Program::start(&binaries.bare, "bare", &arguments, &[], folder, ready, stop)?;
-        Ok(Self { variant: Variant::Bare, address, api, consumer: None, servers: None })
+        Ok(Self { variant: Variant::Bare, address, api, consumer: None, consumer_ops: None, servers: None })
     }
 
     fn start_cluster(
@@ -81,7 +84,7 @@ impl Installation {
         let name = testkit::unique(&format!("compare_{}", variant.name()));
         let store = block_on(testkit::create_database(&name))?;
         // From here on dropping it cleans up, whatever fails.
-        let servers = Servers { name: name.clone() };
+        let servers = Servers { name: name.clone(), store_url: store.clone() };
         let mut settings: Settings = vec![
             ("QUEUE__URL", testkit::amqp_url()),
             ("QUEUE__PREFIX", name),
@@ -98,7 +101,8 @@ impl Installation {
         let ready = (ops, "/readyz");
         let consumer = Program::start(&binaries.consumer, "consumer", &[], &own, folder, ready, stop)?;
         let (api, address) = start_api(binaries, settings, folder, stop)?;
-        Ok(Self { variant, address, api, consumer: Some(consumer), servers: Some(servers) })
+        let (consumer, consumer_ops) = (Some(consumer), Some(ops));
+        Ok(Self { variant, address, api, consumer, consumer_ops, servers: Some(servers) })
     }
 
     pub fn api_pid(&self) -> u32 {
@@ -107,6 +111,15 @@ impl Installation {
 
     pub fn consumer_pid(&self) -> Option<u32> {
         self.consumer.as_ref().map(Program::pid)
+    }
+
+    pub fn consumer_ops(&self) -> Option<SocketAddr> {
+        self.consumer_ops
+    }
+
+    /// Of its Postgres database, for those that have one.
+    pub fn store_url(&self) -> Option<&str> {
+        self.servers.as_ref().map(|servers| servers.store_url.as_str())
     }
 
     /// An error once one of its programs has ended by itself.

@@ -3,6 +3,7 @@
 //! Starts the bare handler and Forebay in three forms on free loopback ports, loads them in
 //! turns, accounts for every accepted write, and stops and removes everything it made, also when
 //! it is interrupted. `loadtests/README.md` says what each row answers.
+mod account;
 mod ceiling;
 mod connection;
 mod control;
@@ -11,12 +12,14 @@ mod histogram;
 mod http;
 mod installation;
 mod measure;
+mod month;
 mod process;
 mod programs;
 mod report;
 mod rows;
 mod scenario;
 mod stop;
+mod work;
 mod wrk;
 
 use std::fs;

@@ -4,8 +4,9 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::installation::Variant;
-use crate::measure::{COUNTERS, Run, Work};
+use crate::measure::Run;
 use crate::rows::{BARE_CPU_US, CPU_US, Measurements, Row, Verdict};
+use crate::work::{BULK_ITEMS, COLLECTIONS, COUNTERS, Item, TYPES, Work};
 
 /// The file that `--json` writes.
 #[derive(Serialize)]
@@ -29,8 +30,9 @@ impl<'a> Report<'a> {
         let cores = self.cores;
         let _ = writeln!(
             text,
-            "\n{cores} cores, generator included; load spread over {COUNTERS} counters, increments of one; \
-             rates are items per second, medians of the rounds.\n"
+            "\n{cores} cores, generator included; load spread over {COUNTERS} counters (increments of one), \
+             {COLLECTIONS} collections, {TYPES} types; arrays of {BULK_ITEMS}; rates are items per second, \
+             medians of the rounds.\n"
         );
         if self.debug_build {
             text.push_str("DEBUG BUILD: these figures say nothing about the service.\n\n");
@@ -53,8 +55,11 @@ impl<'a> Report<'a> {
     }
 
     fn cpu_table(&self, text: &mut String) {
-        let runs =
-            self.measurements.runs.iter().filter(|run| run.work == Work::Single && run.connections == 1_000);
+        let runs = self
+            .measurements
+            .runs
+            .iter()
+            .filter(|run| run.work == Work::Single(Item::Increment) && run.connections == 1_000);
         let _ = writeln!(text, "CPU in µs per increment at 1 000 connections");
         let _ = writeln!(
             text,
@@ -75,8 +80,9 @@ impl<'a> Report<'a> {
                 run.cpu_us_per_item
             );
         }
+        let increments = Work::Single(Item::Increment);
         let cost =
-            |variant| self.measurements.median(variant, Work::Single, 1_000, |run: &Run| run.cpu_us_per_item);
+            |variant| self.measurements.median(variant, increments, 1_000, |run: &Run| run.cpu_us_per_item);
         if let (Some(cluster), Some(bare)) = (cost(Variant::Cluster), cost(Variant::Bare)) {
             let (ratio, must, aim) = (cluster / bare, CPU_US[0] / BARE_CPU_US, CPU_US[1] / BARE_CPU_US);
             let _ = writeln!(
@@ -98,15 +104,13 @@ fn figure_with(figure: f64, unit: &str) -> String {
 
 /// One run in one line, while it goes on.
 pub fn line(run: &Run) -> String {
-    let work = match run.work {
-        Work::Single => "",
-        Work::Bulk => " bulk",
-        Work::Read => " read",
+    let what = match run.work {
+        Work::Single(Item::Increment) => run.variant.name().to_owned(),
+        work => format!("{} {}", run.variant.name(), work.name()),
     };
-    let what = format!("{}{work}", run.variant.name());
     let offered = run.offered.map_or_else(|| "closed".into(), |rate| format!("{rate:.0}/s"));
     let mut line = format!(
-        "{what:<14} {:>5} connections {offered:>8}: {:>7.0} accepted/s {:>7.0} applied/s, drain {:>5.0} ms, \
+        "{what:<25} {:>5} connections {offered:>8}: {:>7.0} accepted/s {:>7.0} applied/s, drain {:>5.0} ms, \
          p50 {:.1} p95 {:.1} p99 {:.1} p99.9 {:.1} ms",
         run.connections,
         run.accepted,

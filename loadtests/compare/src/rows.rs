@@ -3,20 +3,24 @@
 use serde::Serialize;
 
 use crate::installation::Variant;
-use crate::measure::{Run, Work};
+use crate::measure::Run;
 use crate::process::Memory;
+use crate::work::{Item, Work};
 
 /// Everything that was measured.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Measurements {
     pub runs: Vec<Run>,
-    pub unnest_rows_per_second: Vec<f64>,
+    /// What Postgres took at the same time as the bulk runs of each kind.
+    pub unnest_rows_per_second: Vec<(Work, f64)>,
     /// Of the clustered API after closed loops, by connections.
     pub memory: Vec<(usize, Memory)>,
     pub half_load: Option<Run>,
     pub tenth_load: Option<Run>,
     pub nine_tenths_load: Option<Run>,
     pub long_run: Option<Run>,
+    pub summary_miss: Option<Run>,
+    pub summary_hit: Option<Run>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,7 +66,7 @@ const TARGETS: &[Target] = &[
         Some(all.applied(Variant::Cluster, 1_000)? / all.applied(Variant::Unbatched, 1_000)?)
     }),
     target("cpu", "CPU per accepted and applied increment, 1 000", "µs", CPU_US[0], CPU_US[1], |all| {
-        all.median(Variant::Cluster, Work::Single, 1_000, |run| run.cpu_us_per_item)
+        all.median(Variant::Cluster, INCREMENT, 1_000, |run| run.cpu_us_per_item)
     }),
     target("p99-5000", "p99, 5 000, open loop at half of capacity", "ms", 500.0, 150.0, |all| {
         Some(all.half_load.as_ref()?.p99_ms)
@@ -74,8 +78,7 @@ const TARGETS: &[Target] = &[
         Some(all.nine_tenths_load.as_ref()?.p95_ms - all.tenth_load.as_ref()?.p95_ms)
     }),
     target("bulk", "bulk of 100 applied ÷ UNNEST ceiling", "", 0.6, 1.2, |all| {
-        let bulk = all.median(Variant::Cluster, Work::Bulk, BULK_CONNECTIONS, |run| run.applied)?;
-        Some(bulk / median(all.unnest_rows_per_second.clone())?)
+        all.bulk_to_ceiling(Item::Increment)
     }),
     target("drain", "drain after a long run at full load", "ms", 2_000.0, 1_000.0, |all| {
         Some(all.long_run.as_ref()?.drain_ms)
@@ -91,10 +94,33 @@ const TARGETS: &[Target] = &[
         all.peak_mb(5_000)
     }),
     target("embedded", "embedded accepted ÷ RabbitMQ accepted, 1 000", "", 0.8, 1.0, |all| {
-        let rate = |variant| all.median(variant, Work::Single, 1_000, |run| run.accepted);
+        let rate = |variant| all.median(variant, INCREMENT, 1_000, |run| run.accepted);
         Some(rate(Variant::Embedded)? / rate(Variant::Cluster)?)
     }),
+    target("documents-150", "documents of 150 B applied ÷ bare, 1 000", "", 0.50, 0.62, |all| {
+        all.item_to_bare(Item::Document150, 1_000)
+    }),
+    target("documents-1k", "documents of 1 kB applied ÷ bare, 1 000", "", 0.50, 0.62, |all| {
+        all.item_to_bare(Item::Document1k, 1_000)
+    }),
+    target("points", "points applied ÷ bare, 1 000", "", 0.50, 0.62, |all| {
+        all.item_to_bare(Item::Point, 1_000)
+    }),
+    target("bulk-documents", "bulk of 100 documents ÷ UNNEST ceiling", "", 0.4, 0.6, |all| {
+        all.bulk_to_ceiling(Item::Document150)
+    }),
+    target("bulk-points", "bulk of 100 points ÷ UNNEST ceiling", "", 0.2, 0.35, |all| {
+        all.bulk_to_ceiling(Item::Point)
+    }),
+    target("summary-month", "p99 of a month's summary from the store", "ms", 100.0, 20.0, |all| {
+        Some(all.summary_miss.as_ref()?.p99_ms)
+    }),
+    target("summary-month-hit", "p99 of a month's summary from the cache", "ms", 20.0, 5.0, |all| {
+        Some(all.summary_hit.as_ref()?.p99_ms)
+    }),
 ];
+
+const INCREMENT: Work = Work::Single(Item::Increment);
 
 /// CPU per increment in µs, must and aim, and what the bare handler took on the machine where they
 /// were set. A slower or busier one needs more of both.
@@ -155,11 +181,23 @@ impl Measurements {
     }
 
     fn applied(&self, variant: Variant, connections: usize) -> Option<f64> {
-        self.median(variant, Work::Single, connections, |run| run.applied)
+        self.median(variant, INCREMENT, connections, |run| run.applied)
     }
 
     fn applied_to_bare(&self, connections: usize) -> Option<f64> {
-        Some(self.applied(Variant::Cluster, connections)? / self.applied(Variant::Bare, connections)?)
+        self.item_to_bare(Item::Increment, connections)
+    }
+
+    fn item_to_bare(&self, item: Item, connections: usize) -> Option<f64> {
+        let applied = |variant| self.median(variant, Work::Single(item), connections, |run| run.applied);
+        Some(applied(Variant::Cluster)? / applied(Variant::Bare)?)
+    }
+
+    fn bulk_to_ceiling(&self, item: Item) -> Option<f64> {
+        let work = Work::Bulk(item);
+        let bulk = self.median(Variant::Cluster, work, BULK_CONNECTIONS, |run| run.applied)?;
+        let ceilings = self.unnest_rows_per_second.iter().filter(|(beside, _)| *beside == work);
+        Some(bulk / median(ceilings.map(|(_, rows)| *rows).collect())?)
     }
 
     fn peak_mb(&self, connections: usize) -> Option<f64> {

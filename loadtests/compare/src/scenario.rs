@@ -5,17 +5,30 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use shared::clock::now_ms;
 
 use crate::ceiling;
 use crate::generator::Pace;
 use crate::installation::{Installation, Variant, block_on};
-use crate::measure::{self, Plan, Run, Work};
+use crate::measure::{self, Plan, Run};
+use crate::month;
 use crate::process::Memory;
 use crate::programs::Binaries;
 use crate::report;
 use crate::rows::{BULK_CONNECTIONS, Measurements};
 use crate::stop::Stop;
+use crate::work::{Item, SUMMARY_TYPES, Work};
+
+const INCREMENT: Work = Work::Single(Item::Increment);
+
+/// Rows that compare another kind of item than increments with the bare handler.
+const ITEM_ROWS: [(&str, Item); 3] =
+    [("documents-150", Item::Document150), ("documents-1k", Item::Document1k), ("points", Item::Point)];
+const ITEM_CONNECTIONS: usize = 1_000;
+
+/// Of the open loops that ask for summaries.
+const SUMMARY_CONNECTIONS: usize = 50;
 
 /// What was asked for on the command line.
 #[derive(Clone, Debug)]
@@ -79,9 +92,14 @@ pub fn run(
     };
     scenario.closed_loops()?;
     scenario.reads()?;
-    scenario.bulk()?;
+    scenario.bulk("bulk", Item::Increment)?;
     scenario.open_loops()?;
     scenario.long_run()?;
+    // After everything that is about increments, so that those rows stay comparable.
+    scenario.items()?;
+    scenario.bulk("bulk-documents", Item::Document150)?;
+    scenario.bulk("bulk-points", Item::Point)?;
+    scenario.summaries()?;
     for installation in std::mem::take(&mut scenario.running).into_values() {
         let variant = installation.variant;
         let outcome = installation.stop();
@@ -108,7 +126,7 @@ impl Scenario<'_> {
             let variants = self.settings.variants(connections);
             for _ in 0..self.settings.rounds {
                 for variant in &variants {
-                    let run = self.closed(*variant, Work::Single, connections)?;
+                    let run = self.closed(*variant, INCREMENT, connections)?;
                     self.measurements.runs.push(run);
                 }
             }
@@ -141,18 +159,61 @@ impl Scenario<'_> {
         Ok(())
     }
 
-    fn bulk(&mut self) -> anyhow::Result<()> {
-        if !self.settings.wants("bulk") {
+    fn bulk(&mut self, row: &str, item: Item) -> anyhow::Result<()> {
+        if !self.settings.wants(row) {
             return Ok(());
         }
+        let work = Work::Bulk(item);
+        self.warm_up(Variant::Cluster, work)?;
         for _ in 0..self.settings.rounds {
             let ceiling = block_on(ceiling::unnest_rows_per_second(self.settings.duration, self.stop))?;
             note(&format!("UNNEST ceiling {ceiling:.0} rows/s"));
-            self.measurements.unnest_rows_per_second.push(ceiling);
-            let run = self.closed(Variant::Cluster, Work::Bulk, BULK_CONNECTIONS)?;
+            self.measurements.unnest_rows_per_second.push((work, ceiling));
+            let run = self.closed(Variant::Cluster, work, BULK_CONNECTIONS)?;
             self.measurements.runs.push(run);
         }
         Ok(())
+    }
+
+    fn items(&mut self) -> anyhow::Result<()> {
+        for (_, item) in ITEM_ROWS.into_iter().filter(|(row, _)| self.settings.wants(row)) {
+            let work = Work::Single(item);
+            self.warm_up(Variant::Cluster, work)?;
+            for _ in 0..self.settings.rounds {
+                for variant in [Variant::Bare, Variant::Cluster] {
+                    let run = self.closed(variant, work, ITEM_CONNECTIONS)?;
+                    self.measurements.runs.push(run);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn summaries(&mut self) -> anyhow::Result<()> {
+        if !self.settings.wants_any(&["summary-month", "summary-month-hit"]) {
+            return Ok(());
+        }
+        let stop = self.stop;
+        let installation = self.installation(Variant::Cluster)?;
+        let store_url = installation.store_url().context("the cluster has a Postgres")?.to_owned();
+        note("filling in the rollups of a month");
+        block_on(month::fill(&store_url, now_ms(), stop))?;
+        // The last one is not asked again, so that every request of the first run misses.
+        month::check(self.installation(Variant::Cluster)?, SUMMARY_TYPES - 1)?;
+        self.measurements.summary_miss = Some(self.summary(Work::SummaryMiss)?);
+        month::check(self.installation(Variant::Cluster)?, 0)?;
+        self.measurements.summary_hit = Some(self.summary(Work::SummaryHit)?);
+        Ok(())
+    }
+
+    fn summary(&mut self, work: Work) -> anyhow::Result<Run> {
+        let duration = self.settings.duration;
+        let pace = Pace::Open(month::rate(duration));
+        let run =
+            self.measure(Variant::Cluster, Plan { work, connections: SUMMARY_CONNECTIONS, pace, duration })?;
+        let lost = run.failed + run.refused + run.unanswered + run.unsent;
+        ensure!(lost == 0, "{lost} summaries were not answered 200: their latency says nothing");
+        Ok(run)
     }
 
     fn open_loops(&mut self) -> anyhow::Result<()> {
@@ -171,7 +232,7 @@ impl Scenario<'_> {
     fn long_run(&mut self) -> anyhow::Result<()> {
         if self.settings.wants("drain") {
             let duration = self.settings.long_duration;
-            let plan = Plan { work: Work::Single, connections: 1_000, pace: Pace::Closed, duration };
+            let plan = Plan { work: INCREMENT, connections: 1_000, pace: Pace::Closed, duration };
             self.measurements.long_run = Some(self.measure(Variant::Cluster, plan)?);
         }
         Ok(())
@@ -180,7 +241,7 @@ impl Scenario<'_> {
     /// What the clustered service accepted and applied per second in the closed loop.
     fn capacity(&self, connections: usize) -> anyhow::Result<f64> {
         let applied = |run: &Run| run.applied;
-        let capacity = self.measurements.median(Variant::Cluster, Work::Single, connections, applied);
+        let capacity = self.measurements.median(Variant::Cluster, INCREMENT, connections, applied);
         capacity.context("the closed loop comes before the open one")
     }
 
@@ -191,7 +252,7 @@ impl Scenario<'_> {
 
     fn open(&mut self, connections: usize, per_second: f64) -> anyhow::Result<Run> {
         let duration = self.settings.duration;
-        let plan = Plan { work: Work::Single, connections, pace: Pace::Open(per_second), duration };
+        let plan = Plan { work: INCREMENT, connections, pace: Pace::Open(per_second), duration };
         self.measure(Variant::Cluster, plan)
     }
 
@@ -202,17 +263,26 @@ impl Scenario<'_> {
         Ok(run)
     }
 
+    /// Once unmeasured: tables, plans and connections are as they will stay.
+    fn warm_up(&mut self, variant: Variant, work: Work) -> anyhow::Result<()> {
+        let stop = self.stop;
+        measure::measure(self.installation(variant)?, warm_up(work), stop)?;
+        Ok(())
+    }
+
     /// The running installation; the first use starts it and warms it up.
     fn installation(&mut self, variant: Variant) -> anyhow::Result<&mut Installation> {
         if !self.running.contains_key(&variant) {
             let mut installation = Installation::start(variant, self.binaries, self.folder, self.stop)?;
-            let (pace, duration) = (Pace::Closed, Duration::from_secs(1));
-            let warm_up = Plan { work: Work::Single, connections: 50, pace, duration };
-            measure::measure(&mut installation, warm_up, self.stop)?;
+            measure::measure(&mut installation, warm_up(INCREMENT), self.stop)?;
             self.running.insert(variant, installation);
         }
         self.running.get_mut(&variant).context("it was started above")
     }
+}
+
+fn warm_up(work: Work) -> Plan {
+    Plan { work, connections: 50, pace: Pace::Closed, duration: Duration::from_secs(1) }
 }
 
 /// Progress, apart from the report, which is all that standard output gets.

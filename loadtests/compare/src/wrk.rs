@@ -11,10 +11,11 @@ use anyhow::Context;
 
 use crate::generator::Pace;
 use crate::installation::{Installation, Variant};
-use crate::measure::{self, COUNTERS, Plan, Work};
+use crate::measure::{self, Plan};
 use crate::process;
 use crate::programs::Binaries;
 use crate::stop::Stop;
+use crate::work::{COUNTERS, Item, Work};
 
 /// Prints own and wrk's figures and their ratio for every number of connections.
 pub fn compare(binaries: &Binaries, folder: &Path, duration: Duration, stop: &Stop) -> anyhow::Result<()> {
@@ -31,7 +32,7 @@ pub fn compare(binaries: &Binaries, folder: &Path, duration: Duration, stop: &St
     );
     fs::write(&script, lua)?;
     for connections in [50, 1_000, 5_000] {
-        let plan = Plan { work: Work::Single, connections, pace: Pace::Closed, duration };
+        let plan = Plan { work: Work::Single(Item::Increment), connections, pace: Pace::Closed, duration };
         let mut own = || Ok(measure::measure(&mut bare, plan, stop)?.accepted);
         let first = costed(duration, &mut own)?;
         let target = bare_address;

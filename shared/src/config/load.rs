@@ -20,6 +20,7 @@ use self::layers::{Setting, is_secret};
 use super::Config;
 use crate::backend::Pair;
 
+pub use self::check::ITEM_GROWTH_BYTES_MAX;
 pub use self::report::check_config_report;
 
 /// The file that is read when none is named, if it exists.

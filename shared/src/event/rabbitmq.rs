@@ -108,8 +108,8 @@ impl Events for RabbitEvents {
 /// The word that others may bind to; this program binds to all.
 fn routing_key(body: &Body) -> ShortString {
     match body {
-        Body::Changed { .. } => "changed",
-        Body::Heartbeat => "heartbeat",
+        Body::Committed(_) => "committed",
+        Body::Heartbeat { .. } => "heartbeat",
         Body::Goodbye => "goodbye",
     }
     .into()

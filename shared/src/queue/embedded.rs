@@ -166,6 +166,7 @@ impl LinkState {
         match self.0.load(Ordering::Relaxed) {
             0 => Link::Up,
             1 => Link::Blocked,
+            2 => Link::Full,
             _ => Link::Down,
         }
     }
@@ -174,7 +175,8 @@ impl LinkState {
         let word = match link {
             Link::Up => 0,
             Link::Blocked => 1,
-            Link::Down => 2,
+            Link::Full => 2,
+            Link::Down => 3,
         };
         self.0.store(word, Ordering::Relaxed);
     }

@@ -10,6 +10,7 @@
 mod connection;
 mod flow;
 mod publisher;
+mod refusals;
 mod subscription;
 mod topology;
 

@@ -1,5 +1,5 @@
-//! From a page of counters to bounds that an index takes, for both stores.
-use super::CounterPage;
+//! From a page of names to bounds that an index takes, for both stores.
+use super::NamePage;
 
 /// Names on the page are `> after`, `>= from` and `< below`, compared by bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,13 +11,13 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// `None` when no counter can be on the page.
+    /// `None` when no name can be on the page.
     ///
     /// Names are ASCII without NUL (`write::check_name`): every name that begins with the prefix
     /// lies below the prefix with the highest character appended, and a NUL, which Postgres takes
     /// in no text, compares like the end of the text.
-    pub fn of(page: CounterPage) -> Option<Self> {
-        let CounterPage { prefix, after, limit } = page;
+    pub fn of(page: NamePage) -> Option<Self> {
+        let NamePage { prefix, after, limit } = page;
         if prefix.contains('\0') || limit == 0 {
             return None;
         }
@@ -39,7 +39,7 @@ mod tests {
         fn the_bounds_hold_exactly_the_names_of_the_page(
             name in "[A-Za-z0-9._:-]{1,4}", prefix in "[a-b._%\0]{0,2}", after in "[a-b._\0ä]{0,3}",
         ) {
-            let page = CounterPage { prefix: prefix.clone(), after: Some(after.clone()), limit: 1 };
+            let page = NamePage { prefix: prefix.clone(), after: Some(after.clone()), limit: 1 };
             let held = Bounds::of(page)
                 .is_some_and(|b| name > b.after && name >= b.from && name < b.below);
             prop_assert_eq!(held, name.starts_with(&prefix) && name > after);

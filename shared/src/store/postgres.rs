@@ -4,31 +4,50 @@
 //! `apply` is the one transaction that writes, `partitions` and `schema` are what must exist
 //! before it, `read` is the rest. Nothing here decides when or how much to write.
 mod apply;
+mod collections;
+mod counters;
 mod database;
+mod dead_letters;
+mod documents;
 mod failure;
+mod fields;
+mod housekeeping;
+mod keys;
+mod known;
+mod ledger;
+mod listing;
 mod partitions;
+mod points;
 mod read;
+mod rollups;
 mod schema;
 mod session;
+mod sift;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
+use uuid::Uuid;
 
-use self::partitions::Partitions;
+use self::known::Known;
 use self::session::Session;
 use super::page::Bounds;
-use super::{Applied, Counter, CounterPage, Fate, Store, StoreError};
+use super::{
+    Applied, Counter, DeadLetter, DeadLetterPage, Document, DocumentPage, Fate, Housekept, NamePage, Redrive,
+    Redriven, Retention, RollupRange, Store, StoreError, Stored,
+};
+use crate::collection::{Collection, Definition};
 use crate::config;
 use crate::id::ItemKey;
 use crate::message::Message;
+use crate::rollup::Rollup;
 
 /// See the module.
 pub struct PostgresStore {
     session: Session,
-    partitions: Arc<Partitions>,
+    known: Arc<Known>,
     read_timeout: Duration,
     write_timeout: Duration,
 }
@@ -39,7 +58,7 @@ impl PostgresStore {
     pub fn open(config: &config::Store) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             session: Session::new(config).context("store.url")?,
-            partitions: Arc::default(),
+            known: Arc::default(),
             read_timeout: Duration::from_millis(config.read_timeout_ms),
             write_timeout: Duration::from_millis(config.write_timeout_ms),
         }))
@@ -49,9 +68,9 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
-        let partitions = Arc::clone(&self.partitions);
+        let known = Arc::clone(&self.known);
         let work = self.session.run("apply", self.write_timeout, move |connection| {
-            Box::pin(async move { apply::apply(connection, &partitions, &batch).await })
+            Box::pin(async move { apply::apply(connection, &known, &batch).await })
         });
         work.await
     }
@@ -68,7 +87,7 @@ impl Store for PostgresStore {
         work.await
     }
 
-    async fn counters(&self, page: CounterPage) -> Result<Vec<Counter>, StoreError> {
+    async fn counters(&self, page: NamePage) -> Result<Vec<Counter>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
         let work = self.session.run("counters", self.read_timeout, move |connection| {
             Box::pin(async move { read::counters(connection, &bounds).await })
@@ -76,10 +95,120 @@ impl Store for PostgresStore {
         work.await
     }
 
-    async fn fate(&self, item: ItemKey) -> Result<Option<Fate>, StoreError> {
-        let work = self
-            .session
-            .run("fate", self.read_timeout, move |connection| Box::pin(read::fate(connection, item)));
+    async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
+        let work = self.session.run("fates", self.read_timeout, move |connection| {
+            Box::pin(async move { read::fates(connection, &items).await })
+        });
+        work.await
+    }
+
+    async fn collection(&self, name: &str) -> Result<Collection, StoreError> {
+        if name.contains('\0') {
+            return Ok(Collection::default());
+        }
+        let name = name.to_owned();
+        let work = self.session.run("collection", self.read_timeout, move |connection| {
+            Box::pin(async move { collections::collection(connection, &name).await })
+        });
+        work.await
+    }
+
+    async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
+        let name = name.to_owned();
+        let work = self.session.run("define", self.write_timeout, move |connection| {
+            Box::pin(async move { collections::define(connection, &name, definition).await })
+        });
+        work.await
+    }
+
+    async fn index_page(&self, name: &str) -> Result<bool, StoreError> {
+        let (known, name) = (Arc::clone(&self.known), name.to_owned());
+        let work = self.session.run("index_page", self.write_timeout, move |connection| {
+            Box::pin(async move { fields::index_page(connection, &known.compiled, &name).await })
+        });
+        work.await
+    }
+
+    async fn document(&self, collection: &str, id: ItemKey) -> Result<Option<Stored>, StoreError> {
+        if collection.contains('\0') {
+            return Ok(None);
+        }
+        let collection = collection.to_owned();
+        let work = self.session.run("document", self.read_timeout, move |connection| {
+            Box::pin(async move { listing::document(connection, &collection, id).await })
+        });
+        work.await
+    }
+
+    async fn documents(&self, page: DocumentPage) -> Result<Vec<Document>, StoreError> {
+        let has_nul = |(field, value): &(String, String)| field.contains('\0') || value.contains('\0');
+        if page.limit == 0 || page.collection.contains('\0') || page.filters.iter().any(has_nul) {
+            return Ok(Vec::new());
+        }
+        let work = self.session.run("documents", self.read_timeout, move |connection| {
+            Box::pin(async move { listing::page(connection, &page).await })
+        });
+        work.await
+    }
+
+    async fn rollups(&self, range: RollupRange) -> Result<Vec<(i32, Rollup)>, StoreError> {
+        if range.kind.contains('\0') {
+            return Ok(Vec::new());
+        }
+        let work = self.session.run("rollups", self.read_timeout, move |connection| {
+            Box::pin(async move { rollups::range(connection, &range).await })
+        });
+        work.await
+    }
+
+    async fn metric_types(&self, page: NamePage) -> Result<Vec<Arc<str>>, StoreError> {
+        let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
+        let work = self.session.run("metric_types", self.read_timeout, move |connection| {
+            Box::pin(async move { read::metric_types(connection, &bounds).await })
+        });
+        work.await
+    }
+
+    async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError> {
+        if page.filter.has_nul() {
+            return Ok(Vec::new());
+        }
+        let work = self.session.run("dead_letters", self.read_timeout, move |connection| {
+            Box::pin(async move { dead_letters::page(connection, &page).await })
+        });
+        work.await
+    }
+
+    async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
+        let work = self.session.run("dead_letter", self.read_timeout, move |connection| {
+            Box::pin(async move { dead_letters::one(connection, id).await })
+        });
+        work.await
+    }
+
+    async fn redrive(&self, redrive: Redrive) -> Result<Vec<Redriven>, StoreError> {
+        if redrive.filter.has_nul() {
+            return Ok(Vec::new());
+        }
+        let known = Arc::clone(&self.known);
+        let work = self.session.run("redrive", self.write_timeout, move |connection| {
+            Box::pin(async move { dead_letters::redrive(connection, &known, &redrive).await })
+        });
+        work.await
+    }
+
+    async fn discard(&self, id: Uuid) -> Result<bool, StoreError> {
+        let work = self.session.run("discard", self.write_timeout, move |connection| {
+            Box::pin(async move { dead_letters::discard(connection, id).await })
+        });
+        work.await
+    }
+
+    async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError> {
+        let (known, limit) = (Arc::clone(&self.known), self.write_timeout / 2);
+        let work = self.session.run("housekeep", self.write_timeout, move |connection| {
+            Box::pin(async move { housekeeping::housekeep(connection, &known, retention, limit).await })
+        });
         work.await
     }
 

@@ -6,12 +6,12 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 
-use super::{Reason, SetAside};
-use crate::message::{Entry, Message};
-use crate::write::{Increment, Item};
+use super::plan::Task;
+use super::{Counter, ItemStanding, Reason, SetAside};
+use crate::write::Increment;
 
-/// Longest detail of an item that was set aside, in characters: parsers quote what they met.
-const DETAIL_LENGTH_MAX: usize = 1_000;
+/// The increments of a batch, in its order.
+type Increments<'t, 'a> = &'t [Task<'a, Increment>];
 
 /// All increments of one counter in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub struct Standing {
 pub struct Folded<'a> {
     /// Counters that changed, by name.
     pub counters: Vec<(&'a str, Standing)>,
+    /// After each awaited increment that was applied.
+    pub standings: Vec<ItemStanding>,
     pub set_aside: Vec<SetAside>,
 }
 
@@ -55,9 +57,9 @@ impl Sum<'_> {
 }
 
 /// Merges the increments of a batch, sorted by name.
-pub fn sum_increments<'a>(messages: &[&'a Message]) -> Result<Vec<Sum<'a>>, Overflow> {
+pub fn sum_increments<'a>(increments: Increments<'_, 'a>) -> Result<Vec<Sum<'a>>, Overflow> {
     let mut sums: HashMap<&str, Sum<'_>> = HashMap::new();
-    for Increment { counter: name, by } in messages.iter().copied().flat_map(increments) {
+    for Task { write: Increment { counter: name, by }, .. } in increments.iter().copied() {
         let sum = sums.entry(name).or_insert(Sum { name, delta: 0, count: 0, lowest: 0, highest: 0 });
         sum.delta = sum.delta.checked_add(*by).ok_or(Overflow)?;
         sum.count += 1;
@@ -73,83 +75,54 @@ pub fn sum_increments<'a>(messages: &[&'a Message]) -> Result<Vec<Sum<'a>>, Over
 /// would overflow is set aside, and the next is applied.
 pub fn fold_increments<'a>(
     current: &HashMap<String, Standing, impl BuildHasher>,
-    messages: &[&'a Message],
+    increments: Increments<'_, 'a>,
 ) -> Folded<'a> {
-    let mut standings: HashMap<&str, Standing> = HashMap::new();
-    let mut set_aside = Vec::new();
-    for message in messages {
-        for (index, entry) in message.entries.iter().enumerate() {
-            let Entry::Item(Item::Increment(increment)) = entry else {
-                set_aside.extend(unreadable_entry(message, index));
-                continue;
-            };
-            let name = &*increment.counter;
-            let before = || current.get(name).copied().unwrap_or_default();
-            let standing = standings.entry(name).or_insert_with(before);
-            if let Some(value) = standing.value.checked_add(increment.by) {
-                *standing = Standing { value, version: standing.version + 1 };
-            } else {
-                set_aside.push(overflown(message, index, increment, standing.value));
+    let mut reached: HashMap<&str, Standing> = HashMap::new();
+    let (mut standings, mut set_aside) = (Vec::new(), Vec::new());
+    for task in increments {
+        let Increment { counter: name, by } = task.write;
+        let before = || current.get(&**name).copied().unwrap_or_default();
+        let standing = reached.entry(name).or_insert_with(before);
+        if let Some(value) = standing.value.checked_add(*by) {
+            *standing = Standing { value, version: standing.version + 1 };
+            if task.is_awaited() {
+                let Standing { value, version } = *standing;
+                standings.push(ItemStanding { item: task.item(), value, version });
             }
+        } else {
+            let detail = format!("{by} added to {} is out of range", standing.value);
+            set_aside.push(task.set_aside(Reason::CounterOverflow, &detail));
         }
     }
     let changed = |(name, standing): &(&str, Standing)| {
         current.get(*name).copied().unwrap_or_default().version != standing.version
     };
-    let mut counters: Vec<_> = standings.into_iter().filter(changed).collect();
+    let mut counters: Vec<_> = reached.into_iter().filter(changed).collect();
     counters.sort_unstable_by_key(|(name, _)| *name);
-    Folded { counters, set_aside }
+    Folded { counters, standings, set_aside }
 }
 
-/// The items of a batch that no path can apply.
-pub fn unreadable(messages: &[&Message]) -> Vec<SetAside> {
-    let of = |message| move |index| unreadable_entry(message, index);
-    messages.iter().flat_map(|message| (0..message.entries.len()).filter_map(of(message))).collect()
+/// The standings of awaited increments, from what merged sums made of the counters.
+pub fn standings(merged: &[Counter], sums: &[Sum<'_>], increments: Increments<'_, '_>) -> Vec<ItemStanding> {
+    if !increments.iter().any(Task::is_awaited) {
+        return Vec::new();
+    }
+    let after: HashMap<&str, &Counter> = merged.iter().map(|counter| (&*counter.name, counter)).collect();
+    let before = |sum: &Sum<'_>| {
+        let after = after.get(sum.name)?;
+        let standing = Standing { value: after.value - sum.delta, version: after.version - sum.count };
+        Some((sum.name.to_owned(), standing))
+    };
+    let before: HashMap<String, Standing> = sums.iter().filter_map(before).collect();
+    fold_increments(&before, increments).standings
 }
 
 /// The names that a batch touches, sorted, each once.
-pub fn names<'a>(messages: &[&'a Message]) -> Vec<&'a str> {
-    let all = messages.iter().copied().flat_map(increments);
-    let distinct: HashSet<&str> = all.map(|increment| &*increment.counter).collect();
+pub fn names<'a>(increments: Increments<'_, 'a>) -> Vec<&'a str> {
+    let distinct: HashSet<&str> = increments.iter().map(|task| &*task.write.counter).collect();
     let mut names: Vec<_> = distinct.into_iter().collect();
     names.sort_unstable();
     names
-}
-
-fn increments(message: &Message) -> impl Iterator<Item = &Increment> {
-    message.entries.iter().filter_map(|entry| match entry {
-        Entry::Item(Item::Increment(increment)) => Some(increment),
-        Entry::Unreadable { .. } => None,
-    })
-}
-
-fn unreadable_entry(message: &Message, index: usize) -> Option<SetAside> {
-    match &message.entries[index] {
-        Entry::Item(_) => None,
-        Entry::Unreadable { json, detail, .. } => {
-            Some(set_aside(message, index, Reason::Unreadable, detail, json))
-        }
-    }
-}
-
-fn overflown(message: &Message, index: usize, increment: &Increment, value: i64) -> SetAside {
-    let detail = format!("{} added to {value} is out of range", increment.by);
-    let item = Item::Increment(increment.clone());
-    let json = serde_json::to_string(&item).expect("an item has a JSON form");
-    set_aside(message, index, Reason::CounterOverflow, &detail, &json)
-}
-
-/// Postgres takes no NUL in text. A parser's complaint may quote one, so that one such item would
-/// fail its whole batch for ever: `nothing_that_a_message_can_carry_fails_its_batch`.
-fn set_aside(message: &Message, index: usize, reason: Reason, detail: &str, json: &str) -> SetAside {
-    let visible = |character: char| if character == '\0' { char::REPLACEMENT_CHARACTER } else { character };
-    SetAside {
-        item: message.item_key(index),
-        reason,
-        detail: detail.chars().take(DETAIL_LENGTH_MAX).map(visible).collect(),
-        json: json.chars().map(visible).collect(),
-        accepted_at_ms: message.accepted_at_ms,
-    }
 }
 
 #[cfg(test)]
@@ -158,18 +131,28 @@ mod tests {
 
     use super::*;
     use crate::id::{IdIssuer, Kind};
+    use crate::message::{Entry, Message};
+    use crate::store::plan::{Earlier, Plan};
+    use crate::write::{Item, Write};
+
+    fn tasks(batch: &[Message]) -> Vec<Task<'_, Increment>> {
+        Plan::of(&batch.iter().collect::<Vec<_>>(), &Earlier::new()).increments
+    }
 
     /// Messages with these increments, three to a message.
     fn messages(increments: &[(&str, i64)]) -> Vec<Message> {
         let mut ids = IdIssuer::new(1, 1);
         let entry = |(name, by): &(&str, i64)| {
-            Entry::Item(Item::Increment(Increment { counter: (*name).into(), by: *by }))
+            let write = Write::Increment(Increment { counter: (*name).into(), by: *by });
+            Entry::Item(Item { write, keyed: None })
         };
         let message = |chunk: &[_]| Message {
             id: ids.next(1_763_600_000_000),
             digest: [0; 16],
             accepted_at_ms: 5,
             entries: chunk.iter().map(entry).collect(),
+            awaited: (0..chunk.len()).collect(),
+            first: 0,
         };
         increments.chunks(3).map(message).collect()
     }
@@ -182,7 +165,7 @@ mod tests {
     fn what_overflows_is_set_aside_and_the_next_is_applied() {
         let batch = messages(&[("a", 3), ("a", 1), ("a", -1), ("b", i64::MIN), ("a", 1)]);
         let current = HashMap::from([("a".to_owned(), Standing { value: i64::MAX - 3, version: 9 })]);
-        let folded = fold_increments(&current, &batch.iter().collect::<Vec<_>>());
+        let folded = fold_increments(&current, &tasks(&batch));
         let expected = [
             ("a", Standing { value: i64::MAX, version: 12 }),
             ("b", Standing { value: i64::MIN, version: 1 }),
@@ -199,7 +182,7 @@ mod tests {
     #[test]
     fn a_counter_whose_increments_all_overflow_has_not_changed() {
         let batch = messages(&[("a", 1)]);
-        let folded = fold_increments(&current(i64::MAX), &batch.iter().collect::<Vec<_>>());
+        let folded = fold_increments(&current(i64::MAX), &tasks(&batch));
         assert!(folded.counters.is_empty());
         assert_eq!(folded.set_aside.len(), 1);
     }
@@ -207,22 +190,10 @@ mod tests {
     #[test]
     fn a_sum_that_fits_may_have_left_the_range_on_its_way() {
         let batch = messages(&[("a", 5), ("a", -5)]);
-        let sums = sum_increments(&batch.iter().collect::<Vec<_>>()).expect("small");
+        let sums = sum_increments(&tasks(&batch)).expect("small");
         assert!(sums[0].stayed_in_range(i64::MAX - 5));
         assert!(!sums[0].stayed_in_range(i64::MAX - 4));
         assert!(sums[0].stayed_in_range(i64::MIN));
-    }
-
-    #[test]
-    fn a_quoted_nul_and_an_endless_complaint_are_made_storable() {
-        let mut batch = messages(&[("a", 1)]);
-        let detail = format!("unknown field `\0{}`", "x".repeat(1 << 20));
-        batch[0].entries.push(Entry::Unreadable { kind: Kind::Increment, json: "{}".into(), detail });
-        let aside = unreadable(&batch.iter().collect::<Vec<_>>());
-        assert_eq!(aside.len(), 1);
-        assert_eq!(aside[0].item, batch[0].id.item(Kind::Increment, 1));
-        assert!(!aside[0].detail.contains('\0'));
-        assert_eq!(aside[0].detail.chars().count(), DETAIL_LENGTH_MAX);
     }
 
     fn increment() -> impl Strategy<Value = (&'static str, i64)> {
@@ -241,7 +212,7 @@ mod tests {
             increments in proptest::collection::vec(increment(), 0..30), start in start(),
         ) {
             let batch = messages(&increments);
-            let folded = fold_increments(&current(start), &batch.iter().collect::<Vec<_>>());
+            let folded = fold_increments(&current(start), &tasks(&batch));
             let mut model = HashMap::from([("a", 0), ("b", 0), ("c", 0)].map(|(n, v)| (n, (i128::from(start), v))));
             let mut skipped = 0;
             for (name, by) in &increments {
@@ -267,7 +238,7 @@ mod tests {
             increments in proptest::collection::vec(increment(), 0..30), start in start(),
         ) {
             let batch = messages(&increments);
-            let batch: Vec<_> = batch.iter().collect();
+            let batch = tasks(&batch);
             let exact = fold_increments(&current(start), &batch);
             let fast = sum_increments(&batch).ok().and_then(|sums| {
                 let applied = sums.iter().map(|sum| {
@@ -277,7 +248,14 @@ mod tests {
                 applied.collect::<Option<Vec<_>>>()
             });
             match fast {
-                Some(fast) => prop_assert_eq!((fast, 0), (exact.counters, exact.set_aside.len())),
+                Some(fast) => {
+                    let merged: Vec<_> = fast.iter().map(|(name, to)| Counter {
+                        name: (*name).into(), value: to.value, version: to.version, updated_at_ms: 0,
+                    }).collect();
+                    let sums = sum_increments(&batch).expect("did before");
+                    prop_assert_eq!(standings(&merged, &sums, &batch), exact.standings);
+                    prop_assert_eq!((fast, 0), (exact.counters, exact.set_aside.len()));
+                }
                 // A sum from 0 may overflow where the stored value would not have.
                 None => prop_assert!(!exact.set_aside.is_empty() || sum_increments(&batch).is_err()),
             }

@@ -3,7 +3,11 @@
 //!
 //! Servers are found by `FOREBAY_TEST_AMQP_URL` and `FOREBAY_TEST_DATABASE_URL`, which `./test`
 //! sets; without them at their usual loopback ports.
+pub mod inspect;
+pub mod private;
 pub mod proxy;
+pub mod servers;
+pub mod store;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -61,6 +65,23 @@ where
     database.expect("database is dropped");
 }
 
+/// Runs `test` with a database role of its own, which may log in and nothing else, and removes it afterwards.
+pub async fn role<F, Fut>(test: F)
+where
+    F: FnOnce(String) -> Fut,
+    Fut: Future<Output = ()>,
+{
+    let (name, admin_url) = (unique("role"), admin_database_url());
+    let created = execute(&admin_url, format!("create role \"{name}\" login password '{name}'")).await;
+    created.expect("a role for the test");
+    let outcome = AssertUnwindSafe(test(name.clone())).catch_unwind().await;
+    let dropped = execute(&admin_url, format!("drop role \"{name}\"")).await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+    dropped.expect("the role is dropped");
+}
+
 /// Creates a database and returns its URL.
 pub async fn create_database(name: &str) -> anyhow::Result<String> {
     let admin_url = admin_database_url();
@@ -73,7 +94,8 @@ pub async fn drop_database(name: &str) -> anyhow::Result<()> {
     execute(&admin_database_url(), format!("drop database if exists \"{name}\" with (force)")).await
 }
 
-async fn execute(url: &str, statement: String) -> anyhow::Result<()> {
+/// Runs one statement on a session of its own.
+pub async fn execute(url: &str, statement: String) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(url).await.context("no Postgres for the tests")?;
     connection.execute(sqlx::AssertSqlSafe(statement)).await?;
     connection.close().await?;

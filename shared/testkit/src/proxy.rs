@@ -1,7 +1,10 @@
-//! A TCP proxy between a program and a server, whose faults a test commands: cut connections and
-//! black holes. For plain TCP on loopback; it understands no protocol.
+//! A TCP proxy between a program and a server, whose faults a test commands: cut connections,
+//! black holes, delays, half-open connections. For plain TCP on loopback; it understands no
+//! protocol.
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,30 +19,55 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// Listens on a port of its own until it is dropped.
 pub struct Proxy {
     address: SocketAddr,
-    faults: Arc<watch::Sender<Faults>>,
+    state: Arc<State>,
     listener: JoinHandle<()>,
 }
+
+struct State {
+    /// Tried in turn, from another one for each connection.
+    upstreams: Vec<String>,
+    faults: watch::Sender<Faults>,
+    /// Bytes that clients may still send before their connection is cut; [`UNLIMITED`] without that fault.
+    allowance: AtomicU64,
+    connections: AtomicU64,
+}
+
+const UNLIMITED: u64 = u64::MAX;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Faults {
     /// Connections accepted under an earlier number are cut.
     generation: u64,
+    /// The server's side of connections accepted under an earlier number is closed, and the client is not told.
+    abandoned: u64,
     /// Nothing is moved in either direction, and nobody is told.
     black_hole: bool,
     /// The server hears and is not heard.
     mute: bool,
     /// New connections are closed at once.
     refuses: bool,
+    /// Each chunk waits so long, in both directions.
+    delay: Duration,
 }
 
 impl Proxy {
     /// Forwards to `upstream`, such as `127.0.0.1:5672`.
     pub async fn start(upstream: impl Into<String>) -> anyhow::Result<Self> {
+        Self::start_over(vec![upstream.into()]).await
+    }
+
+    /// Spreads connections over `upstreams` and passes over those that refuse, as a load balancer does.
+    pub async fn start_over(upstreams: Vec<String>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no port for the proxy")?;
         let address = listener.local_addr()?;
-        let faults = Arc::new(watch::Sender::new(Faults::default()));
-        let listener = tokio::spawn(accept(listener, upstream.into(), Arc::clone(&faults)));
-        Ok(Self { address, faults, listener })
+        let state = Arc::new(State {
+            upstreams,
+            faults: watch::Sender::new(Faults::default()),
+            allowance: AtomicU64::new(UNLIMITED),
+            connections: AtomicU64::new(0),
+        });
+        let listener = tokio::spawn(accept(listener, Arc::clone(&state)));
+        Ok(Self { address, state, listener })
     }
 
     pub fn port(&self) -> u16 {
@@ -56,22 +84,43 @@ impl Proxy {
 
     /// Closes every connection that is open now; new ones are welcome.
     pub fn cut(&self) {
-        self.faults.send_modify(|faults| faults.generation += 1);
+        self.state.faults.send_modify(|faults| faults.generation += 1);
+    }
+
+    /// Cuts each connection, open now or new, in the chunk with which the clients will have sent `bytes`
+    /// more in all: in the middle of whatever they say. [`Proxy::cut_never`] ends it.
+    pub fn cut_after(&self, bytes: u64) {
+        self.state.allowance.store(bytes, Ordering::Relaxed);
+    }
+
+    pub fn cut_never(&self) {
+        self.state.allowance.store(UNLIMITED, Ordering::Relaxed);
+    }
+
+    /// Closes the server's side of every connection that is open now. Clients are not told: what they
+    /// send is lost, and nothing comes. New connections are welcome.
+    pub fn half_open(&self) {
+        self.state.faults.send_modify(|faults| faults.abandoned += 1);
+    }
+
+    /// Makes every chunk wait in both directions; zero ends it.
+    pub fn delay(&self, delay: Duration) {
+        self.state.faults.send_modify(|faults| faults.delay = delay);
     }
 
     /// While on, nothing comes through, on old connections and new ones alike.
     pub fn black_hole(&self, on: bool) {
-        self.faults.send_modify(|faults| faults.black_hole = on);
+        self.state.faults.send_modify(|faults| faults.black_hole = on);
     }
 
     /// While on, what the client sends arrives and no answer does: confirms are lost.
     pub fn mute(&self, on: bool) {
-        self.faults.send_modify(|faults| faults.mute = on);
+        self.state.faults.send_modify(|faults| faults.mute = on);
     }
 
     /// While on, old connections are cut and new ones closed at once: the server is down.
     pub fn down(&self, on: bool) {
-        self.faults.send_modify(|faults| {
+        self.state.faults.send_modify(|faults| {
             faults.refuses = on;
             faults.generation += 1;
         });
@@ -86,52 +135,187 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: String, faults: Arc<watch::Sender<Faults>>) {
+async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
-        let follower = faults.subscribe();
-        if !follower.borrow().refuses {
-            tokio::spawn(join(client, upstream.clone(), follower));
+        if !state.faults.borrow().refuses {
+            tokio::spawn(join(client, Arc::clone(&state)));
         }
     }
 }
 
 /// Moves bytes both ways until one side ends or the connection is cut.
-async fn join(client: TcpStream, upstream: String, faults: watch::Receiver<Faults>) {
-    let generation = faults.borrow().generation;
-    let Ok(server) = TcpStream::connect(upstream).await else { return };
+async fn join(client: TcpStream, state: Arc<State>) {
+    let faults = state.faults.subscribe();
+    let Faults { generation, abandoned, .. } = *faults.borrow();
+    let Some(server) = connect(&state).await else { return };
     for stream in [&client, &server] {
         // Without it small frames wait for acknowledgements of the kernel.
         let _ = stream.set_nodelay(true);
     }
-    let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
-    let mut until_cut = faults.clone();
-    tokio::select! {
-        // First, so that nothing slips through when a hole is closed after a cut.
+    let (mut client_in, mut client_out) = client.into_split();
+    let (mut until_cut, mut until_abandoned) = (faults.clone(), faults.clone());
+    let is_cut = until_cut.wait_for(|faults| faults.generation != generation);
+    let joined = async {
+        let (mut server_in, mut server_out) = server.into_split();
+        let there = Flow { state: &state, faults: faults.clone(), is_there: true };
+        let back = Flow { state: &state, faults, is_there: false };
+        tokio::select! {
+            // First, so that nothing slips through when a hole is closed after a cut.
+            biased;
+            _ = until_abandoned.wait_for(|faults| faults.abandoned != abandoned) => true,
+            () = there.forward(&mut client_in, &mut server_out) => false,
+            () = back.forward(&mut server_in, &mut client_out) => false,
+        }
+    };
+    tokio::pin!(is_cut);
+    let is_abandoned = tokio::select! {
         biased;
-        _ = until_cut.wait_for(|faults| faults.generation != generation) => {}
-        () = forward(client_in, server_out, faults.clone(), |faults| faults.black_hole) => {}
-        () = forward(server_in, client_out, faults, |faults| faults.black_hole || faults.mute) => {}
+        _ = &mut is_cut => false,
+        is_abandoned = joined => is_abandoned,
+    };
+    if is_abandoned {
+        tokio::select! {
+            _ = is_cut => {}
+            () = swallow(&mut client_in) => {}
+        }
     }
 }
 
-async fn forward(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut faults: watch::Receiver<Faults>,
-    is_held: fn(&Faults) -> bool,
-) {
+async fn connect(state: &State) -> Option<TcpStream> {
+    let number = state.connections.fetch_add(1, Ordering::Relaxed);
+    let count = state.upstreams.len();
+    let first = usize::try_from(number).unwrap_or_default() % count;
+    for upstream in state.upstreams.iter().cycle().skip(first).take(count) {
+        if let Ok(server) = TcpStream::connect(upstream).await {
+            return Some(server);
+        }
+    }
+    None
+}
+
+/// Reads until the client gives up.
+async fn swallow(from: &mut OwnedReadHalf) {
     let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let read = match from.read(&mut chunk).await {
-            Ok(0) | Err(_) => return,
-            Ok(read) => read,
-        };
-        // In the hole bytes wait as they would in a network that drops and sends again.
-        if faults.wait_for(|faults| !is_held(faults)).await.is_err() {
-            return;
+    while from.read(&mut chunk).await.is_ok_and(|read| read > 0) {}
+}
+
+/// One direction of one connection.
+struct Flow<'a> {
+    state: &'a State,
+    faults: watch::Receiver<Faults>,
+    /// From the client to the server.
+    is_there: bool,
+}
+
+impl Flow<'_> {
+    async fn forward(mut self, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let read = match from.read(&mut chunk).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => read,
+            };
+            let delay = self.faults.borrow().delay;
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            // In the hole bytes wait as they would in a network that drops and sends again.
+            let is_there = self.is_there;
+            let is_free = |faults: &Faults| !faults.black_hole && (is_there || !faults.mute);
+            if self.faults.wait_for(is_free).await.is_err() {
+                return;
+            }
+            let allowed = if self.is_there { self.state.allow(read) } else { read };
+            if to.write_all(&chunk[..allowed]).await.is_err() || allowed < read {
+                return;
+            }
         }
-        if to.write_all(&chunk[..read]).await.is_err() {
-            return;
-        }
+    }
+}
+
+impl State {
+    /// How many of these bytes may still go to the server.
+    fn allow(&self, bytes: usize) -> usize {
+        let bytes = bytes as u64;
+        let take = |left| if left == UNLIMITED { None } else { Some(u64::saturating_sub(left, bytes)) };
+        let left = self.allowance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        let allowed = left.map_or(bytes, |left| left.min(bytes));
+        usize::try_from(allowed).unwrap_or(usize::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that sends back what it hears, as often as it is asked to, and a client.
+    async fn echoed() -> (Proxy, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let upstream = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.into_split();
+                    tokio::io::copy(&mut from, &mut to).await
+                });
+            }
+        });
+        // The first upstream refuses: port 1 is nobody's.
+        let upstreams = vec!["127.0.0.1:1".to_owned(), upstream.to_string()];
+        let proxy = Proxy::start_over(upstreams).await.expect("a proxy");
+        let client = TcpStream::connect(("127.0.0.1", proxy.port())).await.expect("a connection");
+        (proxy, client)
+    }
+
+    async fn say(client: &mut TcpStream, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+        client.write_all(bytes).await?;
+        let mut answer = vec![0; bytes.len()];
+        client.read_exact(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_refuses_is_passed_over() {
+        let (proxy, mut client) = echoed().await;
+        assert_eq!(say(&mut client, b"one").await.expect("an echo"), b"one");
+        let mut second = TcpStream::connect(("127.0.0.1", proxy.port())).await.expect("a connection");
+        assert_eq!(say(&mut second, b"two").await.expect("an echo"), b"two");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_cut_in_the_middle_of_a_message_after_so_many_bytes() {
+        let (proxy, mut client) = echoed().await;
+        proxy.cut_after(5);
+        assert_eq!(say(&mut client, b"abc").await.expect("an echo"), b"abc");
+        client.write_all(b"defg").await.expect("sent");
+        let mut rest = Vec::new();
+        // A reset tells as much as an end.
+        let _ = client.read_to_end(&mut rest).await;
+        assert!(b"de".starts_with(&rest), "{rest:?}");
+        proxy.cut_never();
+        let mut second = TcpStream::connect(("127.0.0.1", proxy.port())).await.expect("a connection");
+        assert_eq!(say(&mut second, b"hijkl").await.expect("an echo"), b"hijkl");
+    }
+
+    #[tokio::test]
+    async fn half_open_connections_stay_open_and_silent_and_new_ones_work() {
+        let (proxy, mut client) = echoed().await;
+        assert_eq!(say(&mut client, b"one").await.expect("an echo"), b"one");
+        proxy.half_open();
+        let silence = tokio::time::timeout(Duration::from_millis(200), say(&mut client, b"two")).await;
+        assert!(silence.is_err(), "{silence:?}");
+        let mut second = TcpStream::connect(("127.0.0.1", proxy.port())).await.expect("a connection");
+        assert_eq!(say(&mut second, b"two").await.expect("an echo"), b"two");
+        proxy.cut();
+        assert_eq!(client.read(&mut [0; 8]).await.expect("the end"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_delay_holds_every_chunk_in_both_directions() {
+        let (proxy, mut client) = echoed().await;
+        proxy.delay(Duration::from_millis(50));
+        let began = tokio::time::Instant::now();
+        assert_eq!(say(&mut client, b"slow").await.expect("an echo"), b"slow");
+        assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
     }
 }

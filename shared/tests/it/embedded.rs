@@ -375,7 +375,12 @@ async fn two_subscribers_share_the_messages_and_inherit_from_one_that_leaves() {
 async fn a_subscriber_of_events_that_falls_behind_is_told_and_goes_on() {
     let events = InProcessEvents::start();
     let mut stream = events.subscribe().await;
-    let event = |number| Event { publisher: 1, number, store_time_ms: None, body: Body::Heartbeat };
+    let event = |number| Event {
+        publisher: 1,
+        number,
+        store_time_ms: None,
+        body: Body::Heartbeat { store_away: false },
+    };
     events.publish(event(0));
     assert_eq!(stream.next().await, Signal::Event(Arc::new(event(0))));
     for number in 1..=10_000 {

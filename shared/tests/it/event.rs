@@ -6,7 +6,7 @@ mod rabbitmq;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::event::{Body, CounterChanged, Event, EventStream, Events, Signal};
+use shared::event::{Body, Committed, CounterChanged, Event, EventStream, Events, Signal};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -20,7 +20,7 @@ fn event(publisher: u64, number: u64, body: Body) -> Event {
 fn changed(publisher: u64, number: u64) -> Event {
     let value = i64::try_from(number).expect("a small number");
     let counter = CounterChanged { name: "a.b".into(), value, version: value, updated_at_ms: 5 };
-    event(publisher, number, Body::Changed { counters: vec![counter] })
+    event(publisher, number, Body::Committed(Committed { counters: vec![counter], ..Committed::default() }))
 }
 
 /// Publishes probes until one comes through: from then on the stream misses nothing.
@@ -33,7 +33,7 @@ async fn connected(events: &dyn Events) -> Box<dyn EventStream> {
 async fn reaches(events: &dyn Events, stream: &mut dyn EventStream) {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        events.publish(event(PROBE, 0, Body::Heartbeat));
+        events.publish(event(PROBE, 0, Body::Heartbeat { store_away: false }));
         let came = tokio::time::timeout(Duration::from_millis(50), stream.next()).await;
         if matches!(came, Ok(Signal::Event(_))) {
             return;

@@ -1,6 +1,7 @@
 //! The contract of the queue port. Each test of [`contract`] runs against every implementation;
-//! what only RabbitMQ can show is in [`rabbitmq`](self::rabbitmq).
+//! what only RabbitMQ can show is in [`rabbitmq`](self::rabbitmq) and [`private`].
 mod contract;
+mod private;
 mod rabbitmq;
 
 use std::collections::BTreeSet;

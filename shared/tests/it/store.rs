@@ -4,6 +4,7 @@ mod contract;
 mod interruption;
 mod postgres;
 mod proxy;
+mod sent;
 mod sqlite;
 
 use std::path::PathBuf;
@@ -11,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use shared::config;
-use shared::id::{IdIssuer, MessageId};
+use shared::id::{IdIssuer, ItemKey, MessageId};
 use shared::message::{Builder, Message, decode};
 use shared::store::postgres::PostgresStore;
 use shared::store::sqlite::SqliteStore;
-use shared::store::{Applied, Store, StoreError};
+use shared::store::{Applied, Fate, Store, StoreError};
 
 /// 2025-11-20, around noon.
 const NOON_MS: i64 = 1_763_640_000_000;
@@ -70,6 +71,10 @@ async fn apply_until_known(store: &Arc<dyn Store>, batch: &[Message]) -> Applied
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+async fn fate(store: &Arc<dyn Store>, item: ItemKey) -> Option<Fate> {
+    store.fates([item].into()).await.expect("is read").into_iter().next().flatten()
 }
 
 /// Value and version; 0 and 0 without a row.

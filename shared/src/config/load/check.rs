@@ -9,8 +9,9 @@ use crate::telemetry;
 /// The most messages that may be unacknowledged; quorum queues take no more.
 const PREFETCH_MAX: u16 = 2_000;
 
-/// By how much an item can be longer in a message than it was in its request.
-const ITEM_GROWTH_BYTES_MAX: usize = 64;
+/// By how much an item can be longer in a message than it was in its request: its names, its id and
+/// the words around them.
+pub const ITEM_GROWTH_BYTES_MAX: usize = 384;
 
 pub(super) const CONSUMER_NEEDS_SERVERS: &str = "the embedded queue lives inside the api, which consumes it \
     by itself: give the consumer AMQP_URL and DATABASE_URL, or `--env local`";
@@ -37,6 +38,8 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     demand("server.items_max", server.items_max <= ITEMS_PER_MESSAGE_MAX, items.clone());
     demand("queue.message_items_max", queue.message_items_max <= ITEMS_PER_MESSAGE_MAX, items);
     demand("queue.prefetch", queue.prefetch <= PREFETCH_MAX, format!("is more than {PREFETCH_MAX}"));
+    let waits = format!("leaves no room for others in server.in_flight_max, {}", server.in_flight_max);
+    demand("server.waiters_max", server.waiters_max < server.in_flight_max, waits);
     let largest = config.message_bytes_bound();
     let held = largest.saturating_mul(queue.prefetch.into());
     let reason = format!(
@@ -61,8 +64,15 @@ fn at_least_one(config: &Config) -> Vec<(&'static str, String)> {
     let zero = [
         ("server.body_bytes_max", server.body_bytes_max == 0),
         ("server.items_max", server.items_max == 0),
+        ("server.item_bytes_max", server.item_bytes_max == 0),
+        ("ids.remembered_for_hours", config.ids.remembered_for_hours == 0),
+        ("retention.points_days", config.retention.points_days == 0),
+        ("retention.minutes_hours", config.retention.minutes_hours == 0),
+        ("retention.hours_days", config.retention.hours_days == 0),
         ("server.body_timeout_ms", server.body_timeout_ms == 0),
         ("server.accept_timeout_ms", server.accept_timeout_ms == 0),
+        ("server.wait_ms_max", server.wait_ms_max == 0),
+        ("server.waiters_max", server.waiters_max == 0),
         ("server.in_flight_max", server.in_flight_max == 0),
         ("server.connections_max", server.connections_max == 0),
         ("queue.message_items_max", queue.message_items_max == 0),

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::Stream;
+use lapin::options::ConfirmSelectOptions;
 use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event};
@@ -102,6 +103,13 @@ impl Session {
 
     pub(crate) async fn channel(&self) -> Result<Channel, SessionError> {
         call("channel.open", self.connection.create_channel()).await
+    }
+
+    /// A channel on which every publish is confirmed.
+    pub(crate) async fn publishing_channel(&self) -> Result<Channel, SessionError> {
+        let channel = self.channel().await?;
+        call("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
     }
 
     /// Events from now on. To be called once: two listeners would share the events.

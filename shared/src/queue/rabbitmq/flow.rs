@@ -3,7 +3,8 @@
 //! Only a positive confirm of a message that was not returned counts as durable. lapin attaches a
 //! returned message to whichever confirm completes next, so outcomes are judged together: all that
 //! are ready, returns first. Once a confirm takes too long the whole session is given up, since
-//! single confirms that are dropped leak and a channel that lost one cannot be trusted.
+//! single confirms that are dropped leak and a channel that lost one cannot be trusted. A channel
+//! that refuses everything is replaced by a new one on the same session ([`super::refusals`] says when).
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,10 +21,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
 use super::publisher::{Job, Pump, SWEEP_EVERY};
-use super::{ConnectionEvents, Session};
+use super::refusals::Refusals;
+use super::{ConnectionEvents, Session, SessionError, call};
 use crate::id::MessageId;
 use crate::message::Outgoing;
 use crate::queue::{Link, PublishError};
+use crate::telemetry::metrics;
 
 /// AMQP's number for a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -62,6 +65,9 @@ pub(super) struct Flow<'a> {
     number: u64,
     is_blocked: bool,
     unblocked_at: Instant,
+    refusals: Refusals,
+    /// That the queue refuses everything was logged, and not yet that it takes messages again.
+    full_was_told: bool,
     was_useful: bool,
 }
 
@@ -81,12 +87,13 @@ impl<'a> Flow<'a> {
             bytes_in_flight: 0,
             number: 0,
             unblocked_at: Instant::now(),
+            refusals: Refusals::none(),
+            full_was_told: false,
             was_useful: false,
         }
     }
 
     pub async fn run(mut self) -> Ended {
-        self.pump.link.set(if self.is_blocked { Link::Blocked } else { Link::Up });
         let ended = self.work().await;
         self.pump.link.set(Link::Down);
         match ended {
@@ -108,6 +115,11 @@ impl<'a> Flow<'a> {
         let mut sweep = interval(SWEEP_EVERY);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let now = Instant::now();
+            self.show_link(now);
+            if self.in_flight.is_empty() && !self.is_blocked && self.refusals.want_new_channel(now) {
+                self.renew_channel().await.map_err(|error| error.to_string())?;
+            }
             self.send();
             if self.pump.is_finished() && self.nobody_waits() {
                 return Ok(());
@@ -124,13 +136,14 @@ impl<'a> Flow<'a> {
     }
 
     /// Sends what waits, as far as it may be in flight. While the broker is blocked lapin would
-    /// only pile it up.
+    /// only pile it up, and before a new channel is opened everything on the old one has landed.
     fn send(&mut self) {
         self.pump.take_ready_jobs();
         let (count_max, bytes_max) =
             (self.pump.settings.in_flight_max, self.pump.settings.in_flight_bytes_max);
         let now = Instant::now();
-        while !self.is_blocked && self.in_flight.len() < count_max && self.bytes_in_flight < bytes_max {
+        let may_send = !self.is_blocked && !self.refusals.want_new_channel(now);
+        while may_send && self.in_flight.len() < count_max && self.bytes_in_flight < bytes_max {
             let Some(job) = self.pump.waiting.pop_front() else { break };
             if job.is_over(now) {
                 continue;
@@ -198,7 +211,41 @@ impl<'a> Flow<'a> {
         let flight = self.in_flight.remove(&number).expect("each publish lands once");
         self.bytes_in_flight -= flight.job.message.body.len();
         self.was_useful = true;
+        match answer {
+            Ok(()) => self.note_taken(),
+            Err(_) => self.refusals.refused(Instant::now()),
+        }
         flight.job.answer(answer);
+    }
+
+    fn note_taken(&mut self) {
+        self.refusals.taken();
+        if std::mem::take(&mut self.full_was_told) {
+            tracing::info!("queue takes messages again");
+        }
+    }
+
+    fn show_link(&mut self, now: Instant) {
+        let is_full = self.refusals.show_full(now);
+        if is_full && !self.full_was_told {
+            tracing::warn!("queue refuses all messages");
+            self.full_was_told = true;
+        }
+        self.pump.link.set(match (self.is_blocked, is_full) {
+            (true, _) => Link::Blocked,
+            (false, true) => Link::Full,
+            (false, false) => Link::Up,
+        });
+    }
+
+    /// Nothing is in flight, so that no confirm can be missed.
+    async fn renew_channel(&mut self) -> Result<(), SessionError> {
+        tracing::debug!("publishing goes on on a new channel");
+        metrics().queue_channels_renewed.inc();
+        call("channel.close", self.channel.close(200, "it refuses everything".into())).await?;
+        self.channel = Arc::new(self.session.publishing_channel().await?);
+        self.refusals.channel_is_new();
+        Ok(())
     }
 
     fn nobody_waits(&self) -> bool {
@@ -211,12 +258,10 @@ impl<'a> Flow<'a> {
             Some(Event::ConnectionBlocked(reason)) => {
                 tracing::warn!(broker.reason = reason, "broker blocks publishing");
                 self.is_blocked = true;
-                self.pump.link.set(Link::Blocked);
             }
             Some(Event::ConnectionUnblocked) => {
                 tracing::info!("broker takes messages again");
                 (self.is_blocked, self.unblocked_at) = (false, Instant::now());
-                self.pump.link.set(Link::Up);
             }
             // A channel that failed while the topology was declared is told here, too.
             Some(Event::Error(error)) if !self.session.is_alive(&self.channel) => {

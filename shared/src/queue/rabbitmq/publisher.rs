@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lapin::Channel;
-use lapin::options::ConfirmSelectOptions;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::flow::{Ended, Flow};
-use super::{LogOnce, Names, RabbitSettings, Session, SessionError, call, topology};
+use super::{LogOnce, Names, RabbitSettings, Session, SessionError, topology};
 use crate::backoff::Backoff;
 use crate::message::Outgoing;
 use crate::queue::{Link, PublishError, Publisher};
@@ -109,6 +108,7 @@ pub(super) struct LinkState(AtomicU8);
 
 const UP: u8 = 1;
 const BLOCKED: u8 = 2;
+const FULL: u8 = 3;
 
 impl LinkState {
     pub fn set(&self, link: Link) {
@@ -116,6 +116,7 @@ impl LinkState {
             Link::Down => 0,
             Link::Up => UP,
             Link::Blocked => BLOCKED,
+            Link::Full => FULL,
         };
         self.0.store(value, Ordering::Relaxed);
     }
@@ -124,6 +125,7 @@ impl LinkState {
         match self.0.load(Ordering::Relaxed) {
             UP => Link::Up,
             BLOCKED => Link::Blocked,
+            FULL => Link::Full,
             _ => Link::Down,
         }
     }
@@ -256,12 +258,11 @@ impl Drop for Pump {
     }
 }
 
-/// Connects, declares the topology and opens the publishing channel with confirms.
+/// Connects, declares the topology and opens the publishing channel.
 async fn open(settings: Arc<RabbitSettings>) -> Result<(Session, Channel), SessionError> {
     let session = Session::open(&settings, NAME).await?;
     let names = Names::new(&settings.prefix);
     topology::declare_queues(&session, &names, settings.limits.bytes_max).await?;
-    let channel = session.channel().await?;
-    call("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let channel = session.publishing_channel().await?;
     Ok((session, channel))
 }

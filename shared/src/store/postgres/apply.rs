@@ -1,24 +1,34 @@
-//! The transaction that applies a batch: ledger, set-aside items, counters, in this order, with
-//! ids and names sorted, so that writers wait for each other and never in a circle.
+//! The transaction that applies a batch, and how often it is tried.
+//!
+//! Tables are written in one order, and each with sorted keys, so that writers wait for each other
+//! and never in a circle: ledger, keys, dead letters, documents and their fields, metric types,
+//! points, rollups, counters. What is hot comes last and is locked for the shortest time.
 //!
 //! Usually counters get one merged addition each. Where a value might leave its range the
 //! transaction is rolled back and the batch applied increment by increment on locked rows. Any
 //! error of a statement ends the transaction: the client library calls the commit of an aborted
 //! one a success (`a_batch_whose_statement_failed_is_never_reported_as_applied`).
-use std::collections::{HashMap, HashSet};
+//!
+//! What the server refuses for what an item holds is searched for by `sift`, which tries parts of
+//! the batch here; then the batch is applied without it.
+use std::collections::HashSet;
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection};
-use time::OffsetDateTime;
-use uuid::Uuid;
+use sqlx::PgConnection;
 
+use super::counters::{add_merged, add_one_by_one};
 use super::failure::Failure;
-use super::partitions::Partitions;
-use super::read::{CounterRow, from_ms};
+use super::known::Known;
+use super::partitions::days_of;
+use super::points::TypeIds;
+use super::sift::{self, Refused};
+use super::{documents, keys, ledger, points, read, rollups, session};
 use crate::backoff::Backoff;
+use crate::id::ItemKey;
 use crate::message::Message;
-use crate::store::sums::{self, Standing};
-use crate::store::{Applied, Counter, SetAside, ledger};
+use crate::store::ledger::distinct;
+use crate::store::plan::Plan;
+use crate::store::{Applied, SetAside};
 
 /// Attempts after a deadlock, a lock that did not come, or a partition that went.
 const ATTEMPTS_MAX: u32 = 5;
@@ -26,203 +36,197 @@ const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Path {
+pub enum Path {
     /// One addition per counter.
     Merged,
     /// Increment by increment.
     Exact,
 }
 
+/// Which items of a batch a transaction applies; they are named by their places.
+#[derive(Clone, Copy)]
+pub enum Choice<'c> {
+    All,
+    /// Rolled back in any case: a look at whether the server takes them.
+    Only(&'c HashSet<ItemKey>),
+    /// Those are set aside.
+    Without(&'c Refused),
+}
+
+impl Choice<'_> {
+    /// Narrows a plan, and says what is set aside by that.
+    fn narrow(self, plan: &mut Plan<'_>) -> Vec<SetAside> {
+        let mut aside = Vec::new();
+        match self {
+            Choice::All => {}
+            Choice::Only(places) => {
+                plan.retain(|message, index| places.contains(&message.place(index)));
+            }
+            Choice::Without(refused) => plan.retain(|message, index| {
+                let refusal = refused.get(&message.place(index));
+                aside.extend(refusal.map(|refusal| refusal.set_aside(message, index)));
+                refusal.is_none()
+            }),
+        }
+        aside
+    }
+}
+
 pub async fn apply(
     connection: &mut PgConnection,
-    partitions: &Partitions,
+    known: &Known,
     batch: &[Message],
 ) -> Result<Applied, Failure> {
-    let batch = ledger::distinct(batch)?;
-    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-    let (mut path, mut attempt) = (Path::Merged, 1);
+    let batch = distinct(batch)?;
+    match attempt(connection, known, &batch, Choice::All).await {
+        Err(Failure::Refused { .. }) => {
+            let refused = sift::refused(connection, known, &batch).await?;
+            attempt(connection, known, &batch, Choice::Without(&refused)).await
+        }
+        outcome => outcome,
+    }
+}
+
+/// One transaction, tried again where that may help.
+pub async fn attempt(
+    connection: &mut PgConnection,
+    known: &Known,
+    batch: &[&Message],
+    choice: Choice<'_>,
+) -> Result<Applied, Failure> {
+    let mut patience = Patience::new();
+    let mut path = Path::Merged;
     loop {
-        let outcome = try_once(connection, partitions, &batch, path).await;
+        let outcome = try_once(connection, known, batch, path, choice).await;
         match outcome {
             Err(Failure::Overflow) if path == Path::Merged => path = Path::Exact,
-            Err(failure) if attempt < ATTEMPTS_MAX && failure.is_missing_partition() => {
-                partitions.forget();
-                attempt += 1;
-            }
-            Err(failure) if attempt < ATTEMPTS_MAX && failure.is_conflict() => {
-                tokio::time::sleep(backoff.delay()).await;
-                attempt += 1;
-            }
-            outcome => return outcome,
+            Err(failure) => patience.bear(known, failure).await?,
+            applied => return applied,
         }
+    }
+}
+
+/// How often a transaction is tried again.
+pub struct Patience {
+    backoff: Backoff,
+    attempts: u32,
+}
+
+impl Patience {
+    pub fn new() -> Self {
+        Self { backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), attempts: 1 }
+    }
+
+    /// Returns when another attempt may help, and the failure when none will.
+    pub async fn bear(&mut self, known: &Known, failure: Failure) -> Result<(), Failure> {
+        if self.attempts >= ATTEMPTS_MAX {
+            return Err(failure);
+        }
+        self.attempts += 1;
+        if failure.is_missing_partition() {
+            known.partitions.forget();
+        } else if failure.is_conflict() {
+            tokio::time::sleep(self.backoff.delay()).await;
+        } else {
+            return Err(failure);
+        }
+        Ok(())
     }
 }
 
 async fn try_once(
     connection: &mut PgConnection,
-    partitions: &Partitions,
+    known: &Known,
     batch: &[&Message],
     path: Path,
+    choice: Choice<'_>,
 ) -> Result<Applied, Failure> {
-    partitions.ensure(connection, batch).await?;
-    // Stricter levels, should they be a default somewhere, would only fail more often.
-    let mut transaction = connection.begin_with("begin isolation level read committed").await?;
-    match within(&mut transaction, batch, path).await {
-        Ok(applied) => {
+    known.partitions.ensure(connection, &days_of(batch)).await?;
+    let mut transaction = session::begin(connection).await?;
+    match within(&mut transaction, known, batch, path, choice).await {
+        Ok((applied, _)) if matches!(choice, Choice::Only(_)) => {
+            transaction.rollback().await?;
+            Ok(applied)
+        }
+        Ok((applied, learned)) => {
             transaction.commit().await?;
+            learned.remember(known);
             Ok(applied)
         }
         Err(failure) => {
             transaction.rollback().await?;
-            Err(failure)
+            Err(failure.of_batch())
         }
+    }
+}
+
+/// What is worth remembering once the transaction is committed.
+#[derive(Default)]
+pub struct Learned {
+    types: TypeIds,
+    rollups: Vec<rollups::Key>,
+}
+
+impl Learned {
+    pub fn remember(self, known: &Known) {
+        known.types.remember(&self.types);
+        known.rollups.remember(self.rollups);
     }
 }
 
 /// All statements between `begin` and `commit`.
-async fn within(connection: &mut PgConnection, batch: &[&Message], path: Path) -> Result<Applied, Failure> {
-    let fresh = enter(connection, batch).await?;
-    let (counters, set_aside) = match path {
-        Path::Merged => {
-            let set_aside = sums::unreadable(&fresh);
-            bury(connection, &set_aside).await?;
-            (add_merged(connection, &fresh).await?, set_aside)
-        }
-        Path::Exact => add_one_by_one(connection, &fresh).await?,
-    };
-    let committed_at_ms = match counters.iter().map(|counter| counter.updated_at_ms).max() {
+async fn within(
+    connection: &mut PgConnection,
+    known: &Known,
+    batch: &[&Message],
+    path: Path,
+    choice: Choice<'_>,
+) -> Result<(Applied, Learned), Failure> {
+    let fresh = ledger::enter(connection, batch).await?;
+    let earlier = keys::enter(connection, &fresh).await?;
+    let mut plan = Plan::of(&fresh, &earlier);
+    let mut applied = Applied { set_aside: std::mem::take(&mut plan.unreadable), ..Applied::default() };
+    applied.set_aside.extend(choice.narrow(&mut plan));
+    ledger::bury(connection, &applied.set_aside).await?;
+    let learned = take_effect(connection, known, &plan, path, &mut applied).await?;
+    applied.committed_at_ms = match applied.counters.iter().map(|counter| counter.updated_at_ms).max() {
         Some(last) => last,
-        None => super::read::now_ms(connection).await?,
+        None => read::now_ms(connection).await?,
     };
-    let fresh = fresh.iter().map(|message| message.id).collect();
-    Ok(Applied { fresh, counters, set_aside, committed_at_ms })
+    applied.fresh = fresh.iter().map(|message| message.id).collect();
+    applied.keyed = plan.keyed_outcomes(&applied.set_aside);
+    Ok((applied, learned))
 }
 
-/// Writes the ledger rows and returns the messages that had none, in the order of the batch.
-/// Another transaction that holds the same id is waited for.
-async fn enter<'a>(
+/// Writes everything that a plan asks for, but ledger and keys. What cannot be applied is added to
+/// the items that are set aside.
+pub async fn take_effect(
     connection: &mut PgConnection,
-    batch: &[&'a Message],
-) -> Result<Vec<&'a Message>, Failure> {
-    let mut rows: Vec<_> = batch.iter().map(|message| (message.id.as_uuid(), &message.digest[..])).collect();
-    rows.sort_unstable();
-    let (ids, digests): (Vec<Uuid>, Vec<&[u8]>) = rows.into_iter().unzip();
-    let inserted = sqlx::query_scalar!(
-        "insert into applied_message (id, digest, applied_at)
-         select id, digest, clock_timestamp() from unnest($1::uuid[], $2::bytea[]) as message (id, digest)
-         on conflict do nothing
-         returning id",
-        &ids,
-        &digests as &[&[u8]]
-    );
-    let inserted: HashSet<Uuid> = inserted.fetch_all(&mut *connection).await?.into_iter().collect();
-    let (fresh, seen) = ledger::part(batch, &inserted);
-    if !seen.is_empty() {
-        let ids: Vec<Uuid> = seen.iter().map(|message| message.id.as_uuid()).collect();
-        let stored = sqlx::query!("select id, digest from applied_message where id = any($1)", &ids);
-        let stored = stored.fetch_all(connection).await?;
-        ledger::compare(&seen, &stored.into_iter().map(|row| (row.id, row.digest)).collect())?;
+    known: &Known,
+    plan: &Plan<'_>,
+    path: Path,
+    applied: &mut Applied,
+) -> Result<Learned, Failure> {
+    let written = documents::write(connection, &known.compiled, plan).await?;
+    applied.set_aside.extend(written.set_aside);
+    applied.deleted = written.deleted;
+    let mut learned = Learned::default();
+    if !plan.points.is_empty() {
+        learned.types = points::types(connection, &known.types, &plan.points).await?;
+        points::insert(connection, &learned.types, &plan.points).await?;
+        learned.rollups = rollups::merge(connection, &known.rollups, &learned.types, &plan.points).await?;
+        applied.types = learned.types.keys().cloned().collect();
+        applied.types.sort_unstable();
     }
-    Ok(fresh)
-}
-
-async fn add_merged(connection: &mut PgConnection, fresh: &[&Message]) -> Result<Vec<Counter>, Failure> {
-    let sums = sums::sum_increments(fresh).map_err(|sums::Overflow| Failure::Overflow)?;
-    let names: Vec<&str> = sums.iter().map(|sum| sum.name).collect();
-    let deltas: Vec<i64> = sums.iter().map(|sum| sum.delta).collect();
-    let counts: Vec<i64> = sums.iter().map(|sum| sum.count).collect();
-    let rows = sqlx::query_as!(
-        CounterRow,
-        "insert into counters as counter (name, value, version, updated_at)
-         select name, delta, count, clock_timestamp()
-         from unnest($1::text[], $2::int8[], $3::int8[]) as sum (name, delta, count)
-         on conflict (name) do update
-         set value = counter.value + excluded.value,
-             version = counter.version + excluded.version,
-             updated_at = clock_timestamp()
-         returning name, value, version, updated_at",
-        &names as &[&str],
-        &deltas,
-        &counts
-    );
-    let rows = rows.fetch_all(connection).await.map_err(Failure::from);
-    let rows = match rows {
-        Err(failure) if failure.is_out_of_range() => return Err(Failure::Overflow),
-        rows => rows?,
+    let counted = match path {
+        Path::Merged => add_merged(connection, &plan.increments).await?,
+        Path::Exact => add_one_by_one(connection, &plan.increments).await?,
     };
-    let sum_of: HashMap<&str, _> = sums.iter().map(|sum| (sum.name, sum)).collect();
-    if !rows.iter().all(|row| sum_of[&*row.name].stayed_in_range(row.value)) {
-        return Err(Failure::Overflow);
-    }
-    Ok(rows.into_iter().map(Counter::from).collect())
-}
-
-async fn add_one_by_one(
-    connection: &mut PgConnection,
-    fresh: &[&Message],
-) -> Result<(Vec<Counter>, Vec<SetAside>), Failure> {
-    let names = sums::names(fresh);
-    // Creates what is missing and locks all of it in one sorted statement, as the merged path
-    // does: two statements, one to create and one to lock, could meet it in the opposite order.
-    let current = sqlx::query!(
-        "insert into counters as counter (name, value, version, updated_at)
-         select name, 0, 0, clock_timestamp() from unnest($1::text[]) as touched (name)
-         on conflict (name) do update set value = counter.value
-         returning name, value, version",
-        &names as &[&str]
-    );
-    let current = current.fetch_all(&mut *connection).await?.into_iter();
-    let current: HashMap<_, _> =
-        current.map(|row| (row.name, Standing { value: row.value, version: row.version })).collect();
-    let folded = sums::fold_increments(&current, fresh);
-    bury(connection, &folded.set_aside).await?;
-    let names: Vec<&str> = folded.counters.iter().map(|(name, _)| *name).collect();
-    let values: Vec<i64> = folded.counters.iter().map(|(_, standing)| standing.value).collect();
-    let versions: Vec<i64> = folded.counters.iter().map(|(_, standing)| standing.version).collect();
-    let rows = sqlx::query_as!(
-        CounterRow,
-        "update counters as counter
-         set value = folded.value, version = folded.version, updated_at = clock_timestamp()
-         from unnest($1::text[], $2::int8[], $3::int8[]) as folded (name, value, version)
-         where counter.name = folded.name
-         returning counter.name, counter.value, counter.version, counter.updated_at",
-        &names as &[&str],
-        &values,
-        &versions
-    );
-    let mut rows = rows.fetch_all(connection).await?;
-    rows.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-    Ok((rows.into_iter().map(Counter::from).collect(), folded.set_aside))
-}
-
-/// Writes dead letters. One that is there already, from a message that outlived its ledger row,
-/// stays as it is.
-async fn bury(connection: &mut PgConnection, set_aside: &[SetAside]) -> Result<(), Failure> {
-    if set_aside.is_empty() {
-        return Ok(());
-    }
-    let mut rows: Vec<&SetAside> = set_aside.iter().collect();
-    rows.sort_unstable_by_key(|aside| aside.item);
-    let ids: Vec<Uuid> = rows.iter().map(|aside| aside.item.as_uuid()).collect();
-    let kinds: Vec<&str> = rows.iter().map(|aside| aside.item.kind().name()).collect();
-    let reasons: Vec<&str> = rows.iter().map(|aside| aside.reason.name()).collect();
-    let details: Vec<&str> = rows.iter().map(|aside| &*aside.detail).collect();
-    let items: Vec<&str> = rows.iter().map(|aside| &*aside.json).collect();
-    let accepted: Vec<OffsetDateTime> = rows.iter().map(|aside| from_ms(aside.accepted_at_ms)).collect();
-    sqlx::query!(
-        "insert into dead_letters (id, kind, reason, detail, item, accepted_at, set_aside_at)
-         select id, kind, reason, detail, item, accepted_at, clock_timestamp()
-         from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
-              as aside (id, kind, reason, detail, item, accepted_at)
-         on conflict do nothing",
-        &ids,
-        &kinds as &[&str],
-        &reasons as &[&str],
-        &details as &[&str],
-        &items as &[&str],
-        &accepted
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
+    // Only now is it known what overflows. Nobody waits for these rows: who writes the same ones
+    // has waited for the ledger or for the keys.
+    ledger::bury(connection, &counted.set_aside).await?;
+    applied.set_aside.extend(counted.set_aside);
+    applied.standings = counted.standings;
+    applied.counters = counted.counters;
+    Ok(learned)
 }

@@ -11,14 +11,36 @@ pub enum Failure {
     /// Merged sums cannot say what is applied: take the exact path.
     #[error("a counter would leave its range")]
     Overflow,
+    /// A row that was there is gone: pruned between two statements.
+    #[error("{0} vanished while it was read")]
+    Vanished(&'static str),
     #[error("no answer within {0} ms")]
     TimedOut(u128),
+    /// A statement of a batch failed for what an item holds.
+    #[error("{message} ({code})")]
+    Refused { code: String, message: String },
+    /// Of several steps, of which each is worth trying whatever becomes of the others.
+    #[error("{told}")]
+    Steps { told: String, is_schema_skew: bool },
 }
 
+/// Codes that speak of a value and not of the state of the server. Anything else may pass by
+/// itself: a missing partition is 23514, a read-only server 25006, another schema 42xxx, a full
+/// disk 53100. Nothing is set aside for those.
+const ABOUT_VALUES: [&str; 8] = [
+    // Too long; out of range (of counters, see `counters`); not readable as its type; not in the
+    // server's encoding; not in any.
+    "22001", "22003", "22P02", "22P05", "22021",
+    // Null where none may be; there already; for example too large for an index.
+    "23502", "23505", "54000",
+];
+
 impl Failure {
-    /// The same transaction may succeed at once: serialization failure, deadlock, lock time-out.
+    /// The same transaction may succeed at once: serialization failure, deadlock, lock time-out, or
+    /// housekeeping was quicker.
     pub fn is_conflict(&self) -> bool {
-        matches!(self.sqlstate().as_deref(), Some("40001" | "40P01" | "55P03"))
+        matches!(self, Self::Vanished(_))
+            || matches!(self.sqlstate().as_deref(), Some("40001" | "40P01" | "55P03"))
     }
 
     /// "no partition of relation found for row": one was dropped, or never made.
@@ -28,7 +50,8 @@ impl Failure {
 
     /// An undefined table or column: the schema is not the one that was verified.
     pub fn is_schema_skew(&self) -> bool {
-        matches!(self.sqlstate().as_deref(), Some("42P01" | "42703"))
+        matches!(self, Self::Steps { is_schema_skew: true, .. })
+            || matches!(self.sqlstate().as_deref(), Some("42P01" | "42703"))
     }
 
     /// "numeric value out of range".
@@ -36,10 +59,26 @@ impl Failure {
         self.sqlstate().as_deref() == Some("22003")
     }
 
+    /// Of a statement that wrote a batch: whether it was refused for what an item holds.
+    pub fn of_batch(self) -> Self {
+        let code = self.sqlstate().filter(|code| ABOUT_VALUES.contains(&&**code));
+        match (self, code) {
+            (Self::Sql(sqlx::Error::Database(error)), Some(code)) => {
+                Self::Refused { code, message: error.message().to_owned() }
+            }
+            (failure, _) => failure,
+        }
+    }
+
     fn sqlstate(&self) -> Option<String> {
         match self {
             Self::Sql(error) => Some(error.as_database_error()?.code()?.into_owned()),
-            Self::Told(_) | Self::Overflow | Self::TimedOut(_) => None,
+            Self::Told(_)
+            | Self::Overflow
+            | Self::Vanished(_)
+            | Self::TimedOut(_)
+            | Self::Refused { .. }
+            | Self::Steps { .. } => None,
         }
     }
 }

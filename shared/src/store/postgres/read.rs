@@ -1,9 +1,14 @@
 //! Reads, one statement each.
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::failure::Failure;
-use crate::id::ItemKey;
+use super::keys;
+use crate::id::{ItemKey, MessageId};
 use crate::store::page::Bounds;
 use crate::store::{Counter, Fate};
 
@@ -48,22 +53,64 @@ pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<
     Ok(rows.fetch_all(connection).await?.into_iter().map(Counter::from).collect())
 }
 
-/// One statement, so that both tables are seen at the same moment.
-pub async fn fate(connection: &mut PgConnection, item: ItemKey) -> Result<Option<Fate>, Failure> {
-    let row = sqlx::query!(
-        r#"select message.applied_at as "applied_at?", dead.set_aside_at as "set_aside_at?",
-                  dead.reason as "reason?", dead.detail as "detail?"
-           from (select) as one
-           left join dead_letters as dead on dead.id = $1
-           left join applied_message as message on message.id = $2"#,
-        item.as_uuid(),
-        item.message().as_uuid()
+/// Names of metric types, bytewise.
+pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Arc<str>>, Failure> {
+    let names = sqlx::query_scalar!(
+        "select name from metric_types
+         where name > $1 and name >= $2 and name < $3
+         order by name
+         limit $4",
+        bounds.after,
+        bounds.from,
+        bounds.below,
+        bounds.limit
     );
-    let row = row.fetch_one(connection).await?;
-    if let (Some(at), Some(reason), Some(detail)) = (row.set_aside_at, row.reason, row.detail) {
-        return Ok(Some(Fate::Failed { at_ms: to_ms(at), reason, detail }));
+    Ok(names.fetch_all(connection).await?.into_iter().map(Arc::from).collect())
+}
+
+/// One statement, so that all tables are seen at the same moment: a row per item, by its number,
+/// and a row per message that was applied. Items get a subquery each, because the planner would
+/// read a whole table for a join. Messages are named as a list and by its ends, because a plan that
+/// is kept prunes partitions by single values only (`fates_are_looked_up_by_key_however_many_are_asked_for`).
+pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<Vec<Option<Fate>>, Failure> {
+    let ids: Vec<Uuid> = items.iter().map(|item| item.as_uuid()).collect();
+    let messages: BTreeSet<MessageId> = items.iter().filter_map(|item| item.message()).collect();
+    let messages: Vec<Uuid> = messages.into_iter().map(MessageId::as_uuid).collect();
+    let rows = sqlx::query!(
+        r#"select number as "number?", null::uuid as "message?", keyed.applied_at as "applied_at?",
+                  keyed.fingerprint as "fingerprint?", dead.set_aside_at as "set_aside_at?",
+                  dead.reason as "reason?", dead.detail as "detail?"
+           from unnest($1::uuid[]) with ordinality as item (id, number)
+           left join lateral (
+               select set_aside_at, reason, detail from dead_letters where id = item.id limit 1
+           ) as dead on true
+           left join lateral (
+               select applied_at, fingerprint from keyed_writes where id = item.id limit 1
+           ) as keyed on true
+           union all
+           select null, id, applied_at, null, null, null, null
+           from applied_message where id = any($2) and id >= $3 and id <= $4"#,
+        &ids,
+        &messages,
+        messages.first().copied().unwrap_or_default(),
+        messages.last().copied().unwrap_or_default()
+    );
+    let rows = rows.fetch_all(connection).await?;
+    let applied: HashMap<Uuid, OffsetDateTime> =
+        rows.iter().filter_map(|row| Some((row.message?, row.applied_at?))).collect();
+    let mut fates = vec![None; items.len()];
+    for row in rows {
+        let Some(number) = row.number.and_then(|number| usize::try_from(number - 1).ok()) else { continue };
+        let message = items[number].message().and_then(|message| applied.get(&message.as_uuid()).copied());
+        let fingerprint = row.fingerprint.as_deref().map(keys::fingerprint).transpose()?;
+        fates[number] = match (row.set_aside_at, row.reason, row.detail) {
+            (Some(at), Some(reason), Some(detail)) => {
+                Some(Fate::Failed { at_ms: to_ms(at), reason, detail, fingerprint })
+            }
+            _ => message.or(row.applied_at).map(|at| Fate::Applied { at_ms: to_ms(at), fingerprint }),
+        };
     }
-    Ok(row.applied_at.map(|at| Fate::Applied { at_ms: to_ms(at) }))
+    Ok(fates)
 }
 
 pub async fn now_ms(connection: &mut PgConnection) -> Result<i64, Failure> {
@@ -77,8 +124,13 @@ pub fn to_ms(at: OffsetDateTime) -> i64 {
 
 /// The nearest time that the server and the calendar hold: a message may carry any number.
 pub fn from_ms(at_ms: i64) -> OffsetDateTime {
-    let nanoseconds = i128::from(at_ms.clamp(0, YEAR_9999_END_MS)) * 1_000_000;
+    let nanoseconds = i128::from(clamp_ms(at_ms)) * 1_000_000;
     OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).expect("a time from 1970 to 9999")
+}
+
+/// See [`from_ms`].
+pub fn clamp_ms(at_ms: i64) -> i64 {
+    at_ms.clamp(0, YEAR_9999_END_MS)
 }
 
 #[cfg(test)]

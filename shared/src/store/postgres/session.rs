@@ -16,7 +16,7 @@ use anyhow::Context;
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Transaction};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -38,6 +38,17 @@ const LIFETIME_MAX: Duration = Duration::from_mins(30);
 const IDLE_MAX: Duration = Duration::from_mins(5);
 /// A migration may rewrite a table, and waits for the one that another process runs.
 const MIGRATE_TIMEOUT: Duration = Duration::from_mins(15);
+
+/// Stricter levels, should they be a default somewhere, would only fail more often, and see nothing
+/// of what was committed while a lock was waited for. In the same round trip the limit of reads,
+/// which sessions begin with, becomes that of writes.
+const BEGIN: &str = "begin isolation level read committed; \
+    select set_config('statement_timeout', current_setting('forebay.write_timeout_ms'), true)";
+
+/// Begins a transaction that may write and wait for locks.
+pub async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Failure> {
+    Ok(connection.begin_with(BEGIN).await?)
+}
 
 pub struct Session {
     pool: PgPool,
@@ -62,7 +73,7 @@ impl Session {
             // A commit is followed by an acknowledgement: it must survive the server's crash
             // even where the server, the database or the role says `off`.
             .options([("synchronous_commit", "on")]);
-        let limited = limited(unlimited.clone(), config.write_timeout_ms);
+        let limited = limited(unlimited.clone(), config.read_timeout_ms, config.write_timeout_ms);
         let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
         Ok(Self {
             pool: pool(limited, config.connections_max, connect_timeout),
@@ -187,12 +198,19 @@ fn plain_on_loopback(options: PgConnectOptions) -> PgConnectOptions {
 /// The server's own limits, for when the client has gone without a word: a statement ends, a
 /// transaction that hears nothing ends and its locks with it, and a wait for a lock ends early
 /// enough for another attempt.
-fn limited(options: PgConnectOptions, write_timeout_ms: u64) -> PgConnectOptions {
-    options.options([
-        ("statement_timeout", write_timeout_ms.max(1)),
+/// A read that nobody waits for any more must not go on: its limit is the session's, and [`begin`]
+/// sets that of writes.
+fn limited(options: PgConnectOptions, read_timeout_ms: u64, write_timeout_ms: u64) -> PgConnectOptions {
+    let limited = options.options([
+        ("statement_timeout", read_timeout_ms.max(1)),
+        ("forebay.write_timeout_ms", write_timeout_ms.max(1)),
         ("idle_in_transaction_session_timeout", write_timeout_ms.max(1)),
         ("lock_timeout", (write_timeout_ms / 4).max(1)),
-    ])
+    ]);
+    // Statements look things up by key. A plan that was kept from when a partition was almost empty
+    // would read all of it for each key, until somebody analyses it. Where there is no other way,
+    // reading a table then looks so expensive that it would be compiled first.
+    limited.options([("enable_seqscan", "off"), ("jit", "off")])
 }
 
 fn pool(options: PgConnectOptions, connections_max: u32, connect_timeout: Duration) -> PgPool {

@@ -1,13 +1,18 @@
-//! The statements that apply a batch: ledger, counters, set-aside items. Many rows travel as one
-//! JSON array per statement, because a statement costs more than a row.
-use std::collections::{HashMap, HashSet};
+//! The transaction that applies a batch: ledger, keys, documents, points, counters, set-aside items,
+//! in this order. The statements for the ledger, counters and set-aside items are here. Many rows
+//! travel as one JSON array per statement, or as `values`, because a statement costs more than a row.
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
+use super::collections::Cache;
 use super::files::Failure;
+use super::{documents, json, keys, points};
 use crate::clock;
+use crate::id::ItemKey;
 use crate::message::Message;
+use crate::store::plan::Plan;
 use crate::store::sums::{self, Folded, Standing};
 use crate::store::{Applied, Counter, SetAside, ledger};
 
@@ -27,35 +32,33 @@ pub const PUT: &str = "insert into counters (name, value, version, updated_at_ms
     on conflict (name) do update set \
     value = excluded.value, version = excluded.version, updated_at_ms = excluded.updated_at_ms";
 
-const BURY: &str = "insert into dead_letters \
+pub const BURY: &str = "insert into dead_letters \
     (id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms) \
     select unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, ?2 \
     from json_each(?1) where true on conflict do nothing";
 
 /// Inside a transaction that holds the write lock.
-pub async fn apply(connection: &mut SqliteConnection, batch: &[Message]) -> Result<Applied, Failure> {
+pub async fn apply(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    batch: &[Message],
+) -> Result<Applied, Failure> {
     let batch = ledger::distinct(batch)?;
     let now_ms = clock::now_ms();
     let fresh = enter(connection, &batch, now_ms).await?;
-    let current = current(connection, &sums::names(&fresh)).await?;
-    let Folded { counters, set_aside } = sums::fold_increments(&current, &fresh);
-    bury(connection, &set_aside, now_ms).await?;
-    if !counters.is_empty() {
-        let rows: Vec<_> = counters.iter().map(|(name, to)| (name, to.value, to.version)).collect();
-        sqlx::query(PUT).bind(json(&rows)).bind(now_ms).execute(connection).await?;
-    }
-    let counter = |(name, to): (&str, Standing)| Counter {
-        name: name.into(),
-        value: to.value,
-        version: to.version,
-        updated_at_ms: now_ms,
-    };
-    Ok(Applied {
-        fresh: fresh.iter().map(|message| message.id).collect(),
-        counters: counters.into_iter().map(counter).collect(),
-        set_aside,
-        committed_at_ms: now_ms,
-    })
+    let earlier = keys::enter(connection, &fresh, now_ms).await?;
+    let mut plan = Plan::of(&fresh, &earlier);
+    let mut applied = Applied { set_aside: std::mem::take(&mut plan.unreadable), ..Applied::default() };
+    applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
+    let deleted: BTreeSet<ItemKey> = plan.deletes.iter().map(|task| task.write.document).collect();
+    applied.deleted = deleted.into_iter().collect();
+    applied.types = points::apply(connection, &plan.points, now_ms).await?;
+    count(connection, &plan, now_ms, &mut applied).await?;
+    bury(connection, &applied.set_aside, now_ms).await?;
+    applied.fresh = fresh.iter().map(|message| message.id).collect();
+    applied.keyed = plan.keyed_outcomes(&applied.set_aside);
+    applied.committed_at_ms = now_ms;
+    Ok(applied)
 }
 
 /// Writes the ledger rows and returns the messages that had none, in the order of the batch.
@@ -78,6 +81,35 @@ async fn enter<'a>(
         ledger::compare(&seen, &stored.into_iter().collect())?;
     }
     Ok(fresh)
+}
+
+/// Folds the increments into the counters.
+pub async fn count(
+    connection: &mut SqliteConnection,
+    plan: &Plan<'_>,
+    now_ms: i64,
+    applied: &mut Applied,
+) -> Result<(), Failure> {
+    if plan.increments.is_empty() {
+        return Ok(());
+    }
+    let current = current(connection, &sums::names(&plan.increments)).await?;
+    let Folded { counters, standings, set_aside } = sums::fold_increments(&current, &plan.increments);
+    applied.standings = standings;
+    applied.set_aside.extend(set_aside);
+    if counters.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = counters.iter().map(|(name, to)| (name, to.value, to.version)).collect();
+    sqlx::query(PUT).bind(json(&rows)).bind(now_ms).execute(connection).await?;
+    let counter = |(name, to): (&str, Standing)| Counter {
+        name: name.into(),
+        value: to.value,
+        version: to.version,
+        updated_at_ms: now_ms,
+    };
+    applied.counters = counters.into_iter().map(counter).collect();
+    Ok(())
 }
 
 async fn current(
@@ -103,8 +135,4 @@ async fn bury(connection: &mut SqliteConnection, set_aside: &[SetAside], now_ms:
     let rows: Vec<_> = set_aside.iter().map(row).collect();
     sqlx::query(BURY).bind(json(&rows)).bind(now_ms).execute(connection).await?;
     Ok(())
-}
-
-fn json<T: serde::Serialize + ?Sized>(rows: &T) -> String {
-    serde_json::to_string(rows).expect("text and integers have a JSON form")
 }

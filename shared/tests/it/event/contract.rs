@@ -60,7 +60,7 @@ mod fixtures {
 async fn events_come_unchanged_and_in_order_to_every_subscriber(events: Arc<dyn Events>) {
     let mut streams = vec![connected(events.as_ref()).await, connected(events.as_ref()).await];
     let mut published: Vec<_> = (1..=100).map(|number| changed(7, number)).collect();
-    published.push(event(7, 100, Body::Heartbeat));
+    published.push(event(7, 100, Body::Heartbeat { store_away: false }));
     published.push(event(7, 100, Body::Goodbye));
     for event in &published {
         events.publish(event.clone());

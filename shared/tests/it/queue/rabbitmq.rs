@@ -12,7 +12,7 @@ use testkit::proxy::Proxy;
 
 use super::{
     Arc, BTreeSet, Duration, Instant, LIMITS, Outgoing, PATIENCE, PublishError, Queue, QueueLimits,
-    delivered_ids, id_of, ids, in_time, message, next, next_many, publish,
+    delivered_ids, fill, id_of, ids, in_time, message, next, next_many, publish,
 };
 
 /// A test with names of its own and a proxy in front of the broker.
@@ -263,6 +263,38 @@ async fn programs_that_start_together_on_a_new_broker_all_come_up() {
         for queue in &queues {
             link_becomes(queue, Link::Up).await;
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_stays_full_is_shown_and_tried_on_new_channels_and_takes_again_once_there_is_room() {
+    testkit::isolated("rabbit", |isolated| async move {
+        let queue = open(&isolated, QueueLimits { bytes_max: 100_000, ..LIMITS });
+        let publisher = queue.publisher();
+        let renewed = || shared::telemetry::metrics().queue_channels_renewed.get();
+        let (mut taken, renewed_before) = (fill(publisher.as_ref(), 5_000).await, renewed());
+        assert_eq!(publisher.link(), Link::Up, "one refusal is no state");
+        let deadline = in_time();
+        while publisher.link() != Link::Full || renewed() < renewed_before + 2 {
+            assert!(Instant::now() < deadline, "{:?}, {} renewed", publisher.link(), renewed());
+            // A new channel may find that there is still a little room.
+            let message = message(5_000);
+            match publisher.publish(message.clone(), in_time()).await {
+                Ok(()) => taken.push(message),
+                Err(error) => assert_eq!(error, PublishError::Full),
+            }
+        }
+        let mut subscription = queue.subscribe(1_000).await.expect("subscribed");
+        let deliveries = next_many(subscription.as_mut(), taken.len()).await;
+        assert_eq!(delivered_ids(&deliveries), ids(&taken));
+        subscription.ack(deliveries).await.expect("acknowledged");
+        let deadline = in_time();
+        while let Err(error) = publisher.publish(message(1), deadline).await {
+            assert_eq!(error, PublishError::Full);
+            assert!(Instant::now() < deadline, "still full");
+        }
+        link_becomes(&queue, Link::Up).await;
     })
     .await;
 }

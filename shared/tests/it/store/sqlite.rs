@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use shared::store::Store;
+use shared::collection::Definition;
+use shared::rollup::Resolution;
 use shared::store::sqlite::SqliteStore;
+use shared::store::{Retention, RollupRange, Store};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 
-use super::{Directory, Messages, apply, standing, unavailable};
+use super::sent::{delete, document, increment, point, with_key};
+use super::{Directory, Messages, NOON_MS, apply, fate, standing, unavailable};
 
 const CHILD_DIRECTORY: &str = "FOREBAY_TEST_CHILD_DIRECTORY";
 
@@ -35,8 +38,23 @@ async fn what_was_answered_survives_a_kill_in_the_middle() {
         let (value, version) = standing(&store, "a").await;
         assert!(value >= told, "{value} of {told}");
         assert_eq!(version, value);
-        // Both counters were in every batch.
+        // All of it was in every batch.
         assert_eq!(standing(&store, "b").await, (value * 2, value));
+        let mut file = self::file(&directory).await;
+        for rows in [
+            "select count(*) / 2 from applied_message",
+            "select count(*) from keyed_writes",
+            "select count(*) from documents where data is not null",
+            "select count(*) from document_fields",
+            "select count(*) from points_20251120",
+        ] {
+            let count = sqlx::query_scalar::<_, i64>(rows).fetch_one(&mut file).await.expect("is counted");
+            assert_eq!(count, value, "{rows}");
+        }
+        let day = Resolution::Day;
+        let range = RollupRange { kind: "t".into(), resolution: day, from: 0, below: i32::MAX };
+        let [(_, day)] = &store.rollups(range).await.expect("is read")[..] else { panic!("one day") };
+        assert_eq!(i64::try_from(day.count()).expect("small"), value);
     }
 }
 
@@ -72,8 +90,14 @@ async fn child() {
     store.migrate().await.expect("migrates");
     let store: Arc<dyn Store> = store;
     let mut messages = Messages::new();
+    let indexed = Definition { indexed: vec!["f".into()], ..Definition::default() };
+    store.define("c", indexed).await.expect("is defined");
     for number in 1.. {
-        apply(&store, &[messages.increments(&[("a", 1), ("b", 2)])]).await;
+        let batch = [
+            messages.of(&[increment("a", 1), with_key(&format!("{number}"), increment("b", 2))]),
+            messages.of(&[document("c", r#"{"f":1}"#), point("t", NOON_MS, 1.0)]),
+        ];
+        apply(&store, &batch).await;
         writeln!(std::io::stdout(), "applied {number}").expect("the other test listens");
     }
 }
@@ -128,11 +152,176 @@ async fn a_batch_whose_statement_failed_is_never_reported_as_applied() {
     execute(&mut file, trap).await;
     let batch = messages.each(&[("a", 1), ("trap", 1)]);
     assert!(unavailable(store.apply(batch.clone().into()).await.expect_err("the trap")).contains("full"));
-    assert_eq!(store.fate(batch[0].item_key(0)).await.expect("is read"), None);
+    assert_eq!(fate(&store, batch[0].item_key(0)).await, None);
     // The next batch does not inherit the failed transaction.
     apply(&store, &[messages.increments(&[("b", 1)])]).await;
     assert_eq!((standing(&store, "a").await, standing(&store, "b").await), ((0, 0), (1, 1)));
     execute(&mut file, "drop trigger trap").await;
     assert_eq!(apply(&store, &batch).await.fresh.len(), 2);
     assert_eq!(standing(&store, "trap").await, (1, 1));
+}
+
+const DAY_MS: i64 = 24 * 3_600_000;
+
+async fn tables_of_points(file: &mut SqliteConnection) -> Vec<String> {
+    let tables = "select name from sqlite_schema where name like 'points%' order by name";
+    sqlx::query_scalar(tables).fetch_all(file).await.expect("is read")
+}
+
+#[tokio::test]
+async fn raw_points_are_stored_to_the_last_bit() {
+    let directory = Directory::new("bits");
+    let store = directory.store().await;
+    let mut values =
+        vec![0.1, -0.0, 5e-324, 2.225_073_858_507_201e-308, -1.711_488_800_458_074e203, 1e290, -4.0];
+    // A walk over all magnitudes, with all bits in use.
+    let mut bits: u64 = 0x9E37_79B9_7F4A_7C15;
+    while values.len() < 1_700 {
+        bits ^= bits << 13;
+        bits ^= bits >> 7;
+        bits ^= bits << 17;
+        values.extend(Some(f64::from_bits(bits)).filter(|value| value.abs() <= 1e290));
+    }
+    let items: Vec<_> =
+        (0..).zip(&values).map(|(index, value)| point("t", NOON_MS - index, *value)).collect();
+    apply(&store, &[Messages::new().of(&items)]).await;
+    let mut file = file(&directory).await;
+    assert_eq!(tables_of_points(&mut file).await, ["points_20251120"]);
+    let rows = "select value, at_ms, accepted_at_ms, name from points_20251120 \
+        join metric_types on metric_types.id = type order by at_ms desc";
+    let rows =
+        sqlx::query_as::<_, (f64, i64, i64, String)>(rows).fetch_all(&mut file).await.expect("is read");
+    assert_eq!(rows.len(), values.len());
+    for ((stored, ..), sent) in rows.iter().zip(&values) {
+        // Of zeros only the sign is lost, which adds nothing to anything.
+        assert!(
+            stored.to_bits() == sent.to_bits() || (*stored == 0.0 && *sent == 0.0),
+            "{stored:?} {sent:?}"
+        );
+    }
+    assert!(rows.iter().all(|(_, at_ms, accepted_at_ms, name)| {
+        *at_ms <= NOON_MS && *accepted_at_ms == NOON_MS + 7 && name == "t"
+    }));
+}
+
+#[tokio::test]
+async fn raw_points_lie_by_the_day_of_their_acceptance_and_go_as_days() {
+    let directory = Directory::new("days");
+    let store = directory.store().await;
+    let mut messages = Messages::new();
+    let mut batch: Vec<_> = [0, 1, 2].map(|day| NOON_MS + day * DAY_MS).into();
+    batch.push(NOON_MS + DAY_MS + 1);
+    batch.sort_unstable();
+    let mut batch: Vec<_> =
+        batch.into_iter().map(|at_ms| messages.at(at_ms, &[point("t", at_ms - 3 * DAY_MS, 1.0)])).collect();
+    // No clock that is wrong makes a day that does not come or was never.
+    for accepted_at_ms in [i64::MAX, i64::MIN] {
+        let mut wrong = messages.of(&[point("t", NOON_MS, 1.0)]);
+        (wrong.accepted_at_ms, wrong.digest) = (accepted_at_ms, [1; 16]);
+        batch.push(wrong);
+    }
+    apply(&store, &batch).await;
+    let mut file = file(&directory).await;
+    let tables = tables_of_points(&mut file).await;
+    let (days, today) =
+        (["points_19700101", "points_20251120", "points_20251121", "points_20251122"], &tables[4..]);
+    assert_eq!(tables[..4], days);
+    assert_eq!(today.len(), 1);
+    let count = "select count(*) from points_20251121";
+    assert_eq!(sqlx::query_scalar::<_, i64>(count).fetch_one(&mut file).await.expect("is read"), 2);
+    // A day goes when its last moment is too old: one in a call, and without a trace in the others.
+    let since_ms = store.now_ms().await.expect("a time") - (NOON_MS + DAY_MS);
+    let retention = Retention {
+        points_ms: since_ms,
+        minutes_ms: since_ms,
+        hours_ms: since_ms,
+        keys_before_ms: Some(NOON_MS + DAY_MS),
+        rows_max: 100,
+    };
+    let first = store.housekeep(retention).await.expect("is kept");
+    assert!(first.more && first.partitions == 1, "{first:?}");
+    let second = store.housekeep(retention).await.expect("is kept");
+    assert!(!second.more && second.partitions == 1, "{second:?}");
+    assert_eq!(tables_of_points(&mut file).await, tables[2..]);
+    // Statements that were prepared for the days go on.
+    apply(&store, &[messages.at(NOON_MS + 2 * DAY_MS, &[point("t", NOON_MS + 2 * DAY_MS, 1.0)])]).await;
+    assert_eq!(tables_of_points(&mut file).await, tables[2..]);
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_the_fields_of_documents_that_went() {
+    let directory = Directory::new("fields");
+    let store = directory.store().await;
+    let mut messages = Messages::new();
+    let definition =
+        Definition { schema: None, indexed: vec!["f".into(), "g".into()], retention_days: Some(1) };
+    store.define("c", definition.clone()).await.expect("is defined");
+    let data = r#"{"f":"x","g":5.0}"#;
+    let sent = messages.of(&[
+        document("c", data),
+        with_key("k", document("c", data)),
+        document("c", data),
+        with_key("l", document("c", data)),
+        document("c", data),
+    ]);
+    // Deleted before, with, and after its insert; the last goes by its age.
+    let erase = |index: usize| delete("c", sent.item_key(index));
+    apply(&store, &[messages.of(&[erase(0)])]).await;
+    apply(&store, &[messages.of(&[erase(1)]), sent.clone()]).await;
+    let mut file = file(&directory).await;
+    let mut fields = async || -> i64 {
+        let count = "select count(*) from document_fields";
+        sqlx::query_scalar(count).fetch_one(&mut file).await.expect("is read")
+    };
+    assert_eq!(fields().await, 6);
+    apply(&store, &[messages.of(&[erase(2), erase(3)])]).await;
+    assert_eq!(fields().await, 2);
+    let one_field = Definition { indexed: vec!["g".into()], ..definition };
+    store.define("c", one_field).await.expect("is defined");
+    assert_eq!(fields().await, 1);
+    let retention = Retention {
+        points_ms: DAY_MS,
+        minutes_ms: DAY_MS,
+        hours_ms: DAY_MS,
+        keys_before_ms: None,
+        rows_max: 100,
+    };
+    // Not the rows of those that were deleted.
+    assert_eq!(store.housekeep(retention).await.expect("is kept").rows, 1);
+    assert_eq!(fields().await, 0);
+}
+
+#[tokio::test]
+async fn a_rollup_that_this_build_cannot_read_stops_writing_and_loses_nothing() {
+    let directory = Directory::new("rollup");
+    let store = directory.store().await;
+    let mut messages = Messages::new();
+    apply(&store, &[messages.of(&[point("t", NOON_MS, 1.0)])]).await;
+    let mut file = file(&directory).await;
+    let row = "update rollups set data = x'ff' where resolution = 1";
+    execute(&mut file, row).await;
+    let batch = [messages.of(&[increment("a", 1), point("t", NOON_MS, 1.0)])];
+    let refused = store.apply(batch.clone().into()).await.expect_err("not readable");
+    assert!(unavailable(refused).contains("a rollup of t cannot be read"));
+    assert_eq!(standing(&store, "a").await, (0, 0));
+    execute(&mut file, "delete from rollups where resolution = 1").await;
+    assert_eq!(apply(&store, &batch).await.fresh.len(), 1);
+}
+
+#[tokio::test]
+async fn large_documents_are_indexed_a_few_at_a_time() {
+    let directory = Directory::new("large");
+    let store = directory.store().await;
+    let data = format!(r#"{{"f":1,"text":"{}"}}"#, "x".repeat(5 << 19));
+    let items = [0; 3].map(|_| document("c", &data));
+    apply(&store, &[Messages::new().of(&items)]).await;
+    let indexed = Definition { indexed: vec!["f".into()], ..Definition::default() };
+    store.define("c", indexed).await.expect("is defined");
+    let mut file = file(&directory).await;
+    for (has_more, fields) in [(true, 2), (false, 3), (false, 3)] {
+        assert_eq!(store.index_page("c").await.expect("is indexed"), has_more);
+        let count = "select count(*) from document_fields";
+        let count = sqlx::query_scalar::<_, i64>(count).fetch_one(&mut file).await.expect("is counted");
+        assert_eq!(count, fields);
+    }
 }

@@ -1,0 +1,214 @@
+//! The identity of writes with a key, and what this process remembers of them.
+//!
+//! How an identity is made is part of what is stored: see `shared::keyed`. What is remembered here
+//! only spares a client the way through the queue: the store decides.
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::Value;
+use shared::event::Committed;
+use shared::id::ItemKey;
+use shared::keyed::{Fingerprint, Keyed, fingerprint_of, id_of};
+use shared::store::KeyedVerdict;
+use shared::write::{Delete, Document, Increment, Point, Write};
+
+use super::{Draft, Terms};
+
+/// Whose keys they are, as long as nobody says who he is. Keys of different principals never meet.
+pub const PRINCIPAL: &str = "anonymous";
+
+/// Keys that one process remembers.
+const REMEMBERED_MAX: u64 = 100_000;
+
+/// How long one process remembers a key: much shorter than the store.
+const REMEMBERED_FOR: Duration = Duration::from_mins(10);
+
+/// The identity of a draft that has a key: its own, or the request's with its position there.
+pub fn of(principal: &str, terms: &Terms, draft: &Draft, index: usize) -> Option<Keyed> {
+    let (key, index) = match (&draft.own_key, &terms.key) {
+        (Some(own), _) => (own, 0),
+        (None, Some(key)) => (key, index),
+        (None, None) => return None,
+    };
+    let id = id_of(principal, draft.write.kind(), key, index);
+    Some(Keyed { id, fingerprint: fingerprint(&draft.write) })
+}
+
+/// What a write asks for, independent of how its JSON was spelled.
+fn fingerprint(write: &Write) -> Fingerprint {
+    match write {
+        Write::Increment(Increment { counter, by }) => {
+            fingerprint_of("POST", counter, &format!(r#"{{"by":{by}}}"#))
+        }
+        Write::Document(Document { collection, data, .. }) => {
+            fingerprint_of("POST", collection, &canonical(data.as_str()))
+        }
+        Write::Delete(Delete { collection, document }) => {
+            fingerprint_of("DELETE", collection, &document.to_string())
+        }
+        Write::Point(Point { kind, at_ms, value }) => {
+            let value = Value::from(*value);
+            fingerprint_of("POST", kind, &format!(r#"{{"at_ms":{at_ms},"value":{value}}}"#))
+        }
+    }
+}
+
+/// JSON with sorted members and no spaces. Numbers that 64 bits do not hold count as the doubles
+/// that they are read as.
+fn canonical(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    match serde_json::from_str(json) {
+        Ok(value) => write_canonical(&mut text, &value),
+        // Not JSON for this reader, so the text itself says what it is.
+        Err(_) => text.push_str(json),
+    }
+    text
+}
+
+/// Sorted here, because the order of a parsed object's members depends on how a library is built.
+fn write_canonical(out: &mut String, value: &Value) {
+    match value {
+        Value::Object(members) => {
+            out.push('{');
+            for (position, (name, value)) in members.iter().collect::<BTreeMap<_, _>>().iter().enumerate() {
+                let comma = if position > 0 { "," } else { "" };
+                let name = Value::String((*name).clone());
+                write!(out, "{comma}{name}:").expect("a text takes everything");
+                write_canonical(out, value);
+            }
+            out.push('}');
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for (position, item) in items.iter().enumerate() {
+                if position > 0 {
+                    out.push(',');
+                }
+                write_canonical(out, item);
+            }
+            out.push(']');
+        }
+        scalar => write!(out, "{scalar}").expect("a text takes everything"),
+    }
+}
+
+/// Keys that were processed lately, with the payload that counts, as events told. What was only
+/// accepted is not remembered: another payload may have been processed first, elsewhere.
+#[derive(Clone)]
+pub struct RecentKeys(moka::sync::Cache<ItemKey, Fingerprint>);
+
+impl Default for RecentKeys {
+    fn default() -> Self {
+        let keys = moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(REMEMBERED_FOR);
+        Self(keys.build())
+    }
+}
+
+impl RecentKeys {
+    /// Whether another payload was processed under this key.
+    pub fn conflicts(&self, keyed: Keyed) -> bool {
+        self.0.get(&keyed.id).is_some_and(|known| known != keyed.fingerprint)
+    }
+
+    /// Takes what was processed under keys.
+    pub fn hear(&self, committed: &Committed) {
+        for told in committed.keyed.iter().filter(|told| told.verdict != KeyedVerdict::Conflict) {
+            self.0.insert(told.item, told.fingerprint);
+        }
+        for failed in &committed.failed {
+            if let Some(fingerprint) = failed.fingerprint {
+                self.0.insert(failed.item, fingerprint);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::event::{ItemFailed, KeyedTold};
+    use shared::id::Kind;
+    use shared::write::Object;
+
+    use super::*;
+
+    fn increment(by: i64, own_key: Option<&str>) -> Draft {
+        let write = Write::Increment(Increment { counter: "a".into(), by });
+        Draft { write, own_key: own_key.map(Into::into) }
+    }
+
+    fn document(data: &str) -> Write {
+        let data = Object::from_json(data).expect("an object");
+        Write::Document(Document { collection: "c".into(), schema_version: None, data })
+    }
+
+    #[test]
+    fn an_items_own_key_wins_and_has_no_position() {
+        let terms = Terms { key: Some("k".into()), ..Terms::default() };
+        let id =
+            |terms: &Terms, own, index| of(PRINCIPAL, terms, &increment(1, own), index).map(|keyed| keyed.id);
+        let of_key = |key, index| Some(id_of(PRINCIPAL, Kind::Increment, key, index));
+        assert_eq!(id(&terms, None, 3), of_key("k", 3));
+        assert_eq!(id(&terms, Some("own"), 3), of_key("own", 0));
+        assert_eq!(id(&Terms::default(), Some("k"), 3), of_key("k", 0));
+        assert_eq!(id(&Terms::default(), None, 3), None);
+    }
+
+    #[test]
+    fn stored_fingerprints_keep_their_meaning() {
+        let document_key = id_of(PRINCIPAL, Kind::Document, "k", 0);
+        let delete = Write::Delete(Delete { collection: "c".into(), document: document_key });
+        let point = Write::Point(Point { kind: "t".into(), at_ms: 5, value: -1.0 });
+        for (write, expected) in [
+            (increment(-1, None).write, fingerprint_of("POST", "a", r#"{"by":-1}"#)),
+            (document(r#"{"a":1}"#), fingerprint_of("POST", "c", r#"{"a":1}"#)),
+            (delete, fingerprint_of("DELETE", "c", &document_key.to_string())),
+            (point, fingerprint_of("POST", "t", r#"{"at_ms":5,"value":-1.0}"#)),
+        ] {
+            assert_eq!(fingerprint(&write), expected, "{write:?}");
+        }
+    }
+
+    #[test]
+    fn the_spelling_of_a_document_does_not_matter_and_its_content_does() {
+        let base = fingerprint(&document(r#"{"b":[1,{"y":null,"x":"\u00e4"}],"a":1.5}"#));
+        let same = " {\"a\" : 1.50, \"b\": [ 1, {\"x\":\"ä\", \"y\":null} ] }";
+        assert_eq!(fingerprint(&document(same.trim())), base);
+        for other in [
+            r#"{"b":[1,{"y":null,"x":"\u00e4"}],"a":1.6}"#,
+            r#"{"b":[{"y":null,"x":"\u00e4"},1],"a":1.5}"#,
+            r#"{"b":[1,{"y":null,"x":"ae"}],"a":1.5}"#,
+        ] {
+            assert_ne!(fingerprint(&document(other)), base, "{other}");
+        }
+        assert_eq!(canonical(r#"{"b" : [ ], "a\"" : {}}"#), r#"{"a\"":{},"b":[]}"#);
+    }
+
+    #[test]
+    fn what_was_processed_counts_and_nothing_else() {
+        let recent = RecentKeys::default();
+        let key = |key: &str| Terms { key: Some(key.into()), ..Terms::default() };
+        let keyed = |name: &str, by| of(PRINCIPAL, &key(name), &increment(by, None), 0).expect("keyed");
+        let told = |name: &str, by, verdict| {
+            let Keyed { id, fingerprint } = keyed(name, by);
+            KeyedTold { item: id, fingerprint, verdict }
+        };
+        let keyed_told = vec![
+            told("loser", 1, KeyedVerdict::Conflict),
+            told("first", 1, KeyedVerdict::Applied),
+            told("again", 1, KeyedVerdict::Repeated),
+        ];
+        let Keyed { id: item, fingerprint } = keyed("failed", 1);
+        let failed = ItemFailed {
+            item,
+            fingerprint: Some(fingerprint),
+            reason: "counter_overflow".into(),
+            detail: "".into(),
+        };
+        recent.hear(&Committed { keyed: keyed_told, failed: vec![failed], ..Committed::default() });
+        for name in ["first", "again", "failed"] {
+            assert!(recent.conflicts(keyed(name, 2)) && !recent.conflicts(keyed(name, 1)), "{name}");
+        }
+        assert!(!recent.conflicts(keyed("loser", 1)) && !recent.conflicts(keyed("loser", 2)));
+    }
+}

@@ -1,0 +1,267 @@
+//! What a request wants done with its writes, read from its headers: `Prefer` (RFC 7240) and
+//! `Idempotency-Key`.
+use std::time::Duration;
+
+use actix_web::HttpRequest;
+use actix_web::http::header::{HeaderMap, HeaderName};
+use serde::{Deserialize, Deserializer};
+use shared::keyed::KEY_LENGTH_MAX;
+
+use crate::problem::Problem;
+use crate::server::Shared;
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The answer to `Prefer`.
+pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// What a request wants done with its writes, from its headers.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// How long to wait for the outcome; `None` answers as soon as the write is durable.
+    pub wait: Option<Duration>,
+    pub key: Option<Box<str>>,
+    /// The client asked for the wait.
+    pub is_preferred: bool,
+}
+
+impl Terms {
+    /// Reads `Prefer` and `Idempotency-Key`.
+    pub fn of(request: &HttpRequest, shared: &Shared) -> Result<Self, Problem> {
+        let headers = request.headers();
+        let wait = wait_of(headers, shared.waits.wait_max);
+        Ok(Self { wait, key: key_of(headers)?, is_preferred: wait.is_some() })
+    }
+
+    /// For the short paths, which wait by themselves.
+    pub fn short(request: &HttpRequest, shared: &Shared) -> Result<Self, Problem> {
+        let terms = Self::of(request, shared)?;
+        let short = shared.waits.short_wait;
+        Ok(Self { wait: terms.wait.or((!short.is_zero()).then_some(short)), ..terms })
+    }
+
+    /// `wait=N` for `Preference-Applied`, when the client asked for it.
+    pub fn applied(&self) -> Option<String> {
+        self.wait.filter(|_| self.is_preferred).map(applied)
+    }
+}
+
+/// `wait=N` with the time that was granted, in whole seconds.
+pub fn applied(granted: Duration) -> String {
+    format!("wait={}", granted.as_millis().div_ceil(1_000))
+}
+
+/// How long the client wants to wait, as far as it is granted. What is no preference for a wait is
+/// ignored, as RFC 7240 wants it.
+pub fn wait_of(headers: &HeaderMap, wait_max: Duration) -> Option<Duration> {
+    headers
+        .get_all(PREFER)
+        .filter_map(|value| value.to_str().ok())
+        .find_map(wait_in)
+        .map(|seconds| Duration::from_secs(seconds).min(wait_max))
+        .filter(|wait| !wait.is_zero())
+}
+
+/// The first `wait` with a number of seconds in one header.
+fn wait_in(value: &str) -> Option<u64> {
+    let preferences = parts(value, b',');
+    // Behind a semicolon stand parameters, which `wait` does not have.
+    preferences.filter_map(|preference| parts(preference, b';').next()).find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        let (name, value) = (name.trim(), value.trim());
+        let digits = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value);
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        // More than fits is more than is granted.
+        (name.eq_ignore_ascii_case("wait") && is_number).then(|| digits.parse().unwrap_or(u64::MAX))
+    })
+}
+
+/// Splits at a separator outside of quoted strings.
+fn parts(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let (mut quoted, mut escaped) = (false, false);
+        let end = text.bytes().position(|byte| {
+            let ends = byte == separator && !quoted;
+            quoted ^= byte == b'"' && !escaped;
+            escaped = byte == b'\\' && quoted && !escaped;
+            ends
+        });
+        rest = end.map(|end| &text[end + 1..]);
+        Some(&text[..end.unwrap_or(text.len())])
+    })
+}
+
+fn key_of(headers: &HeaderMap) -> Result<Option<Box<str>>, Problem> {
+    let mut given = headers.get_all(IDEMPOTENCY_KEY);
+    let Some(value) = given.next() else { return Ok(None) };
+    let refuse = |why: &str| Problem::malformed(format!("Idempotency-Key {why}"));
+    if given.next().is_some() {
+        return Err(refuse("is given more than once"));
+    }
+    let key = unquoted(value.as_bytes().trim_ascii())
+        .filter(|key| is_key(key))
+        .ok_or_else(|| refuse("needs 1 to 255 printable ASCII characters, best between double quotes"))?;
+    Ok(Some(key.into()))
+}
+
+/// What a key is, wherever it stands: what a string of RFC 8941 can hold, and not too long.
+fn is_key(key: &str) -> bool {
+    let printable = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
+    (1..=KEY_LENGTH_MAX).contains(&key.len()) && key.bytes().all(printable)
+}
+
+/// The content of a string of RFC 8941, or a bare word without quotes in it.
+fn unquoted(value: &[u8]) -> Option<String> {
+    let Some(quoted) = value.strip_prefix(b"\"") else {
+        let is_bare = |byte: &u8| byte.is_ascii_graphic() && *byte != b'"';
+        return value.iter().all(is_bare).then(|| String::from_utf8_lossy(value).into_owned());
+    };
+    let mut content = String::with_capacity(quoted.len());
+    let mut bytes = quoted.strip_suffix(b"\"")?.iter();
+    while let Some(byte) = bytes.next() {
+        let byte = match byte {
+            b'\\' => bytes.next().filter(|escaped| matches!(escaped, b'"' | b'\\'))?,
+            b'"' => return None,
+            byte => byte,
+        };
+        if !byte.is_ascii_graphic() && *byte != b' ' {
+            return None;
+        }
+        content.push(char::from(*byte));
+    }
+    Some(content)
+}
+
+/// `idempotency_key` of an item: the key space of the header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnKey(Box<str>);
+
+impl OwnKey {
+    pub fn into_text(self) -> Box<str> {
+        self.0
+    }
+
+    /// For a member that may be left out, but is no null when it is there.
+    pub fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
+        Self::deserialize(deserializer).map(Some)
+    }
+}
+
+impl<'de> Deserialize<'de> for OwnKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let key = Box::<str>::deserialize(deserializer)?;
+        if is_key(&key) {
+            Ok(Self(key))
+        } else {
+            Err(serde::de::Error::custom("a key has 1 to 255 printable ASCII characters"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::HeaderValue;
+
+    use super::*;
+
+    fn headers(name: &HeaderName, values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name.clone(), HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn a_wait_is_found_among_other_preferences_and_capped() {
+        let wait = |values: &[&str]| wait_of(&headers(&PREFER, values), Duration::from_secs(30));
+        for (values, seconds) in [
+            (&["wait=10"][..], 10),
+            (&["WAIT=10"], 10),
+            (&["wait = 10"], 10),
+            (&["wait=\"10\""], 10),
+            (&["respond-async, wait=10"], 10),
+            (&["respond-async", "handling=lenient, wait=10; foo=bar"], 10),
+            (&["foo=\"a, wait=5\", wait=10"], 10),
+            (&["foo=\"a\\\", wait=5\", wait=10"], 10),
+            (&["wait=10, wait=5"], 10),
+            (&["wait=soon, wait=10"], 10),
+            (&["wait=31"], 30),
+            (&["wait=99999999999999999999999"], 30),
+        ] {
+            assert_eq!(wait(values), Some(Duration::from_secs(seconds)), "{values:?}");
+        }
+        for values in [
+            &[""][..],
+            &["wait"],
+            &["wait="],
+            &["wait=-1"],
+            &["wait=+1"],
+            &["wait=1.5"],
+            &["wait=0"],
+            &["waiting=1"],
+            &["foo; wait=10"],
+            &["foo=\"wait=10"],
+            &["ä=1"],
+            &[],
+        ] {
+            assert_eq!(wait(values), None, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_granted_is_told_in_whole_seconds() {
+        assert_eq!(applied(Duration::from_secs(7)), "wait=7");
+        assert_eq!(applied(Duration::from_millis(400)), "wait=1");
+    }
+
+    #[test]
+    fn a_key_is_a_string_or_a_bare_word() {
+        let key = |values: &[&str]| key_of(&headers(&IDEMPOTENCY_KEY, values));
+        let long = "x".repeat(KEY_LENGTH_MAX);
+        for (value, expected) in [
+            ("abc", "abc"),
+            ("\"abc\"", "abc"),
+            (" \"a b\" ", "a b"),
+            ("\"a\\\"b\\\\c\"", "a\"b\\c"),
+            ("a;b=c\\", "a;b=c\\"),
+            (&long, &long),
+            (&format!("\"{long}\""), &long),
+        ] {
+            assert_eq!(key(&[value]).expect("a key").as_deref(), Some(expected), "{value}");
+        }
+        assert_eq!(key(&[]).expect("none"), None);
+        let too_long = format!("{long}x");
+        for bad in ["", "\"\"", "\"", "\"a", "a\"b", "\"a\"b\"", "\"a\\b\"", "a b", "ä", "\"ä\"", &too_long]
+        {
+            let problem = key(&[bad]).expect_err(bad);
+            assert_eq!(problem.status().as_u16(), 400, "{bad}");
+            assert!(problem.to_string().contains("Idempotency-Key"), "{problem}");
+        }
+        assert!(key(&["a", "a"]).is_err());
+    }
+
+    #[test]
+    fn an_items_own_key_is_what_the_header_takes() {
+        for (json, good) in [
+            ("\"k\"", true),
+            ("\"a b\\\"~\"", true),
+            ("\"\"", false),
+            ("1", false),
+            ("null", false),
+            ("\"ä\"", false),
+            ("\"a\\nb\"", false),
+            ("\"\\u0000\"", false),
+            ("\"\\u007f\"", false),
+        ] {
+            assert_eq!(serde_json::from_str::<OwnKey>(json).is_ok(), good, "{json}");
+        }
+        let longest = format!("\"{}\"", "k".repeat(KEY_LENGTH_MAX));
+        assert!(serde_json::from_str::<OwnKey>(&longest).is_ok());
+        let too_long = format!("\"{}\"", "k".repeat(KEY_LENGTH_MAX + 1));
+        assert!(serde_json::from_str::<OwnKey>(&too_long).is_err());
+    }
+}

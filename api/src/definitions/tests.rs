@@ -1,0 +1,91 @@
+//! Definitions over a store whose reads the test answers.
+use async_trait::async_trait;
+use shared::breaker::BreakerLimits;
+use testkit::store::{Layer, Layered};
+use tokio::sync::{mpsc, oneshot};
+
+use super::*;
+
+type Read = Result<Collection, StoreError>;
+
+/// A store whose reads the test answers, in its own time.
+struct Asked(mpsc::Sender<oneshot::Sender<Read>>);
+
+#[async_trait]
+impl Layer for Asked {
+    fn behind(&self) -> &Arc<dyn Store> {
+        unreachable!("definitions are read only")
+    }
+
+    async fn collection(&self, _: &str) -> Read {
+        let (sender, receiver) = oneshot::channel();
+        self.0.send(sender).await.expect("the test listens");
+        receiver.await.expect("the test answers")
+    }
+}
+
+fn rig() -> (Arc<Definitions>, mpsc::Receiver<oneshot::Sender<Read>>) {
+    let (sender, asked) = mpsc::channel(8);
+    let limits = BreakerLimits { failures_max: 100, open_for: Duration::from_secs(1), probes_max: 1 };
+    let breaker = Arc::new(Breaker::new("test", limits));
+    (Definitions::new(Arc::new(Layered(Asked(sender))), breaker), asked)
+}
+
+fn at(version: i64) -> Collection {
+    Collection { version, is_defined: true, is_indexed: true, ..Collection::default() }
+}
+
+async fn version(definitions: &Arc<Definitions>) -> Option<i64> {
+    definitions.checker("a").await.map(|checker| checker.version)
+}
+
+#[tokio::test]
+async fn the_first_document_waits_briefly_and_the_answer_serves_the_next() {
+    let (definitions, mut asked) = rig();
+    let started = Instant::now();
+    assert_eq!(version(&definitions).await, None);
+    assert!(started.elapsed() >= WAIT_MAX);
+    let waiting = tokio::spawn({
+        let definitions = definitions.clone();
+        async move { definitions.current("a").await.map(|known| known.collection.version) }
+    });
+    let answer = asked.recv().await.expect("the store is asked");
+    answer.send(Ok(at(3))).expect("awaited");
+    assert_eq!(waiting.await.expect("no panic").expect("read"), 3);
+    assert_eq!(version(&definitions).await, Some(3));
+    assert!(asked.try_recv().is_err(), "one load was enough");
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_leaves_it_unknown_at_once() {
+    let (definitions, mut asked) = rig();
+    let reading = tokio::spawn({
+        let definitions = definitions.clone();
+        async move { version(&definitions).await }
+    });
+    let away = StoreError::Unavailable("away".into());
+    asked.recv().await.expect("the store is asked").send(Err(away)).expect("awaited");
+    assert_eq!(reading.await.expect("no panic"), None);
+}
+
+#[tokio::test]
+async fn a_reading_from_before_a_change_does_not_hide_it() {
+    let (definitions, mut asked) = rig();
+    let late = tokio::spawn({
+        let definitions = definitions.clone();
+        async move { definitions.current("a").await.map(|known| known.collection.version) }
+    });
+    let answer = asked.recv().await.expect("the store is asked");
+    definitions.learn("a", at(5));
+    answer.send(Ok(at(4))).expect("awaited");
+    assert_eq!(late.await.expect("no panic").expect("read"), 5);
+    assert_eq!(version(&definitions).await, Some(5));
+}
+
+#[tokio::test]
+async fn a_definition_that_this_build_cannot_use_leaves_the_check_to_the_consumer() {
+    let (definitions, _asked) = rig();
+    let definition = Definition { schema: Some(r#"{"type":"unheard-of"}"#.into()), ..Definition::default() };
+    definitions.learn("a", Collection { definition, ..at(1) });
+    assert_eq!(version(&definitions).await, None);
+}

@@ -1,0 +1,121 @@
+//! The cache over a store whose reads the test answers.
+use async_trait::async_trait;
+use shared::breaker::BreakerLimits;
+use shared::id::{IdIssuer, Kind};
+use testkit::store::{Layer, Layered};
+use tokio::sync::{mpsc, oneshot};
+
+use super::*;
+
+type Read = Result<Option<Stored>, StoreError>;
+
+/// A store whose reads the test answers, in its own time.
+struct Asked(mpsc::Sender<oneshot::Sender<Read>>);
+
+#[async_trait]
+impl Layer for Asked {
+    fn behind(&self) -> &Arc<dyn Store> {
+        unreachable!("the cache reads documents only")
+    }
+
+    async fn document(&self, _: &str, _: ItemKey) -> Read {
+        let (sender, receiver) = oneshot::channel();
+        self.0.send(sender).await.expect("the test listens");
+        receiver.await.expect("the test answers")
+    }
+}
+
+struct Rig {
+    cache: Arc<DocumentCache>,
+    asked: mpsc::Receiver<oneshot::Sender<Read>>,
+    id: ItemKey,
+}
+
+impl Rig {
+    fn new(ttl: Duration) -> Self {
+        let (sender, asked) = mpsc::channel(8);
+        let limits = BreakerLimits { failures_max: 100, open_for: Duration::from_secs(1), probes_max: 1 };
+        let breaker = Arc::new(Breaker::new("test", limits));
+        let hour = Duration::from_hours(1);
+        let limits = CacheLimits { bytes_max: 1 << 20, ttl, negative_ttl: ttl, stale_max: hour };
+        let cache = DocumentCache::new(Arc::new(Layered(Asked(sender))), breaker, limits);
+        Self { cache, asked, id: IdIssuer::new(1, 2).next(3).item(Kind::Document, 4) }
+    }
+
+    fn read(&self, collection: &'static str) -> tokio::task::JoinHandle<Result<Found, StoreError>> {
+        let (cache, id) = (self.cache.clone(), self.id);
+        tokio::spawn(async move { cache.get(collection, id).await })
+    }
+
+    /// Reads once, from a store that holds this.
+    async fn read_from(&mut self, held: Read) -> Result<Found, StoreError> {
+        let read = self.read("a");
+        self.asked.recv().await.expect("the store is asked").send(held).expect("awaited");
+        read.await.expect("no panic")
+    }
+
+    fn document(&self) -> Stored {
+        let (id, place, data) = (self.id, self.id.as_uuid(), "{}".to_owned());
+        let document = Document { id, place, data, accepted_at_ms: 0, fingerprint: None };
+        Stored::Document(document)
+    }
+}
+
+const LONG: Duration = Duration::from_hours(1);
+
+fn outcome(read: Result<Found, StoreError>) -> Option<Outcome> {
+    match read.expect("known") {
+        Found::Document(_, outcome) => Some(outcome),
+        Found::Deleted | Found::Nothing => None,
+    }
+}
+
+fn away() -> Read {
+    Err(StoreError::Unavailable("away".into()))
+}
+
+#[tokio::test]
+async fn a_document_is_answered_from_memory_until_it_is_deleted() {
+    let mut rig = Rig::new(LONG);
+    let held = Ok(Some(rig.document()));
+    assert_eq!(outcome(rig.read_from(held).await), Some(Outcome::Miss));
+    assert_eq!(outcome(rig.read("a").await.expect("no panic")), Some(Outcome::Hit));
+    rig.cache.forget([rig.id]);
+    assert!(matches!(rig.read_from(Ok(Some(Stored::Deleted))).await, Ok(Found::Deleted)));
+    assert!(matches!(rig.read_from(Ok(None)).await, Ok(Found::Nothing)));
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_deletion_is_not_kept_after_it() {
+    let mut rig = Rig::new(LONG);
+    let read = rig.read("a");
+    let asked = rig.asked.recv().await.expect("the store is asked");
+    rig.cache.forget([rig.id]);
+    asked.send(Ok(Some(rig.document()))).expect("awaited");
+    assert_eq!(outcome(read.await.expect("no panic")), Some(Outcome::Miss));
+    assert!(matches!(rig.read_from(Ok(Some(Stored::Deleted))).await, Ok(Found::Deleted)));
+}
+
+#[tokio::test]
+async fn an_old_entry_is_answered_stale_while_the_store_is_away_and_only_then() {
+    let mut rig = Rig::new(LONG);
+    let held = Ok(Some(rig.document()));
+    rig.read_from(held).await.expect("held");
+    rig.cache.distrust_all();
+    assert_eq!(outcome(rig.read_from(away()).await), Some(Outcome::Stale));
+    let held = Ok(Some(rig.document()));
+    assert_eq!(outcome(rig.read_from(held).await), Some(Outcome::Miss));
+    rig.cache.forget([rig.id]);
+    rig.read_from(away()).await.expect_err("nothing is known of it");
+}
+
+#[tokio::test]
+async fn an_entry_answers_for_its_own_collection_only() {
+    let mut rig = Rig::new(LONG);
+    let held = Ok(Some(rig.document()));
+    rig.read_from(held).await.expect("held");
+    let read = rig.read("b");
+    rig.asked.recv().await.expect("the store is asked").send(Ok(None)).expect("awaited");
+    assert!(matches!(read.await.expect("no panic"), Ok(Found::Nothing)));
+    assert_eq!(outcome(rig.read("a").await.expect("no panic")), Some(Outcome::Hit));
+}

@@ -1,0 +1,290 @@
+//! Which periods of time a question about metrics means, and which rollups answer it.
+//!
+//! Pure: the handlers pass the time in. Rollups of different lengths hold the same points, and
+//! merging them is exact, so it does not matter for the figures which ones a range is made of.
+use shared::config;
+use shared::rollup::Resolution;
+use shared::store::points::MINUTES_BACK_MS_MAX;
+use time::{Date, Month, OffsetDateTime};
+
+use self::Resolution::{Day, Hour, Minute};
+
+/// Longest range of a question in days.
+pub const RANGE_DAYS_MAX: i64 = 400;
+
+/// Buckets of one series at most.
+pub const BUCKETS_MAX: i64 = 1_000;
+
+/// How much earlier than they are deleted rollups are no longer asked for: clocks differ, and a
+/// question takes its time.
+const MARGIN_MS: i64 = 5 * 60 * 1_000;
+
+const DAY_MS: i64 = 86_400_000;
+
+/// The calendar periods that a summary can be asked for, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Period {
+    Hourly,
+    Daily,
+    /// From Monday.
+    Weekly,
+    Monthly,
+}
+
+/// `from_ms <= time < to_ms`, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Span {
+    pub from_ms: i64,
+    pub to_ms: i64,
+}
+
+/// Since when all rollups of a length are there, in milliseconds since 1970. Those of days are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub minutes_since_ms: i64,
+    pub hours_since_ms: i64,
+}
+
+/// Rollups of one length that follow each other: `from <= period < below`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub resolution: Resolution,
+    pub from: i32,
+    pub below: i32,
+}
+
+/// Buckets of equal length, aligned to multiples of it since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buckets {
+    pub span: Span,
+    pub step_ms: i64,
+    pub resolution: Resolution,
+}
+
+/// Why there are no such buckets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoBuckets {
+    #[error("a step is `minute`, `hour`, `day`, a number of seconds, or a number with m, h or d")]
+    Unreadable,
+    #[error("a step is a multiple of a minute, and at most {RANGE_DAYS_MAX} days")]
+    Step,
+    #[error("a series has {BUCKETS_MAX} buckets at most: take a longer step or a shorter range")]
+    TooMany,
+    #[error("minutes that old are not kept: take a step of hours or days")]
+    MinutesGone,
+    #[error("hours that old are not kept: take a step of days")]
+    HoursGone,
+}
+
+impl Period {
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "hourly" => Some(Self::Hourly),
+            "daily" => Some(Self::Daily),
+            "weekly" => Some(Self::Weekly),
+            "monthly" => Some(Self::Monthly),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hourly => "hourly",
+            Self::Daily => "daily",
+            Self::Weekly => "weekly",
+            Self::Monthly => "monthly",
+        }
+    }
+
+    /// The whole period that holds a time.
+    pub fn around(self, now_ms: i64) -> Span {
+        /// 1970 began on a Thursday.
+        const FIRST_MONDAY_MS: i64 = 4 * DAY_MS;
+        let aligned = |first_ms: i64, length_ms: i64| {
+            let from_ms = floor(now_ms - first_ms, length_ms) + first_ms;
+            Span { from_ms, to_ms: from_ms + length_ms }
+        };
+        match self {
+            Self::Hourly => aligned(0, Hour.period_ms()),
+            Self::Daily => aligned(0, DAY_MS),
+            Self::Weekly => aligned(FIRST_MONDAY_MS, 7 * DAY_MS),
+            Self::Monthly => month_around(now_ms),
+        }
+    }
+}
+
+impl Kept {
+    /// Points that are old when they come write no minutes, whatever the retention is; and where
+    /// hours are gone, minutes are of no use.
+    pub fn at(now_ms: i64, retention: &config::Retention) -> Self {
+        let minutes_ms = (i64::from(retention.minutes_hours) * Hour.period_ms()).min(MINUTES_BACK_MS_MAX);
+        let hours_ms = i64::from(retention.hours_days) * DAY_MS;
+        Self {
+            minutes_since_ms: now_ms - minutes_ms.min(hours_ms) + MARGIN_MS,
+            hours_since_ms: now_ms - hours_ms + MARGIN_MS,
+        }
+    }
+
+    fn since_ms(&self, resolution: Resolution) -> i64 {
+        match resolution {
+            Minute => self.minutes_since_ms,
+            Hour => self.hours_since_ms,
+            Day => i64::MIN,
+        }
+    }
+}
+
+impl Span {
+    /// The smallest span around this one whose rollups are there.
+    pub fn widened(self, kept: &Kept) -> Self {
+        let floor_to = |length: Resolution| floor(self.from_ms, length.period_ms());
+        let from_ms = Resolution::ALL
+            .into_iter()
+            .find(|length| floor_to(*length) >= kept.since_ms(*length))
+            .map_or(self.from_ms, floor_to);
+        // An end within an hour needs the minutes of that hour, or those since the beginning.
+        let needed_since_ms = |length: Resolution| match coarser(length) {
+            Some(coarser) => floor(self.to_ms, coarser.period_ms()).max(from_ms),
+            None => i64::MAX,
+        };
+        let to_ms = Resolution::ALL
+            .into_iter()
+            .find(|length| needed_since_ms(*length) >= kept.since_ms(*length))
+            .map_or(self.to_ms, |length| ceil(self.to_ms, length.period_ms()));
+        Self { from_ms, to_ms }
+    }
+
+    /// The rollups that make up a span of whole minutes: days inside, hours around them, minutes
+    /// at the edges; ascending, each time once.
+    pub fn pieces(self) -> Vec<Piece> {
+        let mut pieces = Vec::with_capacity(5);
+        cover(self, Day, &mut pieces);
+        pieces
+    }
+
+    pub fn length_ms(self) -> i64 {
+        self.to_ms - self.from_ms
+    }
+}
+
+impl Buckets {
+    /// The buckets that touch a span.
+    pub fn of(span: Span, step_ms: i64, kept: &Kept) -> Result<Self, NoBuckets> {
+        let span = Span { from_ms: floor(span.from_ms, step_ms), to_ms: ceil(span.to_ms, step_ms) };
+        if span.length_ms() / step_ms > BUCKETS_MAX {
+            return Err(NoBuckets::TooMany);
+        }
+        let divides = |length: &Resolution| step_ms % length.period_ms() == 0;
+        let resolution = Resolution::ALL.into_iter().rfind(divides).ok_or(NoBuckets::Step)?;
+        if span.from_ms >= kept.since_ms(resolution) {
+            return Ok(Self { span, step_ms, resolution });
+        }
+        Err(if resolution == Minute { NoBuckets::MinutesGone } else { NoBuckets::HoursGone })
+    }
+
+    /// All of them are in one piece.
+    pub fn piece(&self) -> Piece {
+        piece(self.span, self.resolution)
+    }
+
+    /// Which bucket a period of the piece belongs to.
+    pub fn index_of(&self, period: i32) -> Option<usize> {
+        let at_ms = i64::from(period) * self.resolution.period_ms();
+        let inside = (self.span.from_ms..self.span.to_ms).contains(&at_ms);
+        inside.then(|| usize::try_from((at_ms - self.span.from_ms) / self.step_ms).ok()).flatten()
+    }
+
+    pub fn spans(&self) -> impl Iterator<Item = Span> + use<> {
+        let Self { span, step_ms, .. } = *self;
+        let count = span.length_ms() / step_ms;
+        (0..count).map(move |number| {
+            let from_ms = span.from_ms + number * step_ms;
+            Span { from_ms, to_ms: from_ms + step_ms }
+        })
+    }
+}
+
+/// A step as clients write it, in milliseconds: `minute`, `90`, `5m`, `1h`, `1d`.
+pub fn step_ms(text: &str) -> Result<i64, NoBuckets> {
+    let (digits, unit_ms) = match text {
+        "minute" => ("1", Minute.period_ms()),
+        "hour" => ("1", Hour.period_ms()),
+        "day" => ("1", DAY_MS),
+        _ => match text.as_bytes().last() {
+            Some(b'm') => (&text[..text.len() - 1], Minute.period_ms()),
+            Some(b'h') => (&text[..text.len() - 1], Hour.period_ms()),
+            Some(b'd') => (&text[..text.len() - 1], DAY_MS),
+            _ => (text, 1_000),
+        },
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(NoBuckets::Unreadable);
+    }
+    let number: i64 = digits.parse().map_err(|_| NoBuckets::Step)?;
+    let step_ms = number.checked_mul(unit_ms).ok_or(NoBuckets::Step)?;
+    let is_whole = step_ms > 0 && step_ms % Minute.period_ms() == 0;
+    if is_whole && step_ms <= RANGE_DAYS_MAX * DAY_MS { Ok(step_ms) } else { Err(NoBuckets::Step) }
+}
+
+/// What is aligned goes to the coarser length, the rest at both ends to the finer one.
+fn cover(span: Span, resolution: Resolution, pieces: &mut Vec<Piece>) {
+    if span.from_ms >= span.to_ms {
+        return;
+    }
+    let length_ms = resolution.period_ms();
+    let inner = Span { from_ms: ceil(span.from_ms, length_ms), to_ms: floor(span.to_ms, length_ms) };
+    match finer(resolution) {
+        Some(finer) if inner.from_ms < inner.to_ms => {
+            cover(Span { to_ms: inner.from_ms, ..span }, finer, pieces);
+            pieces.push(piece(inner, resolution));
+            cover(Span { from_ms: inner.to_ms, ..span }, finer, pieces);
+        }
+        Some(finer) => cover(span, finer, pieces),
+        None => pieces.push(piece(span, resolution)),
+    }
+}
+
+fn piece(span: Span, resolution: Resolution) -> Piece {
+    let Span { from_ms, to_ms } = span;
+    Piece { resolution, from: resolution.period_of(from_ms), below: resolution.period_of(to_ms) }
+}
+
+fn finer(resolution: Resolution) -> Option<Resolution> {
+    match resolution {
+        Minute => None,
+        Hour => Some(Minute),
+        Day => Some(Hour),
+    }
+}
+
+fn coarser(resolution: Resolution) -> Option<Resolution> {
+    match resolution {
+        Minute => Some(Hour),
+        Hour => Some(Day),
+        Day => None,
+    }
+}
+
+fn floor(at_ms: i64, length_ms: i64) -> i64 {
+    at_ms.div_euclid(length_ms) * length_ms
+}
+
+fn ceil(at_ms: i64, length_ms: i64) -> i64 {
+    floor(at_ms + length_ms - 1, length_ms)
+}
+
+fn month_around(now_ms: i64) -> Span {
+    let now = OffsetDateTime::from_unix_timestamp(now_ms.div_euclid(1_000));
+    let date = now.map_or(OffsetDateTime::UNIX_EPOCH.date(), OffsetDateTime::date);
+    let first = |year: i32, month: Month| {
+        let day =
+            Date::from_calendar_date(year, month, 1).expect("every month of these years has a first day");
+        day.midnight().assume_utc().unix_timestamp() * 1_000
+    };
+    let (year, month) = (date.year(), date.month());
+    let next_year = if month == Month::December { year + 1 } else { year };
+    Span { from_ms: first(year, month), to_ms: first(next_year, month.next()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! Collections: which documents they take, what of them can be searched for, how long they stay.
+//!
+//! The only synchronous writes of the API: they go to the store, past the queue, because whoever
+//! defines a collection wants to know that it holds from now on.
+use actix_web::http::header::CACHE_CONTROL;
+use actix_web::web::{Path, Payload, ThinData};
+use actix_web::{HttpRequest, HttpResponse};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use shared::collection::{Checker, Collection, Definition};
+use utoipa::ToSchema;
+
+use crate::body::{self, Body};
+use crate::parameters::check_parameter;
+use crate::problem::{Invalid, Problem};
+use crate::routes::counters::unavailable;
+use crate::server::Shared;
+
+/// The schema of a collection that is defined without one: it takes every object.
+const ANY: &str = "{}";
+
+/// What an owner says about a collection.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DefinitionBody {
+    /// JSON Schema, draft 2020-12 unless `$schema` says otherwise. Formats are not asserted,
+    /// patterns are those of the linear engine (no look-around), references stay inside.
+    #[schema(value_type = Option<serde_json::Value>, example = json!({"required": ["sku"]}))]
+    schema: Option<Box<RawValue>>,
+    /// Up to 8 top-level members that documents can be filtered by.
+    #[schema(example = json!(["sku"]))]
+    indexed: Option<Vec<String>>,
+    /// Days that documents are kept, 1 to 36500; without it for ever.
+    #[schema(example = 30)]
+    retention_days: Option<u32>,
+}
+
+/// A collection that is defined.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CollectionBody {
+    #[schema(example = "orders")]
+    name: String,
+    #[schema(value_type = Option<serde_json::Value>, example = json!({"required": ["sku"]}))]
+    schema: Option<Box<RawValue>>,
+    #[schema(example = json!(["sku"]))]
+    indexed: Vec<String>,
+    #[schema(example = 30)]
+    retention_days: Option<u32>,
+    /// Grows with every change.
+    #[schema(example = 3)]
+    version: i64,
+}
+
+/// Defines a collection.
+///
+/// Replaces what was defined before; what the body leaves out, or gives as null, is not set: no
+/// schema, no fields, no end. Documents that are there stay, also those that do not hold the new
+/// schema, and are indexed before the answer comes. Needs `admin`.
+#[utoipa::path(
+    put,
+    path = "/v1/collections/{name}",
+    tag = "collections",
+    params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
+    request_body(content = DefinitionBody),
+    responses(
+        (status = 200, description = "it holds from now on", body = CollectionBody),
+        (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "too large", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "cannot be used: see `errors`", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away: what became of it is not known, repeat it", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn put(
+    request: HttpRequest,
+    payload: Payload,
+    name: Path<String>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    check_admin(&shared)?;
+    check_parameter("name", &name)?;
+    let _reserved = shared.body_budget.reserve(&request, &shared.body_limits)?;
+    let definition = match body::read(&request, payload, &shared.body_limits).await? {
+        Body::One(json) | Body::Array(json) => definition_of(body::one(&json, shared.body_limits.bytes_max)?),
+        Body::Empty => return Err(Problem::malformed("a definition is a JSON object; there is no body")),
+        Body::Lines(_) => {
+            return Err(Problem::unsupported_media_type("a definition needs Content-Type: application/json"));
+        }
+    };
+    check_definition(&definition)?;
+    let known = shared.definitions.define(&name, definition).await.map_err(|error| unavailable(&error))?;
+    Ok(HttpResponse::Ok().json(shown(&name, &known.collection)))
+}
+
+/// A definition that says nothing would be none.
+fn definition_of(body: DefinitionBody) -> Definition {
+    let DefinitionBody { schema, indexed, retention_days } = body;
+    let (schema, indexed) = (schema.map(|schema| schema.get().to_owned()), indexed.unwrap_or_default());
+    let definition = Definition { schema, indexed, retention_days };
+    if definition == Definition::default() {
+        return Definition { schema: Some(ANY.into()), ..definition };
+    }
+    definition
+}
+
+fn check_definition(definition: &Definition) -> Result<(), Problem> {
+    let collection = Collection { definition: definition.clone(), ..Collection::default() };
+    let refused = |pointer, detail| Problem::invalid(vec![Invalid { pointer, parameter: None, detail }]);
+    Checker::new(&collection).map(|_| ()).map_err(|bad| refused(Some(bad.pointer), bad.detail))
+}
+
+/// Reads the definition of a collection.
+///
+/// Needs `admin`.
+#[utoipa::path(
+    get,
+    path = "/v1/collections/{name}",
+    tag = "collections",
+    params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
+    responses(
+        (status = 200, description = "the definition", body = CollectionBody),
+        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "not defined; it takes every document", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "not a name", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn get(name: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    check_admin(&shared)?;
+    let defined = defined(&shared, &name).await?;
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(defined))
+}
+
+/// Removes the definition of a collection.
+///
+/// Its documents stay, for ever, and cannot be filtered any more. The answer is the definition
+/// that was removed. Needs `admin`.
+#[utoipa::path(
+    delete,
+    path = "/v1/collections/{name}",
+    tag = "collections",
+    params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
+    responses(
+        (status = 200, description = "the definition as it was", body = CollectionBody),
+        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "not defined", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "not a name", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away: what became of it is not known, repeat it", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn delete(name: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    check_admin(&shared)?;
+    let removed = defined(&shared, &name).await?;
+    let none = Definition::default();
+    shared.definitions.define(&name, none).await.map_err(|error| unavailable(&error))?;
+    Ok(HttpResponse::Ok().json(removed))
+}
+
+async fn defined(shared: &Shared, name: &str) -> Result<CollectionBody, Problem> {
+    check_parameter("name", name)?;
+    let known = shared.definitions.read(name).await.map_err(|error| unavailable(&error))?;
+    if known.collection.is_defined {
+        Ok(shown(name, &known.collection))
+    } else {
+        Err(Problem::not_found("this collection is not defined; it takes every document"))
+    }
+}
+
+fn shown(name: &str, collection: &Collection) -> CollectionBody {
+    let Definition { schema, indexed, retention_days } = collection.definition.clone();
+    // It was JSON when it was stored.
+    let schema = schema.and_then(|schema| RawValue::from_string(schema).ok());
+    CollectionBody { name: name.to_owned(), schema, indexed, retention_days, version: collection.version }
+}
+
+/// Without keys everybody or nobody is an administrator.
+pub fn check_admin(shared: &Shared) -> Result<(), Problem> {
+    if shared.admin_without_keys { Ok(()) } else { Err(Problem::admin_off()) }
+}

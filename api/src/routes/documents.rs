@@ -1,0 +1,396 @@
+//! Documents: any JSON object into a collection, and out again by id or as a list.
+use std::time::Duration;
+
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION};
+use actix_web::web::{Path, Payload, ThinData};
+use actix_web::{HttpRequest, HttpResponse};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+use shared::clock;
+use shared::collection::Checker;
+use shared::id::{ItemId, Kind};
+use shared::json;
+use shared::keyed::Fingerprint;
+use shared::store::Fate;
+use shared::write::{Delete, Document, Object, Write};
+use utoipa::ToSchema;
+
+use crate::accept::{self, Accepted, Draft, OwnKey, Settled, Terms};
+use crate::body::{self, Body};
+use crate::cache::{Outcome, guarded};
+use crate::document_cache::{Cached, Found};
+use crate::parameters::{self, check_parameter};
+use crate::problem::Problem;
+use crate::routes::counters::{count_read, describe_read, has, unavailable};
+use crate::routes::receipts::payload_of;
+use crate::server::Shared;
+use crate::time_text::rfc3339;
+
+pub mod list;
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// A document, or what is known of one that is not stored.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DocumentBody {
+    #[schema(example = "019a9c1e-7a10-8c01-9f3c-5a1d20000a41")]
+    id: String,
+    /// `accepted`: durable, not yet stored. `applied`: stored. `failed`: set aside. `conflict`:
+    /// another payload came first under its Idempotency-Key. `deleted` answers a deletion.
+    #[schema(example = "applied")]
+    status: &'static str,
+    /// RFC 3339, UTC; of a stored one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_at: Option<String>,
+    /// Why it was set aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "schema_violation")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// The object as it was sent; of a stored one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    data: Option<Box<RawValue>>,
+}
+
+impl DocumentBody {
+    fn with(id: &impl ToString, status: &'static str) -> Self {
+        Self { id: id.to_string(), status, accepted_at: None, reason: None, detail: None, data: None }
+    }
+
+    /// Of something that changes by itself.
+    fn answer(self) -> HttpResponse {
+        HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(self)
+    }
+}
+
+/// Stores documents.
+///
+/// Send one JSON object, an array of them, or one per line (NDJSON). The answer comes once they
+/// are durable, before they are stored. Where the collection has a schema each is checked against
+/// it. A member `idempotency_key` works like the header, for its item alone, and stays in the data.
+#[utoipa::path(
+    post,
+    path = "/v1/data/{collection}",
+    tag = "documents",
+    params(
+        ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds until it is stored"),
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+    ),
+    request_body(
+        content((Object = "application/json"), (String = "application/x-ndjson")),
+        description = "one object, or an array of them", example = json!({"sku": "A-1", "count": 3})
+    ),
+    responses(
+        (status = 201, description = "stored while the request waited", body = DocumentBody,
+         headers(("Location" = String, description = "the document"), ("Preference-Applied" = String, description = "RFC 7240"))),
+        (status = 202, description = "durable; the items of an array are told by index",
+         body = Accepted, headers(("Location" = String, description = "the document"))),
+        (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "body or item too large, or too many items", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "well-formed but invalid: see `errors`", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "not known to be durable: repeat it after `Retry-After`", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn post(
+    request: HttpRequest,
+    payload: Payload,
+    collection: Path<String>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    let terms = Terms::of(&request, &shared)?;
+    post_into(&request, payload, &collection, &terms, &shared).await
+}
+
+/// Also behind the short path.
+pub async fn post_into(
+    request: &HttpRequest,
+    payload: Payload,
+    collection: &str,
+    terms: &Terms,
+    shared: &Shared,
+) -> Result<HttpResponse, Problem> {
+    check_parameter("collection", collection)?;
+    shared.check_clock()?;
+    let limits = &shared.body_limits;
+    let reserved = shared.body_budget.reserve(request, limits)?;
+    let body = body::read(request, payload, limits).await?;
+    let checker = shared.definitions.checker(collection).await;
+    let draft = |raw: &RawValue| draft(raw, collection, checker.as_deref(), limits.item_bytes_max);
+    let drafts = match body {
+        Body::Empty => return Err(Problem::malformed("a document is a JSON object; there is no body")),
+        Body::One(json) => {
+            let draft = body::one_raw(&json, draft)?;
+            drop((json, reserved));
+            // Needed only by an answer that waited, and kept for it only where there is room.
+            let (mut terms, data) = (terms.clone(), data_of(&draft));
+            let kept = terms.wait.and_then(|_| shared.waiting_budget.reserve_bytes(data.as_ref()?.len()));
+            terms.wait = terms.wait.filter(|_| kept.is_some());
+            let data = terms.wait.and(data).unwrap_or_default();
+            let stored = |settled: &Settled<'_>| {
+                // What an earlier request brought may be spelled otherwise, or deleted since.
+                if !settled.is_own {
+                    return None;
+                }
+                let location = format!("/v1/data/{collection}/{}", settled.id);
+                let body = render(settled.id, settled.accepted_at, &data);
+                let mut response = HttpResponse::Created();
+                response
+                    .insert_header((LOCATION, location))
+                    .insert_header((CONTENT_TYPE, "application/json"));
+                Some(response.body(body))
+            };
+            return accept::single(shared, &terms, draft, stored).await;
+        }
+        Body::Array(json) => body::array_raw(&json, limits.items_max, draft)?,
+        Body::Lines(text) => body::lines_raw(&text, limits.items_max, draft)?,
+    };
+    accept::many(shared, terms, drafts).await
+}
+
+fn data_of(draft: &Draft) -> Option<String> {
+    match &draft.write {
+        Write::Document(document) => Some(document.data.as_str().to_owned()),
+        _ => None,
+    }
+}
+
+/// One document, checked.
+fn draft(
+    raw: &RawValue,
+    collection: &str,
+    checker: Option<&Checker>,
+    bytes_max: usize,
+) -> Result<Draft, Problem> {
+    let text = raw.get();
+    body::check_item_size(text.as_bytes(), bytes_max)?;
+    let data = Object::from_raw(raw).ok_or_else(|| Problem::invalid_at("", "a document is a JSON object"))?;
+    json::check(text).map_err(|flawed| Problem::invalid_at(flawed.pointer, flawed.flaw.to_string()))?;
+    let own_key = own_key(text)?;
+    if let Some(checker) = checker {
+        checker.check(text).map_err(|violation| Problem::invalid_at(violation.pointer, violation.detail))?;
+    }
+    let schema_version = checker.map(|checker| checker.version);
+    Ok(Draft {
+        write: Write::Document(Document { collection: collection.into(), schema_version, data }),
+        own_key,
+    })
+}
+
+/// The document's own `idempotency_key`.
+fn own_key(text: &str) -> Result<Option<Box<str>>, Problem> {
+    #[derive(Deserialize)]
+    struct Own<'a> {
+        #[serde(borrow, default, deserialize_with = "present")]
+        idempotency_key: Option<&'a RawValue>,
+    }
+
+    /// Keeps a null apart from none.
+    fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+        <&RawValue>::deserialize(deserializer).map(Some)
+    }
+
+    // Most documents have none, and need not be read once more. The name may be written in escapes.
+    if !text.contains("idempotency_key") && !text.contains('\\') {
+        return Ok(None);
+    }
+    let own: Own<'_> = serde_json::from_str(text)
+        .map_err(|error| Problem::invalid_at("", body::shorten(&error.to_string())))?;
+    let read = |raw: &RawValue| {
+        serde_json::from_str(raw.get())
+            .map(OwnKey::into_text)
+            .map_err(|error| Problem::invalid_at("/idempotency_key", body::shorten(&error.to_string())))
+    };
+    own.idempotency_key.map(read).transpose()
+}
+
+/// Reads a document.
+///
+/// One that is durable but not stored yet is `accepted`, at every replica.
+#[utoipa::path(
+    get,
+    path = "/v1/data/{collection}/{id}",
+    tag = "documents",
+    params(
+        ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
+        ("id" = String, Path, description = "an id from a 202"),
+        ("payload" = Option<String>, Query, description = "as in the `Location` of a write with an Idempotency-Key: tells a conflict"),
+        ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
+    ),
+    responses(
+        (status = 200, description = "the document, or that it is not stored yet and why", body = DocumentBody,
+         headers(("ETag" = String, description = "strong; of a stored one"),
+                 ("Age" = u32, description = "seconds since the document was known to be there"),
+                 ("Cache-Status" = String, description = "RFC 9211")),
+         example = json!({"id": "019a9c1e-7a10-8c01-9f3c-5a1d20000a41", "status": "applied",
+                          "accepted_at": "2025-11-20T00:53:20.042Z", "data": {"sku": "A-1", "count": 3}})),
+        (status = 304, description = "the client has it"),
+        (status = 404, description = "never issued, deleted, or in another collection", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "older than the collection keeps documents", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away and the document is not known", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn get(
+    request: HttpRequest,
+    path: Path<(String, String)>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    let (collection, id) = path.into_inner();
+    check_parameter("collection", &collection)?;
+    let id = issued(&shared, &id)?;
+    let payload = payload_of(request.query_string())?;
+    let read = async || {
+        let found = shared.documents.get(&collection, id.key()).await;
+        found.map_err(|error| unavailable(&error))
+    };
+    let fate = match read().await? {
+        Found::Document(cached, outcome) => return Ok(stored(&request, id, payload, &cached, outcome)),
+        Found::Deleted => return Err(deleted()),
+        Found::Nothing => {
+            let fates = guarded(&shared.store_breaker, shared.store.fates([id.key()].into()));
+            fates.await.map_err(|error| unavailable(&error))?.pop().flatten()
+        }
+    };
+    match fate {
+        Some(Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. })
+            if differs(payload, fingerprint) =>
+        {
+            Ok(DocumentBody::with(&id, "conflict").answer())
+        }
+        Some(Fate::Failed { reason, detail, .. }) => {
+            let body = DocumentBody::with(&id, "failed");
+            Ok(DocumentBody { reason: Some(reason), detail: Some(detail), ..body }.answer())
+        }
+        Some(Fate::Applied { .. }) => match read().await? {
+            // It came between the two questions.
+            Found::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
+            Found::Deleted => Err(deleted()),
+            Found::Nothing if is_past_retention(&shared, &collection, id).await? => Err(past_retention()),
+            Found::Nothing => Err(Problem::not_found("this collection does not hold the document")),
+        },
+        None if is_past_retention(&shared, &collection, id).await? => Err(past_retention()),
+        None => Ok(DocumentBody::with(&id, "accepted").answer()),
+    }
+}
+
+/// The id of a document that some replica issued.
+fn issued(shared: &Shared, id: &str) -> Result<ItemId, Problem> {
+    let id = id.parse::<ItemId>().ok().filter(|id| shared.ids.recognises(*id));
+    id.filter(|id| id.key().kind() == Kind::Document)
+        .ok_or_else(|| Problem::not_found("this id was never issued for a document"))
+}
+
+/// Whether what is stored under a key came from another payload than the client's.
+fn differs(payload: Option<Fingerprint>, stored: Option<Fingerprint>) -> bool {
+    matches!((payload, stored), (Some(sent), Some(stored)) if sent != stored)
+}
+
+fn stored(
+    request: &HttpRequest,
+    id: ItemId,
+    payload: Option<Fingerprint>,
+    cached: &Cached,
+    outcome: Outcome,
+) -> HttpResponse {
+    count_read(outcome);
+    let document = &cached.document;
+    if differs(payload, document.fingerprint) {
+        return DocumentBody::with(&id, "conflict").answer();
+    }
+    // Where it stands is never taken again, not even by the same key after a deletion.
+    let etag = format!("\"{}\"", document.place);
+    let known = has(request.headers(), &etag);
+    let mut response = if known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    response.insert_header((ETAG, etag)).insert_header((CACHE_CONTROL, "no-cache"));
+    describe_read(&mut response, cached.read_at, outcome);
+    if known {
+        return response.finish();
+    }
+    let body = render(&id.to_string(), &rfc3339(document.accepted_at_ms), &document.data);
+    response.insert_header((CONTENT_TYPE, "application/json")).body(body)
+}
+
+/// [`DocumentBody`] of a stored document, around the data as it is.
+fn render(id: &str, accepted_at: &str, data: &str) -> String {
+    let mut body = String::with_capacity(data.len() + 128);
+    render_into(&mut body, id, accepted_at, data);
+    body
+}
+
+fn render_into(body: &mut String, id: &str, accepted_at: &str, data: &str) {
+    body.extend([r#"{"id":""#, id, r#"","status":"applied","accepted_at":""#, accepted_at]);
+    body.extend([r#"","data":"#, data, "}"]);
+}
+
+/// Whether the collection keeps nothing of that age. A keyed id has no time.
+async fn is_past_retention(shared: &Shared, collection: &str, id: ItemId) -> Result<bool, Problem> {
+    let Some(message) = id.key().message() else { return Ok(false) };
+    let known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
+    let Some(days) = known.collection.definition.retention_days else { return Ok(false) };
+    let age = Duration::from_millis(clock::now_ms().saturating_sub(message.time_ms()).max(0).unsigned_abs());
+    Ok(age > DAY * days)
+}
+
+fn deleted() -> Problem {
+    Problem::not_found("this document was deleted")
+}
+
+fn past_retention() -> Problem {
+    Problem::gone("the collection does not keep documents of this age")
+}
+
+/// Deletes a document.
+///
+/// Doing it again changes nothing. A deletion wins over an insert that comes after it.
+#[utoipa::path(
+    delete,
+    path = "/v1/data/{collection}/{id}",
+    tag = "documents",
+    params(
+        ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
+        ("id" = String, Path, description = "an id from a 202"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds until it is deleted"),
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+    ),
+    responses(
+        (status = 200, description = "deleted while the request waited", body = DocumentBody,
+         example = json!({"id": "019a9c1e-7a10-8c01-9f3c-5a1d20000a41", "status": "deleted"})),
+        (status = 202, description = "the deletion is durable; `id` is its own", body = Accepted,
+         headers(("Location" = String, description = "the receipt of the deletion"))),
+        (status = 404, description = "never issued", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "content encoding", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "not known to be durable: repeat it after `Retry-After`", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn delete(
+    request: HttpRequest,
+    path: Path<(String, String)>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    let (collection, id) = path.into_inner();
+    check_parameter("collection", &collection)?;
+    parameters::none(request.query_string())?;
+    body::check_encoding(request.headers())?;
+    let id = issued(&shared, &id)?;
+    shared.check_clock()?;
+    let terms = Terms::of(&request, &shared)?;
+    let write = Write::Delete(Delete { collection: collection.into(), document: id.key() });
+    let done = |_: &Settled<'_>| {
+        // Its event is on its way; who waited must not meet the document again.
+        shared.documents.forget([id.key()]);
+        Some(DocumentBody::with(&id, "deleted").answer())
+    };
+    accept::single(&shared, &terms, Draft { write, own_key: None }, done).await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! Lists of documents: newest first, a page at a time, filtered by indexed fields.
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use actix_web::web::{Path, ThinData};
+use actix_web::{HttpRequest, HttpResponse};
+use serde::Serialize;
+use shared::collection::{index_text, index_text_of_number};
+use shared::id::{ItemKey, Kind};
+use shared::store::{Document, DocumentPage};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::{DocumentBody, render_into};
+use crate::body;
+use crate::cache::guarded;
+use crate::parameters::{Parameters, check_parameter, limit_of};
+use crate::problem::Problem;
+use crate::routes::counters::unavailable;
+use crate::server::Shared;
+use crate::time_text::rfc3339;
+
+/// Documents, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DocumentsBody {
+    items: Vec<DocumentBody>,
+    /// Pass it as `after` to get the next page; null on the last one.
+    next: Option<String>,
+}
+
+/// For the document: [`params_of`] reads them.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "only their description is used")]
+pub struct DocumentsParams {
+    /// Documents on a page at most.
+    #[param(default = 100, minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+    /// `next` of the page before.
+    after: Option<String>,
+    /// Only documents with these values, by the names of indexed fields: `?sku=A-1&count=3`.
+    #[param(style = Form, explode, additional_properties, value_type = Option<HashMap<String, String>>)]
+    fields: Option<HashMap<String, String>>,
+}
+
+/// What a query asks for; filters are fields with their values.
+#[derive(Debug, PartialEq, Eq)]
+struct Params {
+    limit: u32,
+    before: Option<Uuid>,
+    filters: Filters,
+}
+
+/// Fields with the text that they shall have.
+type Filters = Vec<(String, String)>;
+
+/// Documents that are read at once: as many of the largest fit into memory for many requests.
+const ROWS_AT_ONCE: u32 = 64;
+
+/// Ways to spell the filters of one request, each of which costs a read.
+const SPELLINGS_MAX: usize = 4;
+
+/// Lists the documents of a collection.
+///
+/// The newest accepted come first. A page ends early, with `next`, where its documents grow larger
+/// than `server.page_bytes_max`. Any other parameter is the name of an indexed field: the text of a
+/// string, a number, `true`, `false` or `null`; all of them must match. A number is found however
+/// it is spelled; `1.0` finds the string `1.0`, too.
+#[utoipa::path(
+    get,
+    path = "/v1/data/{collection}",
+    tag = "documents",
+    params(
+        ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
+        DocumentsParams
+    ),
+    responses(
+        (status = 200, description = "one page", body = DocumentsBody,
+         example = json!({"items": [{"id": "019a9c1e-7a10-8c01-9f3c-5a1d20000a41", "status": "applied",
+                          "accepted_at": "2025-11-20T00:53:20.042Z", "data": {"sku": "A-1", "count": 3}}], "next": null})),
+        (status = 422, description = "a parameter is invalid, or names a field that is not indexed", body = Problem,
+         content_type = "application/problem+json"),
+        (status = 503, description = "the store is away, or the field is still being indexed", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn list(
+    request: HttpRequest,
+    collection: Path<String>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    list_of(&request, &collection, &shared).await
+}
+
+/// Also behind the short path.
+pub async fn list_of(
+    request: &HttpRequest,
+    collection: &str,
+    shared: &Shared,
+) -> Result<HttpResponse, Problem> {
+    check_parameter("collection", collection)?;
+    let Params { limit, mut before, filters } = params_of(request.query_string())?;
+    if !filters.is_empty() {
+        check_indexed(shared, collection, &filters).await?;
+    }
+    let spelled = spellings(&filters)?;
+    let mut page = Page { body: r#"{"items":["#.to_owned(), count: 0, bytes: 0, last: None };
+    let has_next = loop {
+        // One more than asked for tells whether there is a next page.
+        let rows = (limit - page.count + 1).min(ROWS_AT_ONCE);
+        let documents = read(shared, collection, &spelled, before, rows).await?;
+        let is_last = documents.len() < rows as usize;
+        if !documents.into_iter().all(|document| page.take(shared, limit, &document)) {
+            break true;
+        }
+        if is_last {
+            break false;
+        }
+        before = page.last;
+    };
+    let body = page.into_body(has_next);
+    let json = (CONTENT_TYPE, "application/json");
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).insert_header(json).body(body))
+}
+
+/// A page as it is answered, while it grows.
+struct Page {
+    body: String,
+    count: u32,
+    /// Of data.
+    bytes: usize,
+    last: Option<Uuid>,
+}
+
+impl Page {
+    /// Takes a document, unless the page is full: then it begins the next page.
+    fn take(&mut self, shared: &Shared, limit: u32, document: &Document) -> bool {
+        let bytes = self.bytes + document.data.len();
+        if self.count == limit || (self.count > 0 && bytes > shared.page_bytes_max) {
+            return false;
+        }
+        if self.count > 0 {
+            self.body.push(',');
+        }
+        let mut buffer = [0; 36];
+        let id = shared.ids.sign(document.id).encode(&mut buffer);
+        render_into(&mut self.body, id, &rfc3339(document.accepted_at_ms), &document.data);
+        (self.count, self.bytes, self.last) = (self.count + 1, bytes, Some(document.place));
+        true
+    }
+
+    fn into_body(mut self, has_next: bool) -> String {
+        let next = self.last.filter(|_| has_next);
+        let next = next.map_or_else(|| "null".to_owned(), |place| format!("\"{}\"", place.simple()));
+        self.body.extend([r#"],"next":"#, &next, "}"]);
+        self.body
+    }
+}
+
+/// The next documents in the order of the list. No document is found by two spellings: each has one
+/// value in a field.
+async fn read(
+    shared: &Shared,
+    collection: &str,
+    spelled: &[Filters],
+    before: Option<Uuid>,
+    limit: u32,
+) -> Result<Vec<Document>, Problem> {
+    let mut documents = Vec::new();
+    for filters in spelled {
+        let page =
+            DocumentPage { collection: collection.to_owned(), filters: filters.clone(), before, limit };
+        let read = guarded(&shared.store_breaker, shared.store.documents(page));
+        documents.append(&mut read.await.map_err(|error| unavailable(&error))?);
+    }
+    if spelled.len() > 1 {
+        documents.sort_unstable_by_key(|document| Reverse(document.place));
+        documents.truncate(limit as usize);
+    }
+    Ok(documents)
+}
+
+/// What the index is asked for. A text such as `1.0` may be meant as a string, or as the number that
+/// the index spells `1`: both are looked for.
+fn spellings(filters: &Filters) -> Result<Vec<Filters>, Problem> {
+    let mut spelled = vec![Filters::new()];
+    for (field, text) in filters {
+        let texts: Vec<_> =
+            [Some(index_text(text)), index_text_of_number(text)].into_iter().flatten().collect();
+        if spelled.len() * texts.len() > SPELLINGS_MAX {
+            let detail = format!("too many numbers in unusual spellings; write this one as {}", texts[1]);
+            return Err(Problem::invalid_parameter(body::shorten(field), detail));
+        }
+        let with = |before: &Filters, text: &String| [&**before, &[(field.clone(), text.clone())]].concat();
+        spelled =
+            spelled.iter().flat_map(|before| texts.iter().map(move |text| with(before, text))).collect();
+    }
+    Ok(spelled)
+}
+
+fn params_of(query: &str) -> Result<Params, Problem> {
+    let mut params = Parameters::of(query)?;
+    let limit = limit_of(params.take("limit"))?;
+    let before = params.take("after").map(|cursor| place_of(&cursor)).transpose()?;
+    Ok(Params { limit, before, filters: params.into_rest() })
+}
+
+/// A cursor is the place of the last document of its page.
+fn place_of(cursor: &str) -> Result<Uuid, Problem> {
+    let plain = cursor.len() == 32 && !cursor.bytes().any(|byte| byte.is_ascii_uppercase());
+    let place = Uuid::try_parse(cursor).ok().filter(|_| plain).and_then(ItemKey::from_uuid);
+    place
+        .filter(|place| place.kind() == Kind::Document && !place.is_keyed())
+        .map(ItemKey::as_uuid)
+        .ok_or_else(|| Problem::invalid_parameter("after", "not the `next` of a page"))
+}
+
+/// Filters are answered from the index only, and only from a whole one.
+async fn check_indexed(shared: &Shared, collection: &str, filters: &Filters) -> Result<(), Problem> {
+    let known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
+    let indexed = &known.collection.definition.indexed;
+    if let Some((field, _)) = filters.iter().find(|(field, _)| !indexed.contains(field)) {
+        let detail = "neither limit, after nor an indexed field of this collection";
+        return Err(Problem::invalid_parameter(body::shorten(field), detail));
+    }
+    if known.collection.is_indexed {
+        return Ok(());
+    }
+    // Who defined it may have stopped half-way.
+    shared.definitions.resume_indexing(collection);
+    Err(Problem::indexing())
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::id::IdIssuer;
+
+    use super::*;
+    use crate::parameters::PAGE_LIMIT_DEFAULT;
+
+    #[test]
+    fn parameters_are_a_limit_a_cursor_and_filters() {
+        let place = IdIssuer::new(1, 2).next(3).item(Kind::Document, 4).as_uuid();
+        let query = format!("limit=7&after={}&name=a%20b&n=1", place.simple());
+        let filters = vec![("name".into(), "a b".into()), ("n".into(), "1".into())];
+        let expected = Params { limit: 7, before: Some(place), filters };
+        assert_eq!(params_of(&query).expect("parameters"), expected);
+        assert_eq!(params_of("").expect("none").limit, PAGE_LIMIT_DEFAULT);
+    }
+
+    #[test]
+    fn bad_parameters_are_named() {
+        let point = IdIssuer::new(1, 2).next(3).item(Kind::Point, 4).as_uuid();
+        let keyed = ItemKey::keyed(Kind::Document, 5).as_uuid();
+        for (query, parameter) in [
+            ("limit=0".into(), "limit"),
+            ("limit=1001".into(), "limit"),
+            ("limit=x".into(), "limit"),
+            ("limit=1&limit=1".into(), "limit"),
+            ("after=".into(), "after"),
+            ("after=%00".into(), "after"),
+            (format!("after={}", "0".repeat(32)), "after"),
+            (format!("after={}", point.simple()), "after"),
+            (format!("after={}", keyed.simple()), "after"),
+            ("a=1&b=2&a=3".into(), "a"),
+        ] {
+            let problem = serde_json::to_value(params_of(&query).expect_err(&query)).expect("serialises");
+            assert_eq!(problem["errors"][0]["parameter"], parameter, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_looked_for_as_it_stands_there_and_as_the_index_spells_it() {
+        let filters = |pairs: &[(&str, &str)]| -> Filters {
+            pairs.iter().map(|(field, text)| ((*field).to_owned(), (*text).to_owned())).collect()
+        };
+        let found = |pairs: &[(&str, &str)]| spellings(&filters(pairs)).expect("few");
+        assert_eq!(found(&[]), [Filters::new()]);
+        assert_eq!(found(&[("a", "x"), ("b", "1")]), [filters(&[("a", "x"), ("b", "1")])]);
+        let both = [filters(&[("a", "x"), ("b", "1.0")]), filters(&[("a", "x"), ("b", "1")])];
+        assert_eq!(found(&[("a", "x"), ("b", "1.0")]), both);
+        assert_eq!(found(&[("a", "1.0"), ("b", "2e0")]).len(), 4);
+        let many = filters(&[("a", "1.0"), ("b", "2e0"), ("c", "3.0")]);
+        let problem = serde_json::to_value(spellings(&many).expect_err("eight")).expect("serialises");
+        assert_eq!(problem["errors"][0]["parameter"], "c");
+    }
+}

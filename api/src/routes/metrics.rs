@@ -1,0 +1,307 @@
+//! Metrics: points in; summaries, series and the names of their types out.
+//!
+//! Reads are answered from rollups, never from points, through the cache of reads.
+use std::sync::Arc;
+
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
+use actix_web::web::{Payload, ThinData};
+use actix_web::{HttpRequest, HttpResponse};
+use shared::clock;
+use shared::rollup::Rollup;
+use shared::store::{RollupRange, Store, StoreError};
+use shared::write::Write;
+
+use self::figures::{Bucket, Series, Summary};
+use self::point::{Point, PointStored};
+use self::question::{Question, Shape};
+use crate::accept::{self, Accepted, Terms};
+use crate::body::{self, Body, Items};
+use crate::cache::{Outcome, guarded};
+use crate::parameters::{ListParams, page_of};
+use crate::period::{Buckets, Piece};
+use crate::problem::Problem;
+use crate::read_cache::{Answer, ReadKey};
+use crate::routes::counters::{count_read, describe_read, has, unavailable};
+use crate::server::Shared;
+
+pub mod figures;
+pub mod point;
+pub mod question;
+
+/// Takes points.
+///
+/// Send one point, an array of them, or one per line (NDJSON). The answer comes once the points
+/// are durable, before they are applied. One request is one unit of durability: of an array all
+/// valid points are accepted, or none.
+#[utoipa::path(
+    post,
+    path = "/v1/metrics",
+    tag = "metrics",
+    params(
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds until a single point is applied"),
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry under the same key has no second effect")
+    ),
+    request_body(
+        content((Point = "application/json"), (String = "application/x-ndjson")),
+        description = "one point or an array of them"
+    ),
+    responses(
+        (status = 201, description = "applied while the request waited", body = PointStored),
+        (status = 202, description = "durable; the items of an array are told by index",
+         body = Accepted, headers(("Location" = String, description = "the receipt"))),
+        (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "too large, or too many items", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "well-formed but invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "not known to be durable: repeat it after `Retry-After`", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn record(
+    request: HttpRequest,
+    payload: Payload,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    shared.check_clock()?;
+    let terms = Terms::of(&request, &shared)?;
+    record_on(&request, payload, &shared, &terms).await
+}
+
+/// Also behind the short path, which waits by itself.
+pub async fn record_on(
+    request: &HttpRequest,
+    payload: Payload,
+    shared: &Shared,
+    terms: &Terms,
+) -> Result<HttpResponse, Problem> {
+    let limits = &shared.body_limits;
+    let reserved = shared.body_budget.reserve(request, limits)?;
+    let points = match body::read(request, payload, limits).await? {
+        Body::Empty => return Err(Problem::malformed("a point is a JSON object; there is no body")),
+        Body::One(json) => {
+            let draft = body::one::<Point>(&json, limits.item_bytes_max)?.into_draft();
+            let point = draft.write.clone();
+            // The request may wait for long now, and nothing of its body is needed.
+            drop((json, reserved));
+            let present = |settled: &accept::Settled<'_>| match &point {
+                Write::Point(point) => {
+                    Some(HttpResponse::Created().json(PointStored::new(settled.id, point)))
+                }
+                _ => None,
+            };
+            return accept::single(shared, terms, draft, present).await;
+        }
+        Body::Array(json) => body::array::<Point>(&json, limits)?,
+        Body::Lines(text) => body::lines::<Point>(&text, limits)?,
+    };
+    let Items { valid, rejected } = points;
+    let valid = valid.into_iter().map(|(index, point)| (index, point.into_draft())).collect();
+    accept::many(shared, terms, Items { valid, rejected }).await
+}
+
+/// Takes points, waiting a moment for them to be applied.
+#[utoipa::path(
+    post,
+    path = "/api/metrics",
+    tag = "short paths",
+    params(
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, instead of a moment, until it is applied"),
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+    ),
+    request_body(content = Point, description = "one point, an array of them, or one per line"),
+    responses(
+        (status = 201, description = "applied", body = PointStored),
+        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the receipt"))),
+        (status = "4XX", description = "as for `/v1/metrics`", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "not known to be durable", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub async fn record_short(
+    request: HttpRequest,
+    payload: Payload,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    shared.check_clock()?;
+    let terms = Terms::short(&request, &shared)?;
+    record_on(&request, payload, &shared, &terms).await
+}
+
+/// Summarises the points of one type in a period.
+///
+/// Either `period`, the current calendar period in UTC, or `from` and `to`. A range whose edges
+/// lie where minutes (hours) are no longer kept is widened to whole hours (days); `from` and `to`
+/// of the answer tell what was summarised. Percentiles are those of rank ⌈q × count⌉ within 1 %
+/// of the value (within 1e-9 where its magnitude is below that); count, sum and extremes are
+/// exact, the sum and the average rounded once. Answered from memory; how it was found stands in
+/// `Cache-Status`, how old it is in `Age`.
+#[utoipa::path(
+    get,
+    path = "/v1/metrics/summary",
+    tag = "metrics",
+    params(
+        question::SummaryParams,
+        ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
+    ),
+    responses(
+        (status = 200, description = "the summary; of no points the count and the sum are 0 and the other figures null",
+         body = Summary, headers(
+            ("ETag" = String, description = "strong, from the body"),
+            ("Age" = u32, description = "seconds since the store was asked"),
+            ("Cache-Status" = String, description = "RFC 9211")
+        )),
+        (status = 304, description = "what the client has is current"),
+        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away and the answer is not known", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn summary(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    let question = question::summary(request.query_string(), clock::now_ms(), &shared.metrics.retention)?;
+    answer(&request, &shared, &question).await
+}
+
+/// The summary under the path of the small service that Forebay replaces.
+#[utoipa::path(
+    get,
+    path = "/api/metrics/summary",
+    tag = "short paths",
+    params(
+        question::SummaryParams,
+        ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
+    ),
+    responses(
+        (status = 200, description = "as for `/v1/metrics/summary`", body = Summary),
+        (status = 304, description = "what the client has is current"),
+        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub async fn summary_short(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    summary(request, shared).await
+}
+
+/// Summarises the points of one type in buckets of equal length.
+///
+/// Buckets are aligned to multiples of `step` since 1970 in UTC, so the first and the last one may
+/// reach beyond the range; 1,000 at most. The figures are those of summaries.
+#[utoipa::path(
+    get,
+    path = "/v1/metrics/series",
+    tag = "metrics",
+    params(
+        question::SeriesParams,
+        ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
+    ),
+    responses(
+        (status = 200, description = "the buckets, ascending, those without points included", body = Series, headers(
+            ("ETag" = String, description = "strong, from the body"),
+            ("Age" = u32, description = "seconds since the store was asked"),
+            ("Cache-Status" = String, description = "RFC 9211")
+        )),
+        (status = 304, description = "what the client has is current"),
+        (status = 422, description = "a parameter is invalid, there would be too many buckets, or rollups that fine \
+         are no longer kept", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away and the answer is not known", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn series(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    let question = question::series(request.query_string(), clock::now_ms(), &shared.metrics.retention)?;
+    answer(&request, &shared, &question).await
+}
+
+/// Lists the types that have points, by name.
+#[utoipa::path(
+    get,
+    path = "/v1/metrics/types",
+    tag = "metrics",
+    params(ListParams),
+    responses(
+        (status = 200, description = "one page", body = figures::MetricTypes),
+        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away", body = Problem,
+         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn types(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    let mut page = page_of(request.query_string())?;
+    let limit = page.limit as usize;
+    // One more than asked for tells whether there is a next page.
+    page.limit += 1;
+    let read = guarded(&shared.store_breaker, shared.store.metric_types(page));
+    let mut items = read.await.map_err(|error| unavailable(&error))?;
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).cloned();
+    let types = figures::MetricTypes { items, next };
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(types))
+}
+
+/// Answers from the cache, which asks the store when it must.
+async fn answer(
+    request: &HttpRequest,
+    shared: &Shared,
+    question: &Question,
+) -> Result<HttpResponse, Problem> {
+    let load = || {
+        let (store, question) = (shared.store.clone(), question.clone());
+        async move { compute(&*store, &question).await }
+    };
+    let read = shared.metrics.cache.get(question, load).await;
+    let (answer, outcome) = read.map_err(|error| unavailable(&error))?;
+    Ok(respond(request, &answer, outcome))
+}
+
+/// Says what was found and how, or that the client has it.
+fn respond(request: &HttpRequest, answer: &Answer, outcome: Outcome) -> HttpResponse {
+    count_read(outcome);
+    let known = has(request.headers(), answer.etag.to_str().unwrap_or_default());
+    let mut response = if known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    response.insert_header((ETAG, answer.etag.clone())).insert_header((CACHE_CONTROL, "no-cache"));
+    describe_read(&mut response, answer.read_at, outcome);
+    if known {
+        return response.finish();
+    }
+    response.insert_header((CONTENT_TYPE, "application/json")).body(answer.body.clone())
+}
+
+/// The body of an answer, from the store.
+async fn compute(store: &dyn Store, question: &Question) -> Result<Vec<u8>, StoreError> {
+    let kind = question.tag();
+    let body = match question.shape {
+        Shape::Summary(answered) => {
+            let mut whole = Rollup::default();
+            for piece in question.span.pieces() {
+                for (_, rollup) in rollups(store, kind, piece).await? {
+                    whole.merge(&rollup);
+                }
+            }
+            serde_json::to_vec(&Summary::new(kind, answered.name(), question.span, &whole))
+        }
+        Shape::Series { step_ms, resolution } => {
+            let buckets = Buckets { span: question.span, step_ms, resolution };
+            let mut merged: Vec<_> = buckets.spans().map(|span| (span, Rollup::default())).collect();
+            for (period, rollup) in rollups(store, kind, buckets.piece()).await? {
+                if let Some((_, bucket)) = buckets.index_of(period).and_then(|index| merged.get_mut(index)) {
+                    bucket.merge(&rollup);
+                }
+            }
+            let items = merged.iter().map(|(span, rollup)| Bucket::new(*span, rollup)).collect();
+            serde_json::to_vec(&Series::new(kind, &buckets, items))
+        }
+    };
+    Ok(body.expect("figures have a JSON form"))
+}
+
+async fn rollups(store: &dyn Store, kind: &str, piece: Piece) -> Result<Vec<(i32, Rollup)>, StoreError> {
+    let Piece { resolution, from, below } = piece;
+    store.rollups(RollupRange { kind: kind.to_owned(), resolution, from, below }).await
+}
+
+/// What the handlers here need beside what all need.
+pub struct MetricsParts {
+    pub cache: Arc<crate::read_cache::ReadCache<Question>>,
+    /// What the consumer keeps.
+    pub retention: shared::config::Retention,
+}

@@ -1,0 +1,61 @@
+//! Short paths with the answers of the small document services that Forebay replaces.
+use actix_web::web::{Payload, ThinData};
+use actix_web::{HttpRequest, HttpResponse};
+
+use crate::accept::{Accepted, Terms};
+use crate::problem::Problem;
+use crate::routes::documents::{self, DocumentBody, list};
+use crate::server::Shared;
+
+/// The collection behind `/data`.
+const NAME: &str = "default";
+
+/// Stores documents in the collection `default`.
+///
+/// Waits a moment by itself, so that a single caller sees the stored document.
+#[utoipa::path(
+    post,
+    path = "/data",
+    tag = "short paths",
+    params(
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, instead of a moment, until it is applied"),
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+    ),
+    request_body(
+        content((Object = "application/json"), (String = "application/x-ndjson")),
+        description = "one object, or an array of them", example = json!({"sku": "A-1", "count": 3})
+    ),
+    responses(
+        (status = 201, description = "stored while the request waited", body = DocumentBody,
+         headers(("Location" = String, description = "the document"))),
+        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the document"))),
+        (status = "4XX", description = "as for documents", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "not known to be durable", body = Problem, content_type = "application/problem+json",
+         headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn post(
+    request: HttpRequest,
+    payload: Payload,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    let terms = Terms::short(&request, &shared)?;
+    documents::post_into(&request, payload, NAME, &terms, &shared).await
+}
+
+/// Lists the documents of the collection `default`, newest first.
+#[utoipa::path(
+    get,
+    path = "/data",
+    tag = "short paths",
+    params(list::DocumentsParams),
+    responses(
+        (status = 200, description = "one page", body = list::DocumentsBody),
+        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the store is away", body = Problem, content_type = "application/problem+json",
+         headers(("Retry-After" = u32, description = "seconds")))
+    )
+)]
+pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    list::list_of(&request, NAME, &shared).await
+}

@@ -1,0 +1,171 @@
+//! Bad documents get their own answer, and nothing of them is stored.
+use reqwest::{Method, Response};
+
+use crate::support::{Installation, cluster_with, json, on_both_pairs, problem};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const LINES: (&str, &str) = ("content-type", "application/x-ndjson");
+const PATH: &str = "/v1/data/bad";
+
+async fn send(installation: &Installation, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Response {
+    let request = installation.at(0, Method::POST, PATH);
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    request.body(body.into()).send().await.expect("an answer")
+}
+
+/// A JSON object with that many members.
+fn members(count: usize) -> String {
+    let members: Vec<_> = (0..count).map(|key| format!(r#""k{key}":{key}"#)).collect();
+    format!("{{{}}}", members.join(","))
+}
+
+/// An object with arrays in it, that deep in all.
+fn nested(depth: usize) -> String {
+    format!(r#"{{"a":{}{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1))
+}
+
+on_both_pairs! {
+    async fn each_bad_document_gets_its_status(installation) {
+        let long_key = format!(r#"{{"idempotency_key":"{}"}}"#, "k".repeat(256));
+        let cases: &[(u16, Option<&str>, &str)] = &[
+            (400, None, ""),
+            (400, None, "{"),
+            (400, None, r#"{"a":1}}"#),
+            (400, None, r#"{"a":1} {"a":1}"#),
+            (400, None, r#"{"a":01}"#),
+            (400, None, r#"{"a":NaN}"#),
+            (400, None, r#"{"a":Infinity}"#),
+            (400, None, r#"{"a":'x'}"#),
+            (400, None, r#"{"a":1,}"#),
+            (400, None, "{\"a\":\"\n\"}"),
+            (400, None, r#"[{"a":1},"#),
+            (422, Some(""), "null"),
+            (422, Some(""), "5"),
+            (422, Some(""), "\"x\""),
+            (422, Some(""), "[]"),
+            (422, Some(""), r#"{"a":1,"a":2}"#),
+            (422, Some("/a"), r#"{"a":{"b":1,"\u0062":2}}"#),
+            (422, Some("/a"), r#"{"a":"\u0000"}"#),
+            (422, Some(""), r#"{"\u0000":1}"#),
+            (422, Some("/a/0"), r#"{"a":["\ud800"]}"#),
+            (422, Some("/a"), r#"{"a":"\udc00\ud800"}"#),
+            (422, Some(""), r#"{"\udfff":1}"#),
+            (422, Some("/a"), r#"{"a":1e999}"#),
+            (422, Some("/a"), r#"{"a":-1e999}"#),
+            (422, Some("/a"), r#"{"a":1e-999}"#),
+            (422, Some("/a"), r#"{"a":9223372036854775808}"#),
+            (422, Some("/a"), r#"{"a":-9223372036854775809}"#),
+            (422, Some("/a"), r#"{"a":0.12345678901234567890123456789012345678901}"#),
+            (422, Some("/idempotency_key"), r#"{"idempotency_key":1}"#),
+            (422, Some("/idempotency_key"), r#"{"idempotency_key":null}"#),
+            (422, Some("/idempotency_key"), r#"{"idempotency_key":""}"#),
+            (422, Some("/idempotency_key"), &long_key),
+            (422, None, &nested(65)),
+            (422, None, &nested(100_000)),
+            (422, None, &members(1_001)),
+        ];
+        for (status, pointer, body) in cases {
+            let response = send(&installation, &[JSON], *body).await;
+            assert_eq!(response.status().as_u16(), *status, "{body:.80}");
+            let refused = problem(response, *status).await;
+            if pointer.is_some() {
+                assert_eq!(refused["errors"][0]["pointer"].as_str(), *pointer, "{body:.80}");
+            }
+        }
+        problem(send(&installation, &[JSON], b"{\"a\":\"\xff\"}").await, 400).await;
+        problem(send(&installation, &[JSON], b"{\"a\":\"\xed\xa0\x80\"}").await, 400).await;
+        assert_eq!(json(installation.get(PATH).await).await["items"], serde_json::json!([]));
+    }
+
+    async fn what_lies_at_the_limits_is_stored(installation) {
+        let limit = installation.config.server.item_bytes_max;
+        let largest = format!(r#"{{"a":"{}"}}"#, "x".repeat(limit - 8));
+        assert_eq!(largest.len(), limit);
+        let longest_key = format!(r#"{{"idempotency_key":"{}"}}"#, "k".repeat(255));
+        let good = [
+            largest, nested(64), members(1_000), longest_key,
+            r#"{"a":[9223372036854775807,-9223372036854775808,5e-324,1.7976931348623157e308]}"#.into(),
+            r#"{"":{"":"\ud83d\ude00 \u007f \uffff"}}"#.into(),
+        ];
+        for data in &good {
+            let response = send(&installation, &[JSON], data.as_str()).await;
+            assert_eq!(response.status(), 202, "{data:.80}");
+            let location = response.headers()["location"].to_str().expect("text").to_owned();
+            let suffix = format!(r#","data":{data}}}"#);
+            installation
+                .wait_for("it is stored as it was written", async || {
+                    let text = installation.get(&location).await.text().await.expect("text");
+                    text.ends_with(&suffix).then_some(())
+                })
+                .await;
+        }
+    }
+
+    async fn sizes_are_limited(installation) {
+        let server = &installation.config.server;
+        let spaces = |bytes: usize| format!(r#"{{"a":1{}}}"#, " ".repeat(bytes));
+        problem(send(&installation, &[JSON], spaces(server.body_bytes_max)).await, 413).await;
+        problem(send(&installation, &[JSON], spaces(server.item_bytes_max)).await, 413).await;
+        let mixed = format!("[{},{{}}]", spaces(server.item_bytes_max));
+        let accepted = json(send(&installation, &[JSON], mixed).await).await;
+        assert_eq!(accepted["accepted"], 1);
+        assert_eq!(accepted["rejected"][0]["problem"]["status"], 413);
+        let items = |count: usize| format!("[{}]", vec!["{}"; count].join(","));
+        problem(send(&installation, &[JSON], items(1_001)).await, 413).await;
+        assert_eq!(send(&installation, &[JSON], items(1_000)).await.status(), 202);
+        problem(send(&installation, &[LINES], "{}\n".repeat(1_001)).await, 413).await;
+        assert_eq!(send(&installation, &[LINES], "{}\n".repeat(1_000)).await.status(), 202);
+        problem(send(&installation, &[LINES], "\n").await, 422).await;
+    }
+
+    async fn media_types_and_encodings_are_checked(installation) {
+        problem(send(&installation, &[], "{}").await, 415).await;
+        problem(send(&installation, &[("content-type", "text/plain")], "{}").await, 415).await;
+        problem(send(&installation, &[("content-type", "application/json-seq")], "{}").await, 415).await;
+        for encoding in ["gzip", "br", "identity"] {
+            problem(send(&installation, &[JSON, ("content-encoding", encoding)], "{}").await, 415).await;
+        }
+    }
+
+    async fn bad_names_and_parameters_are_named(installation) {
+        let long = "x".repeat(129);
+        for name in ["a%20b", "%C3%A4", "a%00", &long] {
+            let path = format!("/v1/data/{name}");
+            for response in [installation.get(&path).await, installation.post(&path, "{}").await] {
+                let refused = problem(response, 422).await;
+                assert_eq!(refused["errors"][0]["parameter"], "collection");
+            }
+        }
+        let zeros = format!("after={}", "0".repeat(32));
+        for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "after=", "after=%00", "after=x", &zeros] {
+            let refused = problem(installation.get(&format!("{PATH}?{query}")).await, 422).await;
+            let parameter = query.split('=').next().expect("a name");
+            assert_eq!(refused["errors"][0]["parameter"], parameter, "{query}");
+        }
+        for (method, path, allowed) in [
+            (Method::PUT, PATH, "GET, HEAD, POST"),
+            (Method::POST, "/v1/data/bad/x", "DELETE, GET, HEAD"),
+            (Method::POST, "/v1/collections/bad", "DELETE, GET, HEAD, PUT"),
+            (Method::DELETE, "/data", "GET, HEAD, POST"),
+        ] {
+            let refused = installation.at(0, method, path).send().await.expect("an answer");
+            assert_eq!(refused.headers()["allow"], allowed);
+            problem(refused, 405).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_keys_nobody_is_an_administrator_until_the_setting_says_so() {
+    let off = |config: &mut shared::config::Config| config.auth.admin_without_keys = false;
+    cluster_with("admin_off", off, |installation| async move {
+        for method in [Method::PUT, Method::GET, Method::DELETE] {
+            let request = installation.at(0, method, "/v1/collections/orders");
+            let refused = problem(request.body("{}").send().await.expect("an answer"), 403).await;
+            assert_eq!(refused["type"], "urn:forebay:problem:admin_off");
+            assert!(refused["detail"].as_str().expect("text").contains("auth.admin_without_keys"));
+        }
+        installation
+    })
+    .await;
+}

@@ -1,0 +1,200 @@
+//! What can be done to the programs, their links and their servers, how long it is held, and how
+//! soon the service must be back after it. Pure: [`crate::inject`] does it.
+use std::fmt;
+
+use serde::Serialize;
+
+/// What a fault is, for choosing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    Kill,
+    Terminate,
+    Freeze,
+    Clock,
+    Network,
+    StoreCrash,
+    BrokerCrash,
+    MemoryAlarm,
+    Poison,
+}
+
+/// The way from a program to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    Broker,
+    Store,
+}
+
+/// What happens to a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trouble {
+    Cut,
+    /// Cut in the middle of what the client says, after so many bytes more.
+    CutAfter(u64),
+    HalfOpen,
+    Delay,
+    Mute,
+    BlackHole,
+    Down,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Poison {
+    /// No JSON at all.
+    Undecodable,
+    /// Of a version that this build does not know.
+    UnknownVersion,
+}
+
+/// Members are meant by their place in the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "fault", rename_all = "snake_case")]
+pub enum Fault {
+    /// SIGKILL and a new start at once.
+    Kill {
+        member: usize,
+    },
+    /// SIGTERM, a wait for the end, and a new start.
+    Terminate {
+        member: usize,
+    },
+    /// SIGSTOP and SIGCONT.
+    Freeze {
+        member: usize,
+        ms: u64,
+    },
+    Clock {
+        member: usize,
+        seconds: i64,
+        ms: u64,
+    },
+    Network {
+        member: usize,
+        link: Link,
+        trouble: Trouble,
+        ms: u64,
+    },
+    /// `pg_ctl stop -m immediate`, and a start so much later.
+    StoreCrash {
+        ms: u64,
+    },
+    /// SIGKILL to the node that leads the queue, and a start so much later.
+    BrokerCrash {
+        ms: u64,
+    },
+    MemoryAlarm {
+        ms: u64,
+    },
+    Poison {
+        poison: Poison,
+    },
+}
+
+/// How soon the service must be back after a fault has ended, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Bound {
+    /// What is wanted; told when it takes longer.
+    pub wanted_ms: u128,
+    /// Beyond it the run fails. Generous: machines are shared, and programs may be debug builds.
+    pub failed_ms: u128,
+}
+
+/// After programs and links.
+pub const PROGRAM_BOUND: Bound = Bound { wanted_ms: 5_000, failed_ms: 30_000 };
+/// After a server is back.
+pub const SERVER_BOUND: Bound = Bound { wanted_ms: 10_000, failed_ms: 60_000 };
+
+impl Fault {
+    pub fn class(self) -> Class {
+        match self {
+            Self::Kill { .. } => Class::Kill,
+            Self::Terminate { .. } => Class::Terminate,
+            Self::Freeze { .. } => Class::Freeze,
+            Self::Clock { .. } => Class::Clock,
+            Self::Network { .. } => Class::Network,
+            Self::StoreCrash { .. } => Class::StoreCrash,
+            Self::BrokerCrash { .. } => Class::BrokerCrash,
+            Self::MemoryAlarm { .. } => Class::MemoryAlarm,
+            Self::Poison { .. } => Class::Poison,
+        }
+    }
+
+    pub fn bound(self) -> Bound {
+        match self.class() {
+            Class::StoreCrash | Class::BrokerCrash | Class::MemoryAlarm => SERVER_BOUND,
+            _ => PROGRAM_BOUND,
+        }
+    }
+
+    /// Whom it strikes, if it is one program.
+    pub fn member(self) -> Option<usize> {
+        match self {
+            Self::Kill { member }
+            | Self::Terminate { member }
+            | Self::Freeze { member, .. }
+            | Self::Clock { member, .. }
+            | Self::Network { member, .. } => Some(member),
+            _ => None,
+        }
+    }
+
+    /// How long it is held after it has begun.
+    pub fn ms(self) -> u64 {
+        match self {
+            Self::Kill { .. } | Self::Terminate { .. } | Self::Poison { .. } => 0,
+            Self::Freeze { ms, .. }
+            | Self::Clock { ms, .. }
+            | Self::Network { ms, .. }
+            | Self::StoreCrash { ms }
+            | Self::BrokerCrash { ms }
+            | Self::MemoryAlarm { ms } => ms,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kill { .. } => out.write_str("kill"),
+            Self::Terminate { .. } => out.write_str("terminate"),
+            Self::Freeze { .. } => out.write_str("freeze"),
+            Self::Clock { seconds, .. } => write!(out, "clock {seconds:+} s"),
+            Self::Network { link, trouble: Trouble::CutAfter(bytes), .. } => {
+                write!(out, "{} cut after {bytes} bytes", link.name())
+            }
+            Self::Network { link, trouble, .. } => write!(out, "{} {}", link.name(), trouble.name()),
+            Self::StoreCrash { .. } => out.write_str("Postgres crash"),
+            Self::BrokerCrash { .. } => out.write_str("broker crash"),
+            Self::MemoryAlarm { .. } => out.write_str("memory alarm"),
+            Self::Poison { poison: Poison::Undecodable } => out.write_str("poison, undecodable"),
+            Self::Poison { poison: Poison::UnknownVersion } => out.write_str("poison, version"),
+        }
+    }
+}
+
+impl Link {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Broker => "broker link",
+            Self::Store => "store link",
+        }
+    }
+}
+
+impl Trouble {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cut => "cut",
+            Self::CutAfter(_) => "cut after bytes",
+            Self::HalfOpen => "half open",
+            Self::Delay => "delay",
+            Self::Mute => "mute",
+            Self::BlackHole => "black hole",
+            Self::Down => "down",
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Carries the plan out: begins each fault, holds it, ends it, and measures how soon writes are
+//! accepted and applied again. It waits for writes between two faults, so that each one hits a
+//! service at work.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde::Serialize;
+use testkit::inspect;
+use tokio::time::timeout;
+
+use crate::fault::{Bound, Class, Fault, Link, Poison, Trouble};
+use crate::fleet::{Fleet, Member};
+use crate::ledger::Ledger;
+use crate::leftovers::DEAD_QUEUE;
+use crate::plan::Step;
+use crate::recovery::{self, Recovery};
+use crate::servers::Servers;
+use crate::traffic::{Target, Traffic};
+
+/// Accepted requests between two faults.
+pub const ACCEPTED_MIN: u64 = 10;
+/// Longest time without that many accepted requests.
+const ACCEPTED_PATIENCE: Duration = Duration::from_mins(1);
+/// How long to wait for a moment in which the victim has open requests.
+const OPEN_PATIENCE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(2);
+const DEAD_PATIENCE: Duration = Duration::from_secs(30);
+const DELAY: Duration = Duration::from_millis(50);
+pub const WRITES_QUEUE: &str = "forebay.writes.v1";
+
+/// One fault that was carried out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Struck {
+    pub step: Step,
+    pub class: Class,
+    /// In words.
+    pub what: String,
+    pub victim: String,
+    pub killed_meanwhile: Option<String>,
+    pub after_ms: u128,
+    /// Requests that were accepted since the fault before had been recovered from.
+    pub accepted_before: u64,
+    /// Requests that were open at the victim when it is an API, or at all APIs.
+    pub open: usize,
+    /// From its beginning to its end: a server's ends when it answers again.
+    pub lasted_ms: u128,
+    pub recovery: Recovery,
+    /// From the loss of the node that led the queue, where others are left: they must take over.
+    pub without_node: Option<Recovery>,
+    pub bound: Bound,
+}
+
+/// Everything that faults can be done to.
+pub struct Site<'a> {
+    pub fleet: &'a mut Fleet,
+    pub servers: Option<&'a mut Servers>,
+    pub traffic: &'a Traffic,
+    pub ledger: &'a Arc<Ledger>,
+    /// The bodies that were put into the queue, each unlike all others.
+    pub poison: Vec<Vec<u8>>,
+    /// What was wrong about how programs stopped.
+    pub findings: Vec<String>,
+}
+
+/// What carrying out has shown, also when it came to an early end.
+#[derive(Debug)]
+pub struct CarriedOut {
+    pub struck: Vec<Struck>,
+    pub poison: Vec<Vec<u8>>,
+    pub findings: Vec<String>,
+}
+
+/// Carries steps out until there are no more of them, the time is up, or the service is not back
+/// within its bound, which is a finding. An error means that the run itself broke.
+pub async fn carry_out(
+    mut site: Site<'_>,
+    steps: impl Iterator<Item = Step>,
+    until: Option<Instant>,
+) -> anyhow::Result<CarriedOut> {
+    let (began, mut struck) = (Instant::now(), Vec::new());
+    for (number, step) in steps.enumerate() {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+        let strike = site.strike(number, step, began).await;
+        let one = strike.with_context(|| format!("step {number}, {}", step.fault))?;
+        let is_back = one.recovery.is_within(one.bound);
+        if !is_back {
+            site.findings.push(format!(
+                "SLOW: step {number}, {} of {}: {}, must be back within {} s",
+                one.what,
+                one.victim,
+                one.recovery,
+                one.bound.failed_ms / 1_000
+            ));
+        }
+        let is_dead = one.recovery.applied_ms.is_none();
+        struck.push(one);
+        if is_dead {
+            break;
+        }
+    }
+    Ok(CarriedOut { struck, poison: site.poison, findings: site.findings })
+}
+
+impl Site<'_> {
+    async fn strike(&mut self, number: usize, step: Step, began: Instant) -> anyhow::Result<Struck> {
+        let accepted = self.traffic.accepted();
+        tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
+        self.await_accepted(accepted + ACCEPTED_MIN).await?;
+        let accepted_before = self.traffic.accepted() - accepted;
+        let victim = step.fault.member();
+        let open = self.open_requests(victim).await;
+        let struck_at = Instant::now();
+        let node = self.begin(number, step.fault).await?;
+        if let Some(member) = step.killed_meanwhile {
+            self.kill_and_restart(member).await?;
+        }
+        let without_node = self.recovery_without_node(number, step.fault, struck_at).await?;
+        tokio::time::sleep(Duration::from_millis(step.fault.ms())).await;
+        let ended = self.end(step.fault, node).await?;
+        let name = |member: usize| self.fleet.members[member].name.clone();
+        let recovery = recovery::measure(
+            self.ledger,
+            &self.fleet.api_addresses(),
+            &format!("recovery-{number}"),
+            ended,
+            step.fault.bound(),
+        )
+        .await?;
+        Ok(Struck {
+            step,
+            class: step.fault.class(),
+            what: step.fault.to_string(),
+            victim: victim.map_or_else(|| "all".into(), name),
+            killed_meanwhile: step.killed_meanwhile.map(name),
+            after_ms: (struck_at - began).as_millis(),
+            accepted_before,
+            open,
+            lasted_ms: (ended - struck_at).as_millis(),
+            recovery,
+            without_node,
+            bound: step.fault.bound(),
+        })
+    }
+
+    async fn recovery_without_node(
+        &mut self,
+        number: usize,
+        fault: Fault,
+        lost: Instant,
+    ) -> anyhow::Result<Option<Recovery>> {
+        let is_left = self.servers.as_ref().is_some_and(|servers| servers.broker.addresses().len() > 2);
+        if fault.class() != Class::BrokerCrash || !is_left {
+            return Ok(None);
+        }
+        let (apis, name) = (self.fleet.api_addresses(), format!("takeover-{number}"));
+        let recovery = recovery::measure(self.ledger, &apis, &name, lost, fault.bound()).await?;
+        if !recovery.is_within(fault.bound()) {
+            self.findings.push(format!("SLOW: step {number}, a node of the broker less: {recovery}"));
+        }
+        Ok(Some(recovery))
+    }
+
+    /// Returns the node of the broker that it struck, if it did.
+    async fn begin(&mut self, number: usize, fault: Fault) -> anyhow::Result<usize> {
+        match fault {
+            Fault::Kill { member } => self.fleet.members[member].kill().await?,
+            Fault::Terminate { member } => {
+                let finding = self.fleet.members[member].terminate().await?;
+                self.findings.extend(finding);
+            }
+            Fault::Freeze { member, .. } => self.fleet.members[member].freeze(true)?,
+            Fault::Clock { member, seconds, .. } => step_clock(&self.fleet.members[member], seconds)?,
+            Fault::Network { member, link, trouble, .. } => {
+                set_trouble(&self.fleet.members[member], link, trouble, true)?;
+            }
+            Fault::StoreCrash { .. } => self.servers()?.postgres.crash().await?,
+            Fault::BrokerCrash { .. } => {
+                let broker = &mut self.servers()?.broker;
+                let leader = broker.leader(WRITES_QUEUE).await?;
+                broker.kill(leader).await?;
+                return Ok(leader);
+            }
+            Fault::MemoryAlarm { .. } => self.servers()?.broker.memory_alarm(true).await?,
+            Fault::Poison { poison } => {
+                let body = poison_body(number, poison);
+                let url = self.servers()?.broker.url();
+                inspect::publish(&url, WRITES_QUEUE, &body).await?;
+                self.poison.push(body);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Returns when it was over.
+    async fn end(&mut self, fault: Fault, node: usize) -> anyhow::Result<Instant> {
+        match fault {
+            Fault::Kill { member } | Fault::Terminate { member } => {
+                return self.fleet.members[member].restart();
+            }
+            Fault::Freeze { member, .. } => self.fleet.members[member].freeze(false)?,
+            Fault::Clock { member, .. } => step_clock(&self.fleet.members[member], 0)?,
+            Fault::Network { member, link, trouble, .. } => {
+                set_trouble(&self.fleet.members[member], link, trouble, false)?;
+            }
+            Fault::StoreCrash { .. } => return self.servers()?.postgres.restart().await,
+            Fault::BrokerCrash { .. } => return self.servers()?.broker.restart(node).await,
+            Fault::MemoryAlarm { .. } => self.servers()?.broker.memory_alarm(false).await?,
+            Fault::Poison { .. } => self.await_dead().await?,
+        }
+        Ok(Instant::now())
+    }
+
+    /// Waits until as much as was put into the queue is in the dead queue. If a broker went down before
+    /// that, it might be there twice: dead letters are moved at least once.
+    async fn await_dead(&mut self) -> anyhow::Result<()> {
+        let (url, sent) = (self.servers()?.broker.url(), self.poison.len());
+        let deadline = Instant::now() + DEAD_PATIENCE;
+        while usize::try_from(inspect::waiting(&url, DEAD_QUEUE).await?)? < sent {
+            if Instant::now() > deadline {
+                let finding = format!("SLOW: poison was not in {DEAD_QUEUE} within {DEAD_PATIENCE:?}");
+                self.findings.push(finding);
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn kill_and_restart(&mut self, member: usize) -> anyhow::Result<()> {
+        let member = &mut self.fleet.members[member];
+        member.kill().await?;
+        member.restart()?;
+        Ok(())
+    }
+
+    fn servers(&mut self) -> anyhow::Result<&mut Servers> {
+        self.servers.as_deref_mut().context("a fault that needs servers")
+    }
+
+    async fn await_accepted(&self, wanted: u64) -> anyhow::Result<()> {
+        let wait = async {
+            while self.traffic.accepted() < wanted {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        timeout(ACCEPTED_PATIENCE, wait).await.with_context(|| {
+            format!("the service did not accept {ACCEPTED_MIN} requests within {ACCEPTED_PATIENCE:?}")
+        })
+    }
+
+    /// Waits for a moment in which requests are open where it will hurt.
+    async fn open_requests(&self, victim: Option<usize>) -> usize {
+        let api = victim.and_then(|member| self.fleet.members[member].api);
+        let target: Option<&Arc<Target>> =
+            self.traffic.targets.iter().find(|target| Some(target.address) == api);
+        let Some(target) = target else {
+            return self.traffic.targets.iter().map(|target| *target.open.borrow()).sum();
+        };
+        let mut open = target.open.subscribe();
+        match timeout(OPEN_PATIENCE, open.wait_for(|open| *open > 0)).await {
+            Ok(Ok(open)) => *open,
+            _ => 0,
+        }
+    }
+}
+
+fn step_clock(member: &Member, seconds: i64) -> anyhow::Result<()> {
+    member.clock.as_ref().context("a program without a clock of its own")?.step(seconds)
+}
+
+fn set_trouble(member: &Member, link: Link, trouble: Trouble, on: bool) -> anyhow::Result<()> {
+    let links = member.links.as_ref().context("a program without proxies")?;
+    let proxy = match link {
+        Link::Broker => &links.broker,
+        Link::Store => &links.store,
+    };
+    match trouble {
+        Trouble::Cut if on => proxy.cut(),
+        Trouble::HalfOpen if on => proxy.half_open(),
+        // They happen, and are over by themselves.
+        Trouble::Cut | Trouble::HalfOpen => {}
+        Trouble::CutAfter(bytes) if on => proxy.cut_after(bytes),
+        Trouble::CutAfter(_) => proxy.cut_never(),
+        Trouble::Delay => proxy.delay(if on { DELAY } else { Duration::ZERO }),
+        Trouble::Mute => proxy.mute(on),
+        Trouble::BlackHole => proxy.black_hole(on),
+        Trouble::Down => proxy.down(on),
+    }
+    Ok(())
+}
+
+fn poison_body(number: usize, poison: Poison) -> Vec<u8> {
+    match poison {
+        Poison::Undecodable => format!("poison {number}, which is not a message"),
+        Poison::UnknownVersion => {
+            format!(
+                "{{\"v\":4000000000,\"id\":\"00000000-0000-8000-8000-00000000{number:04x}\",\
+                 \"accepted_at_ms\":0,\"items\":[]}}"
+            )
+        }
+    }
+    .into_bytes()
+}

@@ -1,0 +1,259 @@
+//! Items that were set aside: what is told of them, and what a redrive makes of them. Pure, for
+//! both stores.
+//!
+//! A redriven item becomes a message of its own, which never reaches the ledger: the message that
+//! brought it stands there already. The item keeps its id, its place and its accept time.
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::plan::Earlier;
+use super::{Reason, SetAside};
+use crate::id::ItemKey;
+use crate::message::{Message, decode_stored};
+
+/// Another payload was processed under the item's key meanwhile.
+const KEY_REUSED: &str = "key_reused";
+
+/// An item that was set aside, as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The item's key, without its check.
+    pub id: Uuid,
+    pub kind: String,
+    pub reason: String,
+    pub detail: String,
+    /// The item as JSON.
+    pub item: String,
+    pub accepted_at_ms: i64,
+    /// When it failed last, by the store's clock.
+    pub set_aside_at_ms: i64,
+    pub discarded_at_ms: Option<i64>,
+}
+
+/// Which of them; what is `None` does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeadLetterFilter {
+    pub kind: Option<String>,
+    pub reason: Option<String>,
+    pub id: Option<Uuid>,
+}
+
+impl DeadLetterFilter {
+    /// Ids are above the first and not above the second: bounds that an index takes.
+    pub(super) fn bounds(&self, after: Option<Uuid>) -> (Uuid, Uuid) {
+        let after = after.unwrap_or(Uuid::nil());
+        match self.id {
+            None => (after, Uuid::max()),
+            Some(id) => (after.max(Uuid::from_u128(id.as_u128().saturating_sub(1))), id),
+        }
+    }
+
+    /// Whether a text is asked for that Postgres takes nowhere, and which nothing has.
+    pub(super) fn has_nul(&self) -> bool {
+        [&self.kind, &self.reason].into_iter().flatten().any(|text| text.contains('\0'))
+    }
+}
+
+/// A page of dead letters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterPage {
+    pub filter: DeadLetterFilter,
+    /// The discarded ones, or the others.
+    pub discarded: bool,
+    pub after: Option<Uuid>,
+    pub limit: u32,
+}
+
+/// What to apply once more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redrive {
+    pub filter: DeadLetterFilter,
+    /// Those with greater ids, so that what failed again is not met again.
+    pub after: Option<Uuid>,
+    pub limit: u32,
+    /// Tells what would come of it, and changes nothing.
+    pub dry_run: bool,
+}
+
+impl Redrive {
+    pub(super) fn page(&self) -> DeadLetterPage {
+        let Self { filter, after, limit, .. } = self.clone();
+        DeadLetterPage { filter, discarded: false, after, limit }
+    }
+}
+
+/// An item that was tried once more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redriven {
+    pub id: Uuid,
+    pub outcome: RedriveOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedriveOutcome {
+    Applied,
+    FailedAgain { reason: String, detail: String },
+}
+
+/// The letters of one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// One item each.
+    pub messages: Vec<Message>,
+    failed: Vec<Redriven>,
+}
+
+impl Batch {
+    pub fn of<'l>(letters: impl IntoIterator<Item = &'l DeadLetter>) -> Self {
+        let mut batch = Self::default();
+        for letter in letters {
+            match message_of(letter) {
+                Ok(message) => batch.messages.push(message),
+                Err(detail) => batch.failed.push(failed(letter.id, Reason::Unreadable.name(), detail)),
+            }
+        }
+        batch
+    }
+
+    /// Drops items whose key has another payload: it never applies to two.
+    pub fn heed_keys(&mut self, earlier: &Earlier) {
+        let Self { messages, failed: gone } = self;
+        messages.retain(|message| {
+            let keyed = message.entries[0].keyed();
+            let reused = keyed.is_some_and(|own| {
+                earlier.get(&own.id).is_some_and(|processed| *processed != own.fingerprint)
+            });
+            if reused {
+                let detail = "another payload was processed under its key".to_owned();
+                gone.push(failed(message.item_key(0).as_uuid(), KEY_REUSED, detail));
+            }
+            !reused
+        });
+    }
+
+    /// What became of each, by ascending id; `set_aside` are those that failed again.
+    pub fn settle(self, set_aside: &[SetAside]) -> Vec<Redriven> {
+        let aside: HashMap<ItemKey, &SetAside> = set_aside.iter().map(|aside| (aside.item, aside)).collect();
+        let mut settled = self.failed;
+        settled.extend(self.messages.iter().map(|message| {
+            let item = message.item_key(0);
+            match aside.get(&item) {
+                None => Redriven { id: item.as_uuid(), outcome: RedriveOutcome::Applied },
+                Some(aside) => failed(item.as_uuid(), aside.reason.name(), aside.detail.clone()),
+            }
+        }));
+        settled.sort_unstable_by_key(|redriven| redriven.id);
+        settled
+    }
+}
+
+pub(super) fn failed(id: Uuid, reason: &str, detail: String) -> Redriven {
+    Redriven { id, outcome: RedriveOutcome::FailedAgain { reason: reason.into(), detail } }
+}
+
+/// A message that holds the one item, at the place that it had.
+fn message_of(letter: &DeadLetter) -> Result<Message, String> {
+    let unknown = || "this build does not know its kind".to_owned();
+    let key = ItemKey::from_uuid(letter.id).ok_or_else(unknown)?;
+    let entry = decode_stored(&letter.item, letter.accepted_at_ms).ok_or_else(unknown)?;
+    let (id, first) = key.place_at(letter.accepted_at_ms);
+    let message = Message {
+        id,
+        digest: [0; 16],
+        accepted_at_ms: letter.accepted_at_ms,
+        entries: vec![entry],
+        awaited: Vec::new(),
+        first,
+    };
+    if message.item_key(0) == key { Ok(message) } else { Err("its id belongs to another item".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{IdIssuer, Kind};
+    use crate::keyed::{fingerprint_of, id_of};
+    use crate::store::plan::Plan;
+
+    fn letter(id: ItemKey, item: String) -> DeadLetter {
+        DeadLetter {
+            id: id.as_uuid(),
+            kind: id.kind().name().into(),
+            reason: "unreadable".into(),
+            detail: String::new(),
+            item,
+            accepted_at_ms: 7,
+            set_aside_at_ms: 8,
+            discarded_at_ms: None,
+        }
+    }
+
+    #[test]
+    fn an_item_keeps_its_id_and_its_place() {
+        let id = IdIssuer::new(1, 1).next(5).item(Kind::Document, 4_095);
+        let document = r#"{"document":{"collection":"c","data":{}}}"#;
+        let batch = Batch::of(&[letter(id, document.into())]);
+        let plan = Plan::redriven(&batch.messages);
+        assert_eq!((plan.documents[0].item(), plan.documents[0].place()), (id, id.as_uuid()));
+        assert!(!plan.documents[0].is_keyed());
+        let keyed = id_of("p", Kind::Document, "k", 0);
+        let fingerprint = fingerprint_of("POST", "c", "{}");
+        let item = format!(
+            r#"{{"document":{{"collection":"c","data":{{}}}},"keyed":{{"id":"{keyed}","fingerprint":"{fingerprint}"}}}}"#
+        );
+        let places = [0, 1].map(|_| {
+            let batch = Batch::of(&[letter(keyed, item.clone())]);
+            let plan = Plan::redriven(&batch.messages);
+            assert_eq!(plan.documents[0].item(), keyed);
+            let place = ItemKey::from_uuid(plan.documents[0].place()).expect("a place");
+            assert_eq!(place.message().expect("of a message").time_ms(), 7);
+            place
+        });
+        assert_eq!(places[0], places[1]);
+    }
+
+    #[test]
+    fn what_cannot_be_applied_is_told_without_a_plan() {
+        let id = IdIssuer::new(1, 1).next(5).item(Kind::Increment, 0);
+        let point = r#"{"point":{"type":"t","at_ms":7,"value":1}}"#;
+        for item in [r#"{"later":{}}"#, "no JSON", "", point] {
+            let batch = Batch::of(&[letter(id, item.into())]);
+            assert!(batch.messages.is_empty(), "{item}");
+            let [Redriven { id: told, outcome: RedriveOutcome::FailedAgain { reason, .. } }] =
+                &batch.settle(&[])[..]
+            else {
+                panic!("{item}")
+            };
+            assert_eq!((*told, &**reason), (id.as_uuid(), "unreadable"), "{item}");
+        }
+        let bad = Batch::of(&[letter(id, r#"{"increment":{"counter":"a b","by":1}}"#.into())]);
+        assert_eq!(Plan::redriven(&bad.messages).unreadable[0].item, id);
+    }
+
+    #[test]
+    fn a_key_that_has_another_payload_by_now_is_heeded() {
+        let id = id_of("p", Kind::Increment, "k", 0);
+        let own = fingerprint_of("POST", "a", "1");
+        let item = format!(
+            r#"{{"increment":{{"counter":"a","by":1}},"keyed":{{"id":"{id}","fingerprint":"{own}"}}}}"#
+        );
+        for (processed, applied) in [(own, 1), (fingerprint_of("POST", "a", "2"), 0)] {
+            let mut batch = Batch::of(&[letter(id, item.clone())]);
+            batch.heed_keys(&Earlier::from([(id, processed)]));
+            assert_eq!(batch.messages.len(), applied);
+            assert_eq!(batch.settle(&[]).len(), 1);
+        }
+    }
+
+    #[test]
+    fn bounds_hold_exactly_what_is_asked_for() {
+        let [low, id, high] = [4, 5, 6].map(Uuid::from_u128);
+        let one = DeadLetterFilter { id: Some(id), ..DeadLetterFilter::default() };
+        assert_eq!(one.bounds(None), (low, id));
+        assert_eq!(one.bounds(Some(high)), (high, id));
+        assert_eq!(DeadLetterFilter::default().bounds(Some(id)), (id, Uuid::max()));
+        let nil = DeadLetterFilter { id: Some(Uuid::nil()), ..DeadLetterFilter::default() };
+        assert_eq!(nil.bounds(None), (Uuid::nil(), Uuid::nil()));
+    }
+}

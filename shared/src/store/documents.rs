@@ -1,0 +1,90 @@
+//! What a batch does to documents, without a database: which are stored, what is indexed of them,
+//! and which do not hold the definition of their collection. Pure, for both stores.
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::plan::Task;
+use super::{Reason, SetAside};
+use crate::collection::Checker;
+use crate::write::Document;
+
+/// The definitions that the transaction found, one for each of [`collections`].
+pub type Checkers<S> = HashMap<String, Arc<Checker>, S>;
+
+/// Memory for compiled definitions that a store keeps, in bytes; beyond, all are forgotten.
+pub const KNOWN_BYTES_MAX: usize = 32 << 20;
+
+/// A row of `documents`.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    pub collection: &'a str,
+    pub place: Uuid,
+    /// Of a keyed document; the others are found by their place.
+    pub id: Option<Uuid>,
+    pub data: &'a str,
+    pub accepted_at_ms: i64,
+}
+
+/// A row of `document_fields`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FieldRow<'a> {
+    pub collection: &'a str,
+    pub field: String,
+    pub value: String,
+    pub place: Uuid,
+}
+
+/// What becomes of the documents of a batch. Rows are sorted by their keys.
+#[derive(Debug, Default)]
+pub struct Rows<'a> {
+    pub documents: Vec<Row<'a>>,
+    pub fields: Vec<FieldRow<'a>>,
+    pub set_aside: Vec<SetAside>,
+}
+
+/// The collections that a batch writes to, sorted, each once.
+pub fn collections<'a>(documents: &[Task<'a, Document>]) -> Vec<&'a str> {
+    let distinct: BTreeSet<&str> = documents.iter().map(|task| &*task.write.collection).collect();
+    distinct.into_iter().collect()
+}
+
+/// Checks again what the API checked by another definition, or by none.
+pub fn rows<'a>(documents: &[Task<'a, Document>], checkers: &Checkers<impl BuildHasher>) -> Rows<'a> {
+    let mut rows = Rows::default();
+    for task in documents {
+        let Document { collection, schema_version, data } = task.write;
+        let (collection, data) = (&**collection, data.as_str());
+        let checker = &checkers[collection];
+        let is_checked = *schema_version == Some(checker.version);
+        if !is_checked && let Some(unusable) = checker.unusable() {
+            let detail = format!("version {}: {}: {unusable}", checker.version, unusable.pointer);
+            rows.set_aside.push(task.set_aside(Reason::DefinitionUnusable, &detail));
+            continue;
+        }
+        let held = if is_checked { Ok(()) } else { checker.check(data) };
+        match held.and_then(|()| checker.index_values(data)) {
+            Ok(values) => {
+                let place = task.place();
+                let id = task.is_keyed().then(|| task.item().as_uuid());
+                let accepted_at_ms = task.message.accepted_at_ms;
+                rows.documents.push(Row { collection, place, id, data, accepted_at_ms });
+                let field = |(field, value): (&str, String)| FieldRow {
+                    collection,
+                    field: field.to_owned(),
+                    value,
+                    place,
+                };
+                rows.fields.extend(values.into_iter().map(field));
+            }
+            Err(violation) => {
+                rows.set_aside.push(task.set_aside(Reason::SchemaViolation, &violation.to_string()));
+            }
+        }
+    }
+    rows.documents.sort_unstable_by_key(|row| (row.collection, row.place));
+    rows.fields.sort_unstable();
+    rows
+}

@@ -1,0 +1,229 @@
+//! Definitions of collections: stored, replaced, and compiled once per version.
+//!
+//! Whoever writes documents or their fields holds the definitions still until it commits; who
+//! replaces one waits for all of them and then lets the next ones wait. So a document is checked
+//! and indexed by the definition that is there when it is committed
+//! (`a_definition_waits_for_documents_that_are_on_their_way`).
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::session::begin;
+use crate::collection::{Checker, Collection, Definition};
+use crate::store::documents::KNOWN_BYTES_MAX;
+
+/// Any numbers that nothing else uses; the same in every build.
+const DEFINITIONS_LOCK: i64 = 0x666f_7265_6261_7902;
+const DELETES_LOCK: i64 = 0x666f_7265_6261_7903;
+
+/// Compiled definitions remembered. A collection beyond that is compiled again for its batch.
+const CHECKERS_MAX: usize = 1_000;
+
+/// Compiled definitions by collection.
+pub type Checkers = HashMap<String, Arc<Checker>>;
+
+/// What a transaction found of the collections that it asked for.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub checkers: Checkers,
+    /// Those that index something.
+    pub indexed: HashSet<String>,
+}
+
+/// Definitions that were compiled by this process. A version never gets another meaning.
+#[derive(Debug, Default)]
+pub struct Compiled {
+    checkers: Mutex<Checkers>,
+}
+
+/// A row of `collections`.
+struct CollectionRow {
+    name: String,
+    version: i64,
+    is_defined: bool,
+    schema: Option<String>,
+    indexed: Vec<String>,
+    retention_days: Option<i32>,
+    index_before: Option<Uuid>,
+}
+
+impl From<CollectionRow> for Collection {
+    fn from(row: CollectionRow) -> Self {
+        let retention_days = row.retention_days.and_then(|days| u32::try_from(days).ok());
+        let CollectionRow { version, is_defined, schema, indexed, .. } = row;
+        let definition = Definition { schema, indexed, retention_days };
+        Self { definition, version, is_defined, is_indexed: row.index_before.is_none() }
+    }
+}
+
+/// Holds all definitions still until the transaction ends. What is read of them must be read by a
+/// later statement: this one may have waited.
+pub async fn hold(connection: &mut PgConnection) -> Result<(), Failure> {
+    sqlx::query!("select pg_advisory_xact_lock_shared($1)", DEFINITIONS_LOCK).execute(connection).await?;
+    Ok(())
+}
+
+/// As [`hold`], for a transaction that changes documents which are there. One at a time: two that
+/// each delete what the other one inserts would wait in a circle
+/// (`two_that_delete_what_the_other_one_inserts_wait_in_no_circle`).
+pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), Failure> {
+    let locks = sqlx::query!(
+        "select pg_advisory_xact_lock_shared($1), pg_advisory_xact_lock($2)",
+        DEFINITIONS_LOCK,
+        DELETES_LOCK
+    );
+    locks.execute(connection).await?;
+    Ok(())
+}
+
+impl Compiled {
+    /// What these collections, sorted, demand. The caller [holds](hold) the definitions.
+    pub async fn load(&self, connection: &mut PgConnection, names: &[&str]) -> Result<Found, Failure> {
+        let rows = sqlx::query!(
+            r#"select name, version, cardinality(indexed) > 0 as "is_indexing!"
+               from collections where name = any($1)"#,
+            names as &[&str]
+        );
+        let rows = rows.fetch_all(&mut *connection).await?;
+        let versions: HashMap<&str, i64> = rows.iter().map(|row| (&*row.name, row.version)).collect();
+        let mut found = Found::default();
+        let mut changed = Vec::new();
+        for name in names {
+            let version = versions.get(name).copied().unwrap_or_default();
+            let known = self.known().get(*name).filter(|checker| checker.version == version).cloned();
+            match known {
+                Some(checker) => drop(found.checkers.insert((*name).to_owned(), checker)),
+                None => changed.push(*name),
+            }
+        }
+        found.indexed.extend(rows.into_iter().filter(|row| row.is_indexing).map(|row| row.name));
+        if !changed.is_empty() {
+            found.checkers.extend(self.compile(connection, &changed).await?);
+        }
+        Ok(found)
+    }
+
+    async fn compile(&self, connection: &mut PgConnection, names: &[&str]) -> Result<Checkers, Failure> {
+        let rows = sqlx::query_as!(
+            CollectionRow,
+            "select name, version, is_defined, schema, indexed, retention_days, index_before
+             from collections where name = any($1)",
+            names as &[&str]
+        );
+        let rows = rows.fetch_all(connection).await?;
+        let mut stored: HashMap<String, Collection> =
+            rows.into_iter().map(|row| (row.name.clone(), row.into())).collect();
+        let mut compiled = Checkers::new();
+        for name in names {
+            let collection = stored.remove(*name).unwrap_or_default();
+            compiled.insert((*name).to_owned(), Arc::new(Checker::of_stored(name, &collection)));
+        }
+        let mut known = self.known();
+        let bytes: usize = known.values().chain(compiled.values()).map(|checker| checker.weight()).sum();
+        if known.len() + compiled.len() > CHECKERS_MAX || bytes > KNOWN_BYTES_MAX {
+            known.clear();
+        }
+        let mut bytes_left = KNOWN_BYTES_MAX;
+        let mut fits = |bytes: usize| {
+            let left = bytes_left.checked_sub(bytes);
+            bytes_left = left.unwrap_or(bytes_left);
+            left.is_some()
+        };
+        known.extend(
+            compiled
+                .iter()
+                .take(CHECKERS_MAX)
+                .filter(|(_, checker)| fits(checker.weight()))
+                .map(|(name, checker)| (name.clone(), Arc::clone(checker))),
+        );
+        Ok(compiled)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Checkers> {
+        self.checkers.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+/// The default one where none was ever stored.
+pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Collection, Failure> {
+    let row = row(connection, name).await?;
+    Ok(row.map_or_else(Collection::default, Collection::from))
+}
+
+async fn row(connection: &mut PgConnection, name: &str) -> Result<Option<CollectionRow>, Failure> {
+    let row = sqlx::query_as!(
+        CollectionRow,
+        "select name, version, is_defined, schema, indexed, retention_days, index_before
+         from collections where name = $1",
+        name
+    );
+    Ok(row.fetch_optional(connection).await?)
+}
+
+/// Replaces a definition, in a transaction of its own. The default one removes what was defined.
+pub async fn define(
+    connection: &mut PgConnection,
+    name: &str,
+    definition: Definition,
+) -> Result<Collection, Failure> {
+    let mut transaction = begin(connection).await?;
+    sqlx::query!("select pg_advisory_xact_lock($1)", DEFINITIONS_LOCK).execute(&mut *transaction).await?;
+    let before = row(&mut transaction, name).await?;
+    let index_before = index_before(&mut transaction, name, before.as_ref(), &definition).await?;
+    let is_defined = definition != Definition::default();
+    let retention_days = definition.retention_days.map(|days| i32::try_from(days).unwrap_or(i32::MAX));
+    let version = sqlx::query_scalar!(
+        "insert into collections as collection
+             (name, version, is_defined, schema, indexed, retention_days, index_before)
+         values ($1, 1, $2, $3, $4, $5, $6)
+         on conflict (name) do update
+         set version = collection.version + 1, is_defined = excluded.is_defined, schema = excluded.schema,
+             indexed = excluded.indexed, retention_days = excluded.retention_days,
+             index_before = excluded.index_before
+         returning version",
+        name,
+        is_defined,
+        definition.schema,
+        &definition.indexed,
+        retention_days,
+        index_before
+    );
+    let version = version.fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(Collection { definition, version, is_defined, is_indexed: index_before.is_none() })
+}
+
+/// Up to where documents are to be indexed again: just after the last one when a field came, where
+/// it had got to when none did.
+async fn index_before(
+    connection: &mut PgConnection,
+    name: &str,
+    before: Option<&CollectionRow>,
+    definition: &Definition,
+) -> Result<Option<Uuid>, Failure> {
+    if definition.indexed.is_empty() {
+        return Ok(None);
+    }
+    let was_indexed = |field| before.is_some_and(|before| before.indexed.contains(field));
+    if definition.indexed.iter().all(was_indexed) {
+        return Ok(before.and_then(|before| before.index_before));
+    }
+    let last = sqlx::query_scalar!(
+        "select place from documents where collection = $1 order by place desc limit 1",
+        name
+    );
+    let last = last.fetch_optional(connection).await?;
+    Ok(last.map(|last| Uuid::from_u128(last.as_u128().saturating_add(1))))
+}
+
+/// The collections that keep documents for a number of days, with that number.
+pub async fn retentions(connection: &mut PgConnection) -> Result<Vec<(String, i32)>, Failure> {
+    let rows = sqlx::query!(
+        r#"select name, retention_days as "days!" from collections
+           where retention_days is not null order by name"#
+    );
+    Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (row.name, row.days)).collect())
+}

@@ -1,0 +1,101 @@
+//! Increments: one merged addition per counter, or one by one on locked rows.
+//!
+//! The second is for batches in which a value might leave its range; the first says when that is
+//! so. Last in the transaction, because its rows are the hottest.
+use std::collections::HashMap;
+
+use sqlx::PgConnection;
+
+use super::failure::Failure;
+use super::read::CounterRow;
+use crate::store::plan::Task;
+use crate::store::sums::{self, Standing};
+use crate::store::{Counter, ItemStanding, SetAside};
+use crate::write::Increment;
+
+/// What the increments of a batch came to.
+#[derive(Default)]
+pub struct Counted {
+    pub counters: Vec<Counter>,
+    pub standings: Vec<ItemStanding>,
+    pub set_aside: Vec<SetAside>,
+}
+
+/// [`Failure::Overflow`] when only the exact path can say what is applied.
+pub async fn add_merged(
+    connection: &mut PgConnection,
+    increments: &[Task<'_, Increment>],
+) -> Result<Counted, Failure> {
+    if increments.is_empty() {
+        return Ok(Counted::default());
+    }
+    let sums = sums::sum_increments(increments).map_err(|sums::Overflow| Failure::Overflow)?;
+    let names: Vec<&str> = sums.iter().map(|sum| sum.name).collect();
+    let deltas: Vec<i64> = sums.iter().map(|sum| sum.delta).collect();
+    let counts: Vec<i64> = sums.iter().map(|sum| sum.count).collect();
+    let rows = sqlx::query_as!(
+        CounterRow,
+        "insert into counters as counter (name, value, version, updated_at)
+         select name, delta, count, clock_timestamp()
+         from unnest($1::text[], $2::int8[], $3::int8[]) as sum (name, delta, count)
+         on conflict (name) do update
+         set value = counter.value + excluded.value,
+             version = counter.version + excluded.version,
+             updated_at = clock_timestamp()
+         returning name, value, version, updated_at",
+        &names as &[&str],
+        &deltas,
+        &counts
+    );
+    let rows = rows.fetch_all(connection).await.map_err(Failure::from);
+    let rows = match rows {
+        Err(failure) if failure.is_out_of_range() => return Err(Failure::Overflow),
+        rows => rows?,
+    };
+    let sum_of: HashMap<&str, _> = sums.iter().map(|sum| (sum.name, sum)).collect();
+    if !rows.iter().all(|row| sum_of[&*row.name].stayed_in_range(row.value)) {
+        return Err(Failure::Overflow);
+    }
+    let counters: Vec<_> = rows.into_iter().map(Counter::from).collect();
+    let standings = sums::standings(&counters, &sums, increments);
+    Ok(Counted { counters, standings, set_aside: Vec::new() })
+}
+
+/// Sets exactly those aside that overflow at their turn.
+pub async fn add_one_by_one(
+    connection: &mut PgConnection,
+    increments: &[Task<'_, Increment>],
+) -> Result<Counted, Failure> {
+    let names = sums::names(increments);
+    // Creates what is missing and locks all of it in one sorted statement, as the merged path
+    // does: two statements, one to create and one to lock, could meet it in the opposite order.
+    let current = sqlx::query!(
+        "insert into counters as counter (name, value, version, updated_at)
+         select name, 0, 0, clock_timestamp() from unnest($1::text[]) as touched (name)
+         on conflict (name) do update set value = counter.value
+         returning name, value, version",
+        &names as &[&str]
+    );
+    let current = current.fetch_all(&mut *connection).await?.into_iter();
+    let current: HashMap<_, _> =
+        current.map(|row| (row.name, Standing { value: row.value, version: row.version })).collect();
+    let folded = sums::fold_increments(&current, increments);
+    let names: Vec<&str> = folded.counters.iter().map(|(name, _)| *name).collect();
+    let values: Vec<i64> = folded.counters.iter().map(|(_, standing)| standing.value).collect();
+    let versions: Vec<i64> = folded.counters.iter().map(|(_, standing)| standing.version).collect();
+    let rows = sqlx::query_as!(
+        CounterRow,
+        "update counters as counter
+         set value = folded.value, version = folded.version, updated_at = clock_timestamp()
+         from unnest($1::text[], $2::int8[], $3::int8[]) as folded (name, value, version)
+         where counter.name = folded.name
+         returning counter.name, counter.value, counter.version, counter.updated_at",
+        &names as &[&str],
+        &values,
+        &versions
+    );
+    let mut rows = rows.fetch_all(connection).await?;
+    rows.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    let counters = rows.into_iter().map(Counter::from).collect();
+    Ok(Counted { counters, standings: folded.standings, set_aside: folded.set_aside })
+}

@@ -1,0 +1,233 @@
+//! Reads of items that were set aside, and their redrive.
+//!
+//! A redrive locks rows, writes what their items ask for in the order of tables that `apply` keeps,
+//! and deletes the rows last. Rows that another redrive holds are passed over; who discards one
+//! waits, and finds it gone.
+use std::collections::BTreeSet;
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::apply::{Path, Patience, take_effect};
+use super::failure::Failure;
+use super::keys;
+use super::known::Known;
+use super::partitions::{Day, Table, days_of};
+use super::read::to_ms;
+use super::session;
+use super::sift::Refusal;
+use crate::message::Message;
+use crate::store::dead_letters::{Batch, failed};
+use crate::store::plan::Plan;
+use crate::store::{Applied, DeadLetter, DeadLetterPage, Reason, Redrive, RedriveOutcome, Redriven};
+
+/// A row of `dead_letters`.
+struct Row {
+    id: Uuid,
+    kind: String,
+    reason: String,
+    detail: String,
+    item: String,
+    accepted_at: OffsetDateTime,
+    set_aside_at: OffsetDateTime,
+    discarded_at: Option<OffsetDateTime>,
+}
+
+impl From<Row> for DeadLetter {
+    fn from(row: Row) -> Self {
+        let Row { id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at } = row;
+        Self {
+            id,
+            kind,
+            reason,
+            detail,
+            item,
+            accepted_at_ms: to_ms(accepted_at),
+            set_aside_at_ms: to_ms(set_aside_at),
+            discarded_at_ms: discarded_at.map(to_ms),
+        }
+    }
+}
+
+pub async fn page(connection: &mut PgConnection, page: &DeadLetterPage) -> Result<Vec<DeadLetter>, Failure> {
+    let (after, last) = page.filter.bounds(page.after);
+    let rows = sqlx::query_as!(
+        Row,
+        "select id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at
+         from dead_letters
+         where id > $1 and id <= $2 and (discarded_at is not null) = $3
+             and ($4::text is null or kind = $4) and ($5::text is null or reason = $5)
+         order by id
+         limit $6",
+        after,
+        last,
+        page.discarded,
+        page.filter.kind.as_deref(),
+        page.filter.reason.as_deref(),
+        i64::from(page.limit)
+    );
+    Ok(rows.fetch_all(connection).await?.into_iter().map(DeadLetter::from).collect())
+}
+
+pub async fn one(connection: &mut PgConnection, id: Uuid) -> Result<Option<DeadLetter>, Failure> {
+    let row = sqlx::query_as!(
+        Row,
+        "select id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at
+         from dead_letters where id = $1",
+        id
+    );
+    Ok(row.fetch_optional(connection).await?.map(DeadLetter::from))
+}
+
+pub async fn discard(connection: &mut PgConnection, id: Uuid) -> Result<bool, Failure> {
+    let discarded = sqlx::query!(
+        "update dead_letters set discarded_at = coalesce(discarded_at, clock_timestamp()) where id = $1",
+        id
+    );
+    Ok(discarded.execute(connection).await?.rows_affected() > 0)
+}
+
+/// All at once; where the server refuses that for what one of them holds, each alone.
+pub async fn redrive(
+    connection: &mut PgConnection,
+    known: &Known,
+    redrive: &Redrive,
+) -> Result<Vec<Redriven>, Failure> {
+    let letters = page(connection, &redrive.page()).await?;
+    match attempt(connection, known, &letters, redrive.dry_run).await {
+        Err(Failure::Refused { .. }) => {}
+        outcome => return outcome,
+    }
+    let mut redriven = Vec::with_capacity(letters.len());
+    for letter in letters {
+        let id = letter.id;
+        match attempt(connection, known, &[letter], redrive.dry_run).await {
+            Err(Failure::Refused { code, message }) => {
+                let detail = Refusal { code, message }.detail();
+                let refused = failed(id, Reason::RefusedByStore.name(), detail);
+                if !redrive.dry_run {
+                    keep(connection, std::slice::from_ref(&refused)).await?;
+                }
+                redriven.push(refused);
+            }
+            outcome => redriven.extend(outcome?),
+        }
+    }
+    Ok(redriven)
+}
+
+/// One transaction, tried again where that may help.
+async fn attempt(
+    connection: &mut PgConnection,
+    known: &Known,
+    letters: &[DeadLetter],
+    dry_run: bool,
+) -> Result<Vec<Redriven>, Failure> {
+    if letters.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut patience = Patience::new();
+    loop {
+        match try_once(connection, known, letters, dry_run).await {
+            Err(failure) => patience.bear(known, failure).await?,
+            redriven => return redriven,
+        }
+    }
+}
+
+async fn try_once(
+    connection: &mut PgConnection,
+    known: &Known,
+    letters: &[DeadLetter],
+    dry_run: bool,
+) -> Result<Vec<Redriven>, Failure> {
+    // Before the transaction, which would hold its locks for longer.
+    known.partitions.ensure(connection, &days(&Batch::of(letters).messages)).await?;
+    let mut transaction = session::begin(connection).await?;
+    match within(&mut transaction, known, letters).await {
+        Ok((redriven, _)) if dry_run => {
+            transaction.rollback().await?;
+            Ok(redriven)
+        }
+        Ok((redriven, learned)) => {
+            transaction.commit().await?;
+            learned.remember(known);
+            Ok(redriven)
+        }
+        Err(failure) => {
+            transaction.rollback().await?;
+            Err(failure.of_batch())
+        }
+    }
+}
+
+/// No ledger row is written.
+fn days(messages: &[Message]) -> BTreeSet<Day> {
+    let messages: Vec<&Message> = messages.iter().collect();
+    days_of(&messages).into_iter().filter(|(table, _)| *table != Table::Ledger).collect()
+}
+
+/// All statements between `begin` and `commit`.
+async fn within(
+    connection: &mut PgConnection,
+    known: &Known,
+    letters: &[DeadLetter],
+) -> Result<(Vec<Redriven>, super::apply::Learned), Failure> {
+    let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
+    let held = lock(connection, &ids).await?;
+    let mut batch = Batch::of(&held);
+    let earlier = keys::enter(connection, &batch.messages.iter().collect::<Vec<_>>()).await?;
+    batch.heed_keys(&earlier);
+    let mut plan = Plan::redriven(&batch.messages);
+    let mut applied = Applied { set_aside: std::mem::take(&mut plan.unreadable), ..Applied::default() };
+    // Rows are few: the exact path knows at once what overflows.
+    let learned = take_effect(connection, known, &plan, Path::Exact, &mut applied).await?;
+    let redriven = batch.settle(&applied.set_aside);
+    let is_applied = |redriven: &&Redriven| redriven.outcome == RedriveOutcome::Applied;
+    let applied: Vec<Uuid> = redriven.iter().filter(is_applied).map(|redriven| redriven.id).collect();
+    sqlx::query!("delete from dead_letters where id = any($1)", &applied).execute(&mut *connection).await?;
+    keep(connection, &redriven).await?;
+    Ok((redriven, learned))
+}
+
+/// Takes the rows that nobody else has, and reads them again.
+async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<DeadLetter>, Failure> {
+    let rows = sqlx::query_as!(
+        Row,
+        "select id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at
+         from dead_letters
+         where id = any($1) and discarded_at is null
+         order by id
+         for update skip locked",
+        ids
+    );
+    Ok(rows.fetch_all(connection).await?.into_iter().map(DeadLetter::from).collect())
+}
+
+/// Notes why items failed again.
+async fn keep(connection: &mut PgConnection, redriven: &[Redriven]) -> Result<(), Failure> {
+    let (mut ids, mut reasons, mut details) = (Vec::new(), Vec::new(), Vec::new());
+    for Redriven { id, outcome } in redriven {
+        if let RedriveOutcome::FailedAgain { reason, detail } = outcome {
+            ids.push(*id);
+            reasons.push(&**reason);
+            details.push(&**detail);
+        }
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "update dead_letters as letter
+         set reason = again.reason, detail = again.detail, set_aside_at = clock_timestamp()
+         from unnest($1::uuid[], $2::text[], $3::text[]) as again (id, reason, detail)
+         where letter.id = again.id and letter.discarded_at is null",
+        &ids,
+        &reasons as &[&str],
+        &details as &[&str]
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,320 @@
+//! Documents of a batch: what is inserted, what is deleted, and the pruning of old ones.
+//!
+//! A delete leaves a tombstone, whether its document has come or not, and an insert does nothing
+//! where a row is: so both orders end the same (`a_delete_that_overtakes_its_insert_wins`).
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::collections::{self, Compiled, Found};
+use super::failure::Failure;
+use super::partitions::DAY_MS;
+use super::read::from_ms;
+use super::{fields, keys, ledger};
+use crate::id::{ItemKey, MessageId};
+use crate::store::SetAside;
+use crate::store::documents::{self, FieldRow, Row};
+use crate::store::plan::{Plan, Task};
+use crate::write::Delete;
+
+/// Documents that [`prune`] deletes at once.
+const PAGE_DOCUMENTS_MAX: i64 = 2_000;
+
+/// What became of a batch's documents.
+#[derive(Default)]
+pub struct Written {
+    pub set_aside: Vec<SetAside>,
+    pub deleted: Vec<ItemKey>,
+}
+
+pub async fn write(
+    connection: &mut PgConnection,
+    compiled: &Compiled,
+    plan: &Plan<'_>,
+) -> Result<Written, Failure> {
+    let names: BTreeSet<&str> = documents::collections(&plan.documents)
+        .into_iter()
+        .chain(plan.deletes.iter().map(|task| &*task.write.collection))
+        .collect();
+    if names.is_empty() {
+        return Ok(Written::default());
+    }
+    if plan.deletes.is_empty() {
+        collections::hold(connection).await?;
+    } else {
+        collections::hold_for_deletes(connection).await?;
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    let found = compiled.load(connection, &names).await?;
+    let rows = documents::rows(&plan.documents, &found.checkers);
+    ledger::bury(connection, &rows.set_aside).await?;
+    let inserted = insert(connection, &rows.documents).await?;
+    fields::insert(connection, fields::of_places(&rows.fields, &inserted)).await?;
+    let deleted = delete(connection, &found, &plan.deletes).await?;
+    Ok(Written { set_aside: rows.set_aside, deleted })
+}
+
+/// Returns the places of those that had no row and no tombstone. First those that are found by
+/// their place, then those that are found by their id, each in the order of what they are found
+/// by, as [`delete`] does.
+async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> Result<HashSet<Uuid>, Failure> {
+    let (mut keyed, unkeyed): (Vec<&Row<'_>>, Vec<&Row<'_>>) = rows.iter().partition(|row| row.id.is_some());
+    keyed.sort_unstable_by_key(|row| (row.collection, row.id));
+    let mut inserted = HashSet::with_capacity(rows.len());
+    for rows in [unkeyed, keyed].iter().filter(|rows| !rows.is_empty()) {
+        let collections: Vec<&str> = rows.iter().map(|row| row.collection).collect();
+        let places: Vec<Uuid> = rows.iter().map(|row| row.place).collect();
+        let ids: Vec<Option<Uuid>> = rows.iter().map(|row| row.id).collect();
+        let data: Vec<&str> = rows.iter().map(|row| row.data).collect();
+        let accepted: Vec<OffsetDateTime> = rows.iter().map(|row| from_ms(row.accepted_at_ms)).collect();
+        // No conflict is named: any row under the place or the id wins.
+        let places = sqlx::query_scalar!(
+            "insert into documents (collection, place, id, data, accepted_at)
+             select collection, place, id, data, accepted_at
+             from unnest($1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[])
+                  as row (collection, place, id, data, accepted_at)
+             on conflict do nothing
+             returning place",
+            &collections as &[&str],
+            &places,
+            &ids as &[Option<Uuid>],
+            &data as &[&str],
+            &accepted
+        );
+        inserted.extend(places.fetch_all(&mut *connection).await?);
+    }
+    Ok(inserted)
+}
+
+/// Where tombstones go, from deletes sorted by what their documents are found by.
+#[derive(Default)]
+struct Tombstones<'a> {
+    collections: Vec<&'a str>,
+    places: Vec<Uuid>,
+    ids: Vec<Uuid>,
+    accepted: Vec<OffsetDateTime>,
+}
+
+impl<'a> Tombstones<'a> {
+    fn of<'t>(deletes: impl Iterator<Item = &'t Task<'a, Delete>>) -> Self
+    where
+        'a: 't,
+    {
+        let mut tombstones = Self::default();
+        for task in deletes {
+            let id = task.write.document.as_uuid();
+            tombstones.collections.push(&task.write.collection);
+            tombstones.places.push(if task.write.document.is_keyed() { task.place() } else { id });
+            tombstones.ids.push(id);
+            tombstones.accepted.push(from_ms(task.message.accepted_at_ms));
+        }
+        tombstones
+    }
+}
+
+/// A document that is about to lose its data.
+struct Live {
+    collection: String,
+    place: Uuid,
+    bytes: i32,
+}
+
+/// Returns the keys of the documents, each once.
+async fn delete(
+    connection: &mut PgConnection,
+    found: &Found,
+    deletes: &[Task<'_, Delete>],
+) -> Result<Vec<ItemKey>, Failure> {
+    let mut first: BTreeMap<(&str, ItemKey), &Task<'_, Delete>> = BTreeMap::new();
+    for task in deletes {
+        first.entry((&task.write.collection, task.write.document)).or_insert(task);
+    }
+    let (keyed, unkeyed): (Vec<_>, Vec<_>) = first.values().partition(|task| task.write.document.is_keyed());
+    let mut live = Vec::new();
+    if !unkeyed.is_empty() {
+        live.extend(entomb(connection, &Tombstones::of(unkeyed.into_iter().copied())).await?);
+    }
+    if !keyed.is_empty() {
+        live.extend(entomb_keyed(connection, &Tombstones::of(keyed.into_iter().copied())).await?);
+    }
+    clear(connection, found, &live).await?;
+    let gone: BTreeSet<ItemKey> = first.keys().map(|(_, document)| *document).collect();
+    Ok(gone.into_iter().collect())
+}
+
+/// Inserts tombstones, and locks the documents that are there; returns those that have data. The
+/// row of a keyed document is no document under its place.
+async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> Result<Vec<Live>, Failure> {
+    let rows = sqlx::query!(
+        r#"insert into documents as document (collection, place, accepted_at)
+           select collection, place, accepted_at
+           from unnest($1::text[], $2::uuid[], $3::timestamptz[]) as tombstone (collection, place, accepted_at)
+           on conflict (collection, place) do update set accepted_at = excluded.accepted_at
+           where document.data is not null and document.id is null
+           returning collection, place, octet_length(data) as "bytes?""#,
+        &tombstones.collections as &[&str],
+        &tombstones.places,
+        &tombstones.accepted
+    );
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    let live =
+        |(collection, place, bytes): (_, _, Option<i32>)| Some(Live { collection, place, bytes: bytes? });
+    Ok(rows.filter_map(|row| live((row.collection, row.place, row.bytes))).collect())
+}
+
+/// As [`entomb`], by the ids of keyed documents. The place of a tombstone that finds no document
+/// is that of its delete, which no document has.
+async fn entomb_keyed(
+    connection: &mut PgConnection,
+    tombstones: &Tombstones<'_>,
+) -> Result<Vec<Live>, Failure> {
+    let rows = sqlx::query!(
+        r#"insert into documents as document (collection, place, id, accepted_at)
+           select collection, place, id, accepted_at
+           from unnest($1::text[], $2::uuid[], $3::uuid[], $4::timestamptz[])
+                as tombstone (collection, place, id, accepted_at)
+           on conflict (collection, id) where id is not null do update set accepted_at = excluded.accepted_at
+           where document.data is not null
+           returning collection, place, octet_length(data) as "bytes?""#,
+        &tombstones.collections as &[&str],
+        &tombstones.places,
+        &tombstones.ids,
+        &tombstones.accepted
+    );
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    let live =
+        |(collection, place, bytes): (_, _, Option<i32>)| Some(Live { collection, place, bytes: bytes? });
+    Ok(rows.filter_map(|row| live((row.collection, row.place, row.bytes))).collect())
+}
+
+/// Takes data and fields from documents that this transaction has locked.
+async fn clear(connection: &mut PgConnection, found: &Found, live: &[Live]) -> Result<(), Failure> {
+    if live.is_empty() {
+        return Ok(());
+    }
+    unindex(connection, found, live).await?;
+    let collections: Vec<&str> = live.iter().map(|live| &*live.collection).collect();
+    let places: Vec<Uuid> = live.iter().map(|live| live.place).collect();
+    sqlx::query!(
+        "update documents as document set data = null
+         from unnest($1::text[], $2::uuid[]) as gone (collection, place)
+         where document.collection = gone.collection and document.place = gone.place",
+        &collections as &[&str],
+        &places
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Removes the fields of documents that this transaction has locked; reads a bounded part of their
+/// data at once.
+async fn unindex(connection: &mut PgConnection, found: &Found, live: &[Live]) -> Result<(), Failure> {
+    let mut rest: Vec<&Live> = live.iter().filter(|live| found.indexed.contains(&live.collection)).collect();
+    while !rest.is_empty() {
+        let part = rest.split_off(rest.len() - within_page(&rest));
+        let collections: Vec<&str> = part.iter().map(|live| &*live.collection).collect();
+        let places: Vec<Uuid> = part.iter().map(|live| live.place).collect();
+        let read = sqlx::query!(
+            r#"select document.collection, document.place, document.data as "data!"
+               from unnest($1::text[], $2::uuid[]) as live (collection, place)
+               join documents as document
+                 on document.collection = live.collection and document.place = live.place
+               where document.data is not null"#,
+            &collections as &[&str],
+            &places
+        );
+        let read = read.fetch_all(&mut *connection).await?;
+        let mut rows: Vec<FieldRow<'_>> = Vec::new();
+        for row in &read {
+            rows.extend(fields::rows_of(
+                &row.collection,
+                row.place,
+                &row.data,
+                &found.checkers[&row.collection],
+            ));
+        }
+        rows.sort_unstable();
+        fields::remove(connection, &rows).await?;
+    }
+    Ok(())
+}
+
+/// How many of the last documents are read at once: at least one.
+fn within_page(live: &[&Live]) -> usize {
+    let mut bytes = 0;
+    let fits = |live: &&&Live| {
+        let is_first = bytes == 0;
+        bytes += i64::from(live.bytes).max(1);
+        is_first || bytes <= fields::PAGE_BYTES_MAX
+    };
+    live.iter().rev().take_while(fits).count()
+}
+
+/// Those of these collections that hold documents before the place beside them. Tombstones are
+/// not looked at.
+pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> Result<Vec<String>, Failure> {
+    if bounds.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (names, befores): (Vec<String>, Vec<Uuid>) = bounds.into_iter().unzip();
+    let rows = sqlx::query_scalar!(
+        r#"select bound.collection as "collection!"
+           from unnest($1::text[], $2::uuid[]) as bound (collection, before)
+           cross join lateral (
+               select from documents
+               where collection = bound.collection and place < bound.before and data is not null
+               order by place limit 1
+           ) as old"#,
+        &names,
+        &befores
+    );
+    Ok(rows.fetch_all(connection).await?)
+}
+
+/// Deletes documents of a collection that are older than it keeps them, `rows_max` and a page at most,
+/// with their fields and keys. Tombstones stay, and their keys with them.
+pub async fn prune(
+    connection: &mut PgConnection,
+    compiled: &Compiled,
+    name: &str,
+    now_ms: i64,
+    rows_max: i64,
+) -> Result<u64, Failure> {
+    collections::hold_for_deletes(connection).await?;
+    // Only now: it may have been lifted while this waited.
+    let Some(days) = collections::collection(connection, name).await?.definition.retention_days else {
+        return Ok(0);
+    };
+    let before = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
+    let found = compiled.load(connection, &[name]).await?;
+    let old = sqlx::query_as!(
+        Live,
+        r#"select collection as "collection!", place as "place!", bytes as "bytes!" from (
+               select collection, place, bytes, coalesce(sum(bytes) over (
+                   order by place rows between unbounded preceding and 1 preceding), 0) as bytes_before
+               from (select collection, place, octet_length(data) as bytes from documents
+                     where collection = $1 and place < $2 and data is not null
+                     order by place limit $3) as next
+           ) as page
+           where bytes_before < $4::int8 order by place"#,
+        name,
+        before,
+        rows_max.min(PAGE_DOCUMENTS_MAX),
+        fields::PAGE_BYTES_MAX
+    );
+    let old = old.fetch_all(&mut *connection).await?;
+    unindex(connection, &found, &old).await?;
+    let places: Vec<Uuid> = old.iter().map(|old| old.place).collect();
+    let deleted = sqlx::query_scalar!(
+        "delete from documents where collection = $1 and place = any($2) returning id",
+        name,
+        &places
+    );
+    let deleted = deleted.fetch_all(&mut *connection).await?;
+    let keyed: Vec<Uuid> = deleted.iter().flatten().copied().collect();
+    keys::forget(connection, &keyed).await?;
+    Ok(deleted.len() as u64)
+}

@@ -1,0 +1,211 @@
+//! Deletes what is older than its retention, a bounded part at a time, and makes the partitions of
+//! tomorrow.
+//!
+//! Each step is a short transaction, and one process at a time does one; nobody waits. Here is the
+//! order of the steps; how each kind of row is found and deleted is in the file of its table.
+//! The ledger, dead letters and tombstones are not touched: they are what makes a write happen once.
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sqlx::PgConnection;
+
+use super::failure::Failure;
+use super::known::Known;
+use super::partitions::{self, DAY_MS, Table};
+use super::read::{from_ms, now_ms};
+use super::session::begin;
+use super::{collections, documents, fields, keys, rollups};
+use crate::id::MessageId;
+use crate::rollup::Resolution;
+use crate::store::{Housekept, Retention, StoreError};
+
+/// Any number that nothing else uses; the same in every build.
+const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7904;
+/// Partitions that one call drops at most, of each table.
+const PARTITIONS_MAX: usize = 10;
+
+/// What could not be done in a call that does the rest.
+#[derive(Default)]
+struct Failed {
+    told: Vec<String>,
+    is_schema_skew: bool,
+}
+
+impl Failed {
+    /// Notes a failure and goes on without what it would have given.
+    fn note<T>(&mut self, what: &str, outcome: Result<T, Failure>) -> Option<T> {
+        let failure = match outcome {
+            Ok(done) => return Some(done),
+            Err(failure) => failure,
+        };
+        self.is_schema_skew |= failure.is_schema_skew();
+        let text = match StoreError::from(failure) {
+            StoreError::Unavailable(text) => text.to_string(),
+            other @ StoreError::DigestMismatch(_) => other.to_string(),
+        };
+        self.told.push(format!("{what}: {text}"));
+        None
+    }
+
+    fn into_result<T>(self, done: T) -> Result<T, Failure> {
+        if self.told.is_empty() {
+            return Ok(done);
+        }
+        Err(Failure::Steps { told: self.told.join("; "), is_schema_skew: self.is_schema_skew })
+    }
+}
+
+/// One call, which begins no step after `limit`. What fails keeps nothing else from being done.
+pub async fn housekeep(
+    connection: &mut PgConnection,
+    known: &Known,
+    retention: Retention,
+    limit: Duration,
+) -> Result<Housekept, Failure> {
+    let begin = Instant::now();
+    let now_ms = now_ms(connection).await?;
+    let mut failed = Failed::default();
+    for day in partitions::days_ahead(now_ms) {
+        failed.note("partitions", known.partitions.ensure(connection, &BTreeSet::from([day])).await);
+    }
+    let mut kept = Housekept::default();
+    let rows_max = i64::from(retention.rows_max);
+    let mut documents_left = rows_max;
+    for step in steps(connection, now_ms, &retention, &mut kept.more, &mut failed).await {
+        let is_documents = matches!(step, Step::Documents { .. });
+        if begin.elapsed() > limit || (is_documents && documents_left == 0) {
+            kept.more = true;
+            break;
+        }
+        let rows_max = if is_documents { documents_left } else { rows_max };
+        let Some(done) = failed.note(step.name(), run(connection, known, &step, rows_max).await) else {
+            continue;
+        };
+        // Another process is at it.
+        let Some(done) = done else { break };
+        if is_documents {
+            documents_left = documents_left.saturating_sub_unsigned(done.rows).max(0);
+        }
+        kept.rows += done.rows;
+        kept.partitions += done.partitions;
+        kept.more |= done.more;
+    }
+    failed.into_result(kept)
+}
+
+enum Step {
+    Partition { name: String },
+    Hours { before: i32 },
+    Keys { before_ms: i64 },
+    Fields,
+    Documents { collection: String, now_ms: i64 },
+}
+
+impl Step {
+    fn name(&self) -> &str {
+        match self {
+            Self::Partition { name } => name,
+            Self::Hours { .. } => "rollups of hours",
+            Self::Keys { .. } => "keys",
+            Self::Fields => "fields of documents",
+            Self::Documents { collection, .. } => collection,
+        }
+    }
+}
+
+/// What there is to do.
+async fn steps(
+    connection: &mut PgConnection,
+    now_ms: i64,
+    retention: &Retention,
+    more: &mut bool,
+    failed: &mut Failed,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (table, kept_ms) in [(Table::Points, retention.points_ms), (Table::Minutes, retention.minutes_ms)] {
+        let before_day = now_ms.saturating_sub(kept_ms).max(0) / DAY_MS;
+        let names = partitions::older(connection, table, before_day, PARTITIONS_MAX).await;
+        let names = failed.note("old partitions", names).unwrap_or_default();
+        *more |= names.len() >= PARTITIONS_MAX;
+        steps.extend(names.into_iter().map(|name| Step::Partition { name }));
+    }
+    steps.push(Step::Hours { before: Resolution::Hour.period_of(now_ms.saturating_sub(retention.hours_ms)) });
+    steps.extend(retention.keys_before_ms.map(|before_ms| Step::Keys { before_ms }));
+    steps.push(Step::Fields);
+    let old = failed.note("old documents", old_documents(connection, now_ms).await).unwrap_or_default();
+    steps.extend(old.into_iter().map(|collection| Step::Documents { collection, now_ms }));
+    steps
+}
+
+/// The collections that hold documents which are too old.
+async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec<String>, Failure> {
+    let bounds = collections::retentions(connection).await?.into_iter().map(|(collection, days)| {
+        let before_ms = now_ms.saturating_sub(i64::from(days) * DAY_MS);
+        (collection, MessageId::lowest_at(before_ms))
+    });
+    documents::old(connection, bounds.collect()).await
+}
+
+/// One step in a transaction; `None` when another process is at it.
+async fn run(
+    connection: &mut PgConnection,
+    known: &Known,
+    step: &Step,
+    rows_max: i64,
+) -> Result<Option<Housekept>, Failure> {
+    let mut transaction = begin(connection).await?;
+    let is_mine = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "is!""#, ADVISORY_LOCK);
+    if !is_mine.fetch_one(&mut *transaction).await? {
+        transaction.rollback().await?;
+        return Ok(None);
+    }
+    let done = match within(&mut transaction, known, step, rows_max).await {
+        Ok(done) => done,
+        // In use: the next call tries again.
+        Err(failure) if failure.is_conflict() => {
+            transaction.rollback().await?;
+            return Ok(Some(Housekept::default()));
+        }
+        Err(failure) => {
+            transaction.rollback().await?;
+            return Err(failure);
+        }
+    };
+    transaction.commit().await?;
+    match step {
+        // Who still remembers it finds out by the server's refusal.
+        Step::Partition { .. } => known.partitions.forget(),
+        Step::Hours { before } if !done.more => known.hours_pruned_before.store(*before, Ordering::Relaxed),
+        _ => {}
+    }
+    Ok(Some(done))
+}
+
+async fn within(
+    connection: &mut PgConnection,
+    known: &Known,
+    step: &Step,
+    rows_max: i64,
+) -> Result<Housekept, Failure> {
+    let rows = match step {
+        Step::Partition { name } => {
+            partitions::discard(connection, name).await?;
+            return Ok(Housekept { partitions: 1, ..Housekept::default() });
+        }
+        // Hours grow old once in an hour, and to look for them costs a look per type.
+        Step::Hours { before } if known.hours_pruned_before.load(Ordering::Relaxed) == *before => 0,
+        Step::Hours { before } => rollups::prune_hours(connection, *before, rows_max).await?,
+        Step::Keys { before_ms } => keys::prune(connection, from_ms(*before_ms), rows_max).await?,
+        Step::Fields => {
+            collections::hold_for_deletes(connection).await?;
+            fields::prune_dropped(connection, None, rows_max).await?
+        }
+        Step::Documents { collection, now_ms } => {
+            documents::prune(connection, &known.compiled, collection, *now_ms, rows_max).await?
+        }
+    };
+    // Documents go by pages, of which only an empty one is the last.
+    let is_full = rows >= rows_max.unsigned_abs() || matches!(step, Step::Documents { .. });
+    Ok(Housekept { rows, partitions: 0, more: rows > 0 && is_full })
+}

@@ -1,0 +1,87 @@
+//! Keys of keyed writes: which of them this transaction is the first to process.
+use std::collections::HashSet;
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::failure::Failure;
+use crate::id::ItemKey;
+use crate::keyed::Fingerprint;
+use crate::message::Message;
+use crate::store::StoreError;
+use crate::store::plan::{self, Earlier};
+
+/// Enters the keys of messages that are new, and returns those that were there before. Another
+/// transaction that holds the same key is waited for: it may have been the first.
+pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<Earlier, Failure> {
+    let keys = plan::keys(fresh);
+    if keys.is_empty() {
+        return Ok(Earlier::new());
+    }
+    let (ids, fingerprints): (Vec<Uuid>, Vec<&[u8]>) =
+        keys.iter().map(|(id, fingerprint)| (id.as_uuid(), &fingerprint.0[..])).unzip();
+    let entered = sqlx::query_scalar!(
+        "insert into keyed_writes (id, fingerprint, applied_at)
+         select id, fingerprint, clock_timestamp() from unnest($1::uuid[], $2::bytea[]) as key (id, fingerprint)
+         on conflict do nothing
+         returning id",
+        &ids,
+        &fingerprints as &[&[u8]]
+    );
+    let entered: HashSet<Uuid> = entered.fetch_all(&mut *connection).await?.into_iter().collect();
+    let missing: Vec<Uuid> = ids.into_iter().filter(|id| !entered.contains(id)).collect();
+    if missing.is_empty() {
+        return Ok(Earlier::new());
+    }
+    let rows = sqlx::query!("select id, fingerprint from keyed_writes where id = any($1)", &missing);
+    let rows = rows.fetch_all(connection).await?;
+    if rows.len() < missing.len() {
+        return Err(Failure::Vanished("a key"));
+    }
+    rows.into_iter().map(|row| Ok((item(row.id)?, fingerprint(&row.fingerprint)?))).collect()
+}
+
+/// Deletes keys that were entered before `before`, `rows_max` at most: along an index that leaves
+/// the keys of documents out, whose kind stands in their bits. Those with a dead letter stay: it is
+/// a subquery, because a join might read all dead letters.
+pub async fn prune(
+    connection: &mut PgConnection,
+    before: OffsetDateTime,
+    rows_max: i64,
+) -> Result<u64, Failure> {
+    let pruned = sqlx::query!(
+        "delete from keyed_writes where ctid = any(array(
+             select ctid from keyed_writes
+             where applied_at < $1 and get_byte(uuid_send(id), 12) >> 4 <> 10
+                 and (select id from dead_letters where dead_letters.id = keyed_writes.id) is null
+             order by applied_at limit $2 for update skip locked))",
+        before,
+        rows_max
+    );
+    Ok(pruned.execute(connection).await?.rows_affected())
+}
+
+/// Deletes the keys of documents that this transaction deleted.
+pub async fn forget(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
+    if !ids.is_empty() {
+        sqlx::query!("delete from keyed_writes where id = any($1)", ids).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// An item's key as stored.
+pub fn item(id: Uuid) -> Result<ItemKey, Failure> {
+    ItemKey::from_uuid(id).ok_or_else(|| corrupt(&format!("{id} is stored and is no key of an item")))
+}
+
+/// A fingerprint as stored.
+pub fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, Failure> {
+    let bytes = bytes.try_into().map_err(|_| corrupt("a stored fingerprint does not have 16 bytes"))?;
+    Ok(Fingerprint(bytes))
+}
+
+/// Something is stored that this build cannot read: it is left as it is, and writers pause.
+pub fn corrupt(text: &str) -> Failure {
+    StoreError::Unavailable(text.into()).into()
+}

@@ -1,0 +1,205 @@
+//! The statements for `collections`: definitions, their versions, and what they make of documents
+//! that were there before them.
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::TryStreamExt;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use uuid::Uuid;
+
+use super::documents;
+use super::files::Failure;
+use super::json;
+use crate::collection::{Checker, Collection, Definition};
+use crate::store::documents::KNOWN_BYTES_MAX;
+
+pub const ONE: &str = "select version, is_defined, schema, indexed, retention_days, index_before \
+    from collections where name = ?1";
+
+pub const VERSIONS: &str = "select name, version from collections \
+    where name in (select value from json_each(?1))";
+
+pub const PUT: &str = "insert into collections \
+    (name, version, is_defined, schema, indexed, retention_days, index_before) \
+    values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict (name) do update set \
+    version = excluded.version, is_defined = excluded.is_defined, schema = excluded.schema, \
+    indexed = excluded.indexed, retention_days = excluded.retention_days, \
+    index_before = excluded.index_before";
+
+pub const HAS_DOCUMENTS: &str = "select exists (select 1 from documents where collection = ?1)";
+
+pub const DROP_FIELD: &str = "delete from document_fields where collection = ?1 and field = ?2";
+
+pub const NEXT: &str = "select place, data from documents \
+    where collection = ?1 and place < ?2 order by place desc limit ?3";
+
+pub const INDEXED_TO: &str = "update collections set index_before = ?2 where name = ?1";
+
+/// Documents that one call indexes at most: other writes wait meanwhile.
+const PAGE_ROWS_MAX: u32 = 500;
+/// And once it has read so many bytes of them, it ends.
+pub const PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Definitions that are kept compiled; beyond, all are forgotten.
+const KNOWN_MAX: usize = 1_000;
+
+/// A definition, ready for use.
+#[derive(Debug)]
+pub struct Known {
+    pub checker: Arc<Checker>,
+    pub has_indexes: bool,
+}
+
+/// Compiled definitions by name; each is used only while its version is the stored one.
+#[derive(Debug, Default)]
+pub struct Cache(Mutex<HashMap<String, Arc<Known>>>);
+
+impl Known {
+    fn new(name: &str, collection: &Collection) -> Self {
+        let checker = Arc::new(Checker::of_stored(name, collection));
+        Self { checker, has_indexes: !collection.definition.indexed.is_empty() }
+    }
+}
+
+impl Cache {
+    fn get(&self, name: &str, version: i64) -> Option<Arc<Known>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(name).filter(|known| known.checker.version == version).map(Arc::clone)
+    }
+
+    fn put(&self, name: &str, compiled: &Arc<Known>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: usize = known.values().map(|known| known.checker.weight()).sum();
+        if known.len() >= KNOWN_MAX || bytes + compiled.checker.weight() > KNOWN_BYTES_MAX {
+            known.clear();
+        }
+        known.insert(name.to_owned(), Arc::clone(compiled));
+    }
+
+    /// The definitions of these collections as this transaction sees them.
+    pub async fn load(
+        &self,
+        connection: &mut SqliteConnection,
+        names: &[&str],
+    ) -> Result<HashMap<String, Arc<Known>>, Failure> {
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query_as::<_, (String, i64)>(VERSIONS).bind(json(names));
+        let versions: HashMap<String, i64> = rows.fetch_all(&mut *connection).await?.into_iter().collect();
+        let undefined = Arc::new(Known::new("", &Collection::default()));
+        let mut loaded = HashMap::with_capacity(names.len());
+        for name in names {
+            let known = match versions.get(*name) {
+                None => Arc::clone(&undefined),
+                Some(version) => match self.get(name, *version) {
+                    Some(known) => known,
+                    None => self.compile(connection, name).await?,
+                },
+            };
+            loaded.insert((*name).to_owned(), known);
+        }
+        Ok(loaded)
+    }
+
+    async fn compile(&self, connection: &mut SqliteConnection, name: &str) -> Result<Arc<Known>, Failure> {
+        let known = Arc::new(Known::new(name, &read(connection, name).await?.collection));
+        self.put(name, &known);
+        Ok(known)
+    }
+}
+
+/// A row; that of a collection which was never defined when there is none.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub collection: Collection,
+    pub index_before: Option<Uuid>,
+}
+
+pub async fn read(connection: &mut SqliteConnection, name: &str) -> Result<Found, Failure> {
+    let row = sqlx::query(ONE).bind(name).fetch_optional(connection).await?;
+    Ok(row.as_ref().map(found_of).transpose()?.unwrap_or_default())
+}
+
+fn found_of(row: &SqliteRow) -> Result<Found, sqlx::Error> {
+    let indexed: String = row.try_get(3)?;
+    let decoded = serde_json::from_str(&indexed);
+    let definition = Definition {
+        schema: row.try_get(2)?,
+        indexed: decoded.map_err(|error| sqlx::Error::Decode(error.into()))?,
+        retention_days: row.try_get(4)?,
+    };
+    let index_before: Option<Uuid> = row.try_get(5)?;
+    let (version, is_defined) = (row.try_get(0)?, row.try_get(1)?);
+    let collection = Collection { definition, version, is_defined, is_indexed: index_before.is_none() };
+    Ok(Found { collection, index_before })
+}
+
+/// Replaces a definition. What it does not index any more is forgotten at once; what it indexes
+/// newly waits for [`index_page`]. Rows of a field that stays are right as they are: they depend
+/// on nothing but the document.
+pub async fn define(
+    connection: &mut SqliteConnection,
+    name: &str,
+    definition: Definition,
+) -> Result<Collection, Failure> {
+    let Found { collection: before, mut index_before } = read(connection, name).await?;
+    for field in before.definition.indexed.iter().filter(|field| !definition.indexed.contains(field)) {
+        sqlx::query(DROP_FIELD).bind(name).bind(field).execute(&mut *connection).await?;
+    }
+    if definition.indexed.is_empty() {
+        index_before = None;
+    } else if definition.indexed.iter().any(|field| !before.definition.indexed.contains(field)) {
+        let has_documents: bool =
+            sqlx::query_scalar(HAS_DOCUMENTS).bind(name).fetch_one(&mut *connection).await?;
+        index_before = has_documents.then(Uuid::max);
+    }
+    let collection = Collection {
+        is_defined: definition != Definition::default(),
+        version: before.version + 1,
+        is_indexed: index_before.is_none(),
+        definition,
+    };
+    let put = sqlx::query(PUT)
+        .bind(name)
+        .bind(collection.version)
+        .bind(collection.is_defined)
+        .bind(collection.definition.schema.as_deref())
+        .bind(json(&collection.definition.indexed))
+        .bind(collection.definition.retention_days)
+        .bind(index_before);
+    put.execute(connection).await?;
+    Ok(collection)
+}
+
+/// Indexes the next documents, by descending place; `false` when there are no more.
+pub async fn index_page(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    name: &str,
+) -> Result<bool, Failure> {
+    let Some(before) = read(connection, name).await?.index_before else { return Ok(false) };
+    let known = cache.load(connection, &[name]).await?;
+    let checker = &known[name].checker;
+    let (mut last, mut fields) = (None, Vec::new());
+    let (mut rows, mut bytes) = (0, 0);
+    {
+        let mut documents =
+            sqlx::query(NEXT).bind(name).bind(before).bind(PAGE_ROWS_MAX).fetch(&mut *connection);
+        while bytes < PAGE_BYTES_MAX
+            && let Some(row) = documents.try_next().await?
+        {
+            let place: Uuid = row.try_get(0)?;
+            (last, rows) = (Some(place), rows + 1);
+            if let Some(data) = row.try_get::<Option<&str>, _>(1)? {
+                bytes += data.len();
+                fields.extend(documents::fields_of(checker, name, place, data));
+            }
+        }
+    }
+    documents::index(connection, &fields).await?;
+    let index_before = last.filter(|_| rows == PAGE_ROWS_MAX || bytes >= PAGE_BYTES_MAX);
+    sqlx::query(INDEXED_TO).bind(name).bind(index_before).execute(connection).await?;
+    Ok(index_before.is_some())
+}

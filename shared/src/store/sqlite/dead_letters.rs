@@ -1,0 +1,117 @@
+//! The statements for `dead_letters`: what is read of them, and their redrive.
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Connection, Row, SqliteConnection};
+use uuid::Uuid;
+
+use super::collections::Cache;
+use super::files::Failure;
+use super::{apply, documents, json, keys, points};
+use crate::clock;
+use crate::store::dead_letters::Batch;
+use crate::store::plan::Plan;
+use crate::store::{Applied, DeadLetter, DeadLetterPage, Redrive, RedriveOutcome, Redriven};
+
+pub const PAGE: &str = "select id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms, \
+    discarded_at_ms from dead_letters where id > ?1 and id <= ?2 and (discarded_at_ms is not null) = ?3 \
+    and (?4 is null or kind = ?4) and (?5 is null or reason = ?5) order by id limit ?6";
+
+pub const ONE: &str = "select id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms, \
+    discarded_at_ms from dead_letters where id = ?1";
+
+pub const DISCARD: &str = "update dead_letters set discarded_at_ms = coalesce(discarded_at_ms, ?2) \
+    where id = ?1";
+
+pub const TAKE: &str = "delete from dead_letters where id in (select unhex(value) from json_each(?1))";
+
+pub const KEEP: &str = "update dead_letters set reason = ?2, detail = ?3, set_aside_at_ms = ?4 where id = ?1";
+
+pub async fn page(
+    connection: &mut SqliteConnection,
+    page: &DeadLetterPage,
+) -> Result<Vec<DeadLetter>, Failure> {
+    let (after, last) = page.filter.bounds(page.after);
+    let query = sqlx::query(PAGE).bind(after).bind(last).bind(page.discarded);
+    let query = query.bind(page.filter.kind.as_deref()).bind(page.filter.reason.as_deref()).bind(page.limit);
+    let rows = query.fetch_all(connection).await?;
+    Ok(rows.iter().map(letter_of).collect::<Result<_, _>>()?)
+}
+
+pub async fn one(connection: &mut SqliteConnection, id: Uuid) -> Result<Option<DeadLetter>, Failure> {
+    let row = sqlx::query(ONE).bind(id).fetch_optional(connection).await?;
+    Ok(row.as_ref().map(letter_of).transpose()?)
+}
+
+pub async fn discard(connection: &mut SqliteConnection, id: Uuid) -> Result<bool, Failure> {
+    let discarded = sqlx::query(DISCARD).bind(id).bind(clock::now_ms()).execute(connection).await?;
+    Ok(discarded.rows_affected() > 0)
+}
+
+/// Inside a transaction that holds the write lock. A dry run is rolled back to where it began.
+pub async fn redrive(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    redrive: &Redrive,
+) -> Result<Vec<Redriven>, Failure> {
+    let letters = page(connection, &redrive.page()).await?;
+    if !redrive.dry_run {
+        return within(connection, cache, &letters).await;
+    }
+    let mut trial = connection.begin().await?;
+    let redriven = within(&mut trial, cache, &letters).await?;
+    trial.rollback().await?;
+    Ok(redriven)
+}
+
+async fn within(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    letters: &[DeadLetter],
+) -> Result<Vec<Redriven>, Failure> {
+    let now_ms = clock::now_ms();
+    let mut batch = Batch::of(letters);
+    let messages: Vec<_> = batch.messages.iter().collect();
+    let earlier = keys::enter(connection, &messages, now_ms).await?;
+    batch.heed_keys(&earlier);
+    let mut plan = Plan::redriven(&batch.messages);
+    let set_aside = std::mem::take(&mut plan.unreadable);
+    let mut applied = Applied { set_aside, ..Applied::default() };
+    applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
+    points::apply(connection, &plan.points, now_ms).await?;
+    apply::count(connection, &plan, now_ms, &mut applied).await?;
+    let redriven = batch.settle(&applied.set_aside);
+    settle(connection, &redriven, now_ms).await?;
+    Ok(redriven)
+}
+
+/// The row of what was applied goes; that of what failed again says why.
+async fn settle(
+    connection: &mut SqliteConnection,
+    redriven: &[Redriven],
+    now_ms: i64,
+) -> Result<(), Failure> {
+    let mut applied = Vec::new();
+    for Redriven { id, outcome } in redriven {
+        match outcome {
+            RedriveOutcome::Applied => applied.push(id.simple()),
+            RedriveOutcome::FailedAgain { reason, detail } => {
+                let query = sqlx::query(KEEP).bind(*id).bind(&**reason).bind(&**detail).bind(now_ms);
+                query.execute(&mut *connection).await?;
+            }
+        }
+    }
+    sqlx::query(TAKE).bind(json(&applied)).execute(connection).await?;
+    Ok(())
+}
+
+fn letter_of(row: &SqliteRow) -> Result<DeadLetter, sqlx::Error> {
+    Ok(DeadLetter {
+        id: row.try_get(0)?,
+        kind: row.try_get(1)?,
+        reason: row.try_get(2)?,
+        detail: row.try_get(3)?,
+        item: row.try_get(4)?,
+        accepted_at_ms: row.try_get(5)?,
+        set_aside_at_ms: row.try_get(6)?,
+        discarded_at_ms: row.try_get(7)?,
+    })
+}

@@ -1,0 +1,216 @@
+//! The statements for `documents` and `document_fields`: what a batch writes, and pages.
+//!
+//! A deleted document stays as a row without data, so that its insert, should it come later or
+//! again, finds its place taken. Only documents with data have rows in `document_fields`.
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use futures_util::TryStreamExt;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection};
+use uuid::Uuid;
+
+use super::collections::{Cache, Known};
+use super::files::Failure;
+use super::{fingerprint_of, json, values};
+use crate::collection::Checker;
+use crate::id::ItemKey;
+use crate::store::documents::{self, FieldRow, Row};
+use crate::store::plan::{Plan, Task};
+use crate::store::{Document, DocumentPage, SetAside, Stored};
+use crate::write::Delete;
+
+const INSERT: (&str, &str) =
+    ("insert into documents (collection, place, id, data, accepted_at_ms)", "on conflict do nothing");
+
+/// The row of a keyed document stands at its own place, that of its deletion at that of the delete.
+pub const ERASE: &str = "insert into documents (collection, place, id, data, accepted_at_ms) \
+    select value ->> 0, unhex(value ->> 1), unhex(value ->> 2), null, value ->> 3 \
+    from json_each(?1) where true \
+    on conflict (collection, place) do update set data = null where documents.id is null \
+    on conflict (collection, id) where id is not null do update set data = null";
+
+pub const DOOMED_PLAIN: &str = "with doomed (collection, place) as materialized \
+    (select value ->> 0, unhex(value ->> 1) from json_each(?1)) \
+    select documents.collection, documents.place, documents.data from doomed \
+    cross join documents on documents.collection = doomed.collection \
+    and documents.place = doomed.place \
+    where documents.id is null and documents.data is not null";
+
+pub const DOOMED_KEYED: &str = "with doomed (collection, id) as materialized \
+    (select value ->> 0, unhex(value ->> 1) from json_each(?1)) \
+    select documents.collection, documents.place, documents.data from doomed \
+    cross join documents on documents.collection = doomed.collection and documents.id = doomed.id \
+    where documents.data is not null";
+
+/// Only of what is there, and was not deleted in the same transaction.
+pub const INDEX: &str = "insert into document_fields (collection, field, value, place) \
+    with entry (collection, field, value, place) as materialized \
+    (select value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3) from json_each(?1)) \
+    select entry.collection, entry.field, entry.value, entry.place from entry \
+    cross join documents on documents.collection = entry.collection \
+    and documents.place = entry.place \
+    where documents.data is not null on conflict do nothing";
+
+pub const FORGET: &str = "delete from document_fields where (collection, field, value, place) in \
+    (select value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3) from json_each(?1))";
+
+/// Not what is keyed: at the place of a delete may stand what it deleted.
+pub const PLAIN: &str = "select place, id, data, accepted_at_ms, null from documents \
+    where collection = ?1 and place = ?2 and id is null";
+
+pub const KEYED: &str = "select documents.place, documents.id, documents.data, \
+    documents.accepted_at_ms, keyed.fingerprint from documents \
+    left join keyed_writes as keyed on keyed.id = documents.id \
+    where documents.collection = ?1 and documents.id = ?2";
+
+pub const PAGE: &str = "select documents.place, documents.id, documents.data, \
+    documents.accepted_at_ms, keyed.fingerprint from documents \
+    left join keyed_writes as keyed on keyed.id = documents.id \
+    where documents.collection = ?1 and documents.place < ?2 and documents.data is not null \
+    order by documents.place desc limit ?3";
+
+/// Walks the documents that match one filter and looks the others up.
+pub const FILTERED: &str = "select documents.place, documents.id, documents.data, \
+    documents.accepted_at_ms, keyed.fingerprint from document_fields as field \
+    cross join documents on documents.collection = field.collection \
+    and documents.place = field.place \
+    left join keyed_writes as keyed on keyed.id = documents.id \
+    where field.collection = ?1 and field.place < ?2 and field.field = ?4 and field.value = ?5 \
+    and documents.data is not null and not exists (select 1 from json_each(?6) as filter \
+    where not exists (select 1 from document_fields as another \
+    where another.collection = ?1 and another.field = filter.value ->> 0 \
+    and another.value = filter.value ->> 1 and another.place = field.place)) \
+    order by field.place desc limit ?3";
+
+/// Writes documents, then deletes, then fields; returns what was set aside.
+pub async fn apply(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    plan: &Plan<'_>,
+) -> Result<Vec<SetAside>, Failure> {
+    let erased = plan.deletes.iter().map(|task| &*task.write.collection);
+    let names: BTreeSet<&str> = documents::collections(&plan.documents).into_iter().chain(erased).collect();
+    let known = cache.load(connection, &names.into_iter().collect::<Vec<_>>()).await?;
+    let checker = |(name, known): (&String, &Arc<Known>)| (name.clone(), Arc::clone(&known.checker));
+    let checkers: HashMap<String, Arc<Checker>> = known.iter().map(checker).collect();
+    let rows = documents::rows(&plan.documents, &checkers);
+    values::insert(connection, INSERT, 5, &rows.documents, |query, row: &Row<'_>| {
+        query.bind(row.collection).bind(row.place).bind(row.id).bind(row.data).bind(row.accepted_at_ms)
+    })
+    .await?;
+    erase(connection, &known, &plan.deletes).await?;
+    index(connection, &rows.fields).await?;
+    Ok(rows.set_aside)
+}
+
+async fn erase(
+    connection: &mut SqliteConnection,
+    known: &HashMap<String, Arc<Known>>,
+    deletes: &[Task<'_, Delete>],
+) -> Result<(), Failure> {
+    if deletes.is_empty() {
+        return Ok(());
+    }
+    // Each document once, sorted.
+    let doomed: BTreeMap<(&str, ItemKey), &Task<'_, Delete>> =
+        deletes.iter().map(|task| ((&*task.write.collection, task.write.document), task)).collect();
+    let indexed = |keyed: bool| -> Vec<_> {
+        let wanted = doomed.keys().filter(|(name, id)| known[*name].has_indexes && id.is_keyed() == keyed);
+        wanted.map(|(name, id)| (*name, id.as_uuid().simple())).collect()
+    };
+    for (statement, doomed) in [(DOOMED_PLAIN, indexed(false)), (DOOMED_KEYED, indexed(true))] {
+        if doomed.is_empty() {
+            continue;
+        }
+        let mut fields = Vec::new();
+        {
+            // One after the other: all documents of a batch of deletes may be too much to hold.
+            let mut rows = sqlx::query(statement).bind(json(&doomed)).fetch(&mut *connection);
+            while let Some(row) = rows.try_next().await? {
+                let (name, place, data) = (row.try_get::<&str, _>(0)?, row.try_get(1)?, row.try_get(2)?);
+                if let Some((name, known)) = known.get_key_value(name) {
+                    fields.extend(fields_of(&known.checker, name, place, data));
+                }
+            }
+        }
+        forget(connection, &fields).await?;
+    }
+    let rows = doomed.iter().map(|((name, id), task)| {
+        let (place, id) =
+            if id.is_keyed() { (task.place(), Some(id.as_uuid())) } else { (id.as_uuid(), None) };
+        (*name, place.simple(), id.map(Uuid::simple), task.message.accepted_at_ms)
+    });
+    let rows: Vec<_> = rows.collect();
+    sqlx::query(ERASE).bind(json(&rows)).execute(connection).await?;
+    Ok(())
+}
+
+/// What is indexed of a document that was stored; nothing of one that cannot be read.
+pub fn fields_of<'a>(checker: &Checker, name: &'a str, place: Uuid, data: &str) -> Vec<FieldRow<'a>> {
+    let values = checker.index_values(data).unwrap_or_default();
+    let row =
+        |(field, value): (&str, String)| FieldRow { collection: name, field: field.to_owned(), value, place };
+    values.into_iter().map(row).collect()
+}
+
+fn field_json(fields: &[FieldRow<'_>]) -> String {
+    let row = |row: &FieldRow<'_>| {
+        serde_json::json!([row.collection, row.field, row.value, row.place.simple().to_string()])
+    };
+    json(&fields.iter().map(row).collect::<Vec<_>>())
+}
+
+pub async fn index(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), Failure> {
+    if !fields.is_empty() {
+        sqlx::query(INDEX).bind(field_json(fields)).execute(connection).await?;
+    }
+    Ok(())
+}
+
+pub async fn forget(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), Failure> {
+    if !fields.is_empty() {
+        sqlx::query(FORGET).bind(field_json(fields)).execute(connection).await?;
+    }
+    Ok(())
+}
+
+pub async fn one(
+    connection: &mut SqliteConnection,
+    collection: &str,
+    id: ItemKey,
+) -> Result<Option<Stored>, Failure> {
+    let statement = if id.is_keyed() { KEYED } else { PLAIN };
+    let row = sqlx::query(statement).bind(collection).bind(id.as_uuid()).fetch_optional(connection).await?;
+    let Some(row) = row else { return Ok(None) };
+    let is_deleted = row.try_get::<Option<&str>, _>(2)?.is_none();
+    Ok(Some(if is_deleted { Stored::Deleted } else { Stored::Document(document_of(&row)?) }))
+}
+
+pub async fn page(connection: &mut SqliteConnection, page: DocumentPage) -> Result<Vec<Document>, Failure> {
+    let before = page.before.unwrap_or(Uuid::max());
+    let mut filters = page.filters.into_iter();
+    let query = match filters.next() {
+        None => sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit),
+        Some((field, value)) => {
+            let others = json(filters.as_slice());
+            let query = sqlx::query(FILTERED).bind(page.collection).bind(before).bind(page.limit);
+            query.bind(field).bind(value).bind(others)
+        }
+    };
+    let rows = query.fetch_all(connection).await?;
+    Ok(rows.iter().map(document_of).collect::<Result<_, _>>()?)
+}
+
+fn document_of(row: &SqliteRow) -> Result<Document, sqlx::Error> {
+    let place: Uuid = row.try_get(0)?;
+    let id = row.try_get::<Option<Uuid>, _>(1)?.unwrap_or(place);
+    let unknown = || sqlx::Error::Decode(format!("{id} is not the key of an item").into());
+    Ok(Document {
+        id: ItemKey::from_uuid(id).ok_or_else(unknown)?,
+        place,
+        data: row.try_get(2)?,
+        accepted_at_ms: row.try_get(3)?,
+        fingerprint: row.try_get::<Option<Vec<u8>>, _>(4)?.map(fingerprint_of).transpose()?,
+    })
+}

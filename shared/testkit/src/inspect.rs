@@ -1,0 +1,139 @@
+//! A look into a broker and a database from outside, for tests that check what a run has left
+//! behind, and a way to put messages into a queue that no API would send.
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection as AmqpConnection, ConnectionProperties};
+use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
+
+/// Whether a server is there shows soon; neither client gives up waiting by itself.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+/// For everything else.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The sessions of clients at a database, without the one that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sessions {
+    pub open: i64,
+    /// Of these, idle within a transaction.
+    pub in_transaction: i64,
+}
+
+/// Puts a persistent message straight into `queue`; returns once the broker has confirmed it.
+pub async fn publish(amqp_url: &str, queue: &str, body: &[u8]) -> anyhow::Result<()> {
+    let asked = async {
+        let (connection, channel) = open(amqp_url).await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let confirm =
+            channel.basic_publish("".into(), queue.into(), options, body, properties).await?.await?;
+        ensure!(matches!(confirm, Confirmation::Ack(None)), "{queue} did not take a message: {confirm:?}");
+        connection.close(200, "done".into()).await?;
+        Ok(())
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// Whether a broker lets us in; false after a while without an answer.
+pub async fn broker_answers(amqp_url: &str) -> bool {
+    let asked = async {
+        let (connection, _) = open(amqp_url).await?;
+        anyhow::Ok(connection.close(200, "done".into()).await?)
+    };
+    timeout(ANSWER_PATIENCE, asked).await.is_ok_and(|answered| answered.is_ok())
+}
+
+/// Whether a database lets us in; false after a while without an answer.
+pub async fn database_answers(database_url: &str) -> bool {
+    timeout(ANSWER_PATIENCE, sessions(database_url)).await.is_ok_and(|answered| answered.is_ok())
+}
+
+/// Messages that wait in `queue`, without those that a consumer holds. The queue must exist.
+pub async fn waiting(amqp_url: &str, queue: &str) -> anyhow::Result<u32> {
+    let asked = async {
+        let (connection, channel) = open(amqp_url).await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        connection.close(200, "done".into()).await?;
+        Ok(declared.message_count())
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// The bodies of all messages that wait in `queue`. They go back into it.
+pub async fn bodies(amqp_url: &str, queue: &str) -> anyhow::Result<Vec<Vec<u8>>> {
+    let asked = async {
+        let (connection, channel) = open(amqp_url).await?;
+        let mut bodies = Vec::new();
+        // Not acknowledged: closing the connection gives them back.
+        while let Some(message) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? {
+            bodies.push(message.delivery.data);
+        }
+        connection.close(200, "done".into()).await?;
+        Ok(bodies)
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// How often each message that waits in `queue` was delivered and came back. Looking counts, too.
+pub async fn delivery_counts(amqp_url: &str, queue: &str) -> anyhow::Result<Vec<i64>> {
+    let asked = async {
+        let (connection, channel) = open(amqp_url).await?;
+        let mut counts = Vec::new();
+        // Not acknowledged: closing the connection gives them back.
+        while let Some(message) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? {
+            let headers = message.delivery.properties.headers().as_ref();
+            let count = headers.and_then(|headers| headers.inner().get("x-delivery-count"));
+            counts.push(match count {
+                None => 0,
+                Some(AMQPValue::LongLongInt(count)) => *count,
+                Some(AMQPValue::LongInt(count)) => i64::from(*count),
+                Some(AMQPValue::ShortShortInt(count)) => i64::from(*count),
+                Some(AMQPValue::ShortShortUInt(count)) => i64::from(*count),
+                Some(other) => anyhow::bail!("a delivery count that is no number: {other:?}"),
+            });
+        }
+        connection.close(200, "done".into()).await?;
+        Ok(counts)
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// Deletes `queue` with all that is in it.
+pub async fn delete_queue(amqp_url: &str, queue: &str) -> anyhow::Result<()> {
+    let asked = async {
+        let (connection, channel) = open(amqp_url).await?;
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        Ok(connection.close(200, "done".into()).await?)
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// Who is connected to the database that the URL names.
+pub async fn sessions(database_url: &str) -> anyhow::Result<Sessions> {
+    let asked = async {
+        let mut connection = PgConnection::connect(database_url).await?;
+        let (open, in_transaction) = sqlx::query_as(
+            "select count(*), count(*) filter (where state like 'idle in transaction%') from pg_stat_activity \
+             where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        connection.close().await?;
+        Ok(Sessions { open, in_transaction })
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+async fn open(amqp_url: &str) -> anyhow::Result<(AmqpConnection, Channel)> {
+    let connection =
+        AmqpConnection::connect(amqp_url, ConnectionProperties::default()).await.context("no RabbitMQ")?;
+    let channel = connection.create_channel().await?;
+    Ok((connection, channel))
+}

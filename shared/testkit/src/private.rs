@@ -1,0 +1,180 @@
+//! A RabbitMQ for tests that do what must not be done to one that was found: kill it, let it raise
+//! an alarm, change its settings, give it users. One for all tests of a program, which take turns.
+//!
+//! It starts with the first test that asks and goes, with its folder, when the last one is done.
+//! A thread of its own keeps it, because its processes die with the thread that started them.
+use std::fs;
+use std::future::Future;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use tokio::sync::{OnceCell, mpsc, oneshot};
+
+use crate::servers::{in_path, rabbitmq, remove_folder};
+
+/// The broker while it is this test's turn.
+#[derive(Clone)]
+pub struct Broker {
+    url: String,
+    orders: mpsc::Sender<Order>,
+}
+
+enum Task {
+    Kill,
+    Restart,
+    MemoryAlarm(bool),
+    Set(&'static str, u64),
+    AddUser(String, [&'static str; 3]),
+}
+
+struct Order {
+    task: Task,
+    /// What the task says, if anything.
+    done: oneshot::Sender<anyhow::Result<String>>,
+}
+
+impl Broker {
+    /// It stays the same over a restart.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// SIGKILL; returns when it is gone.
+    pub async fn kill(&self) {
+        self.order(Task::Kill).await;
+    }
+
+    /// Starts it again after [`kill`](Self::kill); returns when it answers.
+    pub async fn restart(&self) {
+        self.order(Task::Restart).await;
+    }
+
+    /// While on, it blocks those who publish.
+    pub async fn memory_alarm(&self, on: bool) {
+        self.order(Task::MemoryAlarm(on)).await;
+    }
+
+    /// A number among its settings, for connections that are opened afterwards.
+    pub async fn set(&self, setting: &'static str, value: u64) {
+        self.order(Task::Set(setting, value)).await;
+    }
+
+    /// Returns the URL of a new user with these patterns of what it may configure, write and read.
+    pub async fn add_user(&self, name: String, may: [&'static str; 3]) -> String {
+        self.order(Task::AddUser(name, may)).await
+    }
+
+    async fn order(&self, task: Task) -> String {
+        let (done, outcome) = oneshot::channel();
+        assert!(self.orders.send(Order { task, done }).await.is_ok(), "the keeper of the broker ended");
+        outcome.await.expect("the keeper of the broker answers").expect("the broker obeys")
+    }
+}
+
+/// Runs `test` on the private broker while no other test does. Says so on the terminal and does
+/// nothing where no RabbitMQ is installed. What a test does to it, it undoes: a test that fails may
+/// take those along that come after it.
+pub async fn broker<Fut: Future<Output = ()>>(test: impl FnOnce(Broker) -> Fut) {
+    static SHARED: Mutex<Weak<OnceCell<Keeper>>> = Mutex::new(Weak::new());
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let programs =
+        rabbitmq::programs().filter(|_| ["setpriv", "epmd"].iter().all(|name| in_path(name).is_some()));
+    let Some(programs) = programs else {
+        // Past the harness, which shows the output of a test that fails only.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: no RabbitMQ is installed here to start a private one");
+        return;
+    };
+    // Those who wait for their turn hold it, too, so that it lives until all are done.
+    let shared = {
+        let mut current = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        current.upgrade().unwrap_or_else(|| {
+            let new = Arc::new(OnceCell::new());
+            *current = Arc::downgrade(&new);
+            new
+        })
+    };
+    let _turn = TURN.lock().await;
+    let keeper = shared.get_or_try_init(|| Keeper::start(programs)).await.expect("a private broker starts");
+    test(keeper.broker.clone()).await;
+}
+
+/// The thread that keeps the broker, until this is dropped.
+struct Keeper {
+    broker: Broker,
+    /// Dropping it ends the thread.
+    alive: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    async fn start(programs: PathBuf) -> anyhow::Result<Self> {
+        let (orders, inbox) = mpsc::channel(1);
+        let (started, url) = oneshot::channel();
+        let (alive, until_dropped) = oneshot::channel();
+        let thread = std::thread::spawn(move || keep(&programs, started, inbox, until_dropped));
+        let url = url.await.context("the keeper of the broker ended")??;
+        Ok(Self { broker: Broker { url, orders }, alive: Some(alive), thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.alive = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of it was told already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn keep(
+    programs: &Path,
+    started: oneshot::Sender<anyhow::Result<String>>,
+    mut inbox: mpsc::Receiver<Order>,
+    mut until_dropped: oneshot::Receiver<()>,
+) {
+    // Clients of the broker need threads besides this one.
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = threads.expect("a runtime");
+    let folder = std::env::temp_dir().join(crate::unique("broker"));
+    runtime.block_on(async {
+        let mut broker = match create(programs, &folder).await {
+            Ok(broker) => broker,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        if started.send(Ok(broker.url())).is_ok() {
+            loop {
+                let Order { task, done } = tokio::select! {
+                    Some(order) = inbox.recv() => order,
+                    _ = &mut until_dropped => break,
+                };
+                // An error means that the test has gone.
+                let _ = done.send(carry_out(&mut broker, task).await);
+            }
+        }
+        broker.stop().await.expect("the private broker is ended");
+        remove_folder(&folder).await.expect("its folder is removed");
+    });
+}
+
+async fn create(programs: &Path, folder: &Path) -> anyhow::Result<rabbitmq::RabbitMq> {
+    fs::create_dir_all(folder)?;
+    // The broker's user must get through to its own folder.
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
+    rabbitmq::RabbitMq::create(programs, &folder.join("rabbitmq"), 1).await
+}
+
+async fn carry_out(broker: &mut rabbitmq::RabbitMq, task: Task) -> anyhow::Result<String> {
+    match task {
+        Task::Kill => broker.kill(0).await?,
+        Task::Restart => drop(broker.restart(0).await?),
+        Task::MemoryAlarm(on) => broker.memory_alarm(on).await?,
+        Task::Set(setting, value) => broker.set(setting, value).await?,
+        Task::AddUser(name, may) => return broker.add_user(&name, may).await,
+    }
+    Ok(String::new())
+}

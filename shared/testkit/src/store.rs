@@ -1,0 +1,136 @@
+//! A store in front of another one, for tests that make single operations fail or wait.
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use shared::collection::{Collection, Definition};
+use shared::id::ItemKey;
+use shared::message::Message;
+use shared::rollup::Rollup;
+use shared::store::{
+    Applied, Counter, DeadLetter, DeadLetterPage, Document, DocumentPage, Fate, Housekept, NamePage, Redrive,
+    Redriven, Retention, RollupRange, Store, StoreError, Stored,
+};
+use uuid::Uuid;
+
+type Answer<T> = Result<T, StoreError>;
+
+/// Overrides some operations; the others go on to `behind`.
+#[async_trait]
+pub trait Layer: Send + Sync {
+    fn behind(&self) -> &Arc<dyn Store>;
+
+    async fn apply(&self, batch: Arc<[Message]>) -> Answer<Applied> {
+        self.behind().apply(batch).await
+    }
+
+    async fn counter(&self, name: &str) -> Answer<Option<Counter>> {
+        self.behind().counter(name).await
+    }
+
+    async fn fates(&self, items: Arc<[ItemKey]>) -> Answer<Vec<Option<Fate>>> {
+        self.behind().fates(items).await
+    }
+
+    async fn collection(&self, name: &str) -> Answer<Collection> {
+        self.behind().collection(name).await
+    }
+
+    async fn document(&self, collection: &str, id: ItemKey) -> Answer<Option<Stored>> {
+        self.behind().document(collection, id).await
+    }
+
+    async fn rollups(&self, range: RollupRange) -> Answer<Vec<(i32, Rollup)>> {
+        self.behind().rollups(range).await
+    }
+
+    async fn housekeep(&self, retention: Retention) -> Answer<Housekept> {
+        self.behind().housekeep(retention).await
+    }
+
+    async fn now_ms(&self) -> Answer<i64> {
+        self.behind().now_ms().await
+    }
+}
+
+/// The store that a layer makes.
+#[derive(Debug)]
+pub struct Layered<L>(pub L);
+
+#[async_trait]
+impl<L: Layer> Store for Layered<L> {
+    async fn apply(&self, batch: Arc<[Message]>) -> Answer<Applied> {
+        self.0.apply(batch).await
+    }
+
+    async fn counter(&self, name: &str) -> Answer<Option<Counter>> {
+        self.0.counter(name).await
+    }
+
+    async fn counters(&self, page: NamePage) -> Answer<Vec<Counter>> {
+        self.0.behind().counters(page).await
+    }
+
+    async fn fates(&self, items: Arc<[ItemKey]>) -> Answer<Vec<Option<Fate>>> {
+        self.0.fates(items).await
+    }
+
+    async fn collection(&self, name: &str) -> Answer<Collection> {
+        self.0.collection(name).await
+    }
+
+    async fn define(&self, name: &str, definition: Definition) -> Answer<Collection> {
+        self.0.behind().define(name, definition).await
+    }
+
+    async fn index_page(&self, name: &str) -> Answer<bool> {
+        self.0.behind().index_page(name).await
+    }
+
+    async fn document(&self, collection: &str, id: ItemKey) -> Answer<Option<Stored>> {
+        self.0.document(collection, id).await
+    }
+
+    async fn documents(&self, page: DocumentPage) -> Answer<Vec<Document>> {
+        self.0.behind().documents(page).await
+    }
+
+    async fn rollups(&self, range: RollupRange) -> Answer<Vec<(i32, Rollup)>> {
+        self.0.rollups(range).await
+    }
+
+    async fn metric_types(&self, page: NamePage) -> Answer<Vec<Arc<str>>> {
+        self.0.behind().metric_types(page).await
+    }
+
+    async fn dead_letters(&self, page: DeadLetterPage) -> Answer<Vec<DeadLetter>> {
+        self.0.behind().dead_letters(page).await
+    }
+
+    async fn dead_letter(&self, id: Uuid) -> Answer<Option<DeadLetter>> {
+        self.0.behind().dead_letter(id).await
+    }
+
+    async fn redrive(&self, redrive: Redrive) -> Answer<Vec<Redriven>> {
+        self.0.behind().redrive(redrive).await
+    }
+
+    async fn discard(&self, id: Uuid) -> Answer<bool> {
+        self.0.behind().discard(id).await
+    }
+
+    async fn housekeep(&self, retention: Retention) -> Answer<Housekept> {
+        self.0.housekeep(retention).await
+    }
+
+    async fn now_ms(&self) -> Answer<i64> {
+        self.0.now_ms().await
+    }
+
+    async fn migrate(&self) -> Answer<()> {
+        self.0.behind().migrate().await
+    }
+
+    async fn close(&self) {
+        self.0.behind().close().await;
+    }
+}

@@ -1,0 +1,38 @@
+//! What only the administrator of a broker can do to us, on a private one.
+use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+use testkit::inspect;
+
+use super::{Arc, LIMITS, Queue, delivered_ids, ids, next, next_many, publish};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_without_the_right_to_configure_works_on_what_an_operator_declared() {
+    testkit::private::broker(|broker| async move {
+        let prefix = testkit::unique("operated");
+        let may = ["^$", ".*", ".*"];
+        let restricted = broker.add_user(testkit::unique("user"), may).await;
+        let open = |url: &str| RabbitQueue::start(RabbitSettings::new(url, &prefix, LIMITS));
+
+        let queue: Arc<dyn Queue> = open(&restricted);
+        let refused = queue.subscribe(1).await.err();
+        assert!(refused.is_some_and(|error| error.to_string().contains("not available")));
+        queue.close().await;
+
+        let operator = open(broker.url());
+        publish(operator.publisher().as_ref(), 1).await;
+        let queue = open(&restricted);
+        let published = publish(queue.publisher().as_ref(), 2).await;
+        let mut subscription = queue.subscribe(10).await.expect("subscribed");
+        let mut deliveries = next_many(subscription.as_mut(), 3).await;
+        assert!(delivered_ids(&deliveries).is_superset(&ids(&published)));
+        subscription.reject(deliveries.remove(0)).await.expect("rejected");
+        subscription.ack(deliveries).await.expect("acknowledged");
+        let later = publish(queue.publisher().as_ref(), 1).await;
+        assert_eq!(super::id_of(&next(subscription.as_mut()).await), later[0].id);
+        let dead = format!("{prefix}.dead.v1");
+        let deadline = super::in_time();
+        while inspect::waiting(broker.url(), &dead).await.expect("the broker answers") != 1 {
+            assert!(super::Instant::now() < deadline, "the rejected message is not in the dead queue");
+        }
+    })
+    .await;
+}

@@ -1,0 +1,169 @@
+//! What the server refuses: for what an item holds, or for its own state. Triggers stand in for
+//! whatever an operator, an encoding or an index may object to.
+use std::sync::Arc;
+
+use shared::message::Message;
+use shared::store::{DeadLetterFilter, Fate, Reason, Redrive, RedriveOutcome, Store};
+use sqlx::PgConnection;
+
+use crate::store::sent::{document, increment, point, with_key};
+use crate::store::{Messages, NOON_MS, apply, fate, postgres, postgres_config, standing, unavailable};
+
+use super::{execute, ledger_rows, session};
+
+/// From now on the server raises `code` for rows of a table that `condition` describes.
+async fn object_to(session: &mut PgConnection, table: &str, condition: &str, code: &str) {
+    execute(
+        session,
+        &format!(
+            "create or replace function object() returns trigger language plpgsql as $$ begin
+                 if {condition} then
+                     raise exception 'not with me, ü' using errcode = '{code}';
+                 end if;
+                 return new;
+             end $$;
+             create or replace trigger object before insert or update on {table}
+             for each row execute function object()"
+        ),
+    )
+    .await;
+}
+
+async fn dead_letters(session: &mut PgConnection) -> i64 {
+    let count = sqlx::query_scalar("select count(*) from dead_letters");
+    count.fetch_one(session).await.expect("is counted")
+}
+
+async fn redrive_all(store: &Arc<dyn Store>, dry_run: bool) -> Vec<RedriveOutcome> {
+    let filter = DeadLetterFilter::default();
+    let redrive = Redrive { filter, after: None, limit: 1_000, dry_run };
+    let redriven = store.redrive(redrive).await.expect("is redriven");
+    redriven.into_iter().map(|redriven| redriven.outcome).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_is_refused_alone_is_set_aside_and_all_others_are_applied() {
+    testkit::isolated("refused", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        object_to(&mut session, "documents", "new.data like '%poison%'", "22001").await;
+        let mut messages = Messages::new();
+        let poison = r#"{"a":"poison ä𝄞"}"#;
+        let mut batch: Vec<Message> = Vec::new();
+        for number in 0..20 {
+            let mut items = vec![increment("a", 1), document("c", "{}"), point("t", NOON_MS, 1.0)];
+            items.push(with_key(&number.to_string(), increment("keyed", 1)));
+            if number == 7 {
+                items.insert(2, document("c", poison));
+            }
+            if number == 13 {
+                items.push(with_key("poison", document("c", poison)));
+            }
+            batch.push(messages.of(&items));
+        }
+        // Where a sum overflows, too.
+        batch.push(messages.of(&[increment("b", i64::MAX), increment("b", 1)]));
+        let applied = apply(&store, &batch).await;
+        assert_eq!(applied.fresh.len(), 21);
+        let refused = [batch[7].item_key(2), batch[13].item_key(4)];
+        let mut aside: Vec<_> = applied.set_aside.iter().map(|aside| (aside.item, aside.reason)).collect();
+        aside.sort_unstable_by_key(|(item, reason)| (*reason != Reason::RefusedByStore, *item != refused[0]));
+        let [one, other, overflow] = aside[..] else { panic!("{aside:?}") };
+        assert_eq!([one, other], refused.map(|item| (item, Reason::RefusedByStore)));
+        assert_eq!(overflow, (batch[20].item_key(1), Reason::CounterOverflow));
+        assert_eq!((standing(&store, "a").await, standing(&store, "keyed").await), ((20, 20), (20, 20)));
+        assert_eq!(applied.keyed.len(), 20, "the one that was set aside is not told as applied");
+        for item in refused {
+            let told = fate(&store, item).await;
+            let Some(Fate::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
+            assert_eq!((&*reason, &*detail), ("refused_by_store", "not with me, ? (22001)"));
+            let letter = store.dead_letter(item.as_uuid()).await.expect("is read").expect("is there");
+            assert!(letter.item.is_ascii(), "{}", letter.item);
+        }
+        assert!(apply(&store, &batch).await.fresh.is_empty(), "it is done for good");
+
+        // A redrive meets the same refusal, and the one beside it is applied all the same.
+        apply(&store, &[messages.of(&[increment("b", -5)])]).await;
+        for dry_run in [true, false] {
+            let outcomes = redrive_all(&store, dry_run).await;
+            let again = outcomes.iter().filter(|outcome| {
+                matches!(outcome, RedriveOutcome::FailedAgain { reason, .. } if reason == "refused_by_store")
+            });
+            assert_eq!((outcomes.len(), again.count()), (3, 2));
+        }
+        assert_eq!(dead_letters(&mut session).await, 2);
+        execute(&mut session, "drop trigger object on documents").await;
+        assert_eq!(redrive_all(&store, false).await, [RedriveOutcome::Applied, RedriveOutcome::Applied]);
+        for item in refused {
+            let stored = store.document("c", item).await.expect("is read");
+            let Some(shared::store::Stored::Document(stored)) = stored else { panic!("{stored:?}") };
+            let read = |json: &str| serde_json::from_str::<serde_json::Value>(json).expect("JSON");
+            assert_eq!(read(&stored.data), read(poison));
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lone_item_that_is_refused_does_not_block_what_comes_behind_it() {
+    testkit::isolated("alone", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        object_to(&mut session, "documents", "true", "54000").await;
+        let applied = apply(&store, &[Messages::new().of(&[document("c", "{}")])]).await;
+        assert_eq!(applied.set_aside[0].reason, Reason::RefusedByStore);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_speaks_of_the_server_and_not_of_an_item_sets_nothing_aside() {
+    testkit::isolated("state", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        let mut messages = Messages::new();
+        apply(&store, &[messages.of(&[increment("a", 1)])]).await;
+        let poison = document("c", r#"{"a":"poison"}"#);
+        let batch = [messages.of(&[increment("a", 1), poison]), messages.of(&[increment("a", 1)])];
+        // A missing partition, a read-only server, another schema, rights, a full disk, connections.
+        for code in ["23514", "25006", "42703", "42501", "53100", "53300"] {
+            object_to(&mut session, "documents", "new.data like '%poison%'", code).await;
+            let refused = unavailable(store.apply(batch.clone().into()).await.expect_err("is refused"));
+            assert!(refused.contains(code), "{refused}");
+            assert_eq!(
+                (dead_letters(&mut session).await, standing(&store, "a").await),
+                (0, (1, 1)),
+                "{code}"
+            );
+        }
+        execute(&mut session, "drop trigger object on documents").await;
+        // Every batch, whatever is in it.
+        object_to(&mut session, "applied_message", "true", "22001").await;
+        let refused = unavailable(store.apply(batch.clone().into()).await.expect_err("is refused"));
+        assert!(refused.contains("any batch"), "{refused}");
+        execute(&mut session, "drop trigger object on applied_message").await;
+        assert_eq!(apply(&store, &batch).await.fresh.len(), 2);
+        assert_eq!((dead_letters(&mut session).await, standing(&store, "a").await), (0, (3, 3)));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_share_that_is_refused_alike_sets_nothing_aside() {
+    testkit::isolated("share", async |isolated| {
+        let url = isolated.database_url;
+        let store = postgres(&postgres_config(&url)).await;
+        let mut session = session(&url).await;
+        object_to(&mut session, "documents", "new.data like '%poison%'", "22001").await;
+        let mut messages = Messages::new();
+        let mut batch_with = |poison: usize| -> Vec<Message> {
+            let data = |number| if number < poison { r#"{"a":"poison"}"# } else { "{}" };
+            (0..60).map(|number| messages.of(&[document("c", data(number))])).collect()
+        };
+        let refused = store.apply(batch_with(7).into()).await.expect_err("is refused");
+        assert!(unavailable(refused).contains("more than 6 of 60 items alike"));
+        assert_eq!((dead_letters(&mut session).await, ledger_rows(&url).await), (0, 0));
+        assert_eq!(apply(&store, &batch_with(6)).await.set_aside.len(), 6);
+    })
+    .await;
+}

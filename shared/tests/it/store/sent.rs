@@ -1,0 +1,88 @@
+//! What tests send to a store: items of every kind, keyed or not, and messages of them.
+use shared::id::{ItemKey, Kind};
+use shared::keyed::{self, Fingerprint, Keyed};
+use shared::message::{Builder, Message, decode, encode};
+use shared::write::{Delete, Document, Increment, Item, Object, Point, Write};
+
+use super::{Messages, NOON_MS};
+
+pub fn increment(counter: &str, by: i64) -> Item {
+    unkeyed(Write::Increment(Increment { counter: counter.into(), by }))
+}
+
+/// A document that nobody checked.
+pub fn document(collection: &str, data: &str) -> Item {
+    checked_document(collection, None, data)
+}
+
+pub fn checked_document(collection: &str, schema_version: Option<i64>, data: &str) -> Item {
+    let data = Object::from_json(data).expect("an object");
+    unkeyed(Write::Document(Document { collection: collection.into(), schema_version, data }))
+}
+
+pub fn delete(collection: &str, document: ItemKey) -> Item {
+    unkeyed(Write::Delete(Delete { collection: collection.into(), document }))
+}
+
+pub fn point(kind: &str, at_ms: i64, value: f64) -> Item {
+    unkeyed(Write::Point(Point { kind: kind.into(), at_ms, value }))
+}
+
+fn unkeyed(write: Write) -> Item {
+    Item { write, keyed: None }
+}
+
+/// The identity of an item at `index` of a request with `key`.
+pub fn identity(kind: Kind, key: &str, index: usize) -> ItemKey {
+    keyed::id_of("tester", kind, key, index)
+}
+
+/// The same item as the first of a request with `key`.
+pub fn with_key(key: &str, item: Item) -> Item {
+    with_key_at(key, 0, item)
+}
+
+pub fn with_key_at(key: &str, index: usize, item: Item) -> Item {
+    let fingerprint = fingerprint(&item);
+    let keyed = Keyed { id: identity(item.kind(), key, index), fingerprint };
+    Item { keyed: Some(keyed), ..item }
+}
+
+/// What tells the payload of an item.
+pub fn fingerprint(item: &Item) -> Fingerprint {
+    let bare = Item { write: item.write.clone(), keyed: None };
+    let json = serde_json::to_string(&bare).expect("an item has a JSON form");
+    keyed::fingerprint_of("POST", "test", &json)
+}
+
+impl Messages {
+    /// A message around noon.
+    pub fn of(&mut self, items: &[Item]) -> Message {
+        self.at(NOON_MS, items)
+    }
+
+    /// A message that was opened then and accepted 7 ms later. Ids never go back: later calls
+    /// should not name an earlier time.
+    pub fn at(&mut self, time_ms: i64, items: &[Item]) -> Message {
+        self.build(time_ms, items, |_| false)
+    }
+
+    /// A message of which somebody waits for some items.
+    pub fn awaited(&mut self, items: &[Item], is_awaited: impl Fn(usize) -> bool) -> Message {
+        self.build(NOON_MS, items, is_awaited)
+    }
+
+    /// Through the wire format, as the consumer gets it.
+    fn build(&mut self, time_ms: i64, items: &[Item], is_awaited: impl Fn(usize) -> bool) -> Message {
+        let mut builder = Builder::new(self.0.next(time_ms), time_ms + 7);
+        for (index, item) in items.iter().enumerate() {
+            let mut encoded = Vec::new();
+            encode(&mut encoded, item);
+            builder.push(&encoded, 1);
+            if is_awaited(index) {
+                builder.await_last();
+            }
+        }
+        decode(&builder.finish().body).expect("a message")
+    }
+}
