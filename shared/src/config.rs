@@ -98,6 +98,9 @@ pub struct Queue {
     /// Bytes that may wait in the queue; beyond them writes get 503. An argument of the queue:
     /// a change needs a drained and deleted queue.
     pub bytes_max: u64,
+    /// How old a queue that was just made must be before it is published to, in milliseconds. A
+    /// broker that is killed within half a second after it made a queue forgets what is in it.
+    pub settle_ms: u64,
     /// Messages that one consumer may hold unacknowledged.
     pub prefetch: u16,
     /// Memory for unacknowledged messages in bytes: prefetch × largest message must fit.
@@ -246,6 +249,7 @@ impl Default for Queue {
             messages_waiting_max: 16,
             confirm_timeout_ms: 1_000,
             bytes_max: 8 << 30,
+            settle_ms: 2_000,
             prefetch: 64,
             prefetch_bytes_max: 256 << 20,
             merge_items_max: 8_000,

@@ -161,6 +161,7 @@ pub fn base_config() -> Config {
     config.server.short_wait_ms = 30_000;
     config.ops.port = Some(0);
     config.queue.bytes_max = 64 << 20;
+    config.queue.settle_ms = 0;
     config.ids.secrets = vec!["test".into()];
     config.auth.admin_without_keys = true;
     config

@@ -132,6 +132,7 @@ async fn wait_for(what: &str, is_true: impl AsyncFn() -> bool) {
 fn base_config() -> Config {
     let mut config = Config::default();
     config.queue.bytes_max = 64 << 20;
+    config.queue.settle_ms = 0;
     config.ids.secrets = vec!["test".into()];
     config
 }

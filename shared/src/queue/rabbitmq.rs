@@ -51,13 +51,15 @@ pub struct RabbitSettings {
     uri: Option<AMQPUri>,
     prefix: String,
     limits: QueueLimits,
+    /// How old a new queue must be before it is published to.
+    settle: Duration,
     in_flight_max: usize,
     in_flight_bytes_max: usize,
     waiting_max: usize,
 }
 
 impl RabbitSettings {
-    /// `prefix` begins the name of every queue and exchange.
+    /// `prefix` begins the name of every queue and exchange. A new queue is published to at once.
     pub fn new(url: &str, prefix: &str, limits: QueueLimits) -> Self {
         let mut uri: Option<AMQPUri> = url.parse().ok();
         if let Some(uri) = &mut uri {
@@ -67,6 +69,7 @@ impl RabbitSettings {
             uri,
             prefix: prefix.into(),
             limits,
+            settle: Duration::ZERO,
             in_flight_max: IN_FLIGHT_MAX,
             in_flight_bytes_max: IN_FLIGHT_BYTES_MAX,
             waiting_max: WAITING_MAX,
@@ -84,7 +87,8 @@ impl From<&Config> for RabbitSettings {
             bytes_max: config.queue.bytes_max,
             confirm_timeout: Duration::from_millis(config.queue.confirm_timeout_ms),
         };
-        Self::new(&config.queue.url, &config.queue.prefix, limits)
+        let settle = Duration::from_millis(config.queue.settle_ms);
+        Self { settle, ..Self::new(&config.queue.url, &config.queue.prefix, limits) }
     }
 }
 
@@ -98,6 +102,7 @@ impl fmt::Debug for RabbitSettings {
             .field("server", &server)
             .field("prefix", &self.prefix)
             .field("limits", &self.limits)
+            .field("settle", &self.settle)
             .field("in_flight_max", &self.in_flight_max)
             .field("in_flight_bytes_max", &self.in_flight_bytes_max)
             .field("waiting_max", &self.waiting_max)

@@ -262,7 +262,7 @@ impl Drop for Pump {
 async fn open(settings: Arc<RabbitSettings>) -> Result<(Session, Channel), SessionError> {
     let session = Session::open(&settings, NAME).await?;
     let names = Names::new(&settings.prefix);
-    topology::declare_queues(&session, &names, settings.limits.bytes_max).await?;
+    topology::declare_queues(&session, &names, settings.limits.bytes_max, settings.settle).await?;
     let channel = session.publishing_channel().await?;
     Ok((session, channel))
 }

@@ -4,9 +4,12 @@
 //! looked at passively first, so that a user without the right to configure can run against what
 //! an operator declared; what exists is declared again as the check of its arguments. Why these
 //! arguments: `docs/decisions/0004-broker-topology.md`.
+use std::time::Duration;
+
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use tokio::time::sleep;
 
 use super::connection::{Session, SessionError, call};
 
@@ -39,23 +42,32 @@ enum Kind {
     Queue(FieldTable),
 }
 
-/// Declares the queues and what they need.
+/// Declares the queues and what they need; waits for `settle` when a queue is new.
+///
+/// A broker that is killed within half a second after it made a quorum queue starts it again
+/// without a leader and without what it had confirmed. So the exchange of dead letters comes last
+/// and says that queues are older than that: who does not find it waits, too, whoever made them.
 pub(crate) async fn declare_queues(
     session: &Session,
     names: &Names,
     bytes_max: u64,
+    settle: Duration,
 ) -> Result<(), SessionError> {
-    ensure(session, &names.dead, &Kind::Exchange(ExchangeKind::Direct)).await?;
+    let dead_exchange = Kind::Exchange(ExchangeKind::Direct);
+    let was_settled = exists(session, &names.dead, &dead_exchange).await?;
     let dead = Kind::Queue(quorum_arguments(bytes_max));
-    let existed = ensure(session, &names.dead, &dead).await?;
-    bind_dead(session, &names.dead, existed).await?;
+    let dead_existed = ensure(session, &names.dead, &dead).await?;
     let mut writes = quorum_arguments(bytes_max);
     writes.insert("x-dead-letter-exchange".into(), text(names.dead.as_str()));
     writes.insert("x-dead-letter-routing-key".into(), text(names.dead.as_str()));
     // A dead letter leaves its queue only when the dead queue has confirmed it.
     writes.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-    ensure(session, &names.writes, &Kind::Queue(writes)).await?;
-    Ok(())
+    let writes_existed = ensure(session, &names.writes, &Kind::Queue(writes)).await?;
+    if !(was_settled && dead_existed && writes_existed) {
+        sleep(settle).await;
+    }
+    ensure(session, &names.dead, &dead_exchange).await?;
+    bind_dead(session, &names.dead, dead_existed).await
 }
 
 /// Declares the exchange that events go through.
@@ -81,17 +93,21 @@ fn text(value: &str) -> AMQPValue {
 
 /// Makes sure that `name` is there with these arguments; returns whether it was before.
 async fn ensure(session: &Session, name: &ShortString, kind: &Kind) -> Result<bool, SessionError> {
-    let existed = match declare(session, name, kind, true).await {
-        Ok(()) => true,
-        Err(error) if error.code() == Some(NOT_FOUND) => false,
-        Err(error) => return Err(error),
-    };
+    let existed = exists(session, name, kind).await?;
     match declare(session, name, kind, false).await {
         Ok(()) => Ok(existed),
         Err(error) if existed && error.code() == Some(ACCESS_REFUSED) => Ok(existed),
         Err(error) if error.code() == Some(PRECONDITION_FAILED) => {
             Err(SessionError::Misdeclared(explain(name, kind, &error)))
         }
+        Err(error) => Err(error),
+    }
+}
+
+async fn exists(session: &Session, name: &ShortString, kind: &Kind) -> Result<bool, SessionError> {
+    match declare(session, name, kind, true).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.code() == Some(NOT_FOUND) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -1,4 +1,5 @@
 //! What only the administrator of a broker can do to us, on a private one.
+use shared::config::Config;
 use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
 use testkit::inspect;
 
@@ -33,6 +34,29 @@ async fn a_user_without_the_right_to_configure_works_on_what_an_operator_declare
         while inspect::waiting(broker.url(), &dead).await.expect("the broker answers") != 1 {
             assert!(super::Instant::now() < deadline, "the rejected message is not in the dead queue");
         }
+    })
+    .await;
+}
+
+/// A new quorum queue is in the broker's own registers only some time after it was declared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_new_queue_confirmed_survives_a_broker_that_is_killed_at_once() {
+    testkit::private::broker(|broker| async move {
+        let mut config = Config::default();
+        config.queue.url = broker.url().to_owned();
+        config.queue.prefix = testkit::unique("settle");
+        let open = || RabbitQueue::start(RabbitSettings::from(&config));
+        let queues: Vec<Arc<dyn Queue>> = vec![open(), open()];
+        let publishers = queues.iter().map(|queue| queue.publisher()).collect::<Vec<_>>();
+        let published = tokio::join!(publish(publishers[0].as_ref(), 1), publish(publishers[1].as_ref(), 1));
+        broker.kill().await;
+        broker.restart().await;
+        let later = publish(publishers[0].as_ref(), 1).await;
+        let mut subscription = queues[1].subscribe(10).await.expect("subscribed");
+        let all = [published.0, published.1, later].concat();
+        let deliveries = next_many(subscription.as_mut(), all.len()).await;
+        assert!(delivered_ids(&deliveries).is_superset(&ids(&all)));
+        subscription.ack(deliveries).await.expect("acknowledged");
     })
     .await;
 }
