@@ -197,11 +197,7 @@ impl Store for SqliteStore {
     }
 
     async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError> {
-        let cache = Arc::clone(&self.definitions);
-        let work = self.files.write("housekeep", move |connection| {
-            Box::pin(async move { housekeeping::housekeep(connection, &cache, retention).await })
-        });
-        work.await
+        housekeeping::housekeep(&self.files, &self.definitions, retention).await
     }
 
     /// The clock of this process, which is the only one that writes; read only when the file can be.

@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod private;
 pub mod proxy;
 pub mod servers;
+pub mod sqlite;
 pub mod store;
 
 use std::future::Future;

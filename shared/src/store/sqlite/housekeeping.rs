@@ -1,15 +1,18 @@
-//! What is deleted because of its age, a bounded part of it per call: other writes wait meanwhile.
+//! What is deleted because of its age. Each step is a transaction of its own and bounded: other writes
+//! wait for the one under way, and come before the next.
+use std::sync::Arc;
+
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::collections::{Cache, PAGE_BYTES_MAX};
-use super::files::Failure;
+use super::files::{Failure, Files};
 use super::{documents, points};
 use crate::clock;
 use crate::id::MessageId;
 use crate::rollup::Resolution;
-use crate::store::{Housekept, Retention};
+use crate::store::{Housekept, Retention, StoreError};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
@@ -40,89 +43,131 @@ pub const DELETE_OLD_KEYS: &str = "delete from keyed_writes where id in \
 const TABLES: &str = "select name from sqlite_schema \
     where type = 'table' and name glob 'points_[0-9]*' and name < ?1 order by name limit 2";
 
-/// Inside a transaction that holds the write lock.
+enum Step {
+    /// Of the oldest day before the one of this table.
+    Points {
+        first_kept: String,
+    },
+    Rollups {
+        resolution: Resolution,
+        below: i32,
+    },
+    Keys {
+        before_ms: i64,
+    },
+    Documents {
+        collection: String,
+        below: Uuid,
+    },
+}
+
+/// One call: every step once.
 pub async fn housekeep(
-    connection: &mut SqliteConnection,
-    cache: &Cache,
+    files: &Files,
+    cache: &Arc<Cache>,
     retention: Retention,
-) -> Result<Housekept, Failure> {
-    let now_ms = clock::now_ms();
+) -> Result<Housekept, StoreError> {
     let mut kept = Housekept::default();
-    drop_points(connection, now_ms, retention.points_ms, &mut kept).await?;
-    for (resolution, age_ms) in
-        [(Resolution::Minute, retention.minutes_ms), (Resolution::Hour, retention.hours_ms)]
-    {
-        let below = resolution.period_of(now_ms.saturating_sub(age_ms));
-        let query = sqlx::query(ROLLUPS).bind(resolution as i16).bind(below).bind(retention.rows_max);
-        count(&mut kept, query.execute(&mut *connection).await?.rows_affected(), retention.rows_max);
+    for step in steps(files, &retention).await? {
+        let (cache, rows_max) = (Arc::clone(cache), retention.rows_max);
+        let done = files.write("housekeep", move |connection| {
+            Box::pin(async move { run(connection, &cache, &step, rows_max).await })
+        });
+        let done = done.await?;
+        kept.rows += done.rows;
+        kept.partitions += done.partitions;
+        kept.more |= done.more;
     }
-    if let Some(before_ms) = retention.keys_before_ms {
-        let query = sqlx::query(KEYS).bind(before_ms).bind(retention.rows_max);
-        count(&mut kept, query.execute(&mut *connection).await?.rows_affected(), retention.rows_max);
-    }
-    delete_documents(connection, cache, now_ms, retention.rows_max, &mut kept).await?;
     Ok(kept)
 }
 
-fn count(kept: &mut Housekept, rows: u64, rows_max: u32) {
-    kept.rows += rows;
-    kept.more |= rows >= u64::from(rows_max);
+async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreError> {
+    let bounded = files.read("housekeep", |connection| {
+        Box::pin(async move { Ok(sqlx::query_as::<_, (String, u32)>(BOUNDED).fetch_all(connection).await?) })
+    });
+    let now_ms = clock::now_ms();
+    let mut steps = vec![Step::Points {
+        first_kept: points::table_of(now_ms.saturating_sub(retention.points_ms), now_ms),
+    }];
+    for (resolution, age_ms) in
+        [(Resolution::Minute, retention.minutes_ms), (Resolution::Hour, retention.hours_ms)]
+    {
+        steps.push(Step::Rollups { resolution, below: resolution.period_of(now_ms.saturating_sub(age_ms)) });
+    }
+    steps.extend(retention.keys_before_ms.map(|before_ms| Step::Keys { before_ms }));
+    steps.extend(bounded.await?.into_iter().map(|(collection, days)| {
+        let below = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
+        Step::Documents { collection, below }
+    }));
+    Ok(steps)
 }
 
-/// Drops the oldest day whose last point is too old.
+/// Inside a transaction that holds the write lock.
+async fn run(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    step: &Step,
+    rows_max: u32,
+) -> Result<Housekept, Failure> {
+    let query = match step {
+        Step::Points { first_kept } => return drop_points(connection, first_kept, rows_max).await,
+        Step::Documents { collection, below } => {
+            return delete_documents(connection, cache, collection, *below, rows_max).await;
+        }
+        Step::Rollups { resolution, below } => sqlx::query(ROLLUPS).bind(*resolution as i16).bind(*below),
+        Step::Keys { before_ms } => sqlx::query(KEYS).bind(*before_ms),
+    };
+    let rows = query.bind(rows_max).execute(connection).await?.rows_affected();
+    Ok(Housekept { rows, partitions: 0, more: rows >= u64::from(rows_max) })
+}
+
+/// Empties the oldest day whose last point is too old, and drops it once nothing is left of it: to
+/// drop a full one takes as long as it has pages.
 async fn drop_points(
     connection: &mut SqliteConnection,
-    now_ms: i64,
-    age_ms: i64,
-    kept: &mut Housekept,
-) -> Result<(), Failure> {
-    let first_kept = points::table_of(now_ms.saturating_sub(age_ms), now_ms);
+    first_kept: &str,
+    rows_max: u32,
+) -> Result<Housekept, Failure> {
     let tables: Vec<String> = sqlx::query_scalar(TABLES).bind(first_kept).fetch_all(&mut *connection).await?;
-    if let [oldest, more @ ..] = &tables[..] {
-        sqlx::query(AssertSqlSafe(format!("drop table {oldest}"))).execute(connection).await?;
-        kept.partitions += 1;
-        kept.more |= !more.is_empty();
+    let [oldest, others @ ..] = &tables[..] else { return Ok(Housekept::default()) };
+    let delete = format!(
+        "delete from {oldest} where rowid in (select rowid from {oldest} order by rowid limit {rows_max})"
+    );
+    let rows = sqlx::query(AssertSqlSafe(delete)).execute(&mut *connection).await?.rows_affected();
+    if rows >= u64::from(rows_max) {
+        return Ok(Housekept { rows, partitions: 0, more: true });
     }
-    Ok(())
+    sqlx::query(AssertSqlSafe(format!("drop table {oldest}"))).execute(connection).await?;
+    Ok(Housekept { rows, partitions: 1, more: !others.is_empty() })
 }
 
 async fn delete_documents(
     connection: &mut SqliteConnection,
     cache: &Cache,
-    now_ms: i64,
+    collection: &str,
+    below: Uuid,
     rows_max: u32,
-    kept: &mut Housekept,
-) -> Result<(), Failure> {
-    let bounded = sqlx::query_as::<_, (String, u32)>(BOUNDED).fetch_all(&mut *connection).await?;
-    let mut rows_left = rows_max;
-    for (name, days) in bounded {
-        let below = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
-        let known = cache.load(connection, &[&name]).await?;
-        let checker = &known[&name].checker;
-        let (mut last, mut fields, mut rows, mut bytes) = (None, Vec::new(), 0, 0);
+) -> Result<Housekept, Failure> {
+    let known = cache.load(connection, &[collection]).await?;
+    let checker = &known[collection].checker;
+    let (mut last, mut fields, mut rows, mut bytes) = (None, Vec::new(), 0, 0);
+    {
+        let mut old = sqlx::query(OLD).bind(collection).bind(below).bind(rows_max).fetch(&mut *connection);
+        while bytes < PAGE_BYTES_MAX
+            && let Some(row) = old.try_next().await?
         {
-            let mut old = sqlx::query(OLD).bind(&name).bind(below).bind(rows_left).fetch(&mut *connection);
-            while bytes < PAGE_BYTES_MAX
-                && let Some(row) = old.try_next().await?
-            {
-                let place: Uuid = row.try_get(0)?;
-                (last, rows) = (Some(place), rows + 1);
-                let data: &str = row.try_get(1)?;
-                bytes += data.len();
-                fields.extend(documents::fields_of(checker, &name, place, data));
-            }
-        }
-        documents::forget(connection, &fields).await?;
-        if let Some(last) = last {
-            sqlx::query(DELETE_OLD_KEYS).bind(&name).bind(last).execute(&mut *connection).await?;
-            sqlx::query(DELETE_OLD).bind(&name).bind(last).execute(&mut *connection).await?;
-        }
-        kept.rows += u64::from(rows);
-        rows_left -= rows;
-        if rows_left == 0 || bytes >= PAGE_BYTES_MAX {
-            kept.more = true;
-            break;
+            let place: Uuid = row.try_get(0)?;
+            (last, rows) = (Some(place), rows + 1);
+            let data: &str = row.try_get(1)?;
+            bytes += data.len();
+            fields.extend(documents::fields_of(checker, collection, place, data));
         }
     }
-    Ok(())
+    documents::forget(connection, &fields).await?;
+    if let Some(last) = last {
+        sqlx::query(DELETE_OLD_KEYS).bind(collection).bind(last).execute(&mut *connection).await?;
+        sqlx::query(DELETE_OLD).bind(collection).bind(last).execute(&mut *connection).await?;
+    }
+    let more = rows == rows_max || bytes >= PAGE_BYTES_MAX;
+    Ok(Housekept { rows: u64::from(rows), partitions: 0, more })
 }

@@ -1,4 +1,6 @@
 //! What only the store on SQLite can get wrong.
+mod valid;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -246,6 +248,59 @@ async fn raw_points_lie_by_the_day_of_their_acceptance_and_go_as_days() {
     // Statements that were prepared for the days go on.
     apply(&store, &[messages.at(NOON_MS + 2 * DAY_MS, &[point("t", NOON_MS + 2 * DAY_MS, 1.0)])]).await;
     assert_eq!(tables_of_points(&mut file).await, tables[2..]);
+}
+
+#[tokio::test]
+async fn a_large_day_goes_a_part_at_a_time() {
+    let directory = Directory::new("large-day");
+    let store = directory.store().await;
+    let items: Vec<_> = (0..25).map(|number| point("t", NOON_MS - number, 1.0)).collect();
+    apply(&store, &[Messages::new().of(&items)]).await;
+    let mut file = file(&directory).await;
+    let age_ms = store.now_ms().await.expect("a time") - NOON_MS;
+    let retention = Retention {
+        points_ms: age_ms - DAY_MS,
+        minutes_ms: 2 * age_ms,
+        hours_ms: 2 * age_ms,
+        keys_before_ms: None,
+        rows_max: 10,
+    };
+    for (rows, partitions) in [(10, 0), (10, 0), (5, 1), (0, 0)] {
+        let kept = store.housekeep(retention).await.expect("is kept");
+        assert_eq!((kept.rows, kept.partitions, kept.more), (rows, partitions, rows == 10));
+    }
+    assert_eq!(tables_of_points(&mut file).await, Vec::<String>::new());
+}
+
+/// So the ingest, which waits for the transaction under way, waits for one step and not for all.
+#[tokio::test]
+async fn each_step_of_housekeeping_is_a_transaction_of_its_own() {
+    let directory = Directory::new("steps");
+    let store = directory.store().await;
+    let bounded = Definition { retention_days: Some(1), ..Definition::default() };
+    store.define("c", bounded).await.expect("is defined");
+    let items = [point("t", NOON_MS, 1.0), with_key("k", increment("a", 1)), document("c", "{}")];
+    let applied = apply(&store, &[Messages::new().of(&items)]).await;
+    let mut file = file(&directory).await;
+    let trap = "create trigger trap before delete on documents begin select raise(rollback, 'no'); end";
+    execute(&mut file, trap).await;
+    let retention = Retention {
+        points_ms: DAY_MS,
+        minutes_ms: DAY_MS,
+        hours_ms: DAY_MS,
+        keys_before_ms: Some(applied.committed_at_ms + DAY_MS),
+        rows_max: 100,
+    };
+    assert!(unavailable(store.housekeep(retention).await.expect_err("the trap")).contains("no"));
+    let mut left = async || {
+        let left = "select (select count(*) from sqlite_schema where name glob 'points_*'), \
+            (select count(*) from rollups), (select count(*) from keyed_writes), \
+            (select count(*) from documents)";
+        let row = sqlx::query_as::<_, (i64, i64, i64, i64)>(left).fetch_one(&mut file);
+        row.await.expect("is counted")
+    };
+    // The rollup of the day stays for ever.
+    assert_eq!(left().await, (0, 1, 0, 1));
 }
 
 #[tokio::test]

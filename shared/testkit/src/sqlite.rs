@@ -1,0 +1,35 @@
+//! A look into the files of the embedded form, from outside.
+use std::path::Path;
+
+use anyhow::ensure;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
+
+/// What SQLite finds wrong with a file; nothing when it is sound.
+pub async fn integrity(file: &Path) -> anyhow::Result<Vec<String>> {
+    let mut connection = open(file).await?;
+    let said: Result<Vec<String>, _> =
+        sqlx::query_scalar("pragma integrity_check").fetch_all(&mut connection).await;
+    let said = match said {
+        Ok(said) => said,
+        // Some damage keeps even the check from running.
+        Err(error) => vec![error.to_string()],
+    };
+    connection.close().await?;
+    ensure!(!said.is_empty(), "the check of {} said nothing", file.display());
+    Ok(said.into_iter().filter(|said| said != "ok").collect())
+}
+
+/// Rows of a table.
+pub async fn count(file: &Path, table: &str) -> anyhow::Result<i64> {
+    let mut connection = open(file).await?;
+    let count = AssertSqlSafe(format!("select count(*) from \"{table}\""));
+    let count = sqlx::query_scalar(count).fetch_one(&mut connection).await?;
+    connection.close().await?;
+    Ok(count)
+}
+
+async fn open(file: &Path) -> anyhow::Result<SqliteConnection> {
+    ensure!(file.is_file(), "{} is missing", file.display());
+    Ok(SqliteConnectOptions::new().filename(file).connect().await?)
+}
