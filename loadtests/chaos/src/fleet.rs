@@ -16,6 +16,9 @@ use crate::clock::Clock;
 use crate::servers::{Servers, free_address, in_path};
 use crate::traffic;
 
+/// Where the embedded program keeps its files, in the folder of the run.
+pub const DATA: &str = "data";
+
 const HEALTHY_PATIENCE: Duration = Duration::from_mins(1);
 /// How long a program may take to stop when asked: its own limit for open requests, and some more.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -59,7 +62,7 @@ impl Fleet {
         let mut members = Vec::new();
         match servers {
             None => {
-                let url = format!("embedded:{}", base.folder.join("data").display());
+                let url = format!("embedded:{}", base.folder.join(DATA).display());
                 let settings = [("QUEUE__URL", url.clone()), ("STORE__URL", url)];
                 members.push(Member::start("api-0", &base, &settings, None)?);
             }

@@ -5,11 +5,12 @@
 //! Flow: [`servers`] and [`fleet`] start what the pair needs · [`traffic`] writes and keeps the
 //! [`ledger`] · [`inject`] carries the [`plan`] of [`fault`]s out and measures each [`recovery`] · [`audit`]
 //! compares the ledger with what the service says through HTTP, [`leftovers`] looks at the
-//! servers · [`report`] tells. Faults strike only what this started. SIGKILL leaves the kernel
+//! servers, [`files`] at what the embedded pair wrote · [`report`] tells. Faults strike only what this started. SIGKILL leaves the kernel
 //! alive, so this says nothing about power loss.
 pub mod audit;
 pub mod clock;
 pub mod fault;
+pub mod files;
 pub mod fleet;
 pub mod inject;
 pub mod kind;
@@ -31,7 +32,7 @@ pub use testkit::servers;
 use tokio::sync::watch;
 
 use crate::fault::Class;
-use crate::fleet::{Base, Fleet};
+use crate::fleet::{Base, DATA, Fleet};
 use crate::inject::{CarriedOut, Site, WRITES_QUEUE};
 use crate::ledger::Ledger;
 use crate::plan::Plan;
@@ -195,9 +196,12 @@ async fn run_in(
     let entries = ledger.entries();
     let audit = audit::audit(&entries, &apis).await?;
     findings.extend(audit.findings);
+    let mut files = None;
     let leftovers = match servers.as_deref() {
         None => {
             findings.extend(fleet.stop().await?);
+            let found = files.insert(files::gather(&folder.join(DATA)).await?);
+            findings.extend(files::check(found));
             None
         }
         Some(servers) => {
@@ -221,6 +225,7 @@ async fn run_in(
         load_seconds: (ended - began).as_secs_f64(),
         audit_seconds: ended.elapsed().as_secs_f64(),
         leftovers,
+        files,
         poison: poison.len(),
         findings,
         folder: folder.to_owned(),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::Settings;
 use crate::fault::{Bound, Class};
+use crate::files::Files;
 use crate::inject::{ACCEPTED_MIN, Struck};
 use crate::kind::Abilities;
 use crate::ledger::{Entry, Outcome};
@@ -31,6 +32,8 @@ pub struct Report {
     pub audit_seconds: f64,
     /// `None` for the embedded pair, which has no servers.
     pub leftovers: Option<Leftovers>,
+    /// `None` for the cluster, which has no files of its own.
+    pub files: Option<Files>,
     pub poison: usize,
     /// What the service did wrong. Empty: nothing.
     pub findings: Vec<String>,
@@ -183,6 +186,13 @@ impl fmt::Display for Report {
                 out,
                 "  left over: {} writes, {} dead letters for {} poison messages; connections at Postgres {} idle, {} after",
                 left.writes, left.dead, self.poison, left.sessions_idle, left.sessions_after
+            )?;
+        }
+        if let Some(Files { damage, waiting, dead }) = &self.files {
+            let integrity = if damage.is_empty() { "ok" } else { "DAMAGED" };
+            writeln!(
+                out,
+                "  left in the files: {waiting} messages, {dead} dead; integrity_check: {integrity}"
             )?;
         }
         self.write_faults(out)?;
