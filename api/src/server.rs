@@ -229,6 +229,7 @@ impl Assembly {
             publisher: publisher.clone(),
             publisher_breaker: publisher_breaker.clone(),
             store_breaker: store_breaker.clone(),
+            waiters: waiters.clone(),
             gate: gate.clone(),
         });
         Self {

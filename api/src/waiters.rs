@@ -184,7 +184,8 @@ impl Waiters {
         self.open.load(Ordering::Relaxed)
     }
 
-    fn store_is_away(&self) -> bool {
+    /// Whether it cannot be read from here, or no consumer can apply anything.
+    pub fn store_is_away(&self) -> bool {
         !self.store_breaker.is_closed() || self.consumers_are_away.load(Ordering::Relaxed)
     }
 

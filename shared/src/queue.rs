@@ -49,8 +49,8 @@ pub enum Link {
     Down,
     /// Connected, but the broker takes nothing (memory or disk alarm).
     Blocked,
-    /// Connected, but for a while the queue has refused everything: it is full. Only publishing tells
-    /// when there is room again.
+    /// Connected, but the queue is full: it refuses everything, or for a while has. Of a broker only
+    /// publishing tells when there is room again.
     Full,
 }
 

@@ -18,6 +18,9 @@ use crate::config::{LogFormat, Telemetry};
 
 /// Sends the logs of this process to standard error, which leaves standard output to commands
 /// that print something. A second call changes nothing, so tests may call it.
+///
+/// A line that cannot be written is lost, and nothing else is: to say so on standard error panics when
+/// that is a file on a full disk (`files_that_take_no_more_lose_nothing_and_heal_by_themselves`).
 pub fn init_logs(telemetry: &Telemetry) {
     let terminal = std::io::stderr().is_terminal();
     let json = match telemetry.log_format {
@@ -47,7 +50,7 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let format = lines().json().flatten_event(true).with_current_span(false).with_span_list(false);
-    format.with_env_filter(filter).with_writer(writer).finish()
+    format.log_internal_errors(false).with_env_filter(filter).with_writer(writer).finish()
 }
 
 /// One line per event for people, with control characters escaped: what a client sent must not
@@ -69,7 +72,8 @@ where
         writer.write_str(rest)
     };
     let fields = debug_fn(field).delimited(" ");
-    lines().fmt_fields(fields).with_ansi(colours).with_env_filter(filter).with_writer(writer).finish()
+    let format = lines().fmt_fields(fields).with_ansi(colours).log_internal_errors(false);
+    format.with_env_filter(filter).with_writer(writer).finish()
 }
 
 /// Latency buckets in seconds, from a cached read to a client's patience.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use actix_web::web::ThinData;
 use actix_web::{HttpResponse, HttpResponseBuilder};
-use shared::breaker::{Breaker, State};
+use shared::breaker::Breaker;
 use shared::ops::{Health, Status};
 use shared::queue::{Link, Publisher};
 use utoipa::ToSchema;
 
 use crate::request::Gate;
 use crate::server::Shared;
+use crate::waiters::Waiters;
 
 /// What holds now says nothing about later.
 const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
@@ -20,6 +21,7 @@ pub struct HealthView {
     pub publisher: Arc<dyn Publisher>,
     pub publisher_breaker: Arc<Breaker>,
     pub store_breaker: Arc<Breaker>,
+    pub waiters: Arc<Waiters>,
     pub gate: Arc<Gate>,
 }
 
@@ -27,7 +29,8 @@ impl HealthView {
     /// `down` when nothing can be made durable, `degraded` when reads may be stale or refused.
     pub fn read(&self) -> Health {
         let accepting = self.publisher.link() == Link::Up && self.publisher_breaker.check().is_ok();
-        let reading = self.store_breaker.state() == State::Closed;
+        // Where only writing fails the values that are read stand still, which is as good as stale.
+        let reading = !self.waiters.store_is_away();
         let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
         let breaker = |breaker: &Breaker| (breaker.name(), breaker.state().name());
         Health {

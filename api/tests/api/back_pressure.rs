@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, Response};
 
-use crate::support::{Installation, cluster_with, json, problem};
+use crate::support::{Installation, cluster_with, embedded_with, json, problem};
 
 /// Far less than the 10 s for which an accepted write of these tests may wait for its confirm.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -19,10 +19,24 @@ async fn health(installation: &Installation) -> (u16, String) {
     (status, json(response).await["queue"].as_str().expect("a word").to_owned())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_is_told_as_such_and_by_the_health_and_takes_again_by_itself() {
-    let adjust = |config: &mut shared::config::Config| config.queue.bytes_max = 100_000;
-    cluster_with("full", adjust, |mut installation| async move {
+mod a_full_queue_is_told_as_such_and_by_the_health_and_takes_again_by_itself {
+    use super::*;
+
+    fn adjust(config: &mut shared::config::Config) {
+        config.queue.bytes_max = 100_000;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn embedded() {
+        embedded_with(adjust, test).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn cluster() {
+        cluster_with("full", adjust, test).await;
+    }
+
+    async fn test(mut installation: Installation) -> Installation {
         for consumer in installation.consumers.drain(..) {
             consumer.stop().await;
         }
@@ -51,8 +65,7 @@ async fn a_full_queue_is_told_as_such_and_by_the_health_and_takes_again_by_itsel
             })
             .await;
         installation
-    })
-    .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

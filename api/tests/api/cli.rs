@@ -4,12 +4,18 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-const API: &str = env!("CARGO_BIN_EXE_forebay-api");
+pub const API: &str = env!("CARGO_BIN_EXE_forebay-api");
 
 /// The program in a directory of its own, with nothing set but what the test sets.
 fn command(directory: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(API);
+    command_of(API, directory, arguments)
+}
+
+/// The same through another program, which becomes it.
+pub fn command_of(program: &str, directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).current_dir(directory).env_clear();
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.env("FOREBAY__OPS__PORT", "0").env("FOREBAY__SERVER__PORT", "0");
     command
 }
@@ -24,14 +30,17 @@ fn run(directory: &Path, arguments: &[&str]) -> (bool, String, String) {
 const LOG: &str = "log";
 
 /// A serving program; ended when dropped.
-struct Serving {
-    child: Child,
-    url: String,
+pub struct Serving {
+    pub child: Child,
+    pub url: String,
 }
 
 impl Serving {
     fn start(directory: &Path) -> Self {
-        let mut command = command(directory, &[]);
+        Self::of(command(directory, &[]), directory)
+    }
+
+    pub fn of(mut command: Command, directory: &Path) -> Self {
         let log = std::fs::File::create(directory.join(LOG)).expect("a file");
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("it starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -44,10 +53,13 @@ impl Serving {
         Self { child, url }
     }
 
-    fn stop(mut self) -> bool {
+    pub fn pid(&self) -> rustix::process::Pid {
         let id = i32::try_from(self.child.id()).expect("a process id");
-        let pid = rustix::process::Pid::from_raw(id).expect("a process id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        rustix::process::Pid::from_raw(id).expect("a process id")
+    }
+
+    pub fn stop(mut self) -> bool {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).expect("it runs");
         self.child.wait().expect("it ends").success()
     }
 }
@@ -105,6 +117,18 @@ fn a_second_process_on_the_same_data_is_refused() {
     let (ok, _, told) = run(directory.path(), &[]);
     assert!(!ok && told.contains("in use by another process"), "{told}");
     assert!(serving.stop());
+}
+
+#[test]
+fn a_process_that_was_killed_leaves_no_lock_behind() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut serving = Serving::start(directory.path());
+    let refused = command(directory.path(), &[]).output().expect("it runs");
+    assert_eq!(refused.status.code(), Some(1));
+    serving.child.kill().expect("it runs");
+    serving.child.wait().expect("it ends");
+    assert!(directory.path().join("forebay-data/lock").exists(), "a file, but nobody holds it");
+    assert!(Serving::start(directory.path()).stop());
 }
 
 #[test]

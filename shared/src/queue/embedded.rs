@@ -51,7 +51,7 @@ impl EmbeddedQueue {
     pub async fn open(directory: &Path, limits: QueueLimits) -> Result<Arc<Self>, QueueError> {
         let (file, found) = File::open(directory).await?;
         let reader = Arc::new(Mutex::new(None));
-        let room = Arc::new(Room { bytes: AtomicU64::new(found.bytes), bytes_max: limits.bytes_max });
+        let room = Arc::new(Room::new(found.bytes, limits.bytes_max));
         let shelf = Arc::new(Shelf::new(found.last_seq));
         let state = Arc::new(LinkState::default());
         let (commands, waiting) = mpsc::channel(COMMANDS_WAITING_MAX);
@@ -115,7 +115,11 @@ impl Publisher for EmbeddedPublisher {
     }
 
     fn link(&self) -> Link {
-        if self.commands.is_closed() { Link::Down } else { self.state.get() }
+        match self.state.get() {
+            _ if self.commands.is_closed() => Link::Down,
+            Link::Up if self.room.is_full() => Link::Full,
+            link => link,
+        }
     }
 }
 
@@ -128,6 +132,29 @@ fn closed_to_publish() -> PublishError {
 struct Room {
     bytes: AtomicU64,
     bytes_max: u64,
+    /// Of the message that was refused last, if none was taken since; else 0.
+    refused: AtomicU64,
+}
+
+impl Room {
+    fn new(bytes: u64, bytes_max: u64) -> Self {
+        Self { bytes: AtomicU64::new(bytes), bytes_max, refused: AtomicU64::new(0) }
+    }
+
+    /// Whether what was refused last would be refused again. A queue that takes smaller messages is not
+    /// full, and nobody has to publish for it to show that there is room again.
+    fn is_full(&self) -> bool {
+        let refused = self.refused.load(Ordering::Relaxed);
+        refused > 0 && self.bytes.load(Ordering::Relaxed).saturating_add(refused) > self.bytes_max
+    }
+
+    /// Remembers how an attempt ended, for [`is_full`](Self::is_full).
+    fn note_refused(&self, bytes: u64) {
+        // Most often nothing changes, and all publishers share it.
+        if self.refused.load(Ordering::Relaxed) != bytes {
+            self.refused.store(bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Bytes that are taken until the message is settled; given back when it never became durable.
@@ -139,10 +166,9 @@ struct Reservation {
 impl Reservation {
     fn take(room: &Arc<Room>, bytes: u64) -> Result<Self, PublishError> {
         let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= room.bytes_max);
-        match room.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Ok(Self { room: Arc::clone(room), bytes }),
-            Err(_) => Err(PublishError::Full),
-        }
+        let taken = room.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
+        room.note_refused(if taken { 0 } else { bytes.max(1) });
+        if taken { Ok(Self { room: Arc::clone(room), bytes }) } else { Err(PublishError::Full) }
     }
 
     /// The message is in the file: its bytes stay taken until somebody settles it.

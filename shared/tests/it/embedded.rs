@@ -1,5 +1,7 @@
 //! What only the embedded form has: a file that survives, and its lock. The contract that it
 //! shares with RabbitMQ is tested in `queue.rs`.
+mod room;
+
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -214,26 +216,6 @@ async fn a_backlog_larger_than_memory_keeps_is_read_back_in_whole() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_until_something_is_acknowledged() {
-    let directory = Directory::new("full");
-    let queue = directory.queue_of(1_000).await;
-    let publisher = queue.publisher();
-    publish(&publisher, vec![1; 600]).await.expect("fits");
-    assert_eq!(publish(&publisher, vec![2; 401]).await, Err(PublishError::Full));
-    publish(&publisher, vec![3; 400]).await.expect("fits");
-    drop((queue, publisher));
-    let queue = directory.queue_of(1_000).await;
-    let publisher = queue.publisher();
-    assert_eq!(publish(&publisher, vec![4; 1]).await, Err(PublishError::Full), "counted from the file");
-    let mut subscription = queue.subscribe(1).await.expect("subscribes");
-    let delivery = next(&mut subscription).await;
-    subscription.ack(vec![delivery]).await.expect("acknowledged");
-    publish(&publisher, vec![5; 600]).await.expect("fits again");
-    assert_eq!(publish(&publisher, vec![6; 1]).await, Err(PublishError::Full));
-    queue.close().await;
-}
-
-#[tokio::test]
 async fn a_close_answers_what_was_sent_and_empties_the_log() {
     let directory = Directory::new("close");
     let queue = directory.queue().await;
@@ -302,23 +284,6 @@ async fn a_publish_whose_deadline_has_passed_is_not_done() {
     let mut subscription = queue.subscribe(10).await.expect("subscribes");
     assert_eq!(next(&mut subscription).await.body, "in time");
     assert!(subscription.try_next().expect("not lost").is_none());
-    queue.close().await;
-}
-
-#[tokio::test]
-async fn the_log_does_not_grow_with_what_passes_through() {
-    let directory = Directory::new("log");
-    let queue = directory.queue().await;
-    let publisher = queue.publisher();
-    let mut subscription = queue.subscribe(10).await.expect("subscribes");
-    for _ in 0..120 {
-        publish(&publisher, vec![9; 1 << 20]).await.expect("confirmed");
-        let delivery = next(&mut subscription).await;
-        subscription.ack(vec![delivery]).await.expect("acknowledged");
-    }
-    let bytes = |name: &str| std::fs::metadata(directory.0.join(name)).expect("the file exists").len();
-    assert!(bytes("queue.db-wal") < 40 << 20, "{}", bytes("queue.db-wal"));
-    assert!(bytes("queue.db") < 40 << 20, "{}", bytes("queue.db"));
     queue.close().await;
 }
 

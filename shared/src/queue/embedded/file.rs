@@ -88,8 +88,11 @@ impl File {
             let mut connection = options(directory).create_if_missing(true).connect().await?;
             let layout =
                 sqlx::query("pragma user_version").fetch_one(&mut connection).await?.get::<i64, _>(0);
-            if layout <= LAYOUT {
+            // Not each time: it writes, and on a full disk what is there must still be read and settled.
+            if layout < LAYOUT {
                 connection.execute(SCHEMA).await?;
+            }
+            if layout <= LAYOUT {
                 // SQLite syncs the directory for its log, but not for the database file itself.
                 std::fs::File::open(directory)?.sync_all()?;
             }
