@@ -31,6 +31,15 @@ chaos *arguments:
     cargo build -p api -p consumer
     cargo run -p chaos -- {{ arguments }}
 
+# The long runs by count, with release builds, and one table of them; takes hours: `just chaos-long --rows kill,broker-away`
+chaos-long *arguments:
+    cargo build --release -p api -p consumer -p chaos
+    {{ target }}/release/chaos-long {{ arguments }}
+
+# Proves that the fault suite finds bugs: builds the programs with some, and hunts them: `just chaos-seeded ledger-skipped`
+chaos-seeded *bugs:
+    loadtests/chaos/seeded/run {{ bugs }}
+
 # Regenerates what is derived from code and committed: docs/configuration.md, docs/openapi.json
 docs:
     UPDATE_DOCS=1 cargo test -p shared --test it the_documented_settings_are_those_of_the_program

@@ -17,6 +17,17 @@ pub enum Class {
     BrokerCrash,
     MemoryAlarm,
     Poison,
+    /// Minutes without it; only where it is asked for.
+    BrokerOutage,
+    StoreOutage,
+}
+
+/// A server that is away for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Server {
+    Broker,
+    Store,
 }
 
 /// The way from a program to a server.
@@ -48,6 +59,8 @@ pub enum Poison {
     Undecodable,
     /// Of a version that this build does not know.
     UnknownVersion,
+    /// An item that every API accepts and the store refuses, between two good ones.
+    Refused,
 }
 
 /// Members are meant by their place in the fleet.
@@ -92,6 +105,11 @@ pub enum Fault {
     Poison {
         poison: Poison,
     },
+    /// A crash as the others, watched for as long as it lasts.
+    Outage {
+        server: Server,
+        ms: u64,
+    },
 }
 
 /// How soon the service must be back after a fault has ended, in milliseconds.
@@ -120,12 +138,18 @@ impl Fault {
             Self::BrokerCrash { .. } => Class::BrokerCrash,
             Self::MemoryAlarm { .. } => Class::MemoryAlarm,
             Self::Poison { .. } => Class::Poison,
+            Self::Outage { server: Server::Broker, .. } => Class::BrokerOutage,
+            Self::Outage { server: Server::Store, .. } => Class::StoreOutage,
         }
     }
 
     pub fn bound(self) -> Bound {
         match self.class() {
-            Class::StoreCrash | Class::BrokerCrash | Class::MemoryAlarm => SERVER_BOUND,
+            Class::StoreCrash
+            | Class::BrokerCrash
+            | Class::MemoryAlarm
+            | Class::BrokerOutage
+            | Class::StoreOutage => SERVER_BOUND,
             _ => PROGRAM_BOUND,
         }
     }
@@ -151,7 +175,8 @@ impl Fault {
             | Self::Network { ms, .. }
             | Self::StoreCrash { ms }
             | Self::BrokerCrash { ms }
-            | Self::MemoryAlarm { ms } => ms,
+            | Self::MemoryAlarm { ms }
+            | Self::Outage { ms, .. } => ms,
         }
     }
 }
@@ -172,7 +197,18 @@ impl fmt::Display for Fault {
             Self::MemoryAlarm { .. } => out.write_str("memory alarm"),
             Self::Poison { poison: Poison::Undecodable } => out.write_str("poison, undecodable"),
             Self::Poison { poison: Poison::UnknownVersion } => out.write_str("poison, version"),
+            Self::Poison { poison: Poison::Refused } => out.write_str("poison, refused"),
+            Self::Outage { server, .. } => write!(out, "{server} away"),
         }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Broker => "broker",
+            Self::Store => "Postgres",
+        })
     }
 }
 

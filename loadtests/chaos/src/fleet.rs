@@ -13,12 +13,11 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::clock::Clock;
+use crate::send;
 use crate::servers::{Servers, free_address, in_path};
-use crate::traffic;
 
-/// Where the embedded program keeps its files, in the folder of the run.
+/// Where the embedded program has its data, in the folder of the run.
 pub const DATA: &str = "data";
-
 const HEALTHY_PATIENCE: Duration = Duration::from_mins(1);
 /// How long a program may take to stop when asked: its own limit for open requests, and some more.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -181,6 +180,13 @@ impl Member {
         Ok(restarted)
     }
 
+    /// Resident memory, where this system tells it.
+    pub fn resident_kib(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let id = id.with_context(|| format!("{} is gone", self.name))?;
@@ -211,7 +217,7 @@ impl Member {
 
 /// Returns when a program answered 200.
 async fn succeeds(url: &str) -> anyhow::Result<()> {
-    let client = traffic::client()?;
+    let client = send::client()?;
     let deadline = Instant::now() + HEALTHY_PATIENCE;
     while !client.get(url).send().await.is_ok_and(|answer| answer.status().is_success()) {
         if Instant::now() > deadline {

@@ -4,17 +4,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 use testkit::inspect;
 use tokio::time::timeout;
 
-use crate::fault::{Bound, Class, Fault, Link, Poison, Trouble};
+use crate::fault::{Bound, Class, Fault, Link, Poison, Server, Trouble};
 use crate::fleet::{Fleet, Member};
-use crate::ledger::Ledger;
+use crate::kind::Kind;
+use crate::ledger::{Ledger, Write};
 use crate::leftovers::DEAD_QUEUE;
+use crate::outage::{self, Watched};
 use crate::plan::Step;
 use crate::recovery::{self, Recovery};
+use crate::refused;
+use crate::send;
 use crate::servers::Servers;
 use crate::traffic::{Target, Traffic};
 
@@ -49,6 +53,8 @@ pub struct Struck {
     /// From the loss of the node that led the queue, where others are left: they must take over.
     pub without_node: Option<Recovery>,
     pub bound: Bound,
+    /// Of an outage that was watched.
+    pub watched: Option<Watched>,
 }
 
 /// Everything that faults can be done to.
@@ -118,7 +124,7 @@ impl Site<'_> {
             self.kill_and_restart(member).await?;
         }
         let without_node = self.recovery_without_node(number, step.fault, struck_at).await?;
-        tokio::time::sleep(Duration::from_millis(step.fault.ms())).await;
+        let watched = self.hold(step.fault).await?;
         let ended = self.end(step.fault, node).await?;
         let name = |member: usize| self.fleet.members[member].name.clone();
         let recovery = recovery::measure(
@@ -142,7 +148,21 @@ impl Site<'_> {
             recovery,
             without_node,
             bound: step.fault.bound(),
+            watched,
         })
+    }
+
+    async fn hold(&mut self, fault: Fault) -> anyhow::Result<Option<Watched>> {
+        let lasting = Duration::from_millis(fault.ms());
+        let Fault::Outage { server, .. } = fault else {
+            tokio::time::sleep(lasting).await;
+            return Ok(None);
+        };
+        self.traffic.slow(true);
+        let watched = outage::watch(self.fleet, self.ledger, server, lasting).await?;
+        self.traffic.slow(false);
+        self.findings.extend(watched.findings.iter().cloned());
+        Ok(Some(watched))
     }
 
     async fn recovery_without_node(
@@ -176,14 +196,17 @@ impl Site<'_> {
             Fault::Network { member, link, trouble, .. } => {
                 set_trouble(&self.fleet.members[member], link, trouble, true)?;
             }
-            Fault::StoreCrash { .. } => self.servers()?.postgres.crash().await?,
-            Fault::BrokerCrash { .. } => {
+            Fault::StoreCrash { .. } | Fault::Outage { server: Server::Store, .. } => {
+                self.servers()?.postgres.crash().await?;
+            }
+            Fault::BrokerCrash { .. } | Fault::Outage { server: Server::Broker, .. } => {
                 let broker = &mut self.servers()?.broker;
                 let leader = broker.leader(WRITES_QUEUE).await?;
                 broker.kill(leader).await?;
                 return Ok(leader);
             }
             Fault::MemoryAlarm { .. } => self.servers()?.broker.memory_alarm(true).await?,
+            Fault::Poison { poison: Poison::Refused } => self.send_refused(number).await?,
             Fault::Poison { poison } => {
                 let body = poison_body(number, poison);
                 let url = self.servers()?.broker.url();
@@ -205,12 +228,35 @@ impl Site<'_> {
             Fault::Network { member, link, trouble, .. } => {
                 set_trouble(&self.fleet.members[member], link, trouble, false)?;
             }
-            Fault::StoreCrash { .. } => return self.servers()?.postgres.restart().await,
-            Fault::BrokerCrash { .. } => return self.servers()?.broker.restart(node).await,
+            Fault::StoreCrash { .. } | Fault::Outage { server: Server::Store, .. } => {
+                return self.servers()?.postgres.restart().await;
+            }
+            Fault::BrokerCrash { .. } | Fault::Outage { server: Server::Broker, .. } => {
+                return self.servers()?.broker.restart(node).await;
+            }
             Fault::MemoryAlarm { .. } => self.servers()?.broker.memory_alarm(false).await?,
+            // The audit looks for what became of it.
+            Fault::Poison { poison: Poison::Refused } => {}
             Fault::Poison { .. } => self.await_dead().await?,
         }
         Ok(Instant::now())
+    }
+
+    /// A valid request for an API, with one document that the store does not take.
+    async fn send_refused(&self, number: usize) -> anyhow::Result<()> {
+        let (client, apis) = (send::client()?, self.fleet.api_addresses());
+        let deadline = Instant::now() + ACCEPTED_PATIENCE;
+        loop {
+            let write = Write::new(Kind::Document, "refused", vec![1, refused::NUMBER, 2]);
+            let request = self.ledger.intend(write.clone()).await?;
+            let outcome = send::once(&client, apis[number % apis.len()], &write).await?;
+            self.ledger.settle(request, outcome.clone())?;
+            if outcome.is_taken() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "a request with an item to refuse was not accepted");
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Waits until as much as was put into the queue is in the dead queue. If a broker went down before
@@ -294,7 +340,7 @@ fn set_trouble(member: &Member, link: Link, trouble: Trouble, on: bool) -> anyho
 
 fn poison_body(number: usize, poison: Poison) -> Vec<u8> {
     match poison {
-        Poison::Undecodable => format!("poison {number}, which is not a message"),
+        Poison::Undecodable | Poison::Refused => format!("poison {number}, which is not a message"),
         Poison::UnknownVersion => {
             format!(
                 "{{\"v\":4000000000,\"id\":\"00000000-0000-8000-8000-00000000{number:04x}\",\

@@ -11,6 +11,10 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::kind::Kind;
+use crate::refused::is_refused;
+
+/// Sum of the numbers and count of the items that took effect at a target.
+pub type State = (i64, i64);
 
 /// What became of a request, as far as its sender knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -18,16 +22,42 @@ use crate::kind::Kind;
 pub enum Outcome {
     /// 202, with one id per item.
     Accepted(Vec<String>),
+    /// 200 or 201 to a request that waited: it took effect.
+    Applied(Applied),
     /// The server never saw it: the connection was refused.
     NotSent,
     /// No answer, a broken answer, or 503, which means *unknown*.
     Unknown,
 }
 
+/// What an answer told that waited for the effect.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Applied {
+    /// Of a document or a point.
+    pub id: Option<String>,
+    /// Value and version of a counter right after the increment.
+    pub standing: Option<State>,
+}
+
 impl Outcome {
-    /// Whether a repetition may be answered so after `ids`: with the same ones, or not at all.
-    pub fn agrees_with(&self, ids: &[String]) -> bool {
-        !matches!(self, Self::Accepted(again) if again != ids)
+    /// Whether it is certain that the request takes effect.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Accepted(_) | Self::Applied(_))
+    }
+
+    /// The ids of the items, where they were told.
+    pub fn ids(&self) -> &[String] {
+        match self {
+            Self::Accepted(ids) => ids,
+            Self::Applied(applied) => applied.id.as_slice(),
+            Self::NotSent | Self::Unknown => &[],
+        }
+    }
+
+    /// Whether a repetition under the same key may be answered so: with the same ids, or without.
+    pub fn agrees_with(&self, first: &Self) -> bool {
+        let (ids, again) = (first.ids(), self.ids());
+        ids.is_empty() || again.is_empty() || ids == again
     }
 }
 
@@ -35,12 +65,20 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Write {
     pub kind: Kind,
-    /// What it writes to: for a counter its name.
+    /// What it writes to: a counter, a collection, a type.
     pub target: String,
     /// The number that each item carries: for a counter what it is incremented by.
     pub items: Vec<i64>,
     /// The Idempotency-Key. Such a request is repeated until it is answered, and again after that.
     pub key: Option<String>,
+    /// The document of the target that it deletes; then `items` is the number in it.
+    pub deletes: Option<String>,
+    /// When points were measured, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// It asks to be answered when it took effect, within so many seconds.
+    pub wait_seconds: Option<u64>,
+    /// An array goes as lines.
+    pub lines: bool,
 }
 
 /// One request. A keyed one stays one request however often it is sent.
@@ -53,8 +91,21 @@ pub struct Entry {
 }
 
 impl Write {
-    pub fn sum(&self) -> i64 {
-        self.items.iter().sum()
+    pub fn new(kind: Kind, target: impl Into<String>, items: Vec<i64>) -> Self {
+        let (key, deletes, wait_seconds) = (None, None, None);
+        Self { kind, target: target.into(), items, key, deletes, at_ms: 0, wait_seconds, lines: false }
+    }
+
+    /// Whether the store takes its item at this place.
+    pub fn takes_effect(&self, index: usize) -> bool {
+        !is_refused(self.kind, self.items[index])
+    }
+
+    /// What it adds to its target when it took effect.
+    pub fn effect(&self) -> State {
+        let places = (0..self.items.len()).filter(|index| self.takes_effect(*index));
+        let (sum, count) = places.fold((0, 0), |(sum, count), index| (sum + self.items[index], count + 1));
+        if self.deletes.is_some() { (-sum, -count) } else { (sum, count) }
     }
 }
 
@@ -139,14 +190,19 @@ mod tests {
     async fn an_intent_is_in_the_file_before_it_may_be_sent() {
         let path = std::env::temp_dir().join(testkit::unique("ledger"));
         let ledger = Ledger::create(&path).expect("a ledger");
-        let write = Write { kind: Kind::Counter, target: "c".into(), items: vec![1, -2], key: None };
+        let write = Write::new(Kind::Counter, "c", vec![1, -2]);
         let request = ledger.intend(write).await.expect("an intent");
         let text = std::fs::read_to_string(&path).expect("the file");
-        let line =
-            r#"{"request":0,"kind":"counter","target":"c","items":[1,-2],"key":null,"outcome":"unknown"}"#;
+        let line = r#"{"request":0,"kind":"counter","target":"c","items":[1,-2],"key":null,"deletes":null,"at_ms":0,"wait_seconds":null,"lines":false,"outcome":"unknown"}"#;
         assert_eq!(text, format!("{line}\n"));
         ledger.settle(request, Outcome::Accepted(vec!["a".into(), "b".into()])).expect("settled");
         assert_eq!(ledger.entries()[0].outcome, Outcome::Accepted(vec!["a".into(), "b".into()]));
         std::fs::remove_file(&path).expect("removed");
+    }
+    #[test]
+    fn a_deletion_takes_away_and_what_is_refused_adds_nothing() {
+        let write = |items: &[i64]| Write::new(Kind::Document, "c", items.to_vec());
+        assert_eq!(write(&[2, crate::refused::NUMBER, 3]).effect(), (5, 2));
+        assert_eq!(Write { deletes: Some("id".into()), ..write(&[7]) }.effect(), (-7, -1));
     }
 }

@@ -4,21 +4,29 @@
 //!
 //! Flow: [`servers`] and [`fleet`] start what the pair needs · [`traffic`] writes and keeps the
 //! [`ledger`] · [`inject`] carries the [`plan`] of [`fault`]s out and measures each [`recovery`] · [`audit`]
-//! compares the ledger with what the service says through HTTP, [`leftovers`] looks at the
-//! servers, [`files`] at what the embedded pair wrote · [`report`] tells. Faults strike only what this started. SIGKILL leaves the kernel
-//! alive, so this says nothing about power loss.
+//! compares the ledger with what the service says through HTTP, [`leftovers`] and [`rows`] look at
+//! the servers, [`files`] at what the embedded pair wrote · [`report`] tells. Faults strike only
+//! what this started. SIGKILL leaves the kernel alive, so this says nothing about power loss.
 pub mod audit;
 pub mod clock;
+pub mod compare;
+pub mod early;
 pub mod fault;
 pub mod files;
 pub mod fleet;
+pub mod holdings;
 pub mod inject;
 pub mod kind;
 pub mod ledger;
 pub mod leftovers;
+pub mod outage;
 pub mod plan;
+pub mod programme;
 pub mod recovery;
+pub mod refused;
 pub mod report;
+pub mod rows;
+pub mod send;
 pub mod traffic;
 
 use std::fmt;
@@ -28,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
+use testkit::inspect;
 pub use testkit::servers;
 use tokio::sync::watch;
 
@@ -89,6 +98,8 @@ pub struct Settings {
     pub classes: Vec<Class>,
     /// Nodes of the broker.
     pub nodes: usize,
+    /// How long a server is away in the classes that are about this.
+    pub outage_minutes: f64,
     /// Leaves Idempotency-Keys out, for a build that does not know them yet.
     pub without_keys: bool,
     /// Where `forebay-api` and `forebay-consumer` are.
@@ -107,12 +118,37 @@ impl Settings {
         if self.nodes != 1 {
             words.push(format!("--nodes {}", self.nodes));
         }
+        let is_outage = |class: &Class| [Class::BrokerOutage, Class::StoreOutage].contains(class);
+        if self.classes.iter().any(is_outage) {
+            words.push(format!("--outage-minutes {}", self.outage_minutes));
+        }
         if self.without_keys {
             words.push("--without-keys".into());
         }
         let classes = self.classes.iter().filter_map(clap::ValueEnum::to_possible_value);
         words.extend(classes.map(|class| format!("--faults {}", class.get_name())));
         words.join(" ")
+    }
+}
+
+impl Settings {
+    fn plan(&self, has_clock: bool) -> Plan {
+        let outage = Duration::from_secs_f64(self.outage_minutes * 60.0);
+        let outage_ms = u64::try_from(outage.as_millis()).unwrap_or(u64::MAX);
+        Plan::new(self.pair, self.seed, &self.classes, has_clock).with_outages(outage_ms)
+    }
+
+    /// About how long faults come, so that long runs write more slowly.
+    fn about_lasting(&self) -> Duration {
+        const PROGRAM_STEP: Duration = Duration::from_millis(1_500);
+        const SERVER_STEP: Duration = Duration::from_secs(12);
+        let is_server = |class: &Class| [Class::StoreCrash, Class::BrokerCrash].contains(class);
+        let step = if self.classes.iter().any(is_server) { SERVER_STEP } else { PROGRAM_STEP };
+        match self.length {
+            Length::Minutes(minutes) => Duration::from_secs_f64(minutes * 60.0),
+            Length::Short => Duration::ZERO,
+            Length::Steps(steps) => step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX)),
+        }
     }
 }
 
@@ -164,15 +200,15 @@ async fn run_in(
             settings.nodes
         );
     }
+    if let Some(servers) = servers.as_deref() {
+        testkit::execute(&servers.postgres.url(), refused::TRIGGER.into()).await?;
+    }
     let apis = fleet.api_addresses();
     let ledger = Arc::new(Ledger::create(&folder.join("ledger.jsonl"))?);
-    let mut abilities = kind::discover(&traffic::client()?, apis[0], &ledger).await?;
+    let mut abilities = kind::discover(&send::client()?, apis[0], &ledger).await?;
     abilities.keyed &= !settings.without_keys;
     let began = Instant::now();
-    let lasting = match settings.length {
-        Length::Minutes(minutes) => Duration::from_secs_f64(minutes * 60.0),
-        Length::Short | Length::Steps(_) => Duration::ZERO,
-    };
+    let lasting = settings.about_lasting();
     let traffic = Traffic::start(&apis, &ledger, &abilities, settings.seed, lasting)?;
     let site = Site {
         fleet: &mut fleet,
@@ -182,7 +218,7 @@ async fn run_in(
         poison: Vec::new(),
         findings: Vec::new(),
     };
-    let plan = Plan::new(settings.pair, settings.seed, &settings.classes, faketime.is_some());
+    let plan = settings.plan(faketime.is_some());
     let carried_out = match settings.length {
         Length::Short => inject::carry_out(site, plan.short().into_iter(), None).await,
         Length::Minutes(_) => inject::carry_out(site, plan, Some(began + lasting)).await,
@@ -212,6 +248,8 @@ async fn run_in(
             Some(left)
         }
     };
+    let rows = read_rows(servers.as_deref(), folder).await?;
+    findings.extend(rows::check(&audit.states, &rows));
     let skipped =
         faketime.is_none().then(|| "clock steps: libfaketime is not here (Debian: faketime)".to_owned());
     Ok(Report {
@@ -230,6 +268,13 @@ async fn run_in(
         findings,
         folder: folder.to_owned(),
     })
+}
+
+async fn read_rows(servers: Option<&Servers>, folder: &Path) -> anyhow::Result<inspect::Points> {
+    match servers {
+        None => inspect::points_in_file(&folder.join(DATA)).await,
+        Some(servers) => inspect::points(&servers.postgres.url()).await,
+    }
 }
 
 /// The folder of the programs that were built with this one: beside an executable, or above

@@ -36,6 +36,9 @@ struct Arguments {
     /// Nodes of the broker: the one that leads the queue is killed
     #[arg(long, default_value_t = 1)]
     nodes: usize,
+    /// How long a server is away in the classes broker-outage and store-outage
+    #[arg(long, default_value_t = 1.0)]
+    outage_minutes: f64,
     /// Leave Idempotency-Keys out, for a build that does not know them yet
     #[arg(long)]
     without_keys: bool,
@@ -50,6 +53,10 @@ struct Arguments {
 impl Arguments {
     fn settings(&self, pair: Pair, seed: u64) -> anyhow::Result<Settings> {
         ensure!(self.minutes.is_finite() && self.minutes > 0.0, "--minutes must be more than 0");
+        ensure!(
+            self.outage_minutes.is_finite() && self.outage_minutes > 0.0,
+            "--outage-minutes must be more than 0"
+        );
         ensure!((1..=7).contains(&self.nodes), "--nodes must be 1 to 7");
         let length = match self.steps {
             Some(steps) => Length::Steps(steps),
@@ -57,8 +64,8 @@ impl Arguments {
             None => Length::Minutes(self.minutes),
         };
         let binaries = self.binaries.clone().map_or_else(chaos::binaries_beside_this, Ok)?;
-        let Self { classes, nodes, without_keys, .. } = self.clone();
-        Ok(Settings { pair, length, seed, classes, nodes, without_keys, binaries })
+        let Self { classes, nodes, outage_minutes, without_keys, .. } = self.clone();
+        Ok(Settings { pair, length, seed, classes, nodes, outage_minutes, without_keys, binaries })
     }
 }
 

@@ -6,15 +6,18 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::Pair;
-use crate::fault::{Class, Fault, Link, Poison, Trouble};
+use crate::fault::{Class, Fault, Link, Poison, Server, Trouble};
 
-const PAUSE_MS: std::ops::RangeInclusive<u64> = 200..=800;
+const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=500;
 const FREEZE_MS: std::ops::RangeInclusive<u64> = 200..=3_000;
 const LINK_MS: std::ops::RangeInclusive<u64> = 500..=4_000;
 const OUTAGE_MS: std::ops::RangeInclusive<u64> = 500..=5_000;
 /// Longer than two heartbeats, so that both sides give a silent connection up.
 const LONG_MS: u64 = 25_000;
+const OUTAGE_LONG_MS: u64 = 60_000;
 const CLOCK_SECONDS: [i64; 6] = [-3_600, -120, -20, 20, 120, 3_600];
+
+const POISON: [Poison; 3] = [Poison::Undecodable, Poison::UnknownVersion, Poison::Refused];
 
 /// One step: writes are accepted for a while, then the fault comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -30,17 +33,29 @@ pub struct Step {
 pub struct Plan {
     random: StdRng,
     members: usize,
+    /// Who is still to be killed before anyone is killed again.
+    next_killed: Vec<usize>,
     classes: Vec<Class>,
+    outage_ms: u64,
 }
 
 impl Plan {
     /// Of the classes that the pair can suffer, only those that are `wanted`, if any are named.
     pub fn new(pair: Pair, seed: u64, wanted: &[Class], has_clock: bool) -> Self {
-        let is_wanted = |class: &Class| wanted.is_empty() || wanted.contains(class);
+        let on_demand = [Class::BrokerOutage, Class::StoreOutage];
+        let is_wanted =
+            |class: &Class| wanted.contains(class) || (wanted.is_empty() && !on_demand.contains(class));
         let can = |class: &Class| *class != Class::Clock || has_clock;
         let classes = weights(pair).iter().flat_map(|(class, weight)| std::iter::repeat_n(*class, *weight));
         let classes = classes.filter(is_wanted).filter(can).collect();
-        Self { random: StdRng::seed_from_u64(seed), members: pair.members(), classes }
+        let (random, members) = (StdRng::seed_from_u64(seed), pair.members());
+        Self { random, members, next_killed: Vec::new(), classes, outage_ms: OUTAGE_LONG_MS }
+    }
+
+    /// How long a server is away in the classes that are about this.
+    pub fn with_outages(mut self, ms: u64) -> Self {
+        self.outage_ms = ms;
+        self
     }
 
     /// A plan without any fault to choose from makes no steps.
@@ -69,8 +84,7 @@ impl Plan {
             }
         }
         if has(&self, Class::Poison) {
-            steps
-                .extend([Poison::Undecodable, Poison::UnknownVersion].map(|poison| Fault::Poison { poison }));
+            steps.extend(POISON.map(|poison| Fault::Poison { poison }));
         }
         if has(&self, Class::Network) {
             let troubles =
@@ -88,7 +102,7 @@ impl Plan {
     fn draw(&mut self, class: Class) -> Fault {
         let member = self.random.random_range(0..self.members);
         match class {
-            Class::Kill => Fault::Kill { member },
+            Class::Kill => Fault::Kill { member: self.next_killed() },
             Class::Terminate => Fault::Terminate { member },
             Class::Freeze => Fault::Freeze { member, ms: self.random.random_range(FREEZE_MS) },
             Class::Clock => {
@@ -104,12 +118,19 @@ impl Plan {
             Class::StoreCrash => Fault::StoreCrash { ms: self.random.random_range(OUTAGE_MS) },
             Class::BrokerCrash => Fault::BrokerCrash { ms: self.random.random_range(OUTAGE_MS) },
             Class::MemoryAlarm => Fault::MemoryAlarm { ms: self.random.random_range(OUTAGE_MS) },
-            Class::Poison => {
-                let is_garbage = self.random.random_bool(0.5);
-                let poison = if is_garbage { Poison::Undecodable } else { Poison::UnknownVersion };
-                Fault::Poison { poison }
-            }
+            Class::Poison => Fault::Poison { poison: POISON[self.random.random_range(0..POISON.len())] },
+            Class::BrokerOutage => Fault::Outage { server: Server::Broker, ms: self.outage_ms },
+            Class::StoreOutage => Fault::Outage { server: Server::Store, ms: self.outage_ms },
         }
+    }
+
+    /// Each program once, in a new order each time, so that a run of many kills strikes all alike.
+    fn next_killed(&mut self) -> usize {
+        if self.next_killed.is_empty() {
+            self.next_killed = (0..self.members).collect();
+            self.next_killed.shuffle(&mut self.random);
+        }
+        self.next_killed.pop().unwrap_or_default()
     }
 
     fn link(&mut self) -> Link {
@@ -143,6 +164,7 @@ impl Iterator for Plan {
         let is_double = self.random.random_bool(0.25);
         // A program that stops cannot be killed and come back meanwhile, one that is killed need not.
         let may = fault.ms() > 0 || fault.member() != Some(other);
+        let may = may && !matches!(fault, Fault::Outage { .. });
         let killed_meanwhile = (is_double && may && self.classes.contains(&Class::Kill)).then_some(other);
         Some(Step { pause_ms, fault, killed_meanwhile })
     }
@@ -162,6 +184,8 @@ fn weights(pair: Pair) -> &'static [(Class, usize)] {
             (Class::BrokerCrash, 2),
             (Class::MemoryAlarm, 1),
             (Class::Poison, 2),
+            (Class::BrokerOutage, 1),
+            (Class::StoreOutage, 1),
         ],
     }
 }
@@ -187,6 +211,9 @@ mod tests {
         for (pair, members) in [(Pair::Embedded, 1), (Pair::Cluster, 4)] {
             let steps = plan(pair, 3).short();
             for (class, _) in weights(pair) {
+                if [Class::BrokerOutage, Class::StoreOutage].contains(class) {
+                    continue;
+                }
                 assert!(steps.iter().any(|step| step.fault.class() == *class), "{pair:?} without {class:?}");
             }
             for member in 0..members {
@@ -211,5 +238,22 @@ mod tests {
             let meanwhile = step.killed_meanwhile;
             assert!(meanwhile.is_none() || meanwhile != step.fault.member(), "{step:?}");
         }
+    }
+
+    #[test]
+    fn many_kills_strike_every_program_equally_often() {
+        let steps = Plan::new(Pair::Cluster, 9, &[Class::Kill], true).take(40);
+        let mut kills = [0; 4];
+        steps.filter_map(|step| step.fault.member()).for_each(|member| kills[member] += 1);
+        assert_eq!(kills, [10; 4]);
+    }
+
+    #[test]
+    fn a_server_is_away_for_long_only_where_it_is_asked_for() {
+        let is_outage = |step: &Step| matches!(step.fault, Fault::Outage { ms: 7, .. });
+        assert!(!plan(Pair::Cluster, 1).with_outages(7).take(500).any(|step| is_outage(&step)));
+        let wanted = [Class::BrokerOutage, Class::StoreOutage];
+        let plan = Plan::new(Pair::Cluster, 1, &wanted, true).with_outages(7);
+        assert!(plan.take(20).all(|step| is_outage(&step)));
     }
 }

@@ -14,7 +14,7 @@ use crate::audit::receipt_status;
 use crate::fault::Bound;
 use crate::kind::Kind;
 use crate::ledger::{Ledger, Outcome, Write};
-use crate::traffic;
+use crate::send;
 
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -78,13 +78,13 @@ async fn ask(
     ended: Instant,
     deadline: Instant,
 ) -> anyhow::Result<Recovery> {
-    let client = traffic::client()?;
+    let client = send::client()?;
     let mut recovery = Recovery { accepted_ms: None, applied_ms: None };
     for attempt in 0.. {
         let target = format!("{name}-{attempt}");
-        let write = Write { kind: Kind::Counter, target, items: vec![1], key: None };
+        let write = Write::new(Kind::Counter, target, vec![1]);
         let request = ledger.intend(write.clone()).await?;
-        let outcome = traffic::send(&client, api, &write, false).await?;
+        let outcome = send::once(&client, api, &write).await?;
         ledger.settle(request, outcome.clone())?;
         if let Outcome::Accepted(ids) = outcome {
             recovery.accepted_ms = Some(ended.elapsed().as_millis());

@@ -10,7 +10,7 @@ use crate::Settings;
 use crate::fault::{Bound, Class};
 use crate::files::Files;
 use crate::inject::{ACCEPTED_MIN, Struck};
-use crate::kind::Abilities;
+use crate::kind::{Abilities, Kind};
 use crate::ledger::{Entry, Outcome};
 use crate::leftovers::Leftovers;
 
@@ -47,6 +47,12 @@ pub struct Requests {
     pub items_accepted: usize,
     /// Of the accepted ones.
     pub keyed: usize,
+    pub counters: usize,
+    pub documents: usize,
+    pub deletions: usize,
+    pub points: usize,
+    /// Of the accepted ones, those that were answered with their effect.
+    pub waited: usize,
     pub unknown: usize,
     pub not_sent: usize,
 }
@@ -55,11 +61,13 @@ impl Requests {
     pub fn count(entries: &[Entry]) -> Self {
         let mut requests = Self::default();
         for entry in entries {
-            match entry.outcome {
-                Outcome::Accepted(_) => {
+            match &entry.outcome {
+                taken @ (Outcome::Accepted(_) | Outcome::Applied(_)) => {
                     requests.accepted += 1;
                     requests.items_accepted += entry.write.items.len();
                     requests.keyed += usize::from(entry.write.key.is_some());
+                    requests.waited += usize::from(matches!(taken, Outcome::Applied(_)));
+                    *requests.of(entry) += 1;
                 }
                 Outcome::Unknown => requests.unknown += 1,
                 Outcome::NotSent => requests.not_sent += 1,
@@ -67,16 +75,28 @@ impl Requests {
         }
         requests
     }
+
+    fn of(&mut self, entry: &Entry) -> &mut usize {
+        match entry.write.kind {
+            Kind::Document if entry.write.deletes.is_some() => &mut self.deletions,
+            Kind::Counter => &mut self.counters,
+            Kind::Document => &mut self.documents,
+            Kind::Point => &mut self.points,
+        }
+    }
 }
 
 /// How long faults of one class took.
-struct Summary {
-    class: Class,
-    count: usize,
-    accepted_ms: (u128, u128),
-    applied_ms: (u128, u128),
-    bound: Bound,
-    late: usize,
+#[derive(Debug)]
+pub struct Summary {
+    pub class: Class,
+    pub count: usize,
+    /// The middle one and the most.
+    pub accepted_ms: (u128, u128),
+    pub applied_ms: (u128, u128),
+    pub bound: Bound,
+    /// How many took longer than wanted.
+    pub late: usize,
 }
 
 impl Report {
@@ -95,11 +115,17 @@ impl Report {
         let apis: Vec<_> = kills.filter(|kill| kill.victim.starts_with("api")).collect();
         let hits = apis.iter().filter(|kill| kill.open > 0).count();
         ensure!(hits * 10 >= apis.len() * 9, "only {hits} of {} APIs had open requests\n{self}", apis.len());
+        let Requests { counters, documents, deletions, points, waited, .. } = self.requests;
+        let all = [counters, documents, deletions, points, waited];
+        ensure!(
+            self.faults.len() < 10 || all.iter().all(|count| *count > 0),
+            "not all kinds were written\n{self}"
+        );
         ensure!(apis.len() < 10 || self.requests.unknown > 0, "no kill cut off an answer\n{self}");
         Ok(())
     }
 
-    fn summaries(&self) -> Vec<Summary> {
+    pub fn summaries(&self) -> Vec<Summary> {
         let mut classes: Vec<_> = self.faults.iter().map(|fault| fault.class).collect();
         classes.sort_unstable();
         classes.dedup();
@@ -138,6 +164,9 @@ impl Report {
                 shown(fault.recovery.applied_ms),
                 meanwhile.chain(without).collect::<String>()
             )?;
+        }
+        for watched in self.faults.iter().filter_map(|fault| fault.watched.as_ref()) {
+            writeln!(out, "  {watched}")?;
         }
         let more = self.faults.len().saturating_sub(ROWS_MAX);
         if more > 0 { writeln!(out, "  and {more} more, see --json") } else { Ok(()) }
@@ -179,6 +208,11 @@ impl fmt::Display for Report {
             out,
             "  {} requests with {} items accepted ({} keyed), {} of unknown fate, {} not sent",
             requests.accepted, requests.items_accepted, requests.keyed, requests.unknown, requests.not_sent
+        )?;
+        writeln!(
+            out,
+            "  {} increments, {} documents, {} deletions, {} points; {} answered with their effect",
+            requests.counters, requests.documents, requests.deletions, requests.points, requests.waited
         )?;
         writeln!(out, "  {} receipts read; audit {:.0} s", self.receipts_checked, self.audit_seconds)?;
         if let Some(left) = &self.leftovers {

@@ -1,20 +1,22 @@
-//! The client: several writers with connections of their own; single, array and NDJSON requests,
-//! plain and with an Idempotency-Key, to targets that many writers share and to targets that
-//! exactly one request uses.
+//! The client: several writers with connections of their own; single, array and NDJSON requests of
+//! every kind, plain and with an Idempotency-Key, some that wait for their effect, to targets that
+//! many writers share and to targets that exactly one request uses. Documents are deleted again.
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use reqwest::{Client, StatusCode};
-use serde::Deserialize;
+use reqwest::Client;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::early;
 use crate::kind::{Abilities, Kind};
 use crate::ledger::{Ledger, Outcome, Write};
+use crate::send;
 
 /// Writers per API. The first sends single increments nearly as fast as they are answered, so that
 /// something is open whenever a kill comes; the others mix, at a pace that keeps the audit short.
@@ -25,7 +27,6 @@ const FAST_PACE: Duration = Duration::from_millis(5);
 const PACED_FOR: Duration = Duration::from_mins(10);
 /// After a refusal or a broken connection; a restart takes longer than this.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a keyed request is repeated.
 const KEYED_PATIENCE: Duration = Duration::from_mins(2);
 const ITEMS_MAX: usize = 10;
@@ -34,12 +35,20 @@ const STRANGE_MAX: usize = 20;
 const SHARED_TARGETS: usize = 4;
 /// So many requests of each writer later others are shared, for the same reason.
 const SHARED_FOR: usize = 500;
+/// Documents that a writer remembers for a deletion.
+const REMEMBERED_MAX: usize = 100;
+const WAIT_SECONDS: u64 = 2;
+/// Points were measured so long ago, so that no stepped clock takes them for too new, within a
+/// span of several minutes.
+const MEASURED_BEFORE_MS: std::ops::Range<i64> = 7_200_000..7_800_000;
+/// During an outage that lasts, writers go on so much more slowly.
+const SLOW_FACTOR: u32 = 10;
 
 /// What is going on at one API right now.
 #[derive(Debug)]
 pub struct Target {
     pub address: SocketAddr,
-    /// Requests that were answered 202 so far.
+    /// Requests that were accepted so far.
     pub accepted: watch::Sender<u64>,
     /// Requests that are open.
     pub open: watch::Sender<usize>,
@@ -49,14 +58,9 @@ pub struct Traffic {
     pub targets: Vec<Arc<Target>>,
     stop: watch::Sender<bool>,
     writers: JoinSet<anyhow::Result<()>>,
+    slower: Arc<AtomicU32>,
     /// Answers that the contract does not know. The writers go on.
     strange: Arc<Mutex<Vec<String>>>,
-}
-
-/// A client without a proxy: everything is on loopback.
-pub fn client() -> anyhow::Result<Client> {
-    let builder = Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).pool_max_idle_per_host(1);
-    builder.build().context("no HTTP client")
 }
 
 impl Traffic {
@@ -71,7 +75,7 @@ impl Traffic {
         let slower = lasting.div_duration_f64(PACED_FOR).max(1.0);
         let (stop, _) = watch::channel(false);
         let (mut writers, mut targets) = (JoinSet::new(), Vec::new());
-        let strange = Arc::new(Mutex::new(Vec::new()));
+        let (strange, factor) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU32::new(1)));
         for address in apis {
             let target = Arc::new(Target {
                 address: *address,
@@ -82,7 +86,7 @@ impl Traffic {
                 let seed = seed.wrapping_mul(1_000).wrapping_add(writers.len() as u64);
                 let is_fast = number == 0;
                 let writer = Writer {
-                    client: client()?,
+                    client: send::client()?,
                     target: target.clone(),
                     apis: apis.to_vec(),
                     ledger: ledger.clone(),
@@ -92,6 +96,8 @@ impl Traffic {
                     written: 0,
                     is_fast,
                     is_in_doubt: false,
+                    remembered: Vec::new(),
+                    slower: factor.clone(),
                     strange: strange.clone(),
                 };
                 let pace = if is_fast { FAST_PACE } else { PACE }.mul_f64(slower);
@@ -99,11 +105,16 @@ impl Traffic {
             }
             targets.push(target);
         }
-        Ok(Self { targets, stop, writers, strange })
+        Ok(Self { targets, stop, writers, slower: factor, strange })
     }
 
     pub fn accepted(&self) -> u64 {
         self.targets.iter().map(|target| *target.accepted.borrow()).sum()
+    }
+
+    /// Makes the writers slow, or as fast as they were.
+    pub fn slow(&self, on: bool) {
+        self.slower.store(if on { SLOW_FACTOR } else { 1 }, Ordering::Relaxed);
     }
 
     /// Lets every writer finish its request. Returns answers that the contract does not know.
@@ -129,98 +140,145 @@ struct Writer {
     is_fast: bool,
     /// The request before was not accepted.
     is_in_doubt: bool,
+    /// Collections, ids and numbers of documents that were accepted and not deleted.
+    remembered: Vec<(String, String, i64)>,
+    slower: Arc<AtomicU32>,
     strange: Arc<Mutex<Vec<String>>>,
 }
 
 impl Writer {
     async fn run(mut self, pace: Duration, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
-        let mut pace = tokio::time::interval(pace);
-        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !*stop.borrow() {
-            pace.tick().await;
+            let began = Instant::now();
             self.write().await?;
+            let pace = pace * self.slower.load(Ordering::Relaxed);
+            tokio::time::sleep(pace.saturating_sub(began.elapsed())).await;
         }
         Ok(())
     }
 
     async fn write(&mut self) -> anyhow::Result<()> {
-        let (write, lines) = self.draw();
+        let write = self.draw();
         let request = self.ledger.intend(write.clone()).await?;
         self.target.open.send_modify(|open| *open += 1);
         let outcome = match write.key {
-            None => send(&self.client, self.target.address, &write, lines).await,
-            Some(_) => self.repeat(&write, lines).await,
+            None => send::once(&self.client, self.target.address, &write).await,
+            Some(_) => self.repeat(&write).await,
         };
         self.target.open.send_modify(|open| *open -= 1);
         // What a strange answer means is unknown, too.
         let outcome = outcome.unwrap_or_else(|strange| {
-            self.note(&format!("request {request}: {strange:#}"));
+            self.note(&format!("STRANGE: request {request}: {strange:#}"));
             Outcome::Unknown
         });
-        self.is_in_doubt = !matches!(outcome, Outcome::Accepted(_));
-        self.ledger.settle(request, outcome)?;
+        self.is_in_doubt = !outcome.is_taken();
+        self.ledger.settle(request, outcome.clone())?;
         if self.is_in_doubt {
-            tokio::time::sleep(RETRY_PAUSE).await;
-        } else {
-            self.target.accepted.send_modify(|accepted| *accepted += 1);
+            tokio::time::sleep(RETRY_PAUSE * self.slower.load(Ordering::Relaxed)).await;
+            return Ok(());
         }
+        self.target.accepted.send_modify(|accepted| *accepted += 1);
+        self.look(request, &write, &outcome).await;
+        self.remember(&write, &outcome);
         Ok(())
+    }
+
+    /// A keyed write was perhaps answered by another API than its own, so only its receipt is looked at.
+    async fn look(&mut self, request: usize, write: &Write, outcome: &Outcome) {
+        let Outcome::Applied(told) = outcome else { return };
+        if write.key.is_none() || told.id.is_some() {
+            let apis = (self.target.address, self.any_api());
+            if let Some(early) = early::look(&self.client, apis, write, told).await {
+                self.note(&format!("EARLY: request {request}: {early}"));
+            }
+        }
+    }
+
+    fn remember(&mut self, write: &Write, outcome: &Outcome) {
+        if write.kind == Kind::Document && write.deletes.is_none() && self.remembered.len() < REMEMBERED_MAX {
+            let documents = outcome.ids().iter().zip(&write.items);
+            self.remembered.extend(documents.map(|(id, number)| (write.target.clone(), id.clone(), *number)));
+        }
     }
 
     fn note(&self, answer: &str) {
         let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
         if strange.len() < STRANGE_MAX {
-            strange.push(format!("STRANGE: {answer}"));
+            strange.push(answer.to_owned());
         }
     }
 
-    /// The next request, and whether an array goes as lines.
-    fn draw(&mut self) -> (Write, bool) {
+    fn draw(&mut self) -> Write {
         self.written += 1;
         let drawn = self.abilities.kinds[self.random.random_range(0..self.abilities.kinds.len())];
         // A target of its own shows exactly whether a request of unknown fate took effect: its sum
         // is 0 or the request's, nothing else. While requests fail none goes to a shared one:
         // thousands of unknown ones would make any sum possible.
         let kind = if self.is_in_doubt { Kind::Counter } else { drawn };
-        let is_own = self.random.random_bool(0.5) || self.is_in_doubt;
-        let target = if is_own && kind == Kind::Counter {
-            format!("once-{}-{}", self.name, self.written)
-        } else {
-            let epoch = self.written / SHARED_FOR;
-            format!("shared-{epoch}-{}", self.random.random_range(0..SHARED_TARGETS))
-        };
         let is_single = self.is_fast || self.random.random_bool(0.3);
+        let mut write = match kind {
+            Kind::Document if self.random.random_bool(0.3) && !self.remembered.is_empty() => self.deletion(),
+            _ => Write::new(kind, self.target_for(kind), self.numbers(is_single)),
+        };
+        if kind == Kind::Point {
+            write.at_ms = now_ms() - self.random.random_range(MEASURED_BEFORE_MS);
+        }
+        write.lines = self.random.random_bool(0.5);
+        let is_keyed = self.abilities.keyed && self.random.random_bool(0.3);
+        write.key = is_keyed.then(|| format!("key-{}-{}", self.name, self.written));
+        let waits = write.items.len() == 1 && self.random.random_bool(if self.is_fast { 0.1 } else { 0.4 });
+        write.wait_seconds = waits.then_some(WAIT_SECONDS);
+        write
+    }
+
+    fn target_for(&mut self, kind: Kind) -> String {
+        let is_own = self.is_in_doubt || self.random.random_bool(0.5);
+        if is_own && kind == Kind::Counter {
+            return format!("once-{}-{}", self.name, self.written);
+        }
+        let epoch = self.written / SHARED_FOR;
+        format!("shared-{epoch}-{}", self.random.random_range(0..SHARED_TARGETS))
+    }
+
+    fn numbers(&mut self, is_single: bool) -> Vec<i64> {
         let count = if is_single { 1 } else { self.random.random_range(2..=ITEMS_MAX) };
         let mut number = || match self.random.random_range(-3..=8) {
             0 => 9,
             other => other,
         };
-        let items = (0..count).map(|_| number()).collect();
-        let is_keyed = self.abilities.keyed && self.random.random_bool(0.3);
-        let key = is_keyed.then(|| format!("key-{}-{}", self.name, self.written));
-        (Write { kind, target, items, key }, self.random.random_bool(0.5))
+        (0..count).map(|_| number()).collect()
+    }
+
+    /// Of a document that nobody else deletes.
+    fn deletion(&mut self) -> Write {
+        let place = self.random.random_range(0..self.remembered.len());
+        let (collection, id, number) = self.remembered.swap_remove(place);
+        Write { deletes: Some(id), ..Write::new(Kind::Document, collection, vec![number]) }
     }
 
     /// Sends a keyed request to any API until one accepts it, and then sometimes once more.
-    async fn repeat(&mut self, write: &Write, lines: bool) -> anyhow::Result<Outcome> {
+    async fn repeat(&mut self, write: &Write) -> anyhow::Result<Outcome> {
         let deadline = Instant::now() + KEYED_PATIENCE;
         let mut api = self.target.address;
         loop {
-            if let Outcome::Accepted(ids) = send(&self.client, api, write, lines).await? {
+            let outcome = send::once(&self.client, api, write).await?;
+            if outcome.is_taken() {
                 if self.random.random_bool(0.3) {
                     let api = self.any_api();
-                    let again = send(&self.client, api, write, lines).await?;
-                    if !again.agrees_with(&ids) {
+                    let again = send::once(&self.client, api, write).await?;
+                    if !again.agrees_with(&outcome) {
                         let key = write.key.as_deref().unwrap_or_default();
-                        self.note(&format!("{key} was accepted as {ids:?} and again as {again:?}"));
+                        self.note(&format!(
+                            "STRANGE: {key} was accepted as {outcome:?} and again as {again:?}"
+                        ));
                     }
                 }
-                return Ok(Outcome::Accepted(ids));
+                return Ok(outcome);
             }
             if Instant::now() > deadline {
                 return Ok(Outcome::Unknown);
             }
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(RETRY_PAUSE * self.slower.load(Ordering::Relaxed)).await;
             api = self.any_api();
         }
     }
@@ -230,52 +288,8 @@ impl Writer {
     }
 }
 
-/// Bodies of 202, single and batch.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Accepted {
-    Batch { accepted: usize, ids: Vec<String>, rejected: Vec<serde_json::Value> },
-    Single { id: String, status: String },
-}
-
-/// Sends one request once. An error is an answer that the contract does not know.
-pub async fn send(client: &Client, api: SocketAddr, write: &Write, lines: bool) -> anyhow::Result<Outcome> {
-    let json: Vec<String> = write.items.iter().map(|number| write.kind.item(*number)).collect();
-    let (media_type, body) = match json.as_slice() {
-        [one] => ("application/json", one.clone()),
-        _ if lines => ("application/x-ndjson", json.join("\n")),
-        _ => ("application/json", format!("[{}]", json.join(","))),
-    };
-    let url = format!("http://{api}{}", write.kind.path(&write.target));
-    let mut request = client.post(url).header("content-type", media_type).body(body);
-    if let Some(key) = &write.key {
-        request = request.header("idempotency-key", key);
-    }
-    let response = match request.send().await {
-        Ok(response) => response,
-        Err(error) if error.is_connect() => return Ok(Outcome::NotSent),
-        Err(_) => return Ok(Outcome::Unknown),
-    };
-    let status = response.status();
-    // An answer that broke off: the server may have accepted, and nobody has the ids.
-    let Ok(body) = response.bytes().await else { return Ok(Outcome::Unknown) };
-    match status {
-        StatusCode::ACCEPTED => accepted(&body, write.items.len()),
-        StatusCode::SERVICE_UNAVAILABLE => Ok(Outcome::Unknown),
-        other => bail!("{write:?}: answered {other} {}", String::from_utf8_lossy(&body)),
-    }
-}
-
-fn accepted(body: &[u8], items: usize) -> anyhow::Result<Outcome> {
-    let text = || String::from_utf8_lossy(body).into_owned();
-    let ids = match serde_json::from_slice(body).with_context(text)? {
-        Accepted::Single { id, status } if items == 1 && status == "accepted" => vec![id],
-        Accepted::Batch { accepted, ids, rejected }
-            if accepted == items && ids.len() == items && rejected.is_empty() =>
-        {
-            ids
-        }
-        _ => bail!("202 for {items} items with {}", text()),
-    };
-    Ok(Outcome::Accepted(ids))
+#[expect(clippy::disallowed_methods, reason = "the clock of a client, which is none of the service's")]
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }

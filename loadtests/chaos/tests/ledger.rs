@@ -16,7 +16,8 @@ async fn survives_faults(pair: Pair) {
     let binaries = chaos::binaries_beside_this().expect("the programs");
     let (_interrupt, interrupted) = watch::channel(false);
     let without_keys = set("FOREBAY_CHAOS_WITHOUT_KEYS").is_some();
-    let settings = Settings { pair, length, seed, classes: Vec::new(), nodes: 1, without_keys, binaries };
+    let (classes, nodes, outage_minutes) = (Vec::new(), 1, 1.0);
+    let settings = Settings { pair, length, seed, classes, nodes, outage_minutes, without_keys, binaries };
     let report = chaos::run(settings, interrupted).await.expect("a complete run");
     report.check_promises().expect("nothing lost, nothing doubled");
     report.check_teeth().expect("faults that could have hurt");

@@ -1,5 +1,6 @@
 //! A look into a broker and a database from outside, for tests that check what a run has left
 //! behind, and a way to put messages into a queue that no API would send.
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -8,7 +9,8 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection as AmqpConnection, ConnectionProperties};
-use sqlx::{Connection, PgConnection};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tokio::time::timeout;
 
 /// Whether a server is there shows soon; neither client gives up waiting by itself.
@@ -129,6 +131,46 @@ pub async fn sessions(database_url: &str) -> anyhow::Result<Sessions> {
         Ok(Sessions { open, in_transaction })
     };
     timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// How many points there are of each type, row by row, and what their values sum up to.
+pub type Points = Vec<(String, i64, f64)>;
+
+/// In Postgres.
+pub async fn points(database_url: &str) -> anyhow::Result<Points> {
+    let asked = async {
+        let mut connection = PgConnection::connect(database_url).await?;
+        let points = sqlx::query_as(
+            "select name, count(*), sum(value) from points join metric_types on id = type group by name",
+        )
+        .fetch_all(&mut connection)
+        .await?;
+        connection.close().await?;
+        Ok(points)
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// In an embedded program's directory, when the program has stopped.
+pub async fn points_in_file(directory: &Path) -> anyhow::Result<Points> {
+    let options = SqliteConnectOptions::new().filename(directory.join("store.db")).read_only(true);
+    let mut connection = SqliteConnection::connect_with(&options).await?;
+    // A table for each day.
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select name from sqlite_master where type = 'table' and name glob 'points_[0-9]*'",
+    )
+    .fetch_all(&mut connection)
+    .await?;
+    let mut points = Points::new();
+    for table in tables {
+        let count = format!(
+            "select name, count(*), sum(value) from {table} join metric_types on id = type group by name"
+        );
+        let of_day: Points = sqlx::query_as(AssertSqlSafe(count)).fetch_all(&mut connection).await?;
+        points.extend(of_day);
+    }
+    connection.close().await?;
+    Ok(points)
 }
 
 async fn open(amqp_url: &str) -> anyhow::Result<(AmqpConnection, Channel)> {

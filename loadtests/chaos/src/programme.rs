@@ -1,0 +1,129 @@
+//! The long runs, one after the other: what `docs/guarantees.md` tells was reached by faults. Each
+//! row is a run of its own; together they make one table in markdown.
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use crate::fault::Class;
+use crate::report::Report;
+use crate::{Length, Pair, Settings};
+
+/// One row of the programme.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// For choosing it, and for the name of its report.
+    pub name: &'static str,
+    pair: Pair,
+    class: Class,
+    steps: usize,
+    nodes: usize,
+    outage_minutes: f64,
+}
+
+const fn row(name: &'static str, pair: Pair, class: Class, steps: usize) -> Row {
+    Row { name, pair, class, steps, nodes: 1, outage_minutes: 1.0 }
+}
+
+/// Two APIs and two consumers are killed in turns: 600 kills are 300 of each.
+pub const ROWS: [Row; 7] = [
+    row("kill", Pair::Cluster, Class::Kill, 600),
+    row("embedded", Pair::Embedded, Class::Kill, 500),
+    row("broker", Pair::Cluster, Class::BrokerCrash, 50),
+    row("store", Pair::Cluster, Class::StoreCrash, 50),
+    Row { nodes: 3, ..row("leader", Pair::Cluster, Class::BrokerCrash, 30) },
+    Row { outage_minutes: 15.0, ..row("broker-away", Pair::Cluster, Class::BrokerOutage, 1) },
+    Row { outage_minutes: 10.0, ..row("store-away", Pair::Cluster, Class::StoreOutage, 1) },
+];
+
+impl Row {
+    /// `scale` below 1 makes everything shorter, to try the programme itself.
+    pub fn settings(&self, seed: u64, scale: f64, binaries: PathBuf) -> Settings {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small positive number"
+        )]
+        let steps = ((self.steps as f64 * scale).ceil() as usize).max(1);
+        Settings {
+            pair: self.pair,
+            length: Length::Steps(steps),
+            seed,
+            classes: vec![self.class],
+            nodes: self.nodes,
+            outage_minutes: self.outage_minutes * scale,
+            without_keys: false,
+            binaries,
+        }
+    }
+}
+
+/// What was reached, as rows of markdown.
+pub fn table(reports: &[Report]) -> String {
+    let mut table = String::from(
+        "| run | faults | acknowledged | lost | doubled | other findings | applied again after, middle and slowest | \
+         later than wanted | memory, MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for report in reports {
+        let count = |word: &str| report.findings.iter().filter(|finding| finding.starts_with(word)).count();
+        let (lost, doubled) = (count("LOST"), count("DOUBLED"));
+        let other = report.findings.len() - lost - doubled;
+        let (faults, back, late) = faults(report);
+        let _ = writeln!(
+            table,
+            "| `{}` | {faults} | {} requests, {} items | {lost} | {doubled} | {other} | {back} | {late} | {} |",
+            report.replay,
+            report.requests.accepted,
+            report.requests.items_accepted,
+            memory(report)
+        );
+    }
+    table
+}
+
+/// What was done, how soon the service was back, and how often later than wanted.
+fn faults(report: &Report) -> (String, String, String) {
+    let struck = |role: &str| {
+        let is_of = |name: &str| name.starts_with(role);
+        let victims = report.faults.iter().filter(|fault| fault.class == Class::Kill && is_of(&fault.victim));
+        let meanwhile = report.faults.iter().filter_map(|fault| fault.killed_meanwhile.as_deref());
+        victims.count() + meanwhile.filter(|name| is_of(name)).count()
+    };
+    let (mut done, mut back, mut late) = (Vec::new(), Vec::new(), Vec::new());
+    for summary in report.summaries() {
+        done.push(match summary.class {
+            Class::Kill => format!("kill: {} of an API, {} of a consumer", struck("api"), struck("consumer")),
+            class => format!("{class:?}: {}", summary.count),
+        });
+        let seconds = |ms: u128| ms as f64 / 1_000.0;
+        let (middle, most) = summary.applied_ms;
+        back.push(format!("{:.1} s, {:.1} s", seconds(middle), seconds(most)));
+        late.push(format!("{} (of {} s)", summary.late, summary.bound.wanted_ms / 1_000));
+    }
+    if let Some(takeover) = report.faults.iter().filter_map(|fault| fault.without_node?.applied_ms).max() {
+        back.push(format!("without the node at most {:.1} s", takeover as f64 / 1_000.0));
+    }
+    (done.join("; "), back.join("; "), late.join("; "))
+}
+
+/// Of the programs during an outage that was watched, early and at most.
+fn memory(report: &Report) -> String {
+    let watched = report.faults.iter().filter_map(|fault| fault.watched.as_ref());
+    let memory = watched.flat_map(|watched| &watched.memory);
+    let shown = memory.map(|one| format!("{} {} → {}", one.name, one.early_kib >> 10, one.most_kib >> 10));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programme_reaches_what_it_promises_and_can_be_shortened() {
+        let settings = |scale| ROWS.map(|row| row.settings(1, scale, PathBuf::new()));
+        let steps = settings(1.0).map(|settings| settings.length);
+        assert_eq!(steps, [600, 500, 50, 50, 30, 1, 1].map(Length::Steps));
+        for (short, long) in settings(0.01).iter().zip(settings(1.0)) {
+            assert!(short.outage_minutes < long.outage_minutes);
+            assert!(short.length != Length::Steps(0));
+        }
+    }
+}

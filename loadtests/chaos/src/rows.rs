@@ -1,0 +1,47 @@
+//! Points are kept twice: as rows and in rollups, which answer. The rows must be as many, and sum up
+//! to the same.
+use std::collections::BTreeMap;
+
+use testkit::inspect::Points;
+
+use crate::holdings::States;
+use crate::kind::Kind;
+use crate::ledger::State;
+
+/// What is wrong about the rows, `states` being what the rollups answered.
+pub fn check(states: &States, rows: &Points) -> Vec<String> {
+    let mut found: BTreeMap<&str, State> = BTreeMap::new();
+    for (name, count, sum) in rows {
+        let state = found.entry(name).or_default();
+        #[expect(clippy::cast_possible_truncation, reason = "sums of small whole numbers")]
+        let sum = *sum as i64;
+        *state = (state.0 + sum, state.1 + count);
+    }
+    let told = states.iter().filter(|((kind, _), state)| *kind == Kind::Point && state.1 > 0);
+    let told: BTreeMap<&str, State> = told.map(|((_, name), state)| (name.as_str(), *state)).collect();
+    let names = told.keys().chain(found.keys().filter(|name| !told.contains_key(*name)));
+    let differs = |name: &&&str| told.get(**name) != found.get(**name);
+    let finding = |name: &&str| {
+        format!("WRONG: type {name} is {:?} in rollups and {:?} in rows", told.get(name), found.get(name))
+    };
+    names.filter(differs).map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_more_fewer_or_others_are_found() {
+        let states = States::from([
+            ((Kind::Point, "a".to_owned()), (7, 2)),
+            ((Kind::Point, "none".to_owned()), (0, 0)),
+            ((Kind::Counter, "c".to_owned()), (1, 1)),
+        ]);
+        let row = |name: &str, count, sum| (name.to_owned(), count, sum);
+        assert_eq!(check(&states, &vec![row("a", 1, 3.0), row("a", 1, 4.0)]), Vec::<String>::new());
+        for rows in [vec![], vec![row("a", 2, 8.0)], vec![row("a", 2, 7.0), row("b", 1, 1.0)]] {
+            assert_eq!(check(&states, &rows).len(), 1, "{rows:?}");
+        }
+    }
+}
