@@ -98,8 +98,12 @@ fn faults(report: &Report) -> (String, String, String) {
         back.push(format!("{:.1} s, {:.1} s", seconds(middle), seconds(most)));
         late.push(format!("{} (of {} s)", summary.late, summary.bound.wanted_ms / 1_000));
     }
-    if let Some(takeover) = report.faults.iter().filter_map(|fault| fault.without_node?.applied_ms).max() {
-        back.push(format!("without the node at most {:.1} s", takeover as f64 / 1_000.0));
+    let takeovers = report.faults.iter().filter_map(|fault| Some((fault.without_node?, fault.bound)));
+    let slowest = takeovers.clone().filter_map(|(recovery, _)| recovery.applied_ms).max();
+    if let Some(slowest) = slowest {
+        let count = takeovers.filter(|(recovery, bound)| !recovery.is_as_wanted(*bound)).count();
+        back.push(format!("without the node at most {:.1} s", slowest as f64 / 1_000.0));
+        late.push(format!("{count} without the node"));
     }
     (done.join("; "), back.join("; "), late.join("; "))
 }
