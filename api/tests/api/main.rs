@@ -18,4 +18,5 @@ mod receipts;
 mod replaces;
 mod replicas;
 mod support;
+mod traces;
 mod waits;
