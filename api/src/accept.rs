@@ -118,7 +118,8 @@ pub async fn single(
     let pending = {
         let mut encoded = Encoded::with_capacity(bytes_of(&draft.write));
         encoded.push(|out| encode(out, draft.write, keyed));
-        shared.batcher.begin(Load { kind, json: &encoded.json, items: 1, is_awaited: seat.is_some() })?
+        let (is_awaited, trace) = (seat.is_some(), terms.trace);
+        shared.batcher.begin(Load { kind, json: &encoded.json, items: 1, is_awaited, trace })?
     };
     let item =
         keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
@@ -242,7 +243,8 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     if encoded.count == 0 {
         return Err(Problem::all_rejected(rejected));
     }
-    let load = Load { kind, json: &encoded.json, items: encoded.count, is_awaited: false };
+    let (json, items) = (&encoded.json, encoded.count);
+    let load = Load { kind, json, items, is_awaited: false, trace: terms.trace };
     let placed = shared.batcher.accept(load).await?;
     if !identities.is_empty() {
         identities.resize(encoded.count, None);

@@ -15,6 +15,7 @@ use shared::clock;
 use shared::id::{IdIssuer, Kind, MessageId};
 use shared::message::Builder;
 use shared::queue::{Link, PublishError, Publisher};
+use shared::trace::TraceParent;
 use tokio::sync::oneshot;
 
 use crate::measure::metrics;
@@ -48,6 +49,8 @@ pub struct Load<'a> {
     pub items: usize,
     /// The request waits for the outcome of its only item.
     pub is_awaited: bool,
+    /// Whose request it is part of.
+    pub trace: Option<TraceParent>,
 }
 
 /// Items that have their place in a message which is not known to be durable yet.
@@ -195,7 +198,7 @@ impl Batcher {
     }
 
     fn place(&self, load: Load<'_>) -> Result<Pending, NotAccepted> {
-        let Load { kind, json, items, is_awaited } = load;
+        let Load { kind, json, items, is_awaited, trace } = load;
         let limits = &self.0.limits;
         let mut state = self.0.state.borrow_mut();
         if let Some(why) = state.open_size().and_then(|(have_items, have_bytes)| {
@@ -210,6 +213,9 @@ impl Batcher {
         let first = batch.builder.push(json, items);
         if is_awaited {
             batch.builder.await_last();
+        }
+        if trace.is_some_and(|trace| !batch.builder.trace(first, items, trace)) {
+            metrics().traces_dropped.inc();
         }
         batch.kinds[kind as usize - 1] += items as u64;
         let (sender, answer) = oneshot::channel();

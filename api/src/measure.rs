@@ -111,6 +111,8 @@ pub struct Metrics {
     pub batch_items: Histogram,
     /// Messages, by `why` they were closed.
     pub batches: IntCounterVec,
+    /// Traces that found no room in their message.
+    pub traces_dropped: IntCounter,
     pub in_flight: IntGauge,
     /// Requests refused because too many were in work.
     pub shed: IntCounter,
@@ -193,6 +195,10 @@ fn register() -> prometheus::Result<Metrics> {
         batches: register_int_counter_vec!(
             opts!("forebay_api_batches_total", "messages by why they were closed"),
             &["why"]
+        )?,
+        traces_dropped: register_int_counter!(
+            "forebay_api_traces_dropped_total",
+            "traces of requests that found no room in their message"
         )?,
         in_flight: register_int_gauge!("forebay_http_in_flight", "requests in work")?,
         shed: register_int_counter!(

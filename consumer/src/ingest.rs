@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
 use shared::clock;
-use shared::id::{Kind, MessageId};
+use shared::id::{IdKeys, Kind, MessageId};
 use shared::message::{Message, decode};
 use shared::queue::{Delivery, Lost, Queue, Subscription};
 use shared::shutdown::Shutdown;
@@ -20,6 +20,7 @@ use shared::store::{Applied, KeyedVerdict, Store, StoreError};
 use crate::announce::Announcer;
 use crate::measure::metrics;
 use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
+use crate::told;
 
 /// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
 /// back well before.
@@ -35,6 +36,8 @@ const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
 pub struct Ingest {
     pub queue: Arc<dyn Queue>,
     pub store: Arc<dyn Store>,
+    /// For log lines, which name items as their clients know them.
+    pub ids: IdKeys,
     pub announcer: Arc<Announcer>,
     pub limits: MergeLimits,
     pub prefetch: u16,
@@ -223,7 +226,8 @@ impl<'a> Session<'a> {
                 Ok(Some(Held { delivery, message, size }))
             }
             Err(error) => {
-                tracing::error!(%error, message.bytes = delivery.body.len(), "undecodable message rejected");
+                let (bytes, traces) = (delivery.body.len(), told::trace_ids(&delivery));
+                tracing::error!(%error, message.bytes = bytes, trace.ids = traces, "undecodable message rejected");
                 metrics().rejected.with_label_values(&["undecodable"]).inc();
                 self.subscription.reject(delivery).await?;
                 Ok(None)
@@ -259,6 +263,7 @@ impl<'a> Session<'a> {
         self.store_is_away(false);
         self.ingest.announcer.committed(applied, batch.messages.len());
         count(&batch.messages, applied);
+        told::log(&self.ingest.ids, &batch.messages, &batch.deliveries, applied);
         self.subscription.ack(batch.deliveries).await
     }
 
@@ -267,7 +272,8 @@ impl<'a> Session<'a> {
     async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
         let index = batch.messages.iter().position(|message| message.id == id);
         let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
-        tracing::error!(message.id = %id, "message id was applied with another body: rejected");
+        let traces = told::trace_ids(&batch.deliveries[index]);
+        tracing::error!(message.id = %id, trace.ids = traces, "message id was applied with another body: rejected");
         metrics().rejected.with_label_values(&["digest_mismatch"]).inc();
         let mut messages = batch.messages.to_vec();
         messages.remove(index);

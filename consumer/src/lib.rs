@@ -7,6 +7,7 @@ pub mod housekeeping;
 pub mod ingest;
 pub mod measure;
 pub mod merge;
+mod told;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,6 +37,7 @@ impl Consumer {
         let ingest = Ingest {
             queue: backend.queue.clone(),
             store: backend.store.clone(),
+            ids: backend.ids.clone(),
             announcer: announcer.clone(),
             limits: MergeLimits {
                 items_max: queue.merge_items_max,

@@ -20,4 +20,5 @@ pub mod rollup;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod trace;
 pub mod write;

@@ -3,6 +3,7 @@
 //! The API's batcher builds messages, the consumer decodes them. `docs/messages.md` describes the
 //! format for other programs; a change that an older consumer would misread needs a new version.
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use uuid::Uuid;
 
 use crate::id::{ITEMS_PER_MESSAGE_MAX, ItemKey, Kind, MessageId};
 use crate::keyed::Keyed;
+use crate::trace::{TraceParent, Traces};
 use crate::write::{Item, check_name};
 
 /// The version of the format that this build writes, and the newest that it reads.
@@ -28,6 +30,8 @@ pub const AWAITED_BYTES_MAX: usize = 5;
 pub struct Outgoing {
     pub id: MessageId,
     pub body: Bytes,
+    /// [`Traces`] of its requests, which travel beside the body.
+    pub traces: Option<Arc<str>>,
     pub items: usize,
 }
 
@@ -39,12 +43,20 @@ pub struct Builder {
     body: Vec<u8>,
     items: usize,
     awaited: Vec<usize>,
+    traces: Traces,
 }
 
 impl Builder {
     pub fn new(id: MessageId, accepted_at_ms: i64) -> Self {
         let header = format!(r#"{{"v":{VERSION},"id":"{id}","accepted_at_ms":{accepted_at_ms},"items":["#);
-        Self { id, accepted_at_ms, body: header.into_bytes(), items: 0, awaited: Vec::new() }
+        Self {
+            id,
+            accepted_at_ms,
+            body: header.into_bytes(),
+            items: 0,
+            awaited: Vec::new(),
+            traces: Traces::default(),
+        }
     }
 
     /// Appends `count` items, encoded and separated by commas; returns the index of the first.
@@ -62,6 +74,11 @@ impl Builder {
     /// Notes that somebody waits for the outcome of the item pushed last, which was pushed alone.
     pub fn await_last(&mut self) {
         self.awaited.push(self.items - 1);
+    }
+
+    /// Notes the trace of a request whose `items` begin at `first`; `false` when there is no room.
+    pub fn trace(&mut self, first: usize, items: usize, parent: TraceParent) -> bool {
+        self.traces.add(first, items, parent)
     }
 
     pub fn id(&self) -> MessageId {
@@ -88,7 +105,8 @@ impl Builder {
             serde_json::to_writer(&mut self.body, &self.awaited).expect("numbers have a JSON form");
         }
         self.body.push(b'}');
-        Outgoing { id: self.id, body: self.body.into(), items: self.items }
+        let traces = self.traces.encode();
+        Outgoing { id: self.id, body: self.body.into(), traces, items: self.items }
     }
 }
 

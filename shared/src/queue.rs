@@ -93,6 +93,8 @@ pub trait Subscription: Send {
 #[derive(Debug)]
 pub struct Delivery {
     pub body: Bytes,
+    /// As published, beside the body; a hint that may get lost.
+    pub traces: Option<Arc<str>>,
     pub redelivered: bool,
     tag: u64,
 }
@@ -100,7 +102,7 @@ pub struct Delivery {
 impl Delivery {
     /// `tag` is the implementation's own name for the delivery.
     pub fn new(body: Bytes, redelivered: bool, tag: u64) -> Self {
-        Self { body, redelivered, tag }
+        Self { body, traces: None, redelivered, tag }
     }
 }
 

@@ -1,17 +1,20 @@
-//! What a request wants done with its writes, read from its headers: `Prefer` (RFC 7240) and
-//! `Idempotency-Key`.
+//! What a request wants done with its writes, read from its headers: `Prefer` (RFC 7240),
+//! `Idempotency-Key` and `traceparent` (W3C Trace Context).
 use std::time::Duration;
 
 use actix_web::HttpRequest;
 use actix_web::http::header::{HeaderMap, HeaderName};
 use serde::{Deserialize, Deserializer};
 use shared::keyed::KEY_LENGTH_MAX;
+use shared::trace::TraceParent;
 
 use crate::problem::Problem;
 use crate::server::Shared;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The answer to `Prefer`.
 pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -24,14 +27,16 @@ pub struct Terms {
     pub key: Option<Box<str>>,
     /// The client asked for the wait.
     pub is_preferred: bool,
+    /// Of a request whose trace is kept by whoever began it.
+    pub trace: Option<TraceParent>,
 }
 
 impl Terms {
-    /// Reads `Prefer` and `Idempotency-Key`.
+    /// Reads `Prefer`, `Idempotency-Key` and `traceparent`.
     pub fn of(request: &HttpRequest, shared: &Shared) -> Result<Self, Problem> {
         let headers = request.headers();
         let wait = wait_of(headers, shared.waits.wait_max);
-        Ok(Self { wait, key: key_of(headers)?, is_preferred: wait.is_some() })
+        Ok(Self { wait, key: key_of(headers)?, is_preferred: wait.is_some(), trace: trace_of(headers) })
     }
 
     /// For the short paths, which wait by themselves.
@@ -92,6 +97,15 @@ fn parts(text: &str, separator: u8) -> impl Iterator<Item = &str> {
         rest = end.map(|end| &text[end + 1..]);
         Some(&text[..end.unwrap_or(text.len())])
     })
+}
+
+/// What is no trace context, or comes more than once, is ignored, as the specification wants it; what
+/// is not sampled nobody could look up.
+fn trace_of(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all(TRACEPARENT);
+    let value = given.next()?;
+    let parent = TraceParent::parse(value.as_bytes()).filter(|_| given.next().is_none());
+    parent.filter(|parent| parent.is_sampled)
 }
 
 fn key_of(headers: &HeaderMap) -> Result<Option<Box<str>>, Problem> {
@@ -216,6 +230,18 @@ mod tests {
     fn what_was_granted_is_told_in_whole_seconds() {
         assert_eq!(applied(Duration::from_secs(7)), "wait=7");
         assert_eq!(applied(Duration::from_millis(400)), "wait=1");
+    }
+
+    #[test]
+    fn a_trace_is_carried_when_it_is_sampled_and_anything_else_is_ignored() {
+        let trace = |values: &[&str]| trace_of(&headers(&TRACEPARENT, values));
+        let sampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(trace(&[sampled]), TraceParent::parse(sampled.as_bytes()));
+        assert!(trace(&[sampled]).is_some());
+        let not_sampled = sampled.replace("-01", "-00");
+        for ignored in [&[][..], &[&*not_sampled], &["", sampled], &[sampled, sampled], &["x"], &["ä"]] {
+            assert_eq!(trace(ignored), None, "{ignored:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 use shared::breaker::BreakerLimits;
 use shared::message::{Outgoing, decode};
+use shared::trace::{TRACES_MAX, Traces};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -67,7 +68,7 @@ impl Rig {
         let encoded = vec![one; items].join(",");
         actix_web::rt::spawn(async move {
             let kind = Kind::Increment;
-            let load = Load { kind, json: encoded.as_bytes(), items, is_awaited: items == 1 };
+            let load = Load { kind, json: encoded.as_bytes(), items, is_awaited: items == 1, trace: None };
             batcher.accept(load).await
         })
     }
@@ -197,7 +198,7 @@ async fn a_client_that_leaves_does_not_take_its_write_back() {
 async fn nothing_is_sent_before_its_request_yields_and_what_is_awaited_is_marked() {
     let mut rig = Rig::new();
     let json = br#"{"increment":{"counter":"a","by":1}}"#;
-    let load = |is_awaited| Load { kind: Kind::Increment, json, items: 1, is_awaited };
+    let load = |is_awaited| Load { kind: Kind::Increment, json, items: 1, is_awaited, trace: None };
     // The fifth closes the message of the others.
     let pending: Vec<_> =
         (0..5).map(|number| rig.batcher.begin(load(number % 2 == 1)).expect("placed")).collect();
@@ -206,6 +207,31 @@ async fn nothing_is_sent_before_its_request_yields_and_what_is_awaited_is_marked
     let decoded = decode(&message.body).expect("what is published can be read");
     assert_eq!((decoded.entries.len(), decoded.awaited), (4, vec![1, 3]));
     assert_eq!(pending[1].placed.message, decoded.id);
+}
+
+#[actix_web::test]
+async fn a_message_tells_which_traced_request_brought_which_items_and_drops_what_is_too_much() {
+    let mut rig = Rig::with(BatchLimits { items_max: 100, ..LIMITS });
+    let json = br#"{"increment":{"counter":"a","by":1}},{"increment":{"counter":"a","by":1}}"#;
+    let parent = |number: usize| {
+        let header = format!("00-{:032x}-00f067aa0ba902b7-01", number + 1);
+        TraceParent::parse(header.as_bytes()).expect("a trace")
+    };
+    let (dropped, mut pending) = (metrics().traces_dropped.get(), Vec::new());
+    for number in 0..TRACES_MAX + 2 {
+        let trace = (number != 1).then(|| parent(number));
+        let load = Load { kind: Kind::Increment, json, items: 2, is_awaited: false, trace };
+        pending.push(rig.batcher.begin(load).expect("placed"));
+    }
+    let (message, _confirm) = rig.published.recv().await.expect("a publish");
+    let traces = Traces::decode(message.traces.as_deref().expect("some"));
+    let expected = |number| (number != 1 && number <= TRACES_MAX).then(|| parent(number));
+    for number in 0..TRACES_MAX + 2 {
+        for index in [number * 2, number * 2 + 1] {
+            assert_eq!(traces.of_item(index), expected(number), "{number}");
+        }
+    }
+    assert!(metrics().traces_dropped.get() > dropped);
 }
 
 proptest! {

@@ -20,4 +20,5 @@ mod replaces;
 mod replicas;
 mod support;
 mod sync_order;
+mod traces;
 mod waits;

@@ -217,7 +217,8 @@ async fn what_is_no_message_is_rejected_and_the_rest_is_applied(mut rig: Rig) ->
 
 async fn a_reused_id_is_never_applied_and_does_not_block_the_rest(mut rig: Rig) -> Rig {
     let first = rig.message("reused", 1);
-    let other = Outgoing { id: first.id, body: first.body.to_vec().replacing(b":1}}", b":9}}"), items: 1 };
+    let other =
+        Outgoing { id: first.id, body: first.body.to_vec().replacing(b":1}}", b":9}}"), ..first.clone() };
     let same = first.clone();
     rig.publish(first).await;
     rig.consuming(rig.wait_for_value("reused", 1)).await;

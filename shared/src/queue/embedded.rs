@@ -105,7 +105,7 @@ impl Publisher for EmbeddedPublisher {
         }
         let reservation = Reservation::take(&self.room, message.body.len() as u64)?;
         let (reply, answer) = oneshot::channel();
-        let publish = Publish { id: message.id, body: message.body, deadline, reservation, reply };
+        let publish = Publish { message, deadline, reservation, reply };
         let confirmed = async {
             self.commands.send(Command::Publish(publish)).await.map_err(|_| closed_to_publish())?;
             answer.await.map_err(|_| closed_to_publish())?

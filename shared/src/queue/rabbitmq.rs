@@ -9,6 +9,8 @@
 //! publish from single-threaded runtimes of their own.
 mod connection;
 mod flow;
+mod judged;
+mod properties;
 mod publisher;
 mod refusals;
 mod subscription;

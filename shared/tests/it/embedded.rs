@@ -57,7 +57,7 @@ impl Drop for Directory {
 fn outgoing(body: impl Into<Bytes>) -> Outgoing {
     static BATCHER: AtomicU32 = AtomicU32::new(0);
     let id = IdIssuer::new(BATCHER.fetch_add(1, Ordering::Relaxed), 0).next(1_763_600_000_000);
-    Outgoing { id, body: body.into(), items: 1 }
+    Outgoing { id, body: body.into(), traces: None, items: 1 }
 }
 
 async fn publish(publisher: &Arc<dyn Publisher>, body: impl Into<Bytes>) -> Result<(), PublishError> {
@@ -131,6 +131,30 @@ async fn after_a_restart_what_was_acknowledged_is_gone_and_the_rest_comes_again(
     assert_eq!(bodies(&take(&mut subscription, 10).await), left);
     assert!(subscription.try_next().expect("not lost").is_none());
     queue.close().await;
+}
+
+#[tokio::test]
+async fn a_file_that_knew_no_traces_is_used_on_and_an_earlier_build_can_have_it_back() {
+    let directory = Directory::new("columns");
+    directory.queue().await.close().await;
+    let earlier = "insert into message (seq, id, body) values (?, zeroblob(16), ?)";
+    let mut file = directory.file().await;
+    file.execute("alter table message drop column traces").await.expect("as it was");
+    sqlx::query(earlier).bind(1).bind(&b"old"[..]).execute(&mut file).await.expect("written");
+    file.close().await.expect("closed");
+    let queue = directory.queue().await;
+    let traces = Some("[]".into());
+    let message = Outgoing { traces: traces.clone(), ..outgoing("new") };
+    queue.publisher().publish(message, Instant::now() + PATIENCE).await.expect("confirmed");
+    let mut subscription = queue.subscribe(2).await.expect("subscribes");
+    let deliveries = take(&mut subscription, 2).await;
+    let found: Vec<_> =
+        deliveries.iter().map(|delivery| (&*delivery.body, delivery.traces.clone())).collect();
+    assert_eq!(found, [(&b"old"[..], None), (&b"new"[..], traces)]);
+    drop((subscription, deliveries));
+    queue.close().await;
+    let mut file = directory.file().await;
+    sqlx::query(earlier).bind(3).bind(&b"older"[..]).execute(&mut file).await.expect("still possible");
 }
 
 #[tokio::test]

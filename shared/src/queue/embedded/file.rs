@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow,
@@ -16,6 +15,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConne
 
 use super::shelf::{Message, Range};
 use crate::clock::now_ms;
+use crate::message::Outgoing;
 use crate::queue::QueueError;
 
 /// The layout of the file; a file with a higher number was written by a newer build.
@@ -66,8 +66,7 @@ pub(super) struct Group {
 
 pub(super) struct NewMessage {
     pub seq: u64,
-    pub id: [u8; 16],
-    pub body: Bytes,
+    pub message: Outgoing,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +92,7 @@ impl File {
                 connection.execute(SCHEMA).await?;
             }
             if layout <= LAYOUT {
+                add_traces(&mut connection).await?;
                 // SQLite syncs the directory for its log, but not for the database file itself.
                 std::fs::File::open(directory)?.sync_all()?;
             }
@@ -125,9 +125,9 @@ impl File {
     pub(super) async fn commit(&mut self, group: &Group) -> Result<(), FileError> {
         let (sql, statements) = script(group);
         let mut query = sqlx::query(AssertSqlSafe(sql));
-        for message in &group.new {
-            let seq = message.seq.cast_signed();
-            query = query.bind(seq).bind(message.id.to_vec()).bind(message.body.to_vec());
+        for NewMessage { seq, message } in &group.new {
+            let (id, traces) = (message.id.as_uuid().into_bytes().to_vec(), message.traces.as_deref());
+            query = query.bind(seq.cast_signed()).bind(id).bind(message.body.to_vec()).bind(traces);
         }
         if !group.rejected.is_empty() {
             query = query.bind(now_ms()).bind(json(&group.rejected, &[]));
@@ -187,7 +187,7 @@ impl Reader {
 
     /// The first messages of `range`, and whether these were all.
     pub(super) async fn read(&mut self, range: Range) -> Result<(Vec<Message>, bool), FileError> {
-        let sql = "select seq, body from message where seq > ? and seq <= ? order by seq limit ?";
+        let sql = "select seq, body, traces from message where seq > ? and seq <= ? order by seq limit ?";
         let limit = i64::try_from(CHUNK_MESSAGES).expect("it is small");
         let (after, up_to) = (range.after.cast_signed(), range.up_to.cast_signed());
         let query = sqlx::query(sql).bind(after).bind(up_to).bind(limit);
@@ -195,6 +195,7 @@ impl Reader {
         let message = |row: &SqliteRow| Message {
             seq: row.get::<i64, _>(0).cast_unsigned(),
             body: row.get::<Vec<u8>, _>(1).into(),
+            traces: row.get::<Option<String>, _>(2).map(Into::into),
         };
         Ok((rows.iter().map(message).collect(), rows.len() < CHUNK_MESSAGES))
     }
@@ -236,6 +237,16 @@ fn options(directory: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
+/// A column that an earlier build did not make, and that it leaves empty where it finds it: so the
+/// layout stays the same.
+async fn add_traces(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let sql = "select count(*) from pragma_table_info('message') where name = 'traces'";
+    if sqlx::query(sql).fetch_one(&mut *connection).await?.get::<i64, _>(0) == 0 {
+        connection.execute("alter table message add column traces text").await?;
+    }
+    Ok(())
+}
+
 async fn find(connection: &mut SqliteConnection, after: u64) -> Result<Found, sqlx::Error> {
     let sql = "select coalesce(max(seq), ?1), coalesce(sum(length(body)), 0) from message where seq > ?1";
     let row = sqlx::query(sql).bind(after.cast_signed()).fetch_one(connection).await?;
@@ -248,8 +259,9 @@ fn script(group: &Group) -> (String, usize) {
     let mut sql = String::from("begin immediate;");
     let mut statements = 2;
     if !group.new.is_empty() {
-        let rows = ["(?,?,?),"].repeat(group.new.len()).concat();
-        let _ = write!(sql, "insert into message (seq, id, body) values {};", rows.trim_end_matches(','));
+        let rows = ["(?,?,?,?),"].repeat(group.new.len()).concat();
+        let _ =
+            write!(sql, "insert into message (seq, id, body, traces) values {};", rows.trim_end_matches(','));
         statements += 1;
     }
     if !group.rejected.is_empty() {

@@ -5,7 +5,7 @@
 //! it are only in the file, where the loader gets them. While `loaded` keeps up with `committed`
 //! a fresh message goes to the subscriber from memory and is never read back.
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -29,7 +29,7 @@ pub(super) struct Shelf {
 
 #[derive(Default)]
 struct Inner {
-    ready: VecDeque<Message>,
+    ready: VecDeque<(u64, Bytes)>,
     ready_bytes: usize,
     loaded: u64,
     committed: u64,
@@ -39,6 +39,8 @@ struct Inner {
     /// Given back or left behind, to be delivered before anything else.
     returned: BTreeMap<u64, Bytes>,
     leases: HashMap<u64, Lease>,
+    /// Of those messages in memory that have some.
+    traces: HashMap<u64, Arc<str>>,
     /// Leases by owner.
     counts: HashMap<u64, usize>,
     closed: bool,
@@ -54,6 +56,7 @@ struct Lease {
 pub(super) struct Message {
     pub seq: u64,
     pub body: Bytes,
+    pub traces: Option<Arc<str>>,
 }
 
 /// A message handed to a subscriber.
@@ -61,6 +64,7 @@ pub(super) struct Message {
 pub(super) struct Taken {
     pub seq: u64,
     pub body: Bytes,
+    pub traces: Option<Arc<str>>,
     pub redelivered: bool,
 }
 
@@ -147,6 +151,7 @@ impl Shelf {
         let mut bytes = 0;
         for seq in seqs {
             let body = inner.end_lease(*seq).or_else(|| inner.returned.remove(seq));
+            inner.traces.remove(seq);
             bytes += body.map_or(0, |body| body.len() as u64);
         }
         drop(inner);
@@ -213,19 +218,26 @@ impl Inner {
         self.loaded < self.committed && self.ready_bytes < READY_BYTES_LOW
     }
 
-    fn put_ready(&mut self, message: Message) {
-        self.loaded = message.seq;
-        self.ready_bytes += message.body.len();
-        self.ready.push_back(message);
+    fn put_ready(&mut self, Message { seq, body, traces }: Message) {
+        self.loaded = seq;
+        self.ready_bytes += body.len();
+        self.ready.push_back((seq, body));
+        if let Some(traces) = traces {
+            self.traces.insert(seq, traces);
+        }
     }
 
     fn pop(&mut self) -> Option<Taken> {
         if let Some((seq, body)) = self.returned.pop_first() {
-            return Some(Taken { seq, body, redelivered: true });
+            return Some(self.taken(seq, body, true));
         }
-        let Message { seq, body } = self.ready.pop_front()?;
+        let (seq, body) = self.ready.pop_front()?;
         self.ready_bytes -= body.len();
-        Some(Taken { seq, body, redelivered: seq <= self.found })
+        Some(self.taken(seq, body, seq <= self.found))
+    }
+
+    fn taken(&self, seq: u64, body: Bytes, redelivered: bool) -> Taken {
+        Taken { seq, body, traces: self.traces.get(&seq).cloned(), redelivered }
     }
 
     fn end_lease(&mut self, seq: u64) -> Option<Bytes> {

@@ -66,7 +66,12 @@ impl Subscription for EmbeddedSubscription {
     fn try_next(&mut self) -> Result<Option<Delivery>, Lost> {
         self.check()?;
         let taken = self.shelf.take(self.owner, self.window)?;
-        Ok(taken.map(|Taken { seq, body, redelivered }| Delivery { body, redelivered, tag: seq }))
+        Ok(taken.map(|Taken { seq, body, traces, redelivered }| Delivery {
+            body,
+            traces,
+            redelivered,
+            tag: seq,
+        }))
     }
 
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {

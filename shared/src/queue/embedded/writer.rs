@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{timeout, timeout_at};
 
@@ -18,7 +17,7 @@ use super::loader::SharedReader;
 use super::shelf::{Message, Shelf};
 use super::{LinkState, Reservation, Room};
 use crate::backoff::Backoff;
-use crate::id::MessageId;
+use crate::message::Outgoing;
 use crate::queue::{Link, Lost, PublishError};
 use crate::telemetry::metrics;
 
@@ -48,8 +47,7 @@ pub(super) enum Command {
 }
 
 pub(super) struct Publish {
-    pub id: MessageId,
-    pub body: Bytes,
+    pub message: Outgoing,
     pub deadline: Instant,
     pub reservation: Reservation,
     pub reply: oneshot::Sender<Result<(), PublishError>>,
@@ -174,8 +172,7 @@ impl Writer {
     fn group(&self, publishes: &[Publish], settles: &[Settle]) -> Group {
         let mut group = Group::default();
         for (publish, seq) in publishes.iter().zip(self.shelf.committed() + 1..) {
-            let id = publish.id.as_uuid().into_bytes();
-            group.new.push(NewMessage { seq, id, body: publish.body.clone() });
+            group.new.push(NewMessage { seq, message: publish.message.clone() });
         }
         for settle in settles {
             match settle.fate {
@@ -202,10 +199,14 @@ impl Writer {
     }
 
     fn answer_published(&mut self, publishes: Vec<Publish>, group: Group) {
-        let messages = group.new.into_iter().map(|NewMessage { seq, body, .. }| Message { seq, body });
+        let messages = group.new.into_iter().map(|NewMessage { seq, message }| Message {
+            seq,
+            body: message.body,
+            traces: message.traces,
+        });
         self.shelf.add(messages);
         for publish in publishes {
-            self.bytes_since_checkpoint += publish.body.len() as u64 + COMMAND_BYTES;
+            self.bytes_since_checkpoint += publish.message.body.len() as u64 + COMMAND_BYTES;
             publish.reservation.keep();
             let _ = publish.reply.send(Ok(()));
         }

@@ -16,20 +16,17 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, Event};
+use lapin::{Channel, Event};
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use uuid::Uuid;
 
+use super::judged::{Judged, Landed};
+use super::properties::properties_of;
 use super::publisher::{Job, Pump, SWEEP_EVERY};
 use super::refusals::Refusals;
 use super::{ConnectionEvents, Session, SessionError, call};
-use crate::id::MessageId;
 use crate::message::Outgoing;
 use crate::queue::{Link, PublishError};
 use crate::telemetry::metrics;
-
-/// AMQP's number for a message that survives a restart of the broker.
-const PERSISTENT: u8 = 2;
 
 /// How a session ended.
 pub(super) enum Ended {
@@ -42,9 +39,6 @@ pub(super) enum Ended {
         was_useful: bool,
     },
 }
-
-/// The outcome of one publish, by its number.
-type Landed = (u64, lapin::Result<Confirmation>);
 
 struct Flight {
     job: Job,
@@ -160,10 +154,7 @@ impl<'a> Flow<'a> {
     /// `many_publishers_at_once_and_every_confirmed_message_is_there`.
     fn publish(&self, number: u64, message: &Outgoing) -> BoxFuture<'static, Landed> {
         let (channel, queue, body) = (Arc::clone(&self.channel), self.queue.clone(), message.body.clone());
-        let properties = BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_content_type("application/json".into())
-            .with_message_id(message.id.to_string().into());
+        let properties = properties_of(message);
         // Mandatory: a message that no queue takes comes back instead of being confirmed and lost.
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         Box::pin(async move {
@@ -294,118 +285,11 @@ impl<'a> Flow<'a> {
     }
 }
 
-/// What outcomes that landed together say.
-#[derive(Debug, PartialEq)]
-struct Judged {
-    /// By number; a publish without an answer has to be made again.
-    answers: Vec<(u64, Result<(), PublishError>)>,
-    /// Why the session cannot go on.
-    failure: Option<String>,
-}
-
-impl Judged {
-    /// `id` tells the message of a publish.
-    fn of(landed: Vec<Landed>, id: impl Fn(u64) -> MessageId) -> Self {
-        let returned: Vec<_> = landed.iter().filter_map(|(_, outcome)| returned_id(outcome)).collect();
-        // A returned message without an id could be any.
-        let is_returned =
-            |id: MessageId| returned.iter().any(|returned| returned.is_none_or(|one| one == id));
-        let mut failure = (!returned.is_empty()).then(|| "no queue takes the messages".to_owned());
-        let mut answers = Vec::with_capacity(landed.len());
-        for (number, outcome) in landed {
-            match outcome {
-                Ok(Confirmation::Ack(_)) if is_returned(id(number)) => {}
-                Ok(Confirmation::Ack(_)) => answers.push((number, Ok(()))),
-                Ok(Confirmation::Nack(_)) => answers.push((number, Err(PublishError::Full))),
-                Ok(Confirmation::NotRequested) => failure = Some("the channel has no confirms".into()),
-                Err(error) => failure = failure.or(Some(error.to_string())),
-            }
-        }
-        Self { answers, failure }
-    }
-}
-
-/// `None` when the outcome carries no returned message, the inner one when that has no id of ours.
-#[expect(clippy::option_option, reason = "a return without a readable id is not the absence of a return")]
-fn returned_id(outcome: &lapin::Result<Confirmation>) -> Option<Option<MessageId>> {
-    let Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = outcome else {
-        return None;
-    };
-    let id = message.delivery.properties.message_id().as_ref();
-    let uuid = id.and_then(|id| Uuid::try_parse(id.as_str()).ok());
-    Some(uuid.and_then(MessageId::from_uuid))
-}
-
 /// Remembers that it was woken.
 struct Woken(AtomicBool);
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::Release);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use lapin::message::{BasicReturnMessage, Delivery};
-
-    use super::*;
-    use crate::id::IdIssuer;
-
-    fn ids() -> Vec<MessageId> {
-        let mut issuer = IdIssuer::new(1, 1);
-        (0..4).map(|_| issuer.next(1_763_600_000_000)).collect()
-    }
-
-    fn returned(id: Option<MessageId>) -> BasicReturnMessage {
-        let mut delivery = Delivery::mock(0, "".into(), "".into(), false, Vec::new());
-        if let Some(id) = id {
-            delivery.properties = BasicProperties::default().with_message_id(id.to_string().into());
-        }
-        BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
-    }
-
-    fn judge(outcomes: Vec<lapin::Result<Confirmation>>) -> Judged {
-        let ids = ids();
-        let landed =
-            outcomes.into_iter().enumerate().map(|(index, outcome)| (index as u64, outcome)).collect();
-        Judged::of(landed, |number| ids[usize::try_from(number).expect("small")])
-    }
-
-    #[test]
-    fn a_return_speaks_of_its_own_message_whichever_confirm_carries_it() {
-        let carried_by_another =
-            vec![Ok(Confirmation::Ack(None)), Ok(Confirmation::Ack(Some(returned(Some(ids()[0])))))];
-        let judged = judge(carried_by_another);
-        assert_eq!(judged.answers, [(1, Ok(()))]);
-        assert!(judged.failure.is_some());
-        let carried_by_itself =
-            vec![Ok(Confirmation::Ack(Some(returned(Some(ids()[0]))))), Ok(Confirmation::Ack(None))];
-        assert_eq!(judge(carried_by_itself).answers, [(1, Ok(()))]);
-    }
-
-    #[test]
-    fn a_return_without_an_id_leaves_no_acknowledgement_trusted() {
-        let judged = judge(vec![
-            Ok(Confirmation::Ack(None)),
-            Ok(Confirmation::Nack(Some(returned(None)))),
-            Ok(Confirmation::Ack(None)),
-        ]);
-        assert_eq!(judged.answers, [(1, Err(PublishError::Full))]);
-        assert!(judged.failure.is_some());
-    }
-
-    #[test]
-    fn only_a_positive_confirm_counts_and_an_error_ends_the_session() {
-        let judged = judge(vec![
-            Ok(Confirmation::Ack(None)),
-            Ok(Confirmation::Nack(None)),
-            Err(lapin::ErrorKind::MissingHeartbeatError.into()),
-            Ok(Confirmation::NotRequested),
-        ]);
-        assert_eq!(judged.answers, [(0, Ok(())), (1, Err(PublishError::Full))]);
-        assert!(judged.failure.is_some());
-        let good = judge(vec![Ok(Confirmation::Ack(None)), Ok(Confirmation::Nack(None))]);
-        assert_eq!(good.failure, None);
     }
 }

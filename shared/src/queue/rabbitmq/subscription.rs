@@ -22,6 +22,7 @@ use lapin::{Channel, Consumer, Event};
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 
+use super::properties::traces_of;
 use super::{ConnectionEvents, Names, RabbitSettings, Session, SessionError, call, topology};
 use crate::backoff::Backoff;
 use crate::queue::{Delivery, Lost, QueueError, Subscription};
@@ -156,6 +157,7 @@ impl RabbitSubscription {
         Delivery {
             tag: self.session_bits | delivery.delivery_tag,
             redelivered: delivery.redelivered,
+            traces: traces_of(&delivery.properties),
             body: Bytes::from(delivery.data),
         }
     }

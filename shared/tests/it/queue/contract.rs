@@ -1,7 +1,7 @@
 //! What every queue holds.
 use super::{
-    Arc, BTreeSet, Duration, Fixture, Instant, LIMITS, PATIENCE, PublishError, QueueLimits, delivered_ids,
-    fill, id_of, ids, in_time, message, next, next_many, publish,
+    Arc, BTreeSet, Delivery, Duration, Fixture, Instant, LIMITS, Outgoing, PATIENCE, PublishError,
+    QueueLimits, delivered_ids, fill, id_of, ids, in_time, message, next, next_many, publish,
 };
 
 /// Runs every contract test on every implementation; a new one is a line at the end.
@@ -42,6 +42,7 @@ contract! {
     a_publish_is_answered_by_its_deadline
     a_closed_queue_takes_nothing_and_has_answered_everything
     publishing_from_a_runtime_of_another_thread_works
+    the_traces_of_a_message_come_with_it_however_often_it_is_delivered
 }
 
 mod fixtures {
@@ -111,6 +112,35 @@ async fn a_published_message_is_delivered_with_the_same_body(fixture: &dyn Fixtu
         assert!(delivery.body == message.body);
         assert!(!delivery.redelivered);
     }
+    subscription.ack(deliveries).await.expect("acknowledged");
+}
+
+async fn the_traces_of_a_message_come_with_it_however_often_it_is_delivered(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let traced = Outgoing { traces: Some(r#"[[0,1,"ä"]]"#.into()), ..message(1) };
+    let plain = message(1);
+    for message in [&traced, &plain] {
+        queue.publisher().publish(message.clone(), in_time()).await.expect("published");
+    }
+    let come_with_their_traces = |deliveries: &[Delivery]| {
+        deliveries.iter().all(|delivery| {
+            let is_traced = id_of(delivery) == traced.id;
+            delivery.traces == traced.traces.clone().filter(|_| is_traced)
+        })
+    };
+    let mut subscription = queue.subscribe(2).await.expect("subscribed");
+    let deliveries = next_many(subscription.as_mut(), 2).await;
+    assert!(come_with_their_traces(&deliveries));
+    subscription.give_back(deliveries).await.expect("given back");
+    let deliveries = next_many(subscription.as_mut(), 2).await;
+    assert!(come_with_their_traces(&deliveries), "given back");
+    drop((subscription, deliveries));
+    queue.close().await;
+    let queue = fixture.open(LIMITS).await;
+    let mut subscription = queue.subscribe(2).await.expect("subscribed");
+    let deliveries = next_many(subscription.as_mut(), 2).await;
+    assert!(come_with_their_traces(&deliveries), "after a restart");
+    assert_eq!(delivered_ids(&deliveries), ids(&[traced, plain]));
     subscription.ack(deliveries).await.expect("acknowledged");
 }
 

@@ -1,0 +1,71 @@
+//! Index values: the one spelling under which a member of a document is indexed, and with which a
+//! filter is compared. Pure; changing it changes what stored indexes mean.
+use serde_json::{Number, Value};
+use sha2::{Digest, Sha256};
+
+/// Longest text of an indexed value that is kept as it is; a longer one is kept as its hash.
+const INDEXED_TEXT_BYTES_MAX: usize = 200;
+
+/// What is indexed of a value, and what a filter is compared with: the text of a string, the
+/// canonical text of a number, `true`, `false` or `null`; nothing of arrays and objects.
+pub fn index_value(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => Some("null".into()),
+        Value::Bool(is) => Some(is.to_string()),
+        Value::Number(number) => Some(number_text(number)),
+        Value::String(text) => Some(index_text(text)),
+        Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// The index value of a text. What no column takes, or not at that length, is replaced by its hash.
+pub fn index_text(text: &str) -> String {
+    if text.len() <= INDEXED_TEXT_BYTES_MAX && !text.contains('\0') {
+        text.to_owned()
+    } else {
+        let digest = Sha256::digest(text);
+        format!("sha256:{digest:x}")
+    }
+}
+
+/// The number that a query's text spells differently than the index does: `1.0` for `1`. The text may
+/// be meant as a string all the same.
+pub fn index_text_of_number(text: &str) -> Option<String> {
+    // A reader of JSON takes spaces around a number.
+    let is_plain = !text.contains(|letter: char| letter.is_ascii_whitespace());
+    let number: Number = is_plain.then(|| serde_json::from_str(text).ok()).flatten()?;
+    Some(number_text(&number)).filter(|canonical| canonical != text)
+}
+
+/// Integers without a fraction, whatever they were written like.
+fn number_text(number: &Number) -> String {
+    /// From here on not every integer has a number of its own.
+    const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
+    match number.as_f64() {
+        Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < EXACT_BELOW => {
+            // Adding zero takes the sign of minus zero away.
+            format!("{:.0}", float + 0.0)
+        }
+        _ => number.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_in_a_query_is_known_however_it_is_spelled() {
+        for (text, canonical) in [("1.0", "1"), ("1e3", "1000"), ("-0", "0"), ("-0.0", "0"), ("1.10", "1.1")]
+        {
+            assert_eq!(index_text_of_number(text).as_deref(), Some(canonical), "{text}");
+            let stored: Value = serde_json::from_str(text).expect("a number");
+            assert_eq!(index_value(&stored).as_deref(), Some(canonical), "{text}");
+        }
+        for text in
+            ["1", "-5", "1.5", "", "x", "01", "+1", "1e999", " 1.0", "1.0\n", "[1.0]", "\"1.0\"", "true"]
+        {
+            assert_eq!(index_text_of_number(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What stands beside a message's body in AMQP; `docs/messages.md` tells other programs.
+use std::sync::Arc;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use uuid::Uuid;
+
+use crate::id::MessageId;
+use crate::message::Outgoing;
+
+/// AMQP's number for a message that survives a restart of the broker.
+const PERSISTENT: u8 = 2;
+
+/// The header with the traces of a message's requests.
+const TRACES: &str = "forebay-traces";
+
+pub(super) fn properties_of(message: &Outgoing) -> BasicProperties {
+    let properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type("application/json".into())
+        .with_message_id(message.id.to_string().into());
+    let Some(traces) = &message.traces else { return properties };
+    let mut headers = FieldTable::default();
+    headers.insert(TRACES.into(), AMQPValue::LongString(traces.as_bytes().into()));
+    properties.with_headers(headers)
+}
+
+/// `None` when it has no id of ours.
+pub(super) fn id_of(properties: &BasicProperties) -> Option<MessageId> {
+    let id = properties.message_id().as_ref()?;
+    Uuid::try_parse(id.as_str()).ok().and_then(MessageId::from_uuid)
+}
+
+/// `None` also when somebody put something else there.
+pub(super) fn traces_of(properties: &BasicProperties) -> Option<Arc<str>> {
+    match properties.headers().as_ref()?.inner().get(TRACES)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(Into::into),
+        _ => None,
+    }
+}
