@@ -15,7 +15,6 @@ mod documents_outages;
 mod faults;
 mod keys;
 mod load;
-mod long_outage;
 mod metrics;
 mod openapi;
 mod operations;

@@ -64,15 +64,6 @@ impl Process {
         line.map_or(0, |number| number.parse().expect("a number"))
     }
 
-    /// Memory that it occupies.
-    pub fn resident_bytes(&self) -> u64 {
-        let pid = self.child.id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
-        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-        kibibytes * 1_024
-    }
-
     /// Sends SIGTERM.
     pub fn terminate(&self) {
         let pid = Pid::from_child(&self.child);
