@@ -221,6 +221,8 @@ pub async fn guarded<T>(
             tracing::debug!(error = &**why, "read failed");
             permit.failure(Instant::now());
         }
+        // It is there: one read that takes too long, or a burst of them, must not end all others.
+        Err(StoreError::Busy(_)) => drop(permit),
         Ok(_) | Err(_) => permit.success(),
     }
     result

@@ -174,6 +174,12 @@ impl Problem {
         )
     }
 
+    /// The store is there and had no time for this read.
+    pub fn store_busy() -> Self {
+        let detail = "the store is busy, or the answer takes it too long";
+        Self::unavailable("store_busy", detail, Duration::from_secs(1))
+    }
+
     /// The index is not whole yet, so that an answer from it would leave documents out.
     pub fn indexing() -> Self {
         let detail = "the collection is still being indexed";

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
-use actix_web::http::StatusCode;
-use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue};
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::{Error, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 
@@ -144,10 +144,11 @@ where
             }
         };
         metrics().answered(route, response.status().as_u16(), started.elapsed());
-        let headers = response.headers_mut();
-        headers.insert(X_REQUEST_ID, id);
-        if draining {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(X_REQUEST_ID, id);
+        // Asked again: a stop also hurries those who waited meanwhile.
+        if draining || entered.as_ref().is_some_and(|entered| entered.0.is_draining()) {
+            // A header of this name would be left out.
+            response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
         }
         drop(entered);
         Ok(response)

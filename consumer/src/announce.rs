@@ -1,14 +1,13 @@
 //! Tells the API replicas what changed and what became of the items: numbers the events, repeats
 //! the last number each second, says goodbye. Best effort: nothing waits for it, and a hole is
 //! noticed by the numbers.
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use shared::clock;
 use shared::event::{Body, Committed, Event, Events, HEARTBEAT_EVERY, ItemFailed, KeyedTold, Standing};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, ItemStanding, KeyedOutcome, SetAside, Store};
+use shared::store::{Applied, ItemStanding, KeyedOutcome, SetAside, Store, StoreError};
 
 use crate::ingest::Status;
 
@@ -18,8 +17,10 @@ const ENTRIES_PER_EVENT_MAX: usize = 1_000;
 /// Longest detail of an item that was set aside, in characters; the store has the rest.
 const DETAIL_LENGTH_MAX: usize = 200;
 
-/// How old the knowledge of the store's clock may become before an idle consumer asks again.
-const STORE_CLOCK_AGE_MAX: Duration = Duration::from_secs(30);
+/// How old the knowledge of the store's clock may become before an idle consumer asks again. The
+/// answer also tells that the store is there: one statement, so that waiters hear of an outage that
+/// no write has met yet.
+const STORE_CLOCK_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// How far the two clocks of this process may come apart before the store is asked again: one of
 /// them stood still or was set.
@@ -77,21 +78,40 @@ impl Announcer {
         }
     }
 
-    /// Sends heartbeats until the shutdown, then the goodbye. Start it before the first commit.
-    pub async fn run(&self, store: Arc<dyn Store>, status: Arc<Status>, mut shutdown: Shutdown) {
+    /// Sends heartbeats until the shutdown. Start it before the first commit.
+    pub async fn run(&self, store: Arc<dyn Store>, status: Arc<Status>, shutdown: Shutdown) {
+        tokio::join!(self.beat(&status, shutdown.clone()), self.ask(&*store, &status, shutdown));
+    }
+
+    async fn beat(&self, status: &Status, mut shutdown: Shutdown) {
         loop {
-            self.say(Body::Heartbeat { store_away: status.store_away.load(Ordering::Relaxed) });
+            self.say(Body::Heartbeat { store_away: status.store_is_away() });
             tokio::select! {
                 () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
-                () = shutdown.requested() => break,
+                () = shutdown.requested() => return,
             }
+        }
+    }
+
+    /// Asks for the store's time when no commit told it. Heartbeats do not wait for the answer.
+    async fn ask(&self, store: &dyn Store, status: &Status, mut shutdown: Shutdown) {
+        loop {
             if self.clock_is_old() {
-                // An error means that the store is away: the ingest tells about that.
-                // Heartbeats do not wait for it.
-                let asked = tokio::time::timeout(HEARTBEAT_EVERY / 2, store.now_ms()).await;
-                if let Ok(Ok(now_ms)) = asked {
+                let answer = tokio::select! {
+                    answer = store.now_ms() => answer,
+                    () = shutdown.requested() => return,
+                };
+                // One that is busy is there.
+                status.tell_silent(matches!(answer, Err(StoreError::Unavailable(_))));
+                if let Ok(now_ms) = answer {
                     self.learn_clock(now_ms);
                 }
+            } else {
+                status.tell_silent(false);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
+                () = shutdown.requested() => return,
             }
         }
     }
@@ -180,6 +200,7 @@ fn spread<T, U>(
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::sync::atomic::Ordering;
 
     use shared::event::in_process::InProcessEvents;
     use shared::event::{Continuity, Heed, Signal};
@@ -312,17 +333,24 @@ mod tests {
         let store = shared::store::sqlite::SqliteStore::open(directory.path()).await.expect("a store");
         let (trigger, shutdown) = shared::shutdown::channel();
         let status = Arc::new(Status::default());
-        status.store_away.store(true, Ordering::Relaxed);
         let announcer = Arc::new(Announcer::new(events, 7));
         let running = {
-            let (announcer, status) = (announcer.clone(), status.clone());
+            let (announcer, store, status) = (announcer.clone(), store.clone(), status.clone());
             tokio::spawn(async move { announcer.run(store, status, shutdown).await })
         };
-        for away in [true, false] {
+        let mut hear = async |away| {
             let body = Body::Heartbeat { store_away: away };
             while !matches!(stream.next().await, Signal::Event(event) if event.body == body) {}
-            status.store_away.store(false, Ordering::Relaxed);
-        }
+        };
+        // It cannot answer without a schema, and nothing is applied that would meet it.
+        hear(true).await;
+        store.migrate().await.expect("the schema is made");
+        hear(false).await;
+        // Met by a transaction.
+        status.store_away.store(true, Ordering::Relaxed);
+        hear(true).await;
+        status.store_away.store(false, Ordering::Relaxed);
+        hear(false).await;
         trigger.request();
         running.await.expect("no panic");
     }

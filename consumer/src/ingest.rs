@@ -30,6 +30,10 @@ const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 /// broker needs for its own troubles.
 const EMPTY_AFTER: Duration = Duration::from_secs(5);
 
+/// How long a transaction may go on after a stop was requested. Nothing is lost by giving it up: its
+/// messages are given back, and the ledger knows whether it was committed.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A failed transaction is tried once more after this, before it counts as an outage.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
 
@@ -48,12 +52,23 @@ pub struct Ingest {
 #[derive(Debug, Default)]
 pub struct Status {
     pub consuming: AtomicBool,
+    /// A transaction failed, and none was committed since.
     pub store_away: AtomicBool,
+    /// The store did not answer when it was asked for its time, as it is while nothing is applied.
+    store_silent: AtomicBool,
     /// See [`read_to_ms`](Self::read_to_ms); 0 while nothing is known.
     read_to_ms: AtomicI64,
 }
 
 impl Status {
+    pub fn store_is_away(&self) -> bool {
+        self.store_away.load(Ordering::Relaxed) || self.store_silent.load(Ordering::Relaxed)
+    }
+
+    pub fn tell_silent(&self, is_silent: bool) {
+        self.store_silent.store(is_silent, Ordering::Relaxed);
+    }
+
     /// How far this consumer has read the queue: the accept time of its last message, or when the
     /// queue was last found empty, in milliseconds since 1970. What was accepted earlier is read
     /// already, but for what another consumer holds. `None` until either has happened.
@@ -101,6 +116,20 @@ impl Ingest {
                 () = shutdown.requested() => return,
             }
         }
+    }
+
+    /// `None` when a stop was requested and the store takes too long for it.
+    async fn apply(
+        &self,
+        messages: &Arc<[Message]>,
+        shutdown: &mut Shutdown,
+    ) -> Option<Result<Applied, StoreError>> {
+        let mut applying = self.store.apply(messages.clone());
+        tokio::select! {
+            outcome = &mut applying => return Some(outcome),
+            () = shutdown.requested() => {}
+        }
+        tokio::time::timeout(STOP_PATIENCE, applying).await.ok()
     }
 }
 
@@ -239,16 +268,21 @@ impl<'a> Session<'a> {
     async fn settle(&mut self, mut batch: Batch, shutdown: &mut Shutdown) -> Result<Settled, Lost> {
         let mut failed_before = false;
         while !batch.messages.is_empty() {
-            match self.ingest.store.apply(batch.messages.clone()).await {
+            let Some(outcome) = self.ingest.apply(&batch.messages, shutdown).await else {
+                tracing::warn!("transaction given up by the stop, its messages are given back");
+                self.stop_deliveries(batch.deliveries).await?;
+                return Ok(Settled::Stopping);
+            };
+            match outcome {
                 Ok(applied) => {
                     self.acknowledge(batch, &applied).await?;
                     break;
                 }
                 Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut batch, id).await?,
-                Err(StoreError::Unavailable(why)) if failed_before => {
+                Err(StoreError::Unavailable(why) | StoreError::Busy(why)) if failed_before => {
                     return self.wait_for_store(batch, &why, shutdown).await;
                 }
-                Err(StoreError::Unavailable(why)) => {
+                Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => {
                     tracing::info!(error = &*why, "transaction failed, trying once more");
                     failed_before = true;
                     tokio::time::sleep(SECOND_TRY_AFTER).await;
@@ -304,7 +338,11 @@ impl<'a> Session<'a> {
                 }
                 straggler = self.subscription.next() => self.subscription.give_back(vec![straggler?]).await?,
             }
-            match self.ingest.store.apply(batch.messages.clone()).await {
+            let Some(outcome) = self.ingest.apply(&batch.messages, shutdown).await else {
+                self.subscription.give_back(batch.deliveries).await?;
+                return Ok(Settled::Stopping);
+            };
+            match outcome {
                 Ok(applied) => {
                     tracing::info!(
                         away.seconds = since.elapsed().as_secs(),
@@ -317,11 +355,13 @@ impl<'a> Session<'a> {
                     self.refuse_reused_id(&mut batch, id).await?;
                     break;
                 }
-                Err(StoreError::Unavailable(_)) if since.elapsed() > PROBE_HELD_MAX => {
+                Err(_) if since.elapsed() > PROBE_HELD_MAX => {
                     self.subscription.give_back(batch.deliveries).await?;
                     return Err(Lost("the probe was held for long and is given back".into()));
                 }
-                Err(StoreError::Unavailable(why)) => tracing::debug!(error = &*why, "store is still away"),
+                Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => {
+                    tracing::debug!(error = &*why, "store is still away");
+                }
             }
         }
         self.store_is_away(false);

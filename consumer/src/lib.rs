@@ -16,11 +16,15 @@ use std::time::Duration;
 use shared::backend::Backend;
 use shared::config::Config;
 use shared::shutdown::{self, Shutdown};
+use tokio::task::JoinHandle;
 
 use crate::announce::Announcer;
 use crate::housekeeping::Housekeeping;
 use crate::ingest::{Ingest, Status};
 use crate::merge::MergeLimits;
+
+/// How long a part of the housekeeping may go on after the ingest has stopped.
+const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A consumer that is ready to run.
 pub struct Consumer {
@@ -68,14 +72,21 @@ impl Consumer {
         self.ingest.run(shutdown).await;
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
         // It may be in the middle of a statement; the heartbeats go on until it is done.
-        if let Err(error) = housekeeping.await {
-            tracing::error!(%error, "housekeeping task failed");
-        }
+        end_housekeeping(housekeeping).await;
         quiet.request();
         if let Err(error) = heartbeat.await {
             tracing::error!(%error, "heartbeat task failed");
         }
         self.announcer.goodbye();
         tracing::info!("consumer stopped");
+    }
+}
+
+/// Waits for its end, and ends it when the store does not answer: what it leaves is done later.
+async fn end_housekeeping(mut housekeeping: JoinHandle<()>) {
+    match tokio::time::timeout(HOUSEKEEPING_PATIENCE, &mut housekeeping).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "housekeeping task failed"),
+        Err(_) => housekeeping.abort(),
     }
 }

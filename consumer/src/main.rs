@@ -94,7 +94,7 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
 /// Away dependencies degrade: nothing is lost while they are, and it goes on by itself.
 fn health(ingesting: &Ingesting, stopping: &Shutdown) -> Health {
     let consuming = ingesting.consuming.load(Ordering::Relaxed);
-    let store = !ingesting.store_away.load(Ordering::Relaxed);
+    let store = !ingesting.store_is_away();
     let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
     Health {
         status: if consuming && store { Status::Ok } else { Status::Degraded },

@@ -282,6 +282,11 @@ pub enum StoreError {
     /// Nothing was changed, or it is unknown whether it was; the same call may succeed later.
     #[error("the store is not available: {0}")]
     Unavailable(Arc<str>),
+    /// It is there and had no time for this call: all its connections were in use, or it ended a
+    /// statement that took too long. As with `Unavailable`, the same call may succeed later; others
+    /// need not suffer.
+    #[error("the store is busy: {0}")]
+    Busy(Arc<str>),
     /// A message with this id and another body was applied before: never acknowledge it.
     #[error("message {0} was applied with another body")]
     DigestMismatch(MessageId),

@@ -320,7 +320,10 @@ impl From<Counter> for CounterBody {
 /// The store cannot answer, whatever else it said.
 pub fn unavailable(error: &StoreError) -> Problem {
     tracing::debug!(%error, "read answered with 503");
-    Problem::store_unavailable()
+    match error {
+        StoreError::Busy(_) => Problem::store_busy(),
+        StoreError::Unavailable(_) | StoreError::DigestMismatch(_) => Problem::store_unavailable(),
+    }
 }
 
 /// Whether the client has what this tag names.

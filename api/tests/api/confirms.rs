@@ -11,12 +11,25 @@ use tokio::sync::watch;
 use crate::support::{RunningConsumer, base_config, close, json, open, problem, wait_for};
 
 /// A queue that takes messages and holds their confirms back.
-struct Late {
+pub struct Late {
     queue: Arc<dyn Queue>,
     /// What publishes are answered with; `None` holds the answer back.
-    answer: watch::Sender<Option<Result<(), PublishError>>>,
+    pub answer: watch::Sender<Option<Result<(), PublishError>>>,
     /// Whether a message is stored at all.
     stores: watch::Sender<bool>,
+}
+
+impl Late {
+    /// The backend with such a queue, and what holds its confirms.
+    pub fn over(backend: &Backend) -> (Arc<Self>, Backend) {
+        let late = Arc::new(Self {
+            queue: backend.queue.clone(),
+            answer: watch::Sender::new(Some(Ok(()))),
+            stores: watch::Sender::new(true),
+        });
+        let queue = Arc::new(LateQueue(late.clone()));
+        (late, Backend { queue, ..backend.clone() })
+    }
 }
 
 struct LatePublisher(Arc<dyn Publisher>, Arc<Late>);
@@ -63,13 +76,8 @@ async fn an_outcome_is_answered_before_its_confirm_and_a_lost_confirm_alone_is_u
     config.queue.url = format!("embedded:{}", directory.path().display());
     config.store.url.clone_from(&config.queue.url);
     let backend = open(&config).await;
-    let late = Arc::new(Late {
-        queue: backend.queue.clone(),
-        answer: watch::Sender::new(Some(Ok(()))),
-        stores: watch::Sender::new(true),
-    });
+    let (late, faulty) = Late::over(&backend);
     let consumer = RunningConsumer::start(&config, &backend);
-    let faulty = Backend { queue: Arc::new(LateQueue(late.clone())), ..backend.clone() };
     let api = api::server::Server::start(&config, &faulty).expect("the API starts");
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let post = || {

@@ -1,8 +1,6 @@
 //! Ten thousand clients that wait at once. The API runs as a process of its own, so that each side
 //! has its own limit of open files.
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -15,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 
+use crate::process::Process;
 use crate::support::{RunningConsumer, base_config, close, open, wait_for};
 
 const CROWD: usize = 10_000;
@@ -40,76 +39,20 @@ impl Layer for Gated {
     }
 }
 
-/// An API in a process of its own; ended when dropped.
-struct Process {
-    child: Child,
-    address: String,
-    metrics: String,
-}
-
-impl Process {
-    fn start(config: &shared::config::Config) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-api"));
-        let directory = std::env::temp_dir();
-        command.current_dir(directory).env_clear().stdout(Stdio::piped()).stderr(Stdio::null());
-        for (name, value) in [
-            ("AMQP_URL", config.queue.url.as_str()),
-            ("DATABASE_URL", &config.store.url),
-            ("FOREBAY__QUEUE__PREFIX", &config.queue.prefix),
-            ("FOREBAY__QUEUE__BYTES_MAX", &config.queue.bytes_max.to_string()),
-            ("FOREBAY__IDS__SECRETS", &config.ids.secrets[0]),
-            ("FOREBAY__SERVER__PORT", "0"),
-            ("FOREBAY__OPS__PORT", "0"),
-            // The machine may be busy.
-            ("FOREBAY__SERVER__ACCEPT_TIMEOUT_MS", "30000"),
-            ("FOREBAY__QUEUE__CONFIRM_TIMEOUT_MS", "30000"),
-            ("FOREBAY__SERVER__WAIT_MS_MAX", "120000"),
-        ] {
-            command.env(name, value);
-        }
-        let mut child = command.spawn().expect("it starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let (mut address, mut metrics) = (None, None);
-        for line in lines.map(|line| line.expect("text")) {
-            let after = |prefix: &str| line.split_once(prefix).map(|(_, rest)| rest.trim().to_owned());
-            address = address.or_else(|| after("Forebay listens on http://"));
-            metrics = metrics.or_else(|| after("Metrics: "));
-            if metrics.is_some() {
-                break;
-            }
-        }
-        Self { child, address: address.expect("an address"), metrics: metrics.expect("an address") }
-    }
-
-    async fn waiting(&self, client: &reqwest::Client) -> usize {
-        let text = client.get(&self.metrics).send().await.expect("an answer").text().await.expect("text");
-        let line = text.lines().find_map(|line| line.strip_prefix("forebay_api_waiters "));
-        line.map_or(0, |number| number.parse().expect("a number"))
-    }
-
-    /// Status and body of one write that waits.
-    async fn wait(&self, connecting: &Semaphore) -> (u16, serde_json::Value) {
-        let mut stream = {
-            let _permit = connecting.acquire().await.expect("never closed");
-            TcpStream::connect(&self.address).await.expect("a connection")
-        };
-        let request = "POST /v1/counters/crowd/increments HTTP/1.1\r\nhost: test\r\nprefer: wait=120\r\n\
-            connection: close\r\ncontent-length: 0\r\n\r\n";
-        stream.write_all(request.as_bytes()).await.expect("sent");
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await.expect("an answer");
-        let status = response.split(' ').nth(1).expect("a status").parse().expect("a number");
-        let (_, body) = response.split_once("\r\n\r\n").expect("a body");
-        (status, serde_json::from_str(body).expect("JSON"))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Fails when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Status and body of one write that waits.
+async fn wait(api: &Process, connecting: &Semaphore) -> (u16, serde_json::Value) {
+    let mut stream = {
+        let _permit = connecting.acquire().await.expect("never closed");
+        TcpStream::connect(&api.address).await.expect("a connection")
+    };
+    let request = "POST /v1/counters/crowd/increments HTTP/1.1\r\nhost: test\r\nprefer: wait=120\r\n\
+        connection: close\r\ncontent-length: 0\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.expect("an answer");
+    let status = response.split(' ').nth(1).expect("a status").parse().expect("a number");
+    let (_, body) = response.split_once("\r\n\r\n").expect("a body");
+    (status, serde_json::from_str(body).expect("JSON"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,21 +64,27 @@ async fn ten_thousand_wait_at_once_and_each_is_answered_with_its_own_value() {
         config.queue.url = isolated.amqp_url;
         config.queue.prefix = isolated.prefix;
         config.store.url = isolated.database_url;
+        // The machine may be busy.
+        config.server.accept_timeout_ms = 30_000;
+        config.queue.confirm_timeout_ms = 30_000;
+        config.server.wait_ms_max = 120_000;
         let (gate, is_open) = watch::channel(true);
         let backend = open(&config).await;
         let store = Arc::new(Layered(Gated { store: backend.store.clone(), is_open }));
         let consumer = RunningConsumer::start(&config, &Backend { store, ..backend.clone() });
         let api = Arc::new(Process::start(&config));
         let connecting = Arc::new(Semaphore::new(CONNECTING_MAX));
-        wait_for("the events of the consumer", async || (api.wait(&connecting).await.0 == 200).then_some(()))
-            .await;
-        let before = api.wait(&connecting).await.1["value"].as_u64().expect("a value");
+        wait_for("the events of the consumer", async || {
+            (wait(&api, &connecting).await.0 == 200).then_some(())
+        })
+        .await;
+        let before = wait(&api, &connecting).await.1["value"].as_u64().expect("a value");
 
         gate.send_replace(false);
         let waiting: Vec<_> = (0..CROWD)
             .map(|_| {
                 let (api, connecting) = (api.clone(), connecting.clone());
-                tokio::spawn(async move { api.wait(&connecting).await })
+                tokio::spawn(async move { wait(&api, &connecting).await })
             })
             .collect();
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");

@@ -175,6 +175,7 @@ macro_rules! on_both_pairs {
 mod dead_letters;
 mod housekeeping;
 mod private;
+mod stops;
 mod store_away;
 
 on_both_pairs! {

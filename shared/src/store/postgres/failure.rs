@@ -16,6 +16,9 @@ pub enum Failure {
     Vanished(&'static str),
     #[error("no answer within {0} ms")]
     TimedOut(u128),
+    /// Others use all connections.
+    #[error("no free connection within {0} ms")]
+    NoPlace(u128),
     /// A statement of a batch failed for what an item holds.
     #[error("{message} ({code})")]
     Refused { code: String, message: String },
@@ -59,6 +62,12 @@ impl Failure {
         self.sqlstate().as_deref() == Some("22003")
     }
 
+    /// The server is well and this was too much for it: no free connection, or the statement was
+    /// ended at its time limit.
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::NoPlace(_)) || self.sqlstate().as_deref() == Some("57014")
+    }
+
     /// Of a statement that wrote a batch: whether it was refused for what an item holds.
     pub fn of_batch(self) -> Self {
         let code = self.sqlstate().filter(|code| ABOUT_VALUES.contains(&&**code));
@@ -77,6 +86,7 @@ impl Failure {
             | Self::Overflow
             | Self::Vanished(_)
             | Self::TimedOut(_)
+            | Self::NoPlace(_)
             | Self::Refused { .. }
             | Self::Steps { .. } => None,
         }
@@ -87,6 +97,7 @@ impl From<Failure> for StoreError {
     /// Everything that was not decided before may pass by itself. No URL and no value of a
     /// parameter is in these texts.
     fn from(failure: Failure) -> Self {
+        let told = if failure.is_busy() { Self::Busy } else { Self::Unavailable };
         let text = match failure {
             Failure::Told(told) => return told,
             Failure::Sql(sqlx::Error::Database(error)) => match error.code() {
@@ -97,6 +108,6 @@ impl From<Failure> for StoreError {
             Failure::Sql(sqlx::Error::PoolClosed) => "closed".to_owned(),
             other => other.to_string(),
         };
-        Self::Unavailable(text.into())
+        told(text.into())
     }
 }

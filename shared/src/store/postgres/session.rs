@@ -18,6 +18,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Transaction};
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -36,6 +37,9 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 const LIFETIME_MAX: Duration = Duration::from_mins(30);
 /// An idle connection costs the server memory.
 const IDLE_MAX: Duration = Duration::from_mins(5);
+/// A server ends a statement at its limit by itself. That word is waited for, half a second at most:
+/// it tells a server that is slow from one that fell silent.
+const LAST_WORD_MAX: Duration = Duration::from_millis(500);
 /// A migration may rewrite a table, and waits for the one that another process runs.
 const MIGRATE_TIMEOUT: Duration = Duration::from_mins(15);
 
@@ -52,6 +56,9 @@ pub async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Post
 
 pub struct Session {
     pool: PgPool,
+    /// One per connection. The pool's own time-out does not tell whether all were in use or the
+    /// server did not open one.
+    places: Arc<Semaphore>,
     /// Where connections live. Callers come from other threads' runtimes, which may end before
     /// the store does.
     runtime: Handle,
@@ -77,6 +84,7 @@ impl Session {
         let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
         Ok(Self {
             pool: pool(limited, config.connections_max, connect_timeout),
+            places: Arc::new(Semaphore::new(config.connections_max.max(1) as usize)),
             runtime,
             schema: Arc::default(),
             unlimited,
@@ -93,10 +101,11 @@ impl Session {
     {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let (pool, schema) = (self.pool.clone(), Arc::clone(&self.schema));
+        let (places, patience) = (Arc::clone(&self.places), self.connect_timeout);
         let outcome = self.spawned(async move {
-            let mut lease = Lease(Some(pool.acquire().await?));
+            let mut lease = Lease::take(&pool, places, patience).await?;
             let connection = lease.connection();
-            let bounded = timeout(limit, async {
+            let bounded = timeout(limit + LAST_WORD_MAX.min(limit / 4), async {
                 schema.verify(connection).await?;
                 work(connection).await
             });
@@ -157,26 +166,36 @@ impl Session {
     }
 }
 
-/// A borrowed connection. Dropped without [`give_back`](Self::give_back) it is closed, and its
-/// place in the pool is free.
-struct Lease(Option<PoolConnection<Postgres>>);
+/// A borrowed connection and its place. Dropped without [`give_back`](Self::give_back) it is closed,
+/// and its place is free.
+struct Lease(Option<(PoolConnection<Postgres>, OwnedSemaphorePermit)>);
 
 impl Lease {
+    /// Waits for a place for `patience`, then for its connection for as long as the pool does.
+    async fn take(pool: &PgPool, places: Arc<Semaphore>, patience: Duration) -> Result<Self, Failure> {
+        let place = timeout(patience, places.acquire_owned()).await;
+        let place = place.map_err(|_| Failure::NoPlace(patience.as_millis()))?.expect("never closed");
+        Ok(Self(Some((pool.acquire().await?, place))))
+    }
+
     fn connection(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect("taken by give_back and drop only")
+        &mut self.0.as_mut().expect("taken by give_back and drop only").0
     }
 
     fn give_back(&mut self) {
-        if let Some(mut connection) = self.0.take() {
-            // What dropping it would do, with a limit: the pool asks the server first.
-            tokio::spawn(timeout(GIVE_BACK_TIMEOUT, connection.return_to_pool()));
+        if let Some((mut connection, place)) = self.0.take() {
+            tokio::spawn(async move {
+                // What dropping it would do, with a limit: the pool asks the server first.
+                let _ = timeout(GIVE_BACK_TIMEOUT, connection.return_to_pool()).await;
+                drop(place);
+            });
         }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
+        if let Some((connection, _place)) = self.0.take() {
             // Closes the socket; the server rolls back what was open.
             drop(connection.detach());
         }

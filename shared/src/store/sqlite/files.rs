@@ -240,6 +240,8 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Told(told) => told,
+            // A file opens at once: others use all readers.
+            Failure::Sql(sqlx::Error::PoolTimedOut) => Self::Busy("no free connection in time".into()),
             Failure::Sql(error) => Self::Unavailable(error.to_string().into()),
         }
     }

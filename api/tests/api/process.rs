@@ -1,0 +1,90 @@
+//! The API as the program that it is: in a process of its own, stopped by signals.
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use shared::config::Config;
+
+use crate::support::wait_for;
+
+/// Killed when dropped.
+pub struct Process {
+    child: Child,
+    /// Host and port of the public port.
+    pub address: String,
+    /// URL of the operations port.
+    pub ops: String,
+}
+
+impl Process {
+    /// Starts it with what `config` says of the backend and the server; returns when it listens.
+    pub fn start(config: &Config) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-api"));
+        let directory = std::env::temp_dir();
+        command.current_dir(directory).env_clear().stdout(Stdio::piped()).stderr(Stdio::null());
+        for (name, value) in [
+            ("QUEUE__URL", config.queue.url.clone()),
+            ("QUEUE__PREFIX", config.queue.prefix.clone()),
+            ("QUEUE__BYTES_MAX", config.queue.bytes_max.to_string()),
+            ("QUEUE__SETTLE_MS", config.queue.settle_ms.to_string()),
+            ("QUEUE__CONFIRM_TIMEOUT_MS", config.queue.confirm_timeout_ms.to_string()),
+            ("STORE__URL", config.store.url.clone()),
+            ("STORE__MIGRATE", config.store.migrate.to_string()),
+            ("IDS__SECRETS", config.ids.secrets[0].clone()),
+            ("SERVER__PORT", config.server.port.to_string()),
+            ("SERVER__WORKERS", config.server.workers().to_string()),
+            ("SERVER__ACCEPT_TIMEOUT_MS", config.server.accept_timeout_ms.to_string()),
+            ("SERVER__WAIT_MS_MAX", config.server.wait_ms_max.to_string()),
+            ("SERVER__DRAIN_GRACE_MS", config.server.drain_grace_ms.to_string()),
+            ("SERVER__SHUTDOWN_TIMEOUT_MS", config.server.shutdown_timeout_ms.to_string()),
+            ("OPS__PORT", "0".into()),
+        ] {
+            command.env(format!("FOREBAY__{name}"), value);
+        }
+        let mut child = command.spawn().expect("it starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let (mut address, mut ops) = (None, None);
+        for line in lines.map(|line| line.expect("text")) {
+            let after = |prefix: &str| Some(line.split_once(prefix)?.1.split([',', ' ']).next()?.to_owned());
+            address = address.or_else(|| after("Forebay listens on http://"));
+            ops = ops.or_else(|| Some(after("Metrics: ")?.strip_suffix("/metrics")?.to_owned()));
+            if ops.is_some() {
+                break;
+            }
+        }
+        Self { child, address: address.expect("an address"), ops: ops.expect("an address") }
+    }
+
+    /// Requests that wait for what becomes of a write, or for a change.
+    pub async fn waiting(&self, client: &reqwest::Client) -> usize {
+        let answer = client.get(format!("{}/metrics", self.ops)).send().await.expect("an answer");
+        let text = answer.text().await.expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix("forebay_api_waiters "));
+        line.map_or(0, |number| number.parse().expect("a number"))
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("it has not been waited for");
+    }
+
+    /// How it ended, and after how long.
+    pub async fn ended(&mut self) -> (ExitStatus, Duration) {
+        let begun = Instant::now();
+        let child = std::sync::Mutex::new(&mut self.child);
+        let status = wait_for("the end of the process", async || {
+            child.lock().expect("no panic").try_wait().expect("it is our child")
+        });
+        (status.await, begun.elapsed())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
