@@ -12,9 +12,11 @@ use serde_json::value::{RawValue, to_raw_value};
 use shared::backend::{self, OpenStore, Pair};
 use shared::config::Config;
 use shared::config::load::Program;
-use shared::id::{IdKeys, ItemId, ItemKey};
+use shared::id::{IdKeys, ItemId};
 use shared::program::Options;
-use shared::store::{DeadLetter, DeadLetterFilter, DeadLetterPage, Redrive, RedriveOutcome, Redriven, Store};
+use shared::store::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven, Store,
+};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
@@ -29,7 +31,7 @@ struct Shown<'l> {
     kind: &'l str,
     reason: &'l str,
     detail: &'l str,
-    /// As it travelled; text when it is not JSON.
+    /// As it travelled; text when it is not JSON, `base64:` and its bytes when it is not even that.
     item: Box<RawValue>,
     accepted_at: String,
     set_aside_at: String,
@@ -42,6 +44,8 @@ struct RedrivenShown<'l> {
     redriven: usize,
     failed_again: usize,
     items: Vec<ItemShown<'l>>,
+    /// For `--after`; null when there were no more.
+    next: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -92,7 +96,7 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct Filter {
-    /// increment, document, delete or point
+    /// increment, document, delete, point, or message for a whole one
     #[arg(long)]
     kind: Option<String>,
     /// For example schema_violation
@@ -185,12 +189,14 @@ async fn list(
     }
     let mut text = format!("{:36}  {:9}  {:16}  {:24}  detail\n", "id", "kind", "reason", "set aside");
     for letter in &letters {
-        let (id, set_aside) = (id_of(ids, letter.id), rfc3339(letter.set_aside_at_ms));
+        let (id, set_aside) = (ids.shown(letter.id), rfc3339(letter.set_aside_at_ms));
         let detail = shorten(&letter.detail);
         writeln!(text, "{id:36}  {:9}  {:16}  {set_aside:24}  {detail}", letter.kind, letter.reason)?;
     }
-    if letters.len() == page.limit as usize {
-        writeln!(text, "more may follow: --after {}", id_of(ids, letters[letters.len() - 1].id))?;
+    let bytes: usize = letters.iter().map(|letter| letter.item.len()).sum();
+    let is_large = i64::try_from(bytes).is_ok_and(|bytes| bytes >= PAGE_BYTES_MAX);
+    if letters.len() == page.limit as usize || is_large {
+        writeln!(text, "more may follow: --after {}", ids.shown(letters[letters.len() - 1].id))?;
     }
     Ok(text)
 }
@@ -203,17 +209,19 @@ async fn redrive(
     page: &Page,
 ) -> anyhow::Result<String> {
     let asked = Redrive { filter, after: page.after(ids)?, limit: page.limit, dry_run };
-    let redriven = store.redrive(asked).await?;
+    let done = store.redrive(asked).await?;
+    let redriven = done.items;
     let is_applied = |redriven: &&Redriven| redriven.outcome == RedriveOutcome::Applied;
     let applied = redriven.iter().filter(is_applied).count();
     let failed_again = redriven.len() - applied;
     if page.json {
         let items = redriven.iter().map(|redriven| item_shown(ids, redriven)).collect();
-        return pretty(&RedrivenShown { dry_run, redriven: applied, failed_again, items });
+        let next = done.next.map(|next| ids.shown(next));
+        return pretty(&RedrivenShown { dry_run, redriven: applied, failed_again, items, next });
     }
     let mut text = String::new();
     for Redriven { id, outcome } in &redriven {
-        let id = id_of(ids, *id);
+        let id = ids.shown(*id);
         match outcome {
             RedriveOutcome::Applied => writeln!(text, "{id}  applied")?,
             RedriveOutcome::FailedAgain { reason, detail } => {
@@ -223,8 +231,8 @@ async fn redrive(
     }
     let would = if dry_run { "would be " } else { "" };
     writeln!(text, "{applied} {would}applied, {failed_again} {would}failed again")?;
-    if redriven.len() == page.limit as usize {
-        writeln!(text, "more may follow: --after {}", id_of(ids, redriven[redriven.len() - 1].id))?;
+    if let Some(next) = done.next {
+        writeln!(text, "more may follow: --after {}", ids.shown(next))?;
     }
     Ok(text)
 }
@@ -234,7 +242,7 @@ fn as_text(ids: &IdKeys, letter: &DeadLetter) -> String {
     format!(
         "id         {}\nkind       {}\nreason     {}\ndetail     {}\naccepted   {}\nset aside  {}\n\
          discarded  {discarded}\nitem       {}\n",
-        id_of(ids, letter.id),
+        ids.shown(letter.id),
         letter.kind,
         letter.reason,
         visible(&letter.detail),
@@ -247,7 +255,7 @@ fn as_text(ids: &IdKeys, letter: &DeadLetter) -> String {
 fn shown<'l>(ids: &IdKeys, letter: &'l DeadLetter) -> anyhow::Result<Shown<'l>> {
     let item = serde_json::from_str::<Box<RawValue>>(&letter.item);
     Ok(Shown {
-        id: id_of(ids, letter.id),
+        id: ids.shown(letter.id),
         kind: &letter.kind,
         reason: &letter.reason,
         detail: &letter.detail,
@@ -259,7 +267,7 @@ fn shown<'l>(ids: &IdKeys, letter: &'l DeadLetter) -> anyhow::Result<Shown<'l>> 
 }
 
 fn item_shown<'l>(ids: &IdKeys, redriven: &'l Redriven) -> ItemShown<'l> {
-    let id = id_of(ids, redriven.id);
+    let id = ids.shown(redriven.id);
     match &redriven.outcome {
         RedriveOutcome::Applied => ItemShown { id, status: "applied", reason: None, detail: None },
         RedriveOutcome::FailedAgain { reason, detail } => {
@@ -273,14 +281,11 @@ fn pretty<T: Serialize>(shown: &T) -> anyhow::Result<String> {
 }
 
 fn key_of(ids: &IdKeys, text: &str) -> anyhow::Result<Uuid> {
-    let id: ItemId = text.parse().with_context(|| format!("{text} is no id"))?;
-    anyhow::ensure!(ids.recognises(id), "{text} was not issued by this installation (ids.secrets)");
-    Ok(id.key().as_uuid())
-}
-
-/// The id as its client knows it. One that this build does not know is shown as it is stored.
-fn id_of(ids: &IdKeys, id: Uuid) -> String {
-    ItemKey::from_uuid(id).map_or_else(|| id.to_string(), |key| ids.sign(key).to_string())
+    let is_of_item = text.parse::<ItemId>().is_ok();
+    ids.meant(text).with_context(|| match is_of_item {
+        true => format!("{text} was not issued by this installation (ids.secrets)"),
+        false => format!("{text} is no id"),
+    })
 }
 
 fn rfc3339(at_ms: i64) -> String {

@@ -24,11 +24,11 @@ use crate::told;
 
 /// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
 /// back well before.
-const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
+pub(crate) const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 
 /// Nothing came for so long although deliveries are wanted: the queue is empty. Longer than a
 /// broker needs for its own troubles.
-const EMPTY_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const EMPTY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long a transaction may go on after a stop was requested. Nothing is lost by giving it up: its
 /// messages are given back, and the ledger knows whether it was committed.
@@ -57,7 +57,8 @@ pub struct Status {
     /// The store did not answer when it was asked for its time, as it is while nothing is applied.
     store_silent: AtomicBool,
     /// See [`read_to_ms`](Self::read_to_ms); 0 while nothing is known.
-    read_to_ms: AtomicI64,
+    writes_read_to_ms: AtomicI64,
+    dead_read_to_ms: AtomicI64,
 }
 
 impl Status {
@@ -69,16 +70,23 @@ impl Status {
         self.store_silent.store(is_silent, Ordering::Relaxed);
     }
 
-    /// How far this consumer has read the queue: the accept time of its last message, or when the
+    /// How far this consumer has read both queues: the accept time of the last message, or when the
     /// queue was last found empty, in milliseconds since 1970. What was accepted earlier is read
-    /// already, but for what another consumer holds. `None` until either has happened.
+    /// already, but for what another consumer holds. `None` until either has happened at both.
     pub fn read_to_ms(&self) -> Option<i64> {
-        Some(self.read_to_ms.load(Ordering::Relaxed)).filter(|read_to_ms| *read_to_ms > 0)
+        let writes = self.writes_read_to_ms.load(Ordering::Relaxed);
+        let dead = self.dead_read_to_ms.load(Ordering::Relaxed);
+        Some(writes.min(dead)).filter(|read_to_ms| *read_to_ms > 0)
     }
 
     /// Not the latest: an old message that is given again may have others behind it.
     fn has_read_to(&self, at_ms: i64) {
-        self.read_to_ms.store(at_ms.max(1), Ordering::Relaxed);
+        self.writes_read_to_ms.store(at_ms.max(1), Ordering::Relaxed);
+    }
+
+    /// The same of the dead queue.
+    pub(crate) fn has_read_dead_to(&self, at_ms: i64) {
+        self.dead_read_to_ms.store(at_ms.max(1), Ordering::Relaxed);
     }
 }
 
@@ -302,7 +310,7 @@ impl<'a> Session<'a> {
     }
 
     /// Another body under an id that was applied: never applied, never acknowledged as if it had
-    /// been. The dead queue keeps it for a person, and the rest goes on.
+    /// been. Whoever reads the dead queue keeps it for a person, and the rest goes on.
     async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
         let index = batch.messages.iter().position(|message| message.id == id);
         let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
@@ -385,7 +393,8 @@ impl<'a> Session<'a> {
     }
 }
 
-fn count(messages: &[Message], applied: &Applied) {
+/// Counts what a commit did.
+pub(crate) fn count(messages: &[Message], applied: &Applied) {
     let mut fresh: HashSet<_> = applied.fresh.iter().collect();
     let set_aside: HashSet<_> = applied.set_aside.iter().map(|aside| aside.item).collect();
     let mut counts = [0; Kind::ALL.len()];

@@ -3,6 +3,7 @@
 //! [`Consumer::run`] is the whole program but for its command line, so that the API can run it in its own
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
 pub mod announce;
+pub mod dead_queue;
 pub mod housekeeping;
 pub mod ingest;
 pub mod measure;
@@ -19,6 +20,7 @@ use shared::shutdown::{self, Shutdown};
 use tokio::task::JoinHandle;
 
 use crate::announce::Announcer;
+use crate::dead_queue::DeadQueue;
 use crate::housekeeping::Housekeeping;
 use crate::ingest::{Ingest, Status};
 use crate::merge::MergeLimits;
@@ -29,6 +31,7 @@ const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);
 /// A consumer that is ready to run.
 pub struct Consumer {
     ingest: Ingest,
+    dead_queue: DeadQueue,
     announcer: Arc<Announcer>,
     housekeeping: Housekeeping,
 }
@@ -51,8 +54,14 @@ impl Consumer {
             prefetch: queue.prefetch,
             status: Arc::new(Status::default()),
         };
+        let dead_queue = DeadQueue {
+            queue: backend.queue.clone(),
+            store: backend.store.clone(),
+            announcer: announcer.clone(),
+            status: ingest.status.clone(),
+        };
         let housekeeping = Housekeeping::new(config, backend.store.clone(), ingest.status.clone());
-        Self { ingest, announcer, housekeeping }
+        Self { ingest, dead_queue, announcer, housekeeping }
     }
 
     pub fn status(&self) -> Arc<Status> {
@@ -69,10 +78,14 @@ impl Consumer {
             tokio::spawn(async move { announcer.run(store, status, until_quiet).await })
         };
         let housekeeping = tokio::spawn(self.housekeeping.run(shutdown.clone()));
+        let dead_queue = tokio::spawn(self.dead_queue.run(shutdown.clone()));
         self.ingest.run(shutdown).await;
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
         // It may be in the middle of a statement; the heartbeats go on until it is done.
         end_housekeeping(housekeeping).await;
+        if let Err(error) = dead_queue.await {
+            tracing::error!(%error, "dead queue task failed");
+        }
         quiet.request();
         if let Err(error) = heartbeat.await {
             tracing::error!(%error, "heartbeat task failed");

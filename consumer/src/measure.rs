@@ -13,6 +13,13 @@ pub struct Metrics {
     pub duplicates: IntCounter,
     /// Messages moved to the dead queue, by `reason`.
     pub rejected: IntCounterVec,
+    /// Messages of the dead queue that were dealt with, by `outcome`: `applied`, or why they are
+    /// dead letters now.
+    pub dead_messages: IntCounterVec,
+    /// Messages that waited in the dead queue when it was last looked at.
+    pub dead_waiting: IntGauge,
+    /// 1 while a message of the dead queue waits for the store.
+    pub dead_paused: IntGauge,
     /// Items per transaction.
     pub batch_items: Histogram,
     /// Transactions, by why the batch `stopped` growing.
@@ -54,6 +61,21 @@ fn register() -> prometheus::Result<Metrics> {
         rejected: register_int_counter_vec!(
             opts!("forebay_consumer_messages_rejected_total", "messages moved to the dead queue"),
             &["reason"]
+        )?,
+        dead_messages: register_int_counter_vec!(
+            opts!(
+                "forebay_consumer_dead_messages_total",
+                "messages of the dead queue that were applied after all, or kept as dead letters"
+            ),
+            &["outcome"]
+        )?,
+        dead_waiting: register_int_gauge!(
+            "forebay_consumer_dead_queue_waiting",
+            "messages in the dead queue when it was last looked at"
+        )?,
+        dead_paused: register_int_gauge!(
+            "forebay_consumer_dead_queue_paused",
+            "1 while a message of the dead queue waits for the store"
         )?,
         batch_items: register_histogram!(histogram_opts!(
             "forebay_consumer_batch_items",

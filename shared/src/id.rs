@@ -80,6 +80,11 @@ pub struct MessageId(u128);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ItemKey(u128);
 
+/// The identity of a body that is no message for this build: made from its hash, so that the same
+/// body has the same one whenever it comes. Laid out as a keyed item of kind 0, which no item has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BodyId(u128);
+
 /// The id that a client sees: an [`ItemKey`] with the check that shows it was issued here.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ItemId(u128);
@@ -116,8 +121,7 @@ impl MessageId {
 impl ItemKey {
     /// A key that does not depend on the message: made from 128 bits of a hash, of which 102 are kept.
     pub fn keyed(kind: Kind, hash: u128) -> Self {
-        let fixed = (0xF << 76) | (0b11 << 62) | KEYED_BIT | (0b111 << 28) | CHECK_BITS;
-        Self(hash & !fixed | VERSION_AND_VARIANT | KEYED_BIT | (kind as u128) << 28)
+        Self(hashed(hash) | (kind as u128) << 28)
     }
 
     /// `None` when `uuid` does not have the layout of an item's key, or has a check.
@@ -159,6 +163,24 @@ impl ItemKey {
     fn kind_bits(self) -> u8 {
         u8::try_from((self.0 >> 28) & 0b111).expect("three bits fit")
     }
+}
+
+impl BodyId {
+    pub fn of(body: &[u8]) -> Self {
+        let digest = Sha256::digest(body);
+        let hash = <[u8; 16]>::try_from(&digest[..16]).expect("a digest has 32 bytes");
+        Self(hashed(u128::from_be_bytes(hash)))
+    }
+
+    pub fn as_uuid(self) -> Uuid {
+        Uuid::from_u128(self.0)
+    }
+}
+
+/// 102 bits of a hash at the places that an id without a time has for them.
+fn hashed(hash: u128) -> u128 {
+    let fixed = (0xF << 76) | (0b11 << 62) | KEYED_BIT | (0b111 << 28) | CHECK_BITS;
+    hash & !fixed | VERSION_AND_VARIANT | KEYED_BIT
 }
 
 impl ItemId {
@@ -207,7 +229,7 @@ macro_rules! shown_as_uuid {
         }
     )+};
 }
-shown_as_uuid!(MessageId, ItemKey, ItemId);
+shown_as_uuid!(MessageId, ItemKey, BodyId, ItemId);
 
 /// Draws the message ids of one batcher: strictly increasing, whatever the clock does.
 #[derive(Debug)]
@@ -263,6 +285,20 @@ impl IdKeys {
 
     pub fn sign(&self, key: ItemKey) -> ItemId {
         ItemId(key.0 | check(&self.keys[0], key))
+    }
+
+    /// How people see what is stored under `id`: an item's as its client knows it, with its check.
+    /// What is no id of an item, as far as this build knows, has none.
+    pub fn shown(&self, id: Uuid) -> String {
+        ItemKey::from_uuid(id).map_or_else(|| id.to_string(), |key| self.sign(key).to_string())
+    }
+
+    /// What is meant by an id as [`shown`](Self::shown); `None` of an item's that was not issued here.
+    pub fn meant(&self, text: &str) -> Option<Uuid> {
+        if let Ok(id) = text.parse::<ItemId>() {
+            return self.recognises(id).then(|| id.key().as_uuid());
+        }
+        Uuid::try_parse(text).ok().filter(|id| id.to_string() == text)
     }
 
     /// True when this installation issued `id`, under whichever secret is still listed.
@@ -326,6 +362,29 @@ mod tests {
             String::new(),
         ] {
             assert_eq!(other.parse::<ItemId>(), Err(NotAnId), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_one_id_that_no_item_has_and_it_is_meant_as_it_is_shown() {
+        let keys = IdKeys::new(&["s"]);
+        for body in ["", "no message", "no message "] {
+            let id = BodyId::of(body.as_bytes());
+            assert_eq!(id, BodyId::of(body.as_bytes()));
+            assert_ne!(id, BodyId::of(b"another"));
+            assert_eq!((ItemKey::from_uuid(id.as_uuid()), MessageId::from_uuid(id.as_uuid())), (None, None));
+            assert_eq!(id.to_string().parse::<ItemId>(), Err(NotAnId));
+            assert_eq!(keys.shown(id.as_uuid()), id.to_string());
+            assert_eq!(keys.meant(&id.to_string()), Some(id.as_uuid()));
+            for other in [id.to_string().to_uppercase(), id.as_uuid().simple().to_string()] {
+                assert_eq!(keys.meant(&other), None, "{other}");
+            }
+        }
+        let key = IdIssuer::new(1, 2).next(3).item(Kind::Increment, 4);
+        assert_eq!(keys.meant(&keys.shown(key.as_uuid())), Some(key.as_uuid()));
+        // Without its check it was never issued.
+        for text in [key.to_string(), "x".into(), String::new()] {
+            assert_eq!(keys.meant(&text), None, "{text}");
         }
     }
 

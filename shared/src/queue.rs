@@ -28,6 +28,10 @@ pub trait Queue: Send + Sync {
     /// Opens a subscription with `window` unacknowledged messages at most.
     async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
 
+    /// The same for rejected messages. Nothing is behind them: to reject one again is refused, and
+    /// ends the subscription, so that the message stays.
+    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
+
     /// Answers what is in hand, then closes sessions and files.
     async fn close(&self);
 }
@@ -84,6 +88,9 @@ pub trait Subscription: Send {
     /// Moves a message that can never be applied to the dead queue.
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost>;
 
+    /// About how many messages wait for a delivery.
+    async fn waiting(&mut self) -> Result<u64, Lost>;
+
     /// Changes how many messages may be delivered from now on without an acknowledgement; 0 stops
     /// deliveries. What was delivered before stays with the subscriber, on top of the new window.
     async fn set_window(&mut self, window: u16) -> Result<(), Lost>;
@@ -111,6 +118,9 @@ impl Delivery {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the queue session was lost: {0}")]
 pub struct Lost(pub Arc<str>);
+
+/// Behind rejected messages there is no further queue.
+const REJECTED_TWICE: &str = "a dead message cannot be rejected again";
 
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {

@@ -7,6 +7,7 @@
 //!   nothing. `Ok` means committed. A message whose ledger row exists changes nothing.
 //! * Items are applied as if one after the other, in the order of messages and items; an item
 //!   that cannot be applied is set aside and the next one is applied.
+mod bodies;
 mod dead_letters;
 mod documents;
 mod ledger;
@@ -29,8 +30,10 @@ use crate::keyed::Fingerprint;
 use crate::message::Message;
 use crate::rollup::{Resolution, Rollup};
 
+pub use self::bodies::{BODY_BYTES_MAX, DeadMessage, KIND as MESSAGE_KIND};
 pub use self::dead_letters::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, Redrive, RedriveOutcome, Redriven,
+    DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
+    RedrivenPage,
 };
 
 #[async_trait]
@@ -70,17 +73,23 @@ pub trait Store: Send + Sync {
     /// Names of the metric types that have points, bytewise.
     async fn metric_types(&self, page: NamePage) -> Result<Vec<Arc<str>>, StoreError>;
 
-    /// Items that were set aside, by ascending id, which costs no index of its own: unkeyed ones
-    /// come in the order in which they were accepted, keyed ones anywhere between them.
+    /// Keeps a message that cannot be applied among the dead letters, where its own id is that of
+    /// its body: one that is there already, discarded or not, stays as it is.
+    async fn bury(&self, message: DeadMessage) -> Result<(), StoreError>;
+
+    /// What was set aside, by ascending id, which costs no index of its own: unkeyed items come in
+    /// the order in which they were accepted, the rest anywhere between them. Fewer than `limit` come
+    /// when there are no more, or when they hold [`PAGE_BYTES_MAX`] together.
     async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError>;
 
     /// One of them, discarded or not.
     async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError>;
 
-    /// Applies items once more that were set aside, by ascending id. The row is the token: it goes
-    /// in the transaction in which its item takes effect, and nobody else can have it meanwhile. An
-    /// item that fails again stays, with its new reason. Discarded ones are never applied.
-    async fn redrive(&self, redrive: Redrive) -> Result<Vec<Redriven>, StoreError>;
+    /// Applies once more what was set aside, by ascending id. The row is the token: it goes in the
+    /// transaction in which its item takes effect, and nobody else can have it meanwhile. An item
+    /// that fails again stays, with its new reason. Discarded ones are never applied. A message is
+    /// decoded again, and applied as one that comes from the queue.
+    async fn redrive(&self, redrive: Redrive) -> Result<RedrivenPage, StoreError>;
 
     /// Marks an item as never to be redriven; `false` when there is none. Its row and its fate stay.
     async fn discard(&self, id: Uuid) -> Result<bool, StoreError>;
@@ -244,7 +253,7 @@ pub struct SetAside {
     pub accepted_at_ms: i64,
 }
 
-/// Why an item was set aside. The words are stored and answered: do not rename them.
+/// Why an item, or a whole message, was set aside. The words are stored and answered: do not rename them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     CounterOverflow,
@@ -255,6 +264,16 @@ pub enum Reason {
     Unreadable,
     /// The server refused it with a code of [`postgres`]' short list, also when it was alone.
     RefusedByStore,
+    /// Of a whole message: not one of any version that this build knows.
+    Undecodable,
+    /// Of a whole message, which only a newer build can read.
+    UnknownVersion,
+    /// Of a whole message: one of its items asks for what only a newer build knows.
+    UnknownKind,
+    /// Of a whole message: another body was applied under its id.
+    DigestMismatch,
+    /// Of a whole message: longer than any of Forebay's, so only its beginning was kept.
+    TooLarge,
 }
 
 impl Reason {
@@ -265,6 +284,11 @@ impl Reason {
             Self::DefinitionUnusable => "definition_unusable",
             Self::Unreadable => "unreadable",
             Self::RefusedByStore => "refused_by_store",
+            Self::Undecodable => "undecodable",
+            Self::UnknownVersion => "unknown_version",
+            Self::UnknownKind => "unknown_kind",
+            Self::DigestMismatch => "digest_mismatch",
+            Self::TooLarge => "too_large",
         }
     }
 }

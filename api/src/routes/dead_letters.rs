@@ -7,9 +7,9 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use shared::event::Event;
-use shared::id::{ItemId, ItemKey};
 use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, Redrive, RedriveOutcome, Redriven, StoreError,
+    DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
+    RedrivenPage, StoreError,
 };
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -24,18 +24,21 @@ use crate::routes::counters::unavailable;
 use crate::server::Shared;
 use crate::time_text::rfc3339;
 
-/// An item that was set aside.
+/// An item that was set aside, or a whole message that this version could not read.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DeadLetterBody {
+    /// The id of the write. Of a message, one made from its body; it has no receipt.
     id: String,
     #[schema(example = "increment")]
     kind: String,
     #[schema(example = "counter_overflow")]
     reason: String,
     detail: String,
-    /// The item as it travelled; text when it is not JSON.
+    /// The item, or the message, as it travelled. What is not JSON is shown as text, and what is not
+    /// even text as `base64:` with its bytes.
     #[schema(value_type = serde_json::Value, example = json!({"increment": {"counter": "a", "by": 1}}))]
     item: Box<RawValue>,
+    /// Of a message, when it was set aside first.
     accepted_at: String,
     /// When it failed last.
     set_aside_at: String,
@@ -56,13 +59,13 @@ pub struct DeadLettersBody {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "only their description is used")]
 pub struct ListParams {
-    /// `increment`, `document`, `delete` or `point`.
+    /// `increment`, `document`, `delete`, `point` or `message`.
     kind: Option<String>,
     /// Why it was set aside, for example `schema_violation`.
     reason: Option<String>,
     /// Those that were discarded instead of the others.
     discarded: Option<bool>,
-    /// Dead letters on a page, 1 to 1000.
+    /// Dead letters on a page, 1 to 1000. Large ones end a page earlier.
     #[param(default = 100, minimum = 1, maximum = 1000)]
     limit: Option<u32>,
     /// `next` of the page before.
@@ -108,7 +111,8 @@ pub struct RedrivenBody {
     #[schema(example = 0)]
     failed_again: usize,
     items: Vec<RedrivenItem>,
-    /// Pass it as `after` to go on behind these; null when there were no more.
+    /// Pass it as `after` to go on behind these; null when there were no more. Large ones and slow
+    /// ones end an answer before `limit`.
     next: Option<String>,
 }
 
@@ -162,6 +166,8 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
         .map_err(|error| unavailable(&error))?;
     let more = letters.len() > limit as usize;
     letters.truncate(limit as usize);
+    let bytes: usize = letters.iter().map(|letter| letter.item.len()).sum();
+    let more = more || i64::try_from(bytes).is_ok_and(|bytes| bytes >= PAGE_BYTES_MAX);
     let next = letters.last().filter(|_| more).map(|letter| letter.id.simple().to_string());
     let items = letters.into_iter().map(|letter| shown(&shared, letter)).collect();
     Ok(uncached().json(DeadLettersBody { items, next }))
@@ -174,7 +180,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
     get,
     path = "/v1/dead-letters/{id}",
     tag = "dead letters",
-    params(("id" = String, Path, description = "the id of the write")),
+    params(("id" = String, Path, description = "its id")),
     responses(
         (status = 200, description = "the dead letter", body = DeadLetterBody),
         (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
@@ -185,7 +191,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
 )]
 pub async fn get(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
     check_admin(&shared)?;
-    let id = key_of(&shared, &id).ok_or_else(no_such_letter)?;
+    let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
     let letter = guarded(&shared.store_breaker, shared.store.dead_letter(id))
         .await
         .map_err(|error| unavailable(&error))?
@@ -196,7 +202,8 @@ pub async fn get(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpRespo
 /// Applies dead letters once more.
 ///
 /// Each keeps its id, so its receipt turns to `applied`; one that fails again stays, with the new
-/// reason. What was deleted meanwhile stays deleted. Needs `admin`.
+/// reason. What was deleted meanwhile stays deleted. A message is read again, and applied if this
+/// version can do that. Needs `admin`.
 #[utoipa::path(
     post,
     path = "/v1/dead-letters/redrive",
@@ -229,13 +236,12 @@ pub async fn redrive(
         }
     };
     let redrive = redrive_of(&shared, asked)?;
-    let (dry_run, limit) = (redrive.dry_run, redrive.limit as usize);
+    let dry_run = redrive.dry_run;
     // To its end, also when the client has gone: the caches must follow.
     let running = actix_web::rt::spawn(run(shared.0.clone(), redrive));
-    let redriven = running.await.map_err(|_| Problem::internal())?.map_err(|error| unavailable(&error))?;
-    let next = redriven.last().filter(|_| redriven.len() >= limit);
-    let next = next.map(|last| last.id.simple().to_string());
-    let items: Vec<_> = redriven.into_iter().map(|redriven| told(&shared, redriven)).collect();
+    let done = running.await.map_err(|_| Problem::internal())?.map_err(|error| unavailable(&error))?;
+    let next = done.next.map(|last| last.simple().to_string());
+    let items: Vec<_> = done.items.into_iter().map(|redriven| told(&shared, redriven)).collect();
     let applied = items.iter().filter(|item| item.reason.is_none()).count();
     let failed_again = items.len() - applied;
     Ok(HttpResponse::Accepted().json(RedrivenBody { dry_run, redriven: applied, failed_again, items, next }))
@@ -249,7 +255,7 @@ pub async fn redrive(
     delete,
     path = "/v1/dead-letters/{id}",
     tag = "dead letters",
-    params(("id" = String, Path, description = "the id of the write")),
+    params(("id" = String, Path, description = "its id")),
     responses(
         (status = 204, description = "discarded, now or before"),
         (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
@@ -260,7 +266,7 @@ pub async fn redrive(
 )]
 pub async fn delete(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
     check_admin(&shared)?;
-    let id = key_of(&shared, &id).ok_or_else(no_such_letter)?;
+    let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
     let discarded = guarded(&shared.store_breaker, shared.store.discard(id)).await;
     if discarded.map_err(|error| unavailable(&error))? {
         Ok(HttpResponse::NoContent().finish())
@@ -271,7 +277,7 @@ pub async fn delete(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpRe
 
 /// Whatever came of it, some of it may have taken effect: the caches of this replica are old at
 /// once, those of the others when they hear of it, or by their time to live.
-async fn run(shared: Shared, redrive: Redrive) -> Result<Vec<Redriven>, StoreError> {
+async fn run(shared: Shared, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
     let dry_run = redrive.dry_run;
     let redriven = guarded(&shared.store_breaker, shared.store.redrive(redrive)).await;
     if !dry_run {
@@ -280,7 +286,7 @@ async fn run(shared: Shared, redrive: Redrive) -> Result<Vec<Redriven>, StoreErr
         shared.metrics.cache.distrust_all();
         shared.waiters.doubt_all();
         shared.events.publish(Event::something_changed(rand::random()));
-        for Redriven { outcome, .. } in redriven.iter().flatten() {
+        for Redriven { outcome, .. } in redriven.iter().flat_map(|done| &done.items) {
             let word = if *outcome == RedriveOutcome::Applied { "applied" } else { "failed" };
             metrics().redriven.with_label_values(&[word]).inc();
         }
@@ -296,7 +302,7 @@ fn redrive_of(shared: &Shared, asked: RedriveBody) -> Result<Redrive, Problem> {
     };
     let RedriveBody { filter, limit, after, dry_run } = asked;
     let FilterBody { kind, reason, id } = filter.unwrap_or_default();
-    let known = |id: String| key_of(shared, &id).ok_or_else(|| "this id was never issued".to_owned());
+    let known = |id: String| shared.ids.meant(&id).ok_or_else(|| "this id was never issued".to_owned());
     Ok(Redrive {
         filter: DeadLetterFilter { kind, reason, id: id.map(known).transpose().map_err(at("/filter/id"))? },
         after: after.as_deref().map(cursor_of).transpose().map_err(at("/after"))?,
@@ -317,22 +323,11 @@ fn cursor_of(text: &str) -> Result<Uuid, String> {
     Uuid::try_parse(text).ok().filter(|_| plain).ok_or_else(|| "not the `next` of a page".to_owned())
 }
 
-/// `None` of what was never issued.
-fn key_of(shared: &Shared, text: &str) -> Option<Uuid> {
-    let id: ItemId = text.parse().ok()?;
-    shared.ids.recognises(id).then(|| id.key().as_uuid())
-}
-
-/// The id as its client knows it. One that this build does not know is shown as it is stored.
-fn id_of(shared: &Shared, id: Uuid) -> String {
-    ItemKey::from_uuid(id).map_or_else(|| id.to_string(), |key| shared.ids.sign(key).to_string())
-}
-
 fn shown(shared: &Shared, letter: DeadLetter) -> DeadLetterBody {
     let DeadLetter { id, kind, reason, detail, item, .. } = letter;
     let text = |item: &str| to_raw_value(item).expect("text has a JSON form");
     DeadLetterBody {
-        id: id_of(shared, id),
+        id: shared.ids.shown(id),
         kind,
         reason,
         detail,
@@ -344,7 +339,7 @@ fn shown(shared: &Shared, letter: DeadLetter) -> DeadLetterBody {
 }
 
 fn told(shared: &Shared, redriven: Redriven) -> RedrivenItem {
-    let id = id_of(shared, redriven.id);
+    let id = shared.ids.shown(redriven.id);
     match redriven.outcome {
         RedriveOutcome::Applied => RedrivenItem { id, status: "applied", reason: None, detail: None },
         RedriveOutcome::FailedAgain { reason, detail } => {

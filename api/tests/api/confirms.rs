@@ -62,6 +62,10 @@ impl Queue for LateQueue {
         self.0.queue.subscribe(window).await
     }
 
+    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        self.0.queue.subscribe_dead(window).await
+    }
+
     async fn close(&self) {
         self.0.queue.close().await;
     }

@@ -2,7 +2,7 @@
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
-use crate::support::{Installation, cluster_with, json as body, on_both_pairs, problem};
+use crate::support::{Installation, cluster_with, json as body_of, on_both_pairs, problem};
 
 const LETTERS: &str = "/v1/dead-letters";
 
@@ -18,13 +18,13 @@ async fn redrive(installation: &Installation, replica: usize, asked: &Value) -> 
     let request = installation.at(replica, Method::POST, &format!("{LETTERS}/redrive")).json(asked);
     let response = request.send().await.expect("an answer");
     assert_eq!(response.status(), 202);
-    body(response).await
+    body_of(response).await
 }
 
 async fn get(installation: &Installation, path: &str) -> Value {
     let response = installation.get(path).await;
     assert_eq!(response.status(), 200, "{path}");
-    body(response).await
+    body_of(response).await
 }
 
 async fn send(installation: &Installation, method: &Method, path: &str) -> Response {
@@ -35,7 +35,7 @@ async fn send(installation: &Installation, method: &Method, path: &str) -> Respo
 
 async fn status(installation: &Installation, replica: usize, id: &str) -> Value {
     let request = installation.at(replica, Method::GET, &format!("/v1/receipts/{id}"));
-    body(request.send().await.expect("an answer")).await["status"].take()
+    body_of(request.send().await.expect("an answer")).await["status"].take()
 }
 
 on_both_pairs! {
@@ -110,6 +110,53 @@ on_both_pairs! {
         assert_eq!(first["failed_again"], 2);
         let rest = redrive(&installation, 0, &json!({"limit": 2, "after": first["next"]})).await;
         assert_eq!((&rest["failed_again"], &rest["next"]), (&json!(1), &Value::Null));
+    }
+
+    async fn a_message_that_nobody_can_read_is_shown_and_discarded(installation) {
+        let mut shown = Vec::new();
+        for (body, item, reason) in [
+            (&b"no JSON, \xc3\xa4"[..], json!("no JSON, ä"), "undecodable"),
+            (br#"{"v":1,"new":[1.0]}"#, json!({"v": 1, "new": [1.0]}), "undecodable"),
+            (b"\xff\x00", json!("base64:/wA="), "undecodable"),
+            (
+                br#"{"v":99,"id":"019a9c1e-7a10-8c01-9f3c-5a1d00000000","accepted_at_ms":5,"items":[]}"#,
+                json!({"v": 99, "id": "019a9c1e-7a10-8c01-9f3c-5a1d00000000", "accepted_at_ms": 5, "items": []}),
+                "unknown_version",
+            ),
+        ] {
+            installation.put_into_queue(body).await;
+            let id = shared::id::BodyId::of(body).to_string();
+            let path = format!("{LETTERS}/{id}");
+            let letter = installation
+                .wait_for("a dead letter", async || {
+                    let response = installation.get(&path).await;
+                    if response.status() == 200 { Some(body_of(response).await) } else { None }
+                })
+                .await;
+            assert_eq!((&letter["id"], &letter["kind"]), (&json!(id), &json!("message")));
+            assert_eq!((&letter["item"], &letter["reason"]), (&item, &json!(reason)));
+            // No client was ever given this id.
+            problem(installation.get(&format!("/v1/receipts/{id}")).await, 404).await;
+            shown.push(letter);
+        }
+        shown.sort_by_key(|letter| letter["id"].as_str().map(str::to_owned));
+        let listed = get(&installation, &format!("{LETTERS}?kind=message")).await;
+        assert_eq!(listed, json!({"items": shown, "next": null}));
+        let newer = get(&installation, &format!("{LETTERS}?kind=message&reason=unknown_version")).await;
+        assert_eq!(newer["items"].as_array().expect("a list").len(), 1);
+        let asked = json!({"filter": {"kind": "message"}});
+        let again = redrive(&installation, 0, &asked).await;
+        assert_eq!((&again["redriven"], &again["failed_again"]), (&json!(0), &json!(4)));
+        for letter in &shown {
+            let only = json!({"filter": {"id": letter["id"]}});
+            assert_eq!(redrive(&installation, 0, &only).await["items"][0]["reason"], letter["reason"]);
+            let path = format!("{LETTERS}/{}", letter["id"].as_str().expect("an id"));
+            assert_eq!(send(&installation, &Method::DELETE, &path).await.status(), 204);
+        }
+        assert_eq!(get(&installation, LETTERS).await["items"], json!([]));
+        // The others go on.
+        installation.increment(0, "beside", 1).await;
+        installation.wait_for_value(0, "beside", 1).await;
     }
 
     async fn what_is_asked_wrongly_is_told(installation) {

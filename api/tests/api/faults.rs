@@ -76,6 +76,10 @@ impl Queue for FaultyQueue {
         Ok(Box::new(FaultySubscription(self.0.subscribe(window).await?, self.1.clone())))
     }
 
+    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        self.0.subscribe_dead(window).await
+    }
+
     async fn close(&self) {
         self.0.close().await;
     }
@@ -132,6 +136,10 @@ impl Subscription for FaultySubscription {
 
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost> {
         self.0.reject(delivery).await
+    }
+
+    async fn waiting(&mut self) -> Result<u64, Lost> {
+        self.0.waiting().await
     }
 
     async fn set_window(&mut self, window: u16) -> Result<(), Lost> {

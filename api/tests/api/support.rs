@@ -9,6 +9,8 @@ use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
 use shared::backend::{self, Backend};
 use shared::config::Config;
+use shared::id::IdIssuer;
+use shared::message::Outgoing;
 use shared::shutdown::{self, Trigger};
 use shared::store::Store;
 use tokio::task::JoinHandle;
@@ -222,6 +224,14 @@ impl Installation {
         let response = request.json(&serde_json::json!({ "by": by })).send().await.expect("an answer");
         assert_eq!(response.status(), 202);
         json(response).await["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Puts a body into the queue that no API would send.
+    pub async fn put_into_queue(&self, body: &[u8]) {
+        let id = IdIssuer::new(rand::random(), 0).next(shared::clock::now_ms());
+        let message = Outgoing { id, body: body.to_vec().into(), items: 1 };
+        let publisher = self.backends[0].queue.publisher();
+        publisher.publish(message, Instant::now() + PATIENCE).await.expect("durable");
     }
 
     /// Adds 1 to a counter and waits for what becomes of it.

@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 use shared::backend::{self, Backend};
 use shared::config::Config;
 use shared::id::{IdIssuer, ItemKey};
-use shared::message::{Builder, decode, encode_increment};
+use shared::message::{Builder, Undecodable, decode, encode_increment};
+use shared::store::DeadMessage;
 
 /// 2025-11-20, around noon.
 const NOON_MS: i64 = 1_763_640_000_000;
@@ -32,6 +33,23 @@ async fn apply(backend: &Backend, batcher: u32, increments: &[i64]) -> Vec<ItemK
     let keys = (0..increments.len()).map(|index| message.item_key(index)).collect();
     backend.store.apply([message].into()).await.expect("is applied");
     keys
+}
+
+/// Buries a body that is no JSON and one of a message that an older build could not read; returns their
+/// ids.
+async fn bury(backend: &Backend) -> [String; 2] {
+    let mut builder = Builder::new(IdIssuer::new(3, 1).next(NOON_MS), NOON_MS);
+    let mut encoded = Vec::new();
+    encode_increment(&mut encoded, "buried", 1);
+    builder.push(&encoded, 1);
+    let (readable, garbage) = (builder.finish().body, "no\u{7} JSON".into());
+    let mut ids = Vec::new();
+    for body in [garbage, readable] {
+        let dead = DeadMessage::undecodable(body, &Undecodable::Version(9));
+        backend.store.bury(dead.clone()).await.expect("is buried");
+        ids.push(dead.id().to_string());
+    }
+    ids.try_into().expect("two")
 }
 
 async fn close(backend: Backend) {
@@ -80,6 +98,32 @@ async fn walk(config: &Config, env: &[(&str, &str)]) {
     let backend = backend::open(config).await.expect("the backend opens");
     let counter = backend.store.counter("full").await.expect("is read").expect("is there");
     assert_eq!((counter.value, counter.version), (i64::MAX - 9, 3));
+    let [garbage, readable] = bury(&backend).await;
+    close(backend).await;
+
+    let (_, table, _) = run(&["list", "--kind", "message", "--reason", "unknown_version"]);
+    assert!(table.contains(&garbage) && table.contains(&readable), "{table}");
+    let first = garbage.clone().min(readable.clone());
+    let (_, table, _) = run(&["list", "--kind", "message", "--limit", "1"]);
+    assert!(table.contains(&format!("--after {first}")), "{table}");
+    let (_, table, error) = run(&["list", "--kind", "message", "--after", &first]);
+    assert!(
+        !table.contains(&first) && table.contains(&garbage.clone().max(readable.clone())),
+        "{table}{error}"
+    );
+    let (succeeded, shown, _) = run(&["show", &garbage]);
+    assert!(succeeded && shown.contains("item       no\\u{7} JSON"), "{shown}");
+    let (_, json, _) = run(&["show", "--json", &garbage]);
+    let shown: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(shown["item"], "no\u{7} JSON");
+    let (_, json, error) = run(&["redrive", "--kind", "message", "--json"]);
+    let done: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert!(done["redriven"] == 1 && done["failed_again"] == 1 && done["next"].is_null(), "{json}{error}");
+    let (succeeded, told, _) = run(&["discard", &garbage]);
+    assert!(succeeded && told.contains("discarded"), "{told}");
+    let backend = backend::open(config).await.expect("the backend opens");
+    let counter = backend.store.counter("buried").await.expect("is read").expect("is there");
+    assert_eq!(counter.value, 1);
     close(backend).await;
 }
 

@@ -11,7 +11,7 @@ use shared::config::Config;
 use shared::id::{IdIssuer, Kind, MessageId};
 use shared::message::{Builder, Message, Outgoing, encode_increment};
 use shared::shutdown;
-use shared::store::{Applied, Fate, Store, StoreError};
+use shared::store::{Applied, DeadMessage, Fate, Store, StoreError};
 use testkit::store::{Layer, Layered};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,6 +25,12 @@ struct Switched {
     /// While somebody holds it, what is committed is not answered.
     answering: tokio::sync::Mutex<()>,
     failed: AtomicUsize,
+    /// Takes everything but dead letters.
+    is_full_of_the_dead: AtomicBool,
+    /// Dead letters that were not taken.
+    unburied: AtomicUsize,
+    /// While somebody holds it, a burial is not answered.
+    burying: tokio::sync::Mutex<()>,
 }
 
 #[async_trait]
@@ -46,6 +52,17 @@ impl Layer for Switched {
         drop(self.answering.lock().await);
         outcome
     }
+
+    async fn bury(&self, message: DeadMessage) -> Result<(), StoreError> {
+        let refuses = [&self.away, &self.is_full_of_the_dead];
+        if refuses.iter().any(|refuses| refuses.load(Ordering::Relaxed)) {
+            self.unburied.fetch_add(1, Ordering::Relaxed);
+            return Err(StoreError::Unavailable("no room".into()));
+        }
+        let outcome = self.store.bury(message).await;
+        drop(self.burying.lock().await);
+        outcome
+    }
 }
 
 struct Rig {
@@ -65,6 +82,9 @@ impl Rig {
             asked: Mutex::default(),
             answering: tokio::sync::Mutex::default(),
             failed: AtomicUsize::new(0),
+            is_full_of_the_dead: AtomicBool::new(false),
+            unburied: AtomicUsize::new(0),
+            burying: tokio::sync::Mutex::default(),
         }));
         let backend = Backend { store: store.clone(), ..backend };
         Self { config, backend, store, issuer: IdIssuer::new(rand::random(), 0) }
@@ -173,6 +193,7 @@ macro_rules! on_both_pairs {
 }
 
 mod dead_letters;
+mod dead_queue;
 mod housekeeping;
 mod private;
 mod stops;

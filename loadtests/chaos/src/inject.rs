@@ -13,7 +13,6 @@ use crate::fault::{Bound, Class, Fault, Link, Poison, Server, Trouble};
 use crate::fleet::{Fleet, Member};
 use crate::kind::Kind;
 use crate::ledger::{Ledger, Write};
-use crate::leftovers::DEAD_QUEUE;
 use crate::outage::{self, Watched};
 use crate::plan::Step;
 use crate::recovery::{self, Recovery};
@@ -259,14 +258,13 @@ impl Site<'_> {
         }
     }
 
-    /// Waits until as much as was put into the queue is in the dead queue. If a broker went down before
-    /// that, it might be there twice: dead letters are moved at least once.
+    /// Waits until all that was put into the queue is among the dead letters.
     async fn await_dead(&mut self) -> anyhow::Result<()> {
-        let (url, sent) = (self.servers()?.broker.url(), self.poison.len());
+        let (url, sent) = (self.servers()?.postgres.url(), self.poison.len());
         let deadline = Instant::now() + DEAD_PATIENCE;
-        while usize::try_from(inspect::waiting(&url, DEAD_QUEUE).await?)? < sent {
+        while inspect::dead_messages(&url).await?.len() < sent {
             if Instant::now() > deadline {
-                let finding = format!("SLOW: poison was not in {DEAD_QUEUE} within {DEAD_PATIENCE:?}");
+                let finding = format!("SLOW: poison was no dead letter within {DEAD_PATIENCE:?}");
                 self.findings.push(finding);
                 break;
             }

@@ -20,8 +20,8 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::file::File;
-use self::shelf::Shelf;
+use self::file::{File, Lane};
+use self::shelf::{Lanes, Shelf};
 use self::subscription::EmbeddedSubscription;
 use self::writer::{Command, Publish, Writer};
 use super::{Link, PublishError, Publisher, Queue, QueueError, QueueLimits, Subscription};
@@ -32,7 +32,7 @@ const COMMANDS_WAITING_MAX: usize = 256;
 
 pub struct EmbeddedQueue {
     publisher: Arc<EmbeddedPublisher>,
-    shelf: Arc<Shelf>,
+    lanes: Lanes,
     next_owner: AtomicU64,
     /// Taken by the first who closes; others wait for it at the lock.
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -52,15 +52,21 @@ impl EmbeddedQueue {
         let (file, found) = File::open(directory).await?;
         let reader = Arc::new(Mutex::new(None));
         let room = Arc::new(Room::new(found.bytes, limits.bytes_max));
-        let shelf = Arc::new(Shelf::new(found.last_seq));
+        let lanes = Lanes {
+            writes: Arc::new(Shelf::new(found.last_seq)),
+            dead: Arc::new(Shelf::new(found.last_dead)),
+        };
         let state = Arc::new(LinkState::default());
         let (commands, waiting) = mpsc::channel(COMMANDS_WAITING_MAX);
-        tokio::spawn(loader::run(Arc::clone(&shelf), Arc::clone(&reader), directory.to_owned()));
+        for lane in [Lane::Writes, Lane::Dead] {
+            let shelf = Arc::clone(lanes.shelf(lane));
+            tokio::spawn(loader::run(lane, shelf, Arc::clone(&reader), directory.to_owned()));
+        }
         let writer = Writer {
             file: Some(file),
             directory: directory.to_owned(),
             commands: waiting,
-            shelf: Arc::clone(&shelf),
+            lanes: lanes.clone(),
             reader,
             room: Arc::clone(&room),
             link: Arc::clone(&state),
@@ -70,7 +76,13 @@ impl EmbeddedQueue {
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run())));
         let publisher = Arc::new(EmbeddedPublisher { commands, room, state });
-        Ok(Arc::new(Self { publisher, shelf, next_owner: AtomicU64::new(0), writer }))
+        Ok(Arc::new(Self { publisher, lanes, next_owner: AtomicU64::new(0), writer }))
+    }
+
+    fn open_lane(&self, lane: Lane, window: u16) -> EmbeddedSubscription {
+        let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
+        let commands = self.publisher.commands.clone();
+        EmbeddedSubscription::new(owner, window, lane, Arc::clone(self.lanes.shelf(lane)), commands)
     }
 }
 
@@ -81,9 +93,11 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
-        let commands = self.publisher.commands.clone();
-        Ok(Box::new(EmbeddedSubscription::new(owner, window, Arc::clone(&self.shelf), commands)))
+        Ok(Box::new(self.open_lane(Lane::Writes, window)))
+    }
+
+    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        Ok(Box::new(self.open_lane(Lane::Dead, window)))
     }
 
     async fn close(&self) {

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 
 pub(crate) use self::connection::{ConnectionEvents, LogOnce, Session, SessionError, call};
 use self::publisher::RabbitPublisher;
-use self::subscription::RabbitSubscription;
+use self::subscription::{Lane, RabbitSubscription};
 pub(crate) use self::topology::{Names, declare_events};
 use super::{Publisher, Queue, QueueError, QueueLimits, Subscription};
 use crate::config::Config;
@@ -112,7 +112,7 @@ impl fmt::Debug for RabbitSettings {
     }
 }
 
-/// The queue `<prefix>.writes.v1`. Dropping it stops the publisher as [`Queue::close`] does, but
+/// The queues `<prefix>.writes.v1` and `<prefix>.dead.v1`. Dropping it stops the publisher as [`Queue::close`] does, but
 /// without waiting for it.
 pub struct RabbitQueue {
     settings: Arc<RabbitSettings>,
@@ -131,6 +131,13 @@ impl RabbitQueue {
         let (publisher, supervisor) = publisher::start(Arc::clone(&settings), &runtime, stopping);
         Arc::new(Self { settings, runtime, publisher, stop, supervisor: Mutex::new(Some(supervisor)) })
     }
+
+    async fn open(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        let (settings, runtime) = (Arc::clone(&self.settings), self.runtime.clone());
+        let opened = self.runtime.spawn(RabbitSubscription::open(settings, runtime, lane, window)).await;
+        let opened = opened.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
+        Ok(Box::new(opened?))
+    }
 }
 
 #[async_trait]
@@ -140,10 +147,11 @@ impl Queue for RabbitQueue {
     }
 
     async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        let (settings, runtime) = (Arc::clone(&self.settings), self.runtime.clone());
-        let opened = self.runtime.spawn(RabbitSubscription::open(settings, runtime, window)).await;
-        let opened = opened.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
-        Ok(Box::new(opened?))
+        self.open(Lane::Writes, window).await
+    }
+
+    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        self.open(Lane::Dead, window).await
     }
 
     /// Publishes that are in hand are answered first, each by its deadline at the latest.

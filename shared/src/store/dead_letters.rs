@@ -4,27 +4,35 @@
 //! A redriven item becomes a message of its own, which never reaches the ledger: the message that
 //! brought it stands there already. The item keeps its id, its place and its accept time.
 use std::collections::HashMap;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::plan::Earlier;
-use super::{Reason, SetAside};
+use super::{MESSAGE_KIND, Reason, SetAside};
 use crate::id::ItemKey;
 use crate::message::{Message, decode_stored};
+
+/// Bytes of the items after which a page ends: it has one at least.
+pub const PAGE_BYTES_MAX: i64 = 8 << 20;
+
+/// How long a redrive goes on to the next step, well below `store.write_timeout_ms`.
+pub(super) const REDRIVE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Another payload was processed under the item's key meanwhile.
 const KEY_REUSED: &str = "key_reused";
 
-/// An item that was set aside, as stored.
+/// What was set aside, as stored: an item, or a whole message ([`MESSAGE_KIND`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The item's key, without its check.
+    /// The item's key, without its check. Of a message, the hash of its body.
     pub id: Uuid,
     pub kind: String,
     pub reason: String,
     pub detail: String,
-    /// The item as JSON.
+    /// The item as JSON. Of a message, its body: text, or `base64:` and what is none.
     pub item: String,
+    /// Of a message, when it was set aside first.
     pub accepted_at_ms: i64,
     /// When it failed last, by the store's clock.
     pub set_aside_at_ms: i64,
@@ -83,7 +91,40 @@ impl Redrive {
     }
 }
 
-/// An item that was tried once more.
+impl DeadLetterPage {
+    /// Where the next page begins, if there may be one behind these letters.
+    pub(super) fn next(&self, letters: &[DeadLetter]) -> Option<Uuid> {
+        let is_full = letters.len() >= self.limit as usize || bytes(letters) >= PAGE_BYTES_MAX;
+        letters.last().filter(|_| is_full).map(|last| last.id)
+    }
+}
+
+/// Bytes of the items.
+pub(super) fn bytes(letters: &[DeadLetter]) -> i64 {
+    letters.iter().map(|letter| i64::try_from(letter.item.len()).unwrap_or(i64::MAX)).sum()
+}
+
+impl DeadLetter {
+    pub(super) fn is_message(&self) -> bool {
+        self.kind == MESSAGE_KIND
+    }
+}
+
+/// What may share a transaction, in this order: neighbouring items, and each message alone.
+pub(super) fn steps(letters: &[DeadLetter]) -> impl Iterator<Item = &[DeadLetter]> {
+    letters.chunk_by(|one, other| !one.is_message() && !other.is_message())
+}
+
+/// What came of a redrive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RedrivenPage {
+    /// By ascending id. Those that another redrive holds at the moment are left out.
+    pub items: Vec<Redriven>,
+    /// Goes on behind these; `None` when there were no more.
+    pub next: Option<Uuid>,
+}
+
+/// What was tried once more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redriven {
     pub id: Uuid,
@@ -211,6 +252,33 @@ mod tests {
             place
         });
         assert_eq!(places[0], places[1]);
+    }
+
+    #[test]
+    fn items_share_a_step_and_a_message_has_its_own() {
+        let of = |kind: &str| {
+            let id = IdIssuer::new(1, 1).next(5).item(Kind::Point, 0);
+            DeadLetter { kind: kind.into(), ..letter(id, String::new()) }
+        };
+        let kinds = ["point", "later", "message", "message", "point"].map(of);
+        assert_eq!(steps(&kinds).map(<[_]>::len).collect::<Vec<_>>(), [2, 1, 1, 1]);
+        assert_eq!(steps(&[]).count(), 0);
+    }
+
+    #[test]
+    fn a_page_has_a_next_one_when_its_rows_or_its_bytes_ended_it() {
+        let id = IdIssuer::new(1, 1).next(5).item(Kind::Point, 0);
+        let page = |limit| DeadLetterPage {
+            filter: DeadLetterFilter::default(),
+            discarded: false,
+            after: None,
+            limit,
+        };
+        let small = [letter(id, "{}".into())];
+        assert_eq!((page(1).next(&small), page(2).next(&small)), (Some(id.as_uuid()), None));
+        let large = [letter(id, "x".repeat(usize::try_from(PAGE_BYTES_MAX).expect("fits")))];
+        assert_eq!(page(2).next(&large), Some(id.as_uuid()));
+        assert_eq!(page(0).next(&[]), None);
     }
 
     #[test]

@@ -160,8 +160,16 @@ fn judge(processed: &mut Earlier, Keyed { id, fingerprint }: Keyed) -> KeyedVerd
 
 /// Postgres takes no NUL in text. A parser's complaint may quote one, so that one such item would
 /// fail its whole batch for ever: `nothing_that_a_message_can_carry_fails_its_batch`.
+fn visible(character: char) -> char {
+    if character == '\0' { char::REPLACEMENT_CHARACTER } else { character }
+}
+
+/// A detail as it is stored: short, and such that every store takes it.
+pub fn detail_of(text: &str) -> String {
+    text.chars().take(DETAIL_LENGTH_MAX).map(visible).collect()
+}
+
 pub fn set_aside(message: &Message, index: usize, reason: Reason, detail: &str) -> SetAside {
-    let visible = |character: char| if character == '\0' { char::REPLACEMENT_CHARACTER } else { character };
     let entry = &message.entries[index];
     let json = match entry {
         Entry::Item(item) => serde_json::to_string(item).expect("an item has a JSON form"),
@@ -171,7 +179,7 @@ pub fn set_aside(message: &Message, index: usize, reason: Reason, detail: &str) 
         item: message.item_key(index),
         fingerprint: entry.keyed().map(|keyed| keyed.fingerprint),
         reason,
-        detail: detail.chars().take(DETAIL_LENGTH_MAX).map(visible).collect(),
+        detail: detail_of(detail),
         json: json.chars().map(visible).collect(),
         accepted_at_ms: message.accepted_at_ms,
     }

@@ -8,6 +8,7 @@ mod collections;
 mod counters;
 mod database;
 mod dead_letters;
+mod dead_messages;
 mod documents;
 mod failure;
 mod fields;
@@ -35,8 +36,8 @@ use self::known::Known;
 use self::session::Session;
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, Document, DocumentPage, Fate, Housekept, NamePage, Redrive,
-    Redriven, Retention, RollupRange, Store, StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Housekept,
+    NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
 };
 use crate::collection::{Collection, Definition};
 use crate::config;
@@ -169,6 +170,13 @@ impl Store for PostgresStore {
         work.await
     }
 
+    async fn bury(&self, message: DeadMessage) -> Result<(), StoreError> {
+        let work = self.session.run("bury", self.write_timeout, move |connection| {
+            Box::pin(async move { dead_messages::bury(connection, &message).await })
+        });
+        work.await
+    }
+
     async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError> {
         if page.filter.has_nul() {
             return Ok(Vec::new());
@@ -186,9 +194,9 @@ impl Store for PostgresStore {
         work.await
     }
 
-    async fn redrive(&self, redrive: Redrive) -> Result<Vec<Redriven>, StoreError> {
+    async fn redrive(&self, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
         if redrive.filter.has_nul() {
-            return Ok(Vec::new());
+            return Ok(RedrivenPage::default());
         }
         let known = Arc::clone(&self.known);
         let work = self.session.run("redrive", self.write_timeout, move |connection| {

@@ -26,8 +26,8 @@ use self::collections::Cache;
 use self::files::Files;
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, Document, DocumentPage, Fate, Housekept, NamePage, Redrive,
-    Redriven, Retention, RollupRange, Store, StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Housekept,
+    NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
 };
 use crate::clock;
 use crate::collection::{Collection, Definition};
@@ -167,6 +167,13 @@ impl Store for SqliteStore {
         work.await
     }
 
+    async fn bury(&self, message: DeadMessage) -> Result<(), StoreError> {
+        let work = self.files.write("bury", move |connection| {
+            Box::pin(async move { dead_letters::bury(connection, &message).await })
+        });
+        work.await
+    }
+
     async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError> {
         let work = self.files.read("dead_letters", move |connection| {
             Box::pin(async move { dead_letters::page(connection, &page).await })
@@ -181,7 +188,7 @@ impl Store for SqliteStore {
         work.await
     }
 
-    async fn redrive(&self, redrive: Redrive) -> Result<Vec<Redriven>, StoreError> {
+    async fn redrive(&self, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
         let cache = Arc::clone(&self.definitions);
         let work = self.files.write("redrive", move |connection| {
             Box::pin(async move { dead_letters::redrive(connection, &cache, &redrive).await })
@@ -252,7 +259,7 @@ mod tests {
     use super::*;
 
     /// Statements that look rows up by keys, or walk a range of them.
-    const LOOK_UPS: [&str; 36] = [
+    const LOOK_UPS: [&str; 37] = [
         COUNTER,
         COUNTERS,
         FATES,
@@ -273,6 +280,7 @@ mod tests {
         dead_letters::PAGE,
         dead_letters::ONE,
         dead_letters::DISCARD,
+        dead_letters::BURY,
         dead_letters::TAKE,
         dead_letters::KEEP,
         documents::ERASE,

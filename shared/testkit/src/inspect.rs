@@ -83,6 +83,18 @@ pub async fn bodies(amqp_url: &str, queue: &str) -> anyhow::Result<Vec<Vec<u8>>>
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
+/// The bodies of whole messages among the dead letters of a database, as they are stored.
+pub async fn dead_messages(database_url: &str) -> anyhow::Result<Vec<Vec<u8>>> {
+    let asked = async {
+        let mut connection = PgConnection::connect(database_url).await?;
+        let items = sqlx::query_scalar::<_, String>("select item from dead_letters where kind = 'message'");
+        let items = items.fetch_all(&mut connection).await?;
+        connection.close().await?;
+        Ok(items.into_iter().map(String::into_bytes).collect())
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
 /// How often each message that waits in `queue` was delivered and came back. Looking counts, too.
 pub async fn delivery_counts(amqp_url: &str, queue: &str) -> anyhow::Result<Vec<i64>> {
     let asked = async {

@@ -7,8 +7,8 @@ use shared::id::ItemKey;
 use shared::message::Message;
 use shared::rollup::Rollup;
 use shared::store::{
-    Applied, Counter, DeadLetter, DeadLetterPage, Document, DocumentPage, Fate, Housekept, NamePage, Redrive,
-    Redriven, Retention, RollupRange, Store, StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Housekept,
+    NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
 };
 use uuid::Uuid;
 
@@ -21,6 +21,10 @@ pub trait Layer: Send + Sync {
 
     async fn apply(&self, batch: Arc<[Message]>) -> Answer<Applied> {
         self.behind().apply(batch).await
+    }
+
+    async fn bury(&self, message: DeadMessage) -> Answer<()> {
+        self.behind().bury(message).await
     }
 
     async fn counter(&self, name: &str) -> Answer<Option<Counter>> {
@@ -102,6 +106,10 @@ impl<L: Layer> Store for Layered<L> {
         self.0.behind().metric_types(page).await
     }
 
+    async fn bury(&self, message: DeadMessage) -> Answer<()> {
+        self.0.bury(message).await
+    }
+
     async fn dead_letters(&self, page: DeadLetterPage) -> Answer<Vec<DeadLetter>> {
         self.0.behind().dead_letters(page).await
     }
@@ -110,7 +118,7 @@ impl<L: Layer> Store for Layered<L> {
         self.0.behind().dead_letter(id).await
     }
 
-    async fn redrive(&self, redrive: Redrive) -> Answer<Vec<Redriven>> {
+    async fn redrive(&self, redrive: Redrive) -> Answer<RedrivenPage> {
         self.0.behind().redrive(redrive).await
     }
 

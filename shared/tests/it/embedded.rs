@@ -175,6 +175,33 @@ async fn a_rejected_message_moves_to_the_table_of_the_dead() {
     queue.close().await;
 }
 
+#[tokio::test]
+async fn a_rejected_message_takes_room_until_it_is_acknowledged_among_the_dead() {
+    let directory = Directory::new("room");
+    for reopened in [false, true] {
+        let queue = directory.queue_of(10).await;
+        let publisher = queue.publisher();
+        if !reopened {
+            publish(&publisher, "0123456789").await.expect("it fits");
+            let mut subscription = queue.subscribe(1).await.expect("subscribes");
+            let delivery = next(&mut subscription).await;
+            subscription.reject(delivery).await.expect("rejected");
+        }
+        assert_eq!(publish(&publisher, "x").await, Err(PublishError::Full), "reopened: {reopened}");
+        if reopened {
+            let mut dead = queue.subscribe_dead(1).await.expect("subscribes");
+            let delivery = next(&mut dead).await;
+            assert!(delivery.redelivered);
+            dead.ack(vec![delivery]).await.expect("acknowledged");
+            publish(&publisher, "x").await.expect("there is room again");
+        }
+        queue.close().await;
+    }
+    let sql = "select (select count(*) from message), (select count(*) from dead)";
+    let row = sqlx::query(sql).fetch_one(&mut directory.file().await).await.expect("counts");
+    assert_eq!((row.get::<i64, _>(0), row.get::<i64, _>(1)), (1, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishers_on_other_threads_and_a_consumer_lose_and_double_nothing() {
     let directory = Directory::new("threads");

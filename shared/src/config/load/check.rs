@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use crate::config::Config;
 use crate::id::ITEMS_PER_MESSAGE_MAX;
 use crate::message::ENVELOPE_BYTES_MAX;
+use crate::store::BODY_BYTES_MAX;
 use crate::telemetry;
 
 /// The most messages that may be unacknowledged; quorum queues take no more.
@@ -48,6 +49,8 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
         queue.prefetch
     );
     demand("queue.prefetch_bytes_max", held <= queue.prefetch_bytes_max, reason);
+    let kept = format!("makes messages of {largest} bytes, more than the {BODY_BYTES_MAX} of a dead letter");
+    demand("queue.message_bytes_max", largest <= BODY_BYTES_MAX, kept);
     let room = queue.bytes_max >= largest as u64;
     demand("queue.bytes_max", room, format!("does not hold the largest message, {largest} bytes"));
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);

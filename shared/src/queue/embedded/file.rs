@@ -44,6 +44,14 @@ const SCHEMA: &str = "
     pragma user_version = 1;
 ";
 
+/// Which messages of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    Writes,
+    /// Those that were rejected.
+    Dead,
+}
+
 /// The writing connection.
 pub(super) struct File {
     connection: SqliteConnection,
@@ -52,6 +60,8 @@ pub(super) struct File {
 /// What was in the file when it was opened.
 pub(super) struct Found {
     pub last_seq: u64,
+    /// The last rejected one.
+    pub last_dead: u64,
     /// Bytes of all bodies, rejected ones included.
     pub bytes: u64,
 }
@@ -62,6 +72,10 @@ pub(super) struct Group {
     pub new: Vec<NewMessage>,
     pub applied: Vec<u64>,
     pub rejected: Vec<u64>,
+    /// The number that the first of the rejected ones gets among the dead.
+    pub first_dead: u64,
+    /// Of those that were rejected earlier: settled by now.
+    pub buried: Vec<u64>,
 }
 
 pub(super) struct NewMessage {
@@ -130,10 +144,14 @@ impl File {
             query = query.bind(seq.cast_signed()).bind(id).bind(message.body.to_vec()).bind(traces);
         }
         if !group.rejected.is_empty() {
-            query = query.bind(now_ms()).bind(json(&group.rejected, &[]));
+            let first = group.first_dead.cast_signed();
+            query = query.bind(first).bind(now_ms()).bind(json(&group.rejected, &[]));
         }
         if !group.applied.is_empty() || !group.rejected.is_empty() {
             query = query.bind(json(&group.applied, &group.rejected));
+        }
+        if !group.buried.is_empty() {
+            query = query.bind(json(&group.buried, &[]));
         }
         let outcome = run_script(&mut self.connection, query, statements).await;
         if outcome.is_err() {
@@ -186,8 +204,15 @@ impl Reader {
     }
 
     /// The first messages of `range`, and whether these were all.
-    pub(super) async fn read(&mut self, range: Range) -> Result<(Vec<Message>, bool), FileError> {
-        let sql = "select seq, body, traces from message where seq > ? and seq <= ? order by seq limit ?";
+    pub(super) async fn read(&mut self, lane: Lane, range: Range) -> Result<(Vec<Message>, bool), FileError> {
+        let sql = match lane {
+            Lane::Writes => {
+                "select seq, body, traces from message where seq > ? and seq <= ? order by seq limit ?"
+            }
+            Lane::Dead => {
+                "select number, body, null from dead where number > ? and number <= ? order by number limit ?"
+            }
+        };
         let limit = i64::try_from(CHUNK_MESSAGES).expect("it is small");
         let (after, up_to) = (range.after.cast_signed(), range.up_to.cast_signed());
         let query = sqlx::query(sql).bind(after).bind(up_to).bind(limit);
@@ -248,9 +273,11 @@ async fn add_traces(connection: &mut SqliteConnection) -> Result<(), sqlx::Error
 }
 
 async fn find(connection: &mut SqliteConnection, after: u64) -> Result<Found, sqlx::Error> {
-    let sql = "select coalesce(max(seq), ?1), coalesce(sum(length(body)), 0) from message where seq > ?1";
+    let sql = "select coalesce(max(seq), ?1), coalesce(sum(length(body)), 0), \
+        (select coalesce(max(number), 0) from dead) from message where seq > ?1";
     let row = sqlx::query(sql).bind(after.cast_signed()).fetch_one(connection).await?;
-    Ok(Found { last_seq: row.get::<i64, _>(0).cast_unsigned(), bytes: row.get::<i64, _>(1).cast_unsigned() })
+    let number = |column| row.get::<i64, _>(column).cast_unsigned();
+    Ok(Found { last_seq: number(0), bytes: number(1), last_dead: number(2) })
 }
 
 /// The transaction as one script, so that it takes one trip to SQLite's thread; returns the text
@@ -266,13 +293,18 @@ fn script(group: &Group) -> (String, usize) {
     }
     if !group.rejected.is_empty() {
         sql.push_str(
-            "insert into dead (id, body, rejected_at_ms) select id, body, ? from message
-                where seq in (select value from json_each(?));",
+            "insert into dead (number, id, body, rejected_at_ms)
+                select ? + entry.key, message.id, message.body, ? from json_each(?) as entry
+                join message on message.seq = entry.value;",
         );
         statements += 1;
     }
     if !group.applied.is_empty() || !group.rejected.is_empty() {
         sql.push_str("delete from message where seq in (select value from json_each(?));");
+        statements += 1;
+    }
+    if !group.buried.is_empty() {
+        sql.push_str("delete from dead where number in (select value from json_each(?));");
         statements += 1;
     }
     sql.push_str("commit");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::file::Reader;
+use super::file::{Lane, Reader};
 use super::shelf::Shelf;
 use crate::backoff::Backoff;
 
@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 pub(super) type SharedReader = Arc<Mutex<Option<Reader>>>;
 
 /// Runs until the shelf is closed.
-pub(super) async fn run(shelf: Arc<Shelf>, reader: SharedReader, directory: PathBuf) {
+pub(super) async fn run(lane: Lane, shelf: Arc<Shelf>, reader: SharedReader, directory: PathBuf) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     while !shelf.is_closed() {
         let Some(range) = shelf.missing() else {
@@ -30,7 +30,7 @@ pub(super) async fn run(shelf: Arc<Shelf>, reader: SharedReader, directory: Path
             if reader.is_none() {
                 *reader = Some(Reader::open(&directory).await?);
             }
-            reader.as_mut().expect("it was just opened").read(range).await
+            reader.as_mut().expect("it was just opened").read(lane, range).await
         };
         match read.await {
             Ok((messages, whole)) => {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::file::Lane;
 use crate::queue::Lost;
 
 /// Bodies kept ready ahead of the subscribers; what is beyond stays in the file only.
@@ -18,6 +19,22 @@ const READY_BYTES_MAX: usize = 8 << 20;
 
 /// Below this the loader reads on.
 const READY_BYTES_LOW: usize = READY_BYTES_MAX / 2;
+
+/// One for each lane.
+#[derive(Clone)]
+pub(super) struct Lanes {
+    pub writes: Arc<Shelf>,
+    pub dead: Arc<Shelf>,
+}
+
+impl Lanes {
+    pub fn shelf(&self, lane: Lane) -> &Arc<Shelf> {
+        match lane {
+            Lane::Writes => &self.writes,
+            Lane::Dead => &self.dead,
+        }
+    }
+}
 
 pub(super) struct Shelf {
     inner: Mutex<Inner>,
@@ -101,11 +118,18 @@ impl Shelf {
         self.wake(&inner);
     }
 
-    /// Tells of messages up to `last_seq` that are in the file although their commit failed.
+    /// Tells of messages up to `last_seq` that are in the file only: their commit failed, or they
+    /// came there from the other lane.
     pub(super) fn add_unseen(&self, last_seq: u64) {
         let mut inner = self.lock();
         inner.committed = inner.committed.max(last_seq);
         self.wake(&inner);
+    }
+
+    /// Messages that nobody has; about, because numbers may be left out.
+    pub(super) fn waiting(&self) -> u64 {
+        let inner = self.lock();
+        (inner.ready.len() + inner.returned.len()) as u64 + inner.committed.saturating_sub(inner.loaded)
     }
 
     /// What the loader should read next, if anything.

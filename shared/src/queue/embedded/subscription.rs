@@ -6,13 +6,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
+use super::file::Lane;
 use super::shelf::{Shelf, Taken};
 use super::writer::{Command, Fate, Settle};
-use crate::queue::{Delivery, Lost, Subscription};
+use crate::queue::{Delivery, Lost, REJECTED_TWICE, Subscription};
 
 pub(super) struct EmbeddedSubscription {
     owner: u64,
     window: u16,
+    lane: Lane,
     shelf: Arc<Shelf>,
     commands: mpsc::Sender<Command>,
     /// Set once a fate could not be made durable: what it held was taken back.
@@ -20,8 +22,14 @@ pub(super) struct EmbeddedSubscription {
 }
 
 impl EmbeddedSubscription {
-    pub(super) fn new(owner: u64, window: u16, shelf: Arc<Shelf>, commands: mpsc::Sender<Command>) -> Self {
-        Self { owner, window, shelf, commands, lost: None }
+    pub(super) fn new(
+        owner: u64,
+        window: u16,
+        lane: Lane,
+        shelf: Arc<Shelf>,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
+        Self { owner, window, lane, shelf, commands, lost: None }
     }
 
     async fn settle(&mut self, deliveries: Vec<Delivery>, fate: Fate) -> Result<(), Lost> {
@@ -31,17 +39,18 @@ impl EmbeddedSubscription {
         }
         let (reply, answer) = oneshot::channel();
         let seqs = deliveries.iter().map(|delivery| delivery.tag).collect();
-        let command = Command::Settle(Settle { seqs, fate, reply });
+        let command = Command::Settle(Settle { lane: self.lane, seqs, fate, reply });
         let settled = async {
             self.commands.send(command).await.map_err(|_| closed())?;
             answer.await.map_err(|_| closed())?
         };
-        let settled = settled.await;
-        if let Err(lost) = &settled {
-            self.lost = Some(lost.clone());
-            self.shelf.release(self.owner);
-        }
-        settled
+        settled.await.map_err(|lost| self.lose(lost))
+    }
+
+    fn lose(&mut self, lost: Lost) -> Lost {
+        self.lost = Some(lost.clone());
+        self.shelf.release(self.owner);
+        lost
     }
 
     fn check(&self) -> Result<(), Lost> {
@@ -86,7 +95,15 @@ impl Subscription for EmbeddedSubscription {
     }
 
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost> {
-        self.settle(vec![delivery], Fate::Rejected).await
+        match self.lane {
+            Lane::Writes => self.settle(vec![delivery], Fate::Rejected).await,
+            Lane::Dead => Err(self.lose(Lost(REJECTED_TWICE.into()))),
+        }
+    }
+
+    async fn waiting(&mut self) -> Result<u64, Lost> {
+        self.check()?;
+        Ok(self.shelf.waiting())
     }
 
     async fn set_window(&mut self, window: u16) -> Result<(), Lost> {

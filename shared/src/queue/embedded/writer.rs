@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{timeout, timeout_at};
 
-use super::file::{File, FileError, Group, NewMessage};
+use super::file::{File, FileError, Group, Lane, NewMessage};
 use super::loader::SharedReader;
-use super::shelf::{Message, Shelf};
+use super::shelf::{Lanes, Message};
 use super::{LinkState, Reservation, Room};
 use crate::backoff::Backoff;
 use crate::message::Outgoing;
@@ -55,6 +55,7 @@ pub(super) struct Publish {
 
 /// What shall become of delivered messages.
 pub(super) struct Settle {
+    pub lane: Lane,
     pub seqs: Vec<u64>,
     pub fate: Fate,
     pub reply: oneshot::Sender<Result<(), Lost>>,
@@ -73,7 +74,7 @@ pub(super) struct Writer {
     pub file: Option<File>,
     pub directory: PathBuf,
     pub commands: mpsc::Receiver<Command>,
-    pub shelf: Arc<Shelf>,
+    pub lanes: Lanes,
     pub reader: SharedReader,
     pub room: Arc<Room>,
     pub link: Arc<LinkState>,
@@ -133,7 +134,8 @@ impl Writer {
         let group = self.group(&publishes, &settles);
         match self.commit(&group).await {
             Ok(()) => {
-                self.answer_published(publishes, group);
+                self.put_on_shelves(group);
+                self.answer_published(publishes);
                 self.answer_settled(settles);
                 self.checkpoint_when_due().await;
                 Ok(())
@@ -170,15 +172,17 @@ impl Writer {
     }
 
     fn group(&self, publishes: &[Publish], settles: &[Settle]) -> Group {
-        let mut group = Group::default();
-        for (publish, seq) in publishes.iter().zip(self.shelf.committed() + 1..) {
+        let mut group = Group { first_dead: self.lanes.dead.committed() + 1, ..Group::default() };
+        for (publish, seq) in publishes.iter().zip(self.lanes.writes.committed() + 1..) {
             group.new.push(NewMessage { seq, message: publish.message.clone() });
         }
         for settle in settles {
-            match settle.fate {
-                Fate::Applied => group.applied.extend_from_slice(&settle.seqs),
-                Fate::Rejected => group.rejected.extend_from_slice(&settle.seqs),
-            }
+            let seqs = match (settle.lane, settle.fate) {
+                (Lane::Dead, _) => &mut group.buried,
+                (Lane::Writes, Fate::Applied) => &mut group.applied,
+                (Lane::Writes, Fate::Rejected) => &mut group.rejected,
+            };
+            seqs.extend_from_slice(&settle.seqs);
         }
         group
     }
@@ -198,13 +202,19 @@ impl Writer {
         outcome
     }
 
-    fn answer_published(&mut self, publishes: Vec<Publish>, group: Group) {
+    fn put_on_shelves(&self, group: Group) {
+        // Those are read from the file: few are rejected.
+        let rejected = group.rejected.len() as u64;
+        self.lanes.dead.add_unseen(group.first_dead.saturating_sub(1) + rejected);
         let messages = group.new.into_iter().map(|NewMessage { seq, message }| Message {
             seq,
             body: message.body,
             traces: message.traces,
         });
-        self.shelf.add(messages);
+        self.lanes.writes.add(messages);
+    }
+
+    fn answer_published(&mut self, publishes: Vec<Publish>) {
         for publish in publishes {
             self.bytes_since_checkpoint += publish.message.body.len() as u64 + COMMAND_BYTES;
             publish.reservation.keep();
@@ -213,8 +223,8 @@ impl Writer {
     }
 
     fn answer_settled(&mut self, settles: Vec<Settle>) {
-        for Settle { seqs, fate, reply } in settles {
-            let bytes = self.shelf.settle(&seqs);
+        for Settle { lane, seqs, fate, reply } in settles {
+            let bytes = self.lanes.shelf(lane).settle(&seqs);
             if fate == Fate::Applied {
                 self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
@@ -232,6 +242,7 @@ impl Writer {
         let group = self.group(&[], &settles);
         match self.commit(&group).await {
             Ok(()) => {
+                self.put_on_shelves(group);
                 self.answer_settled(settles);
                 self.checkpoint_when_due().await;
             }
@@ -293,17 +304,19 @@ impl Writer {
     /// commit that failed.
     async fn reopen(&mut self) -> Result<(), FileError> {
         self.file = None;
-        let committed = self.shelf.committed();
+        let committed = self.lanes.writes.committed();
         let (file, found) = File::reopen(&self.directory, committed).await?;
         self.room.bytes.fetch_add(found.bytes, Ordering::Relaxed);
-        self.shelf.add_unseen(found.last_seq);
+        self.lanes.writes.add_unseen(found.last_seq);
+        self.lanes.dead.add_unseen(found.last_dead);
         // Kept even if the probe fails: fates may still pass.
         self.file.insert(file).probe().await
     }
 
     async fn finish(mut self) {
         self.link.set(Link::Down);
-        self.shelf.close();
+        self.lanes.writes.close();
+        self.lanes.dead.close();
         let reader = self.reader.lock().await.take();
         if let Some(reader) = reader
             && let Err(error) = reader.close().await

@@ -15,7 +15,7 @@ use futures_util::future::{FutureExt, try_join_all};
 use futures_util::{Stream, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    BasicRejectOptions,
+    BasicRejectOptions, QueueDeclareOptions,
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer, Event};
@@ -25,11 +25,33 @@ use tokio::time::sleep;
 use super::properties::traces_of;
 use super::{ConnectionEvents, Names, RabbitSettings, Session, SessionError, call, topology};
 use crate::backoff::Backoff;
-use crate::queue::{Delivery, Lost, QueueError, Subscription};
+use crate::queue::{Delivery, Lost, QueueError, REJECTED_TWICE, Subscription};
 use crate::telemetry::metrics;
 
-/// The name of the session in the broker's tools.
-const NAME: &str = "forebay queue consumer";
+/// Which of the queues.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    Writes,
+    /// Nothing is behind it: the broker would drop what is rejected there.
+    Dead,
+}
+
+impl Lane {
+    /// The name of the session in the broker's tools.
+    fn session_name(self) -> &'static str {
+        match self {
+            Self::Writes => "forebay queue consumer",
+            Self::Dead => "forebay dead queue consumer",
+        }
+    }
+
+    fn queue(self, names: Names) -> ShortString {
+        match self {
+            Self::Writes => names.writes,
+            Self::Dead => names.dead,
+        }
+    }
+}
 
 /// Attempts to declare and to consume. Two programs that declare a new quorum queue at once can
 /// crash each other's channel on RabbitMQ 3.10.
@@ -49,6 +71,7 @@ pub(super) struct RabbitSubscription {
     session: Option<Session>,
     channel: Channel,
     events: ConnectionEvents,
+    lane: Lane,
     queue: ShortString,
     consumer: Option<Consumer>,
     /// Delivered to earlier consumers of this session and not handed out yet.
@@ -64,11 +87,12 @@ impl RabbitSubscription {
     pub async fn open(
         settings: Arc<RabbitSettings>,
         runtime: Handle,
+        lane: Lane,
         window: u16,
     ) -> Result<Self, QueueError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         for _ in 1..OPEN_ATTEMPTS {
-            match Self::try_open(&settings, &runtime, window).await {
+            match Self::try_open(&settings, &runtime, lane, window).await {
                 Ok(subscription) => return Ok(subscription),
                 // Only what the broker itself said may be a crash: an absent one is the caller's
                 // to wait for.
@@ -76,16 +100,17 @@ impl RabbitSubscription {
                 Err(_) => sleep(backoff.delay()).await,
             }
         }
-        Ok(Self::try_open(&settings, &runtime, window).await?)
+        Ok(Self::try_open(&settings, &runtime, lane, window).await?)
     }
 
     async fn try_open(
         settings: &RabbitSettings,
         runtime: &Handle,
+        lane: Lane,
         window: u16,
     ) -> Result<Self, SessionError> {
         static SESSIONS: AtomicU64 = AtomicU64::new(1);
-        let session = Session::open(settings, NAME).await?;
+        let session = Session::open(settings, lane.session_name()).await?;
         let names = Names::new(&settings.prefix);
         topology::declare_queues(&session, &names, settings.limits.bytes_max, settings.settle).await?;
         let channel = session.channel().await?;
@@ -94,7 +119,8 @@ impl RabbitSubscription {
             events: session.events(),
             session: Some(session),
             channel,
-            queue: names.writes,
+            lane,
+            queue: lane.queue(names),
             consumer: None,
             earlier: VecDeque::new(),
             outstanding: BTreeSet::new(),
@@ -102,7 +128,7 @@ impl RabbitSubscription {
             lost: None,
         };
         subscription.consume(window).await?;
-        tracing::info!(session.name = NAME, queue.window = window, "session opened");
+        tracing::info!(session.name = lane.session_name(), queue.window = window, "session opened");
         Ok(subscription)
     }
 
@@ -255,11 +281,22 @@ impl Subscription for RabbitSubscription {
     }
 
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost> {
+        if self.lane == Lane::Dead {
+            return Err(self.lose(&REJECTED_TWICE));
+        }
         let tags = self.settle(&[delivery])?.tags();
         let channel = self.channel.clone();
         let told =
             tags.iter().map(|&(tag, _)| channel.basic_reject(tag, BasicRejectOptions { requeue: false }));
         self.tell("basic.reject", try_join_all(told)).await.map(drop)
+    }
+
+    async fn waiting(&mut self) -> Result<u64, Lost> {
+        self.check()?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let channel = self.channel.clone();
+        let declared = channel.queue_declare(self.queue.clone(), options, FieldTable::default());
+        Ok(self.tell("queue.declare", declared).await?.message_count().into())
     }
 
     async fn set_window(&mut self, window: u16) -> Result<(), Lost> {

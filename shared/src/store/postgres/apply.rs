@@ -175,7 +175,7 @@ impl Learned {
 }
 
 /// All statements between `begin` and `commit`.
-async fn within(
+pub async fn within(
     connection: &mut PgConnection,
     known: &Known,
     batch: &[&Message],

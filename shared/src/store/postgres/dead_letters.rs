@@ -1,15 +1,17 @@
-//! Reads of items that were set aside, and their redrive.
+//! Reads of what was set aside, and its redrive; whole messages are the business of `dead_messages`.
 //!
 //! A redrive locks rows, writes what their items ask for in the order of tables that `apply` keeps,
 //! and deletes the rows last. Rows that another redrive holds are passed over; who discards one
 //! waits, and finds it gone.
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Instant;
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::apply::{Path, Patience, take_effect};
+use super::apply::{Learned, Path, Patience, take_effect};
+use super::dead_messages;
 use super::failure::Failure;
 use super::keys;
 use super::known::Known;
@@ -18,9 +20,11 @@ use super::read::to_ms;
 use super::session;
 use super::sift::Refusal;
 use crate::message::Message;
-use crate::store::dead_letters::{Batch, failed};
+use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, failed, steps};
 use crate::store::plan::Plan;
-use crate::store::{Applied, DeadLetter, DeadLetterPage, Reason, Redrive, RedriveOutcome, Redriven};
+use crate::store::{
+    Applied, DeadLetter, DeadLetterPage, Reason, Redrive, RedriveOutcome, Redriven, RedrivenPage,
+};
 
 /// A row of `dead_letters`.
 struct Row {
@@ -52,20 +56,25 @@ impl From<Row> for DeadLetter {
 
 pub async fn page(connection: &mut PgConnection, page: &DeadLetterPage) -> Result<Vec<DeadLetter>, Failure> {
     let (after, last) = page.filter.bounds(page.after);
+    // The length of a text is known without reading it.
     let rows = sqlx::query_as!(
         Row,
         "select id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at
-         from dead_letters
-         where id > $1 and id <= $2 and (discarded_at is not null) = $3
-             and ($4::text is null or kind = $4) and ($5::text is null or reason = $5)
-         order by id
-         limit $6",
+         from (select *, sum(octet_length(item)) over (order by id) - octet_length(item) as before
+             from (select * from dead_letters
+                 where id > $1 and id <= $2 and (discarded_at is not null) = $3
+                     and ($4::text is null or kind = $4) and ($5::text is null or reason = $5)
+                 order by id
+                 limit $6) as page) as sized
+         where before < $7
+         order by id",
         after,
         last,
         page.discarded,
         page.filter.kind.as_deref(),
         page.filter.reason.as_deref(),
-        i64::from(page.limit)
+        i64::from(page.limit),
+        PAGE_BYTES_MAX as _
     );
     Ok(rows.fetch_all(connection).await?.into_iter().map(DeadLetter::from).collect())
 }
@@ -88,33 +97,44 @@ pub async fn discard(connection: &mut PgConnection, id: Uuid) -> Result<bool, Fa
     Ok(discarded.execute(connection).await?.rows_affected() > 0)
 }
 
-/// All at once; where the server refuses that for what one of them holds, each alone.
+/// Step by step, for as long as there is time. What the server refuses together is halved, until it
+/// is known what it refuses alone.
 pub async fn redrive(
     connection: &mut PgConnection,
     known: &Known,
     redrive: &Redrive,
-) -> Result<Vec<Redriven>, Failure> {
-    let letters = page(connection, &redrive.page()).await?;
-    match attempt(connection, known, &letters, redrive.dry_run).await {
-        Err(Failure::Refused { .. }) => {}
-        outcome => return outcome,
-    }
-    let mut redriven = Vec::with_capacity(letters.len());
-    for letter in letters {
-        let id = letter.id;
-        match attempt(connection, known, &[letter], redrive.dry_run).await {
+) -> Result<RedrivenPage, Failure> {
+    let begun = Instant::now();
+    let page_asked = redrive.page();
+    let letters = page(connection, &page_asked).await?;
+    let mut done = RedrivenPage { items: Vec::new(), next: page_asked.next(&letters) };
+    let mut steps: VecDeque<&[DeadLetter]> = steps(&letters).collect();
+    let mut reached = None;
+    while let Some(step) = steps.pop_front() {
+        if reached.is_some() && begun.elapsed() > REDRIVE_TIME_MAX {
+            done.next = reached;
+            break;
+        }
+        match attempt(connection, known, step, redrive.dry_run).await {
+            Err(Failure::Refused { .. }) if step.len() > 1 => {
+                let (one, other) = step.split_at(step.len() / 2);
+                steps.push_front(other);
+                steps.push_front(one);
+                continue;
+            }
             Err(Failure::Refused { code, message }) => {
                 let detail = Refusal { code, message }.detail();
-                let refused = failed(id, Reason::RefusedByStore.name(), detail);
+                let refused = failed(step[0].id, Reason::RefusedByStore.name(), detail);
                 if !redrive.dry_run {
                     keep(connection, std::slice::from_ref(&refused)).await?;
                 }
-                redriven.push(refused);
+                done.items.push(refused);
             }
-            outcome => redriven.extend(outcome?),
+            outcome => done.items.extend(outcome?),
         }
+        reached = step.last().map(|last| last.id);
     }
-    Ok(redriven)
+    Ok(done)
 }
 
 /// One transaction, tried again where that may help.
@@ -124,8 +144,10 @@ async fn attempt(
     letters: &[DeadLetter],
     dry_run: bool,
 ) -> Result<Vec<Redriven>, Failure> {
-    if letters.is_empty() {
-        return Ok(Vec::new());
+    if let [letter] = letters
+        && letter.is_message()
+    {
+        return dead_messages::redrive(connection, known, letter, dry_run).await;
     }
     let mut patience = Patience::new();
     loop {
@@ -173,7 +195,7 @@ async fn within(
     connection: &mut PgConnection,
     known: &Known,
     letters: &[DeadLetter],
-) -> Result<(Vec<Redriven>, super::apply::Learned), Failure> {
+) -> Result<(Vec<Redriven>, Learned), Failure> {
     let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
     let held = lock(connection, &ids).await?;
     let mut batch = Batch::of(&held);
@@ -186,13 +208,19 @@ async fn within(
     let redriven = batch.settle(&applied.set_aside);
     let is_applied = |redriven: &&Redriven| redriven.outcome == RedriveOutcome::Applied;
     let applied: Vec<Uuid> = redriven.iter().filter(is_applied).map(|redriven| redriven.id).collect();
-    sqlx::query!("delete from dead_letters where id = any($1)", &applied).execute(&mut *connection).await?;
+    take(connection, &applied).await?;
     keep(connection, &redriven).await?;
     Ok((redriven, learned))
 }
 
+/// Ends rows whose items took effect.
+pub async fn take(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
+    sqlx::query!("delete from dead_letters where id = any($1)", ids).execute(connection).await?;
+    Ok(())
+}
+
 /// Takes the rows that nobody else has, and reads them again.
-async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<DeadLetter>, Failure> {
+pub async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<DeadLetter>, Failure> {
     let rows = sqlx::query_as!(
         Row,
         "select id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at
@@ -206,7 +234,7 @@ async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<DeadLet
 }
 
 /// Notes why items failed again.
-async fn keep(connection: &mut PgConnection, redriven: &[Redriven]) -> Result<(), Failure> {
+pub async fn keep(connection: &mut PgConnection, redriven: &[Redriven]) -> Result<(), Failure> {
     let (mut ids, mut reasons, mut details) = (Vec::new(), Vec::new(), Vec::new());
     for Redriven { id, outcome } in redriven {
         if let RedriveOutcome::FailedAgain { reason, detail } = outcome {

@@ -1,4 +1,8 @@
-//! The statements for `dead_letters`: what is read of them, and their redrive.
+//! The statements for `dead_letters`: what is read of them, messages that are buried there, and
+//! their redrive.
+use std::time::Instant;
+
+use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, Row, SqliteConnection};
 use uuid::Uuid;
@@ -7,9 +11,13 @@ use super::collections::Cache;
 use super::files::Failure;
 use super::{apply, documents, json, keys, points};
 use crate::clock;
-use crate::store::dead_letters::Batch;
+use crate::store::bodies::{message_of, mismatch};
+use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, bytes, failed, steps};
 use crate::store::plan::Plan;
-use crate::store::{Applied, DeadLetter, DeadLetterPage, Redrive, RedriveOutcome, Redriven};
+use crate::store::{
+    Applied, DeadLetter, DeadLetterPage, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome,
+    Redriven, RedrivenPage, StoreError,
+};
 
 pub const PAGE: &str = "select id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms, \
     discarded_at_ms from dead_letters where id > ?1 and id <= ?2 and (discarded_at_ms is not null) = ?3 \
@@ -20,6 +28,10 @@ pub const ONE: &str = "select id, kind, reason, detail, item, accepted_at_ms, se
 
 pub const DISCARD: &str = "update dead_letters set discarded_at_ms = coalesce(discarded_at_ms, ?2) \
     where id = ?1";
+
+pub const BURY: &str = "insert into dead_letters \
+    (id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms) values (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
+    on conflict do nothing";
 
 pub const TAKE: &str = "delete from dead_letters where id in (select unhex(value) from json_each(?1))";
 
@@ -32,8 +44,15 @@ pub async fn page(
     let (after, last) = page.filter.bounds(page.after);
     let query = sqlx::query(PAGE).bind(after).bind(last).bind(page.discarded);
     let query = query.bind(page.filter.kind.as_deref()).bind(page.filter.reason.as_deref()).bind(page.limit);
-    let rows = query.fetch_all(connection).await?;
-    Ok(rows.iter().map(letter_of).collect::<Result<_, _>>()?)
+    let mut rows = query.fetch(connection);
+    let mut letters: Vec<DeadLetter> = Vec::new();
+    // Rows are read as they are asked for.
+    while bytes(letters.as_slice()) < PAGE_BYTES_MAX
+        && let Some(row) = rows.try_next().await?
+    {
+        letters.push(letter_of(&row)?);
+    }
+    Ok(letters)
 }
 
 pub async fn one(connection: &mut SqliteConnection, id: Uuid) -> Result<Option<DeadLetter>, Failure> {
@@ -46,19 +65,83 @@ pub async fn discard(connection: &mut SqliteConnection, id: Uuid) -> Result<bool
     Ok(discarded.rows_affected() > 0)
 }
 
+pub async fn bury(connection: &mut SqliteConnection, message: &DeadMessage) -> Result<(), Failure> {
+    let row = message.row();
+    let query = sqlx::query(BURY).bind(row.id).bind(MESSAGE_KIND).bind(row.reason).bind(row.detail);
+    query.bind(row.item).bind(clock::now_ms()).execute(connection).await?;
+    Ok(())
+}
+
 /// Inside a transaction that holds the write lock. A dry run is rolled back to where it began.
 pub async fn redrive(
     connection: &mut SqliteConnection,
     cache: &Cache,
     redrive: &Redrive,
-) -> Result<Vec<Redriven>, Failure> {
-    let letters = page(connection, &redrive.page()).await?;
+) -> Result<RedrivenPage, Failure> {
+    let asked = redrive.page();
+    let letters = page(connection, &asked).await?;
+    let next = asked.next(&letters);
     if !redrive.dry_run {
-        return within(connection, cache, &letters).await;
+        return step_by_step(connection, cache, &letters, next).await;
     }
     let mut trial = connection.begin().await?;
-    let redriven = within(&mut trial, cache, &letters).await?;
+    let done = step_by_step(&mut trial, cache, &letters, next).await?;
     trial.rollback().await?;
+    Ok(done)
+}
+
+/// For as long as there is time.
+async fn step_by_step(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    letters: &[DeadLetter],
+    next: Option<Uuid>,
+) -> Result<RedrivenPage, Failure> {
+    let begun = Instant::now();
+    let mut done = RedrivenPage { items: Vec::new(), next };
+    let mut reached = None;
+    for step in steps(letters) {
+        if reached.is_some() && begun.elapsed() > REDRIVE_TIME_MAX {
+            done.next = reached;
+            break;
+        }
+        match step {
+            [letter] if letter.is_message() => done.items.push(message(connection, cache, letter).await?),
+            items => done.items.extend(within(connection, cache, items).await?),
+        }
+        reached = step.last().map(|last| last.id);
+    }
+    Ok(done)
+}
+
+/// A whole message, as if it came from the queue.
+async fn message(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    letter: &DeadLetter,
+) -> Result<Redriven, Failure> {
+    let outcome = match message_of(letter) {
+        Err(why) => Err(why),
+        Ok(message) => {
+            let mut attempt = connection.begin().await?;
+            match apply::apply(&mut attempt, cache, &[message]).await {
+                Ok(_) => {
+                    attempt.commit().await?;
+                    Ok(())
+                }
+                Err(Failure::Told(StoreError::DigestMismatch(id))) => {
+                    attempt.rollback().await?;
+                    Err((Reason::DigestMismatch, mismatch(id)))
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    };
+    let redriven = match outcome {
+        Ok(()) => Redriven { id: letter.id, outcome: RedriveOutcome::Applied },
+        Err((reason, detail)) => failed(letter.id, reason.name(), detail),
+    };
+    settle(connection, std::slice::from_ref(&redriven), clock::now_ms()).await?;
     Ok(redriven)
 }
 

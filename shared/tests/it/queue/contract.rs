@@ -1,7 +1,7 @@
 //! What every queue holds.
 use super::{
-    Arc, BTreeSet, Delivery, Duration, Fixture, Instant, LIMITS, Outgoing, PATIENCE, PublishError,
-    QueueLimits, delivered_ids, fill, id_of, ids, in_time, message, next, next_many, publish,
+    Arc, BTreeSet, Delivery, Duration, Fixture, Instant, LIMITS, MessageId, Outgoing, PATIENCE, PublishError,
+    Queue, QueueLimits, delivered_ids, fill, id_of, ids, in_time, message, next, next_many, publish,
 };
 
 /// Runs every contract test on every implementation; a new one is a line at the end.
@@ -37,6 +37,8 @@ contract! {
     what_came_before_a_window_was_changed_stays_with_the_subscriber
     many_publishers_at_once_and_every_confirmed_message_is_there
     a_rejected_message_does_not_come_back
+    a_rejected_message_is_delivered_among_the_dead_until_it_is_acknowledged
+    of_two_readers_of_the_dead_each_gets_others
     a_full_queue_refuses_and_keeps_every_message_that_it_took
     acknowledging_some_leaves_the_others
     a_publish_is_answered_by_its_deadline
@@ -304,6 +306,78 @@ async fn a_full_queue_refuses_and_keeps_every_message_that_it_took(fixture: &dyn
         assert!(Instant::now() < deadline, "still full");
         tokio::task::yield_now().await;
     }
+}
+
+/// Rejects `count` new messages.
+async fn reject(queue: &dyn Queue, count: usize) -> BTreeSet<MessageId> {
+    let rejected = ids(&publish(queue.publisher().as_ref(), count).await);
+    let mut subscription = queue.subscribe(2).await.expect("subscribed");
+    for _ in 0..count {
+        let delivery = next(subscription.as_mut()).await;
+        subscription.reject(delivery).await.expect("rejected");
+    }
+    rejected
+}
+
+async fn a_rejected_message_is_delivered_among_the_dead_until_it_is_acknowledged(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let rejected = reject(queue.as_ref(), 3).await;
+    let mut dead = queue.subscribe_dead(1).await.expect("subscribed");
+    let first = next(dead.as_mut()).await;
+    assert!(rejected.contains(&id_of(&first)));
+    // Of another queue: what is published goes nowhere near it.
+    let published = publish(queue.publisher().as_ref(), 1).await;
+    let mut writes = queue.subscribe(9).await.expect("subscribed");
+    assert_eq!(id_of(&next(writes.as_mut()).await), published[0].id);
+    dead.give_back(vec![first]).await.expect("given back");
+    dead.set_window(3).await.expect("wider");
+    let mut deliveries = next_many(dead.as_mut(), 3).await;
+    assert_eq!(delivered_ids(&deliveries), rejected);
+    let last = deliveries.pop().expect("three");
+    let left = id_of(&last);
+    dead.ack(deliveries).await.expect("acknowledged");
+    // Nothing is behind it: the message stays, and comes to the next reader, also of a later process.
+    dead.reject(last).await.expect_err("there is no further queue");
+    dead.try_next().expect_err("it is lost");
+    drop((dead, writes));
+    queue.close().await;
+    drop(queue);
+    let queue = fixture.open(LIMITS).await;
+    let mut dead = queue.subscribe_dead(0).await.expect("subscribed");
+    let deadline = in_time();
+    while dead.waiting().await.expect("known") != 1 {
+        assert!(Instant::now() < deadline, "one waits");
+        tokio::task::yield_now().await;
+    }
+    dead.set_window(3).await.expect("wider");
+    let last = next(dead.as_mut()).await;
+    assert_eq!(id_of(&last), left);
+    dead.ack(vec![last]).await.expect("acknowledged");
+    let again = reject(queue.as_ref(), 1).await;
+    assert_eq!(delivered_ids(&next_many(dead.as_mut(), 1).await), again);
+    assert_eq!(dead.waiting().await.expect("known"), 0);
+}
+
+async fn of_two_readers_of_the_dead_each_gets_others(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    let rejected = reject(queue.as_ref(), 40).await;
+    let mut readers = Vec::new();
+    for _ in 0..2 {
+        readers.push(queue.subscribe_dead(1).await.expect("subscribed"));
+    }
+    let mut seen = BTreeSet::new();
+    for round in 0..20 {
+        // Both have one in hand at the same time.
+        let mut taken = Vec::new();
+        for reader in &mut readers {
+            taken.push(next(reader.as_mut()).await);
+        }
+        for (reader, delivery) in readers.iter_mut().zip(taken) {
+            assert!(seen.insert(id_of(&delivery)), "twice in round {round}");
+            reader.ack(vec![delivery]).await.expect("acknowledged");
+        }
+    }
+    assert_eq!(seen, rejected);
 }
 
 async fn acknowledging_some_leaves_the_others(fixture: &dyn Fixture) {

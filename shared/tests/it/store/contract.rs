@@ -42,6 +42,7 @@ macro_rules! on_both {
 }
 
 mod dead_letters;
+mod dead_messages;
 mod documents;
 mod housekeeping;
 mod indexes;

@@ -7,7 +7,7 @@ use shared::message::{Entry, Message};
 use shared::rollup::Resolution;
 use shared::store::{
     DeadLetter, DeadLetterFilter, DeadLetterPage, DocumentPage, Fate, KeyedVerdict, Redrive, RedriveOutcome,
-    Redriven, Retention, RollupRange, Store, Stored,
+    Redriven, RedrivenPage, Retention, RollupRange, Store, Stored,
 };
 use shared::write::Item;
 use tokio::sync::Barrier;
@@ -41,18 +41,18 @@ fn unread(mut message: Message) -> Message {
 }
 
 /// Sets items aside and returns their keys.
-async fn set_aside(store: &Arc<dyn Store>, messages: &mut Messages, items: &[Item]) -> Vec<ItemKey> {
+pub async fn set_aside(store: &Arc<dyn Store>, messages: &mut Messages, items: &[Item]) -> Vec<ItemKey> {
     let message = unread(messages.of(items));
     let keys = (0..items.len()).map(|index| message.item_key(index)).collect();
     assert_eq!(apply(store, &[message]).await.set_aside.len(), items.len());
     keys
 }
 
-fn everything() -> DeadLetterFilter {
+pub fn everything() -> DeadLetterFilter {
     DeadLetterFilter::default()
 }
 
-async fn page(
+pub async fn page(
     store: &Arc<dyn Store>,
     filter: DeadLetterFilter,
     after: Option<Uuid>,
@@ -62,21 +62,21 @@ async fn page(
     store.dead_letters(page).await.expect("is read")
 }
 
-async fn all(store: &Arc<dyn Store>) -> Vec<DeadLetter> {
+pub async fn all(store: &Arc<dyn Store>) -> Vec<DeadLetter> {
     page(store, everything(), None, 1_000).await
 }
 
-async fn redrive(store: &Arc<dyn Store>, filter: DeadLetterFilter, dry_run: bool) -> Vec<Redriven> {
-    store.redrive(Redrive { filter, after: None, limit: 1_000, dry_run }).await.expect("is redriven")
+pub async fn redrive(store: &Arc<dyn Store>, filter: DeadLetterFilter, dry_run: bool) -> Vec<Redriven> {
+    store.redrive(Redrive { filter, after: None, limit: 1_000, dry_run }).await.expect("is redriven").items
 }
 
-fn applied(redriven: &[Redriven]) -> Vec<Uuid> {
+pub fn applied(redriven: &[Redriven]) -> Vec<Uuid> {
     let applied = redriven.iter().filter(|redriven| redriven.outcome == RedriveOutcome::Applied);
     applied.map(|redriven| redriven.id).collect()
 }
 
 /// Reason and detail of the only item, which failed again.
-fn failed_again(redriven: &[Redriven]) -> (&str, &str) {
+pub fn failed_again(redriven: &[Redriven]) -> (&str, &str) {
     let [Redriven { outcome: RedriveOutcome::FailedAgain { reason, detail }, .. }] = redriven else {
         panic!("{redriven:?}")
     };
@@ -229,7 +229,7 @@ async fn an_item_that_fails_again_stays_with_its_new_reason([one, other]: [Arc<d
     assert_eq!(applied(&redrive(&one, everything(), false).await), [keys[1].as_uuid()]);
     // Behind a cursor it is not met again.
     let behind = Redrive { filter: everything(), after: Some(keys[0].as_uuid()), limit: 9, dry_run: false };
-    assert_eq!(one.redrive(behind).await.expect("is redriven"), []);
+    assert_eq!(one.redrive(behind).await.expect("is redriven"), RedrivenPage::default());
     one.define("c", Definition::default()).await.expect("is defined");
     assert_eq!(applied(&redrive(&other, everything(), false).await), [keys[0].as_uuid()]);
 }

@@ -164,7 +164,7 @@ async fn dead_letters_and_what_they_keep_are_found_by_key() {
         let last = "'ffffffff-ffff-ffff-ffff-ffffffffffff'";
         let words = ["from dead_letters", "limit $6"];
         for filter in ["null, null", "'point', null", "'point', 'unreadable'"] {
-            let parameters = format!("{first}, {last}, false, {filter}, 100");
+            let parameters = format!("{first}, {last}, false, {filter}, 100, 8000000");
             assert_by_keys(&plan(&mut session, &words, &parameters).await);
         }
         let ids = "(select array_agg(id) from (select id from dead_letters limit 100) as picked)";

@@ -34,11 +34,58 @@ async fn dead_letters(session: &mut PgConnection) -> i64 {
     count.fetch_one(session).await.expect("is counted")
 }
 
+/// What the server has against a text is gone once it is written in base64.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_refused_as_text_is_kept_in_ascii() {
+    testkit::isolated("buried", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        object_to(&mut session, "dead_letters", "new.item ~ '[^\x01-\x7f]'", "22P05").await;
+        let bury = async |body: &'static str| {
+            let error = shared::message::decode(body.as_bytes()).expect_err("no message");
+            let dead = shared::store::DeadMessage::undecodable(body.into(), &error);
+            store.bury(dead.clone()).await.map(|()| dead.id().as_uuid())
+        };
+        let id = bury("nö").await.expect("is buried");
+        let letter = store.dead_letter(id).await.expect("is read").expect("is there");
+        assert_eq!(letter.item, "base64:bsO2");
+        // Where nothing is taken it waits.
+        object_to(&mut session, "dead_letters", "true", "53100").await;
+        assert!(unavailable(bury("no").await.expect_err("is refused")).contains("53100"));
+        assert_eq!(dead_letters(&mut session).await, 1);
+    })
+    .await;
+}
+
+/// What another redrive holds is passed over, and what lies behind it is not forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redrive_that_passes_letters_over_says_where_to_go_on() {
+    testkit::isolated("held", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut messages = Messages::new();
+        let mut increments = vec![("full", i64::MAX)];
+        increments.extend([("full", 1); 5]);
+        apply(&store, &[messages.increments(&increments)]).await;
+        apply(&store, &[messages.increments(&[("full", -9)])]).await;
+        let mut other = session(&isolated.database_url).await;
+        execute(&mut other, "begin").await;
+        execute(&mut other, "select id from dead_letters order by id limit 2 for update").await;
+        let first = Redrive { filter: DeadLetterFilter::default(), after: None, limit: 3, dry_run: false };
+        let done = store.redrive(first.clone()).await.expect("is redriven");
+        assert_eq!(done.items.len(), 1, "two are held");
+        let rest = store.redrive(Redrive { after: done.next, ..first }).await.expect("is redriven");
+        assert_eq!((rest.items.len(), rest.next), (2, None));
+        execute(&mut other, "rollback").await;
+        assert_eq!(dead_letters(&mut other).await, 2);
+    })
+    .await;
+}
+
 async fn redrive_all(store: &Arc<dyn Store>, dry_run: bool) -> Vec<RedriveOutcome> {
     let filter = DeadLetterFilter::default();
     let redrive = Redrive { filter, after: None, limit: 1_000, dry_run };
     let redriven = store.redrive(redrive).await.expect("is redriven");
-    redriven.into_iter().map(|redriven| redriven.outcome).collect()
+    redriven.items.into_iter().map(|redriven| redriven.outcome).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

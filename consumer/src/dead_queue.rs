@@ -1,0 +1,189 @@
+//! Reads the dead queue beside the ingest: a message that this build can read is applied after all,
+//! any other becomes a dead letter, where a person finds it.
+//!
+//! One message at a time, and acknowledged only once it is committed. While the store is away, or
+//! takes no dead letters, the message in hand waits and the others stay in the queue. Nothing is
+//! rejected here: behind the dead queue there is no further one. The ingest does not wait for it.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use shared::backoff::Backoff;
+use shared::clock;
+use shared::message::{Message, decode};
+use shared::queue::{Lost, Queue, QueueError, Subscription};
+use shared::shutdown::Shutdown;
+use shared::store::{DeadMessage, Store, StoreError};
+
+use crate::announce::Announcer;
+use crate::ingest::{EMPTY_AFTER, PROBE_HELD_MAX, Status, count};
+use crate::measure::metrics;
+
+/// How often the depth of the queue is asked for, at most.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+pub struct DeadQueue {
+    pub queue: Arc<dyn Queue>,
+    pub store: Arc<dyn Store>,
+    pub announcer: Arc<Announcer>,
+    pub status: Arc<Status>,
+}
+
+impl DeadQueue {
+    /// Works until the shutdown; a lost session is rebuilt for ever.
+    pub async fn run(self, mut shutdown: Shutdown) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        while !shutdown.is_requested() {
+            let opened = tokio::select! {
+                opened = self.open() => opened,
+                () = shutdown.requested() => return,
+            };
+            let why = match opened {
+                Ok(mut session) => {
+                    backoff.reset();
+                    match session.run(&mut shutdown).await {
+                        Ok(()) => return,
+                        Err(lost) => lost.to_string(),
+                    }
+                }
+                Err(error) => error.to_string(),
+            };
+            metrics().dead_paused.set(0);
+            let delay = backoff.delay();
+            tracing::warn!(error = why, retry.after_ms = delay.as_millis(), "not reading the dead queue");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.requested() => return,
+            }
+        }
+    }
+
+    /// What waits is counted before anything is delivered: it must not be missed.
+    async fn open(&self) -> Result<Session<'_>, QueueError> {
+        let lost = |lost: Lost| QueueError::Unavailable(lost.into());
+        let mut subscription = self.queue.subscribe_dead(0).await?;
+        let now_ms = clock::now_ms();
+        if look(subscription.as_mut()).await.map_err(lost)? == 0 {
+            self.status.has_read_dead_to(now_ms);
+        }
+        subscription.set_window(1).await.map_err(lost)?;
+        Ok(Session { reader: self, subscription, looked: Instant::now() })
+    }
+
+    /// Applies or buries.
+    async fn settle(&self, task: &mut Task) -> Result<(), Arc<str>> {
+        if let Task::Apply { message, body } = task {
+            match self.store.apply([message.clone()].into()).await {
+                Ok(applied) => {
+                    self.announcer.committed(&applied, 1);
+                    count(std::slice::from_ref(message), &applied);
+                    metrics().dead_messages.with_label_values(&["applied"]).inc();
+                    tracing::info!(message.id = %message.id, "message of the dead queue applied");
+                    return Ok(());
+                }
+                Err(StoreError::Unavailable(why)) => return Err(why),
+                Err(StoreError::DigestMismatch(id)) => {
+                    *task = Task::Bury(DeadMessage::reused(body.clone(), id));
+                }
+            }
+        }
+        if let Task::Bury(dead) = task {
+            self.store.bury(dead.clone()).await.map_err(|error| Arc::from(error.to_string()))?;
+            let reason = dead.reason().name();
+            metrics().dead_messages.with_label_values(&[reason]).inc();
+            tracing::error!(dead_letter.id = %dead.id(), reason, message.bytes = dead.bytes(), "message set aside");
+        }
+        Ok(())
+    }
+}
+
+/// What is to be done about a message.
+enum Task {
+    Apply { message: Message, body: Bytes },
+    Bury(DeadMessage),
+}
+
+impl Task {
+    fn of(body: Bytes) -> Self {
+        match decode(&body) {
+            Ok(message) => Self::Apply { message, body },
+            Err(error) => Self::Bury(DeadMessage::undecodable(body, &error)),
+        }
+    }
+}
+
+struct Session<'r> {
+    reader: &'r DeadQueue,
+    subscription: Box<dyn Subscription>,
+    looked: Instant,
+}
+
+impl Session<'_> {
+    async fn run(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
+        loop {
+            self.look_when_due().await?;
+            let delivery = tokio::select! {
+                biased;
+                () = shutdown.requested() => return Ok(()),
+                delivery = self.subscription.next() => delivery?,
+                () = tokio::time::sleep(EMPTY_AFTER) => {
+                    self.reader.status.has_read_dead_to(clock::now_ms());
+                    continue;
+                }
+            };
+            let mut task = Task::of(delivery.body.clone());
+            if let Task::Apply { message, .. } = &task {
+                self.reader.status.has_read_dead_to(message.accepted_at_ms);
+            }
+            if let Err(why) = self.reader.settle(&mut task).await
+                && !self.wait(&mut task, &why, shutdown).await?
+            {
+                return self.subscription.give_back(vec![delivery]).await;
+            }
+            self.subscription.ack(vec![delivery]).await?;
+        }
+    }
+
+    /// Tries again until the store takes it; `false` when asked to stop before.
+    async fn wait(&mut self, task: &mut Task, why: &str, shutdown: &mut Shutdown) -> Result<bool, Lost> {
+        tracing::warn!(error = why, "a message of the dead queue waits for the store");
+        metrics().dead_paused.set(1);
+        let (since, mut backoff) =
+            (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(5)));
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(backoff.delay()) => {}
+                () = shutdown.requested() => return Ok(false),
+                // The window is full: it can only be lost.
+                more = self.subscription.next() => self.subscription.give_back(vec![more?]).await?,
+            }
+            self.look_when_due().await?;
+            match self.reader.settle(task).await {
+                Ok(()) => break,
+                // The end of the session does that.
+                Err(_) if since.elapsed() > PROBE_HELD_MAX => {
+                    return Err(Lost("the message was held for long and is given back".into()));
+                }
+                Err(why) => tracing::debug!(error = &*why, "the store does not take it yet"),
+            }
+        }
+        metrics().dead_paused.set(0);
+        tracing::info!(waited.seconds = since.elapsed().as_secs(), "reading the dead queue goes on");
+        Ok(true)
+    }
+
+    async fn look_when_due(&mut self) -> Result<(), Lost> {
+        if self.looked.elapsed() >= LOOK_EVERY {
+            self.looked = Instant::now();
+            look(self.subscription.as_mut()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Shows how many messages wait.
+async fn look(subscription: &mut dyn Subscription) -> Result<u64, Lost> {
+    let waiting = subscription.waiting().await?;
+    metrics().dead_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    Ok(waiting)
+}

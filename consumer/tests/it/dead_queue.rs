@@ -1,0 +1,278 @@
+//! The dead queue is read beside the ingest: what can be applied is, the rest becomes dead letters.
+use bytes::Bytes;
+use consumer::announce::Announcer;
+use consumer::dead_queue::DeadQueue;
+use shared::id::BodyId;
+use shared::queue::{Delivery, Subscription};
+use shared::store::{DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome};
+use uuid::Uuid;
+
+use crate::*;
+
+on_both_pairs! {
+    what_cannot_be_read_becomes_dead_letters_and_leaves_the_queues_empty
+    another_body_under_an_applied_id_becomes_a_dead_letter
+    what_an_older_consumer_rejected_is_applied_by_a_newer_one
+    what_an_older_consumer_buried_is_applied_by_a_redrive
+    while_the_store_is_away_a_dead_message_waits_and_nothing_is_lost
+    a_store_that_takes_no_dead_letters_does_not_hinder_writes
+    two_consumers_bury_each_message_once
+    a_crash_between_the_row_and_its_acknowledgement_makes_no_second_row
+    a_large_body_is_kept_whole
+    a_message_that_is_rejected_twice_is_not_lost
+}
+
+fn id_of(body: &[u8]) -> Uuid {
+    BodyId::of(body).as_uuid()
+}
+
+impl Rig {
+    async fn publish_body(&mut self, body: impl Into<Bytes>) {
+        let message = Outgoing { body: body.into(), ..self.message("never", 1) };
+        self.publish(message).await;
+    }
+
+    async fn letter(&self, id: Uuid) -> Option<DeadLetter> {
+        self.backend.store.dead_letter(id).await.expect("the store answers")
+    }
+
+    async fn wait_for_letter(&self, body: &[u8]) -> DeadLetter {
+        wait_for("a dead letter", async || self.letter(id_of(body)).await.is_some()).await;
+        self.letter(id_of(body)).await.expect("just seen")
+    }
+
+    /// All of them.
+    async fn letters(&self) -> Vec<DeadLetter> {
+        let filter = DeadLetterFilter::default();
+        let page = DeadLetterPage { filter, discarded: false, after: None, limit: 1_000 };
+        self.backend.store.dead_letters(page).await.expect("the store answers")
+    }
+
+    /// Rejects everything that waits, as a consumer does that can read nothing of it.
+    async fn reject_all(&self, count: usize) {
+        let mut subscription = self.backend.queue.subscribe(1).await.expect("subscribed");
+        for _ in 0..count {
+            let delivery = next(subscription.as_mut()).await;
+            subscription.reject(delivery).await.expect("rejected");
+        }
+    }
+
+    /// Neither queue holds anything that is not in somebody's hands.
+    async fn wait_until_empty(&self) {
+        let queue = &self.backend.queue;
+        let mut writes = queue.subscribe(0).await.expect("subscribed");
+        let mut dead = queue.subscribe_dead(0).await.expect("subscribed");
+        let mut tick = tokio::time::interval(Duration::from_millis(10));
+        let empty = async {
+            while writes.waiting().await.expect("known") + dead.waiting().await.expect("known") > 0 {
+                tick.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, empty).await.expect("the queues become empty");
+    }
+}
+
+async fn next(subscription: &mut dyn Subscription) -> Delivery {
+    let next = tokio::time::timeout(PATIENCE, subscription.next()).await;
+    next.expect("delivered in time").expect("not lost")
+}
+
+async fn what_cannot_be_read_becomes_dead_letters_and_leaves_the_queues_empty(mut rig: Rig) -> Rig {
+    let newer = r#"{"v":99,"id":"019a9c1e-7a10-8c01-9f3c-5a1d00000000","accepted_at_ms":5,"items":[]}"#;
+    let later = newer.replace("99", "1").replace("[]", r#"[{"later":{}}]"#);
+    let bodies: [(&[u8], &str, &str); 5] = [
+        (b"no json", "no json", "undecodable"),
+        (b"[]", "[]", "undecodable"),
+        (b"\xff\x00", "base64:/wA=", "undecodable"),
+        (newer.as_bytes(), newer, "unknown_version"),
+        (later.as_bytes(), &later, "unknown_kind"),
+    ];
+    for (body, ..) in bodies {
+        let good = rig.message("rest", 1);
+        rig.publish(good).await;
+        // Twice: it is one row all the same.
+        for _ in 0..2 {
+            rig.publish_body(body.to_vec()).await;
+        }
+    }
+    rig.consuming(async {
+        rig.wait_for_value("rest", 5).await;
+        for (body, item, reason) in bodies {
+            let letter = rig.wait_for_letter(body).await;
+            assert_eq!((&*letter.kind, &*letter.reason, &*letter.item), (MESSAGE_KIND, reason, item));
+        }
+        rig.wait_until_empty().await;
+    })
+    .await;
+    // Nothing was in anybody's hands either.
+    rig.wait_until_empty().await;
+    assert_eq!(rig.letters().await.len(), 5);
+    rig
+}
+
+async fn another_body_under_an_applied_id_becomes_a_dead_letter(mut rig: Rig) -> Rig {
+    let first = rig.message("reused", 1);
+    let other = first.body.to_vec().replacing(b":1}}", b":9}}");
+    rig.publish(first.clone()).await;
+    rig.consuming(async {
+        rig.wait_for_value("reused", 1).await;
+        rig.publish(Outgoing { body: other.clone(), ..first }).await;
+        assert_eq!(rig.wait_for_letter(&other).await.reason, "digest_mismatch");
+    })
+    .await;
+    rig.wait_until_empty().await;
+    assert_eq!(rig.value("reused").await, Some(1));
+    rig
+}
+
+async fn what_an_older_consumer_rejected_is_applied_by_a_newer_one(mut rig: Rig) -> Rig {
+    let messages: Vec<_> = (0..3).map(|_| rig.message("newer", 1)).collect();
+    for message in &messages {
+        rig.publish(message.clone()).await;
+    }
+    rig.reject_all(3).await;
+    // One of them comes the usual way, too.
+    rig.publish(messages[0].clone()).await;
+    rig.consuming(async {
+        for message in &messages {
+            assert!(matches!(rig.wait_for_fate(message.id).await, Fate::Applied { .. }));
+        }
+        rig.wait_until_empty().await;
+    })
+    .await;
+    rig.wait_until_empty().await;
+    assert_eq!((rig.value("newer").await, rig.letters().await), (Some(3), vec![]));
+    rig
+}
+
+/// As an older consumer would that reads the dead queue before a newer one is there.
+async fn what_an_older_consumer_buried_is_applied_by_a_redrive(mut rig: Rig) -> Rig {
+    let message = rig.message("buried", 1);
+    let version = shared::message::Undecodable::Version(1);
+    let dead = DeadMessage::undecodable(message.body.clone(), &version);
+    rig.backend.store.bury(dead).await.expect("is buried");
+    let all = Redrive { filter: DeadLetterFilter::default(), after: None, limit: 9, dry_run: false };
+    let done = rig.backend.store.redrive(all).await.expect("is redriven");
+    assert_eq!(done.items.len(), 1);
+    assert_eq!(done.items[0].outcome, RedriveOutcome::Applied);
+    // It comes once more: the ledger knows it.
+    rig.publish(message).await;
+    let last = rig.message("last", 1);
+    rig.publish(last).await;
+    rig.consuming(rig.wait_for_value("last", 1)).await;
+    assert_eq!((rig.value("buried").await, rig.letters().await), (Some(1), vec![]));
+    rig
+}
+
+async fn while_the_store_is_away_a_dead_message_waits_and_nothing_is_lost(mut rig: Rig) -> Rig {
+    let good = rig.message("good", 1);
+    rig.publish(good).await;
+    rig.reject_all(1).await;
+    for number in 0..5 {
+        rig.publish_body(format!("garbage {number}")).await;
+    }
+    rig.store.0.away.store(true, Ordering::Relaxed);
+    rig.consuming(async {
+        wait_for("attempts", async || rig.store.0.failed.load(Ordering::Relaxed) >= 3).await;
+        assert_eq!(rig.letters().await, []);
+        rig.store.0.away.store(false, Ordering::Relaxed);
+        for number in 0..5 {
+            rig.wait_for_letter(format!("garbage {number}").as_bytes()).await;
+        }
+        rig.wait_for_value("good", 1).await;
+        rig.wait_until_empty().await;
+    })
+    .await;
+    rig.wait_until_empty().await;
+    assert_eq!((rig.value("good").await, rig.letters().await.len()), (Some(1), 5));
+    rig
+}
+
+async fn a_store_that_takes_no_dead_letters_does_not_hinder_writes(mut rig: Rig) -> Rig {
+    rig.store.0.is_full_of_the_dead.store(true, Ordering::Relaxed);
+    rig.publish_body("garbage").await;
+    let messages: Vec<_> = (0..50).map(|_| rig.message("beside", 1)).collect();
+    rig.consuming(async {
+        wait_for("attempts", async || rig.store.0.unburied.load(Ordering::Relaxed) >= 3).await;
+        for message in messages {
+            rig.publish(message).await;
+        }
+        rig.wait_for_value("beside", 50).await;
+    })
+    .await;
+    assert_eq!(rig.letters().await, []);
+    // A stop gave it back.
+    rig.store.0.is_full_of_the_dead.store(false, Ordering::Relaxed);
+    rig.consuming(rig.wait_for_letter(b"garbage")).await;
+    rig.wait_until_empty().await;
+    rig
+}
+
+async fn two_consumers_bury_each_message_once(mut rig: Rig) -> Rig {
+    let bodies: Vec<_> = (0..40).map(|number| format!("garbage {number}")).collect();
+    for (number, body) in bodies.iter().enumerate() {
+        rig.publish_body(body.clone()).await;
+        if number % 4 == 0 {
+            let message = rig.message("good", 1);
+            rig.publish(message).await;
+        }
+    }
+    rig.reject_all(50).await;
+    let buried = async {
+        rig.wait_for_value("good", 10).await;
+        for body in &bodies {
+            rig.wait_for_letter(body.as_bytes()).await;
+        }
+    };
+    rig.consuming(rig.consuming(buried)).await;
+    rig.wait_until_empty().await;
+    assert_eq!((rig.value("good").await, rig.letters().await.len()), (Some(10), 40));
+    rig
+}
+
+async fn a_crash_between_the_row_and_its_acknowledgement_makes_no_second_row(mut rig: Rig) -> Rig {
+    rig.publish_body("garbage").await;
+    let unanswered = rig.store.0.burying.lock().await;
+    let Backend { queue, store, events, .. } = &rig.backend;
+    let reader = DeadQueue {
+        queue: queue.clone(),
+        store: store.clone(),
+        announcer: Arc::new(Announcer::new(events.clone(), 1)),
+        status: Arc::default(),
+    };
+    rig.reject_all(1).await;
+    let (_trigger, shutdown) = shutdown::channel();
+    let reading = tokio::spawn(reader.run(shutdown));
+    let first = rig.wait_for_letter(b"garbage").await;
+    // In the middle: the row is there, and it does not know.
+    reading.abort();
+    assert!(reading.await.expect_err("was aborted").is_cancelled());
+    drop(unanswered);
+    rig.consuming(rig.wait_until_empty()).await;
+    rig.wait_until_empty().await;
+    assert_eq!(rig.letters().await, [first]);
+    rig
+}
+
+async fn a_large_body_is_kept_whole(mut rig: Rig) -> Rig {
+    let body: Vec<u8> = (0..1_500_000_u32).flat_map(u32::to_be_bytes).collect();
+    rig.publish_body(body.clone()).await;
+    let letter = rig.consuming(rig.wait_for_letter(&body)).await;
+    assert_eq!(letter.item.len(), "base64:".len() + body.len().div_ceil(3) * 4);
+    rig.wait_until_empty().await;
+    rig
+}
+
+/// There is no queue behind the dead one: rejecting there ends the subscription and nothing else.
+async fn a_message_that_is_rejected_twice_is_not_lost(mut rig: Rig) -> Rig {
+    rig.publish_body("garbage").await;
+    rig.reject_all(1).await;
+    let mut dead = rig.backend.queue.subscribe_dead(1).await.expect("subscribed");
+    let delivery = next(dead.as_mut()).await;
+    dead.reject(delivery).await.expect_err("nothing is behind it");
+    dead.next().await.expect_err("it is lost");
+    drop(dead);
+    rig.consuming(rig.wait_for_letter(b"garbage")).await;
+    rig.wait_until_empty().await;
+    rig
+}

@@ -1,0 +1,220 @@
+//! Messages that could not be applied as a whole: how their bodies are kept among the dead letters,
+//! and what a redrive makes of them. Pure, for both stores.
+//!
+//! A body is stored so that its very bytes come back: its digest is part of what the ledger knows.
+//! Text stays text, so that a person can read it; anything else is written in base64.
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::plan::detail_of;
+use super::{DeadLetter, Reason};
+use crate::id::{BodyId, MessageId};
+use crate::message::{Message, Undecodable, decode};
+
+/// `kind` of such a dead letter.
+pub const KIND: &str = "message";
+
+/// The longest body that is kept whole. No message of the API is longer: the configuration is
+/// checked for that.
+pub const BODY_BYTES_MAX: usize = 32 << 20;
+
+/// What is kept of a longer one.
+const BEGINNING_BYTES: usize = 64 << 10;
+
+/// Begins what is written in base64, and what would be taken for it.
+const BASE64_MARK: &str = "base64:";
+
+/// A message that cannot be applied, with why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadMessage {
+    body: Bytes,
+    reason: Reason,
+    detail: String,
+}
+
+impl DeadMessage {
+    pub fn undecodable(body: Bytes, error: &Undecodable) -> Self {
+        Self { body, reason: reason_of(error), detail: error.to_string() }
+    }
+
+    /// Another body was applied under its id.
+    pub fn reused(body: Bytes, id: MessageId) -> Self {
+        Self { body, reason: Reason::DigestMismatch, detail: mismatch(id) }
+    }
+
+    pub fn id(&self) -> BodyId {
+        BodyId::of(&self.body)
+    }
+
+    /// Why it is among the dead letters.
+    pub fn reason(&self) -> Reason {
+        if self.body.len() > BODY_BYTES_MAX { Reason::TooLarge } else { self.reason }
+    }
+
+    /// Length of its body.
+    pub fn bytes(&self) -> usize {
+        self.body.len()
+    }
+
+    pub(super) fn row(&self) -> Row {
+        let (id, reason) = (self.id().as_uuid(), self.reason().name());
+        if reason == Reason::TooLarge.name() {
+            let (bytes, digest) = (self.body.len(), Sha256::digest(&self.body));
+            let detail = format!("{}; its {bytes} bytes have the SHA-256 {digest:x}", self.detail);
+            return Row {
+                id,
+                reason,
+                detail: detail_of(&detail),
+                item: text_of(&self.body[..BEGINNING_BYTES]),
+            };
+        }
+        Row { id, reason, detail: detail_of(&self.detail), item: text_of(&self.body) }
+    }
+}
+
+/// As it stands in `dead_letters`.
+pub(super) struct Row {
+    pub id: Uuid,
+    pub reason: &'static str,
+    pub detail: String,
+    pub item: String,
+}
+
+impl Row {
+    /// For a server that refuses other characters.
+    pub fn in_ascii(self) -> Self {
+        let ascii = |character: char| if character.is_ascii() { character } else { '?' };
+        let item = if self.item.is_ascii() { self.item } else { encode(self.item.as_bytes()) };
+        Self { detail: self.detail.chars().map(ascii).collect(), item, ..self }
+    }
+}
+
+/// What a redrive tries: the message, if this build can read it, or why not.
+pub(super) fn message_of(letter: &DeadLetter) -> Result<Message, (Reason, String)> {
+    let body = bytes_of(&letter.item).filter(|body| BodyId::of(body).as_uuid() == letter.id);
+    let Some(body) = body else {
+        return Err((Reason::TooLarge, "only its beginning was kept".into()));
+    };
+    decode(&body).map_err(|error| (reason_of(&error), detail_of(&error.to_string())))
+}
+
+/// Detail of a message whose id belongs to another body.
+pub(super) fn mismatch(id: MessageId) -> String {
+    format!("message {id} was applied with another body")
+}
+
+fn reason_of(error: &Undecodable) -> Reason {
+    match error {
+        Undecodable::Version(_) => Reason::UnknownVersion,
+        Undecodable::Kind(_) => Reason::UnknownKind,
+        Undecodable::Malformed(_) | Undecodable::Id(_) | Undecodable::Items(_) => Reason::Undecodable,
+    }
+}
+
+fn text_of(body: &[u8]) -> String {
+    match std::str::from_utf8(body) {
+        // Postgres takes no NUL.
+        Ok(text) if !text.contains('\0') && !text.starts_with(BASE64_MARK) => text.to_owned(),
+        _ => encode(body),
+    }
+}
+
+fn encode(body: &[u8]) -> String {
+    let mut text = BASE64_MARK.to_owned();
+    BASE64.encode_string(body, &mut text);
+    text
+}
+
+fn bytes_of(item: &str) -> Option<Vec<u8>> {
+    match item.strip_prefix(BASE64_MARK) {
+        Some(encoded) => BASE64.decode(encoded).ok(),
+        None => Some(item.as_bytes().to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn dead(body: &[u8]) -> DeadMessage {
+        let error = decode(body).expect_err("no message");
+        DeadMessage::undecodable(Bytes::copy_from_slice(body), &error)
+    }
+
+    fn letter(Row { id, reason, detail, item }: Row) -> DeadLetter {
+        DeadLetter {
+            id,
+            kind: KIND.into(),
+            reason: reason.into(),
+            detail,
+            item,
+            accepted_at_ms: 1,
+            set_aside_at_ms: 1,
+            discarded_at_ms: None,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_very_bytes_come_back(body: Vec<u8>) {
+            for row in [dead(&body).row(), dead(&body).row().in_ascii()] {
+                prop_assert!(!row.item.contains('\0'));
+                prop_assert_eq!(bytes_of(&row.item), Some(body.clone()));
+            }
+            prop_assert!(dead(&body).row().in_ascii().item.is_ascii());
+        }
+
+        #[test]
+        fn text_stays_readable(text in "[^\0]{0,40}") {
+            let stored = text_of(text.as_bytes());
+            prop_assert!(stored == text || text.starts_with(BASE64_MARK), "{}", stored);
+            prop_assert_eq!(bytes_of(&stored), Some(text.into_bytes()));
+        }
+    }
+
+    #[test]
+    fn what_looks_like_base64_is_told_from_what_is() {
+        for body in ["base64:", "base64:AAAA", "base64:\0", "base64:base64:"] {
+            assert_eq!(bytes_of(&text_of(body.as_bytes())), Some(body.as_bytes().to_vec()), "{body}");
+        }
+        assert_eq!(bytes_of("base64:not that"), None);
+    }
+
+    #[test]
+    fn a_redrive_reads_it_again_and_says_why_it_cannot() {
+        let newer = r#"{"v":2,"id":"019a9c1e-7a10-8c01-9f3c-5a1d00000000","accepted_at_ms":5,"items":[]}"#;
+        let later = newer.replace("\"v\":2", "\"v\":1").replace("[]", r#"[{"later":{}}]"#);
+        for (body, reason) in [
+            ("garbage", Reason::Undecodable),
+            ("\0", Reason::Undecodable),
+            (newer, Reason::UnknownVersion),
+            (&later, Reason::UnknownKind),
+        ] {
+            let dead = dead(body.as_bytes());
+            assert_eq!(dead.row().reason, reason.name(), "{body}");
+            let again = message_of(&letter(dead.row())).expect_err("still no message").0;
+            assert_eq!(again, reason, "{body}");
+        }
+        let readable = later.replace(r#""later":{}"#, r#""increment":{"counter":"a","by":1}"#);
+        let dead = DeadMessage::undecodable(readable.clone().into(), &Undecodable::Version(1));
+        let message = message_of(&letter(dead.row())).expect("this build reads it");
+        assert_eq!(message, decode(readable.as_bytes()).expect("a message"));
+    }
+
+    #[test]
+    fn of_a_body_beyond_the_bound_the_beginning_is_kept_and_never_applied() {
+        let body = vec![b'x'; BODY_BYTES_MAX + 1];
+        let row = dead(&body).row();
+        assert_eq!((row.reason, row.item.len()), ("too_large", BEGINNING_BYTES));
+        let told = format!("its {} bytes have the SHA-256", body.len());
+        assert!(row.detail.contains(&told), "{}", row.detail);
+        assert_eq!(message_of(&letter(row)).expect_err("cut").0, Reason::TooLarge);
+        let whole = dead(&body[1..]).row();
+        assert_eq!((whole.reason, whole.item.len()), ("undecodable", BODY_BYTES_MAX));
+    }
+}
