@@ -209,7 +209,7 @@ impl Single<'_> {
             Some(Keyed { fingerprint, .. }) => format!("{}{id}?payload={fingerprint}", self.location),
         };
         HttpResponse::build(StatusCode::ACCEPTED)
-            .insert_header((CONTENT_TYPE, "application/json"))
+            .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
             .insert_header((LOCATION, location))
             .body(body)
     }

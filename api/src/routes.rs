@@ -16,23 +16,24 @@ use actix_web::{Resource, ResponseError, Route};
 
 use crate::problem::Problem;
 
-/// All paths of the public port.
+/// All paths of the public port. They are tried in this order, and each that has a name in it costs an
+/// allocation and a regular expression: the writes come first.
 pub fn configure(config: &mut ServiceConfig) {
     let read = |path, handler: Route| resource(path, "GET, HEAD").route(handler.guard(reads()));
     let increments = resource("/v1/counters/{name}/increments", "POST");
     let counter = resource("/counter", "GET, HEAD, POST");
     let (points, points_short) = (resource("/v1/metrics", "POST"), resource("/api/metrics", "POST"));
     config
+        .service(points.route(web::post().to(metrics::record)))
         .service(increments.route(web::post().to(counters::increment)))
+        .configure(documents)
         .service(read("/v1/counters/{name}", web::route().to(counters::get)))
         .service(read("/v1/counters", web::route().to(counters::list)))
         .service(read("/v1/receipts/{id}", web::route().to(receipts::get)))
         .service(
             counter.route(web::post().to(short::increment)).route(web::route().guard(reads()).to(short::get)),
         )
-        .configure(documents)
         .configure(dead_letters)
-        .service(points.route(web::post().to(metrics::record)))
         .service(points_short.route(web::post().to(metrics::record_short)))
         .service(read("/v1/metrics/summary", web::route().to(metrics::summary)))
         .service(read("/api/metrics/summary", web::route().to(metrics::summary_short)))

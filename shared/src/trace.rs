@@ -213,7 +213,7 @@ mod tests {
             }
             let decoded = traces.encode().map_or_else(Traces::default, |text| Traces::decode(&text));
             prop_assert_eq!(&decoded, &traces);
-            let found: Vec<_> = (0..first + 1).map(|index| decoded.of_item(index)).collect();
+            let found: Vec<_> = (0..=first).map(|index| decoded.of_item(index)).collect();
             expected.push(None);
             prop_assert_eq!(found, expected);
         }

@@ -128,8 +128,9 @@ pub async fn post_into(
             let draft = body::one_raw(&json, draft)?;
             drop((json, reserved));
             // Needed only by an answer that waited, and kept for it only where there is room.
-            let (mut terms, data) = (terms.clone(), data_of(&draft));
-            let kept = terms.wait.and_then(|_| shared.waiting_budget.reserve_bytes(data.as_ref()?.len()));
+            let mut terms = terms.clone();
+            let data = terms.wait.and_then(|_| data_of(&draft));
+            let kept = data.as_ref().and_then(|data| shared.waiting_budget.reserve_bytes(data.len()));
             terms.wait = terms.wait.filter(|_| kept.is_some());
             let data = terms.wait.and(data).unwrap_or_default();
             let stored = |settled: &Settled<'_>| {

@@ -81,11 +81,12 @@ pub async fn record_on(
         Body::Empty => return Err(Problem::malformed("a point is a JSON object; there is no body")),
         Body::One(json) => {
             let draft = body::one::<Point>(&json, limits.item_bytes_max)?.into_draft();
-            let point = draft.write.clone();
+            // Needed only by an answer that waited.
+            let point = terms.wait.map(|_| draft.write.clone());
             // The request may wait for long now, and nothing of its body is needed.
             drop((json, reserved));
             let present = |settled: &accept::Settled<'_>| match &point {
-                Write::Point(point) => {
+                Some(Write::Point(point)) => {
                     Some(HttpResponse::Created().json(PointStored::new(settled.id, point)))
                 }
                 _ => None,
