@@ -282,9 +282,9 @@ fn pretty<T: Serialize>(shown: &T) -> anyhow::Result<String> {
 
 fn key_of(ids: &IdKeys, text: &str) -> anyhow::Result<Uuid> {
     let is_of_item = text.parse::<ItemId>().is_ok();
-    ids.meant(text).with_context(|| match is_of_item {
-        true => format!("{text} was not issued by this installation (ids.secrets)"),
-        false => format!("{text} is no id"),
+    ids.meant(text).with_context(|| {
+        let why = if is_of_item { "was not issued by this installation (ids.secrets)" } else { "is no id" };
+        format!("{text} {why}")
     })
 }
 
