@@ -81,7 +81,7 @@ impl DeadQueue {
                     tracing::info!(message.id = %message.id, "message of the dead queue applied");
                     return Ok(());
                 }
-                Err(StoreError::Unavailable(why)) => return Err(why),
+                Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => return Err(why),
                 Err(StoreError::DigestMismatch(id)) => {
                     *task = Task::Bury(DeadMessage::reused(body.clone(), id));
                 }
