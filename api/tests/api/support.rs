@@ -229,7 +229,7 @@ impl Installation {
     /// Puts a body into the queue that no API would send.
     pub async fn put_into_queue(&self, body: &[u8]) {
         let id = IdIssuer::new(rand::random(), 0).next(shared::clock::now_ms());
-        let message = Outgoing { id, body: body.to_vec().into(), items: 1 };
+        let message = Outgoing { id, body: body.to_vec().into(), items: 1, traces: None };
         let publisher = self.backends[0].queue.publisher();
         publisher.publish(message, Instant::now() + PATIENCE).await.expect("durable");
     }
