@@ -83,6 +83,9 @@ pub enum Command {
         /// Print what would come of it, and change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Apply also what is too old to know whether it was applied before
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         page: Page,
     },
@@ -145,9 +148,11 @@ async fn obey(opened: &OpenStore, command: &Command) -> anyhow::Result<String> {
             let letter = letter.with_context(|| format!("there is no dead letter {id}"))?;
             if *json { pretty(&shown(ids, &letter)?) } else { Ok(as_text(ids, &letter)) }
         }
-        Command::Redrive { filter, id, dry_run, page } => {
+        Command::Redrive { filter, id, dry_run, force, page } => {
             let id = id.as_deref().map(|id| key_of(ids, id)).transpose()?;
-            redrive(store.as_ref(), ids, filter.asked(id), *dry_run, page).await
+            let (filter, after) = (filter.asked(id), page.after(ids)?);
+            let asked = Redrive { filter, after, limit: page.limit, dry_run: *dry_run, force: *force };
+            redrive(store.as_ref(), ids, asked, page.json).await
         }
         Command::Discard { id } => {
             if !store.discard(key_of(ids, id)?).await? {
@@ -195,35 +200,27 @@ async fn list(
     Ok(text)
 }
 
-async fn redrive(
-    store: &dyn Store,
-    ids: &IdKeys,
-    filter: DeadLetterFilter,
-    dry_run: bool,
-    page: &Page,
-) -> anyhow::Result<String> {
-    let asked = Redrive { filter, after: page.after(ids)?, limit: page.limit, dry_run };
+async fn redrive(store: &dyn Store, ids: &IdKeys, asked: Redrive, json: bool) -> anyhow::Result<String> {
+    let (dry_run, limit) = (asked.dry_run, asked.limit as usize);
     let redriven = store.redrive(asked).await?;
     let is_applied = |redriven: &&Redriven| redriven.outcome == RedriveOutcome::Applied;
     let applied = redriven.iter().filter(is_applied).count();
     let failed_again = redriven.len() - applied;
-    if page.json {
+    if json {
         let items = redriven.iter().map(|redriven| item_shown(ids, redriven)).collect();
         return pretty(&RedrivenShown { dry_run, redriven: applied, failed_again, items });
     }
     let mut text = String::new();
     for Redriven { id, outcome } in &redriven {
         let id = id_of(ids, *id);
-        match outcome {
-            RedriveOutcome::Applied => writeln!(text, "{id}  applied")?,
-            RedriveOutcome::FailedAgain { reason, detail } => {
-                writeln!(text, "{id}  failed   {reason}: {}", shorten(detail))?;
-            }
+        match outcome.failure() {
+            None => writeln!(text, "{id}  applied")?,
+            Some((reason, detail)) => writeln!(text, "{id}  failed   {reason}: {}", shorten(detail))?,
         }
     }
     let would = if dry_run { "would be " } else { "" };
     writeln!(text, "{applied} {would}applied, {failed_again} {would}failed again")?;
-    if redriven.len() == page.limit as usize {
+    if redriven.len() == limit {
         writeln!(text, "more may follow: --after {}", id_of(ids, redriven[redriven.len() - 1].id))?;
     }
     Ok(text)
@@ -260,9 +257,9 @@ fn shown<'l>(ids: &IdKeys, letter: &'l DeadLetter) -> anyhow::Result<Shown<'l>> 
 
 fn item_shown<'l>(ids: &IdKeys, redriven: &'l Redriven) -> ItemShown<'l> {
     let id = id_of(ids, redriven.id);
-    match &redriven.outcome {
-        RedriveOutcome::Applied => ItemShown { id, status: "applied", reason: None, detail: None },
-        RedriveOutcome::FailedAgain { reason, detail } => {
+    match redriven.outcome.failure() {
+        None => ItemShown { id, status: "applied", reason: None, detail: None },
+        Some((reason, detail)) => {
             ItemShown { id, status: "failed", reason: Some(reason), detail: Some(detail) }
         }
     }

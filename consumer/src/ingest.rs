@@ -6,11 +6,10 @@
 //! store decides that, inside the transaction.
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
-use shared::clock;
 use shared::id::{Kind, MessageId};
 use shared::message::{Message, decode};
 use shared::queue::{Delivery, Lost, Queue, Subscription};
@@ -18,16 +17,13 @@ use shared::shutdown::Shutdown;
 use shared::store::{Applied, KeyedVerdict, Store, StoreError};
 
 use crate::announce::Announcer;
+use crate::horizon::Oldest;
 use crate::measure::metrics;
 use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
 
 /// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
 /// back well before.
 const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
-
-/// Nothing came for so long although deliveries are wanted: the queue is empty. Longer than a
-/// broker needs for its own troubles.
-const EMPTY_AFTER: Duration = Duration::from_secs(5);
 
 /// A failed transaction is tried once more after this, before it counts as an outage.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
@@ -46,22 +42,8 @@ pub struct Ingest {
 pub struct Status {
     pub consuming: AtomicBool,
     pub store_away: AtomicBool,
-    /// See [`read_to_ms`](Self::read_to_ms); 0 while nothing is known.
-    read_to_ms: AtomicI64,
-}
-
-impl Status {
-    /// How far this consumer has read the queue: the accept time of its last message, or when the
-    /// queue was last found empty, in milliseconds since 1970. What was accepted earlier is read
-    /// already, but for what another consumer holds. `None` until either has happened.
-    pub fn read_to_ms(&self) -> Option<i64> {
-        Some(self.read_to_ms.load(Ordering::Relaxed)).filter(|read_to_ms| *read_to_ms > 0)
-    }
-
-    /// Not the latest: an old message that is given again may have others behind it.
-    fn has_read_to(&self, at_ms: i64) {
-        self.read_to_ms.store(at_ms.max(1), Ordering::Relaxed);
-    }
+    /// Of the messages that this consumer holds or may be given.
+    pub oldest: Oldest,
 }
 
 impl Ingest {
@@ -166,11 +148,6 @@ impl<'a> Session<'a> {
                 biased;
                 () = shutdown.requested() => return Ok(None),
                 delivery = self.subscription.next() => delivery?,
-                () = tokio::time::sleep(EMPTY_AFTER) => {
-                    // What is published from now on is accepted from now on.
-                    self.ingest.status.has_read_to(clock::now_ms());
-                    continue;
-                }
             };
             if let Some(held) = self.read(delivery).await? {
                 return Ok(Some(held));
@@ -217,7 +194,7 @@ impl<'a> Session<'a> {
     async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
         match decode(&delivery.body) {
             Ok(message) => {
-                self.ingest.status.has_read_to(message.accepted_at_ms);
+                self.ingest.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
                 metrics().accepted_at_seen.set(message.accepted_at_ms / 1_000);
                 let size = Size::of(message.entries.len(), delivery.body.len());
                 Ok(Some(Held { delivery, message, size }))

@@ -3,6 +3,7 @@
 //! [`Consumer::run`] is the whole program but for its command line, so that the API can run it in its own
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
 pub mod announce;
+pub mod horizon;
 pub mod housekeeping;
 pub mod ingest;
 pub mod measure;
@@ -45,7 +46,7 @@ impl Consumer {
             prefetch: queue.prefetch,
             status: Arc::new(Status::default()),
         };
-        let housekeeping = Housekeeping::new(config, backend.store.clone(), ingest.status.clone());
+        let housekeeping = Housekeeping::new(config, backend, ingest.status.clone(), publisher);
         Self { ingest, announcer, housekeeping }
     }
 

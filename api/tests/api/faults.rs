@@ -76,6 +76,10 @@ impl Queue for FaultyQueue {
         Ok(Box::new(FaultySubscription(self.0.subscribe(window).await?, self.1.clone())))
     }
 
+    async fn has_dead(&self) -> Result<bool, QueueError> {
+        self.0.has_dead().await
+    }
+
     async fn close(&self) {
         self.0.close().await;
     }

@@ -11,7 +11,7 @@ mod shelf;
 mod subscription;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use self::file::File;
+use self::loader::SharedReader;
 use self::shelf::Shelf;
 use self::subscription::EmbeddedSubscription;
 use self::writer::{Command, Publish, Writer};
@@ -33,6 +34,8 @@ const COMMANDS_WAITING_MAX: usize = 256;
 pub struct EmbeddedQueue {
     publisher: Arc<EmbeddedPublisher>,
     shelf: Arc<Shelf>,
+    reader: SharedReader,
+    directory: PathBuf,
     next_owner: AtomicU64,
     /// Taken by the first who closes; others wait for it at the lock.
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -61,7 +64,7 @@ impl EmbeddedQueue {
             directory: directory.to_owned(),
             commands: waiting,
             shelf: Arc::clone(&shelf),
-            reader,
+            reader: Arc::clone(&reader),
             room: Arc::clone(&room),
             link: Arc::clone(&state),
             confirm_timeout: limits.confirm_timeout,
@@ -70,7 +73,14 @@ impl EmbeddedQueue {
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run())));
         let publisher = Arc::new(EmbeddedPublisher { commands, room, state });
-        Ok(Arc::new(Self { publisher, shelf, next_owner: AtomicU64::new(0), writer }))
+        Ok(Arc::new(Self {
+            publisher,
+            shelf,
+            reader,
+            directory: directory.to_owned(),
+            next_owner: AtomicU64::new(0),
+            writer,
+        }))
     }
 }
 
@@ -84,6 +94,10 @@ impl Queue for EmbeddedQueue {
         let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
         let commands = self.publisher.commands.clone();
         Ok(Box::new(EmbeddedSubscription::new(owner, window, Arc::clone(&self.shelf), commands)))
+    }
+
+    async fn has_dead(&self) -> Result<bool, QueueError> {
+        loader::has_dead(&self.shelf, &self.reader, &self.directory).await
     }
 
     async fn close(&self) {

@@ -54,10 +54,10 @@ pub async fn redrive(
 ) -> Result<Vec<Redriven>, Failure> {
     let letters = page(connection, &redrive.page()).await?;
     if !redrive.dry_run {
-        return within(connection, cache, &letters).await;
+        return within(connection, cache, &letters, redrive.force).await;
     }
     let mut trial = connection.begin().await?;
-    let redriven = within(&mut trial, cache, &letters).await?;
+    let redriven = within(&mut trial, cache, &letters, redrive.force).await?;
     trial.rollback().await?;
     Ok(redriven)
 }
@@ -66,14 +66,15 @@ async fn within(
     connection: &mut SqliteConnection,
     cache: &Cache,
     letters: &[DeadLetter],
+    force: bool,
 ) -> Result<Vec<Redriven>, Failure> {
     let now_ms = clock::now_ms();
-    let mut batch = Batch::of(letters);
+    let mut batch = Batch::of(letters, force);
     let messages: Vec<_> = batch.messages.iter().collect();
     let earlier = keys::enter(connection, &messages, now_ms).await?;
     batch.heed_keys(&earlier);
     let mut plan = Plan::redriven(&batch.messages);
-    let set_aside = std::mem::take(&mut plan.unreadable);
+    let set_aside = std::mem::take(&mut plan.aside);
     let mut applied = Applied { set_aside, ..Applied::default() };
     applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
     points::apply(connection, &plan.points, now_ms).await?;
@@ -97,6 +98,7 @@ async fn settle(
                 let query = sqlx::query(KEEP).bind(*id).bind(&**reason).bind(&**detail).bind(now_ms);
                 query.execute(&mut *connection).await?;
             }
+            RedriveOutcome::NeedsForce => {}
         }
     }
     sqlx::query(TAKE).bind(json(&applied)).execute(connection).await?;

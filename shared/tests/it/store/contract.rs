@@ -43,6 +43,7 @@ macro_rules! on_both {
 
 mod dead_letters;
 mod documents;
+mod floor;
 mod housekeeping;
 mod indexes;
 mod keys;

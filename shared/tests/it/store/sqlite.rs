@@ -235,7 +235,8 @@ async fn raw_points_lie_by_the_day_of_their_acceptance_and_go_as_days() {
         points_ms: since_ms,
         minutes_ms: since_ms,
         hours_ms: since_ms,
-        keys_before_ms: Some(NOON_MS + DAY_MS),
+        discarded_ms: 90 * DAY_MS,
+        forget_before_ms: Some(NOON_MS + DAY_MS),
         rows_max: 100,
     };
     let first = store.housekeep(retention).await.expect("is kept");
@@ -283,7 +284,8 @@ async fn nothing_is_left_of_the_fields_of_documents_that_went() {
         points_ms: DAY_MS,
         minutes_ms: DAY_MS,
         hours_ms: DAY_MS,
-        keys_before_ms: None,
+        discarded_ms: 90 * DAY_MS,
+        forget_before_ms: None,
         rows_max: 100,
     };
     // Not the rows of those that were deleted.

@@ -36,7 +36,7 @@ async fn dead_letters(session: &mut PgConnection) -> i64 {
 
 async fn redrive_all(store: &Arc<dyn Store>, dry_run: bool) -> Vec<RedriveOutcome> {
     let filter = DeadLetterFilter::default();
-    let redrive = Redrive { filter, after: None, limit: 1_000, dry_run };
+    let redrive = Redrive { filter, after: None, limit: 1_000, dry_run, force: false };
     let redriven = store.redrive(redrive).await.expect("is redriven");
     redriven.into_iter().map(|redriven| redriven.outcome).collect()
 }
