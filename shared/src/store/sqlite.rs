@@ -381,7 +381,7 @@ mod tests {
             (housekeeping::FORGET_MESSAGES, "PRIMARY KEY (id<?)"),
             (housekeeping::DELETED, "documents_deleted (accepted_at_ms<?)"),
             (housekeeping::DELETED, "dead_letters_1 (id=?)"),
-            (housekeeping::DISCARDED, "dead_letters_discarded (discarded_at_ms<?)"),
+            (housekeeping::DISCARDED, "dead_letters_discarded (discarded_at_ms>? AND discarded_at_ms<?)"),
             (housekeeping::KEYS, "dead_letters_1 (id=?)"),
         ] {
             let steps = plan(&mut connection, statement).await;
