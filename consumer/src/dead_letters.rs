@@ -87,6 +87,9 @@ pub enum Command {
         /// Print what would come of it, and change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Apply also what is too old to know whether it was applied before
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         page: Page,
     },
@@ -149,9 +152,11 @@ async fn obey(opened: &OpenStore, command: &Command) -> anyhow::Result<String> {
             let letter = letter.with_context(|| format!("there is no dead letter {id}"))?;
             if *json { pretty(&shown(ids, &letter)?) } else { Ok(as_text(ids, &letter)) }
         }
-        Command::Redrive { filter, id, dry_run, page } => {
+        Command::Redrive { filter, id, dry_run, force, page } => {
             let id = id.as_deref().map(|id| key_of(ids, id)).transpose()?;
-            redrive(store.as_ref(), ids, filter.asked(id), *dry_run, page).await
+            let (filter, after) = (filter.asked(id), page.after(ids)?);
+            let asked = Redrive { filter, after, limit: page.limit, dry_run: *dry_run, force: *force };
+            redrive(store.as_ref(), ids, asked, page.json).await
         }
         Command::Discard { id } => {
             if !store.discard(key_of(ids, id)?).await? {
@@ -201,20 +206,14 @@ async fn list(
     Ok(text)
 }
 
-async fn redrive(
-    store: &dyn Store,
-    ids: &IdKeys,
-    filter: DeadLetterFilter,
-    dry_run: bool,
-    page: &Page,
-) -> anyhow::Result<String> {
-    let asked = Redrive { filter, after: page.after(ids)?, limit: page.limit, dry_run };
+async fn redrive(store: &dyn Store, ids: &IdKeys, asked: Redrive, json: bool) -> anyhow::Result<String> {
+    let dry_run = asked.dry_run;
     let done = store.redrive(asked).await?;
     let redriven = done.items;
     let is_applied = |redriven: &&Redriven| redriven.outcome == RedriveOutcome::Applied;
     let applied = redriven.iter().filter(is_applied).count();
     let failed_again = redriven.len() - applied;
-    if page.json {
+    if json {
         let items = redriven.iter().map(|redriven| item_shown(ids, redriven)).collect();
         let next = done.next.map(|next| ids.shown(next));
         return pretty(&RedrivenShown { dry_run, redriven: applied, failed_again, items, next });
@@ -222,11 +221,9 @@ async fn redrive(
     let mut text = String::new();
     for Redriven { id, outcome } in &redriven {
         let id = ids.shown(*id);
-        match outcome {
-            RedriveOutcome::Applied => writeln!(text, "{id}  applied")?,
-            RedriveOutcome::FailedAgain { reason, detail } => {
-                writeln!(text, "{id}  failed   {reason}: {}", shorten(detail))?;
-            }
+        match outcome.failure() {
+            None => writeln!(text, "{id}  applied")?,
+            Some((reason, detail)) => writeln!(text, "{id}  failed   {reason}: {}", shorten(detail))?,
         }
     }
     let would = if dry_run { "would be " } else { "" };
@@ -268,9 +265,9 @@ fn shown<'l>(ids: &IdKeys, letter: &'l DeadLetter) -> anyhow::Result<Shown<'l>> 
 
 fn item_shown<'l>(ids: &IdKeys, redriven: &'l Redriven) -> ItemShown<'l> {
     let id = ids.shown(redriven.id);
-    match &redriven.outcome {
-        RedriveOutcome::Applied => ItemShown { id, status: "applied", reason: None, detail: None },
-        RedriveOutcome::FailedAgain { reason, detail } => {
+    match redriven.outcome.failure() {
+        None => ItemShown { id, status: "applied", reason: None, detail: None },
+        Some((reason, detail)) => {
             ItemShown { id, status: "failed", reason: Some(reason), detail: Some(detail) }
         }
     }

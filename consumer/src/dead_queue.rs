@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use shared::backoff::Backoff;
-use shared::clock;
 use shared::message::{Message, decode};
 use shared::queue::{Lost, Queue, QueueError, Subscription};
 use shared::shutdown::Shutdown;
 use shared::store::{DeadMessage, Store, StoreError};
 
 use crate::announce::Announcer;
-use crate::ingest::{EMPTY_AFTER, PROBE_HELD_MAX, Status, count};
+use crate::ingest::{PROBE_HELD_MAX, Status, count};
 use crate::measure::metrics;
 
 /// How often the depth of the queue is asked for, at most.
@@ -58,15 +57,9 @@ impl DeadQueue {
         }
     }
 
-    /// What waits is counted before anything is delivered: it must not be missed.
     async fn open(&self) -> Result<Session<'_>, QueueError> {
-        let lost = |lost: Lost| QueueError::Unavailable(lost.into());
-        let mut subscription = self.queue.subscribe_dead(0).await?;
-        let now_ms = clock::now_ms();
-        if look(subscription.as_mut()).await.map_err(lost)? == 0 {
-            self.status.has_read_dead_to(now_ms);
-        }
-        subscription.set_window(1).await.map_err(lost)?;
+        let mut subscription = self.queue.subscribe_dead(1).await?;
+        look(subscription.as_mut()).await.map_err(|lost| QueueError::Unavailable(lost.into()))?;
         Ok(Session { reader: self, subscription, looked: Instant::now() })
     }
 
@@ -126,14 +119,11 @@ impl Session<'_> {
                 biased;
                 () = shutdown.requested() => return Ok(()),
                 delivery = self.subscription.next() => delivery?,
-                () = tokio::time::sleep(EMPTY_AFTER) => {
-                    self.reader.status.has_read_dead_to(clock::now_ms());
-                    continue;
-                }
+                () = tokio::time::sleep(LOOK_EVERY) => continue,
             };
             let mut task = Task::of(delivery.body.clone());
             if let Task::Apply { message, .. } = &task {
-                self.reader.status.has_read_dead_to(message.accepted_at_ms);
+                self.reader.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
             }
             if let Err(why) = self.reader.settle(&mut task).await
                 && !self.wait(&mut task, &why, shutdown).await?
@@ -182,8 +172,8 @@ impl Session<'_> {
 }
 
 /// Shows how many messages wait.
-async fn look(subscription: &mut dyn Subscription) -> Result<u64, Lost> {
+async fn look(subscription: &mut dyn Subscription) -> Result<(), Lost> {
     let waiting = subscription.waiting().await?;
     metrics().dead_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-    Ok(waiting)
+    Ok(())
 }

@@ -8,11 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
+use shared::backend::Backend;
 use shared::backoff::Backoff;
 use shared::config::Config;
+use shared::queue::Queue;
 use shared::shutdown::Shutdown;
-use shared::store::{Housekept, Retention, Store, StoreError};
+use shared::store::{Hold, Holder, Housekept, Retention, Store, StoreError};
 
+use crate::horizon::{Watch, forget_before_ms};
 use crate::ingest::Status;
 use crate::measure::metrics;
 
@@ -33,44 +36,68 @@ const FIRST_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 const HOUR_MS: i64 = 60 * 60 * 1_000;
 
-/// What another consumer may still hold, or give back: the broker's `consumer_timeout`.
-const HELD_ELSEWHERE_MS_MAX: i64 = HOUR_MS / 2;
-
 pub struct Housekeeping {
     store: Arc<dyn Store>,
+    queue: Arc<dyn Queue>,
     status: Arc<Status>,
-    /// But for keys, whose bound depends on what was read of the queue.
+    consumer: u64,
+    /// But for what depends on how old the messages are that may still come.
     retention: Retention,
-    keys_ms: i64,
+    remembered_ms: i64,
+    watch: Watch,
+    /// To be forgotten with the next round.
+    silent: Vec<Holder>,
 }
 
 impl Housekeeping {
-    pub fn new(config: &Config, store: Arc<dyn Store>, status: Arc<Status>) -> Self {
+    /// `consumer` names this process among all consumers.
+    pub fn new(config: &Config, backend: &Backend, status: Arc<Status>, consumer: u64) -> Self {
         let hours_ms = |hours: u32| i64::from(hours) * HOUR_MS;
         let kept = &config.retention;
         let retention = Retention {
             points_ms: hours_ms(24) * i64::from(kept.points_days),
             minutes_ms: hours_ms(kept.minutes_hours),
             hours_ms: hours_ms(24) * i64::from(kept.hours_days),
-            keys_before_ms: None,
+            discarded_ms: hours_ms(24) * i64::from(kept.discarded_days),
+            forget_before_ms: None,
             rows_max: ROWS_MAX,
         };
-        Self { store, status, retention, keys_ms: hours_ms(config.ids.remembered_for_hours) }
+        Self {
+            store: backend.store.clone(),
+            queue: backend.queue.clone(),
+            status,
+            consumer,
+            retention,
+            remembered_ms: hours_ms(config.ids.remembered_for_hours),
+            watch: Watch::default(),
+            silent: Vec::new(),
+        }
     }
 
-    /// The clock alone forgets no key: after a long outage the first attempt of a client and its
-    /// repetition are both in the queue, and both older than any key is kept.
-    async fn step(&self) -> Result<Housekept, StoreError> {
-        let mut retention = self.retention;
-        if let Some(read_to_ms) = self.status.read_to_ms() {
-            let now_ms = self.store.now_ms().await?;
-            retention.keys_before_ms = Some(keys_before_ms(read_to_ms, now_ms, self.keys_ms));
-        }
-        self.store.housekeep(retention).await
+    async fn step(&mut self) -> Result<Housekept, StoreError> {
+        let forget_before_ms = self.forget_before_ms().await?;
+        self.store.housekeep(Retention { forget_before_ms, ..self.retention }).await
+    }
+
+    /// Tells what this consumer may still be given, and follows from what all told what may be
+    /// forgotten: nothing while that is not known.
+    async fn forget_before_ms(&mut self) -> Result<Option<i64>, StoreError> {
+        let has_dead = match self.queue.has_dead().await {
+            Ok(has_dead) => has_dead,
+            Err(error) => {
+                tracing::debug!(%error, "the dead queue could not be looked at, nothing is forgotten");
+                return Ok(None);
+            }
+        };
+        let Some(oldest_ms) = self.status.oldest.tell(has_dead) else { return Ok(None) };
+        let own = Hold { consumer: self.consumer, oldest_ms };
+        let held = self.store.hold(own, std::mem::take(&mut self.silent)).await?;
+        self.silent = self.watch.silent(&held, Instant::now());
+        Ok(Some(forget_before_ms(oldest_ms, &held, &self.silent, self.remembered_ms)))
     }
 
     /// Works until the shutdown. What is under way then is awaited: it is small.
-    pub async fn run(self, mut shutdown: Shutdown) {
+    pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut backoff = Backoff::new(FIRST_RETRY_AFTER, EVERY);
         let (mut round, mut away) = (Housekept::default(), false);
         while !shutdown.is_requested() {
@@ -103,11 +130,6 @@ impl Housekeeping {
     }
 }
 
-/// Keys that were entered before are of no use any more: whatever repeats them was read.
-fn keys_before_ms(read_to_ms: i64, now_ms: i64, keys_ms: i64) -> i64 {
-    read_to_ms.min(now_ms).saturating_sub(keys_ms).saturating_sub(HELD_ELSEWHERE_MS_MAX)
-}
-
 /// Counts a part in.
 fn plus(round: Housekept, part: Housekept) -> Housekept {
     metrics().housekept_rows.inc_by(part.rows);
@@ -118,22 +140,5 @@ fn plus(round: Housekept, part: Housekept) -> Housekept {
 fn tell(round: Housekept) {
     if round.rows > 0 || round.partitions > 0 {
         tracing::info!(deleted.rows = round.rows, deleted.partitions = round.partitions, "old rows deleted");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_kept_for_what_still_waits_in_the_queue() {
-        const DAY_MS: i64 = 24 * HOUR_MS;
-        let now_ms = 1_763_640_000_000;
-        let usual = now_ms - DAY_MS - HELD_ELSEWHERE_MS_MAX;
-        assert_eq!(keys_before_ms(now_ms, now_ms, DAY_MS), usual);
-        // A clock that is ahead forgets nothing earlier.
-        assert_eq!(keys_before_ms(now_ms + DAY_MS, now_ms, DAY_MS), usual);
-        // Behind an outage of three days.
-        assert_eq!(keys_before_ms(now_ms - 3 * DAY_MS, now_ms, DAY_MS), usual - 3 * DAY_MS);
     }
 }

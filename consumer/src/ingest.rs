@@ -6,11 +6,10 @@
 //! store decides that, inside the transaction.
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
-use shared::clock;
 use shared::id::{IdKeys, Kind, MessageId};
 use shared::message::{Message, decode};
 use shared::queue::{Delivery, Lost, Queue, Subscription};
@@ -18,6 +17,7 @@ use shared::shutdown::Shutdown;
 use shared::store::{Applied, KeyedVerdict, Store, StoreError};
 
 use crate::announce::Announcer;
+use crate::horizon::Oldest;
 use crate::measure::metrics;
 use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
 use crate::told;
@@ -25,10 +25,6 @@ use crate::told;
 /// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
 /// back well before.
 pub(crate) const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
-
-/// Nothing came for so long although deliveries are wanted: the queue is empty. Longer than a
-/// broker needs for its own troubles.
-pub(crate) const EMPTY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long a transaction may go on after a stop was requested. Nothing is lost by giving it up: its
 /// messages are given back, and the ledger knows whether it was committed.
@@ -56,9 +52,8 @@ pub struct Status {
     pub store_away: AtomicBool,
     /// The store did not answer when it was asked for its time, as it is while nothing is applied.
     store_silent: AtomicBool,
-    /// See [`read_to_ms`](Self::read_to_ms); 0 while nothing is known.
-    writes_read_to_ms: AtomicI64,
-    dead_read_to_ms: AtomicI64,
+    /// Of the messages that this consumer holds or may be given.
+    pub oldest: Oldest,
 }
 
 impl Status {
@@ -68,25 +63,6 @@ impl Status {
 
     pub fn tell_silent(&self, is_silent: bool) {
         self.store_silent.store(is_silent, Ordering::Relaxed);
-    }
-
-    /// How far this consumer has read both queues: the accept time of the last message, or when the
-    /// queue was last found empty, in milliseconds since 1970. What was accepted earlier is read
-    /// already, but for what another consumer holds. `None` until either has happened at both.
-    pub fn read_to_ms(&self) -> Option<i64> {
-        let writes = self.writes_read_to_ms.load(Ordering::Relaxed);
-        let dead = self.dead_read_to_ms.load(Ordering::Relaxed);
-        Some(writes.min(dead)).filter(|read_to_ms| *read_to_ms > 0)
-    }
-
-    /// Not the latest: an old message that is given again may have others behind it.
-    fn has_read_to(&self, at_ms: i64) {
-        self.writes_read_to_ms.store(at_ms.max(1), Ordering::Relaxed);
-    }
-
-    /// The same of the dead queue.
-    pub(crate) fn has_read_dead_to(&self, at_ms: i64) {
-        self.dead_read_to_ms.store(at_ms.max(1), Ordering::Relaxed);
     }
 }
 
@@ -206,11 +182,6 @@ impl<'a> Session<'a> {
                 biased;
                 () = shutdown.requested() => return Ok(None),
                 delivery = self.subscription.next() => delivery?,
-                () = tokio::time::sleep(EMPTY_AFTER) => {
-                    // What is published from now on is accepted from now on.
-                    self.ingest.status.has_read_to(clock::now_ms());
-                    continue;
-                }
             };
             if let Some(held) = self.read(delivery).await? {
                 return Ok(Some(held));
@@ -257,7 +228,7 @@ impl<'a> Session<'a> {
     async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
         match decode(&delivery.body) {
             Ok(message) => {
-                self.ingest.status.has_read_to(message.accepted_at_ms);
+                self.ingest.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
                 metrics().accepted_at_seen.set(message.accepted_at_ms / 1_000);
                 let size = Size::of(message.entries.len(), delivery.body.len());
                 Ok(Some(Held { delivery, message, size }))

@@ -4,6 +4,7 @@
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
 pub mod announce;
 pub mod dead_queue;
+pub mod horizon;
 pub mod housekeeping;
 pub mod ingest;
 pub mod measure;
@@ -60,7 +61,7 @@ impl Consumer {
             announcer: announcer.clone(),
             status: ingest.status.clone(),
         };
-        let housekeeping = Housekeeping::new(config, backend.store.clone(), ingest.status.clone());
+        let housekeeping = Housekeeping::new(config, backend, ingest.status.clone(), publisher);
         Self { ingest, dead_queue, announcer, housekeeping }
     }
 

@@ -138,7 +138,8 @@ pub struct Ids {
     /// Secrets that sign ids: the first signs, all recognise. Empty: the embedded form makes one
     /// in its data directory, the profile `local` has one, everything else refuses to start.
     pub secrets: Vec<String>,
-    /// How long an Idempotency-Key is remembered after its first use, in hours.
+    /// How long it is remembered what was applied, and under which Idempotency-Key, in hours: counted
+    /// back from the oldest message that may still come.
     pub remembered_for_hours: u32,
     /// How far a replica's clock may be off the store's before it refuses writes, in milliseconds.
     pub clock_skew_ms_max: u64,
@@ -176,6 +177,8 @@ pub struct Retention {
     pub minutes_hours: u32,
     /// Days of rollups per hour; those per day are kept.
     pub hours_days: u32,
+    /// Days that a dead letter is kept after it was discarded; the others stay until somebody decides.
+    pub discarded_days: u32,
 }
 
 /// Logs.
@@ -286,7 +289,7 @@ impl Default for Cache {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { points_days: 30, minutes_hours: 48, hours_days: 90 }
+        Self { points_days: 30, minutes_hours: 48, hours_days: 90, discarded_days: 90 }
     }
 }
 

@@ -110,6 +110,11 @@ impl MessageId {
         Uuid::from_u128(self.0)
     }
 
+    /// The highest key that an item without an Idempotency-Key has, here or in an earlier message.
+    pub fn last_item(self) -> Uuid {
+        Uuid::from_u128(self.0 | (ITEM_BITS & !KEYED_BIT & !CHECK_BITS))
+    }
+
     /// `None` when `uuid` does not have the layout of a message id.
     pub fn from_uuid(uuid: Uuid) -> Option<Self> {
         let bits = uuid.as_u128();

@@ -4,7 +4,8 @@
 //! `shared/tests/it/store.rs` runs against both:
 //!
 //! * `apply` is one transaction: ledger rows, effects and set-aside items of the whole batch, or
-//!   nothing. `Ok` means committed. A message whose ledger row exists changes nothing.
+//!   nothing. `Ok` means committed. A message whose ledger row exists changes nothing, and one
+//!   that is so old that its row may have been dropped is set aside whole.
 //! * Items are applied as if one after the other, in the order of messages and items; an item
 //!   that cannot be applied is set aside and the next one is applied.
 mod bodies;
@@ -98,6 +99,10 @@ pub trait Store: Send + Sync {
     /// tomorrow. Any number of processes may call it at once.
     async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError>;
 
+    /// Tells the oldest accept time that a consumer holds or may be given, and what the other
+    /// consumers told. `silent` ones are forgotten, unless they told something since.
+    async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Result<Held, StoreError>;
+
     /// The store's clock, in milliseconds since 1970. Also the cheapest probe.
     async fn now_ms(&self) -> Result<i64, StoreError>;
 
@@ -174,13 +179,39 @@ pub struct Retention {
     pub points_ms: i64,
     pub minutes_ms: i64,
     pub hours_ms: i64,
-    /// Keys of keyed writes that were entered before this time, in milliseconds since 1970, may be
-    /// forgotten; `None` while none may. Not an age: a repetition may have waited in the queue for
-    /// longer than any. Keys of documents go with their documents, and no key goes before its dead
-    /// letter.
-    pub keys_before_ms: Option<i64>,
+    /// How long dead letters are kept after they were discarded.
+    pub discarded_ms: i64,
+    /// What was accepted before this time, in milliseconds since 1970, comes no more: its ledger rows,
+    /// keys and tombstones may be forgotten; `None` while none may. Not an age: a message may have
+    /// waited in the queue for longer than any. Keys of documents go with their documents, and
+    /// neither a key nor a tombstone goes before its dead letter.
+    pub forget_before_ms: Option<i64>,
     /// Rows that one call deletes at most, of each kind.
     pub rows_max: u32,
+}
+
+/// The oldest accept time, in milliseconds since 1970, of the messages that a consumer holds, or
+/// that the queue may still give to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Drawn at random by its process.
+    pub consumer: u64,
+    pub oldest_ms: i64,
+}
+
+/// What a consumer told, and when, by the store's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub hold: Hold,
+    pub told_at_ms: i64,
+}
+
+/// What the other consumers told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub others: Vec<Holder>,
+    /// By the store's clock, in milliseconds since 1970.
+    pub now_ms: i64,
 }
 
 /// What one call of `housekeep` did.
@@ -274,6 +305,9 @@ pub enum Reason {
     DigestMismatch,
     /// Of a whole message: longer than any of Forebay's, so only its beginning was kept.
     TooLarge,
+    /// The ledger has forgotten what was applied when its message was accepted: whether this item
+    /// took effect before, nobody can know.
+    TooOld,
 }
 
 impl Reason {
@@ -289,6 +323,7 @@ impl Reason {
             Self::UnknownKind => "unknown_kind",
             Self::DigestMismatch => "digest_mismatch",
             Self::TooLarge => "too_large",
+            Self::TooOld => "too_old",
         }
     }
 }
@@ -297,8 +332,19 @@ impl Reason {
 /// processed under a key: a caller that has another one has a conflict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    Applied { at_ms: i64, fingerprint: Option<Fingerprint> },
-    Failed { at_ms: i64, reason: String, detail: String, fingerprint: Option<Fingerprint> },
+    Applied {
+        at_ms: i64,
+        fingerprint: Option<Fingerprint>,
+    },
+    Failed {
+        at_ms: i64,
+        reason: String,
+        detail: String,
+        fingerprint: Option<Fingerprint>,
+    },
+    /// So old that the ledger has forgotten what was applied then. Not of a keyed item, whose id
+    /// has no time.
+    Forgotten,
 }
 
 #[derive(Clone, Debug, thiserror::Error)]

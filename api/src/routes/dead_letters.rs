@@ -87,6 +87,11 @@ pub struct RedriveBody {
     #[serde(default)]
     #[schema(example = true)]
     dry_run: bool,
+    /// Applies also what is `too_old`, of which nobody can know whether it was applied before:
+    /// without it such items stay as they are.
+    #[serde(default)]
+    #[schema(example = false)]
+    force: bool,
 }
 
 /// Which dead letters.
@@ -300,7 +305,7 @@ fn redrive_of(shared: &Shared, asked: RedriveBody) -> Result<Redrive, Problem> {
             Problem::invalid(vec![Invalid { pointer: Some(pointer.into()), parameter: None, detail }])
         }
     };
-    let RedriveBody { filter, limit, after, dry_run } = asked;
+    let RedriveBody { filter, limit, after, dry_run, force } = asked;
     let FilterBody { kind, reason, id } = filter.unwrap_or_default();
     let known = |id: String| shared.ids.meant(&id).ok_or_else(|| "this id was never issued".to_owned());
     Ok(Redrive {
@@ -308,6 +313,7 @@ fn redrive_of(shared: &Shared, asked: RedriveBody) -> Result<Redrive, Problem> {
         after: after.as_deref().map(cursor_of).transpose().map_err(at("/after"))?,
         limit: limit_of(limit).map_err(at("/limit"))?,
         dry_run,
+        force,
     })
 }
 
@@ -340,10 +346,10 @@ fn shown(shared: &Shared, letter: DeadLetter) -> DeadLetterBody {
 
 fn told(shared: &Shared, redriven: Redriven) -> RedrivenItem {
     let id = shared.ids.shown(redriven.id);
-    match redriven.outcome {
-        RedriveOutcome::Applied => RedrivenItem { id, status: "applied", reason: None, detail: None },
-        RedriveOutcome::FailedAgain { reason, detail } => {
-            RedrivenItem { id, status: "failed", reason: Some(reason), detail: Some(detail) }
+    match redriven.outcome.failure() {
+        None => RedrivenItem { id, status: "applied", reason: None, detail: None },
+        Some((reason, detail)) => {
+            RedrivenItem { id, status: "failed", reason: Some(reason.into()), detail: Some(detail.into()) }
         }
     }
 }

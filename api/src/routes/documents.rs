@@ -22,7 +22,7 @@ use crate::document_cache::{Cached, Found};
 use crate::parameters::{self, check_parameter};
 use crate::problem::Problem;
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
-use crate::routes::receipts::payload_of;
+use crate::routes::receipts::{forgotten, payload_of};
 use crate::server::Shared;
 use crate::time_text::rfc3339;
 
@@ -232,7 +232,7 @@ fn own_key(text: &str) -> Result<Option<Box<str>>, Problem> {
                           "accepted_at": "2025-11-20T00:53:20.042Z", "data": {"sku": "A-1", "count": 3}})),
         (status = 304, description = "the client has it"),
         (status = 404, description = "never issued, deleted, or in another collection", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "older than the collection keeps documents", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "older than the collection keeps documents, or not there and so old that it is no longer known why", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the store is away and the document is not known", body = Problem,
          content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
@@ -276,7 +276,11 @@ pub async fn get(
             Found::Nothing if is_past_retention(&shared, &collection, id).await? => Err(past_retention()),
             Found::Nothing => Err(Problem::not_found("this collection does not hold the document")),
         },
-        None if is_past_retention(&shared, &collection, id).await? => Err(past_retention()),
+        None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id).await? => {
+            Err(past_retention())
+        }
+        // What was stored and not deleted would have been found.
+        Some(Fate::Forgotten) => Err(forgotten()),
         None => Ok(DocumentBody::with(&id, "accepted").answer()),
     }
 }

@@ -60,12 +60,14 @@ impl Receipt {
     }
 
     /// Of what the store knows. `payload` is the fingerprint that the client holds.
-    fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<Fate>) -> Self {
+    /// `None` when the store has forgotten it.
+    fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<Fate>) -> Option<Self> {
         let has_other = |processed: Option<Fingerprint>| {
             payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
         };
-        match fate {
+        Some(match fate {
             None => Self::accepted(id),
+            Some(Fate::Forgotten) => return None,
             Some(Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. })
                 if has_other(fingerprint) =>
             {
@@ -81,7 +83,7 @@ impl Receipt {
                 detail: Some(detail),
                 ..Self::accepted(id)
             },
-        }
+        })
     }
 
     /// Of what an event told, without what only the store knows.
@@ -106,10 +108,11 @@ impl Receipt {
         outcome: Outcome,
     ) -> Self {
         let id = shared.ids.sign(item);
-        match fate_of(shared, item).await {
+        let known = match fate_of(shared, item).await {
             Ok(Some(fate)) => Self::of_fate(id, payload, Some(fate)),
-            Ok(None) | Err(_) => Self::of_outcome(id, outcome),
-        }
+            Ok(None) | Err(_) => None,
+        };
+        known.unwrap_or_else(|| Self::of_outcome(id, outcome))
     }
 
     fn is_settled(&self) -> bool {
@@ -143,6 +146,7 @@ pub struct ReceiptParams {
         (status = 200, description = "the receipt", body = Receipt,
          headers(("Preference-Applied" = String, description = "`wait=N`, when it was settled meanwhile"))),
         (status = 404, description = "never issued", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "so old that it is no longer known what became of it", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`payload` is not a fingerprint", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the store is away", body = Problem,
          content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
@@ -192,7 +196,7 @@ async fn read_after(
 
 async fn read(shared: &Shared, id: ItemId, payload: Option<Fingerprint>) -> Result<Receipt, Problem> {
     let fate = fate_of(shared, id.key()).await.map_err(|error| unavailable(&error))?;
-    Ok(Receipt::of_fate(id, payload, fate))
+    Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)
 }
 
 async fn fate_of(shared: &Shared, item: ItemKey) -> Result<Option<Fate>, StoreError> {
@@ -209,6 +213,11 @@ pub fn payload_of(query: &str) -> Result<Option<Fingerprint>, Problem> {
     parsed.map_err(|error: shared::keyed::NotAFingerprint| {
         Problem::invalid_parameter("payload", error.to_string())
     })
+}
+
+/// Of an id without a key, whose time says that it is older than what is remembered.
+pub fn forgotten() -> Problem {
+    Problem::gone("so old that it is no longer known what became of it (ids.remembered_for_hours)")
 }
 
 fn never_issued() -> Problem {

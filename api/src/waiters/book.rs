@@ -243,12 +243,12 @@ impl Book {
     }
 
     /// What the store said, when it was asked after the mark was taken. An item that it does not
-    /// know will be committed later, and all events about it come later still.
+    /// know, or whose time it has forgotten, will be committed later, and all events about it come later still.
     pub fn learn(&mut self, items: &[ItemKey], fates: Vec<Option<Fate>>, mark: u64) -> Answers {
         let mut answers = Answers::new();
         for (item, fate) in items.iter().zip(fates) {
-            if let Some(fate) = fate {
-                self.settle(*item, &mut answers, |entry| Some(entry.outcome_of(&fate)));
+            if let Some(fate) = fate.filter(|fate| *fate != Fate::Forgotten) {
+                self.settle(*item, &mut answers, |entry| entry.outcome_of(&fate));
                 continue;
             }
             for entry in self.items.get_mut(item).into_iter().flatten() {
@@ -292,8 +292,10 @@ impl Entry {
         self.fingerprint.is_some_and(|own| processed.is_some_and(|processed| processed != own))
     }
 
-    fn outcome_of(&self, fate: &Fate) -> Outcome {
-        match fate {
+    /// `None` of what the store has forgotten.
+    fn outcome_of(&self, fate: &Fate) -> Option<Outcome> {
+        Some(match fate {
+            Fate::Forgotten => return None,
             Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. }
                 if self.has_other(*fingerprint) =>
             {
@@ -305,6 +307,6 @@ impl Entry {
             Fate::Failed { reason, detail, .. } => {
                 Outcome::Failed { reason: reason.as_str().into(), detail: detail.as_str().into() }
             }
-        }
+        })
     }
 }

@@ -66,6 +66,10 @@ impl Queue for LateQueue {
         self.0.queue.subscribe_dead(window).await
     }
 
+    async fn has_dead(&self) -> Result<bool, QueueError> {
+        self.0.queue.has_dead().await
+    }
+
     async fn close(&self) {
         self.0.queue.close().await;
     }

@@ -80,6 +80,10 @@ impl Queue for FaultyQueue {
         self.0.subscribe_dead(window).await
     }
 
+    async fn has_dead(&self) -> Result<bool, QueueError> {
+        self.0.has_dead().await
+    }
+
     async fn close(&self) {
         self.0.close().await;
     }

@@ -1,6 +1,9 @@
 //! Receipts: accepted, applied, failed, or never issued.
 use reqwest::Method;
 use serde_json::Value;
+use shared::id::IdIssuer;
+use shared::message::{Builder, decode};
+use shared::store::{Fate, Retention};
 
 use crate::support::{Installation, cluster, embedded, json, on_both_pairs, problem};
 
@@ -75,4 +78,79 @@ async fn an_id_is_known_before_its_row_exists_embedded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_is_known_at_every_replica_before_its_row_exists_cluster() {
     cluster("early", known_while_nothing_is_applied).await;
+}
+
+/// What was applied so long ago that nobody knows any more is gone at every replica.
+async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
+    const DAY_MS: i64 = 24 * 3_600_000;
+    let backend = &installation.backends[0];
+    let now_ms = shared::clock::now_ms();
+    let mut ids = IdIssuer::new(rand::random(), 0);
+    let mut message = |at_ms: i64| {
+        let mut builder = Builder::new(ids.next(at_ms), at_ms);
+        builder.push(br#"{"increment":{"counter":"forgotten","by":1}}"#, 1);
+        builder.push(br#"{"document":{"collection":"forgotten","data":{}}}"#, 1);
+        decode(&builder.finish().body).expect("a message")
+    };
+    let (old, new) = (message(now_ms - 5 * DAY_MS), message(now_ms));
+    let id = |item| backend.ids.sign(item).to_string();
+    let [increment, document] = [0, 1].map(|index| old.item_key(index));
+    backend.store.apply([old.clone(), new.clone()].into()).await.expect("is applied");
+    let retention = Retention {
+        points_ms: 90 * DAY_MS,
+        minutes_ms: 90 * DAY_MS,
+        hours_ms: 90 * DAY_MS,
+        discarded_ms: 90 * DAY_MS,
+        forget_before_ms: Some(now_ms - 3 * DAY_MS),
+        rows_max: 1_000,
+    };
+    // The consumers keep house, too, and one at a time does.
+    let forgotten = async || {
+        backend.store.housekeep(retention).await.expect("is kept");
+        let fates = backend.store.fates([increment].into()).await.expect("is read");
+        (fates[0] == Some(Fate::Forgotten)).then_some(())
+    };
+    installation.wait_for("what is old to be forgotten", forgotten).await;
+    for replica in 0..2 {
+        let get = async |path: String| {
+            installation.at(replica, Method::GET, &path).send().await.expect("an answer")
+        };
+        let gone = problem(get(format!("/v1/receipts/{}", id(increment))).await, 410).await;
+        assert!(gone["detail"].as_str().expect("a detail").contains("no longer known"), "{gone}");
+        assert_eq!(receipt(&installation, replica, &id(new.item_key(0))).await["status"], "applied");
+        let there = get(format!("/v1/data/forgotten/{}", id(document))).await;
+        assert_eq!(json(there).await["status"], "applied");
+        // Never came, or not to this collection: nobody knows.
+        problem(get(format!("/v1/data/elsewhere/{}", id(document))).await, 410).await;
+    }
+    // It comes again, and only force applies it.
+    backend.store.apply([old].into()).await.expect("is set aside");
+    let increment = id(increment);
+    assert_eq!(receipt(&installation, 1, &increment).await["reason"], "too_old");
+    let mut asked = serde_json::json!({"filter": {"id": increment, "reason": "too_old"}});
+    let redrive = async |asked: &Value| {
+        let request = installation.at(0, Method::POST, "/v1/dead-letters/redrive").json(asked);
+        json(request.send().await.expect("an answer")).await
+    };
+    let told = redrive(&asked).await;
+    assert_eq!(
+        (&told["failed_again"], &told["items"][0]["reason"]),
+        (&1.into(), &"too_old".into()),
+        "{told}"
+    );
+    assert!(told["items"][0]["detail"].as_str().expect("a detail").contains("needs force"), "{told}");
+    asked["force"] = true.into();
+    assert_eq!(redrive(&asked).await["redriven"], 1);
+    installation.wait_for_value(0, "forgotten", 3).await;
+    installation
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_forgotten_is_gone_embedded() {
+    embedded(gone_once_it_is_forgotten).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_forgotten_is_gone_at_every_replica_cluster() {
+    cluster("forgotten", gone_once_it_is_forgotten).await;
 }

@@ -24,7 +24,7 @@ pub struct Installation {
     pub apis: Vec<Server>,
     pub consumers: Vec<RunningConsumer>,
     pub client: Client,
-    backends: Vec<Backend>,
+    pub backends: Vec<Backend>,
 }
 
 pub struct RunningConsumer {

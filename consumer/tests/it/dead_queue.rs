@@ -151,7 +151,8 @@ async fn what_an_older_consumer_buried_is_applied_by_a_redrive(mut rig: Rig) -> 
     let version = shared::message::Undecodable::Version(1);
     let dead = DeadMessage::undecodable(message.body.clone(), &version);
     rig.backend.store.bury(dead).await.expect("is buried");
-    let all = Redrive { filter: DeadLetterFilter::default(), after: None, limit: 9, dry_run: false };
+    let all =
+        Redrive { filter: DeadLetterFilter::default(), after: None, limit: 9, dry_run: false, force: false };
     let done = rig.backend.store.redrive(all).await.expect("is redriven");
     assert_eq!(done.items.len(), 1);
     assert_eq!(done.items[0].outcome, RedriveOutcome::Applied);

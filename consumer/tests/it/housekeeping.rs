@@ -2,7 +2,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use shared::store::{Housekept, Retention};
+use shared::store::{Hold, Housekept, Retention};
 
 use crate::*;
 
@@ -35,7 +35,9 @@ impl Layer for Scripted {
 on_both_pairs! {
     it_goes_on_at_once_while_there_is_more_and_after_an_error_while_writes_are_applied
     it_does_not_hold_up_a_stop
-    keys_are_forgotten_by_what_was_read_of_the_queue
+    what_is_forgotten_follows_the_messages_and_not_the_clock
+    what_another_consumer_holds_is_not_forgotten
+    an_old_message_that_comes_after_it_was_forgotten_is_set_aside
 }
 
 fn scripted(
@@ -75,36 +77,106 @@ async fn it_goes_on_at_once_while_there_is_more_and_after_an_error_while_writes_
     let Retention { points_ms, minutes_ms, hours_ms, rows_max, .. } = asked[0];
     assert_eq!((points_ms, minutes_ms, hours_ms), (30 * day_ms, 2 * day_ms, 90 * day_ms));
     assert!(rows_max > 0);
-    let keys_aside = |retention: &Retention| Retention { keys_before_ms: None, ..*retention };
-    assert!(asked.iter().all(|retention| keys_aside(retention) == keys_aside(&asked[0])));
+    let fixed = |retention: &Retention| Retention { forget_before_ms: None, ..*retention };
+    assert!(asked.iter().all(|retention| fixed(retention) == fixed(&asked[0])));
     rig
 }
 
-/// By the clock alone the key of a first attempt would be gone when its repetition is read.
-async fn keys_are_forgotten_by_what_was_read_of_the_queue(rig: Rig) -> Rig {
+/// By the clock alone what a first attempt left would be gone when its repetition is read.
+async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> Rig {
     let more = Ok(Housekept { rows: 1, partitions: 0, more: true });
-    let (mut rig, layer) = scripted(rig, vec![more; 100_000]);
-    let last = || layer.0.asked.lock().expect("no panic").last().map(|retention| retention.keys_before_ms);
-    let begin_ms = shared::clock::now_ms();
-    let accepted_ms = begin_ms - 72 * 3_600_000;
-    let kept_ms = 24 * 3_600_000 + 30 * 60_000;
-    let mut builder = Builder::new(rig.issuer.next(accepted_ms), accepted_ms);
-    let mut encoded = Vec::new();
-    encode_increment(&mut encoded, "old", 1);
-    builder.push(&encoded, 1);
+    let (rig, layer) = scripted(rig, vec![more; 100_000]);
+    let asked = || layer.0.asked.lock().expect("no panic").len();
+    let last = || layer.0.asked.lock().expect("no panic").last().map(|retention| retention.forget_before_ms);
+    let hours_ms = |hours: i64| hours * 3_600_000;
+    let now_ms = shared::clock::now_ms();
     rig.consuming(async {
-        // Before anything was read, none.
+        // Before anything was read, nothing.
         wait_for("the first housekeeping", async || last().is_some()).await;
         assert_eq!(last(), Some(None));
-        rig.publish(builder.finish()).await;
-        wait_for("a bound by the message", async || last() == Some(Some(accepted_ms - kept_ms))).await;
-        wait_for("a bound by the empty queue", async || {
-            last().flatten().is_some_and(|before_ms| before_ms >= begin_ms - kept_ms)
+        rig.publish_accepted(now_ms - hours_ms(72)).await;
+        let bound = Some(Some(now_ms - hours_ms(72 + 24)));
+        wait_for("a bound by the message", async || last() == bound).await;
+        // Newer ones move nothing while it may come again, and an empty queue moves nothing.
+        rig.publish_accepted(now_ms).await;
+        rig.wait_for_value("accepted", 2).await;
+        let then = asked();
+        wait_for("more housekeeping", async || asked() >= then + 20).await;
+        assert_eq!(last(), bound);
+        // An older one that comes does.
+        rig.publish_accepted(now_ms - hours_ms(80)).await;
+        wait_for("an earlier bound", async || last() == Some(Some(now_ms - hours_ms(80 + 24)))).await;
+    })
+    .await;
+    rig
+}
+
+/// Another consumer holds an older message.
+async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
+    let more = Ok(Housekept { rows: 1, partitions: 0, more: true });
+    let (rig, layer) = scripted(rig, vec![more; 100_000]);
+    let last = || layer.0.asked.lock().expect("no panic").last().and_then(|asked| asked.forget_before_ms);
+    let (now_ms, day_ms) = (shared::clock::now_ms(), 24 * 3_600_000);
+    let hold = Hold { consumer: 7, oldest_ms: now_ms - 9 * day_ms };
+    rig.backend.store.hold(hold, Vec::new()).await.expect("is told");
+    rig.consuming(async {
+        rig.publish_accepted(now_ms).await;
+        wait_for("a bound by the other", async || last() == Some(now_ms - 10 * day_ms)).await;
+        // It got rid of it, or of its process.
+        let hold = Hold { oldest_ms: now_ms - day_ms, ..hold };
+        rig.backend.store.hold(hold, Vec::new()).await.expect("is told");
+        wait_for("a later bound", async || last() == Some(now_ms - 2 * day_ms)).await;
+    })
+    .await;
+    rig
+}
+
+/// What was applied and forgotten comes once more, as from a consumer that had stopped.
+async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig) -> Rig {
+    let (now_ms, day_ms) = (shared::clock::now_ms(), 24 * 3_600_000);
+    let old = Rig::accepted(now_ms - 5 * day_ms);
+    rig.publish(old.clone()).await;
+    rig.consuming(rig.wait_for_value("accepted", 1)).await;
+    let retention = Retention {
+        points_ms: 90 * day_ms,
+        minutes_ms: 90 * day_ms,
+        hours_ms: 90 * day_ms,
+        discarded_ms: 90 * day_ms,
+        forget_before_ms: Some(now_ms - 3 * day_ms),
+        rows_max: 1_000,
+    };
+    rig.backend.store.housekeep(retention).await.expect("is kept");
+    rig.publish(old.clone()).await;
+    rig.publish_accepted(now_ms).await;
+    rig.consuming(async {
+        rig.wait_for_value("accepted", 2).await;
+        wait_for("it is set aside", async || {
+            let fates = rig.backend.store.fates([old.id.item(Kind::Increment, 0)].into()).await;
+            let fate = fates.ok().and_then(|fates| fates.into_iter().next().flatten());
+            matches!(fate, Some(Fate::Failed { reason, .. }) if reason == "too_old")
         })
         .await;
     })
     .await;
+    assert_eq!(rig.value("accepted").await, Some(2));
     rig
+}
+
+impl Rig {
+    /// An increment that was accepted then.
+    fn accepted(at_ms: i64) -> Outgoing {
+        // An issuer never goes back.
+        let mut builder = Builder::new(IdIssuer::new(rand::random(), 0).next(at_ms), at_ms);
+        let mut encoded = Vec::new();
+        encode_increment(&mut encoded, "accepted", 1);
+        builder.push(&encoded, 1);
+        builder.finish()
+    }
+
+    async fn publish_accepted(&self, at_ms: i64) {
+        let message = Self::accepted(at_ms);
+        self.publish(message).await;
+    }
 }
 
 /// There is always more to delete, and a pause is always under way or about to be.

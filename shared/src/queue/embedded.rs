@@ -11,7 +11,7 @@ mod shelf;
 mod subscription;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use self::file::{File, Lane};
+use self::loader::SharedReader;
 use self::shelf::{Lanes, Shelf};
 use self::subscription::EmbeddedSubscription;
 use self::writer::{Command, Publish, Writer};
@@ -33,6 +34,8 @@ const COMMANDS_WAITING_MAX: usize = 256;
 pub struct EmbeddedQueue {
     publisher: Arc<EmbeddedPublisher>,
     lanes: Lanes,
+    reader: SharedReader,
+    directory: PathBuf,
     next_owner: AtomicU64,
     /// Taken by the first who closes; others wait for it at the lock.
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -67,7 +70,7 @@ impl EmbeddedQueue {
             directory: directory.to_owned(),
             commands: waiting,
             lanes: lanes.clone(),
-            reader,
+            reader: Arc::clone(&reader),
             room: Arc::clone(&room),
             link: Arc::clone(&state),
             confirm_timeout: limits.confirm_timeout,
@@ -76,7 +79,14 @@ impl EmbeddedQueue {
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run())));
         let publisher = Arc::new(EmbeddedPublisher { commands, room, state });
-        Ok(Arc::new(Self { publisher, lanes, next_owner: AtomicU64::new(0), writer }))
+        Ok(Arc::new(Self {
+            publisher,
+            lanes,
+            reader,
+            directory: directory.to_owned(),
+            next_owner: AtomicU64::new(0),
+            writer,
+        }))
     }
 
     fn open_lane(&self, lane: Lane, window: u16) -> EmbeddedSubscription {
@@ -98,6 +108,10 @@ impl Queue for EmbeddedQueue {
 
     async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
         Ok(Box::new(self.open_lane(Lane::Dead, window)))
+    }
+
+    async fn has_dead(&self) -> Result<bool, QueueError> {
+        loader::has_dead(&self.lanes.dead, &self.reader, &self.directory).await
     }
 
     async fn close(&self) {

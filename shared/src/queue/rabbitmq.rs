@@ -10,6 +10,7 @@
 mod connection;
 mod flow;
 mod judged;
+mod look;
 mod properties;
 mod publisher;
 mod refusals;
@@ -26,6 +27,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 pub(crate) use self::connection::{ConnectionEvents, LogOnce, Session, SessionError, call};
+use self::look::Look;
 use self::publisher::RabbitPublisher;
 use self::subscription::{Lane, RabbitSubscription};
 pub(crate) use self::topology::{Names, declare_events};
@@ -118,6 +120,7 @@ pub struct RabbitQueue {
     settings: Arc<RabbitSettings>,
     runtime: Handle,
     publisher: Arc<RabbitPublisher>,
+    look: Arc<Look>,
     stop: Trigger,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
@@ -129,7 +132,8 @@ impl RabbitQueue {
         let (settings, runtime) = (Arc::new(settings), Handle::current());
         let (stop, stopping) = shutdown::channel();
         let (publisher, supervisor) = publisher::start(Arc::clone(&settings), &runtime, stopping);
-        Arc::new(Self { settings, runtime, publisher, stop, supervisor: Mutex::new(Some(supervisor)) })
+        let look = Arc::new(Look::new(Arc::clone(&settings)));
+        Arc::new(Self { settings, runtime, publisher, look, stop, supervisor: Mutex::new(Some(supervisor)) })
     }
 
     async fn open(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
@@ -154,9 +158,16 @@ impl Queue for RabbitQueue {
         self.open(Lane::Dead, window).await
     }
 
+    async fn has_dead(&self) -> Result<bool, QueueError> {
+        let look = Arc::clone(&self.look);
+        let looked = self.runtime.spawn(async move { look.has_dead().await }).await;
+        Ok(looked.map_err(|stopped| QueueError::Unavailable(stopped.into()))??)
+    }
+
     /// Publishes that are in hand are answered first, each by its deadline at the latest.
     async fn close(&self) {
         self.stop.request();
+        self.look.close().await;
         let supervisor = self.supervisor.lock().expect("no code panics while it holds this lock").take();
         if let Some(supervisor) = supervisor {
             // An error is a panic of the supervisor, which the panic hook has told.

@@ -22,6 +22,9 @@ pub(super) const REDRIVE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Another payload was processed under the item's key meanwhile.
 const KEY_REUSED: &str = "key_reused";
 
+/// What is told of an item that was not tried.
+pub const NEEDS_FORCE: &str = "nobody can know whether it was applied before: needs force";
+
 /// What was set aside, as stored: an item, or a whole message ([`MESSAGE_KIND`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
@@ -82,6 +85,8 @@ pub struct Redrive {
     pub limit: u32,
     /// Tells what would come of it, and changes nothing.
     pub dry_run: bool,
+    /// Applies also what is [`Reason::TooOld`], which may then take effect a second time.
+    pub force: bool,
 }
 
 impl Redrive {
@@ -134,7 +139,23 @@ pub struct Redriven {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedriveOutcome {
     Applied,
-    FailedAgain { reason: String, detail: String },
+    FailedAgain {
+        reason: String,
+        detail: String,
+    },
+    /// Not tried, and left as it is: see [`Redrive::force`].
+    NeedsForce,
+}
+
+impl RedriveOutcome {
+    /// Reason and detail of what is a dead letter still.
+    pub fn failure(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Applied => None,
+            Self::FailedAgain { reason, detail } => Some((reason, detail)),
+            Self::NeedsForce => Some((Reason::TooOld.name(), NEEDS_FORCE)),
+        }
+    }
 }
 
 /// The letters of one transaction.
@@ -142,13 +163,18 @@ pub enum RedriveOutcome {
 pub(super) struct Batch {
     /// One item each.
     pub messages: Vec<Message>,
+    /// Those of which there is no message.
     failed: Vec<Redriven>,
 }
 
 impl Batch {
-    pub fn of<'l>(letters: impl IntoIterator<Item = &'l DeadLetter>) -> Self {
+    pub fn of<'l>(letters: impl IntoIterator<Item = &'l DeadLetter>, force: bool) -> Self {
         let mut batch = Self::default();
         for letter in letters {
+            if letter.reason == Reason::TooOld.name() && !force {
+                batch.failed.push(Redriven { id: letter.id, outcome: RedriveOutcome::NeedsForce });
+                continue;
+            }
             match message_of(letter) {
                 Ok(message) => batch.messages.push(message),
                 Err(detail) => batch.failed.push(failed(letter.id, Reason::Unreadable.name(), detail)),
@@ -234,7 +260,7 @@ mod tests {
     fn an_item_keeps_its_id_and_its_place() {
         let id = IdIssuer::new(1, 1).next(5).item(Kind::Document, 4_095);
         let document = r#"{"document":{"collection":"c","data":{}}}"#;
-        let batch = Batch::of(&[letter(id, document.into())]);
+        let batch = Batch::of(&[letter(id, document.into())], false);
         let plan = Plan::redriven(&batch.messages);
         assert_eq!((plan.documents[0].item(), plan.documents[0].place()), (id, id.as_uuid()));
         assert!(!plan.documents[0].is_keyed());
@@ -244,7 +270,7 @@ mod tests {
             r#"{{"document":{{"collection":"c","data":{{}}}},"keyed":{{"id":"{keyed}","fingerprint":"{fingerprint}"}}}}"#
         );
         let places = [0, 1].map(|_| {
-            let batch = Batch::of(&[letter(keyed, item.clone())]);
+            let batch = Batch::of(&[letter(keyed, item.clone())], false);
             let plan = Plan::redriven(&batch.messages);
             assert_eq!(plan.documents[0].item(), keyed);
             let place = ItemKey::from_uuid(plan.documents[0].place()).expect("a place");
@@ -286,7 +312,7 @@ mod tests {
         let id = IdIssuer::new(1, 1).next(5).item(Kind::Increment, 0);
         let point = r#"{"point":{"type":"t","at_ms":7,"value":1}}"#;
         for item in [r#"{"later":{}}"#, "no JSON", "", point] {
-            let batch = Batch::of(&[letter(id, item.into())]);
+            let batch = Batch::of(&[letter(id, item.into())], false);
             assert!(batch.messages.is_empty(), "{item}");
             let [Redriven { id: told, outcome: RedriveOutcome::FailedAgain { reason, .. } }] =
                 &batch.settle(&[])[..]
@@ -295,8 +321,20 @@ mod tests {
             };
             assert_eq!((*told, &**reason), (id.as_uuid(), "unreadable"), "{item}");
         }
-        let bad = Batch::of(&[letter(id, r#"{"increment":{"counter":"a b","by":1}}"#.into())]);
-        assert_eq!(Plan::redriven(&bad.messages).unreadable[0].item, id);
+        let bad = Batch::of(&[letter(id, r#"{"increment":{"counter":"a b","by":1}}"#.into())], false);
+        assert_eq!(Plan::redriven(&bad.messages).aside[0].item, id);
+    }
+
+    #[test]
+    fn what_is_too_old_is_tried_by_force_only() {
+        let id = IdIssuer::new(1, 1).next(5).item(Kind::Increment, 0);
+        let item = r#"{"increment":{"counter":"a","by":1}}"#;
+        let old = DeadLetter { reason: "too_old".into(), ..letter(id, item.into()) };
+        assert_eq!(Batch::of(std::slice::from_ref(&old), true).messages.len(), 1);
+        let batch = Batch::of(&[old], false);
+        assert!(batch.messages.is_empty());
+        let expected = Redriven { id: id.as_uuid(), outcome: RedriveOutcome::NeedsForce };
+        assert_eq!(batch.settle(&[]), [expected]);
     }
 
     #[test]
@@ -307,7 +345,7 @@ mod tests {
             r#"{{"increment":{{"counter":"a","by":1}},"keyed":{{"id":"{id}","fingerprint":"{own}"}}}}"#
         );
         for (processed, applied) in [(own, 1), (fingerprint_of("POST", "a", "2"), 0)] {
-            let mut batch = Batch::of(&[letter(id, item.clone())]);
+            let mut batch = Batch::of(&[letter(id, item.clone())], false);
             batch.heed_keys(&Earlier::from([(id, processed)]));
             assert_eq!(batch.messages.len(), applied);
             assert_eq!(batch.settle(&[]).len(), 1);

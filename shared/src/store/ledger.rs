@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::id::ItemKey;
 use crate::message::Message;
 
 /// The messages of a batch, each id once. Callers promise different ids; a copy that comes all
@@ -25,6 +26,12 @@ pub fn distinct(batch: &[Message]) -> Result<Vec<&Message>, StoreError> {
 /// and the others.
 pub fn part<'a>(batch: &[&'a Message], inserted: &HashSet<Uuid>) -> (Vec<&'a Message>, Vec<&'a Message>) {
     batch.iter().partition(|message| inserted.contains(&message.id.as_uuid()))
+}
+
+/// Whether an item of which nothing is known is so old that it may have been applied. A keyed one
+/// names no message.
+pub fn is_forgotten(item: ItemKey, floor: Option<Uuid>) -> bool {
+    item.message().is_some_and(|message| floor.is_some_and(|floor| message.as_uuid() <= floor))
 }
 
 /// Compares messages that had been applied before with what the ledger holds of them.

@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use uuid::Uuid;
 
 use super::{KeyedOutcome, KeyedVerdict, Reason, SetAside};
-use crate::id::ItemKey;
+use crate::id::{ItemKey, MessageId};
 use crate::keyed::{Fingerprint, Keyed};
 use crate::message::{Entry, Message};
 use crate::write::{Delete, Document, Increment, Item, Point, Write};
 
 /// Longest detail of an item that was set aside, in characters: parsers quote what they met.
 const DETAIL_LENGTH_MAX: usize = 1_000;
+
+const TOO_OLD: &str = "its message came after the ledger had forgotten what was applied when it was accepted";
 
 /// One item that takes effect in this transaction.
 #[derive(Debug)]
@@ -62,8 +64,8 @@ pub struct Plan<'a> {
     pub documents: Vec<Task<'a, Document>>,
     pub deletes: Vec<Task<'a, Delete>>,
     pub points: Vec<Task<'a, Point>>,
-    /// Items that no transaction can apply.
-    pub unreadable: Vec<SetAside>,
+    /// Items that are not applied, whatever the store holds.
+    pub aside: Vec<SetAside>,
     pub keyed: Vec<KeyedOutcome>,
 }
 
@@ -84,7 +86,8 @@ pub fn keys(fresh: &[&Message]) -> BTreeMap<ItemKey, Fingerprint> {
 pub type Earlier = HashMap<ItemKey, Fingerprint>;
 
 impl<'a> Plan<'a> {
-    pub fn of(fresh: &[&'a Message], earlier: &Earlier) -> Self {
+    /// Of messages that have no other row in the ledger. `too_old` are those that may have had one.
+    pub fn of(fresh: &[&'a Message], too_old: &HashSet<MessageId>, earlier: &Earlier) -> Self {
         let mut plan = Self::default();
         let mut processed = earlier.clone();
         for message in fresh.iter().copied() {
@@ -95,7 +98,9 @@ impl<'a> Plan<'a> {
                 });
                 let takes_effect = verdict.is_none_or(|(_, verdict)| verdict == KeyedVerdict::Applied);
                 plan.keyed.extend(verdict.map(|(outcome, _)| outcome));
-                if takes_effect {
+                if takes_effect && too_old.contains(&message.id) {
+                    plan.aside.push(set_aside(message, index, Reason::TooOld, TOO_OLD));
+                } else if takes_effect {
                     plan.add(message, index, entry);
                 }
             }
@@ -132,7 +137,7 @@ impl<'a> Plan<'a> {
                 Write::Point(write) => self.points.push(Task { write, message, index }),
             },
             Entry::Unreadable { detail, .. } => {
-                self.unreadable.push(set_aside(message, index, Reason::Unreadable, detail));
+                self.aside.push(set_aside(message, index, Reason::Unreadable, detail));
             }
         }
     }
@@ -219,7 +224,7 @@ mod tests {
         let two = message(&mut ids, vec![item(Some("k"), 3), item(Some("k"), 1), item(Some("l"), 4)]);
         let fresh = [&one, &two];
         assert_eq!(keys(&fresh).len(), 2);
-        let plan = Plan::of(&fresh, &Earlier::new());
+        let plan = Plan::of(&fresh, &HashSet::new(), &Earlier::new());
         let applied: Vec<i64> = plan.increments.iter().map(|task| task.write.by).collect();
         assert_eq!(applied, [1, 2, 4]);
         let verdicts: Vec<_> = plan.keyed.iter().map(|outcome| outcome.verdict).collect();
@@ -232,17 +237,36 @@ mod tests {
         let message = message(&mut ids, vec![item(Some("k"), 1), item(Some("k"), 2)]);
         let id = message.item_key(0);
         let earlier = Earlier::from([(id, keyed::fingerprint_of("POST", "a", "2"))]);
-        let plan = Plan::of(&[&message], &earlier);
+        let plan = Plan::of(&[&message], &HashSet::new(), &earlier);
         assert!(plan.increments.is_empty());
         let verdicts: Vec<_> = plan.keyed.iter().map(|outcome| outcome.verdict).collect();
         assert_eq!(verdicts, [KeyedVerdict::Conflict, KeyedVerdict::Repeated]);
     }
 
     #[test]
+    fn of_a_message_that_is_too_old_nothing_is_applied_but_what_a_key_tells_is_told() {
+        let mut ids = IdIssuer::new(1, 1);
+        let unreadable =
+            Entry::Unreadable { kind: Kind::Point, keyed: None, json: "{}".into(), detail: "d".into() };
+        let old = message(&mut ids, vec![item(None, 1), item(Some("k"), 2), item(Some("l"), 3), unreadable]);
+        let new = message(&mut ids, vec![item(None, 4)]);
+        let earlier = Earlier::from([(old.item_key(1), keyed::fingerprint_of("POST", "a", "2"))]);
+        let plan = Plan::of(&[&old, &new], &HashSet::from([old.id]), &earlier);
+        assert_eq!(plan.increments.iter().map(|task| task.write.by).collect::<Vec<_>>(), [4]);
+        let aside: Vec<_> = plan.aside.iter().map(|aside| (aside.item, aside.reason)).collect();
+        assert_eq!(aside, [0, 2, 3].map(|index| (old.item_key(index), Reason::TooOld)));
+        let told = plan.keyed_outcomes(&plan.aside);
+        assert_eq!(
+            told.iter().map(|told| (told.item, told.verdict)).collect::<Vec<_>>(),
+            [(old.item_key(1), Repeated)]
+        );
+    }
+
+    #[test]
     fn a_first_that_is_set_aside_is_not_told_as_applied() {
         let mut ids = IdIssuer::new(1, 1);
         let message = message(&mut ids, vec![item(Some("k"), 1), item(Some("k"), 2)]);
-        let plan = Plan::of(&[&message], &Earlier::new());
+        let plan = Plan::of(&[&message], &HashSet::new(), &Earlier::new());
         let aside = plan.increments[0].set_aside(Reason::CounterOverflow, "too\0much");
         assert_eq!(aside.detail, "too\u{fffd}much");
         let told = plan.keyed_outcomes(&[aside]);
@@ -255,9 +279,9 @@ mod tests {
         let detail = format!("unknown field `\0{}`", "x".repeat(1 << 20));
         let entry = Entry::Unreadable { kind: Kind::Point, keyed: None, json: "{}".into(), detail };
         let message = message(&mut ids, vec![entry]);
-        let plan = Plan::of(&[&message], &Earlier::new());
-        assert_eq!(plan.unreadable[0].item, message.id.item(Kind::Point, 0));
-        assert!(!plan.unreadable[0].detail.contains('\0'));
-        assert_eq!(plan.unreadable[0].detail.chars().count(), DETAIL_LENGTH_MAX);
+        let plan = Plan::of(&[&message], &HashSet::new(), &Earlier::new());
+        assert_eq!(plan.aside[0].item, message.id.item(Kind::Point, 0));
+        assert!(!plan.aside[0].detail.contains('\0'));
+        assert_eq!(plan.aside[0].detail.chars().count(), DETAIL_LENGTH_MAX);
     }
 }

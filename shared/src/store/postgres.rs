@@ -12,6 +12,7 @@ mod dead_messages;
 mod documents;
 mod failure;
 mod fields;
+mod holders;
 mod housekeeping;
 mod keys;
 mod known;
@@ -36,8 +37,8 @@ use self::known::Known;
 use self::session::Session;
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Housekept,
-    NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
+    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
 };
 use crate::collection::{Collection, Definition};
 use crate::config;
@@ -216,6 +217,13 @@ impl Store for PostgresStore {
         let (known, limit) = (Arc::clone(&self.known), self.write_timeout / 2);
         let work = self.session.run("housekeep", self.write_timeout, move |connection| {
             Box::pin(async move { housekeeping::housekeep(connection, &known, retention, limit).await })
+        });
+        work.await
+    }
+
+    async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Result<Held, StoreError> {
+        let work = self.session.run("hold", self.read_timeout, move |connection| {
+            Box::pin(async move { holders::hold(connection, own, &silent).await })
         });
         work.await
     }

@@ -9,6 +9,7 @@ mod collections;
 mod dead_letters;
 mod documents;
 mod files;
+mod holders;
 mod housekeeping;
 mod keys;
 mod points;
@@ -26,8 +27,8 @@ use self::collections::Cache;
 use self::files::Files;
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Housekept,
-    NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
+    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
 };
 use crate::clock;
 use crate::collection::{Collection, Definition};
@@ -50,7 +51,8 @@ const COUNTERS: &str = "select name, value, version, updated_at_ms from counters
 const FATES: &str = "with item (number, id, message) as materialized \
     (select key, unhex(value ->> 0), unhex(value ->> 1) from json_each(?1)) \
     select coalesce(message.applied_at_ms, keyed.applied_at_ms), keyed.fingerprint, \
-    dead.set_aside_at_ms, dead.reason, dead.detail, item.number from item \
+    dead.set_aside_at_ms, dead.reason, dead.detail, item.number, \
+    item.message <= (select id from ledger_floor where one = 1) from item \
     left join dead_letters as dead on dead.id = item.id \
     left join keyed_writes as keyed on keyed.id = item.id \
     left join applied_message as message on message.id = item.message";
@@ -207,6 +209,13 @@ impl Store for SqliteStore {
         housekeeping::housekeep(&self.files, &self.definitions, retention).await
     }
 
+    async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Result<Held, StoreError> {
+        let work = self.files.write("hold", move |connection| {
+            Box::pin(async move { holders::hold(connection, own, &silent).await })
+        });
+        work.await
+    }
+
     /// The clock of this process, which is the only one that writes; read only when the file can be.
     async fn now_ms(&self) -> Result<i64, StoreError> {
         self.files.read("now", |_| Box::pin(async { Ok(clock::now_ms()) })).await
@@ -238,7 +247,10 @@ fn fate_of(row: &SqliteRow) -> Result<Option<Fate>, sqlx::Error> {
         Some(at_ms) => {
             Some(Fate::Failed { at_ms, reason: row.try_get(3)?, detail: row.try_get(4)?, fingerprint })
         }
-        None => applied.map(|at_ms| Fate::Applied { at_ms, fingerprint }),
+        None => match applied {
+            Some(at_ms) => Some(Fate::Applied { at_ms, fingerprint }),
+            None => row.try_get::<Option<bool>, _>(6)?.unwrap_or(false).then_some(Fate::Forgotten),
+        },
     })
 }
 
@@ -314,6 +326,7 @@ mod tests {
         for schema in [
             include_str!("../../migrations/sqlite/0001_ledger_and_counters.sql"),
             include_str!("../../migrations/sqlite/0002_documents_metrics_keys.sql"),
+            include_str!("../../migrations/sqlite/0003_floor_and_retention.sql"),
         ] {
             sqlx::raw_sql(schema).execute(&mut connection).await.expect("migrates");
         }
@@ -323,6 +336,15 @@ mod tests {
             housekeeping::OLD,
             housekeeping::DELETE_OLD,
             housekeeping::DELETE_OLD_KEYS,
+            housekeeping::FLOOR,
+            housekeeping::RAISE,
+            housekeeping::OLD_MESSAGES,
+            housekeeping::FORGET_MESSAGES,
+            housekeeping::DELETED,
+            housekeeping::DISCARDED,
+            keys::FORGET,
+            holders::TELL,
+            holders::LEAVE,
         ];
         for statement in LOOK_UPS.into_iter().chain(housekeeping) {
             let steps = plan(&mut connection, statement).await;
@@ -359,6 +381,11 @@ mod tests {
             (housekeeping::KEYS, "dead_letters_1 (id=?)"),
             (housekeeping::ROLLUPS, "rollups_period (resolution=? AND period<?)"),
             (housekeeping::DELETE_OLD, "documents_1 (collection=? AND place<?)"),
+            (housekeeping::OLD_MESSAGES, "PRIMARY KEY (id<?)"),
+            (housekeeping::FORGET_MESSAGES, "PRIMARY KEY (id<?)"),
+            (housekeeping::DELETED, "documents_deleted (accepted_at_ms<?)"),
+            (housekeeping::DELETED, "dead_letters_1 (id=?)"),
+            (housekeeping::DISCARDED, "dead_letters_discarded (discarded_at_ms>? AND discarded_at_ms<?)"),
             (housekeeping::KEYS, "dead_letters_1 (id=?)"),
         ] {
             let steps = plan(&mut connection, statement).await;

@@ -136,7 +136,7 @@ mod tests {
     use crate::write::{Item, Write};
 
     fn tasks(batch: &[Message]) -> Vec<Task<'_, Increment>> {
-        Plan::of(&batch.iter().collect::<Vec<_>>(), &Earlier::new()).increments
+        Plan::of(&batch.iter().collect::<Vec<_>>(), &HashSet::new(), &Earlier::new()).increments
     }
 
     /// Messages with these increments, three to a message.

@@ -7,8 +7,8 @@ use shared::id::ItemKey;
 use shared::message::Message;
 use shared::rollup::Rollup;
 use shared::store::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Housekept,
-    NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
+    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
 };
 use uuid::Uuid;
 
@@ -128,6 +128,10 @@ impl<L: Layer> Store for Layered<L> {
 
     async fn housekeep(&self, retention: Retention) -> Answer<Housekept> {
         self.0.housekeep(retention).await
+    }
+
+    async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Answer<Held> {
+        self.0.behind().hold(own, silent).await
     }
 
     async fn now_ms(&self) -> Answer<i64> {

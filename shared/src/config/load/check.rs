@@ -72,6 +72,7 @@ fn at_least_one(config: &Config) -> Vec<(&'static str, String)> {
         ("retention.points_days", config.retention.points_days == 0),
         ("retention.minutes_hours", config.retention.minutes_hours == 0),
         ("retention.hours_days", config.retention.hours_days == 0),
+        ("retention.discarded_days", config.retention.discarded_days == 0),
         ("server.body_timeout_ms", server.body_timeout_ms == 0),
         ("server.accept_timeout_ms", server.accept_timeout_ms == 0),
         ("server.wait_ms_max", server.wait_ms_max == 0),

@@ -225,6 +225,11 @@ impl Reader {
         Ok((rows.iter().map(message).collect(), rows.len() < CHUNK_MESSAGES))
     }
 
+    pub(super) async fn has_dead(&mut self) -> Result<bool, FileError> {
+        let exists = sqlx::query_scalar("select exists (select 1 from dead)");
+        Ok(exists.fetch_one(&mut self.connection).await?)
+    }
+
     pub(super) async fn close(self) -> Result<(), FileError> {
         Ok(self.connection.close().await?)
     }

@@ -1,6 +1,6 @@
 //! Reads ahead of the subscribers: from the file into the shelf, in chunks, when the shelf runs
 //! low. It never writes, and its reads are short, so that a checkpoint waits for one chunk at most.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +9,34 @@ use tokio::sync::Mutex;
 use super::file::{Lane, Reader};
 use super::shelf::Shelf;
 use crate::backoff::Backoff;
+use crate::queue::QueueError;
 
 /// The read connection, shared with the writer, who takes it to keep readers away.
 pub(super) type SharedReader = Arc<Mutex<Option<Reader>>>;
+
+/// Whether messages were rejected and are in the file.
+pub(super) async fn has_dead(
+    shelf: &Shelf,
+    reader: &SharedReader,
+    directory: &Path,
+) -> Result<bool, QueueError> {
+    let mut reader = reader.lock().await;
+    if shelf.is_closed() {
+        return Err(QueueError::Unavailable(anyhow::anyhow!("the queue is closed")));
+    }
+    let looked = async {
+        if reader.is_none() {
+            *reader = Some(Reader::open(directory).await?);
+        }
+        reader.as_mut().expect("it was just opened").has_dead().await
+    };
+    let looked = looked.await;
+    if looked.is_err() {
+        // A connection that failed is not trusted again.
+        *reader = None;
+    }
+    looked.map_err(|error| QueueError::Unavailable(error.into()))
+}
 
 /// Runs until the shelf is closed.
 pub(super) async fn run(lane: Lane, shelf: Arc<Shelf>, reader: SharedReader, directory: PathBuf) {

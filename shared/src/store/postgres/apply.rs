@@ -182,10 +182,10 @@ pub async fn within(
     path: Path,
     choice: Choice<'_>,
 ) -> Result<(Applied, Learned), Failure> {
-    let fresh = ledger::enter(connection, batch).await?;
+    let (fresh, too_old) = ledger::enter(connection, batch).await?;
     let earlier = keys::enter(connection, &fresh).await?;
-    let mut plan = Plan::of(&fresh, &earlier);
-    let mut applied = Applied { set_aside: std::mem::take(&mut plan.unreadable), ..Applied::default() };
+    let mut plan = Plan::of(&fresh, &too_old, &earlier);
+    let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
     applied.set_aside.extend(choice.narrow(&mut plan));
     ledger::bury(connection, &applied.set_aside).await?;
     let learned = take_effect(connection, known, &plan, path, &mut applied).await?;

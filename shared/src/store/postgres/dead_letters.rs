@@ -13,12 +13,13 @@ use uuid::Uuid;
 use super::apply::{Learned, Path, Patience, take_effect};
 use super::dead_messages;
 use super::failure::Failure;
-use super::keys;
 use super::known::Known;
 use super::partitions::{Day, Table, days_of};
 use super::read::to_ms;
 use super::session;
 use super::sift::Refusal;
+use super::{keys, ledger};
+use crate::id::MessageId;
 use crate::message::Message;
 use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, failed, steps};
 use crate::store::plan::Plan;
@@ -115,7 +116,7 @@ pub async fn redrive(
             done.next = reached;
             break;
         }
-        match attempt(connection, known, step, redrive.dry_run).await {
+        match attempt(connection, known, step, redrive).await {
             Err(Failure::Refused { .. }) if step.len() > 1 => {
                 let (one, other) = step.split_at(step.len() / 2);
                 steps.push_front(other);
@@ -142,16 +143,16 @@ async fn attempt(
     connection: &mut PgConnection,
     known: &Known,
     letters: &[DeadLetter],
-    dry_run: bool,
+    redrive: &Redrive,
 ) -> Result<Vec<Redriven>, Failure> {
     if let [letter] = letters
         && letter.is_message()
     {
-        return dead_messages::redrive(connection, known, letter, dry_run).await;
+        return dead_messages::redrive(connection, known, letter, redrive.dry_run).await;
     }
     let mut patience = Patience::new();
     loop {
-        match try_once(connection, known, letters, dry_run).await {
+        match try_once(connection, known, letters, redrive).await {
             Err(failure) => patience.bear(known, failure).await?,
             redriven => return redriven,
         }
@@ -162,13 +163,13 @@ async fn try_once(
     connection: &mut PgConnection,
     known: &Known,
     letters: &[DeadLetter],
-    dry_run: bool,
+    redrive: &Redrive,
 ) -> Result<Vec<Redriven>, Failure> {
     // Before the transaction, which would hold its locks for longer.
-    known.partitions.ensure(connection, &days(&Batch::of(letters).messages)).await?;
+    known.partitions.ensure(connection, &days(&Batch::of(letters, redrive.force).messages)).await?;
     let mut transaction = session::begin(connection).await?;
-    match within(&mut transaction, known, letters).await {
-        Ok((redriven, _)) if dry_run => {
+    match within(&mut transaction, known, letters, redrive.force).await {
+        Ok((redriven, _)) if redrive.dry_run => {
             transaction.rollback().await?;
             Ok(redriven)
         }
@@ -195,14 +196,15 @@ async fn within(
     connection: &mut PgConnection,
     known: &Known,
     letters: &[DeadLetter],
+    force: bool,
 ) -> Result<(Vec<Redriven>, Learned), Failure> {
     let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
     let held = lock(connection, &ids).await?;
-    let mut batch = Batch::of(&held);
+    let mut batch = Batch::of(&held, force);
     let earlier = keys::enter(connection, &batch.messages.iter().collect::<Vec<_>>()).await?;
     batch.heed_keys(&earlier);
     let mut plan = Plan::redriven(&batch.messages);
-    let mut applied = Applied { set_aside: std::mem::take(&mut plan.unreadable), ..Applied::default() };
+    let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
     // Rows are few: the exact path knows at once what overflows.
     let learned = take_effect(connection, known, &plan, Path::Exact, &mut applied).await?;
     let redriven = batch.settle(&applied.set_aside);
@@ -231,6 +233,33 @@ pub async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Dea
         ids
     );
     Ok(rows.fetch_all(connection).await?.into_iter().map(DeadLetter::from).collect())
+}
+
+/// Deletes what was discarded before `before`, once its message is forgotten, too: without its row
+/// the item would look applied. A key goes with its dead letter.
+pub async fn prune_discarded(
+    connection: &mut PgConnection,
+    before: OffsetDateTime,
+    forget_before: OffsetDateTime,
+    rows_max: i64,
+) -> Result<u64, Failure> {
+    let floor = ledger::floor(connection).await?;
+    let last_forgotten = MessageId::from_uuid(floor).map_or(Uuid::nil(), MessageId::last_item);
+    let pruned = sqlx::query_scalar!(
+        r#"delete from dead_letters where ctid = any(array(
+               select ctid from dead_letters
+               where discarded_at is not null and discarded_at < $1
+                   and case when get_byte(uuid_send(id), 12) & 128 = 0 then id <= $2 else accepted_at < $3 end
+               order by discarded_at limit $4 for update skip locked))
+           returning id"#,
+        before,
+        last_forgotten,
+        forget_before,
+        rows_max
+    );
+    let pruned = pruned.fetch_all(&mut *connection).await?;
+    keys::forget(connection, &pruned).await?;
+    Ok(pruned.len() as u64)
 }
 
 /// Notes why items failed again.

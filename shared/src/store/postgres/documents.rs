@@ -274,6 +274,34 @@ pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> 
     Ok(rows.fetch_all(connection).await?)
 }
 
+/// Deletes tombstones of deletes that were accepted before `before_ms`, with their keys. Each kept an
+/// insert away that the ledger would have let through; what lies below the floor it lets through no
+/// more. A dead letter of the document may still be redriven: its tombstone stays.
+pub async fn prune_deleted(
+    connection: &mut PgConnection,
+    before_ms: i64,
+    rows_max: i64,
+) -> Result<u64, Failure> {
+    let Some(floor) = MessageId::from_uuid(ledger::floor(connection).await?) else { return Ok(0) };
+    collections::hold_for_deletes(connection).await?;
+    let pruned = sqlx::query_scalar!(
+        "delete from documents where ctid = any(array(
+             select ctid from documents
+             where data is null and accepted_at < $1 and place <= $2
+                 and (select id from dead_letters
+                      where dead_letters.id = coalesce(documents.id, documents.place)) is null
+             order by accepted_at limit $3))
+         returning id",
+        // An insert is hardly ever younger than its delete: little is walked over that must stay.
+        from_ms(before_ms.min(floor.time_ms())),
+        floor.last_item(),
+        rows_max
+    );
+    let pruned = pruned.fetch_all(&mut *connection).await?;
+    keys::forget(connection, &pruned.iter().flatten().copied().collect::<Vec<_>>()).await?;
+    Ok(pruned.len() as u64)
+}
+
 /// Deletes documents of a collection that are older than it keeps them, `rows_max` and a page at most,
 /// with their fields and keys. Tombstones stay, and their keys with them.
 pub async fn prune(

@@ -3,7 +3,8 @@
 //!
 //! Each step is a short transaction, and one process at a time does one; nobody waits. Here is the
 //! order of the steps; how each kind of row is found and deleted is in the file of its table.
-//! The ledger, dead letters and tombstones are not touched: they are what makes a write happen once.
+//! The ledger, keys and tombstones are what makes a write happen once: they go by what may still come
+//! of the queue, never by the clock.
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::known::Known;
 use super::partitions::{self, DAY_MS, Table};
 use super::read::{from_ms, now_ms};
 use super::session::begin;
-use super::{collections, documents, fields, keys, rollups};
+use super::{collections, dead_letters, documents, fields, keys, ledger, rollups};
 use crate::id::MessageId;
 use crate::rollup::Resolution;
 use crate::store::{Housekept, Retention, StoreError};
@@ -96,8 +97,11 @@ pub async fn housekeep(
 
 enum Step {
     Partition { name: String },
+    Ledger { partition: String },
     Hours { before: i32 },
     Keys { before_ms: i64 },
+    Deleted { before_ms: i64 },
+    Discarded { before_ms: i64, forget_before_ms: i64 },
     Fields,
     Documents { collection: String, now_ms: i64 },
 }
@@ -105,9 +109,11 @@ enum Step {
 impl Step {
     fn name(&self) -> &str {
         match self {
-            Self::Partition { name } => name,
+            Self::Partition { name } | Self::Ledger { partition: name } => name,
             Self::Hours { .. } => "rollups of hours",
             Self::Keys { .. } => "keys",
+            Self::Deleted { .. } => "deleted documents",
+            Self::Discarded { .. } => "discarded dead letters",
             Self::Fields => "fields of documents",
             Self::Documents { collection, .. } => collection,
         }
@@ -131,7 +137,16 @@ async fn steps(
         steps.extend(names.into_iter().map(|name| Step::Partition { name }));
     }
     steps.push(Step::Hours { before: Resolution::Hour.period_of(now_ms.saturating_sub(retention.hours_ms)) });
-    steps.extend(retention.keys_before_ms.map(|before_ms| Step::Keys { before_ms }));
+    if let Some(before_ms) = retention.forget_before_ms {
+        let names = partitions::older(connection, Table::Ledger, before_ms.max(0) / DAY_MS, PARTITIONS_MAX);
+        let names = failed.note("old partitions", names.await).unwrap_or_default();
+        *more |= names.len() >= PARTITIONS_MAX;
+        steps.extend(names.into_iter().map(|partition| Step::Ledger { partition }));
+        let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
+        steps.push(Step::Keys { before_ms });
+        steps.push(Step::Deleted { before_ms });
+        steps.push(Step::Discarded { before_ms: discarded_before_ms, forget_before_ms: before_ms });
+    }
     steps.push(Step::Fields);
     let old = failed.note("old documents", old_documents(connection, now_ms).await).unwrap_or_default();
     steps.extend(old.into_iter().map(|collection| Step::Documents { collection, now_ms }));
@@ -175,7 +190,7 @@ async fn run(
     transaction.commit().await?;
     match step {
         // Who still remembers it finds out by the server's refusal.
-        Step::Partition { .. } => known.partitions.forget(),
+        Step::Partition { .. } | Step::Ledger { .. } => known.partitions.forget(),
         Step::Hours { before } if !done.more => known.hours_pruned_before.store(*before, Ordering::Relaxed),
         _ => {}
     }
@@ -193,10 +208,19 @@ async fn within(
             partitions::discard(connection, name).await?;
             return Ok(Housekept { partitions: 1, ..Housekept::default() });
         }
+        Step::Ledger { partition } => {
+            ledger::forget(connection, partition).await?;
+            return Ok(Housekept { partitions: 1, ..Housekept::default() });
+        }
         // Hours grow old once in an hour, and to look for them costs a look per type.
         Step::Hours { before } if known.hours_pruned_before.load(Ordering::Relaxed) == *before => 0,
         Step::Hours { before } => rollups::prune_hours(connection, *before, rows_max).await?,
         Step::Keys { before_ms } => keys::prune(connection, from_ms(*before_ms), rows_max).await?,
+        Step::Deleted { before_ms } => documents::prune_deleted(connection, *before_ms, rows_max).await?,
+        Step::Discarded { before_ms, forget_before_ms } => {
+            let (before, forget_before) = (from_ms(*before_ms), from_ms(*forget_before_ms));
+            dead_letters::prune_discarded(connection, before, forget_before, rows_max).await?
+        }
         Step::Fields => {
             collections::hold_for_deletes(connection).await?;
             fields::prune_dropped(connection, None, rows_max).await?

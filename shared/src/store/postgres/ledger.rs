@@ -1,34 +1,45 @@
 //! The rows that say what became of a message: its ledger row, and a dead letter for each of its
-//! items that could not be applied. Nothing here decides what that is.
+//! items that could not be applied; and the floor, below which ledger rows were dropped. Nothing
+//! here decides what becomes of it.
 use std::collections::HashSet;
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::failure::Failure;
+use super::partitions;
 use super::read::from_ms;
+use crate::id::MessageId;
 use crate::message::Message;
 use crate::store::{SetAside, ledger};
 
-/// Writes the ledger rows and returns the messages that had none, in the order of the batch.
-/// Another transaction that holds the same id is waited for.
+/// Writes the ledger rows and returns the messages that had none, in the order of the batch, and
+/// which of them lie at or below the floor. Another transaction that holds the same id is waited for.
+///
+/// The floor is read by the statement that inserts. That has locked the ledger before it took its
+/// snapshot, and [`forget`] raises the floor under a lock that excludes it: either it sees the floor
+/// raised, or the row that it inserts is there when a partition is dropped
+/// (`a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_aside`).
 pub async fn enter<'a>(
     connection: &mut PgConnection,
     batch: &[&'a Message],
-) -> Result<Vec<&'a Message>, Failure> {
+) -> Result<(Vec<&'a Message>, HashSet<MessageId>), Failure> {
     let mut rows: Vec<_> = batch.iter().map(|message| (message.id.as_uuid(), &message.digest[..])).collect();
     rows.sort_unstable();
     let (ids, digests): (Vec<Uuid>, Vec<&[u8]>) = rows.into_iter().unzip();
-    let inserted = sqlx::query_scalar!(
-        "insert into applied_message (id, digest, applied_at)
+    let inserted = sqlx::query!(
+        r#"insert into applied_message (id, digest, applied_at)
          select id, digest, clock_timestamp() from unnest($1::uuid[], $2::bytea[]) as message (id, digest)
          on conflict do nothing
-         returning id",
+         returning id, id <= (select floor.id from ledger_floor as floor where floor.one) as "is_too_old!""#,
         &ids,
         &digests as &[&[u8]]
     );
-    let inserted: HashSet<Uuid> = inserted.fetch_all(&mut *connection).await?.into_iter().collect();
+    let rows = inserted.fetch_all(&mut *connection).await?;
+    let too_old = rows.iter().filter(|row| row.is_too_old).filter_map(|row| MessageId::from_uuid(row.id));
+    let too_old = too_old.collect();
+    let inserted: HashSet<Uuid> = rows.into_iter().map(|row| row.id).collect();
     let (fresh, seen) = ledger::part(batch, &inserted);
     if !seen.is_empty() {
         let ids: Vec<Uuid> = seen.iter().map(|message| message.id.as_uuid()).collect();
@@ -36,7 +47,31 @@ pub async fn enter<'a>(
         let stored = stored.fetch_all(connection).await?;
         ledger::compare(&seen, &stored.into_iter().map(|row| (row.id, row.digest)).collect())?;
     }
-    Ok(fresh)
+    Ok((fresh, too_old))
+}
+
+/// The last id whose row was dropped; nil while none was.
+pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, Failure> {
+    Ok(sqlx::query_scalar!("select id from ledger_floor where one").fetch_one(connection).await?)
+}
+
+/// Drops a partition of the ledger and raises the floor to the last id in it, as
+/// [`partitions::discard`] does: not while somebody holds the ledger for longer than it waits.
+pub async fn forget(connection: &mut PgConnection, partition: &str) -> Result<(), Failure> {
+    partitions::wait_briefly(connection).await?;
+    // Who enters a message holds this one from before its statement until its commit. From here on
+    // nobody does, and the last id in the partition stays the last.
+    connection.execute("lock table only applied_message in access exclusive mode").await?;
+    let is_there = sqlx::query_scalar!(r#"select to_regclass($1) is not null as "is!""#, partition);
+    if is_there.fetch_one(&mut *connection).await? {
+        let raise = format!(
+            "update ledger_floor set id = greatest(ledger_floor.id, last.id)
+             from (select id from {partition} order by id desc limit 1) as last where one"
+        );
+        connection.execute(AssertSqlSafe(raise)).await?;
+        partitions::discard(connection, partition).await?;
+    }
+    Ok(())
 }
 
 /// Writes dead letters. One that is there already, from a message that outlived its ledger row,

@@ -153,10 +153,16 @@ pub async fn older(
     Ok(rows.fetch_all(connection).await?)
 }
 
-/// Drops a partition at the end of the transaction, unless a reader or a writer holds its table
-/// for longer than this waits. New ones wait as long, so it is short.
-pub async fn discard(connection: &mut PgConnection, name: &str) -> Result<(), Failure> {
+/// For the locks that a partition is dropped under: who comes later waits as long.
+pub async fn wait_briefly(connection: &mut PgConnection) -> Result<(), Failure> {
     connection.execute("set local lock_timeout = '100ms'").await?;
+    Ok(())
+}
+
+/// Drops a partition at the end of the transaction, unless a reader or a writer holds its table
+/// for longer than this waits.
+pub async fn discard(connection: &mut PgConnection, name: &str) -> Result<(), Failure> {
+    wait_briefly(connection).await?;
     connection.execute(AssertSqlSafe(format!("drop table if exists {name}"))).await?;
     Ok(())
 }

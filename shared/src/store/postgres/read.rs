@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::failure::Failure;
 use super::keys;
 use crate::id::{ItemKey, MessageId};
+use crate::store::ledger;
 use crate::store::page::Bounds;
 use crate::store::{Counter, Fate};
 
@@ -68,8 +69,8 @@ pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Res
     Ok(names.fetch_all(connection).await?.into_iter().map(Arc::from).collect())
 }
 
-/// One statement, so that all tables are seen at the same moment: a row per item, by its number,
-/// and a row per message that was applied. Items get a subquery each, because the planner would
+/// One statement, so that all tables and the floor are seen at the same moment: a row per item, by
+/// its number, and a row per message that was applied. Items get a subquery each, because the planner would
 /// read a whole table for a join. Messages are named as a list and by its ends, because a plan that
 /// is kept prunes partitions by single values only (`fates_are_looked_up_by_key_however_many_are_asked_for`).
 pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<Vec<Option<Fate>>, Failure> {
@@ -79,7 +80,8 @@ pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<V
     let rows = sqlx::query!(
         r#"select number as "number?", null::uuid as "message?", keyed.applied_at as "applied_at?",
                   keyed.fingerprint as "fingerprint?", dead.set_aside_at as "set_aside_at?",
-                  dead.reason as "reason?", dead.detail as "detail?"
+                  dead.reason as "reason?", dead.detail as "detail?",
+                  (select id from ledger_floor where one) as "floor?"
            from unnest($1::uuid[]) with ordinality as item (id, number)
            left join lateral (
                select set_aside_at, reason, detail from dead_letters where id = item.id limit 1
@@ -88,7 +90,7 @@ pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<V
                select applied_at, fingerprint from keyed_writes where id = item.id limit 1
            ) as keyed on true
            union all
-           select null, id, applied_at, null, null, null, null
+           select null, id, applied_at, null, null, null, null, null
            from applied_message where id = any($2) and id >= $3 and id <= $4"#,
         &ids,
         &messages,
@@ -107,7 +109,10 @@ pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<V
             (Some(at), Some(reason), Some(detail)) => {
                 Some(Fate::Failed { at_ms: to_ms(at), reason, detail, fingerprint })
             }
-            _ => message.or(row.applied_at).map(|at| Fate::Applied { at_ms: to_ms(at), fingerprint }),
+            _ => match message.or(row.applied_at) {
+                Some(at) => Some(Fate::Applied { at_ms: to_ms(at), fingerprint }),
+                None => ledger::is_forgotten(items[number], row.floor).then_some(Fate::Forgotten),
+            },
         };
     }
     Ok(fates)

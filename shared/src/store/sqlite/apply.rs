@@ -10,7 +10,7 @@ use super::collections::Cache;
 use super::files::Failure;
 use super::{documents, json, keys, points};
 use crate::clock;
-use crate::id::ItemKey;
+use crate::id::{ItemKey, MessageId};
 use crate::message::Message;
 use crate::store::plan::Plan;
 use crate::store::sums::{self, Folded, Standing};
@@ -19,7 +19,8 @@ use crate::store::{Applied, Counter, SetAside, ledger};
 /// `where true` tells the parser that `on` begins no join.
 pub const ENTER: &str = "insert into applied_message (id, digest, applied_at_ms) \
     select unhex(value ->> 0), unhex(value ->> 1), ?2 from json_each(?1) where true \
-    on conflict do nothing returning id";
+    on conflict do nothing \
+    returning id, id <= (select floor.id from ledger_floor as floor where floor.one = 1)";
 
 pub const SEEN: &str = "select id, digest from applied_message \
     where id in (select unhex(value) from json_each(?1))";
@@ -45,10 +46,10 @@ pub async fn apply(
 ) -> Result<Applied, Failure> {
     let batch = ledger::distinct(batch)?;
     let now_ms = clock::now_ms();
-    let fresh = enter(connection, &batch, now_ms).await?;
+    let (fresh, too_old) = enter(connection, &batch, now_ms).await?;
     let earlier = keys::enter(connection, &fresh, now_ms).await?;
-    let mut plan = Plan::of(&fresh, &earlier);
-    let mut applied = Applied { set_aside: std::mem::take(&mut plan.unreadable), ..Applied::default() };
+    let mut plan = Plan::of(&fresh, &too_old, &earlier);
+    let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
     applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
     let deleted: BTreeSet<ItemKey> = plan.deletes.iter().map(|task| task.write.document).collect();
     applied.deleted = deleted.into_iter().collect();
@@ -61,26 +62,34 @@ pub async fn apply(
     Ok(applied)
 }
 
-/// Writes the ledger rows and returns the messages that had none, in the order of the batch.
+/// Writes the ledger rows and returns the messages that had none, in the order of the batch, and
+/// which of them lie at or below the floor.
 async fn enter<'a>(
     connection: &mut SqliteConnection,
     batch: &[&'a Message],
     now_ms: i64,
-) -> Result<Vec<&'a Message>, Failure> {
+) -> Result<(Vec<&'a Message>, HashSet<MessageId>), Failure> {
     let mut rows: Vec<_> = batch
         .iter()
         .map(|message| (message.id.as_uuid().simple(), Uuid::from_bytes(message.digest).simple()))
         .collect();
     rows.sort_unstable();
     let inserted = sqlx::query(ENTER).bind(json(&rows)).bind(now_ms).fetch_all(&mut *connection).await?;
-    let inserted: HashSet<Uuid> = inserted.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    let (fresh, seen) = ledger::part(batch, &inserted);
+    let (mut ids, mut too_old) = (HashSet::new(), HashSet::new());
+    for row in &inserted {
+        let id: Uuid = row.try_get(0)?;
+        ids.insert(id);
+        if row.try_get(1)? {
+            too_old.extend(MessageId::from_uuid(id));
+        }
+    }
+    let (fresh, seen) = ledger::part(batch, &ids);
     if !seen.is_empty() {
         let ids: Vec<_> = seen.iter().map(|message| message.id.as_uuid().simple()).collect();
         let stored = sqlx::query_as(SEEN).bind(json(&ids)).fetch_all(connection).await?;
         ledger::compare(&seen, &stored.into_iter().collect())?;
     }
-    Ok(fresh)
+    Ok((fresh, too_old))
 }
 
 /// Folds the increments into the counters.

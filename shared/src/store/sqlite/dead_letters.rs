@@ -82,10 +82,10 @@ pub async fn redrive(
     let letters = page(connection, &asked).await?;
     let next = asked.next(&letters);
     if !redrive.dry_run {
-        return step_by_step(connection, cache, &letters, next).await;
+        return step_by_step(connection, cache, &letters, next, redrive.force).await;
     }
     let mut trial = connection.begin().await?;
-    let done = step_by_step(&mut trial, cache, &letters, next).await?;
+    let done = step_by_step(&mut trial, cache, &letters, next, redrive.force).await?;
     trial.rollback().await?;
     Ok(done)
 }
@@ -96,6 +96,7 @@ async fn step_by_step(
     cache: &Cache,
     letters: &[DeadLetter],
     next: Option<Uuid>,
+    force: bool,
 ) -> Result<RedrivenPage, Failure> {
     let begun = Instant::now();
     let mut done = RedrivenPage { items: Vec::new(), next };
@@ -107,7 +108,7 @@ async fn step_by_step(
         }
         match step {
             [letter] if letter.is_message() => done.items.push(message(connection, cache, letter).await?),
-            items => done.items.extend(within(connection, cache, items).await?),
+            items => done.items.extend(within(connection, cache, items, force).await?),
         }
         reached = step.last().map(|last| last.id);
     }
@@ -149,14 +150,15 @@ async fn within(
     connection: &mut SqliteConnection,
     cache: &Cache,
     letters: &[DeadLetter],
+    force: bool,
 ) -> Result<Vec<Redriven>, Failure> {
     let now_ms = clock::now_ms();
-    let mut batch = Batch::of(letters);
+    let mut batch = Batch::of(letters, force);
     let messages: Vec<_> = batch.messages.iter().collect();
     let earlier = keys::enter(connection, &messages, now_ms).await?;
     batch.heed_keys(&earlier);
     let mut plan = Plan::redriven(&batch.messages);
-    let set_aside = std::mem::take(&mut plan.unreadable);
+    let set_aside = std::mem::take(&mut plan.aside);
     let mut applied = Applied { set_aside, ..Applied::default() };
     applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
     points::apply(connection, &plan.points, now_ms).await?;
@@ -180,6 +182,7 @@ async fn settle(
                 let query = sqlx::query(KEEP).bind(*id).bind(&**reason).bind(&**detail).bind(now_ms);
                 query.execute(&mut *connection).await?;
             }
+            RedriveOutcome::NeedsForce => {}
         }
     }
     sqlx::query(TAKE).bind(json(&applied)).execute(connection).await?;

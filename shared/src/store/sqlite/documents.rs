@@ -27,8 +27,11 @@ const INSERT: (&str, &str) =
 pub const ERASE: &str = "insert into documents (collection, place, id, data, accepted_at_ms) \
     select value ->> 0, unhex(value ->> 1), unhex(value ->> 2), null, value ->> 3 \
     from json_each(?1) where true \
-    on conflict (collection, place) do update set data = null where documents.id is null \
-    on conflict (collection, id) where id is not null do update set data = null";
+    on conflict (collection, place) do update \
+    set data = null, accepted_at_ms = excluded.accepted_at_ms \
+    where documents.id is null and documents.data is not null \
+    on conflict (collection, id) where id is not null do update \
+    set data = null, accepted_at_ms = excluded.accepted_at_ms where documents.data is not null";
 
 pub const DOOMED_PLAIN: &str = "with doomed (collection, place) as materialized \
     (select value ->> 0, unhex(value ->> 1) from json_each(?1)) \

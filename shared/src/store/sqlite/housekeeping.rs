@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::collections::{Cache, PAGE_BYTES_MAX};
 use super::files::{Failure, Files};
-use super::{documents, points};
+use super::{documents, keys, points};
 use crate::clock;
 use crate::id::MessageId;
 use crate::rollup::Resolution;
@@ -39,6 +39,29 @@ pub const DELETE_OLD: &str =
 pub const DELETE_OLD_KEYS: &str = "delete from keyed_writes where id in \
     (select id from documents where collection = ?1 and place <= ?2 and data is not null and id is not null)";
 
+/// The last id whose ledger row was deleted.
+pub const FLOOR: &str = "select id from ledger_floor where one = 1";
+
+pub const RAISE: &str = "update ledger_floor set id = max(id, ?1) where one = 1";
+
+pub const OLD_MESSAGES: &str = "select id from applied_message where id < ?1 order by id limit ?2";
+
+pub const FORGET_MESSAGES: &str = "delete from applied_message where id <= ?1";
+
+/// Each kept an insert away that the ledger would have let through; what lies below the floor it lets
+/// through no more. A dead letter of the document may still be redriven: its tombstone stays.
+pub const DELETED: &str = "delete from documents where rowid in \
+    (select rowid from documents where data is null and accepted_at_ms < ?1 and place <= ?2 \
+    and not exists (select 1 from dead_letters where dead_letters.id = coalesce(documents.id, documents.place)) \
+    order by accepted_at_ms limit ?3) returning id";
+
+/// Once its message is forgotten, too: without its row the item would look applied. In hexadecimal a
+/// keyed id has 8 or more at that place.
+pub const DISCARDED: &str = "delete from dead_letters where rowid in \
+    (select rowid from dead_letters where discarded_at_ms is not null and discarded_at_ms < ?1 \
+    and case when substr(hex(id), 25, 1) < '8' then id <= ?2 else accepted_at_ms < ?3 end \
+    order by discarded_at_ms limit ?4) returning id";
+
 /// The schema is a short list.
 const TABLES: &str = "select name from sqlite_schema \
     where type = 'table' and name glob 'points_[0-9]*' and name < ?1 order by name limit 2";
@@ -52,7 +75,17 @@ enum Step {
         resolution: Resolution,
         below: i32,
     },
+    Messages {
+        before_ms: i64,
+    },
     Keys {
+        before_ms: i64,
+    },
+    Tombstones {
+        before_ms: i64,
+    },
+    Discarded {
+        discarded_before_ms: i64,
         before_ms: i64,
     },
     Documents {
@@ -94,7 +127,16 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreE
     {
         steps.push(Step::Rollups { resolution, below: resolution.period_of(now_ms.saturating_sub(age_ms)) });
     }
-    steps.extend(retention.keys_before_ms.map(|before_ms| Step::Keys { before_ms }));
+    // What nothing asks for any more that may still come of the queue.
+    if let Some(before_ms) = retention.forget_before_ms {
+        let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
+        steps.extend([
+            Step::Messages { before_ms },
+            Step::Keys { before_ms },
+            Step::Tombstones { before_ms },
+            Step::Discarded { discarded_before_ms, before_ms },
+        ]);
+    }
     steps.extend(bounded.await?.into_iter().map(|(collection, days)| {
         let below = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
         Step::Documents { collection, below }
@@ -109,16 +151,73 @@ async fn run(
     step: &Step,
     rows_max: u32,
 ) -> Result<Housekept, Failure> {
-    let query = match step {
+    let rows = match step {
         Step::Points { first_kept } => return drop_points(connection, first_kept, rows_max).await,
         Step::Documents { collection, below } => {
             return delete_documents(connection, cache, collection, *below, rows_max).await;
         }
-        Step::Rollups { resolution, below } => sqlx::query(ROLLUPS).bind(*resolution as i16).bind(*below),
-        Step::Keys { before_ms } => sqlx::query(KEYS).bind(*before_ms),
+        Step::Rollups { resolution, below } => {
+            let query = sqlx::query(ROLLUPS).bind(*resolution as i16).bind(*below).bind(rows_max);
+            query.execute(connection).await?.rows_affected()
+        }
+        Step::Messages { before_ms } => forget_messages(connection, *before_ms, rows_max).await?,
+        Step::Keys { before_ms } => {
+            sqlx::query(KEYS).bind(*before_ms).bind(rows_max).execute(connection).await?.rows_affected()
+        }
+        Step::Tombstones { before_ms } => forget_tombstones(connection, *before_ms, rows_max).await?,
+        Step::Discarded { discarded_before_ms, before_ms } => {
+            forget_discarded(connection, *discarded_before_ms, *before_ms, rows_max).await?
+        }
     };
-    let rows = query.bind(rows_max).execute(connection).await?.rows_affected();
     Ok(Housekept { rows, partitions: 0, more: rows >= u64::from(rows_max) })
+}
+
+/// The floor rises in the transaction in which the rows go.
+async fn forget_messages(
+    connection: &mut SqliteConnection,
+    before_ms: i64,
+    rows_max: u32,
+) -> Result<u64, Failure> {
+    let below = MessageId::lowest_at(before_ms);
+    let query = sqlx::query_scalar(OLD_MESSAGES).bind(below).bind(rows_max);
+    let messages: Vec<Uuid> = query.fetch_all(&mut *connection).await?;
+    if let Some(last) = messages.last() {
+        sqlx::query(RAISE).bind(last).execute(&mut *connection).await?;
+        sqlx::query(FORGET_MESSAGES).bind(last).execute(connection).await?;
+    }
+    Ok(messages.len() as u64)
+}
+
+async fn forget_tombstones(
+    connection: &mut SqliteConnection,
+    before_ms: i64,
+    rows_max: u32,
+) -> Result<u64, Failure> {
+    let Some(floor) = floor(connection).await? else { return Ok(0) };
+    // An insert is hardly ever younger than its delete: little is walked over that must stay.
+    let query = sqlx::query_scalar(DELETED).bind(before_ms.min(floor.time_ms()));
+    let query = query.bind(floor.last_item()).bind(rows_max);
+    let deleted: Vec<Option<Uuid>> = query.fetch_all(&mut *connection).await?;
+    keys::forget(connection, &deleted.iter().flatten().copied().collect::<Vec<_>>()).await?;
+    Ok(deleted.len() as u64)
+}
+
+async fn forget_discarded(
+    connection: &mut SqliteConnection,
+    discarded_before_ms: i64,
+    before_ms: i64,
+    rows_max: u32,
+) -> Result<u64, Failure> {
+    let Some(floor) = floor(connection).await? else { return Ok(0) };
+    let query = sqlx::query_scalar(DISCARDED).bind(discarded_before_ms).bind(floor.last_item());
+    let discarded: Vec<Uuid> = query.bind(before_ms).bind(rows_max).fetch_all(&mut *connection).await?;
+    keys::forget(connection, &discarded).await?;
+    Ok(discarded.len() as u64)
+}
+
+/// `None` while nothing was forgotten.
+async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, Failure> {
+    Ok(MessageId::from_uuid(sqlx::query_scalar(FLOOR).fetch_one(connection).await?))
 }
 
 /// Empties the oldest day whose last point is too old, and drops it once nothing is left of it: to

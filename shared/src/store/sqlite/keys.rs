@@ -16,6 +16,17 @@ pub const ENTER: &str = "insert into keyed_writes (id, fingerprint, applied_at_m
 pub const EARLIER: &str = "select id, fingerprint from keyed_writes \
     where id in (select unhex(value) from json_each(?1))";
 
+pub const FORGET: &str = "delete from keyed_writes where id in (select unhex(value) from json_each(?1))";
+
+/// Deletes the keys of items that this transaction deleted; ids without a key are passed over.
+pub async fn forget(connection: &mut SqliteConnection, ids: &[Uuid]) -> Result<(), Failure> {
+    if !ids.is_empty() {
+        let ids: Vec<_> = ids.iter().map(|id| id.simple()).collect();
+        sqlx::query(FORGET).bind(json(&ids)).execute(connection).await?;
+    }
+    Ok(())
+}
+
 /// Enters the keys of new messages and returns those that were there before.
 pub async fn enter(
     connection: &mut SqliteConnection,

@@ -283,8 +283,14 @@ async fn a_rejected_message_does_not_come_back(fixture: &dyn Fixture) {
     publish(queue.publisher().as_ref(), 1).await;
     let mut subscription = queue.subscribe(10).await.expect("subscribed");
     let rejected = next(subscription.as_mut()).await;
+    assert!(!queue.has_dead().await.expect("is looked at"));
     subscription.reject(rejected).await.expect("rejected");
     drop(subscription);
+    let deadline = in_time();
+    while !queue.has_dead().await.expect("is looked at") {
+        assert!(Instant::now() < deadline, "it is not in the dead queue");
+        tokio::task::yield_now().await;
+    }
     let later = publish(queue.publisher().as_ref(), 3).await;
     let mut subscription = queue.subscribe(10).await.expect("subscribed");
     assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&later));

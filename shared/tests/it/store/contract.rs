@@ -44,6 +44,7 @@ macro_rules! on_both {
 mod dead_letters;
 mod dead_messages;
 mod documents;
+mod floor;
 mod housekeeping;
 mod indexes;
 mod keys;

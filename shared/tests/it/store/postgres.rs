@@ -1,5 +1,6 @@
 //! What only the store on Postgres can get wrong.
 mod days;
+mod floor;
 mod plans;
 mod refused;
 mod waits;

@@ -237,7 +237,8 @@ async fn raw_points_lie_by_the_day_of_their_acceptance_and_go_as_days() {
         points_ms: since_ms,
         minutes_ms: since_ms,
         hours_ms: since_ms,
-        keys_before_ms: Some(NOON_MS + DAY_MS),
+        discarded_ms: 90 * DAY_MS,
+        forget_before_ms: Some(NOON_MS + DAY_MS),
         rows_max: 100,
     };
     let first = store.housekeep(retention).await.expect("is kept");
@@ -262,7 +263,8 @@ async fn a_large_day_goes_a_part_at_a_time() {
         points_ms: age_ms - DAY_MS,
         minutes_ms: 2 * age_ms,
         hours_ms: 2 * age_ms,
-        keys_before_ms: None,
+        discarded_ms: DAY_MS,
+        forget_before_ms: None,
         rows_max: 10,
     };
     for (rows, partitions) in [(10, 0), (10, 0), (5, 1), (0, 0)] {
@@ -288,7 +290,8 @@ async fn each_step_of_housekeeping_is_a_transaction_of_its_own() {
         points_ms: DAY_MS,
         minutes_ms: DAY_MS,
         hours_ms: DAY_MS,
-        keys_before_ms: Some(applied.committed_at_ms + DAY_MS),
+        discarded_ms: DAY_MS,
+        forget_before_ms: Some(applied.committed_at_ms + DAY_MS),
         rows_max: 100,
     };
     assert!(unavailable(store.housekeep(retention).await.expect_err("the trap")).contains("no"));
@@ -338,7 +341,8 @@ async fn nothing_is_left_of_the_fields_of_documents_that_went() {
         points_ms: DAY_MS,
         minutes_ms: DAY_MS,
         hours_ms: DAY_MS,
-        keys_before_ms: None,
+        discarded_ms: 90 * DAY_MS,
+        forget_before_ms: None,
         rows_max: 100,
     };
     // Not the rows of those that were deleted.

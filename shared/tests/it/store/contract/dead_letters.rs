@@ -67,7 +67,8 @@ pub async fn all(store: &Arc<dyn Store>) -> Vec<DeadLetter> {
 }
 
 pub async fn redrive(store: &Arc<dyn Store>, filter: DeadLetterFilter, dry_run: bool) -> Vec<Redriven> {
-    store.redrive(Redrive { filter, after: None, limit: 1_000, dry_run }).await.expect("is redriven").items
+    let asked = Redrive { filter, after: None, limit: 1_000, dry_run, force: false };
+    store.redrive(asked).await.expect("is redriven").items
 }
 
 pub fn applied(redriven: &[Redriven]) -> Vec<Uuid> {
@@ -228,7 +229,13 @@ async fn an_item_that_fails_again_stays_with_its_new_reason([one, other]: [Arc<d
     assert_eq!(all(&one).await.len(), 2);
     assert_eq!(applied(&redrive(&one, everything(), false).await), [keys[1].as_uuid()]);
     // Behind a cursor it is not met again.
-    let behind = Redrive { filter: everything(), after: Some(keys[0].as_uuid()), limit: 9, dry_run: false };
+    let behind = Redrive {
+        filter: everything(),
+        after: Some(keys[0].as_uuid()),
+        limit: 9,
+        dry_run: false,
+        force: false,
+    };
     assert_eq!(one.redrive(behind).await.expect("is redriven"), RedrivenPage::default());
     one.define("c", Definition::default()).await.expect("is defined");
     assert_eq!(applied(&redrive(&other, everything(), false).await), [keys[0].as_uuid()]);
@@ -285,18 +292,21 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
 
 async fn the_key_of_a_dead_letter_outlives_its_retention([one, other]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
+    // Their ledger rows stay.
+    messages.at(one.now_ms().await.expect("a time") + 2 * 86_400_000, &[increment("never sent", 1)]);
     let item = with_key("k", increment("a", 1));
     set_aside(&one, &mut messages, std::slice::from_ref(&item)).await;
     let other_key = with_key("l", increment("b", 1));
     apply(&one, &[messages.of(std::slice::from_ref(&other_key))]).await;
     let year_ms = 366 * 86_400_000;
     // Later than all that is entered here.
-    let keys_before_ms = Some(one.now_ms().await.expect("a time") + 86_400_000);
+    let forget_before_ms = Some(one.now_ms().await.expect("a time") + 86_400_000);
     let retention = Retention {
         points_ms: year_ms,
         minutes_ms: year_ms,
         hours_ms: year_ms,
-        keys_before_ms,
+        discarded_ms: year_ms,
+        forget_before_ms,
         rows_max: 100,
     };
     assert_eq!(one.housekeep(retention).await.expect("is kept").rows, 1, "the key of what was applied");

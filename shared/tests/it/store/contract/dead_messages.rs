@@ -147,7 +147,7 @@ async fn what_still_cannot_be_read_stays_and_is_in_nobodys_way([one, other]: [Ar
     // Page by page, so that what fails again is passed over.
     let (mut applied_ids, mut failed_ids, mut after) = (Vec::new(), Vec::new(), None);
     loop {
-        let step = Redrive { filter: everything(), after, limit: 5, dry_run: false };
+        let step = Redrive { filter: everything(), after, limit: 5, dry_run: false, force: false };
         let done = other.redrive(step).await.expect("is redriven");
         assert!(done.items.is_sorted_by_key(|redriven| redriven.id), "{done:?}");
         for Redriven { id, outcome } in done.items {
@@ -157,6 +157,7 @@ async fn what_still_cannot_be_read_stays_and_is_in_nobodys_way([one, other]: [Ar
                     assert_eq!(reason, "undecodable");
                     failed_ids.push(id);
                 }
+                RedriveOutcome::NeedsForce => panic!("nothing is old"),
             }
         }
         after = done.next;
@@ -301,7 +302,7 @@ async fn a_page_ends_before_it_holds_too_much([one, other]: [Arc<dyn Store>; 2])
         pages += 1;
     }
     assert_eq!((walked, pages), (ids.clone(), 2));
-    let first = Redrive { filter: everything(), after: None, limit: 100, dry_run: false };
+    let first = Redrive { filter: everything(), after: None, limit: 100, dry_run: false, force: false };
     let done = other.redrive(first.clone()).await.expect("is redriven");
     assert_eq!((done.items.len(), done.next), (3, Some(ids[2])));
     let rest = other.redrive(Redrive { after: done.next, ..first }).await.expect("is redriven");

@@ -20,14 +20,15 @@ on_both!(
     housekeeping_where_nothing_is_old_changes_nothing,
 );
 
-const DAY_MS: i64 = 24 * 3_600_000;
+pub const DAY_MS: i64 = 24 * 3_600_000;
 
 /// Keeps everything that these tests make.
-const LONG: Retention = Retention {
+pub const LONG: Retention = Retention {
     points_ms: 90 * DAY_MS,
     minutes_ms: 90 * DAY_MS,
     hours_ms: 90 * DAY_MS,
-    keys_before_ms: None,
+    discarded_ms: 90 * DAY_MS,
+    forget_before_ms: None,
     rows_max: 1_000,
 };
 
@@ -36,7 +37,7 @@ async fn housekeep(store: &Arc<dyn Store>, retention: Retention) -> Housekept {
 }
 
 /// Until there is no more; how often there was.
-async fn housekeep_all(store: &Arc<dyn Store>, retention: Retention) -> u32 {
+pub async fn housekeep_all(store: &Arc<dyn Store>, retention: Retention) -> u32 {
     let mut times = 0;
     while housekeep(store, retention).await.more {
         times += 1;
@@ -48,6 +49,8 @@ async fn housekeep_all(store: &Arc<dyn Store>, retention: Retention) -> u32 {
 async fn a_key_is_free_again_after_its_retention([one, other]: [Arc<dyn Store>; 2]) {
     const KEYS: usize = 25;
     let mut messages = Messages::new();
+    // Their ledger rows stay.
+    messages.at(one.now_ms().await.expect("a time") + 2 * DAY_MS, &[increment("never sent", 1)]);
     let items: Vec<Item> = (0..KEYS).map(|number| with_key(&number.to_string(), increment("a", 1))).collect();
     let applied = apply(&one, &[messages.of(&items)]).await;
     housekeep_all(&other, LONG).await;
@@ -56,9 +59,9 @@ async fn a_key_is_free_again_after_its_retention([one, other]: [Arc<dyn Store>; 
     while one.now_ms().await.expect("a time") <= applied.committed_at_ms {}
     // So many at a time.
     let now_ms = one.now_ms().await.expect("a time");
-    let early = Retention { keys_before_ms: Some(applied.committed_at_ms - 60_000), ..LONG };
+    let early = Retention { forget_before_ms: Some(applied.committed_at_ms - 60_000), ..LONG };
     assert_eq!(housekeep(&other, early).await, Housekept::default());
-    let short = Retention { keys_before_ms: Some(now_ms), rows_max: 10, ..LONG };
+    let short = Retention { forget_before_ms: Some(now_ms), rows_max: 10, ..LONG };
     let first = housekeep(&other, short).await;
     assert!(first.more && first.rows == 10, "{first:?}");
     housekeep_all(&one, short).await;
@@ -79,9 +82,11 @@ async fn a_key_of_a_document_lives_as_long_as_its_document([one, other]: [Arc<dy
     let keyed = |key: &str, collection: &str| with_key(key, document(collection, "{}"));
     let items = [keyed("stays", "c"), keyed("deleted", "c"), keyed("goes", "bounded")];
     apply(&one, &[messages.at(now_ms - 11 * DAY_MS, &items)]).await;
-    apply(&one, &[messages.at(now_ms, &[delete("c", identity(Kind::Document, "deleted", 0))])]).await;
+    // Its tombstone stays.
+    let erase = [delete("c", identity(Kind::Document, "deleted", 0))];
+    apply(&one, &[messages.at(now_ms + 2 * DAY_MS, &erase)]).await;
     let fate_of = async |key: &str| fate(&other, identity(Kind::Document, key, 0)).await;
-    let all = Retention { keys_before_ms: Some(now_ms + DAY_MS), ..LONG };
+    let all = Retention { forget_before_ms: Some(now_ms + DAY_MS), ..LONG };
     housekeep_all(&other, all).await;
     for (key, is_known) in [("stays", true), ("deleted", true), ("goes", false)] {
         assert_eq!(fate_of(key).await.is_some(), is_known, "{key}");
@@ -99,7 +104,7 @@ async fn a_key_stays_as_long_as_its_dead_letter([one, other]: [Arc<dyn Store>; 2
         [increment("a", i64::MAX), with_key("bad", increment("a", 1)), with_key("good", increment("b", 1))];
     let applied = apply(&one, &[messages.of(&items)]).await;
     assert_eq!(applied.set_aside.len(), 1);
-    let all = Retention { keys_before_ms: Some(applied.committed_at_ms + DAY_MS), ..LONG };
+    let all = Retention { forget_before_ms: Some(applied.committed_at_ms + DAY_MS), ..LONG };
     housekeep_all(&other, all).await;
     let again = apply(&other, &[messages.of(&items[1..])]).await;
     let verdicts: Vec<_> = again.keyed.iter().map(|outcome| outcome.verdict).collect();

@@ -174,6 +174,7 @@ async fn fates_come_in_the_order_in_which_they_are_asked_for([one, other]: [Arc<
         None => ("none", None),
         Some(Fate::Applied { fingerprint, .. }) => ("applied", *fingerprint),
         Some(Fate::Failed { fingerprint, .. }) => ("failed", *fingerprint),
+        Some(Fate::Forgotten) => ("forgotten", None),
     };
     let good = ("applied", Some(fingerprint(&items[3])));
     let bad = ("failed", Some(fingerprint(&items[1])));

@@ -17,7 +17,8 @@ const RETENTION: Retention = Retention {
     points_ms: 20 * DAY_MS,
     minutes_ms: 2 * DAY_MS,
     hours_ms: 60 * DAY_MS,
-    keys_before_ms: None,
+    discarded_ms: 90 * DAY_MS,
+    forget_before_ms: None,
     rows_max: 100,
 };
 

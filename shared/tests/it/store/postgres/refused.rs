@@ -70,7 +70,8 @@ async fn a_redrive_that_passes_letters_over_says_where_to_go_on() {
         let mut other = session(&isolated.database_url).await;
         execute(&mut other, "begin").await;
         execute(&mut other, "select id from dead_letters order by id limit 2 for update").await;
-        let first = Redrive { filter: DeadLetterFilter::default(), after: None, limit: 3, dry_run: false };
+        let filter = DeadLetterFilter::default();
+        let first = Redrive { filter, after: None, limit: 3, dry_run: false, force: false };
         let done = store.redrive(first.clone()).await.expect("is redriven");
         assert_eq!(done.items.len(), 1, "two are held");
         let rest = store.redrive(Redrive { after: done.next, ..first }).await.expect("is redriven");
@@ -83,7 +84,7 @@ async fn a_redrive_that_passes_letters_over_says_where_to_go_on() {
 
 async fn redrive_all(store: &Arc<dyn Store>, dry_run: bool) -> Vec<RedriveOutcome> {
     let filter = DeadLetterFilter::default();
-    let redrive = Redrive { filter, after: None, limit: 1_000, dry_run };
+    let redrive = Redrive { filter, after: None, limit: 1_000, dry_run, force: false };
     let redriven = store.redrive(redrive).await.expect("is redriven");
     redriven.items.into_iter().map(|redriven| redriven.outcome).collect()
 }

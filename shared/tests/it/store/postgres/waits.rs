@@ -286,7 +286,8 @@ async fn a_retention_that_is_lifted_while_housekeeping_waits_keeps_the_documents
             points_ms: 90 * day_ms,
             minutes_ms: 90 * day_ms,
             hours_ms: 90 * day_ms,
-            keys_before_ms: None,
+            discarded_ms: 90 * day_ms,
+            forget_before_ms: None,
             rows_max: 100,
         };
         let housekeeping = {
