@@ -1,5 +1,6 @@
 //! The OpenAPI 3.1 document, generated from the handlers, and Swagger UI.
 mod complete;
+mod errors;
 
 use std::sync::Arc;
 

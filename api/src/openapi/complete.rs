@@ -1,32 +1,8 @@
-//! What holds for every operation alike, added to the generated document in one place: the headers
-//! that every answer has, the refusal of too many requests, what goes wrong with every body, and an
-//! example of each problem.
+//! What holds for every operation alike, added to the generated document in one place: errors, the
+//! headers that every answer has, and that arrays of items are taken.
 use serde_json::{Map, Value, json};
 
-/// What a request with a body may be refused with, as `4XX` in the annotations of a handler says.
-const BODY_ERRORS: [(&str, &str); 5] = [
-    ("400", "malformed: the body or a header"),
-    ("408", "the body took too long"),
-    ("413", "too large, or too many items"),
-    ("415", "media type or content encoding"),
-    ("422", "well-formed but invalid; or, for who waits, set aside or in conflict with another write"),
-];
-
-/// `(status, word of the problem type, detail)` of the examples.
-const EXAMPLES: [(&str, &str, &str); 12] = [
-    ("400", "malformed", "EOF while parsing an object at line 1 column 8"),
-    ("403", "admin_off", "admin routes are off"),
-    ("404", "not_found", "this id was never issued"),
-    ("405", "method_not_allowed", "see /docs for what this path takes"),
-    ("408", "body_timeout", "the body took too long to arrive"),
-    ("409", "conflict", "another payload was accepted under this key"),
-    ("410", "gone", "past the retention of its collection"),
-    ("413", "too_large", "a body has 1048576 bytes at most"),
-    ("415", "unsupported_media_type", "content encodings are not accepted on requests"),
-    ("422", "invalid", "the request is invalid"),
-    ("500", "internal", ""),
-    ("503", "overloaded", "more requests than the service takes at once"),
-];
+use super::errors::{self, Kind};
 
 /// Operations that are answered from memory; what is asked for with them has a tag.
 const CACHED_READS: [&str; 6] = [
@@ -69,26 +45,16 @@ pub fn complete(mut document: Value) -> Value {
 }
 
 fn complete_operation(path: &str, method: &str, operation: &mut Value, methods: &str) {
-    let (has_key, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
+    let (is_keyed, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
+    let has_body = !operation["requestBody"].is_null();
+    let kind = match (HEALTH.contains(&path), method, is_keyed) {
+        (true, ..) => Kind::Health,
+        (_, "get", _) => Kind::Read,
+        (.., true) => Kind::Accept,
+        (.., false) => Kind::Change,
+    };
     let responses = operation["responses"].as_object_mut().expect("every operation has responses");
-    if responses.remove("4XX").is_some() {
-        for (status, description) in BODY_ERRORS {
-            responses.entry(status).or_insert_with(|| problem(description));
-        }
-    }
-    if has_key {
-        responses.entry("400").or_insert_with(|| problem("a malformed header"));
-    }
-    let mut not_allowed = problem("another method: this path takes those in `Allow`");
-    not_allowed["headers"]["Allow"] = header("string", methods);
-    responses.insert("405".into(), not_allowed);
-    responses.insert("500".into(), problem("a defect, which the log tells by the request's id"));
-    let overloaded = problem("too many requests at once");
-    let unavailable = responses.entry("503").or_insert_with(|| overloaded.clone());
-    if HEALTH.contains(&path) {
-        let content = &overloaded["content"]["application/problem+json"];
-        unavailable["content"]["application/problem+json"] = content.clone();
-    }
+    errors::add(responses, kind, has_body, methods);
     for (status, response) in responses {
         let is_problem = response["content"].get("application/problem+json").is_some();
         // A GET tells in any case how long its answer holds; so do answers about what changes by itself.
@@ -151,20 +117,6 @@ fn complete_response(status: &str, response: &mut Value) {
             header["required"] = true.into();
         }
     }
-    let content = response.get_mut("content").and_then(|types| types.get_mut("application/problem+json"));
-    let Some(content) = content else { return };
-    if let Some((_, word, detail)) = EXAMPLES.iter().find(|(example, ..)| *example == status) {
-        let status: u16 = status.parse().expect("three digits");
-        let title =
-            actix_web::http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason());
-        let kind = format!("urn:forebay:problem:{word}");
-        content["example"] = json!({"type": kind, "title": title, "status": status, "detail": detail});
-    }
-}
-
-fn problem(description: &str) -> Value {
-    let schema = json!({"$ref": "#/components/schemas/Problem"});
-    json!({"description": description, "content": {"application/problem+json": {"schema": schema}}})
 }
 
 fn header(kind: &str, description: &str) -> Value {

@@ -64,14 +64,7 @@ pub struct CollectionBody {
     request_body(content = DefinitionBody),
     responses(
         (status = 200, description = "it holds from now on", body = CollectionBody),
-        (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "cannot be used: see `errors`", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away: what became of it is not known, repeat it", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn put(
@@ -123,10 +116,7 @@ fn check_definition(definition: &Definition) -> Result<(), Problem> {
     responses(
         (status = 200, description = "the definition", body = CollectionBody),
         (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "not defined; it takes every document", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "not a name", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 404, description = "not defined; it takes every document", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn get(name: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
@@ -147,10 +137,7 @@ pub async fn get(name: Path<String>, shared: ThinData<Shared>) -> Result<HttpRes
     responses(
         (status = 200, description = "the definition as it was", body = CollectionBody),
         (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "not defined", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "not a name", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away: what became of it is not known, repeat it", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 404, description = "not defined", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn delete(name: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {

@@ -135,10 +135,7 @@ pub struct RedrivenItem {
     params(ListParams),
     responses(
         (status = 200, description = "one page", body = DeadLettersBody),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
@@ -178,9 +175,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
     responses(
         (status = 200, description = "the dead letter", body = DeadLetterBody),
         (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "there is none with this id", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 404, description = "there is none with this id", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn get(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
@@ -204,12 +199,7 @@ pub async fn get(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpRespo
     request_body(content = RedriveBody),
     responses(
         (status = 202, description = "done, or with `dry_run` what would be done", body = RedrivenBody),
-        (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "well-formed but invalid: see `errors`", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the store is away: some may have been applied, repeat it", body = Problem,
          content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
     )
@@ -253,9 +243,7 @@ pub async fn redrive(
     responses(
         (status = 204, description = "discarded, now or before"),
         (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "there is none with this id", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away: what became of it is not known, repeat it", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 404, description = "there is none with this id", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn delete(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
