@@ -75,8 +75,7 @@ pub fn configure(config: &mut ServiceConfig) {
         let file = swagger_file(&path, swagger.clone());
         async { file }
     };
-    let read =
-        |path, handler: Route| routes::resource(path, "GET, HEAD").route(handler.guard(routes::reads()));
+    let read = |path, handler: Route| routes::resource(path).route(handler.guard(routes::reads()));
     config
         .service(read("/openapi.json", web::route().to(json)))
         .service(read("/docs", web::route().to(to_docs)))

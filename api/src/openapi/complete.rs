@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::errors::{self, Kind};
+use crate::auth::access::{Access, Need};
 
 /// Operations that are answered from memory; what is asked for with them has a tag.
 const CACHED_READS: [&str; 6] = [
@@ -23,38 +24,42 @@ const BODY_OPTIONAL: [&str; 2] = ["/v1/counters/{name}/increments", "/counter"];
 /// Bodies that are one object and never many.
 const ONE_ONLY: [&str; 2] = ["/v1/collections/{name}", "/v1/dead-letters/redrive"];
 
-/// Answered by texts of their own.
-const HEALTH: [&str; 3] = ["/livez", "/readyz", "/health"];
-
 /// Completes a generated document.
 pub fn complete(mut document: Value) -> Value {
+    document["components"]["securitySchemes"]["key"] = json!({
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "fb_<id>_<secret>",
+        "description": "A key of this installation; what it may do are its scopes, of which `admin` includes the \
+                        others. An installation without keys asks for none."
+    });
     for (path, item) in members(&mut document["paths"]) {
-        let mut methods: Vec<String> =
-            members(item).map(|(method, _)| method.to_uppercase()).chain(["HEAD".into()]).collect();
-        methods.retain(|method| method != "HEAD" || item.get("get").is_some());
-        methods.sort_unstable();
+        let access = Access::of(path);
         for (method, operation) in members(item) {
             if !operation["requestBody"].is_null() && !ONE_ONLY.contains(&&**path) {
                 take_many(operation);
                 operation["requestBody"]["required"] = (!BODY_OPTIONAL.contains(&&**path)).into();
             }
-            complete_operation(path, method, operation, &methods.join(", "));
+            complete_operation(path, method, operation, &access);
         }
     }
     document
 }
 
-fn complete_operation(path: &str, method: &str, operation: &mut Value, methods: &str) {
+fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &Access) {
+    let need = need_of(access, method);
+    operation["security"] = need.scope().map_or(json!([]), |scope| json!([{"key": [scope.name()]}, {}]));
     let (is_keyed, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
     let has_body = !operation["requestBody"].is_null();
-    let kind = match (HEALTH.contains(&path), method, is_keyed) {
+    let kind = match (need == Need::Nothing, method, is_keyed) {
         (true, ..) => Kind::Health,
         (_, "get", _) => Kind::Read,
         (.., true) => Kind::Accept,
         (.., false) => Kind::Change,
     };
     let responses = operation["responses"].as_object_mut().expect("every operation has responses");
-    errors::add(responses, kind, has_body, methods);
+    errors::add(responses, kind, has_body, need);
+    errors::add_method_not_allowed(responses, &access.methods());
     for (status, response) in responses {
         let is_problem = response["content"].get("application/problem+json").is_some();
         // A GET tells in any case how long its answer holds; so do answers about what changes by itself.
@@ -70,6 +75,11 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, methods: 
         }
         complete_response(status, response);
     }
+}
+
+fn need_of(access: &Access, method: &str) -> Need {
+    let method = method.to_uppercase().parse().expect("the name of a method");
+    access.need(&method).expect("what is documented is in the table")
 }
 
 /// The headers of what is answered from memory.

@@ -2,13 +2,17 @@
 //! Handlers say only what is their own.
 use actix_web::http::StatusCode;
 use serde_json::{Map, Value, json};
+use shared::api_key::Scope;
+
+use crate::auth::access::Need;
 
 const PROBLEM: &str = "application/problem+json";
 
 /// `(status, word of the problem type, detail)` of the examples.
-const EXAMPLES: [(&str, &str, &str); 12] = [
+const EXAMPLES: [(&str, &str, &str); 14] = [
     ("400", "malformed", "EOF while parsing an object at line 1 column 8"),
-    ("403", "admin_off", "admin routes are off"),
+    ("401", "unauthorized", "this key is not known"),
+    ("403", "forbidden", "this key lacks the scope write"),
     ("404", "not_found", "this id was never issued"),
     ("405", "method_not_allowed", "see /docs for what this path takes"),
     ("408", "body_timeout", "the body took too long to arrive"),
@@ -16,6 +20,7 @@ const EXAMPLES: [(&str, &str, &str); 12] = [
     ("410", "gone", "past the retention of its collection"),
     ("413", "too_large", "a body has 1048576 bytes at most"),
     ("415", "unsupported_media_type", "content encodings are not accepted on requests"),
+    ("421", "misdirected", "this service does not answer to this host"),
     ("422", "invalid", "the request is invalid"),
     ("500", "internal", ""),
     ("503", "overloaded", "more requests than the service takes at once"),
@@ -33,8 +38,9 @@ pub enum Kind {
     Change,
 }
 
-/// Adds what the rules say and the handler does not. `methods` are those of the path.
-pub fn add(responses: &mut Map<String, Value>, kind: Kind, has_body: bool, methods: &str) {
+/// Adds what the rules say and the handler does not.
+pub fn add(responses: &mut Map<String, Value>, kind: Kind, has_body: bool, need: Need) {
+    let guarded = need.scope();
     let mut may = |status: &str, holds: bool, description: &str| {
         if holds {
             responses.entry(status).or_insert_with(|| problem(description));
@@ -42,24 +48,47 @@ pub fn add(responses: &mut Map<String, Value>, kind: Kind, has_body: bool, metho
     };
     let is_change = matches!(kind, Kind::Accept | Kind::Change);
     let part = if has_body { "the body or a header" } else { "a header" };
-    may("400", has_body || kind == Kind::Accept, &format!("malformed: {part}"));
+    may("400", kind != Kind::Health, &format!("malformed: {part}"));
+    may("401", guarded.is_some(), "no key, or one that is not known or has expired; not without keys");
+    may("403", guarded.is_some(), &forbidden(need));
     may("408", has_body, "the body took too long");
     may("413", has_body, "too large, or too many items");
     may("415", is_change, if has_body { "media type or content encoding" } else { "content encoding" });
+    may("421", kind != Kind::Health, "without keys: sent to a host that is not this service's");
     may("422", kind != Kind::Health, &invalid(kind, has_body));
     may("500", true, "a defect, which the log tells by the request's id");
     may("503", true, unavailable(kind));
-    let mut not_allowed = problem("another method: this path takes those in `Allow`");
-    not_allowed["headers"]["Allow"] =
-        json!({"description": methods, "required": true, "schema": {"type": "string"}});
-    responses.insert("405".into(), not_allowed);
     if kind == Kind::Health {
         let overloaded = problem("")["content"][PROBLEM].clone();
         responses["503"]["content"][PROBLEM] = overloaded;
     }
+    for status in ["401", "403"] {
+        if let Some(response) = responses.get_mut(status) {
+            response["headers"]["WWW-Authenticate"] = json!({
+                "description": "`Bearer`, with what is wrong (RFC 6750)",
+                "required": status == "401",
+                "schema": {"type": "string"}
+            });
+        }
+    }
     for (status, response) in responses {
         add_example(status, response);
     }
+}
+
+/// `methods` are those of the path.
+pub fn add_method_not_allowed(responses: &mut Map<String, Value>, methods: &str) {
+    let mut not_allowed = problem("another method: this path takes those in `Allow`");
+    not_allowed["headers"]["Allow"] =
+        json!({"description": methods, "required": true, "schema": {"type": "string"}});
+    add_example("405", &mut not_allowed);
+    responses.insert("405".into(), not_allowed);
+}
+
+fn forbidden(need: Need) -> String {
+    let scope = need.scope().map_or("", Scope::name);
+    let off = if need == Need::Admin { "admin routes are off, or " } else { "" };
+    format!("the key lacks the scope `{scope}`; without keys: {off}a page of another origin sent it")
 }
 
 fn invalid(kind: Kind, has_body: bool) -> String {

@@ -121,6 +121,7 @@ pub async fn increment_named(
     present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", name)?;
+    parameters::none(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let reserved = shared.body_budget.reserve(request, limits)?;

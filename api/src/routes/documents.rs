@@ -109,6 +109,7 @@ pub async fn post_into(
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("collection", collection)?;
+    parameters::none(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let reserved = shared.body_budget.reserve(request, limits)?;

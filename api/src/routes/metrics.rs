@@ -17,7 +17,7 @@ use self::question::{Question, Shape};
 use crate::accept::{self, Accepted, Terms};
 use crate::body::{self, Body, Items};
 use crate::cache::{Outcome, guarded};
-use crate::parameters::{ListParams, page_of};
+use crate::parameters::{self, ListParams, page_of};
 use crate::period::{Buckets, Piece};
 use crate::problem::Problem;
 use crate::read_cache::{Answer, ReadKey};
@@ -68,6 +68,7 @@ pub async fn record_on(
     shared: &Shared,
     terms: &Terms,
 ) -> Result<HttpResponse, Problem> {
+    parameters::none(request.query_string())?;
     let limits = &shared.body_limits;
     let reserved = shared.body_budget.reserve(request, limits)?;
     let points = match body::read(request, payload, limits).await? {

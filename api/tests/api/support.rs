@@ -49,7 +49,16 @@ where
     F: FnOnce(Installation) -> Fut,
     Fut: Future<Output = Installation>,
 {
-    embedded_over(&|store| store, test).await;
+    embedded_with(|_| {}, test).await;
+}
+
+/// The same with other settings.
+pub async fn embedded_with<F, Fut>(adjust: impl FnOnce(&mut Config), test: F)
+where
+    F: FnOnce(Installation) -> Fut,
+    Fut: Future<Output = Installation>,
+{
+    start_embedded(adjust, &|store| store, test).await;
 }
 
 /// What the programs of an installation get instead of their store.
@@ -61,11 +70,20 @@ where
     F: FnOnce(Installation) -> Fut,
     Fut: Future<Output = Installation>,
 {
+    start_embedded(|_| {}, over, test).await;
+}
+
+async fn start_embedded<F, Fut>(adjust: impl FnOnce(&mut Config), over: Over<'_>, test: F)
+where
+    F: FnOnce(Installation) -> Fut,
+    Fut: Future<Output = Installation>,
+{
     let directory = tempfile::tempdir().expect("a directory");
     let mut config = base_config();
     let url = format!("embedded:{}", directory.path().display());
     config.queue.url.clone_from(&url);
     config.store.url = url;
+    adjust(&mut config);
     let backend = open_over(&config, over).await;
     let consumers = vec![RunningConsumer::start(&config, &backend)];
     let apis = vec![Server::start(&config, &backend).expect("the API starts")];
