@@ -93,8 +93,9 @@ fn a_list_is_read_back_as_it_was_written() {
     let keys = vec![made("a", Some(NOW)).1, made("b", None).1];
     let json = serde_json::to_string(&keys).expect("plain values");
     assert_eq!(list_of(&json).as_ref(), Ok(&keys));
-    let yaml: String =
-        keys.iter().map(|key| format!("- {}\n", serde_json::to_string(key).expect("plain values"))).collect();
+    let lines: Vec<_> = json[1..json.len() - 1].split_inclusive("},").collect();
+    let yaml =
+        lines.iter().map(|line| ["- ", line.trim_end_matches(',')].concat()).collect::<Vec<_>>().join("\n");
     assert_eq!(list_of(&format!("# comment\n{yaml}")), Ok(keys));
     assert_eq!(list_of("[]"), Ok(Vec::new()));
 }
