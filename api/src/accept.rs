@@ -19,7 +19,6 @@ use shared::store::ItemStanding;
 use shared::write::{Increment, Item, Write};
 use utoipa::ToSchema;
 
-use self::identity::PRINCIPAL;
 use self::terms::PREFERENCE_APPLIED;
 use crate::batcher::{Load, Pending};
 use crate::body::Items;
@@ -107,7 +106,7 @@ pub async fn single(
     draft: Draft,
     present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
-    let keyed = identity::of(PRINCIPAL, terms, &draft, 0);
+    let keyed = identity::of(terms, &draft, 0);
     if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
         return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id))));
     }
@@ -226,7 +225,7 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     let mut identities: Vec<Option<Keyed>> = Vec::new();
     let mut taken = HashMap::new();
     for (index, draft) in valid {
-        let keyed = identity::of(PRINCIPAL, terms, &draft, index);
+        let keyed = identity::of(terms, &draft, index);
         if let Some(keyed) = keyed {
             let first = *taken.entry(keyed.id).or_insert(keyed.fingerprint);
             if first != keyed.fingerprint || shared.recent_keys.conflicts(keyed) {

@@ -3,12 +3,14 @@
 //! It never waits for the store to accept a write. The consumer is not used here, but for one
 //! place: `main.rs` runs it in this process when the queue is the embedded one.
 pub mod accept;
+pub mod auth;
 pub mod batcher;
 pub mod body;
 pub mod cache;
 pub mod cache_events;
 pub mod definitions;
 pub mod document_cache;
+pub mod key_command;
 pub mod measure;
 pub mod openapi;
 pub mod parameters;

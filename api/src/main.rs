@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use api::key_command::KeysCommand;
 use api::openapi;
 use api::server::Server;
 use clap::{Parser, Subcommand};
@@ -38,6 +39,9 @@ enum Command {
     Openapi,
     /// Ask a running API whether it is ready
     Healthcheck,
+    /// Keys of clients
+    #[command(subcommand)]
+    Keys(KeysCommand),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +70,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
             println!("{:#}", openapi::document());
             Ok(())
         }
+        Command::Keys(KeysCommand::New(new)) => new.print(),
         Command::Healthcheck => program::healthcheck(&options.load(Program::Api)?.config).await,
     }
 }
@@ -127,8 +132,9 @@ fn greet(config: &Config, server: &Server, embedded: bool) {
         queue = if embedded { "embedded" } else { "rabbitmq" },
         "listening"
     );
-    if !address.ip().is_loopback() {
-        tracing::warn!("no API keys: whoever reaches this address may read and write");
+    if config.auth.is_open() {
+        let beyond = if address.ip().is_loopback() { "" } else { ", and it is more than loopback" };
+        tracing::warn!("no API keys: whoever reaches {address} may read and write{beyond}");
     }
     let data = config.store.url.strip_prefix("embedded:").map(|directory| format!(", data in {directory}"));
     let text = format!(

@@ -117,6 +117,12 @@ pub struct Metrics {
     /// Requests refused because too many were in work.
     pub shed: IntCounter,
     pub cache_reads_by_outcome: CacheReads,
+    /// Requests that were refused before their handlers, by `reason`.
+    pub refused: IntCounterVec,
+    /// Keys in force.
+    pub api_keys: IntGauge,
+    /// Readings of `auth.keys_file` after the first, by `outcome`.
+    pub key_reloads: IntCounterVec,
     /// Dead letters that were tried once more by HTTP, by `outcome`.
     pub redriven: IntCounterVec,
     /// Times that events were or may have been missed.
@@ -163,10 +169,10 @@ fn register() -> prometheus::Result<Metrics> {
         ),
         &["route", "status"]
     )?;
-    let cache_reads = register_int_counter_vec!(
-        opts!("forebay_api_cache_reads_total", "reads through the cache by outcome"),
-        &["outcome"]
-    )?;
+    let counted =
+        |name: &str, help: &str, label: &str| register_int_counter_vec!(opts!(name, help), &[label]);
+    let cache_reads =
+        counted("forebay_api_cache_reads_total", "reads through the cache by outcome", "outcome")?;
     let waits = register_histogram_vec!(
         histogram_opts!(
             "forebay_api_wait_seconds",
@@ -178,9 +184,10 @@ fn register() -> prometheus::Result<Metrics> {
     let by_class =
         |(_, route): &(Route, &str)| CLASSES.map(|class| requests.with_label_values(&[*route, class]));
     Ok(Metrics {
-        accepted: register_int_counter_vec!(
-            opts!("forebay_api_items_accepted_total", "items that were made durable and answered with 202"),
-            &["kind"]
+        accepted: counted(
+            "forebay_api_items_accepted_total",
+            "items that were made durable and answered with 202",
+            "kind",
         )?,
         confirm_seconds: register_histogram!(histogram_opts!(
             "forebay_api_confirm_seconds",
@@ -192,10 +199,7 @@ fn register() -> prometheus::Result<Metrics> {
             "items per message",
             items
         ))?,
-        batches: register_int_counter_vec!(
-            opts!("forebay_api_batches_total", "messages by why they were closed"),
-            &["why"]
-        )?,
+        batches: counted("forebay_api_batches_total", "messages by why they were closed", "why")?,
         traces_dropped: register_int_counter!(
             "forebay_api_traces_dropped_total",
             "traces of requests that found no room in their message"
@@ -210,9 +214,17 @@ fn register() -> prometheus::Result<Metrics> {
             miss: cache_reads.with_label_values(&["miss"]),
             stale: cache_reads.with_label_values(&["stale"]),
         },
-        redriven: register_int_counter_vec!(
-            opts!("forebay_api_items_redriven_total", "dead letters that were tried once more by HTTP"),
-            &["outcome"]
+        refused: counted("forebay_api_refused_total", "requests refused for key, host or origin", "reason")?,
+        api_keys: register_int_gauge!("forebay_api_keys", "API keys in force, expired ones included")?,
+        key_reloads: counted(
+            "forebay_api_key_reloads_total",
+            "changed or broken keys files read",
+            "outcome",
+        )?,
+        redriven: counted(
+            "forebay_api_items_redriven_total",
+            "dead letters that were tried once more by HTTP",
+            "outcome",
         )?,
         event_holes: register_int_counter!(
             "forebay_api_event_holes_total",

@@ -1,5 +1,6 @@
 //! The OpenAPI 3.1 document, generated from the handlers, and Swagger UI.
 mod complete;
+mod errors;
 
 use std::sync::Arc;
 
@@ -74,8 +75,7 @@ pub fn configure(config: &mut ServiceConfig) {
         let file = swagger_file(&path, swagger.clone());
         async { file }
     };
-    let read =
-        |path, handler: Route| routes::resource(path, "GET, HEAD").route(handler.guard(routes::reads()));
+    let read = |path, handler: Route| routes::resource(path).route(handler.guard(routes::reads()));
     config
         .service(read("/openapi.json", web::route().to(json)))
         .service(read("/docs", web::route().to(to_docs)))

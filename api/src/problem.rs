@@ -5,11 +5,12 @@ use std::fmt;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::auth::Refusal;
 use crate::batcher::NotAccepted;
 use crate::routes::receipts::Receipt;
 
@@ -35,6 +36,9 @@ pub struct Problem {
     receipt: Option<Box<Receipt>>,
     #[serde(skip)]
     retry_after: Option<Duration>,
+    /// Who asks is told how to be let in.
+    #[serde(skip)]
+    refusal: Option<Refusal>,
 }
 
 /// One invalid part of a request.
@@ -70,6 +74,7 @@ impl Problem {
             rejected: Vec::new(),
             receipt: None,
             retry_after: None,
+            refusal: None,
         }
     }
 
@@ -111,8 +116,38 @@ impl Problem {
         Self::new(StatusCode::GONE, "gone", detail)
     }
 
+    /// 401, 403, 421, or 400 where no host can be read.
+    pub fn refused(refusal: Refusal) -> Self {
+        let refused =
+            |status, word, detail| Self { refusal: Some(refusal), ..Self::new(status, word, detail) };
+        let unauthorized =
+            |detail: &'static str| refused(StatusCode::UNAUTHORIZED, "unauthorized", detail.to_owned());
+        match refusal {
+            Refusal::NoKey => unauthorized("a key is needed: Authorization: Bearer fb_…"),
+            Refusal::Malformed => {
+                unauthorized("Authorization holds no key: expected Bearer fb_<id>_<secret>")
+            }
+            Refusal::Unknown => unauthorized("this key is not known"),
+            Refusal::Expired => unauthorized("this key has expired"),
+            Refusal::Lacks(scope) => {
+                let detail = format!("this key lacks the scope {}", scope.name());
+                refused(StatusCode::FORBIDDEN, "forbidden", detail)
+            }
+            Refusal::AdminOff => Self::admin_off(),
+            Refusal::NoHost => Self::malformed("Host is missing, there twice, or no host"),
+            Refusal::OtherHost => {
+                let detail = "this service does not answer to this host: server.allowed_hosts names others";
+                Self::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
+            }
+            Refusal::OtherOrigin => {
+                let detail = "sent by a page of another origin: server.allowed_hosts names others";
+                Self::new(StatusCode::FORBIDDEN, "cross_origin", detail)
+            }
+        }
+    }
+
     /// 403: without keys nobody is known to be an administrator.
-    pub fn admin_off() -> Self {
+    fn admin_off() -> Self {
         let detail = "admin routes are off: auth.admin_without_keys (FOREBAY__AUTH__ADMIN_WITHOUT_KEYS=true) \
                       gives them to everybody who reaches this port";
         Self::new(StatusCode::FORBIDDEN, "admin_off", detail)
@@ -236,6 +271,9 @@ impl ResponseError for Problem {
             // Whole seconds, rounded up: never earlier than it makes sense.
             let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
             response.insert_header((RETRY_AFTER, seconds.to_string()));
+        }
+        if let Some(challenge) = self.refusal.and_then(Refusal::challenge) {
+            response.insert_header((WWW_AUTHENTICATE, challenge));
         }
         response.body(serde_json::to_vec(self).unwrap_or_default())
     }

@@ -9,20 +9,24 @@ pub mod receipts;
 pub mod short;
 pub mod short_data;
 
-use actix_web::guard::{self, Guard};
+use actix_web::guard::{self, Guard, GuardContext};
 use actix_web::http::header::{ALLOW, HeaderValue};
-use actix_web::web::{self, ServiceConfig};
-use actix_web::{Resource, ResponseError, Route};
+use actix_web::web::{self, ServiceConfig, ThinData};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError, Route};
 
+use crate::auth::Refusal;
+use crate::auth::access::Access;
+use crate::measure::metrics;
 use crate::problem::Problem;
+use crate::server::Shared;
 
 /// All paths of the public port. They are tried in this order, and each that has a name in it costs an
 /// allocation and a regular expression: the writes come first.
 pub fn configure(config: &mut ServiceConfig) {
-    let read = |path, handler: Route| resource(path, "GET, HEAD").route(handler.guard(reads()));
-    let increments = resource("/v1/counters/{name}/increments", "POST");
-    let counter = resource("/counter", "GET, HEAD, POST");
-    let (points, points_short) = (resource("/v1/metrics", "POST"), resource("/api/metrics", "POST"));
+    let read = |path, handler: Route| resource(path).route(handler.guard(reads()));
+    let increments = resource("/v1/counters/{name}/increments");
+    let counter = resource("/counter");
+    let (points, points_short) = (resource("/v1/metrics"), resource("/api/metrics"));
     config
         .service(points.route(web::post().to(metrics::record)))
         .service(increments.route(web::post().to(counters::increment)))
@@ -46,10 +50,10 @@ pub fn configure(config: &mut ServiceConfig) {
 
 fn documents(config: &mut ServiceConfig) {
     let reading = |handler: Route| handler.guard(reads());
-    let in_collection = resource("/v1/data/{collection}", "GET, HEAD, POST");
-    let document = resource("/v1/data/{collection}/{id}", "DELETE, GET, HEAD");
-    let collection = resource("/v1/collections/{name}", "DELETE, GET, HEAD, PUT");
-    let short = resource("/data", "GET, HEAD, POST");
+    let in_collection = resource("/v1/data/{collection}");
+    let document = resource("/v1/data/{collection}/{id}");
+    let collection = resource("/v1/collections/{name}");
+    let short = resource("/data");
     config
         .service(
             in_collection
@@ -74,9 +78,9 @@ fn documents(config: &mut ServiceConfig) {
 
 fn dead_letters(config: &mut ServiceConfig) {
     let reading = |handler: Route| handler.guard(reads());
-    let all = resource("/v1/dead-letters", "GET, HEAD");
-    let redrive = resource("/v1/dead-letters/redrive", "POST");
-    let one = resource("/v1/dead-letters/{id}", "DELETE, GET, HEAD");
+    let all = resource("/v1/dead-letters");
+    let redrive = resource("/v1/dead-letters/redrive");
+    let one = resource("/v1/dead-letters/{id}");
     config
         .service(all.route(reading(web::route().to(dead_letters::list))))
         .service(redrive.route(web::post().to(dead_letters::redrive)))
@@ -91,13 +95,45 @@ pub fn reads() -> impl Guard {
     guard::Any(guard::Get()).or(guard::Head())
 }
 
-/// A path that tells which methods it takes when it is asked with another.
-pub fn resource(path: &'static str, allowed: &'static str) -> Resource {
-    web::resource(path).default_service(web::to(move || async move {
-        let mut response = Problem::method_not_allowed().error_response();
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-        response
-    }))
+/// A path whose routes are closed to who lacks what they need, and to every method that the table does
+/// not name.
+pub fn resource(path: &'static str) -> Resource {
+    let access = Access::of(path);
+    let allow = HeaderValue::from_str(&access.methods()).expect("methods are visible");
+    let closed = guard::fn_guard(move |context| is_closed(&access, context));
+    let refuse = move |request: HttpRequest| {
+        let response = refuse(&request, &allow);
+        async { response }
+    };
+    web::resource(path).route(web::route().guard(closed).to(refuse))
+}
+
+/// Whether the request is refused. Who calls, or why he may not, is left among its data.
+fn is_closed(access: &Access, context: &GuardContext<'_>) -> bool {
+    let Some(need) = access.need(&context.head().method) else { return true };
+    let shared = context.app_data::<ThinData<Shared>>().expect("every application has its parts");
+    match shared.door.admit(need, context.head()) {
+        Ok(None) => false,
+        Ok(Some(caller)) => {
+            context.req_data_mut().insert(caller);
+            false
+        }
+        Err(refusal) => {
+            metrics().refused.with_label_values(&[refusal.word()]).inc();
+            context.req_data_mut().insert(refusal);
+            true
+        }
+    }
+}
+
+/// Without a reason among the data of the request it was the method.
+fn refuse(request: &HttpRequest, allow: &HeaderValue) -> HttpResponse {
+    if let Some(refusal) = request.extensions().get::<Refusal>() {
+        return Problem::refused(*refusal).error_response();
+    }
+    let mut response = Problem::method_not_allowed().error_response();
+    response.headers_mut().insert(ALLOW, allow.clone());
+    response
 }
 
 /// Answers paths that do not exist.

@@ -22,6 +22,7 @@ use shared::store::Store;
 use tokio::task::JoinHandle;
 
 use crate::accept::identity::RecentKeys;
+use crate::auth::Door;
 use crate::batcher::{BatchLimits, Batcher};
 use crate::body::{BodyBudget, BodyLimits};
 use crate::cache::{CacheLimits, CounterCache, guarded};
@@ -80,8 +81,7 @@ pub struct Parts {
     pub events: Arc<dyn Events>,
     /// Data of one page of documents, in bytes.
     pub page_bytes_max: usize,
-    /// Whether everybody may use the admin routes.
-    pub admin_without_keys: bool,
+    pub door: Arc<Door>,
 }
 
 /// How long requests wait for what becomes of their writes.
@@ -127,7 +127,7 @@ impl Server {
     /// Listens and serves. Servers behind it may be away; ports that are taken are an error.
     pub fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::channel();
-        let assembly = Assembly::new(config, backend);
+        let assembly = Assembly::new(config, backend, Door::of(config)?);
         let background = assembly.spawn_background(config, backend, &shutdown);
         let (server, address) = assembly.serve_http(config)?;
         let handle = server.handle();
@@ -207,11 +207,11 @@ struct Assembly {
     documents: Arc<DocumentCache>,
     events: Arc<dyn Events>,
     page_bytes_max: usize,
-    admin_without_keys: bool,
+    door: Arc<Door>,
 }
 
 impl Assembly {
-    fn new(config: &Config, backend: &Backend) -> Self {
+    fn new(config: &Config, backend: &Backend, door: Door) -> Self {
         let publisher = backend.queue.publisher();
         let publisher_breaker = Arc::new(Breaker::new("publisher", PUBLISHER_BREAKER));
         let store_breaker = Arc::new(Breaker::new("store", STORE_BREAKER));
@@ -268,7 +268,7 @@ impl Assembly {
             documents,
             events: backend.events.clone(),
             page_bytes_max: config.server.page_bytes_max,
-            admin_without_keys: config.auth.admin_without_keys,
+            door: Arc::new(door),
         }
     }
 
@@ -292,7 +292,12 @@ impl Assembly {
         let (waiters, store, breaker) =
             (self.waiters.clone(), self.store.clone(), self.store_breaker.clone());
         let doubts = doubts::settle(waiters, store, breaker, shutdown.clone());
-        vec![tokio::spawn(cache_events.run(shutdown.clone())), tokio::spawn(doubts), tokio::spawn(probe)]
+        let mut tasks =
+            vec![tokio::spawn(cache_events.run(shutdown.clone())), tokio::spawn(doubts), tokio::spawn(probe)];
+        if let Door::Keyed(keys) = &*self.door {
+            tasks.push(tokio::spawn(keys.clone().follow(shutdown.clone())));
+        }
+        tasks
     }
 
     /// Binds and runs the public port.
@@ -350,7 +355,7 @@ impl Assembly {
             documents: self.documents.clone(),
             events: self.events.clone(),
             page_bytes_max: self.page_bytes_max,
-            admin_without_keys: self.admin_without_keys,
+            door: self.door.clone(),
         }))
     }
 }

@@ -7,6 +7,8 @@ use std::thread::available_parallelism;
 
 use serde::{Deserialize, Serialize};
 
+use crate::api_key::ApiKey;
+
 /// All settings of both programs. Both read the same file; each uses its part.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -30,6 +32,9 @@ pub struct Server {
     pub host: String,
     /// Port to listen on; 0 takes a free one.
     pub port: u16,
+    /// Without API keys: names, without a port, under which clients may call the service beside loopback and
+    /// `server.host`. A request to another name gets 421, because a web page could have sent it.
+    pub allowed_hosts: Vec<String>,
     /// Worker threads, each with its own batcher. 0: the cores granted minus one, at least one.
     pub workers: usize,
     /// Largest request body in bytes.
@@ -163,7 +168,13 @@ pub struct Cache {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
-    /// Whether everybody who reaches the port may use the admin routes (`/v1/collections`).
+    /// Keys of clients: `{id, sha256, principal, scopes, expires_at}`, one line of `forebay-api keys new` each.
+    /// With none here and no `auth.keys_file` the service is open.
+    pub keys: Vec<ApiKey>,
+    /// File with more keys, a list in YAML or JSON; empty for none. A change counts within seconds, without a
+    /// restart; a file that cannot be read leaves the keys as they were.
+    pub keys_file: String,
+    /// Whether everybody who reaches the port may use the admin routes while there are no keys.
     pub admin_without_keys: bool,
 }
 
@@ -205,6 +216,7 @@ impl Default for Server {
         Self {
             host: "127.0.0.1".into(),
             port: 8080,
+            allowed_hosts: Vec::new(),
             workers: 0,
             body_bytes_max: 1 << 20,
             items_max: 1_000,
@@ -284,6 +296,13 @@ impl Default for Ids {
 impl Default for Cache {
     fn default() -> Self {
         Self { bytes_max: 64 << 20, ttl_ms: 10_000, negative_ttl_ms: 1_000, stale_ms_max: 3_600_000 }
+    }
+}
+
+impl Auth {
+    /// Nobody needs a key. A file without keys is not that: it lets nobody in.
+    pub fn is_open(&self) -> bool {
+        self.keys.is_empty() && self.keys_file.is_empty()
     }
 }
 

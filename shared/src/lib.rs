@@ -2,6 +2,7 @@
 //! store, events) with two implementations each, and what every program needs to run.
 //!
 //! SQL and AMQP stand nowhere else. Nothing here knows HTTP routes or when to merge messages.
+pub mod api_key;
 pub mod backend;
 pub mod backoff;
 pub mod breaker;

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::Value;
+use shared::api_key::Principal;
 use shared::event::Committed;
 use shared::id::ItemKey;
 use shared::keyed::{Fingerprint, Keyed, fingerprint_of, id_of};
@@ -15,8 +16,8 @@ use shared::write::{Delete, Document, Increment, Point, Write};
 
 use super::{Draft, Terms};
 
-/// Whose keys they are, as long as nobody says who he is. Keys of different principals never meet.
-pub const PRINCIPAL: &str = "anonymous";
+/// Whose keys they are where nobody needs to say who he is. Keys of different principals never meet.
+const ANONYMOUS: &str = "anonymous";
 
 /// Keys that one process remembers.
 const REMEMBERED_MAX: u64 = 100_000;
@@ -25,12 +26,13 @@ const REMEMBERED_MAX: u64 = 100_000;
 const REMEMBERED_FOR: Duration = Duration::from_mins(10);
 
 /// The identity of a draft that has a key: its own, or the request's with its position there.
-pub fn of(principal: &str, terms: &Terms, draft: &Draft, index: usize) -> Option<Keyed> {
+pub fn of(terms: &Terms, draft: &Draft, index: usize) -> Option<Keyed> {
     let (key, index) = match (&draft.own_key, &terms.key) {
         (Some(own), _) => (own, 0),
         (None, Some(key)) => (key, index),
         (None, None) => return None,
     };
+    let principal = terms.principal.as_ref().map_or(ANONYMOUS, Principal::as_str);
     let id = id_of(principal, draft.write.kind(), key, index);
     Some(Keyed { id, fingerprint: fingerprint(&draft.write) })
 }
@@ -145,9 +147,8 @@ mod tests {
     #[test]
     fn an_items_own_key_wins_and_has_no_position() {
         let terms = Terms { key: Some("k".into()), ..Terms::default() };
-        let id =
-            |terms: &Terms, own, index| of(PRINCIPAL, terms, &increment(1, own), index).map(|keyed| keyed.id);
-        let of_key = |key, index| Some(id_of(PRINCIPAL, Kind::Increment, key, index));
+        let id = |terms: &Terms, own, index| of(terms, &increment(1, own), index).map(|keyed| keyed.id);
+        let of_key = |key, index| Some(id_of(ANONYMOUS, Kind::Increment, key, index));
         assert_eq!(id(&terms, None, 3), of_key("k", 3));
         assert_eq!(id(&terms, Some("own"), 3), of_key("own", 0));
         assert_eq!(id(&Terms::default(), Some("k"), 3), of_key("k", 0));
@@ -155,8 +156,22 @@ mod tests {
     }
 
     #[test]
+    fn the_same_key_of_another_principal_is_another_key() {
+        let principal = |name: &str| Principal::try_from(name.to_owned()).ok();
+        let id = |principal| {
+            let terms = Terms { key: Some("k".into()), principal, ..Terms::default() };
+            of(&terms, &increment(1, None), 0).expect("keyed").id
+        };
+        assert_eq!(id(principal("shop")), id(principal("shop")));
+        assert_ne!(id(principal("shop")), id(principal("till")));
+        assert_ne!(id(principal("shop")), id(None));
+        // Who begins to use keys may go on under the name that everybody had.
+        assert_eq!(id(principal(ANONYMOUS)), id(None));
+    }
+
+    #[test]
     fn stored_fingerprints_keep_their_meaning() {
-        let document_key = id_of(PRINCIPAL, Kind::Document, "k", 0);
+        let document_key = id_of(ANONYMOUS, Kind::Document, "k", 0);
         let delete = Write::Delete(Delete { collection: "c".into(), document: document_key });
         let point = Write::Point(Point { kind: "t".into(), at_ms: 5, value: -1.0 });
         for (write, expected) in [
@@ -188,7 +203,7 @@ mod tests {
     fn what_was_processed_counts_and_nothing_else() {
         let recent = RecentKeys::default();
         let key = |key: &str| Terms { key: Some(key.into()), ..Terms::default() };
-        let keyed = |name: &str, by| of(PRINCIPAL, &key(name), &increment(by, None), 0).expect("keyed");
+        let keyed = |name: &str, by| of(&key(name), &increment(by, None), 0).expect("keyed");
         let told = |name: &str, by, verdict| {
             let Keyed { id, fingerprint } = keyed(name, by);
             KeyedTold { item: id, fingerprint, verdict }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use actix_web::HttpRequest;
 use actix_web::http::header::{HeaderMap, HeaderName};
 use serde::{Deserialize, Deserializer};
+use shared::api_key::Principal;
 use shared::keyed::KEY_LENGTH_MAX;
 use shared::trace::TraceParent;
 
+use crate::auth::principal_of;
 use crate::problem::Problem;
 use crate::server::Shared;
 
@@ -25,6 +27,8 @@ pub struct Terms {
     /// How long to wait for the outcome; `None` answers as soon as the write is durable.
     pub wait: Option<Duration>,
     pub key: Option<Box<str>>,
+    /// Whose key it is; `None` where nobody needs to say who he is.
+    pub principal: Option<Principal>,
     /// The client asked for the wait.
     pub is_preferred: bool,
     /// Of a request whose trace is kept by whoever began it.
@@ -36,7 +40,13 @@ impl Terms {
     pub fn of(request: &HttpRequest, shared: &Shared) -> Result<Self, Problem> {
         let headers = request.headers();
         let wait = wait_of(headers, shared.waits.wait_max);
-        Ok(Self { wait, key: key_of(headers)?, is_preferred: wait.is_some(), trace: trace_of(headers) })
+        Ok(Self {
+            wait,
+            key: key_of(headers)?,
+            principal: principal_of(request),
+            is_preferred: wait.is_some(),
+            trace: trace_of(headers),
+        })
     }
 
     /// For the short paths, which wait by themselves.

@@ -1,32 +1,9 @@
-//! What holds for every operation alike, added to the generated document in one place: the headers
-//! that every answer has, the refusal of too many requests, what goes wrong with every body, and an
-//! example of each problem.
+//! What holds for every operation alike, added to the generated document in one place: errors, the
+//! headers that every answer has, and that arrays of items are taken.
 use serde_json::{Map, Value, json};
 
-/// What a request with a body may be refused with, as `4XX` in the annotations of a handler says.
-const BODY_ERRORS: [(&str, &str); 5] = [
-    ("400", "malformed: the body or a header"),
-    ("408", "the body took too long"),
-    ("413", "too large, or too many items"),
-    ("415", "media type or content encoding"),
-    ("422", "well-formed but invalid; or, for who waits, set aside or in conflict with another write"),
-];
-
-/// `(status, word of the problem type, detail)` of the examples.
-const EXAMPLES: [(&str, &str, &str); 12] = [
-    ("400", "malformed", "EOF while parsing an object at line 1 column 8"),
-    ("403", "admin_off", "admin routes are off"),
-    ("404", "not_found", "this id was never issued"),
-    ("405", "method_not_allowed", "see /docs for what this path takes"),
-    ("408", "body_timeout", "the body took too long to arrive"),
-    ("409", "conflict", "another payload was accepted under this key"),
-    ("410", "gone", "past the retention of its collection"),
-    ("413", "too_large", "a body has 1048576 bytes at most"),
-    ("415", "unsupported_media_type", "content encodings are not accepted on requests"),
-    ("422", "invalid", "the request is invalid"),
-    ("500", "internal", ""),
-    ("503", "overloaded", "more requests than the service takes at once"),
-];
+use super::errors::{self, Kind};
+use crate::auth::access::{Access, Need};
 
 /// Operations that are answered from memory; what is asked for with them has a tag.
 const CACHED_READS: [&str; 6] = [
@@ -47,48 +24,42 @@ const BODY_OPTIONAL: [&str; 2] = ["/v1/counters/{name}/increments", "/counter"];
 /// Bodies that are one object and never many.
 const ONE_ONLY: [&str; 2] = ["/v1/collections/{name}", "/v1/dead-letters/redrive"];
 
-/// Answered by texts of their own.
-const HEALTH: [&str; 3] = ["/livez", "/readyz", "/health"];
-
 /// Completes a generated document.
 pub fn complete(mut document: Value) -> Value {
+    document["components"]["securitySchemes"]["key"] = json!({
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "fb_<id>_<secret>",
+        "description": "A key of this installation; what it may do are its scopes, of which `admin` includes the \
+                        others. An installation without keys asks for none."
+    });
     for (path, item) in members(&mut document["paths"]) {
-        let mut methods: Vec<String> =
-            members(item).map(|(method, _)| method.to_uppercase()).chain(["HEAD".into()]).collect();
-        methods.retain(|method| method != "HEAD" || item.get("get").is_some());
-        methods.sort_unstable();
+        let access = Access::of(path);
         for (method, operation) in members(item) {
             if !operation["requestBody"].is_null() && !ONE_ONLY.contains(&&**path) {
                 take_many(operation);
                 operation["requestBody"]["required"] = (!BODY_OPTIONAL.contains(&&**path)).into();
             }
-            complete_operation(path, method, operation, &methods.join(", "));
+            complete_operation(path, method, operation, &access);
         }
     }
     document
 }
 
-fn complete_operation(path: &str, method: &str, operation: &mut Value, methods: &str) {
-    let (has_key, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
+fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &Access) {
+    let need = need_of(access, method);
+    operation["security"] = need.scope().map_or(json!([]), |scope| json!([{"key": [scope.name()]}, {}]));
+    let (is_keyed, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
+    let has_body = !operation["requestBody"].is_null();
+    let kind = match (need == Need::Nothing, method, is_keyed) {
+        (true, ..) => Kind::Health,
+        (_, "get", _) => Kind::Read,
+        (.., true) => Kind::Accept,
+        (.., false) => Kind::Change,
+    };
     let responses = operation["responses"].as_object_mut().expect("every operation has responses");
-    if responses.remove("4XX").is_some() {
-        for (status, description) in BODY_ERRORS {
-            responses.entry(status).or_insert_with(|| problem(description));
-        }
-    }
-    if has_key {
-        responses.entry("400").or_insert_with(|| problem("a malformed header"));
-    }
-    let mut not_allowed = problem("another method: this path takes those in `Allow`");
-    not_allowed["headers"]["Allow"] = header("string", methods);
-    responses.insert("405".into(), not_allowed);
-    responses.insert("500".into(), problem("a defect, which the log tells by the request's id"));
-    let overloaded = problem("too many requests at once");
-    let unavailable = responses.entry("503").or_insert_with(|| overloaded.clone());
-    if HEALTH.contains(&path) {
-        let content = &overloaded["content"]["application/problem+json"];
-        unavailable["content"]["application/problem+json"] = content.clone();
-    }
+    errors::add(responses, kind, has_body, need);
+    errors::add_method_not_allowed(responses, &access.methods());
     for (status, response) in responses {
         let is_problem = response["content"].get("application/problem+json").is_some();
         // A GET tells in any case how long its answer holds; so do answers about what changes by itself.
@@ -104,6 +75,11 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, methods: 
         }
         complete_response(status, response);
     }
+}
+
+fn need_of(access: &Access, method: &str) -> Need {
+    let method = method.to_uppercase().parse().expect("the name of a method");
+    access.need(&method).expect("what is documented is in the table")
 }
 
 /// The headers of what is answered from memory.
@@ -151,20 +127,6 @@ fn complete_response(status: &str, response: &mut Value) {
             header["required"] = true.into();
         }
     }
-    let content = response.get_mut("content").and_then(|types| types.get_mut("application/problem+json"));
-    let Some(content) = content else { return };
-    if let Some((_, word, detail)) = EXAMPLES.iter().find(|(example, ..)| *example == status) {
-        let status: u16 = status.parse().expect("three digits");
-        let title =
-            actix_web::http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason());
-        let kind = format!("urn:forebay:problem:{word}");
-        content["example"] = json!({"type": kind, "title": title, "status": status, "detail": detail});
-    }
-}
-
-fn problem(description: &str) -> Value {
-    let schema = json!({"$ref": "#/components/schemas/Problem"});
-    json!({"description": description, "content": {"application/problem+json": {"schema": schema}}})
 }
 
 fn header(kind: &str, description: &str) -> Value {

@@ -11,7 +11,7 @@ use shared::collection::{Checker, Collection, Definition};
 use utoipa::ToSchema;
 
 use crate::body::{self, Body};
-use crate::parameters::check_parameter;
+use crate::parameters::{self, check_parameter};
 use crate::problem::{Invalid, Problem};
 use crate::routes::counters::unavailable;
 use crate::server::Shared;
@@ -63,15 +63,7 @@ pub struct CollectionBody {
     params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
     request_body(content = DefinitionBody),
     responses(
-        (status = 200, description = "it holds from now on", body = CollectionBody),
-        (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "cannot be used: see `errors`", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away: what became of it is not known, repeat it", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 200, description = "it holds from now on", body = CollectionBody)
     )
 )]
 pub async fn put(
@@ -80,8 +72,8 @@ pub async fn put(
     name: Path<String>,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    check_admin(&shared)?;
     check_parameter("name", &name)?;
+    parameters::none(request.query_string())?;
     let _reserved = shared.body_budget.reserve(&request, &shared.body_limits)?;
     let definition = match body::read(&request, payload, &shared.body_limits).await? {
         Body::One(json) | Body::Array(json) => definition_of(body::one(&json, shared.body_limits.bytes_max)?),
@@ -122,15 +114,15 @@ fn check_definition(definition: &Definition) -> Result<(), Problem> {
     params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
     responses(
         (status = 200, description = "the definition", body = CollectionBody),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "not defined; it takes every document", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "not a name", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 404, description = "not defined; it takes every document", body = Problem, content_type = "application/problem+json")
     )
 )]
-pub async fn get(name: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
-    check_admin(&shared)?;
+pub async fn get(
+    request: HttpRequest,
+    name: Path<String>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    parameters::none(request.query_string())?;
     let defined = defined(&shared, &name).await?;
     Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(defined))
 }
@@ -146,15 +138,16 @@ pub async fn get(name: Path<String>, shared: ThinData<Shared>) -> Result<HttpRes
     params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
     responses(
         (status = 200, description = "the definition as it was", body = CollectionBody),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "not defined", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "not a name", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away: what became of it is not known, repeat it", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 404, description = "not defined", body = Problem, content_type = "application/problem+json")
     )
 )]
-pub async fn delete(name: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
-    check_admin(&shared)?;
+pub async fn delete(
+    request: HttpRequest,
+    name: Path<String>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    parameters::none(request.query_string())?;
+    body::check_encoding(request.headers())?;
     let removed = defined(&shared, &name).await?;
     let none = Definition::default();
     shared.definitions.define(&name, none).await.map_err(|error| unavailable(&error))?;
@@ -176,9 +169,4 @@ fn shown(name: &str, collection: &Collection) -> CollectionBody {
     // It was JSON when it was stored.
     let schema = schema.and_then(|schema| RawValue::from_string(schema).ok());
     CollectionBody { name: name.to_owned(), schema, indexed, retention_days, version: collection.version }
-}
-
-/// Without keys everybody or nobody is an administrator.
-pub fn check_admin(shared: &Shared) -> Result<(), Problem> {
-    if shared.admin_without_keys { Ok(()) } else { Err(Problem::admin_off()) }
 }

@@ -19,7 +19,6 @@ use crate::cache::guarded;
 use crate::measure::metrics;
 use crate::parameters::{self, PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Parameters};
 use crate::problem::{Invalid, Problem};
-use crate::routes::collections::check_admin;
 use crate::routes::counters::unavailable;
 use crate::server::Shared;
 use crate::time_text::rfc3339;
@@ -143,15 +142,10 @@ pub struct RedrivenItem {
     tag = "dead letters",
     params(ListParams),
     responses(
-        (status = 200, description = "one page", body = DeadLettersBody),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 200, description = "one page", body = DeadLettersBody)
     )
 )]
 pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
-    check_admin(&shared)?;
     let mut asked = Parameters::of(request.query_string())?;
     let (kind, reason) = (asked.take("kind"), asked.take("reason"));
     let discarded = asked.take("discarded").map(|text| {
@@ -188,14 +182,15 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
     params(("id" = String, Path, description = "its id")),
     responses(
         (status = 200, description = "the dead letter", body = DeadLetterBody),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "there is none with this id", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 404, description = "there is none with this id", body = Problem, content_type = "application/problem+json")
     )
 )]
-pub async fn get(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
-    check_admin(&shared)?;
+pub async fn get(
+    request: HttpRequest,
+    id: Path<String>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    parameters::none(request.query_string())?;
     let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
     let letter = guarded(&shared.store_breaker, shared.store.dead_letter(id))
         .await
@@ -216,12 +211,6 @@ pub async fn get(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpRespo
     request_body(content = RedriveBody),
     responses(
         (status = 202, description = "done, or with `dry_run` what would be done", body = RedrivenBody),
-        (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "well-formed but invalid: see `errors`", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the store is away: some may have been applied, repeat it", body = Problem,
          content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
     )
@@ -231,7 +220,7 @@ pub async fn redrive(
     payload: Payload,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    check_admin(&shared)?;
+    parameters::none(request.query_string())?;
     let _reserved = shared.body_budget.reserve(&request, &shared.body_limits)?;
     let asked: RedriveBody = match body::read(&request, payload, &shared.body_limits).await? {
         Body::One(json) | Body::Array(json) => body::one(&json, shared.body_limits.item_bytes_max)?,
@@ -263,14 +252,16 @@ pub async fn redrive(
     params(("id" = String, Path, description = "its id")),
     responses(
         (status = 204, description = "discarded, now or before"),
-        (status = 403, description = "admin routes are off", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "there is none with this id", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away: what became of it is not known, repeat it", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 404, description = "there is none with this id", body = Problem, content_type = "application/problem+json")
     )
 )]
-pub async fn delete(id: Path<String>, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
-    check_admin(&shared)?;
+pub async fn delete(
+    request: HttpRequest,
+    id: Path<String>,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    parameters::none(request.query_string())?;
+    body::check_encoding(request.headers())?;
     let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
     let discarded = guarded(&shared.store_breaker, shared.store.discard(id)).await;
     if discarded.map_err(|error| unavailable(&error))? {

@@ -17,7 +17,7 @@ use self::question::{Question, Shape};
 use crate::accept::{self, Accepted, Terms};
 use crate::body::{self, Body, Items};
 use crate::cache::{Outcome, guarded};
-use crate::parameters::{ListParams, page_of};
+use crate::parameters::{self, ListParams, page_of};
 use crate::period::{Buckets, Piece};
 use crate::problem::Problem;
 use crate::read_cache::{Answer, ReadKey};
@@ -48,14 +48,7 @@ pub mod question;
     responses(
         (status = 201, description = "applied while the request waited", body = PointStored),
         (status = 202, description = "durable; the items of an array are told by index",
-         body = Accepted, headers(("Location" = String, description = "the receipt"))),
-        (status = 400, description = "malformed", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "the body took too long", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "too large, or too many items", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "media type or content encoding", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "well-formed but invalid", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "not known to be durable: repeat it after `Retry-After`", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+         body = Accepted, headers(("Location" = String, description = "the receipt")))
     )
 )]
 pub async fn record(
@@ -75,6 +68,7 @@ pub async fn record_on(
     shared: &Shared,
     terms: &Terms,
 ) -> Result<HttpResponse, Problem> {
+    parameters::none(request.query_string())?;
     let limits = &shared.body_limits;
     let reserved = shared.body_budget.reserve(request, limits)?;
     let points = match body::read(request, payload, limits).await? {
@@ -113,9 +107,7 @@ pub async fn record_on(
     request_body(content = Point, description = "one point, an array of them, or one per line"),
     responses(
         (status = 201, description = "applied", body = PointStored),
-        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the receipt"))),
-        (status = "4XX", description = "as for `/v1/metrics`", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "not known to be durable", body = Problem, content_type = "application/problem+json")
+        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the receipt")))
     )
 )]
 pub async fn record_short(
@@ -151,10 +143,7 @@ pub async fn record_short(
             ("Age" = u32, description = "seconds since the store was asked"),
             ("Cache-Status" = String, description = "RFC 9211")
         )),
-        (status = 304, description = "what the client has is current"),
-        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away and the answer is not known", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 304, description = "what the client has is current")
     )
 )]
 pub async fn summary(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
@@ -173,9 +162,7 @@ pub async fn summary(request: HttpRequest, shared: ThinData<Shared>) -> Result<H
     ),
     responses(
         (status = 200, description = "as for `/v1/metrics/summary`", body = Summary),
-        (status = 304, description = "what the client has is current"),
-        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem, content_type = "application/problem+json")
+        (status = 304, description = "what the client has is current")
     )
 )]
 pub async fn summary_short(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
@@ -202,9 +189,7 @@ pub async fn summary_short(request: HttpRequest, shared: ThinData<Shared>) -> Re
         )),
         (status = 304, description = "what the client has is current"),
         (status = 422, description = "a parameter is invalid, there would be too many buckets, or rollups that fine \
-         are no longer kept", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away and the answer is not known", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+         are no longer kept", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn series(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
@@ -219,10 +204,7 @@ pub async fn series(request: HttpRequest, shared: ThinData<Shared>) -> Result<Ht
     tag = "metrics",
     params(ListParams),
     responses(
-        (status = 200, description = "one page", body = figures::MetricTypes),
-        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 200, description = "one page", body = figures::MetricTypes)
     )
 )]
 pub async fn types(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {

@@ -146,10 +146,7 @@ pub struct ReceiptParams {
         (status = 200, description = "the receipt", body = Receipt,
          headers(("Preference-Applied" = String, description = "`wait=N`, when it was settled meanwhile"))),
         (status = 404, description = "never issued", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "so old that it is no longer known what became of it", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "`payload` is not a fingerprint", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem,
-         content_type = "application/problem+json", headers(("Retry-After" = u32, description = "seconds")))
+        (status = 410, description = "so old that it is no longer known what became of it", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn get(

@@ -32,9 +32,7 @@ pub struct Count {
     request_body(content = crate::routes::counters::IncrementBody, description = "one increment, an array of them, or nothing"),
     responses(
         (status = 200, description = "applied in time: the count that this increment made", body = Count),
-        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the receipt"))),
-        (status = "4XX", description = "as for increments", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "not known to be durable", body = Problem, content_type = "application/problem+json")
+        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the receipt")))
     )
 )]
 pub async fn increment(
@@ -58,9 +56,7 @@ pub async fn increment(
     params(("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")),
     responses(
         (status = 200, description = "the count", body = Count),
-        (status = 304, description = "what the client has is current"),
-        (status = 422, description = "a parameter is not known", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem, content_type = "application/problem+json")
+        (status = 304, description = "what the client has is current")
     )
 )]
 pub async fn get(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {

@@ -28,10 +28,7 @@ const NAME: &str = "default";
     responses(
         (status = 201, description = "stored while the request waited", body = DocumentBody,
          headers(("Location" = String, description = "the document"))),
-        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the document"))),
-        (status = "4XX", description = "as for documents", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "not known to be durable", body = Problem, content_type = "application/problem+json",
-         headers(("Retry-After" = u32, description = "seconds")))
+        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the document")))
     )
 )]
 pub async fn post(
@@ -50,10 +47,7 @@ pub async fn post(
     tag = "short paths",
     params(list::DocumentsParams),
     responses(
-        (status = 200, description = "one page", body = list::DocumentsBody),
-        (status = 422, description = "a parameter is invalid", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the store is away", body = Problem, content_type = "application/problem+json",
-         headers(("Retry-After" = u32, description = "seconds")))
+        (status = 200, description = "one page", body = list::DocumentsBody)
     )
 )]
 pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {

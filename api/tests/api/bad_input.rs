@@ -91,7 +91,7 @@ on_both_pairs! {
             stream.read_to_string(&mut answer).await.expect("an answer");
             answer.split(' ').nth(1).expect("a status").to_owned()
         };
-        let end = "HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let end = "HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
         for name in [".", "..", "%2E%2e"] {
             for path in [format!("/v1/counters/{name}"), format!("/v1/data/{name}"), format!("/v1/collections/{name}")] {
                 assert_eq!(status(format!("GET {path} {end}")).await, "422", "{path}");
@@ -191,6 +191,43 @@ on_both_pairs! {
                 assert_eq!(refused["errors"][0]["parameter"], parameter, "{path}");
             }
         }
+    }
+
+    async fn writes_take_neither_unknown_parameters_nor_encoded_bodies(installation) {
+        let id = {
+            let stored = installation.at(0, Method::POST, "/v1/data/c").header("prefer", "wait=30");
+            json(stored.json(&serde_json::json!({})).send().await.expect("an answer")).await["id"].as_str().expect("an id").to_owned()
+        };
+        let document = format!("/v1/data/c/{id}");
+        for (method, path, body) in [
+            (Method::POST, "/v1/counters/a/increments", "{}"),
+            (Method::POST, "/v1/data/c", "{}"),
+            (Method::DELETE, document.as_str(), ""),
+            (Method::PUT, "/v1/collections/c", "{}"),
+            (Method::DELETE, "/v1/collections/c", ""),
+            (Method::GET, "/v1/collections/c", ""),
+            (Method::POST, "/v1/metrics", "{}"),
+            (Method::POST, "/v1/dead-letters/redrive", "{}"),
+            (Method::DELETE, "/v1/dead-letters/c", ""),
+            (Method::GET, "/v1/dead-letters/c", ""),
+            (Method::POST, "/counter", "{}"),
+            (Method::POST, "/data", "{}"),
+            (Method::POST, "/api/metrics", "{}"),
+        ] {
+            let request = |path: &str| {
+                let request = installation.at(0, method.clone(), path).header("content-type", "application/json");
+                request.body(body)
+            };
+            let unknown = request(&format!("{path}?sort=up")).send().await.expect("an answer");
+            let unknown = problem(unknown, 422).await;
+            assert_eq!(unknown["errors"][0]["parameter"], "sort", "{method} {path}");
+            if method != Method::GET {
+                let encoded = request(path).header("content-encoding", "identity").send().await.expect("an answer");
+                assert_eq!(encoded.status(), 415, "{method} {path}");
+                problem(encoded, 415).await;
+            }
+        }
+        assert_eq!(installation.get(&document).await.status(), 200);
     }
 
     async fn the_document_and_its_pages_are_read_only(installation) {

@@ -37,7 +37,11 @@ pub struct Serving {
 
 impl Serving {
     fn start(directory: &Path) -> Self {
-        Self::of(command(directory, &[]), directory)
+        Self::start_with(directory, &[])
+    }
+
+    fn start_with(directory: &Path, arguments: &[&str]) -> Self {
+        Self::of(command(directory, arguments), directory)
     }
 
     pub fn of(mut command: Command, directory: &Path) -> Self {
@@ -145,6 +149,82 @@ fn check_config_shows_origins_and_no_secret() {
     let (ok, shown, _) = run(directory.path(), &["check-config", "--set", "ids.secrets=hush-hush"]);
     assert!(ok && shown.contains("FOREBAY__SERVER__PORT") && shown.contains("default"), "{shown}");
     assert!(!shown.contains("hush"), "{shown}");
+}
+
+/// A new key and its entry.
+fn new_key(directory: &Path, arguments: &[&str]) -> (String, String) {
+    let (ok, shown, told) = run(directory, &[&["keys", "new"], arguments].concat());
+    assert!(ok, "{told}");
+    let (key, entry) = shown.trim_end().split_once('\n').expect("two lines");
+    assert!(!told.contains(key) && !entry.contains(key), "{told} {entry}");
+    (key.to_owned(), entry.strip_prefix("- ").expect("an item of a list").to_owned())
+}
+
+#[tokio::test]
+async fn a_new_key_opens_with_its_entry_and_is_shown_by_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (key, entry) = new_key(directory.path(), &["--id", "shop-1", "--scopes", "write"]);
+    assert!(key.starts_with("fb_shop-1_"), "{key}");
+    let hash = &entry.split("sha256\":\"").nth(1).expect("a hash")[..64];
+    let setting = format!("auth.keys=[{entry}]");
+    let arguments = ["--set", setting.as_str()];
+    let (ok, shown, _) = run(directory.path(), &[&["check-config"], &arguments[..]].concat());
+    assert!(ok && shown.contains("auth.keys: [\"***\"]") && !shown.contains(hash), "{shown}");
+    let serving = Serving::start_with(directory.path(), &arguments);
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let url = format!("{}/v1/counters/kept", serving.url);
+    let posted = client.post(format!("{url}/increments")).bearer_auth(&key).send().await.expect("an answer");
+    assert_eq!(posted.status(), 202);
+    let lacking = client.get(&url).bearer_auth(&key).send().await.expect("an answer");
+    assert_eq!(lacking.status(), 403);
+    assert_eq!(client.get(&url).send().await.expect("an answer").status(), 401);
+    assert!(serving.stop());
+    let log = std::fs::read_to_string(directory.path().join(LOG)).expect("a log");
+    assert!(!log.contains(&key[10..]) && !log.contains(hash) && !log.contains("no API keys"), "{log}");
+}
+
+#[test]
+fn a_key_may_end_and_belong_to_somebody_and_what_is_none_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let arguments = ["--principal", "shop", "--scopes", "read,admin", "--expires", "2027-01-01T00:00:00Z"];
+    let (one, entry) = new_key(directory.path(), &arguments);
+    for part in ["\"principal\":\"shop\"", "[\"read\",\"admin\"]", "2027-01-01T00:00:00Z"] {
+        assert!(entry.contains(part), "{entry}");
+    }
+    let (other, _) = new_key(directory.path(), &[]);
+    assert_ne!(one[..12], other[..12], "ids are random");
+    for bad in [["--id", "a_b"], ["--expires", "tomorrow"], ["--scopes", "all"], ["--principal", "a b"]] {
+        let (ok, _, told) = run(directory.path(), &[&["keys", "new"], &bad[..]].concat());
+        assert!(!ok && told.contains(bad[0]), "{told}");
+    }
+}
+
+#[test]
+fn a_key_in_the_wrong_place_is_told_without_being_shown() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (key, entry) = new_key(directory.path(), &["--id", "x"]);
+    for bad in [
+        entry.replace("\"id\":\"x\"", &format!("\"id\":\"{key}\"")),
+        format!("\"{key}\""),
+        format!("{{{key}"),
+    ] {
+        let (ok, shown, told) = run(directory.path(), &["--set", &format!("auth.keys=[{bad}]")]);
+        assert!(!ok && told.contains("auth.keys"), "{told}");
+        assert!(!told.contains(&key[5..]) && !shown.contains(&key[5..]), "{told}");
+    }
+    let twice = format!("auth.keys=[{entry},{entry}]");
+    let (ok, _, told) = run(directory.path(), &["--set", &twice]);
+    assert!(!ok && told.contains("the id x is there twice"), "{told}");
+    let (ok, _, told) = run(directory.path(), &["--set", "auth.keys_file=nowhere.yaml"]);
+    assert!(!ok && told.contains("auth.keys_file nowhere.yaml"), "{told}");
+}
+
+#[test]
+fn without_keys_it_says_so() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let _serving = Serving::start(directory.path());
+    let log = std::fs::read_to_string(directory.path().join(LOG)).expect("a log");
+    assert!(log.contains("no API keys") && log.contains("WARN"), "{log}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ async fn wait(api: &Process, connecting: &Semaphore) -> (u16, serde_json::Value)
         let _permit = connecting.acquire().await.expect("never closed");
         TcpStream::connect(&api.address).await.expect("a connection")
     };
-    let request = "POST /v1/counters/crowd/increments HTTP/1.1\r\nhost: test\r\nprefer: wait=120\r\n\
+    let request = "POST /v1/counters/crowd/increments HTTP/1.1\r\nhost: localhost\r\nprefer: wait=120\r\n\
         connection: close\r\ncontent-length: 0\r\n\r\n";
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut response = String::new();

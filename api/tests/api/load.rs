@@ -28,7 +28,7 @@ impl Kind {
         };
         let length = body.len();
         format!(
-            "POST /v1/counters/{counter}/increments HTTP/1.1\r\nhost: test\r\n{headers}content-length: {length}\r\n\r\n{body}"
+            "POST /v1/counters/{counter}/increments HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {length}\r\n\r\n{body}"
         )
     }
 }

@@ -59,7 +59,7 @@ async fn stopped_under_load(config: &Config) -> Vec<(String, Ledger)> {
     wait_for("an unready replica", async || (ready().await == 503).then_some(())).await;
     // Within the grace: unready, and still serving whoever comes.
     let mut stream = TcpStream::connect(&api.address).await.expect("still listening");
-    let asked = ask(&mut stream, "GET /readyz HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    let asked = ask(&mut stream, "GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert!(matches!(asked, Answered::Whole { status: 503, closes: true }), "{asked:?}");
     let (status, took) = api.ended().await;
     assert_eq!(status.code(), Some(0));
@@ -149,7 +149,7 @@ async fn a_signal_answers_open_waits_with_202_and_idle_connections_do_not_outlas
                 let address = api.address.clone();
                 tokio::spawn(async move {
                     let mut stream = TcpStream::connect(address).await.expect("a connection");
-                    let request = "POST /v1/counters/open/increments HTTP/1.1\r\nhost: test\r\n\
+                    let request = "POST /v1/counters/open/increments HTTP/1.1\r\nhost: localhost\r\n\
                         prefer: wait=120\r\ncontent-length: 0\r\n\r\n";
                     ask(&mut stream, request).await
                 })

@@ -51,7 +51,7 @@ where
     F: FnOnce(Installation) -> Fut,
     Fut: Future<Output = Installation>,
 {
-    start_embedded(|_| {}, &|store| store, test).await;
+    embedded_with(|_| {}, test).await;
 }
 
 /// The same with other settings.

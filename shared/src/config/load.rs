@@ -277,14 +277,23 @@ fn origins(figment: &Figment) -> BTreeMap<String, String> {
 fn wrong_type(error: figment::Error) -> Problem {
     let key = error.path.join(".");
     let origin = error.metadata.map_or("default".into(), |metadata| metadata.name.to_string());
-    let reason = match &error.kind {
-        // What was found may be a part of a secret.
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) if is_secret(&key) => {
-            format!("expected {expected}")
-        }
-        kind => kind.to_string(),
-    };
+    // Within a secret not even names are shown: the setting and the place in its list are enough.
+    let is_hidden = is_secret(&key);
+    let key = if is_hidden { error.path[..error.path.len().min(3)].join(".") } else { key };
+    let reason = if is_hidden { reason_without_value(&error.kind) } else { error.kind.to_string() };
     Problem::Invalid { key, origin, reason }
+}
+
+/// Why a value cannot be read, without what was found: it may be a part of a secret.
+pub(crate) fn reason_without_value(kind: &Kind) -> String {
+    match kind {
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => format!("expected {expected}"),
+        Kind::UnknownVariant(_, known) => format!("expected one of {}", known.join(", ")),
+        Kind::UnknownField(_, known) => format!("unknown member; there are {}", known.join(", ")),
+        Kind::Message(ours) => ours.clone(),
+        Kind::MissingField(name) => format!("{name} is missing"),
+        _ => "cannot be read".into(),
+    }
 }
 
 fn lines(problems: &[Problem]) -> String {

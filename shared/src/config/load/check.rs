@@ -1,6 +1,7 @@
 //! Values that no program can run with. Pure: settings in, names and reasons out.
 use std::net::IpAddr;
 
+use crate::api_key::KeyRing;
 use crate::config::Config;
 use crate::id::ITEMS_PER_MESSAGE_MAX;
 use crate::message::ENVELOPE_BYTES_MAX;
@@ -56,6 +57,13 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let named = (1..=100).contains(&queue.prefix.len()) && queue.prefix.bytes().all(plain);
     demand("queue.prefix", named, "expected 1 to 100 characters out of A-Z a-z 0-9 . _ -".into());
+    let is_host = |name: &String| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
+    };
+    let hosts = server.allowed_hosts.iter().all(|name| is_host(name) || name.parse::<IpAddr>().is_ok());
+    demand("server.allowed_hosts", hosts, "expected names or addresses, without scheme and port".into());
+    let ring = KeyRing::new(config.auth.keys.iter().cloned());
+    demand("auth.keys", ring.is_ok(), ring.err().unwrap_or_default());
     let filter = telemetry::check_filter(&config.telemetry.log_filter);
     demand("telemetry.log_filter", filter.is_ok(), filter.err().unwrap_or_default());
     found

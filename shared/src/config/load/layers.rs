@@ -16,10 +16,13 @@ const ENV_PREFIX: &str = "FOREBAY__";
 const ALIASES: [(&str, &str); 2] = [("DATABASE_URL", "store.url"), ("AMQP_URL", "queue.url")];
 
 /// Values that must never be shown as they are.
-const SECRETS: [&str; 3] = ["ids.secrets", "queue.url", "store.url"];
+const SECRETS: [&str; 4] = ["auth.keys", "ids.secrets", "queue.url", "store.url"];
 
 pub(super) fn is_secret(key: &str) -> bool {
-    SECRETS.iter().any(|secret| key.starts_with(secret))
+    let within = |secret: &&str| {
+        key.strip_prefix(*secret).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    SECRETS.iter().any(within)
 }
 
 /// One value for one setting.
@@ -237,6 +240,10 @@ pub(super) fn variable_of(key: impl AsRef<str>) -> String {
 fn typed(default: &Value, text: &str) -> Value {
     match default {
         Value::String(..) | Value::Char(..) => text.into(),
+        // A list of more than words is written as in the file.
+        Value::Array(..) if text.trim_start().starts_with('[') => {
+            Yaml::from_str(text).unwrap_or_else(|_| Value::from(text))
+        }
         Value::Array(..) => {
             let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
             parts.map(Value::from).collect::<Vec<_>>().into()

@@ -18,7 +18,8 @@ Every setting has a default. Later ones win: defaults < built-in defaults of the
 
 * **File**: `config.yaml` in the working directory if it exists, or the one named by `--config`.
 * **Profile**: `FOREBAY_ENV` or `--env`: `local`, `dev`, `preprod` or `prod`.
-* **Environment**: `FOREBAY__<SECTION>__<KEY>`; lists are comma-separated. `AMQP_URL` and `DATABASE_URL` stand for
+* **Environment**: `FOREBAY__<SECTION>__<KEY>`; lists are comma-separated, lists of more than
+  words are written as in the file: `[{id: a, …}]`. `AMQP_URL` and `DATABASE_URL` stand for
   `queue.url` and `store.url`; the own names win.
 * **Flags**: `--set section.key=value`.
 
