@@ -8,7 +8,7 @@
 start_embedded() {
   local data=$work/$1 ops_port port
   api_log=$work/$1.log
-  cargo build --locked --package api
+  cargo build --workspace --bins --tests --locked # with the same features as all other steps
   mkdir -p "$data"
   free_port && port=$free
   free_port && ops_port=$free

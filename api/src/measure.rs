@@ -103,6 +103,13 @@ pub struct CacheReads {
     pub stale: IntCounter,
 }
 
+impl CacheReads {
+    fn of(reads: &IntCounterVec) -> Self {
+        let by = |outcome| reads.with_label_values(&[outcome]);
+        Self { hit: by("hit"), miss: by("miss"), stale: by("stale") }
+    }
+}
+
 pub struct Metrics {
     /// Items answered with 202, by `kind`.
     pub accepted: IntCounterVec,
@@ -171,8 +178,6 @@ fn register() -> prometheus::Result<Metrics> {
     )?;
     let counted =
         |name: &str, help: &str, label: &str| register_int_counter_vec!(opts!(name, help), &[label]);
-    let cache_reads =
-        counted("forebay_api_cache_reads_total", "reads through the cache by outcome", "outcome")?;
     let waits = register_histogram_vec!(
         histogram_opts!(
             "forebay_api_wait_seconds",
@@ -209,11 +214,11 @@ fn register() -> prometheus::Result<Metrics> {
             "forebay_http_shed_total",
             "requests refused because too many were in work"
         )?,
-        cache_reads_by_outcome: CacheReads {
-            hit: cache_reads.with_label_values(&["hit"]),
-            miss: cache_reads.with_label_values(&["miss"]),
-            stale: cache_reads.with_label_values(&["stale"]),
-        },
+        cache_reads_by_outcome: CacheReads::of(&counted(
+            "forebay_api_cache_reads_total",
+            "reads through the cache by outcome",
+            "outcome",
+        )?),
         refused: counted("forebay_api_refused_total", "requests refused for key, host or origin", "reason")?,
         api_keys: register_int_gauge!("forebay_api_keys", "API keys in force, expired ones included")?,
         key_reloads: counted(

@@ -235,7 +235,7 @@ pub async fn redrive(
     let running = actix_web::rt::spawn(run(shared.0.clone(), redrive));
     let done = running.await.map_err(|_| Problem::internal())?.map_err(|error| unavailable(&error))?;
     let next = done.next.map(|last| last.simple().to_string());
-    let items: Vec<_> = done.items.into_iter().map(|redriven| told(&shared, redriven)).collect();
+    let items: Vec<_> = done.items.iter().map(|redriven| told(&shared, redriven)).collect();
     let applied = items.iter().filter(|item| item.reason.is_none()).count();
     let failed_again = items.len() - applied;
     Ok(HttpResponse::Accepted().json(RedrivenBody { dry_run, redriven: applied, failed_again, items, next }))
@@ -335,7 +335,7 @@ fn shown(shared: &Shared, letter: DeadLetter) -> DeadLetterBody {
     }
 }
 
-fn told(shared: &Shared, redriven: Redriven) -> RedrivenItem {
+fn told(shared: &Shared, redriven: &Redriven) -> RedrivenItem {
     let id = shared.ids.shown(redriven.id);
     match redriven.outcome.failure() {
         None => RedrivenItem { id, status: "applied", reason: None, detail: None },

@@ -192,16 +192,8 @@ async fn run_in(
     let faketime = clock::find();
     let base = Base { binaries: &settings.binaries, folder, faketime: faketime.as_deref() };
     let mut fleet = Fleet::start(base, servers.as_deref()).await?;
-    if let Some(servers) = servers.as_deref().filter(|_| settings.nodes > 1) {
-        let members = servers.broker.members(WRITES_QUEUE).await?;
-        ensure!(
-            members == settings.nodes,
-            "{WRITES_QUEUE} has {members} members on {} nodes",
-            settings.nodes
-        );
-    }
     if let Some(servers) = servers.as_deref() {
-        testkit::execute(&servers.postgres.url(), refused::TRIGGER.into()).await?;
+        prepare(servers, settings.nodes).await?;
     }
     let apis = fleet.api_addresses();
     let ledger = Arc::new(Ledger::create(&folder.join("ledger.jsonl"))?);
@@ -268,6 +260,15 @@ async fn run_in(
         findings,
         folder: folder.to_owned(),
     })
+}
+
+/// What only the administrator of the servers can see to, once the programs have made what they need.
+async fn prepare(servers: &Servers, nodes: usize) -> anyhow::Result<()> {
+    if nodes > 1 {
+        let members = servers.broker.members(WRITES_QUEUE).await?;
+        ensure!(members == nodes, "{WRITES_QUEUE} has {members} members on {nodes} nodes");
+    }
+    testkit::execute(&servers.postgres.url(), refused::TRIGGER.into()).await
 }
 
 async fn read_rows(servers: Option<&Servers>, folder: &Path) -> anyhow::Result<inspect::Points> {
