@@ -227,8 +227,10 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     for (index, draft) in valid {
         let keyed = identity::of(terms, &draft, index);
         if let Some(keyed) = keyed {
-            let first = *taken.entry(keyed.id).or_insert(keyed.fingerprint);
-            if first != keyed.fingerprint || shared.recent_keys.conflicts(keyed) {
+            // What is refused takes no key from those behind it.
+            let conflicts = shared.recent_keys.conflicts(keyed)
+                || *taken.entry(keyed.id).or_insert(keyed.fingerprint) != keyed.fingerprint;
+            if conflicts {
                 let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)));
                 rejected.push(Rejected { index, problem });
                 continue;

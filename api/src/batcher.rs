@@ -255,7 +255,7 @@ impl Batcher {
 
     async fn publish(self, batch: Batch) {
         let Batch { builder, deadline, waiters, kinds, .. } = batch;
-        let started = Instant::now();
+        let (started, fair_share) = (Instant::now(), self.0.limits.accept_timeout / 2);
         let message = builder.finish();
         let answer = match self.0.breaker.permit(started) {
             // It waited too long behind others. Nothing was sent, and the link is not to blame.
@@ -266,6 +266,8 @@ impl Batcher {
                 match outcome {
                     // A full queue answers: the link is fine.
                     Ok(()) | Err(PublishError::Full) => permit.success(),
+                    // Most of its time went by behind others.
+                    Err(PublishError::DeadlineExceeded) if deadline - started < fair_share => drop(permit),
                     Err(PublishError::DeadlineExceeded | PublishError::Unavailable(_)) => {
                         permit.failure(Instant::now());
                     }

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use api::key_command::KeysCommand;
 use api::openapi;
 use api::server::Server;
@@ -11,7 +12,7 @@ use shared::backend::{self, Backend, Pair};
 use shared::config::Config;
 use shared::config::load::{Loaded, Program, check_config_report};
 use shared::program::{self, Options};
-use shared::shutdown;
+use shared::shutdown::{self, Signals};
 
 /// Retains less memory after a burst than the system's allocator.
 #[global_allocator]
@@ -77,6 +78,8 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
 
 async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
+    // Before anything is accepted that a signal could tear.
+    let signals = Signals::listen().context("cannot listen to signals")?;
     let (trigger, shutdown) = shutdown::channel();
     let backend = backend::open(&config).await?;
     let embedded = matches!(Pair::of(&config), Ok(Pair::Embedded(_)));
@@ -103,7 +106,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let consumer_over = None;
     let parts = std::iter::once(server.over()).chain(consumer_over).collect();
     greet(&config, &server, embedded);
-    let stopped = program::stop_requested(parts).await;
+    let stopped = program::stop_requested(signals, parts).await;
     server.stop().await;
     trigger.request();
     #[cfg(feature = "embedded")]

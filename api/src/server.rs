@@ -129,10 +129,11 @@ impl Server {
         let (trigger, shutdown) = shutdown::channel();
         let assembly = Assembly::new(config, backend, Door::of(config)?);
         let background = assembly.spawn_background(config, backend, &shutdown);
+        // First the port that may be taken already, so that no request comes in vain.
+        let ops = assembly.serve_ops(config)?;
         let (server, address) = assembly.serve_http(config)?;
         let handle = server.handle();
         let (serving, over) = shutdown::watched(server);
-        let ops = assembly.serve_ops(config)?;
         Ok(Self {
             address,
             ops_address: ops.address(),

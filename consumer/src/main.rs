@@ -13,7 +13,7 @@ use shared::backend;
 use shared::config::load::{Loaded, Program, check_config_report};
 use shared::ops::{self, Health, Status};
 use shared::program::{self, Options};
-use shared::shutdown::{self, Shutdown};
+use shared::shutdown::{self, Shutdown, Signals};
 
 /// Retains less memory after a burst than the system's allocator.
 #[global_allocator]
@@ -66,6 +66,7 @@ async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
 
 async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
+    let signals = Signals::listen().context("cannot listen to signals")?;
     let (trigger, shutdown) = shutdown::channel();
     let backend = backend::open(&config).await?;
     program::tell_missing_servers(&config).await;
@@ -79,7 +80,7 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))?;
     tracing::info!(ops.address = %ops.address(), "consumer started");
     let (task, over) = shutdown::watched(consumer.run(shutdown));
-    let stopped = program::stop_requested(vec![over]).await;
+    let stopped = program::stop_requested(signals, vec![over]).await;
     trigger.request();
     if let Err(error) = task.await {
         tracing::error!(%error, "consumer failed");

@@ -152,7 +152,7 @@ pub async fn open_store(config: &Config) -> anyhow::Result<OpenStore> {
         Pair::Embedded(directory) => {
             let lock = DirectoryLock::take(&directory)?;
             let ids = ids_of(config, &directory)?;
-            let store: Arc<dyn Store> = SqliteStore::open(&directory).await?;
+            let store: Arc<dyn Store> = SqliteStore::open(&directory, &config.store).await?;
             Ok(OpenStore { store, ids, directory: Some(lock) })
         }
         Pair::Cluster => {
@@ -180,7 +180,7 @@ async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Back
     };
     Ok(Backend {
         queue: EmbeddedQueue::open(directory, limits).await?,
-        store: SqliteStore::open(directory).await?,
+        store: SqliteStore::open(directory, &config.store).await?,
         events: InProcessEvents::start(),
         ids,
         directory: Some(Arc::new(lock)),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_http::body::EitherBody;
-use actix_http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use actix_http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use actix_http::{HttpService, KeepAlive, Method, Request, Response, ResponseBuilder, StatusCode};
 use actix_server::{Server, ServerHandle};
 use prometheus::TextEncoder;
@@ -136,5 +136,8 @@ fn answer(request: &Request, health: &AskHealth) -> Response<EitherBody<String>>
 fn response(code: StatusCode) -> ResponseBuilder {
     let mut builder = Response::build(code);
     builder.insert_header((CACHE_CONTROL, "no-store"));
+    if code == StatusCode::SERVICE_UNAVAILABLE {
+        builder.insert_header((RETRY_AFTER, "1"));
+    }
     builder
 }

@@ -16,7 +16,7 @@ use crate::backend::Pair;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::config::load::{ConfigError, Loaded, Program, Sources, load};
-use crate::shutdown::{self, Shutdown};
+use crate::shutdown::{Shutdown, Signals};
 use crate::store::Store;
 use crate::telemetry;
 
@@ -92,14 +92,14 @@ pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
 
 /// Waits for the signal to stop. An error when one of `parts` ends before it: the program must then
 /// end too, and be started anew by whoever watches it.
-pub async fn stop_requested(parts: Vec<Shutdown>) -> anyhow::Result<()> {
+pub async fn stop_requested(mut signals: Signals, parts: Vec<Shutdown>) -> anyhow::Result<()> {
     let mut ends = FuturesUnordered::new();
     for mut part in parts {
         ends.push(async move { part.requested().await });
     }
     tokio::select! {
-        signal = shutdown::signalled() => {
-            tracing::info!(signal = signal?, "stopping");
+        signal = signals.next() => {
+            tracing::info!(signal, "stopping");
             Ok(())
         }
         Some(()) = ends.next() => {

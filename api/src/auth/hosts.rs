@@ -41,29 +41,41 @@ impl Hosts {
             Some(authority) => Some(authority.as_str()),
             None => host_of(head)?,
         };
+        let host = host.map(|host| name_of(host).ok_or(Refusal::NoHost)).transpose()?;
         match host {
-            Some(host) if !self.knows(name_of(host).ok_or(Refusal::NoHost)?) => Err(Refusal::OtherHost),
+            Some(host) if !self.knows(host) && !(self.any_address && address_of(host).is_some()) => {
+                Err(Refusal::OtherHost)
+            }
             // Every browser sends one.
             None if head.version > Version::HTTP_10 => Err(Refusal::NoHost),
-            _ => self.check_origin(head.headers().get(ORIGIN)),
+            _ => self.check_origin(head.headers().get(ORIGIN), host),
         }
     }
 
-    fn check_origin(&self, origin: Option<&HeaderValue>) -> Result<(), Refusal> {
+    /// A page may be served from any address: one is known by being listed, or as that of this service.
+    fn check_origin(&self, origin: Option<&HeaderValue>, own: Option<&str>) -> Result<(), Refusal> {
         let Some(origin) = origin else { return Ok(()) };
         let host = origin.to_str().ok().and_then(|text| name_of(text.split_once("://")?.1));
-        if host.is_some_and(|host| self.knows(host)) { Ok(()) } else { Err(Refusal::OtherOrigin) }
+        let is_own = |host: &str| own.is_some_and(|own| own.eq_ignore_ascii_case(host));
+        if host.is_some_and(|host| is_own(host) || self.knows(host)) {
+            Ok(())
+        } else {
+            Err(Refusal::OtherOrigin)
+        }
     }
 
     fn knows(&self, host: &str) -> bool {
-        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        if let Ok(address) = bare.parse::<IpAddr>() {
-            let address = address.to_canonical();
-            return self.any_address || address.is_loopback() || self.addresses.contains(&address);
+        if let Some(address) = address_of(host) {
+            return address.is_loopback() || self.addresses.contains(&address);
         }
         let name = host.strip_suffix('.').unwrap_or(host);
         self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
+}
+
+fn address_of(host: &str) -> Option<IpAddr> {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    Some(bare.parse::<IpAddr>().ok()?.to_canonical())
 }
 
 /// The header, which may be there once.
@@ -154,6 +166,11 @@ mod tests {
                 assert_eq!(named(&hosts, good), Ok(()), "{every} {good}");
             }
             assert_eq!(named(&hosts, "evil.example"), Err(Refusal::OtherHost));
+            let from = |origin| {
+                checked(&hosts, Version::HTTP_11, &[("host", "192.168.1.5:8080"), ("origin", origin)])
+            };
+            assert_eq!(from("http://192.168.1.5:8080"), Ok(()));
+            assert_eq!(from("http://203.0.113.5"), Err(Refusal::OtherOrigin));
         }
     }
 

@@ -17,6 +17,7 @@ mod values;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::Row;
@@ -32,6 +33,7 @@ use super::{
 };
 use crate::clock;
 use crate::collection::{Collection, Definition};
+use crate::config;
 use crate::id::ItemKey;
 use crate::keyed::Fingerprint;
 use crate::message::Message;
@@ -60,8 +62,9 @@ const FATES: &str = "with item (number, id, message) as materialized \
 impl SqliteStore {
     /// Opens `store.db` in `directory`, which is made if it is not there. Must be called on a
     /// runtime: all work is done on that one, from wherever the store is used.
-    pub async fn open(directory: &Path) -> Result<Arc<Self>, StoreError> {
-        Ok(Arc::new(Self { files: Files::open(directory).await?, definitions: Arc::default() }))
+    pub async fn open(directory: &Path, config: &config::Store) -> Result<Arc<Self>, StoreError> {
+        let read_timeout = Duration::from_millis(config.read_timeout_ms);
+        Ok(Arc::new(Self { files: Files::open(directory, read_timeout).await?, definitions: Arc::default() }))
     }
 }
 

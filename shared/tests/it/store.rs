@@ -112,7 +112,7 @@ impl Directory {
     }
 
     async fn store(&self) -> Arc<dyn Store> {
-        let store = SqliteStore::open(&self.0).await.expect("opens");
+        let store = SqliteStore::open(&self.0, &shared::config::Store::default()).await.expect("opens");
         store.migrate().await.expect("migrates");
         store
     }

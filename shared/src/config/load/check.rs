@@ -58,7 +58,7 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     let named = (1..=100).contains(&queue.prefix.len()) && queue.prefix.bytes().all(plain);
     demand("queue.prefix", named, "expected 1 to 100 characters out of A-Z a-z 0-9 . _ -".into());
     let is_host = |name: &String| {
-        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
     };
     let hosts = server.allowed_hosts.iter().all(|name| is_host(name) || name.parse::<IpAddr>().is_ok());
     demand("server.allowed_hosts", hosts, "expected names or addresses, without scheme and port".into());

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sqlx::migrate::Migrator;
@@ -25,8 +25,13 @@ static MIGRATOR: Migrator = sqlx::migrate!("./migrations/sqlite");
 const READERS_MAX: u32 = 4;
 /// How long a read may wait for a reader.
 const READER_TIMEOUT: Duration = Duration::from_secs(2);
+/// SQLite looks at the clock each time that a read has done so many operations.
+const OPERATIONS_BETWEEN_LOOKS: i32 = 10_000;
 /// A backup tool may hold the file for a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// SQLITE_INTERRUPT.
+const INTERRUPTED: &str = "9";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -44,6 +49,7 @@ pub struct Files {
 
 struct Shared {
     options: SqliteConnectOptions,
+    read_timeout: Duration,
     writer: Mutex<Writer>,
     readers: SqlitePool,
     schema_verified: AtomicBool,
@@ -57,7 +63,8 @@ enum Writer {
 }
 
 impl Files {
-    pub async fn open(directory: &Path) -> Result<Self, StoreError> {
+    /// A read is ended after `read_timeout`.
+    pub async fn open(directory: &Path, read_timeout: Duration) -> Result<Self, StoreError> {
         let runtime = Handle::current();
         std::fs::create_dir_all(directory).map_err(|error| {
             StoreError::Unavailable(format!("cannot make the data directory: {error}").into())
@@ -74,6 +81,7 @@ impl Files {
             .connect_lazy_with(options.clone().read_only(true).create_if_missing(false));
         let shared = Shared {
             options,
+            read_timeout,
             writer: Mutex::new(Writer::Open(writer)),
             readers,
             schema_verified: AtomicBool::new(false),
@@ -111,6 +119,12 @@ impl Files {
         let shared = Arc::clone(&self.shared);
         let outcome = joined(self.runtime.spawn(async move {
             let mut reader = shared.readers.acquire().await?;
+            // Also when nobody waits for it any more: readers are few, and a stop waits for them.
+            let deadline = Instant::now() + shared.read_timeout;
+            reader
+                .lock_handle()
+                .await?
+                .set_progress_handler(OPERATIONS_BETWEEN_LOOKS, move || Instant::now() < deadline);
             shared.verify_schema(&mut reader).await?;
             work(&mut reader).await
         }));
@@ -242,6 +256,9 @@ impl From<Failure> for StoreError {
             Failure::Told(told) => told,
             // A file opens at once: others use all readers.
             Failure::Sql(sqlx::Error::PoolTimedOut) => Self::Busy("no free connection in time".into()),
+            Failure::Sql(sqlx::Error::Database(error)) if error.code().as_deref() == Some(INTERRUPTED) => {
+                Self::Busy("the read took too long and was ended".into())
+            }
             Failure::Sql(error) => Self::Unavailable(error.to_string().into()),
         }
     }

@@ -88,7 +88,7 @@ fn killed_after(directory: &Directory, answers: usize) -> i64 {
 #[ignore = "run as a process of its own by what_was_answered_survives_a_kill_in_the_middle"]
 async fn child() {
     let directory = PathBuf::from(std::env::var_os(CHILD_DIRECTORY).expect("started by the other test"));
-    let store = SqliteStore::open(&directory).await.expect("opens");
+    let store = SqliteStore::open(&directory, &shared::config::Store::default()).await.expect("opens");
     store.migrate().await.expect("migrates");
     let store: Arc<dyn Store> = store;
     let mut messages = Messages::new();
@@ -124,9 +124,33 @@ async fn a_closed_store_is_one_file_and_can_be_opened_again() {
 }
 
 #[tokio::test]
+async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
+    let directory = Directory::new("long-read");
+    let store = directory.store().await;
+    let indexed = Definition { indexed: vec!["f".into(), "g".into()], ..Definition::default() };
+    store.define("c", indexed).await.expect("is defined");
+    let items: Vec<_> = (0..1_000).map(|g| document("c", &format!(r#"{{"f":"x","g":{g}}}"#))).collect();
+    let mut messages = Messages::new();
+    for _ in 0..5 {
+        apply(&store, &[messages.of(&items)]).await;
+    }
+    store.close().await;
+    // No time at all: what is done between two looks at the clock is allowed.
+    let impatient = shared::config::Store { read_timeout_ms: 0, ..shared::config::Store::default() };
+    let store = SqliteStore::open(&directory.0, &impatient).await.expect("opens");
+    let filters = ["f", "g"].map(|field| (field.to_owned(), shared::collection::index_text("x")));
+    let page = DocumentPage { collection: "c".into(), filters: filters.into(), before: None, limit: 10 };
+    for _ in 0..10 {
+        let ended = store.documents(page.clone()).await.expect_err("every document with f is looked at");
+        assert!(matches!(ended, StoreError::Busy(_)), "{ended}");
+        assert_eq!(store.counter("a").await.expect("is read"), None);
+    }
+}
+
+#[tokio::test]
 async fn a_file_without_the_known_schema_is_refused() {
     let directory = Directory::new("schema");
-    let store = SqliteStore::open(&directory.0).await.expect("opens");
+    let store = SqliteStore::open(&directory.0, &shared::config::Store::default()).await.expect("opens");
     assert!(unavailable(store.counter("a").await.expect_err("no schema")).contains("api migrate"));
     assert!(unavailable(store.apply([].into()).await.expect_err("no schema")).contains("api migrate"));
     store.migrate().await.expect("migrates");
@@ -134,7 +158,7 @@ async fn a_file_without_the_known_schema_is_refused() {
     store.close().await;
     let newer = "insert into _sqlx_migrations values (99, 'later', '2030-01-01', true, x'00', 0)";
     execute(&mut file(&directory).await, newer).await;
-    let store = SqliteStore::open(&directory.0).await.expect("opens");
+    let store = SqliteStore::open(&directory.0, &shared::config::Store::default()).await.expect("opens");
     let refusals =
         [store.apply([].into()).await.map(|_| ()), store.migrate().await, store.now_ms().await.map(|_| ())];
     for refused in refusals {
