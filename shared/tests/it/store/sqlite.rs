@@ -9,7 +9,7 @@ use std::sync::Arc;
 use shared::collection::Definition;
 use shared::rollup::Resolution;
 use shared::store::sqlite::SqliteStore;
-use shared::store::{Retention, RollupRange, Store};
+use shared::store::{DocumentPage, Retention, RollupRange, Store, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 
