@@ -43,7 +43,7 @@ impl Hosts {
         };
         let host = host.map(|host| name_of(host).ok_or(Refusal::NoHost)).transpose()?;
         match host {
-            Some(host) if !self.knows(host) && !(self.any_address && address_of(host).is_some()) => {
+            Some(host) if !(self.knows(host) || self.any_address && address_of(host).is_some()) => {
                 Err(Refusal::OtherHost)
             }
             // Every browser sends one.
