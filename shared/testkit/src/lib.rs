@@ -40,11 +40,15 @@ pub fn admin_database_url() -> String {
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".into())
 }
 
+const WORD_BYTES_MAX: usize = 24;
+
 /// A name that no other test of this or of another run uses.
 pub fn unique(word: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let run = std::env::var("FOREBAY_TEST_RUN").unwrap_or_else(|_| "local".into());
     let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    // A database server cuts longer names than 63 bytes, and what makes them unique stands last.
+    let word = &word[..word.len().min(WORD_BYTES_MAX)];
     format!("forebay_test_{run}_{word}_{process}_{number}")
 }
 
