@@ -9,8 +9,10 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::dead_letters::failed;
+use super::ledger::TooOld;
 use super::plan::detail_of;
-use super::{DeadLetter, Reason};
+use super::{DeadLetter, Reason, Redriven};
 use crate::id::{BodyId, MessageId};
 use crate::message::{Message, Undecodable, decode};
 
@@ -101,6 +103,28 @@ pub(super) fn message_of(letter: &DeadLetter) -> Result<Message, (Reason, String
     decode(&body).map_err(|error| (reason_of(&error), detail_of(&error.to_string())))
 }
 
+/// Whether another body was applied under the id of its message. The ledger forgets that one, this row
+/// does not.
+fn is_reused(letter: &DeadLetter) -> bool {
+    letter.reason == Reason::DigestMismatch.name()
+}
+
+/// What a redrive does with a letter whose message is too old.
+pub(super) fn too_old(letter: &DeadLetter, force: bool) -> TooOld {
+    if force && !is_reused(letter) { TooOld::Apply } else { TooOld::Refuse }
+}
+
+/// Whether nobody can compare its body any more with the one that was applied.
+pub(super) fn is_reused_for_good(letter: &DeadLetter, id: MessageId, floor: Uuid) -> bool {
+    is_reused(letter) && id.as_uuid() <= floor
+}
+
+/// What is told of a letter that stays. That its id belongs to another body is never overwritten.
+pub(super) fn failed_again(letter: &DeadLetter, reason: Reason, detail: String) -> Redriven {
+    let reason = if is_reused(letter) { Reason::DigestMismatch } else { reason };
+    failed(letter.id, reason.name(), detail)
+}
+
 /// Detail of a message whose id belongs to another body.
 pub(super) fn mismatch(id: MessageId) -> String {
     format!("message {id} was applied with another body")
@@ -140,6 +164,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::RedriveOutcome;
 
     fn dead(body: &[u8]) -> DeadMessage {
         let error = decode(body).expect_err("no message");
@@ -204,6 +229,19 @@ mod tests {
         let dead = DeadMessage::undecodable(readable.clone().into(), &Undecodable::Version(1));
         let message = message_of(&letter(dead.row())).expect("this build reads it");
         assert_eq!(message, decode(readable.as_bytes()).expect("a message"));
+    }
+
+    #[test]
+    fn that_an_id_belongs_to_another_body_is_never_overwritten() {
+        let reason = |reason: Reason| {
+            let letter = letter(Row { reason: reason.name(), ..dead(b"no message").row() });
+            match failed_again(&letter, Reason::RefusedByStore, "no".into()).outcome {
+                RedriveOutcome::FailedAgain { reason, .. } => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(reason(Reason::DigestMismatch), "digest_mismatch");
+        assert_eq!(reason(Reason::UnknownVersion), "refused_by_store");
     }
 
     #[test]

@@ -85,7 +85,8 @@ pub struct Redrive {
     pub limit: u32,
     /// Tells what would come of it, and changes nothing.
     pub dry_run: bool,
-    /// Applies also what is [`Reason::TooOld`], which may then take effect a second time.
+    /// Applies also what is [`Reason::TooOld`], and messages that would be: it may then take effect a
+    /// second time.
     pub force: bool,
 }
 

@@ -4,8 +4,30 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::id::ItemKey;
+use crate::id::{ItemKey, MessageId};
 use crate::message::Message;
+
+/// What becomes of new messages that are so old that their ledger rows may have been dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooOld {
+    /// Their items are set aside: so it is with what the queue brings.
+    SetAside,
+    /// Nothing is done, so that a person decides.
+    Refuse,
+    /// A person has decided.
+    Apply,
+}
+
+impl TooOld {
+    /// The messages whose items are set aside; `None` where nothing is done.
+    pub fn set_aside(self, too_old: HashSet<MessageId>) -> Option<HashSet<MessageId>> {
+        match self {
+            Self::SetAside => Some(too_old),
+            Self::Refuse => too_old.is_empty().then_some(too_old),
+            Self::Apply => Some(HashSet::new()),
+        }
+    }
+}
 
 /// The messages of a batch, each id once. Callers promise different ids; a copy that comes all
 /// the same is ignored, and the same id with another body refused.

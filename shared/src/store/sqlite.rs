@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use self::collections::Cache;
 use self::files::Files;
+use super::ledger::TooOld;
 use super::page::Bounds;
 use super::{
     Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
@@ -73,7 +74,7 @@ impl Store for SqliteStore {
     async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
         let cache = Arc::clone(&self.definitions);
         let work = self.files.write("apply", move |connection| {
-            Box::pin(async move { apply::apply(connection, &cache, &batch).await })
+            Box::pin(async move { apply::apply(connection, &cache, &batch, TooOld::SetAside).await })
         });
         work.await
     }

@@ -26,7 +26,7 @@ use super::{documents, keys, ledger, points, read, rollups, session};
 use crate::backoff::Backoff;
 use crate::id::ItemKey;
 use crate::message::Message;
-use crate::store::ledger::distinct;
+use crate::store::ledger::{TooOld, distinct};
 use crate::store::plan::Plan;
 use crate::store::{Applied, SetAside};
 
@@ -54,19 +54,24 @@ pub enum Choice<'c> {
 }
 
 impl Choice<'_> {
-    /// Narrows a plan, and says what is set aside by that.
+    /// Narrows a plan, and says what is set aside by that and by itself.
     fn narrow(self, plan: &mut Plan<'_>) -> Vec<SetAside> {
-        let mut aside = Vec::new();
+        let mut aside = std::mem::take(&mut plan.aside);
         match self {
             Choice::All => {}
             Choice::Only(places) => {
+                // The server may refuse these texts, which says nothing of the items that are tried.
+                aside.clear();
                 plan.retain(|message, index| places.contains(&message.place(index)));
             }
-            Choice::Without(refused) => plan.retain(|message, index| {
-                let refusal = refused.get(&message.place(index));
-                aside.extend(refusal.map(|refusal| refusal.set_aside(message, index)));
-                refusal.is_none()
-            }),
+            Choice::Without(refused) => {
+                aside.iter_mut().for_each(sift::spell_in_ascii);
+                plan.retain(|message, index| {
+                    let refusal = refused.get(&message.place(index));
+                    aside.extend(refusal.map(|refusal| refusal.set_aside(message, index)));
+                    refusal.is_none()
+                });
+            }
         }
         aside
     }
@@ -78,10 +83,10 @@ pub async fn apply(
     batch: &[Message],
 ) -> Result<Applied, Failure> {
     let batch = distinct(batch)?;
-    match attempt(connection, known, &batch, Choice::All).await {
+    match attempt(connection, known, &batch, Choice::All, TooOld::SetAside).await {
         Err(Failure::Refused { .. }) => {
-            let refused = sift::refused(connection, known, &batch).await?;
-            attempt(connection, known, &batch, Choice::Without(&refused)).await
+            let refused = sift::refused(connection, known, &batch, TooOld::SetAside).await?;
+            attempt(connection, known, &batch, Choice::Without(&refused), TooOld::SetAside).await
         }
         outcome => outcome,
     }
@@ -93,11 +98,12 @@ pub async fn attempt(
     known: &Known,
     batch: &[&Message],
     choice: Choice<'_>,
+    too_old: TooOld,
 ) -> Result<Applied, Failure> {
     let mut patience = Patience::new();
     let mut path = Path::Merged;
     loop {
-        let outcome = try_once(connection, known, batch, path, choice).await;
+        let outcome = try_once(connection, known, batch, path, choice, too_old).await;
         match outcome {
             Err(Failure::Overflow) if path == Path::Merged => path = Path::Exact,
             Err(failure) => patience.bear(known, failure).await?,
@@ -140,10 +146,11 @@ async fn try_once(
     batch: &[&Message],
     path: Path,
     choice: Choice<'_>,
+    too_old: TooOld,
 ) -> Result<Applied, Failure> {
     known.partitions.ensure(connection, &days_of(batch)).await?;
     let mut transaction = session::begin(connection).await?;
-    match within(&mut transaction, known, batch, path, choice).await {
+    match within(&mut transaction, known, batch, path, choice, too_old).await {
         Ok((applied, _)) if matches!(choice, Choice::Only(_)) => {
             transaction.rollback().await?;
             Ok(applied)
@@ -181,12 +188,13 @@ pub async fn within(
     batch: &[&Message],
     path: Path,
     choice: Choice<'_>,
+    too_old: TooOld,
 ) -> Result<(Applied, Learned), Failure> {
-    let (fresh, too_old) = ledger::enter(connection, batch).await?;
+    let (fresh, old) = ledger::enter(connection, batch).await?;
+    let old = too_old.set_aside(old).ok_or(Failure::TooOld)?;
     let earlier = keys::enter(connection, &fresh).await?;
-    let mut plan = Plan::of(&fresh, &too_old, &earlier);
-    let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
-    applied.set_aside.extend(choice.narrow(&mut plan));
+    let mut plan = Plan::of(&fresh, &old, &earlier);
+    let mut applied = Applied { set_aside: choice.narrow(&mut plan), ..Applied::default() };
     ledger::bury(connection, &applied.set_aside).await?;
     let learned = take_effect(connection, known, &plan, path, &mut applied).await?;
     applied.committed_at_ms = match applied.counters.iter().map(|counter| counter.updated_at_ms).max() {

@@ -148,7 +148,7 @@ async fn attempt(
     if let [letter] = letters
         && letter.is_message()
     {
-        return dead_messages::redrive(connection, known, letter, redrive.dry_run).await;
+        return dead_messages::redrive(connection, known, letter, redrive).await;
     }
     let mut patience = Patience::new();
     loop {

@@ -7,12 +7,13 @@ use super::dead_letters::{keep, lock, take};
 use super::failure::Failure;
 use super::known::Known;
 use super::partitions::days_of;
-use super::session;
-use super::sift::{self, Refused};
+use super::sift::{self, Refusal, Refused};
+use super::{ledger, session};
 use crate::message::Message;
-use crate::store::bodies::{Row, message_of, mismatch};
-use crate::store::dead_letters::failed;
-use crate::store::{DeadLetter, DeadMessage, MESSAGE_KIND, Reason, RedriveOutcome, Redriven, StoreError};
+use crate::store::bodies::{Row, failed_again, is_reused_for_good, message_of, mismatch, too_old};
+use crate::store::{
+    DeadLetter, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Redriven, StoreError,
+};
 
 /// Text that the server refuses is written in ASCII.
 pub async fn bury(connection: &mut PgConnection, message: &DeadMessage) -> Result<(), Failure> {
@@ -22,8 +23,11 @@ pub async fn bury(connection: &mut PgConnection, message: &DeadMessage) -> Resul
     }
 }
 
+/// A body is large: in a transaction, which has the time of writes. Each attempt has its own, for a
+/// refusal ends it.
 async fn insert(connection: &mut PgConnection, row: &Row) -> Result<(), Failure> {
-    sqlx::query!(
+    let mut transaction = session::begin(connection).await?;
+    let inserted = sqlx::query!(
         "insert into dead_letters (id, kind, reason, detail, item, accepted_at, set_aside_at)
          values ($1, $2, $3, $4, $5, clock_timestamp(), clock_timestamp())
          on conflict do nothing",
@@ -33,37 +37,54 @@ async fn insert(connection: &mut PgConnection, row: &Row) -> Result<(), Failure>
         row.detail,
         row.item
     )
-    .execute(connection)
-    .await?;
-    Ok(())
+    .execute(&mut *transaction)
+    .await;
+    match inserted {
+        Ok(_) => Ok(transaction.commit().await?),
+        Err(error) => {
+            transaction.rollback().await?;
+            Err(error.into())
+        }
+    }
 }
 
-/// Nothing comes of it when somebody else has the row.
+/// Nothing comes of it when somebody else has the row. What becomes of one message keeps no other
+/// from being redriven, unless the server is not well.
 pub async fn redrive(
     connection: &mut PgConnection,
     known: &Known,
     letter: &DeadLetter,
-    dry_run: bool,
+    redrive: &Redrive,
 ) -> Result<Vec<Redriven>, Failure> {
-    let fails = match message_of(letter) {
-        Err(why) => Some(why),
-        Ok(message) => match attempt(connection, known, letter, &message, dry_run).await {
-            Ok(is_applied) => {
-                let applied = Redriven { id: letter.id, outcome: RedriveOutcome::Applied };
-                return Ok(is_applied.then_some(applied).into_iter().collect());
-            }
-            Err(Failure::Told(StoreError::DigestMismatch(id))) => {
-                Some((Reason::DigestMismatch, mismatch(id)))
-            }
-            Err(failure) => return Err(failure),
+    let attempted = match message_of(letter) {
+        Err(why) => Err(why),
+        Ok(message) => match attempt(connection, known, letter, &message, redrive).await {
+            Ok(false) => return Ok(Vec::new()),
+            Ok(true) => Ok(RedriveOutcome::Applied),
+            Err(Failure::TooOld) => Ok(RedriveOutcome::NeedsForce),
+            Err(failure) => Err(about_the_message(failure)?),
         },
     };
-    let failed: Vec<_> =
-        fails.map(|(reason, detail)| failed(letter.id, reason.name(), detail)).into_iter().collect();
-    if !dry_run {
-        keep(connection, &failed).await?;
+    let redriven = match attempted {
+        Ok(outcome) => Redriven { id: letter.id, outcome },
+        Err((reason, detail)) => failed_again(letter, reason, detail),
+    };
+    if !redrive.dry_run {
+        keep(connection, std::slice::from_ref(&redriven)).await?;
     }
-    Ok(failed)
+    Ok(vec![redriven])
+}
+
+/// Why a message stays, where the failure says something of it.
+fn about_the_message(failure: Failure) -> Result<(Reason, String), Failure> {
+    match failure {
+        Failure::Told(StoreError::DigestMismatch(id)) => Ok((Reason::DigestMismatch, mismatch(id))),
+        Failure::Refused { code, message } => {
+            Ok((Reason::RefusedByStore, Refusal { code, message }.detail()))
+        }
+        Failure::GaveUp(why) => Ok((Reason::RefusedByStore, why)),
+        failure => Err(failure),
+    }
 }
 
 /// One transaction, tried again where that may help, and without the items that the server refuses.
@@ -72,13 +93,14 @@ async fn attempt(
     known: &Known,
     letter: &DeadLetter,
     message: &Message,
-    dry_run: bool,
+    redrive: &Redrive,
 ) -> Result<bool, Failure> {
     let (mut patience, mut refused) = (Patience::new(), None);
     loop {
-        match try_once(connection, known, letter, message, refused.as_ref(), dry_run).await {
+        match try_once(connection, known, letter, message, refused.as_ref(), redrive).await {
             Err(Failure::Refused { .. }) if refused.is_none() => {
-                refused = Some(sift::refused(connection, known, &[message]).await?);
+                let too_old = too_old(letter, redrive.force);
+                refused = Some(sift::refused(connection, known, &[message], too_old).await?);
             }
             Err(failure) => patience.bear(known, failure).await?,
             outcome => return outcome,
@@ -93,12 +115,12 @@ async fn try_once(
     letter: &DeadLetter,
     message: &Message,
     refused: Option<&Refused>,
-    dry_run: bool,
+    redrive: &Redrive,
 ) -> Result<bool, Failure> {
     known.partitions.ensure(connection, &days_of(&[message])).await?;
     let mut transaction = session::begin(connection).await?;
-    match applied_and_taken(&mut transaction, known, letter, message, refused).await {
-        Ok(learned) if dry_run => {
+    match applied_and_taken(&mut transaction, known, letter, message, refused, redrive.force).await {
+        Ok(learned) if redrive.dry_run => {
             transaction.rollback().await?;
             Ok(learned.is_some())
         }
@@ -122,13 +144,15 @@ async fn applied_and_taken(
     letter: &DeadLetter,
     message: &Message,
     refused: Option<&Refused>,
+    force: bool,
 ) -> Result<Option<Learned>, Failure> {
-    if lock(connection, &[letter.id]).await?.is_empty() {
-        return Ok(None);
+    let Some(letter) = lock(connection, &[letter.id]).await?.pop() else { return Ok(None) };
+    if is_reused_for_good(&letter, message.id, ledger::floor(connection).await?) {
+        return Err(StoreError::DigestMismatch(message.id).into());
     }
-    let choice = refused.map_or(Choice::All, Choice::Without);
+    let (choice, too_old) = (refused.map_or(Choice::All, Choice::Without), too_old(&letter, force));
     // Messages are few: the exact path knows at once what overflows.
-    let (_, learned) = within(connection, known, &[message], Path::Exact, choice).await?;
+    let (_, learned) = within(connection, known, &[message], Path::Exact, choice, too_old).await?;
     take(connection, &[letter.id]).await?;
     Ok(Some(learned))
 }

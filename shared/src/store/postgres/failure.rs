@@ -22,6 +22,12 @@ pub enum Failure {
     /// A statement of a batch failed for what an item holds.
     #[error("{message} ({code})")]
     Refused { code: String, message: String },
+    /// More of a batch is refused than speaks of its items: nothing of it is set aside.
+    #[error("{0}")]
+    GaveUp(String),
+    /// It may have been applied before, and nobody has decided.
+    #[error("a message is older than what the ledger remembers")]
+    TooOld,
     /// Of several steps, of which each is worth trying whatever becomes of the others.
     #[error("{told}")]
     Steps { told: String, is_schema_skew: bool },
@@ -88,6 +94,8 @@ impl Failure {
             | Self::TimedOut(_)
             | Self::NoPlace(_)
             | Self::Refused { .. }
+            | Self::GaveUp(_)
+            | Self::TooOld
             | Self::Steps { .. } => None,
         }
     }

@@ -18,8 +18,9 @@ use super::failure::Failure;
 use super::known::Known;
 use crate::id::ItemKey;
 use crate::message::Message;
+use crate::store::ledger::TooOld;
 use crate::store::plan::set_aside;
-use crate::store::{Reason, SetAside, StoreError};
+use crate::store::{Reason, SetAside};
 
 /// Parts of a batch that are tried at most.
 const PROBES_MAX: usize = 1_000;
@@ -48,14 +49,23 @@ impl Refusal {
     /// In ASCII: the server may have refused the text as such, and takes it no better here.
     pub fn set_aside(&self, message: &Message, index: usize) -> SetAside {
         let mut aside = set_aside(message, index, Reason::RefusedByStore, &self.detail());
-        aside.json = escape(&aside.json);
+        spell_in_ascii(&mut aside);
         aside
     }
 
     pub fn detail(&self) -> String {
-        let text = format!("{} ({})", self.message, self.code);
-        text.chars().map(|character| if character.is_ascii() { character } else { '?' }).collect()
+        in_ascii(&format!("{} ({})", self.message, self.code))
     }
+}
+
+/// For a server that may refuse other characters.
+pub fn spell_in_ascii(aside: &mut SetAside) {
+    aside.json = escape(&aside.json);
+    aside.detail = in_ascii(&aside.detail);
+}
+
+fn in_ascii(text: &str) -> String {
+    text.chars().map(|character| if character.is_ascii() { character } else { '?' }).collect()
 }
 
 /// The same JSON, spelt without anything but ASCII, which stands in strings only.
@@ -77,12 +87,13 @@ pub async fn refused(
     connection: &mut PgConnection,
     known: &Known,
     batch: &[&Message],
+    too_old: TooOld,
 ) -> Result<Refused, Failure> {
     let places: Vec<ItemKey> = batch
         .iter()
         .flat_map(|message| (0..message.entries.len()).map(|index| message.place(index)))
         .collect();
-    let mut search = Search { connection, known, batch, begin: Instant::now(), probes: 0 };
+    let mut search = Search { connection, known, batch, too_old, begin: Instant::now(), probes: 0 };
     // The rows of the messages themselves are nobody's fault.
     if let Some(refusal) = search.probe(&[]).await? {
         return Err(give_up(&format!("it refuses any batch: {}", refusal.detail())));
@@ -119,13 +130,14 @@ fn check_share(refused: &Refused, refusal: &Refusal, items: usize) -> Result<(),
 }
 
 fn give_up(why: &str) -> Failure {
-    StoreError::Unavailable(why.into()).into()
+    Failure::GaveUp(why.to_owned())
 }
 
 struct Search<'s> {
     connection: &'s mut PgConnection,
     known: &'s Known,
     batch: &'s [&'s Message],
+    too_old: TooOld,
     begin: Instant,
     probes: usize,
 }
@@ -138,7 +150,8 @@ impl Search<'_> {
             return Err(give_up("it refuses a batch, and the search for the reason took too long"));
         }
         let places = places.iter().copied().collect();
-        match attempt(self.connection, self.known, self.batch, Choice::Only(&places)).await {
+        let choice = Choice::Only(&places);
+        match attempt(self.connection, self.known, self.batch, choice, self.too_old).await {
             Ok(_) => Ok(None),
             Err(Failure::Refused { code, message }) => Ok(Some(Refusal { code, message })),
             Err(failure) => Err(failure),

@@ -12,6 +12,7 @@ use super::{documents, json, keys, points};
 use crate::clock;
 use crate::id::{ItemKey, MessageId};
 use crate::message::Message;
+use crate::store::ledger::TooOld;
 use crate::store::plan::Plan;
 use crate::store::sums::{self, Folded, Standing};
 use crate::store::{Applied, Counter, SetAside, ledger};
@@ -43,12 +44,14 @@ pub async fn apply(
     connection: &mut SqliteConnection,
     cache: &Cache,
     batch: &[Message],
+    too_old: TooOld,
 ) -> Result<Applied, Failure> {
     let batch = ledger::distinct(batch)?;
     let now_ms = clock::now_ms();
-    let (fresh, too_old) = enter(connection, &batch, now_ms).await?;
+    let (fresh, old) = enter(connection, &batch, now_ms).await?;
+    let old = too_old.set_aside(old).ok_or(Failure::TooOld)?;
     let earlier = keys::enter(connection, &fresh, now_ms).await?;
-    let mut plan = Plan::of(&fresh, &too_old, &earlier);
+    let mut plan = Plan::of(&fresh, &old, &earlier);
     let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
     applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
     let deleted: BTreeSet<ItemKey> = plan.deletes.iter().map(|task| task.write.document).collect();

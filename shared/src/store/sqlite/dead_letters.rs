@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::collections::Cache;
 use super::files::Failure;
-use super::{apply, documents, json, keys, points};
+use super::{apply, documents, housekeeping, json, keys, points};
 use crate::clock;
-use crate::store::bodies::{message_of, mismatch};
-use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, bytes, failed, steps};
+use crate::message::Message;
+use crate::store::bodies::{failed_again, is_reused_for_good, message_of, mismatch, too_old};
+use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, bytes, steps};
 use crate::store::plan::Plan;
 use crate::store::{
     Applied, DeadLetter, DeadLetterPage, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome,
@@ -107,7 +108,9 @@ async fn step_by_step(
             break;
         }
         match step {
-            [letter] if letter.is_message() => done.items.push(message(connection, cache, letter).await?),
+            [letter] if letter.is_message() => {
+                done.items.push(message(connection, cache, letter, force).await?);
+            }
             items => done.items.extend(within(connection, cache, items, force).await?),
         }
         reached = step.last().map(|last| last.id);
@@ -120,30 +123,47 @@ async fn message(
     connection: &mut SqliteConnection,
     cache: &Cache,
     letter: &DeadLetter,
+    force: bool,
 ) -> Result<Redriven, Failure> {
-    let outcome = match message_of(letter) {
+    let attempted = match message_of(letter) {
         Err(why) => Err(why),
-        Ok(message) => {
-            let mut attempt = connection.begin().await?;
-            match apply::apply(&mut attempt, cache, &[message]).await {
-                Ok(_) => {
-                    attempt.commit().await?;
-                    Ok(())
-                }
-                Err(Failure::Told(StoreError::DigestMismatch(id))) => {
-                    attempt.rollback().await?;
-                    Err((Reason::DigestMismatch, mismatch(id)))
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
+        Ok(message) => match attempt(connection, cache, letter, message, force).await {
+            Ok(()) => Ok(RedriveOutcome::Applied),
+            Err(Failure::TooOld) => Ok(RedriveOutcome::NeedsForce),
+            Err(Failure::Told(StoreError::DigestMismatch(id))) => Err((Reason::DigestMismatch, mismatch(id))),
+            Err(failure) => return Err(failure),
+        },
     };
-    let redriven = match outcome {
-        Ok(()) => Redriven { id: letter.id, outcome: RedriveOutcome::Applied },
-        Err((reason, detail)) => failed(letter.id, reason.name(), detail),
+    let redriven = match attempted {
+        Ok(outcome) => Redriven { id: letter.id, outcome },
+        Err((reason, detail)) => failed_again(letter, reason, detail),
     };
     settle(connection, std::slice::from_ref(&redriven), clock::now_ms()).await?;
     Ok(redriven)
+}
+
+/// Nothing is left of it when it fails.
+async fn attempt(
+    connection: &mut SqliteConnection,
+    cache: &Cache,
+    letter: &DeadLetter,
+    message: Message,
+    force: bool,
+) -> Result<(), Failure> {
+    let floor: Uuid = sqlx::query_scalar(housekeeping::FLOOR).fetch_one(&mut *connection).await?;
+    if is_reused_for_good(letter, message.id, floor) {
+        return Err(StoreError::DigestMismatch(message.id).into());
+    }
+    let mut attempt = connection.begin().await?;
+    match apply::apply(&mut attempt, cache, &[message], too_old(letter, force)).await {
+        Ok(_) => Ok(attempt.commit().await?),
+        Err(decided @ (Failure::TooOld | Failure::Told(_))) => {
+            attempt.rollback().await?;
+            Err(decided)
+        }
+        // The whole transaction ends, if it has not yet.
+        Err(failure) => Err(failure),
+    }
 }
 
 async fn within(

@@ -40,6 +40,9 @@ pub enum Failure {
     /// Decided already what the caller is told.
     #[error(transparent)]
     Told(#[from] StoreError),
+    /// It may have been applied before, and nobody has decided.
+    #[error("a message is older than what the ledger remembers")]
+    TooOld,
 }
 
 pub struct Files {
@@ -259,7 +262,7 @@ impl From<Failure> for StoreError {
             Failure::Sql(sqlx::Error::Database(error)) if error.code().as_deref() == Some(INTERRUPTED) => {
                 Self::Busy("the read took too long and was ended".into())
             }
-            Failure::Sql(error) => Self::Unavailable(error.to_string().into()),
+            other => Self::Unavailable(other.to_string().into()),
         }
     }
 }

@@ -42,7 +42,7 @@ macro_rules! on_both {
 }
 
 mod dead_letters;
-mod dead_messages;
+pub mod dead_messages;
 mod documents;
 mod floor;
 mod housekeeping;

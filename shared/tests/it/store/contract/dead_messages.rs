@@ -26,7 +26,7 @@ on_both!(
 );
 
 /// A message as it travels.
-fn body(messages: &mut Messages, increments: &[(&str, i64)]) -> Bytes {
+pub fn body(messages: &mut Messages, increments: &[(&str, i64)]) -> Bytes {
     let mut builder = Builder::new(messages.id(), NOON_MS + 7);
     for item in items(increments) {
         builder.push(item.as_bytes(), 1);
@@ -34,8 +34,13 @@ fn body(messages: &mut Messages, increments: &[(&str, i64)]) -> Bytes {
     builder.finish().body
 }
 
-fn read(body: &Bytes) -> Message {
+pub fn read(body: &Bytes) -> Message {
     decode(body).expect("a message")
+}
+
+/// Another body under the same id.
+pub fn another(body: &Bytes) -> Bytes {
+    String::from_utf8(body.to_vec()).expect("text").replace(":1}}", ":9}}").into()
 }
 
 fn undecodable(body: impl Into<Bytes>) -> DeadMessage {
@@ -45,11 +50,11 @@ fn undecodable(body: impl Into<Bytes>) -> DeadMessage {
 }
 
 /// A message as an older build sees it, that knows no such version.
-fn too_new(body: &Bytes) -> DeadMessage {
+pub fn too_new(body: &Bytes) -> DeadMessage {
     DeadMessage::undecodable(body.clone(), &Undecodable::Version(9))
 }
 
-async fn bury(store: &Arc<dyn Store>, message: &DeadMessage) -> Uuid {
+pub async fn bury(store: &Arc<dyn Store>, message: &DeadMessage) -> Uuid {
     store.bury(message.clone()).await.expect("is buried");
     message.id().as_uuid()
 }
@@ -173,8 +178,7 @@ async fn what_still_cannot_be_read_stays_and_is_in_nobodys_way([one, other]: [Ar
 async fn a_body_under_a_reused_id_is_never_applied([one, other]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
     let first = body(&mut messages, &[("a", 1)]);
-    let text = String::from_utf8(first.to_vec()).expect("text").replace(":1}}", ":9}}");
-    let reused = Bytes::from(text);
+    let reused = another(&first);
     apply(&one, &[read(&first)]).await;
     let id = bury(&one, &DeadMessage::reused(reused, read(&first).id)).await;
     let good = bury(&one, &too_new(&body(&mut messages, &[("b", 1)]))).await;

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use shared::id::{ItemKey, Kind};
 use shared::message::{Entry, Message};
 use shared::store::{
-    DeadLetter, DeadLetterFilter, Fate, Hold, Holder, Reason, Redrive, RedriveOutcome, Redriven, Retention,
-    Store, Stored,
+    DeadLetter, DeadLetterFilter, DeadMessage, Fate, Hold, Holder, Reason, Redrive, RedriveOutcome, Redriven,
+    Retention, Store, Stored,
 };
 
+use crate::store::contract::dead_messages::{another, body, bury, read, too_new};
 use crate::store::contract::housekeeping::{DAY_MS, LONG, housekeep_all};
 use crate::store::sent::{delete, document, identity, increment, with_key};
 use crate::store::{Messages, NOON_MS, apply, fate, standing};
@@ -15,6 +16,8 @@ use crate::store::{Messages, NOON_MS, apply, fate, standing};
 on_both!(
     what_was_forgotten_is_told_at_every_store_and_never_applied_again,
     a_message_that_never_came_is_set_aside_when_it_is_too_old_and_applied_by_force_only,
+    a_buried_message_that_is_too_old_is_applied_by_force_only,
+    a_body_under_a_reused_id_stays_when_the_original_is_forgotten,
     a_key_tells_what_the_ledger_has_forgotten,
     a_dead_letter_is_applied_once_after_its_message_was_forgotten,
     a_clock_that_was_ahead_makes_nothing_too_old_that_comes_after_it,
@@ -114,6 +117,65 @@ async fn a_message_that_never_came_is_set_aside_when_it_is_too_old_and_applied_b
     let stored = one.document("c", late.item_key(1)).await.expect("is read");
     assert!(matches!(stored, Some(Stored::Document(_))), "{stored:?}");
     assert_eq!(redrive(&one, None, false, true).await, []);
+}
+
+async fn a_buried_message_that_is_too_old_is_applied_by_force_only([one, other]: [Arc<dyn Store>; 2]) {
+    let late = body(&mut Messages::new(), &[("a", 1), ("b", 2)]);
+    let id = bury(&one, &too_new(&late)).await;
+    apply(&one, &[Messages::new().at(NOON_MS + 1, &[increment("z", 1)])]).await;
+    forget(&one, NOON_MS + 2 * DAY_MS).await;
+    let before = one.dead_letter(id).await.expect("is read");
+    for dry_run in [true, false] {
+        let told = redrive(&other, None, dry_run, false).await;
+        assert_eq!(told, [Redriven { id, outcome: RedriveOutcome::NeedsForce }]);
+    }
+    assert_eq!(one.dead_letter(id).await.expect("is read"), before);
+    assert_eq!(fate(&one, read(&late).item_key(0)).await, Some(Fate::Forgotten), "nothing is left of it");
+    for dry_run in [true, false] {
+        assert_eq!(standing(&one, "a").await, (0, 0));
+        let told = redrive(&other, None, dry_run, true).await;
+        assert_eq!(told, [Redriven { id, outcome: RedriveOutcome::Applied }]);
+    }
+    assert_eq!((standing(&one, "a").await, standing(&one, "b").await), ((1, 1), (2, 1)));
+    assert_eq!(
+        (one.dead_letter(id).await.expect("is read"), redrive(&one, None, false, true).await),
+        (None, vec![])
+    );
+    // From here on the ledger knows it.
+    bury(&one, &too_new(&late)).await;
+    assert_eq!(redrive(&other, None, false, false).await[0].outcome, RedriveOutcome::Applied);
+    assert_eq!(standing(&one, "a").await, (1, 1));
+}
+
+/// Nobody can compare it any more with the one that was applied.
+async fn a_body_under_a_reused_id_stays_when_the_original_is_forgotten([one, other]: [Arc<dyn Store>; 2]) {
+    let mut messages = Messages::new();
+    let first = body(&mut messages, &[("a", 1)]);
+    let reused = another(&first);
+    apply(&one, &[read(&first)]).await;
+    let id = bury(&one, &DeadMessage::reused(reused.clone(), read(&first).id)).await;
+    let letter = async || one.dead_letter(id).await.expect("is read").expect("stays");
+    let before = letter().await;
+    apply(&one, &[messages.at(NOON_MS + 1, &[increment("z", 1)])]).await;
+    forget(&one, NOON_MS + 2 * DAY_MS).await;
+    let stays = async || {
+        let only = DeadLetterFilter { id: Some(id), ..DeadLetterFilter::default() };
+        for (dry_run, force) in [(true, false), (false, false), (true, true), (false, true)] {
+            let asked = Redrive { filter: only.clone(), after: None, limit: 9, dry_run, force };
+            let told = other.redrive(asked).await.expect("is redriven").items;
+            let [Redriven { outcome: RedriveOutcome::FailedAgain { reason, .. }, .. }] = &told[..] else {
+                panic!("{told:?}")
+            };
+            assert_eq!(reason, "digest_mismatch");
+        }
+        let after = letter().await;
+        assert_eq!((&after.reason, &after.item), (&before.reason, &before.item));
+    };
+    stays().await;
+    // Nor when the queue brought it again, and the ledger knows no other body by now.
+    assert_eq!(apply(&one, &[read(&reused)]).await.set_aside.len(), 1);
+    stays().await;
+    assert_eq!(standing(&one, "a").await, (1, 1));
 }
 
 async fn a_key_tells_what_the_ledger_has_forgotten([one, other]: [Arc<dyn Store>; 2]) {

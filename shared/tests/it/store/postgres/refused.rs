@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use shared::message::Message;
-use shared::store::{DeadLetterFilter, Fate, Reason, Redrive, RedriveOutcome, Store};
+use shared::store::{DeadLetterFilter, DeadMessage, Fate, Reason, Redrive, RedriveOutcome, Store};
 use sqlx::PgConnection;
 
+use crate::store::contract::dead_messages::{body, bury, too_new};
 use crate::store::sent::{document, increment, point, with_key};
-use crate::store::{Messages, NOON_MS, apply, fate, postgres, postgres_config, standing, unavailable};
+use crate::store::{
+    Messages, NOON_MS, apply, fate, message, postgres, postgres_config, standing, unavailable,
+};
 
 use super::{execute, ledger_rows, session};
 
@@ -53,6 +56,51 @@ async fn a_message_that_is_refused_as_text_is_kept_in_ascii() {
         object_to(&mut session, "dead_letters", "true", "53100").await;
         assert!(unavailable(bury("no").await.expect_err("is refused")).contains("53100"));
         assert_eq!(dead_letters(&mut session).await, 1);
+    })
+    .await;
+}
+
+/// A large body takes as long as a write may, in both attempts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_is_buried_within_the_time_of_writes() {
+    testkit::isolated("slowly", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        let limit = "(current_setting('forebay.write_timeout_ms') || 'ms')::interval";
+        let other_limit = format!("current_setting('statement_timeout')::interval <> {limit}");
+        let objection = format!("new.item ~ '[^\x01-\x7f]' or {other_limit}");
+        object_to(&mut session, "dead_letters", &objection, "22P05").await;
+        for body in ["no", "nö"] {
+            let error = shared::message::decode(body.as_bytes()).expect_err("no message");
+            store.bury(DeadMessage::undecodable(body.into(), &error)).await.expect("is buried");
+        }
+        assert_eq!(dead_letters(&mut session).await, 2);
+    })
+    .await;
+}
+
+/// Some items are set aside whatever the server says of the others: what it has against their text
+/// is gone once it is written in ASCII.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_of_an_item_that_is_set_aside_anyway_does_not_stop_its_batch() {
+    testkit::isolated("aside", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        let foreign = "concat(new.item, new.detail) ~ '[^\x01-\x7f]'";
+        object_to(&mut session, "dead_letters", foreign, "22P05").await;
+        let mut messages = Messages::new();
+        let unreadable = r#"{"increment":{"counter":"ä𝄞","bü":1}}"#;
+        let good = r#"{"increment":{"counter":"a","by":1}}"#;
+        let odd = message(messages.id(), &[good, unreadable, good].map(String::from));
+        let batch = [odd, messages.of(&[increment("a", 1)])];
+        let applied = apply(&store, &batch).await;
+        let aside: Vec<_> = applied.set_aside.iter().map(|aside| (aside.item, aside.reason)).collect();
+        assert_eq!(aside, [(batch[0].item_key(1), Reason::Unreadable)]);
+        assert_eq!(standing(&store, "a").await, (3, 3));
+        let letter = store.dead_letter(aside[0].0.as_uuid()).await.expect("is read").expect("is there");
+        assert!(letter.item.is_ascii() && letter.detail.is_ascii(), "{letter:?}");
+        let read = |json: &str| serde_json::from_str::<serde_json::Value>(json).expect("JSON");
+        assert_eq!(read(&letter.item), read(unreadable));
     })
     .await;
 }
@@ -212,6 +260,51 @@ async fn a_large_share_that_is_refused_alike_sets_nothing_aside() {
         assert!(unavailable(refused).contains("more than 6 of 60 items alike"));
         assert_eq!((dead_letters(&mut session).await, ledger_rows(&url).await), (0, 0));
         assert_eq!(apply(&store, &batch_with(6)).await.set_aside.len(), 6);
+    })
+    .await;
+}
+
+/// What one message holds keeps no other letter from being redriven.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_buried_message_of_which_much_is_refused_stays_and_the_others_are_redriven() {
+    testkit::isolated("bulk", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        object_to(&mut session, "counters", "new.name like 'poison%'", "22001").await;
+        let mut messages = Messages::new();
+        let names: Vec<String> = (0..10).map(|number| format!("poison{number}")).collect();
+        let poison: Vec<_> = names.iter().map(|name| (&**name, 1)).collect();
+        let poison = bury(&store, &too_new(&body(&mut messages, &poison))).await;
+        let mut good = Vec::new();
+        // Ids are hashes of bodies: some lie before that one, some behind it.
+        for _ in 0..12 {
+            good.push(bury(&store, &too_new(&body(&mut messages, &[("a", 1)]))).await);
+        }
+        let asked = |dry_run| Redrive {
+            filter: DeadLetterFilter::default(),
+            after: None,
+            limit: 100,
+            dry_run,
+            force: false,
+        };
+        for dry_run in [true, false] {
+            let done = store.redrive(asked(dry_run)).await.expect("is redriven").items;
+            assert_eq!(done.len(), 13);
+            for redriven in done {
+                match redriven.outcome {
+                    RedriveOutcome::Applied => assert!(good.contains(&redriven.id)),
+                    RedriveOutcome::FailedAgain { reason, detail } => {
+                        assert_eq!((redriven.id, &*reason), (poison, "refused_by_store"));
+                        assert!(detail.contains("items alike"), "{detail}");
+                    }
+                    RedriveOutcome::NeedsForce => panic!("nothing is old"),
+                }
+            }
+        }
+        assert_eq!((standing(&store, "a").await, dead_letters(&mut session).await), ((12, 12), 1));
+        execute(&mut session, "drop trigger object on counters").await;
+        assert_eq!(redrive_all(&store, false).await, [RedriveOutcome::Applied]);
+        assert_eq!(standing(&store, "poison9").await, (1, 1));
     })
     .await;
 }
