@@ -9,7 +9,7 @@ use shared::event::{Body, Committed, Event, Events, HEARTBEAT_EVERY, ItemFailed,
 use shared::shutdown::Shutdown;
 use shared::store::{Applied, ItemStanding, KeyedOutcome, SetAside, Store, StoreError};
 
-use crate::ingest::Status;
+use crate::status::Status;
 
 /// Entries of each list in one event at most.
 const ENTRIES_PER_EVENT_MAX: usize = 1_000;

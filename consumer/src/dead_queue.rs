@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use shared::backoff::Backoff;
+use shared::id::IdKeys;
 use shared::message::{Message, decode};
-use shared::queue::{Lost, Queue, QueueError, Subscription};
+use shared::queue::{Delivery, Lost, Queue, QueueError, Subscription};
 use shared::shutdown::Shutdown;
-use shared::store::{DeadMessage, Store, StoreError};
+use shared::store::{Applied, DeadMessage, Store, StoreError};
 
 use crate::announce::Announcer;
-use crate::ingest::{PROBE_HELD_MAX, Status, count};
+use crate::ingest::{PROBE_HELD_MAX, answered, count};
 use crate::measure::metrics;
+use crate::status::Status;
+use crate::told;
 
 /// How often the depth of the queue is asked for, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -24,6 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub struct DeadQueue {
     pub queue: Arc<dyn Queue>,
     pub store: Arc<dyn Store>,
+    /// For log lines, which name items as their clients know them.
+    pub ids: IdKeys,
     pub announcer: Arc<Announcer>,
     pub status: Arc<Status>,
 }
@@ -63,43 +68,70 @@ impl DeadQueue {
         Ok(Session { reader: self, subscription, looked: Instant::now() })
     }
 
-    /// Applies or buries.
-    async fn settle(&self, task: &mut Task) -> Result<(), Arc<str>> {
-        if let Task::Apply { message, body } = task {
+    /// Applies or buries. `None` when a stop was requested and the store takes too long for it: the
+    /// message comes again, and the store knows what it took.
+    async fn settle_in_time(
+        &self,
+        task: &mut Task,
+        delivery: &Delivery,
+        shutdown: &mut Shutdown,
+    ) -> Option<Result<(), Arc<str>>> {
+        answered(self.settle(task, delivery), shutdown).await
+    }
+
+    async fn settle(&self, task: &mut Task, delivery: &Delivery) -> Result<(), Arc<str>> {
+        if let Task::Apply(message) = task {
             match self.store.apply([message.clone()].into()).await {
                 Ok(applied) => {
-                    self.announcer.committed(&applied, 1);
-                    count(std::slice::from_ref(message), &applied);
-                    metrics().dead_messages.with_label_values(&["applied"]).inc();
-                    tracing::info!(message.id = %message.id, "message of the dead queue applied");
+                    self.tell(message, delivery, &applied);
                     return Ok(());
                 }
                 Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => return Err(why),
                 Err(StoreError::DigestMismatch(id)) => {
-                    *task = Task::Bury(DeadMessage::reused(body.clone(), id));
+                    *task = Task::Bury(DeadMessage::reused(delivery.body.clone(), id));
                 }
             }
         }
         if let Task::Bury(dead) = task {
             self.store.bury(dead.clone()).await.map_err(|error| Arc::from(error.to_string()))?;
-            let reason = dead.reason().name();
+            let (reason, traces) = (dead.reason().name(), told::trace_ids(delivery));
             metrics().dead_messages.with_label_values(&[reason]).inc();
-            tracing::error!(dead_letter.id = %dead.id(), reason, message.bytes = dead.bytes(), "message set aside");
+            tracing::error!(
+                dead_letter.id = %dead.id(),
+                reason,
+                message.bytes = dead.bytes(),
+                trace.ids = traces,
+                "message set aside"
+            );
         }
         Ok(())
+    }
+
+    /// The commit is known. What it set aside is told as the ingest tells it.
+    fn tell(&self, message: &Message, delivery: &Delivery, applied: &Applied) {
+        let messages = std::slice::from_ref(message);
+        self.announcer.committed(applied, 1);
+        count(messages, applied);
+        metrics().dead_messages.with_label_values(&["applied"]).inc();
+        tracing::info!(
+            message.id = %message.id,
+            items.set_aside = applied.set_aside.len(),
+            "message of the dead queue applied"
+        );
+        told::log(&self.ids, messages, std::slice::from_ref(delivery), applied);
     }
 }
 
 /// What is to be done about a message.
 enum Task {
-    Apply { message: Message, body: Bytes },
+    Apply(Message),
     Bury(DeadMessage),
 }
 
 impl Task {
     fn of(body: Bytes) -> Self {
         match decode(&body) {
-            Ok(message) => Self::Apply { message, body },
+            Ok(message) => Self::Apply(message),
             Err(error) => Self::Bury(DeadMessage::undecodable(body, &error)),
         }
     }
@@ -121,21 +153,38 @@ impl Session<'_> {
                 delivery = self.subscription.next() => delivery?,
                 () = tokio::time::sleep(LOOK_EVERY) => continue,
             };
-            let mut task = Task::of(delivery.body.clone());
-            if let Task::Apply { message, .. } = &task {
-                self.reader.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
-            }
-            if let Err(why) = self.reader.settle(&mut task).await
-                && !self.wait(&mut task, &why, shutdown).await?
-            {
+            if !self.settle(&delivery, shutdown).await? {
                 return self.subscription.give_back(vec![delivery]).await;
             }
             self.subscription.ack(vec![delivery]).await?;
         }
     }
 
+    /// Returns once the store has taken the message; `false` when asked to stop before.
+    async fn settle(&mut self, delivery: &Delivery, shutdown: &mut Shutdown) -> Result<bool, Lost> {
+        let (reader, mut task) = (self.reader, Task::of(delivery.body.clone()));
+        let _burying = match &task {
+            Task::Apply(message) => {
+                reader.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
+                None
+            }
+            Task::Bury(_) => Some(reader.status.begin_burying()),
+        };
+        match reader.settle_in_time(&mut task, delivery, shutdown).await {
+            Some(Ok(())) => Ok(true),
+            Some(Err(why)) => self.wait(&mut task, delivery, &why, shutdown).await,
+            None => Ok(false),
+        }
+    }
+
     /// Tries again until the store takes it; `false` when asked to stop before.
-    async fn wait(&mut self, task: &mut Task, why: &str, shutdown: &mut Shutdown) -> Result<bool, Lost> {
+    async fn wait(
+        &mut self,
+        task: &mut Task,
+        delivery: &Delivery,
+        why: &str,
+        shutdown: &mut Shutdown,
+    ) -> Result<bool, Lost> {
         tracing::warn!(error = why, "a message of the dead queue waits for the store");
         metrics().dead_paused.set(1);
         let (since, mut backoff) =
@@ -148,13 +197,14 @@ impl Session<'_> {
                 more = self.subscription.next() => self.subscription.give_back(vec![more?]).await?,
             }
             self.look_when_due().await?;
-            match self.reader.settle(task).await {
-                Ok(()) => break,
+            match self.reader.settle_in_time(task, delivery, shutdown).await {
+                Some(Ok(())) => break,
+                None => return Ok(false),
                 // The end of the session does that.
-                Err(_) if since.elapsed() > PROBE_HELD_MAX => {
+                Some(Err(_)) if since.elapsed() > PROBE_HELD_MAX => {
                     return Err(Lost("the message was held for long and is given back".into()));
                 }
-                Err(why) => tracing::debug!(error = &*why, "the store does not take it yet"),
+                Some(Err(why)) => tracing::debug!(error = &*why, "the store does not take it yet"),
             }
         }
         metrics().dead_paused.set(0);

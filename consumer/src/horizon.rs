@@ -30,8 +30,8 @@ impl Oldest {
 
     /// In milliseconds since 1970; `None` before the first message. While `has_dead`, messages may
     /// be given that nobody here has seen: it stays where it is.
-    pub fn tell(&self, has_dead: bool) -> Option<i64> {
-        let (mut window, now) = (self.window(), Instant::now());
+    pub fn tell(&self, has_dead: bool, now: Instant) -> Option<i64> {
+        let mut window = self.window();
         let oldest = window.oldest(now)?;
         if has_dead {
             window.came(oldest, now);
@@ -165,9 +165,9 @@ mod tests {
             assert_eq!(oldest, 3);
         }
         let oldest = Oldest::default();
-        assert_eq!(oldest.tell(true), None);
+        assert_eq!(oldest.tell(true, begin), None);
         oldest.came(5);
-        assert_eq!(oldest.tell(true), Some(5));
+        assert_eq!(oldest.tell(true, begin), Some(5));
     }
 
     #[test]

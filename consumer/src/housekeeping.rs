@@ -16,8 +16,8 @@ use shared::shutdown::Shutdown;
 use shared::store::{Hold, Holder, Housekept, Retention, Store, StoreError};
 
 use crate::horizon::{Watch, forget_before_ms};
-use crate::ingest::Status;
 use crate::measure::metrics;
+use crate::status::Status;
 
 /// How often it begins anew, give or take a fifth, so that consumers do not keep in step.
 const EVERY: Duration = Duration::from_mins(1);
@@ -89,7 +89,7 @@ impl Housekeeping {
                 return Ok(None);
             }
         };
-        let Some(oldest_ms) = self.status.oldest.tell(has_dead) else { return Ok(None) };
+        let Some(oldest_ms) = self.status.oldest_ms(has_dead, Instant::now()) else { return Ok(None) };
         let own = Hold { consumer: self.consumer, oldest_ms };
         let held = self.store.hold(own, std::mem::take(&mut self.silent)).await?;
         self.silent = self.watch.silent(&held, Instant::now());

@@ -6,7 +6,7 @@
 //! store decides that, inside the transaction.
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
@@ -17,9 +17,9 @@ use shared::shutdown::Shutdown;
 use shared::store::{Applied, KeyedVerdict, Store, StoreError};
 
 use crate::announce::Announcer;
-use crate::horizon::Oldest;
 use crate::measure::metrics;
 use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
+use crate::status::Status;
 use crate::told;
 
 /// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
@@ -28,7 +28,7 @@ pub(crate) const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 
 /// How long a transaction may go on after a stop was requested. Nothing is lost by giving it up: its
 /// messages are given back, and the ledger knows whether it was committed.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A failed transaction is tried once more after this, before it counts as an outage.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
@@ -42,28 +42,6 @@ pub struct Ingest {
     pub limits: MergeLimits,
     pub prefetch: u16,
     pub status: Arc<Status>,
-}
-
-/// What `/health` tells about the ingest.
-#[derive(Debug, Default)]
-pub struct Status {
-    pub consuming: AtomicBool,
-    /// A transaction failed, and none was committed since.
-    pub store_away: AtomicBool,
-    /// The store did not answer when it was asked for its time, as it is while nothing is applied.
-    store_silent: AtomicBool,
-    /// Of the messages that this consumer holds or may be given.
-    pub oldest: Oldest,
-}
-
-impl Status {
-    pub fn store_is_away(&self) -> bool {
-        self.store_away.load(Ordering::Relaxed) || self.store_silent.load(Ordering::Relaxed)
-    }
-
-    pub fn tell_silent(&self, is_silent: bool) {
-        self.store_silent.store(is_silent, Ordering::Relaxed);
-    }
 }
 
 impl Ingest {
@@ -108,13 +86,18 @@ impl Ingest {
         messages: &Arc<[Message]>,
         shutdown: &mut Shutdown,
     ) -> Option<Result<Applied, StoreError>> {
-        let mut applying = self.store.apply(messages.clone());
-        tokio::select! {
-            outcome = &mut applying => return Some(outcome),
-            () = shutdown.requested() => {}
-        }
-        tokio::time::timeout(STOP_PATIENCE, applying).await.ok()
+        answered(self.store.apply(messages.clone()), shutdown).await
     }
+}
+
+/// `None` when a stop was requested and the answer takes too long for it.
+pub(crate) async fn answered<T>(asked: impl Future<Output = T>, shutdown: &mut Shutdown) -> Option<T> {
+    let mut asked = std::pin::pin!(asked);
+    tokio::select! {
+        answer = &mut asked => return Some(answer),
+        () = shutdown.requested() => {}
+    }
+    tokio::time::timeout(STOP_PATIENCE, asked).await.ok()
 }
 
 /// Messages that go into one transaction; `deliveries[i]` brought `messages[i]`.

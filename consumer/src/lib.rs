@@ -9,6 +9,7 @@ pub mod housekeeping;
 pub mod ingest;
 pub mod measure;
 pub mod merge;
+pub mod status;
 mod told;
 
 use std::sync::Arc;
@@ -23,11 +24,15 @@ use tokio::task::JoinHandle;
 use crate::announce::Announcer;
 use crate::dead_queue::DeadQueue;
 use crate::housekeeping::Housekeeping;
-use crate::ingest::{Ingest, Status};
+use crate::ingest::Ingest;
 use crate::merge::MergeLimits;
+use crate::status::Status;
 
 /// How long a part of the housekeeping may go on after the ingest has stopped.
 const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same for the reader of the dead queue, which gives back what the store does not take in time.
+const DEAD_QUEUE_PATIENCE: Duration = Duration::from_secs(8);
 
 /// A consumer that is ready to run.
 pub struct Consumer {
@@ -58,6 +63,7 @@ impl Consumer {
         let dead_queue = DeadQueue {
             queue: backend.queue.clone(),
             store: backend.store.clone(),
+            ids: backend.ids.clone(),
             announcer: announcer.clone(),
             status: ingest.status.clone(),
         };
@@ -83,10 +89,8 @@ impl Consumer {
         self.ingest.run(shutdown).await;
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
         // It may be in the middle of a statement; the heartbeats go on until it is done.
-        end_housekeeping(housekeeping).await;
-        if let Err(error) = dead_queue.await {
-            tracing::error!(%error, "dead queue task failed");
-        }
+        end("housekeeping", housekeeping, HOUSEKEEPING_PATIENCE).await;
+        end("dead queue", dead_queue, DEAD_QUEUE_PATIENCE).await;
         quiet.request();
         if let Err(error) = heartbeat.await {
             tracing::error!(%error, "heartbeat task failed");
@@ -96,11 +100,11 @@ impl Consumer {
     }
 }
 
-/// Waits for its end, and ends it when the store does not answer: what it leaves is done later.
-async fn end_housekeeping(mut housekeeping: JoinHandle<()>) {
-    match tokio::time::timeout(HOUSEKEEPING_PATIENCE, &mut housekeeping).await {
+/// Waits for its end, and ends it when a server does not answer: what it leaves is done later.
+async fn end(name: &'static str, mut task: JoinHandle<()>, patience: Duration) {
+    match tokio::time::timeout(patience, &mut task).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%error, "housekeeping task failed"),
-        Err(_) => housekeeping.abort(),
+        Ok(Err(error)) => tracing::error!(%error, task.name = name, "task failed"),
+        Err(_) => task.abort(),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use consumer::Consumer;
-use consumer::ingest::Status as Ingesting;
+use consumer::status::Status as Ingesting;
 use shared::backend;
 use shared::config::load::{Loaded, Program, check_config_report};
 use shared::ops::{self, Health, Status};

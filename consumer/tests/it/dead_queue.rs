@@ -5,6 +5,8 @@ use consumer::dead_queue::DeadQueue;
 use shared::id::BodyId;
 use shared::queue::{Delivery, Subscription};
 use shared::store::{DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome};
+use tracing::instrument::WithSubscriber;
+use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
 use crate::*;
@@ -20,6 +22,9 @@ on_both_pairs! {
     a_crash_between_the_row_and_its_acknowledgement_makes_no_second_row
     a_large_body_is_kept_whole
     a_message_that_is_rejected_twice_is_not_lost
+    a_message_that_cannot_be_read_is_known_to_be_in_hand_until_it_is_buried
+    a_stop_does_not_wait_for_a_burial_that_is_not_answered
+    what_is_set_aside_of_a_dead_message_is_told_in_the_log
 }
 
 fn id_of(body: &[u8]) -> Uuid {
@@ -69,6 +74,20 @@ impl Rig {
             }
         };
         tokio::time::timeout(PATIENCE, empty).await.expect("the queues become empty");
+    }
+}
+
+impl Rig {
+    /// Without an ingest beside it.
+    fn reader(&self) -> DeadQueue {
+        let Backend { queue, store, events, ids, .. } = &self.backend;
+        DeadQueue {
+            queue: queue.clone(),
+            store: store.clone(),
+            ids: ids.clone(),
+            announcer: Arc::new(Announcer::new(events.clone(), 1)),
+            status: Arc::default(),
+        }
     }
 }
 
@@ -234,13 +253,7 @@ async fn two_consumers_bury_each_message_once(mut rig: Rig) -> Rig {
 async fn a_crash_between_the_row_and_its_acknowledgement_makes_no_second_row(mut rig: Rig) -> Rig {
     rig.publish_body("garbage").await;
     let unanswered = rig.store.0.burying.lock().await;
-    let Backend { queue, store, events, .. } = &rig.backend;
-    let reader = DeadQueue {
-        queue: queue.clone(),
-        store: store.clone(),
-        announcer: Arc::new(Announcer::new(events.clone(), 1)),
-        status: Arc::default(),
-    };
+    let reader = rig.reader();
     rig.reject_all(1).await;
     let (_trigger, shutdown) = shutdown::channel();
     let reading = tokio::spawn(reader.run(shutdown));
@@ -276,4 +289,81 @@ async fn a_message_that_is_rejected_twice_is_not_lost(mut rig: Rig) -> Rig {
     rig.consuming(rig.wait_for_letter(b"garbage")).await;
     rig.wait_until_empty().await;
     rig
+}
+
+/// A broker does not count it while somebody holds it, and its age is not known.
+async fn a_message_that_cannot_be_read_is_known_to_be_in_hand_until_it_is_buried(mut rig: Rig) -> Rig {
+    rig.store.0.is_full_of_the_dead.store(true, Ordering::Relaxed);
+    rig.publish_body("garbage").await;
+    rig.reject_all(1).await;
+    let reader = rig.reader();
+    let status = reader.status.clone();
+    assert!(!status.is_burying());
+    let (trigger, shutdown) = shutdown::channel();
+    let reading = tokio::spawn(reader.run(shutdown));
+    wait_for("an attempt", async || rig.store.0.unburied.load(Ordering::Relaxed) >= 2).await;
+    assert!(status.is_burying(), "between two attempts");
+    rig.store.0.is_full_of_the_dead.store(false, Ordering::Relaxed);
+    rig.wait_for_letter(b"garbage").await;
+    wait_for("empty hands", async || !status.is_burying()).await;
+    trigger.request();
+    reading.await.expect("no panic");
+    rig.wait_until_empty().await;
+    rig
+}
+
+async fn a_stop_does_not_wait_for_a_burial_that_is_not_answered(mut rig: Rig) -> Rig {
+    rig.publish_body("garbage").await;
+    let unanswered = rig.store.0.burying.lock().await;
+    let stopped = tokio::time::timeout(PATIENCE, rig.consuming(rig.wait_for_letter(b"garbage"))).await;
+    let first = stopped.expect("the stop ends");
+    drop(unanswered);
+    // It was given back, and the store knows it.
+    rig.consuming(rig.wait_until_empty()).await;
+    rig.wait_until_empty().await;
+    assert_eq!(rig.letters().await, [first]);
+    rig
+}
+
+async fn what_is_set_aside_of_a_dead_message_is_told_in_the_log(mut rig: Rig) -> Rig {
+    let full = rig.message("full", i64::MAX);
+    rig.publish(full).await;
+    rig.consuming(rig.wait_for_value("full", i64::MAX)).await;
+    let aside = rig.message("full", 1);
+    rig.publish(aside.clone()).await;
+    rig.reject_all(1).await;
+    let log = Log::default();
+    let writer = log.clone();
+    let lines = shared::telemetry::json_logs(EnvFilter::new("info"), move || writer.clone());
+    let (trigger, shutdown) = shutdown::channel();
+    let reading = tokio::spawn(rig.reader().run(shutdown).with_subscriber(lines));
+    assert!(matches!(rig.wait_for_fate(aside.id).await, Fate::Failed { .. }));
+    rig.wait_until_empty().await;
+    trigger.request();
+    reading.await.expect("no panic");
+    let id = rig.backend.ids.sign(aside.id.item(Kind::Increment, 0)).to_string();
+    let text = log.text();
+    let line = text.lines().find(|line| line.contains("\"item set aside\""));
+    assert!(line.is_some_and(|line| line.contains(&id)), "{text}");
+    rig
+}
+
+/// What was logged, line by line.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("no panic").clone()).expect("UTF-8")
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

@@ -198,6 +198,28 @@ async fn a_signal_while_the_store_is_silent_is_obeyed_in_time() {
     stops_without_the_store("silent", |store| store.black_hole(true)).await;
 }
 
+/// The reader of the dead queue, not the ingest, is in the middle of a statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_while_a_dead_message_is_in_hand_and_the_store_is_silent_is_obeyed_in_time() {
+    beside_a_process("buried", async |mut rig, config, proxies, port| {
+        let process = Process::start(&config, port);
+        process.wait_for_health("\"status\":\"ok\"").await;
+        rig.publish_many("buried", 1).await;
+        rig.wait_for_value("buried", 1).await;
+        proxies.store.black_hole(true);
+        let (broker, dead) = (&rig.config.queue.url.clone(), format!("{}.dead.v1", rig.config.queue.prefix));
+        let message = rig.message("buried", 1);
+        inspect::publish(broker, &dead, &message.body).await.expect("the broker takes it");
+        let waiting = async || inspect::waiting(broker, &dead).await.expect("the broker answers");
+        wait_for("the message in hand", async || waiting().await == 0).await;
+        process.ends_in_time().await;
+        assert_eq!(waiting().await, 1, "given back");
+        rig.consuming(rig.wait_for_value("buried", 2)).await;
+        rig
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_while_the_broker_is_silent_is_obeyed_in_time() {
     beside_a_process("mute", async |mut rig, config, proxies, port| {

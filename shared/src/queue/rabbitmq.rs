@@ -33,7 +33,7 @@ use self::subscription::{Lane, RabbitSubscription};
 pub(crate) use self::topology::{Names, declare_events};
 use super::{Publisher, Queue, QueueError, QueueLimits, Subscription};
 use crate::config::Config;
-use crate::shutdown::{self, Trigger};
+use crate::shutdown::{self, Shutdown, Trigger};
 
 /// Seconds between heartbeats when the URL does not say; twice of it without a byte ends a session.
 const HEARTBEAT_SECONDS: u16 = 10;
@@ -122,6 +122,7 @@ pub struct RabbitQueue {
     publisher: Arc<RabbitPublisher>,
     look: Arc<Look>,
     stop: Trigger,
+    stopping: Shutdown,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -131,9 +132,10 @@ impl RabbitQueue {
     pub fn start(settings: RabbitSettings) -> Arc<Self> {
         let (settings, runtime) = (Arc::new(settings), Handle::current());
         let (stop, stopping) = shutdown::channel();
-        let (publisher, supervisor) = publisher::start(Arc::clone(&settings), &runtime, stopping);
+        let (publisher, supervisor) = publisher::start(Arc::clone(&settings), &runtime, stopping.clone());
         let look = Arc::new(Look::new(Arc::clone(&settings)));
-        Arc::new(Self { settings, runtime, publisher, look, stop, supervisor: Mutex::new(Some(supervisor)) })
+        let supervisor = Mutex::new(Some(supervisor));
+        Arc::new(Self { settings, runtime, publisher, look, stop, stopping, supervisor })
     }
 
     async fn open(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
@@ -159,20 +161,30 @@ impl Queue for RabbitQueue {
     }
 
     async fn has_dead(&self) -> Result<bool, QueueError> {
-        let look = Arc::clone(&self.look);
-        let looked = self.runtime.spawn(async move { look.has_dead().await }).await;
+        let (look, mut stopping) = (Arc::clone(&self.look), self.stopping.clone());
+        let looked = self.runtime.spawn(async move {
+            tokio::select! {
+                biased;
+                // What it had opened is cut, so that a silent broker does not hold up a close.
+                () = stopping.requested() => Err(SessionError::Closed),
+                looked = look.has_dead() => looked,
+            }
+        });
+        let looked = looked.await;
         Ok(looked.map_err(|stopped| QueueError::Unavailable(stopped.into()))??)
     }
 
     /// Publishes that are in hand are answered first, each by its deadline at the latest.
     async fn close(&self) {
         self.stop.request();
-        self.look.close().await;
         let supervisor = self.supervisor.lock().expect("no code panics while it holds this lock").take();
-        if let Some(supervisor) = supervisor {
-            // An error is a panic of the supervisor, which the panic hook has told.
-            let _ = supervisor.await;
-        }
+        let published = async {
+            if let Some(supervisor) = supervisor {
+                // An error is a panic of the supervisor, which the panic hook has told.
+                let _ = supervisor.await;
+            }
+        };
+        tokio::join!(self.look.close(), published);
     }
 }
 

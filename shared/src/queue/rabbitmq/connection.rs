@@ -34,6 +34,8 @@ pub(crate) type ConnectionEvents = Pin<Box<dyn Stream<Item = Event> + Send>>;
 pub(crate) enum SessionError {
     #[error("queue.url is not an AMQP URL")]
     Url,
+    #[error("the queue was closed")]
+    Closed,
     #[error("no answer to {0} in time")]
     Timeout(&'static str),
     #[error(transparent)]

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use lapin::ExchangeKind;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use tokio::time::sleep;
 
@@ -45,8 +45,10 @@ enum Kind {
 /// Declares the queues and what they need; waits for `settle` when a queue is new.
 ///
 /// A broker that is killed within half a second after it made a quorum queue starts it again
-/// without a leader and without what it had confirmed. So the exchange of dead letters comes last
-/// and says that queues are older than that: who does not find it waits, too, whoever made them.
+/// without a leader and without what it had confirmed. So the exchange of dead letters says that
+/// queues are older than that: it is deleted before a queue is made and declared last, and who does
+/// not find it waits, too, whoever made them. Hence it is looked for after the queues. A message
+/// that is rejected meanwhile stays in its queue.
 pub(crate) async fn declare_queues(
     session: &Session,
     names: &Names,
@@ -54,15 +56,19 @@ pub(crate) async fn declare_queues(
     settle: Duration,
 ) -> Result<(), SessionError> {
     let dead_exchange = Kind::Exchange(ExchangeKind::Direct);
-    let was_settled = exists(session, &names.dead, &dead_exchange).await?;
     let dead = Kind::Queue(quorum_arguments(bytes_max));
-    let dead_existed = ensure(session, &names.dead, &dead).await?;
     let mut writes = quorum_arguments(bytes_max);
     writes.insert("x-dead-letter-exchange".into(), text(names.dead.as_str()));
     writes.insert("x-dead-letter-routing-key".into(), text(names.dead.as_str()));
     // A dead letter leaves its queue only when the dead queue has confirmed it.
     writes.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-    let writes_existed = ensure(session, &names.writes, &Kind::Queue(writes)).await?;
+    let writes = Kind::Queue(writes);
+    if !(exists(session, &names.dead, &dead).await? && exists(session, &names.writes, &writes).await?) {
+        delete_exchange(session, &names.dead).await?;
+    }
+    let was_settled = exists(session, &names.dead, &dead_exchange).await?;
+    let dead_existed = ensure(session, &names.dead, &dead).await?;
+    let writes_existed = ensure(session, &names.writes, &writes).await?;
     if !(was_settled && dead_existed && writes_existed) {
         sleep(settle).await;
     }
@@ -135,6 +141,17 @@ async fn declare(
         }
     }
     call("channel.close", channel.close(200, "done".into())).await
+}
+
+/// Without the right to it the exchange stays: then an operator declares the queues.
+async fn delete_exchange(session: &Session, name: &ShortString) -> Result<(), SessionError> {
+    let channel = session.channel().await?;
+    let deleted = channel.exchange_delete(name.clone(), ExchangeDeleteOptions::default());
+    match call("exchange.delete", deleted).await {
+        Ok(()) => call("channel.close", channel.close(200, "done".into())).await,
+        Err(error) if matches!(error.code(), Some(ACCESS_REFUSED | NOT_FOUND)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 async fn bind_dead(session: &Session, dead: &ShortString, existed: bool) -> Result<(), SessionError> {

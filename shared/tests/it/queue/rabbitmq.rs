@@ -2,9 +2,10 @@
 use std::future::Future;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicConsumeOptions, QueueDeleteOptions};
+use lapin::options::{BasicConsumeOptions, ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
-use lapin::{Connection, ConnectionProperties};
+use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use shared::config::Config;
 use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
 use shared::queue::{Link, QueueError};
 use testkit::Isolated;
@@ -320,4 +321,79 @@ async fn a_rejected_message_goes_to_the_dead_queue_with_its_body() {
         assert_eq!(id, Some(published[0].id.to_string()));
     })
     .await;
+}
+
+/// Whether there is a queue and an exchange of these names.
+async fn there_are(isolated: &Isolated, queue: &str, exchange: &str) -> (bool, bool) {
+    let connection = raw_connection(isolated).await;
+    let name = |word: &str| format!("{}.{word}.v1", isolated.prefix).into();
+    // An error closes the channel.
+    let channel = connection.create_channel().await.expect("a channel");
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare(name(queue), passive, FieldTable::default()).await.is_ok();
+    let channel = connection.create_channel().await.expect("a channel");
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let none = FieldTable::default();
+    let exchange =
+        channel.exchange_declare(name(exchange), ExchangeKind::Direct, passive, none).await.is_ok();
+    connection.close(200, "done".into()).await.expect("closed");
+    (queue, exchange)
+}
+
+/// The exchange says that the queues are older than a broker needs: who does not find it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_deleted_queue_is_new_again_no_exchange_says_that_it_is_old() {
+    testkit::isolated("rabbit", |isolated| async move {
+        for word in ["writes", "dead"] {
+            let queue = open(&isolated, LIMITS);
+            link_becomes(&queue, Link::Up).await;
+            queue.close().await;
+            assert_eq!(there_are(&isolated, word, "dead").await, (true, true));
+            delete_queue(&isolated, word).await;
+            let mut config = Config::default();
+            config.queue.url.clone_from(&isolated.amqp_url);
+            config.queue.prefix.clone_from(&isolated.prefix);
+            config.queue.bytes_max = LIMITS.bytes_max;
+            // For longer than this test.
+            config.queue.settle_ms = 3_600_000;
+            let waits = RabbitQueue::start(RabbitSettings::from(&config));
+            let (deadline, mut tick) = (in_time(), tokio::time::interval(Duration::from_millis(20)));
+            loop {
+                match there_are(&isolated, word, "dead").await {
+                    (true, false) => break,
+                    (true, true) => panic!("{word} is new, and the exchange says that it is old"),
+                    (false, _) => assert!(Instant::now() < deadline, "{word} is not made again"),
+                }
+                tick.tick().await;
+            }
+            waits.close().await;
+        }
+        // Whoever comes later declares and binds it again.
+        let queue = open(&isolated, LIMITS);
+        let published = publish(queue.publisher().as_ref(), 1).await;
+        let mut subscription = queue.subscribe(1).await.expect("subscribed");
+        let delivery = next(subscription.as_mut()).await;
+        subscription.reject(delivery).await.expect("rejected");
+        let mut dead = queue.subscribe_dead(1).await.expect("subscribed");
+        assert_eq!(id_of(&next(dead.as_mut()).await), published[0].id);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_ends_a_look_that_a_silent_broker_does_not_answer() {
+    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let url = format!("amqp://{}", silent.local_addr().expect("bound"));
+    let queue = RabbitQueue::start(RabbitSettings::new(&url, "silent", LIMITS));
+    // The publisher's session and the look's.
+    let publishing = silent.accept().await.expect("connected");
+    let looked = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move { queue.has_dead().await }
+    });
+    let looking = silent.accept().await.expect("connected");
+    queue.close().await;
+    let error = looked.await.expect("no panic").expect_err("nobody answers").to_string();
+    assert!(error.ends_with("the queue was closed"), "{error}");
+    drop((publishing, looking));
 }

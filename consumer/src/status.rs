@@ -1,0 +1,80 @@
+//! What the parts of a consumer know of each other: `/health` tells some of it, housekeeping decides
+//! by some of it what may be forgotten. It holds no connection and asks nobody.
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::horizon::Oldest;
+
+#[derive(Debug, Default)]
+pub struct Status {
+    pub consuming: AtomicBool,
+    /// A transaction failed, and none was committed since.
+    pub store_away: AtomicBool,
+    /// The store did not answer when it was asked for its time, as it is while nothing is applied.
+    store_silent: AtomicBool,
+    /// Of the messages that this consumer holds or may be given.
+    pub oldest: Oldest,
+    /// A message of the dead queue is in hand that this build cannot read.
+    burying: AtomicBool,
+}
+
+/// While it lives, a message is in hand of which nobody knows how old it is.
+pub struct Burying<'s>(&'s AtomicBool);
+
+impl Drop for Burying<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Status {
+    pub fn store_is_away(&self) -> bool {
+        self.store_away.load(Ordering::Relaxed) || self.store_silent.load(Ordering::Relaxed)
+    }
+
+    pub fn tell_silent(&self, is_silent: bool) {
+        self.store_silent.store(is_silent, Ordering::Relaxed);
+    }
+
+    /// One at a time, as the dead queue is read.
+    pub fn begin_burying(&self) -> Burying<'_> {
+        self.burying.store(true, Ordering::Relaxed);
+        Burying(&self.burying)
+    }
+
+    pub fn is_burying(&self) -> bool {
+        self.burying.load(Ordering::Relaxed)
+    }
+
+    /// The oldest accept time that this consumer holds or may be given; `None` before the first
+    /// message. `has_dead`: messages are ready in the dead queue. A broker counts none that a
+    /// consumer holds, so the one in hand here stops it as well.
+    pub fn oldest_ms(&self, has_dead: bool, now: Instant) -> Option<i64> {
+        self.oldest.tell(has_dead || self.is_burying(), now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn while_a_message_is_in_hand_that_cannot_be_read_nothing_moves() {
+        let (status, begin) = (Status::default(), Instant::now());
+        let after = |minutes: u64| begin + Duration::from_mins(minutes);
+        status.oldest.came(3);
+        let burying = status.begin_burying();
+        for minutes in (0..300).step_by(10) {
+            assert_eq!(status.oldest_ms(false, after(minutes)), Some(3), "{minutes}");
+            status.oldest.came(1_000);
+        }
+        drop(burying);
+        for minutes in (300..400).step_by(10) {
+            status.oldest_ms(false, after(minutes));
+            status.oldest.came(1_000);
+        }
+        assert_eq!(status.oldest_ms(false, after(400)), Some(1_000));
+    }
+}
