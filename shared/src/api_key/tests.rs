@@ -1,3 +1,4 @@
+//! What keys are accepted as, how lists of them are read, and that none is ever shown.
 use time::macros::datetime;
 
 use super::*;
