@@ -20,6 +20,16 @@ pub enum Class {
     /// Minutes without it; only where it is asked for.
     BrokerOutage,
     StoreOutage,
+    /// Minutes with a clock that is days off, so that whatever goes by a clock runs meanwhile;
+    /// only where it is asked for.
+    Adrift,
+}
+
+impl Class {
+    /// Lasts for `--outage-minutes`, and comes only where it is named.
+    pub fn is_on_demand(self) -> bool {
+        matches!(self, Self::BrokerOutage | Self::StoreOutage | Self::Adrift)
+    }
 }
 
 /// A server that is away for long.
@@ -27,6 +37,14 @@ pub enum Class {
 #[serde(rename_all = "snake_case")]
 pub enum Server {
     Broker,
+    Store,
+}
+
+/// Whose clock is off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Whose {
+    Member(usize),
     Store,
 }
 
@@ -81,8 +99,13 @@ pub enum Fault {
         ms: u64,
     },
     Clock {
-        member: usize,
+        whose: Whose,
         seconds: i64,
+        ms: u64,
+    },
+    Adrift {
+        whose: Whose,
+        days: i64,
         ms: u64,
     },
     Network {
@@ -133,6 +156,7 @@ impl Fault {
             Self::Terminate { .. } => Class::Terminate,
             Self::Freeze { .. } => Class::Freeze,
             Self::Clock { .. } => Class::Clock,
+            Self::Adrift { .. } => Class::Adrift,
             Self::Network { .. } => Class::Network,
             Self::StoreCrash { .. } => Class::StoreCrash,
             Self::BrokerCrash { .. } => Class::BrokerCrash,
@@ -160,7 +184,8 @@ impl Fault {
             Self::Kill { member }
             | Self::Terminate { member }
             | Self::Freeze { member, .. }
-            | Self::Clock { member, .. }
+            | Self::Clock { whose: Whose::Member(member), .. }
+            | Self::Adrift { whose: Whose::Member(member), .. }
             | Self::Network { member, .. } => Some(member),
             _ => None,
         }
@@ -172,6 +197,7 @@ impl Fault {
             Self::Kill { .. } | Self::Terminate { .. } | Self::Poison { .. } => 0,
             Self::Freeze { ms, .. }
             | Self::Clock { ms, .. }
+            | Self::Adrift { ms, .. }
             | Self::Network { ms, .. }
             | Self::StoreCrash { ms }
             | Self::BrokerCrash { ms }
@@ -187,7 +213,8 @@ impl fmt::Display for Fault {
             Self::Kill { .. } => out.write_str("kill"),
             Self::Terminate { .. } => out.write_str("terminate"),
             Self::Freeze { .. } => out.write_str("freeze"),
-            Self::Clock { seconds, .. } => write!(out, "clock {seconds:+} s"),
+            Self::Clock { whose, seconds, .. } => write!(out, "{}clock {seconds:+} s", whose.prefix()),
+            Self::Adrift { whose, days, .. } => write!(out, "{}clock {days:+} days", whose.prefix()),
             Self::Network { link, trouble: Trouble::CutAfter(bytes), .. } => {
                 write!(out, "{} cut after {bytes} bytes", link.name())
             }
@@ -209,6 +236,15 @@ impl fmt::Display for Server {
             Self::Broker => "broker",
             Self::Store => "Postgres",
         })
+    }
+}
+
+impl Whose {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Member(_) => "",
+            Self::Store => "Postgres' ",
+        }
     }
 }
 

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use testkit::clock::Clock;
 use testkit::proxy::Proxy;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::clock::Clock;
 use crate::send;
 use crate::servers::{Servers, free_address, in_path};
 
@@ -139,9 +139,12 @@ impl Member {
         let mut settings: Vec<_> = settings.map(|(key, value)| (format!("FOREBAY__{key}"), value)).collect();
         let folder = base.folder.join(name);
         fs::create_dir_all(&folder)?;
-        let clock = base.faketime.map(|library| Clock::create(library, &folder)).transpose()?;
+        let mut clock = base.faketime.map(|library| Clock::create(library, &folder)).transpose()?;
         settings.extend(clock.iter().flat_map(Clock::environment));
         let child = spawn(&binary, &settings, &folder)?;
+        if let Some(clock) = &mut clock {
+            clock.belongs_to(child.id());
+        }
         Ok(Self { name: name.to_owned(), api, links, clock, ops, binary, settings, folder, child })
     }
 
@@ -177,6 +180,9 @@ impl Member {
     pub fn restart(&mut self) -> anyhow::Result<Instant> {
         let restarted = Instant::now();
         self.child = spawn(&self.binary, &self.settings, &self.folder)?;
+        if let Some(clock) = &mut self.clock {
+            clock.belongs_to(self.child.id());
+        }
         Ok(restarted)
     }
 

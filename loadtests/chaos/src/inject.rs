@@ -9,7 +9,7 @@ use serde::Serialize;
 use testkit::inspect;
 use tokio::time::timeout;
 
-use crate::fault::{Bound, Class, Fault, Link, Poison, Server, Trouble};
+use crate::fault::{Bound, Class, Fault, Link, Poison, Server, Trouble, Whose};
 use crate::fleet::{Fleet, Member};
 use crate::kind::Kind;
 use crate::ledger::{Ledger, Write};
@@ -30,6 +30,7 @@ const OPEN_PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(2);
 const DEAD_PATIENCE: Duration = Duration::from_secs(30);
 const DELAY: Duration = Duration::from_millis(50);
+const DAY_SECONDS: i64 = 24 * 60 * 60;
 pub const WRITES_QUEUE: &str = "forebay.writes.v1";
 
 /// One fault that was carried out.
@@ -191,7 +192,8 @@ impl Site<'_> {
                 self.findings.extend(finding);
             }
             Fault::Freeze { member, .. } => self.fleet.members[member].freeze(true)?,
-            Fault::Clock { member, seconds, .. } => step_clock(&self.fleet.members[member], seconds)?,
+            Fault::Clock { whose, seconds, .. } => self.step_clock(whose, seconds)?,
+            Fault::Adrift { whose, days, .. } => self.step_clock(whose, days * DAY_SECONDS)?,
             Fault::Network { member, link, trouble, .. } => {
                 set_trouble(&self.fleet.members[member], link, trouble, true)?;
             }
@@ -223,7 +225,7 @@ impl Site<'_> {
                 return self.fleet.members[member].restart();
             }
             Fault::Freeze { member, .. } => self.fleet.members[member].freeze(false)?,
-            Fault::Clock { member, .. } => step_clock(&self.fleet.members[member], 0)?,
+            Fault::Clock { whose, .. } | Fault::Adrift { whose, .. } => self.step_clock(whose, 0)?,
             Fault::Network { member, link, trouble, .. } => {
                 set_trouble(&self.fleet.members[member], link, trouble, false)?;
             }
@@ -280,6 +282,15 @@ impl Site<'_> {
         Ok(())
     }
 
+    /// So many seconds off the real time.
+    fn step_clock(&mut self, whose: Whose, seconds: i64) -> anyhow::Result<()> {
+        let clock = match whose {
+            Whose::Member(member) => self.fleet.members[member].clock.as_ref(),
+            Whose::Store => self.servers()?.postgres.clock.as_ref(),
+        };
+        clock.context("no clock of its own")?.step(seconds)
+    }
+
     fn servers(&mut self) -> anyhow::Result<&mut Servers> {
         self.servers.as_deref_mut().context("a fault that needs servers")
     }
@@ -309,10 +320,6 @@ impl Site<'_> {
             _ => 0,
         }
     }
-}
-
-fn step_clock(member: &Member, seconds: i64) -> anyhow::Result<()> {
-    member.clock.as_ref().context("a program without a clock of its own")?.step(seconds)
 }
 
 fn set_trouble(member: &Member, link: Link, trouble: Trouble, on: bool) -> anyhow::Result<()> {

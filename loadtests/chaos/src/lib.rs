@@ -8,7 +8,6 @@
 //! the servers, [`files`] at what the embedded pair wrote · [`report`] tells. Faults strike only
 //! what this started. SIGKILL leaves the kernel alive, so this says nothing about power loss.
 pub mod audit;
-pub mod clock;
 pub mod compare;
 pub mod early;
 pub mod fault;
@@ -36,8 +35,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
-use testkit::inspect;
 pub use testkit::servers;
+use testkit::{clock, inspect};
 use tokio::sync::watch;
 
 use crate::fault::Class;
@@ -118,8 +117,7 @@ impl Settings {
         if self.nodes != 1 {
             words.push(format!("--nodes {}", self.nodes));
         }
-        let is_outage = |class: &Class| [Class::BrokerOutage, Class::StoreOutage].contains(class);
-        if self.classes.iter().any(is_outage) {
+        if self.classes.iter().any(|class| class.is_on_demand()) {
             words.push(format!("--outage-minutes {}", self.outage_minutes));
         }
         if self.without_keys {

@@ -36,7 +36,7 @@ struct Arguments {
     /// Nodes of the broker: the one that leads the queue is killed
     #[arg(long, default_value_t = 1)]
     nodes: usize,
-    /// How long a server is away in the classes broker-outage and store-outage
+    /// How long a server is away in the classes broker-outage, store-outage and adrift
     #[arg(long, default_value_t = 1.0)]
     outage_minutes: f64,
     /// Leave Idempotency-Keys out, for a build that does not know them yet

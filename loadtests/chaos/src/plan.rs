@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::Pair;
-use crate::fault::{Class, Fault, Link, Poison, Server, Trouble};
+use crate::fault::{Class, Fault, Link, Poison, Server, Trouble, Whose};
 
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=500;
 const FREEZE_MS: std::ops::RangeInclusive<u64> = 200..=3_000;
@@ -16,6 +16,7 @@ const OUTAGE_MS: std::ops::RangeInclusive<u64> = 500..=5_000;
 const LONG_MS: u64 = 25_000;
 const OUTAGE_LONG_MS: u64 = 60_000;
 const CLOCK_SECONDS: [i64; 6] = [-3_600, -120, -20, 20, 120, 3_600];
+const ADRIFT_DAYS: [i64; 4] = [-40, -3, 3, 40];
 
 const POISON: [Poison; 3] = [Poison::Undecodable, Poison::UnknownVersion, Poison::Refused];
 
@@ -33,8 +34,11 @@ pub struct Step {
 pub struct Plan {
     random: StdRng,
     members: usize,
+    /// Whose clock can be put off.
+    clocks: Vec<Whose>,
     /// Who is still to be killed before anyone is killed again.
     next_killed: Vec<usize>,
+    next_adrift: Vec<usize>,
     classes: Vec<Class>,
     outage_ms: u64,
 }
@@ -42,14 +46,23 @@ pub struct Plan {
 impl Plan {
     /// Of the classes that the pair can suffer, only those that are `wanted`, if any are named.
     pub fn new(pair: Pair, seed: u64, wanted: &[Class], has_clock: bool) -> Self {
-        let on_demand = [Class::BrokerOutage, Class::StoreOutage];
         let is_wanted =
-            |class: &Class| wanted.contains(class) || (wanted.is_empty() && !on_demand.contains(class));
-        let can = |class: &Class| *class != Class::Clock || has_clock;
+            |class: &Class| wanted.contains(class) || (wanted.is_empty() && !class.is_on_demand());
+        let can = |class: &Class| has_clock || ![Class::Clock, Class::Adrift].contains(class);
         let classes = weights(pair).iter().flat_map(|(class, weight)| std::iter::repeat_n(*class, *weight));
         let classes = classes.filter(is_wanted).filter(can).collect();
         let (random, members) = (StdRng::seed_from_u64(seed), pair.members());
-        Self { random, members, next_killed: Vec::new(), classes, outage_ms: OUTAGE_LONG_MS }
+        let store = (pair == Pair::Cluster).then_some(Whose::Store);
+        let clocks = (0..members).map(Whose::Member).chain(store).collect();
+        Self {
+            random,
+            members,
+            clocks,
+            next_killed: Vec::new(),
+            next_adrift: Vec::new(),
+            classes,
+            outage_ms: OUTAGE_LONG_MS,
+        }
     }
 
     /// How long a server is away in the classes that are about this.
@@ -102,12 +115,20 @@ impl Plan {
     fn draw(&mut self, class: Class) -> Fault {
         let member = self.random.random_range(0..self.members);
         match class {
-            Class::Kill => Fault::Kill { member: self.next_killed() },
+            Class::Kill => {
+                Fault::Kill { member: next(&mut self.next_killed, self.members, &mut self.random) }
+            }
             Class::Terminate => Fault::Terminate { member },
             Class::Freeze => Fault::Freeze { member, ms: self.random.random_range(FREEZE_MS) },
             Class::Clock => {
                 let seconds = CLOCK_SECONDS[self.random.random_range(0..CLOCK_SECONDS.len())];
-                Fault::Clock { member, seconds, ms: self.random.random_range(1_500..=5_000) }
+                let whose = self.clocks[self.random.random_range(0..self.clocks.len())];
+                Fault::Clock { whose, seconds, ms: self.random.random_range(1_500..=5_000) }
+            }
+            Class::Adrift => {
+                let whose = self.clocks[next(&mut self.next_adrift, self.clocks.len(), &mut self.random)];
+                let days = ADRIFT_DAYS[self.random.random_range(0..ADRIFT_DAYS.len())];
+                Fault::Adrift { whose, days, ms: self.outage_ms }
             }
             Class::Network => {
                 let (link, trouble) = (self.link(), self.trouble());
@@ -122,15 +143,6 @@ impl Plan {
             Class::BrokerOutage => Fault::Outage { server: Server::Broker, ms: self.outage_ms },
             Class::StoreOutage => Fault::Outage { server: Server::Store, ms: self.outage_ms },
         }
-    }
-
-    /// Each program once, in a new order each time, so that a run of many kills strikes all alike.
-    fn next_killed(&mut self) -> usize {
-        if self.next_killed.is_empty() {
-            self.next_killed = (0..self.members).collect();
-            self.next_killed.shuffle(&mut self.random);
-        }
-        self.next_killed.pop().unwrap_or_default()
     }
 
     fn link(&mut self) -> Link {
@@ -164,16 +176,31 @@ impl Iterator for Plan {
         let is_double = self.random.random_bool(0.25);
         // A program that stops cannot be killed and come back meanwhile, one that is killed need not.
         let may = fault.ms() > 0 || fault.member() != Some(other);
-        let may = may && !matches!(fault, Fault::Outage { .. });
+        let may = may && !fault.class().is_on_demand();
         let killed_meanwhile = (is_double && may && self.classes.contains(&Class::Kill)).then_some(other);
         Some(Step { pause_ms, fault, killed_meanwhile })
     }
 }
 
+/// Each of so many once, in a new order each time, so that a run of many faults strikes all alike.
+fn next(left: &mut Vec<usize>, count: usize, random: &mut StdRng) -> usize {
+    if left.is_empty() {
+        left.extend(0..count);
+        left.shuffle(random);
+    }
+    left.pop().unwrap_or_default()
+}
+
 /// How often each class comes, relative to the others.
 fn weights(pair: Pair) -> &'static [(Class, usize)] {
     match pair {
-        Pair::Embedded => &[(Class::Kill, 6), (Class::Terminate, 2), (Class::Freeze, 1), (Class::Clock, 1)],
+        Pair::Embedded => &[
+            (Class::Kill, 6),
+            (Class::Terminate, 2),
+            (Class::Freeze, 1),
+            (Class::Clock, 1),
+            (Class::Adrift, 1),
+        ],
         Pair::Cluster => &[
             (Class::Kill, 12),
             (Class::Terminate, 5),
@@ -186,6 +213,7 @@ fn weights(pair: Pair) -> &'static [(Class, usize)] {
             (Class::Poison, 2),
             (Class::BrokerOutage, 1),
             (Class::StoreOutage, 1),
+            (Class::Adrift, 1),
         ],
     }
 }
@@ -211,7 +239,7 @@ mod tests {
         for (pair, members) in [(Pair::Embedded, 1), (Pair::Cluster, 4)] {
             let steps = plan(pair, 3).short();
             for (class, _) in weights(pair) {
-                if [Class::BrokerOutage, Class::StoreOutage].contains(class) {
+                if class.is_on_demand() {
                     continue;
                 }
                 assert!(steps.iter().any(|step| step.fault.class() == *class), "{pair:?} without {class:?}");
@@ -250,10 +278,24 @@ mod tests {
 
     #[test]
     fn a_server_is_away_for_long_only_where_it_is_asked_for() {
-        let is_outage = |step: &Step| matches!(step.fault, Fault::Outage { ms: 7, .. });
-        assert!(!plan(Pair::Cluster, 1).with_outages(7).take(500).any(|step| is_outage(&step)));
-        let wanted = [Class::BrokerOutage, Class::StoreOutage];
+        let is_long =
+            |step: &Step| matches!(step.fault, Fault::Outage { ms: 7, .. } | Fault::Adrift { ms: 7, .. });
+        assert!(!plan(Pair::Cluster, 1).with_outages(7).take(500).any(|step| is_long(&step)));
+        let wanted = [Class::BrokerOutage, Class::StoreOutage, Class::Adrift];
         let plan = Plan::new(Pair::Cluster, 1, &wanted, true).with_outages(7);
-        assert!(plan.take(20).all(|step| is_outage(&step)));
+        assert!(plan.take(20).all(|step| is_long(&step)));
+    }
+
+    #[test]
+    fn every_clock_drifts_once_before_one_drifts_again() {
+        let steps = Plan::new(Pair::Cluster, 3, &[Class::Adrift], true).take(5);
+        let whose = steps.map(|step| match step.fault {
+            Fault::Adrift { whose, .. } => whose,
+            other => panic!("{other:?}"),
+        });
+        let whose: Vec<_> = whose.collect();
+        for clock in (0..4).map(Whose::Member).chain([Whose::Store]) {
+            assert!(whose.contains(&clock), "{clock:?} in {whose:?}");
+        }
     }
 }

@@ -24,7 +24,7 @@ const fn row(name: &'static str, pair: Pair, class: Class, steps: usize) -> Row 
 }
 
 /// Two APIs and two consumers are killed in turns: 600 kills are 300 of each.
-pub const ROWS: [Row; 7] = [
+pub const ROWS: [Row; 8] = [
     row("kill", Pair::Cluster, Class::Kill, 600),
     row("embedded", Pair::Embedded, Class::Kill, 500),
     row("broker", Pair::Cluster, Class::BrokerCrash, 50),
@@ -32,6 +32,8 @@ pub const ROWS: [Row; 7] = [
     Row { nodes: 3, ..row("leader", Pair::Cluster, Class::BrokerCrash, 30) },
     Row { outage_minutes: 15.0, ..row("broker-away", Pair::Cluster, Class::BrokerOutage, 1) },
     Row { outage_minutes: 10.0, ..row("store-away", Pair::Cluster, Class::StoreOutage, 1) },
+    // Each of the four programs and Postgres once; housekeeping comes each minute.
+    Row { outage_minutes: 2.0, ..row("clocks", Pair::Cluster, Class::Adrift, 5) },
 ];
 
 impl Row {
@@ -124,7 +126,7 @@ mod tests {
     fn the_programme_reaches_what_it_promises_and_can_be_shortened() {
         let settings = |scale| ROWS.map(|row| row.settings(1, scale, PathBuf::new()));
         let steps = settings(1.0).map(|settings| settings.length);
-        assert_eq!(steps, [600, 500, 50, 50, 30, 1, 1].map(Length::Steps));
+        assert_eq!(steps, [600, 500, 50, 50, 30, 1, 1, 5].map(Length::Steps));
         for (short, long) in settings(0.01).iter().zip(settings(1.0)) {
             assert!(short.outage_minutes < long.outage_minutes);
             assert!(short.length != Length::Steps(0));

@@ -6,6 +6,7 @@ use anyhow::Context;
 use tokio::process::Child;
 
 use super::{Owner, await_answer, command, complete, free_address, in_path, launch, private_folder};
+use crate::clock::{self, Clock};
 use crate::inspect;
 
 /// Killed when this is dropped.
@@ -14,6 +15,8 @@ pub struct Postgres {
     owner: Option<Owner>,
     home: PathBuf,
     port: u16,
+    /// Its own, where libfaketime is installed.
+    pub clock: Option<Clock>,
     child: Child,
 }
 
@@ -35,8 +38,11 @@ impl Postgres {
         initdb.args(["--locale", "C.UTF-8", "--pgdata"]).arg(home.join("data"));
         complete(initdb).await?;
         let port = free_address()?.port();
-        let child = spawn(programs, owner.as_ref(), home, port)?;
-        let mut server = Self { programs: programs.to_owned(), owner, home: home.to_owned(), port, child };
+        let folder = home.with_extension("clock");
+        let mut clock = clock::find().map(|library| Clock::create(&library, &folder)).transpose()?;
+        let child = spawn(programs, owner.as_ref(), home, port, clock.as_mut())?;
+        let mut server =
+            Self { programs: programs.to_owned(), owner, home: home.to_owned(), port, clock, child };
         server.await_ready().await?;
         Ok(server)
     }
@@ -60,7 +66,7 @@ impl Postgres {
 
     /// Starts again after a crash; returns when it answered.
     pub async fn restart(&mut self) -> anyhow::Result<Instant> {
-        self.child = spawn(&self.programs, self.owner.as_ref(), &self.home, self.port)?;
+        self.child = spawn(&self.programs, self.owner.as_ref(), &self.home, self.port, self.clock.as_mut())?;
         self.await_ready().await
     }
 
@@ -79,11 +85,25 @@ impl Postgres {
     }
 }
 
-fn spawn(programs: &Path, owner: Option<&Owner>, home: &Path, port: u16) -> anyhow::Result<Child> {
-    let mut postgres = command(&programs.join("postgres"), owner, home);
+fn spawn(
+    programs: &Path,
+    owner: Option<&Owner>,
+    home: &Path,
+    port: u16,
+    clock: Option<&mut Clock>,
+) -> anyhow::Result<Child> {
+    // Not what changes the user before.
+    let mut postgres = command(Path::new("/usr/bin/env"), owner, home);
+    let environment = clock.as_deref().map(Clock::environment).unwrap_or_default();
+    postgres.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
+    postgres.arg(programs.join("postgres"));
     postgres.arg("-D").arg(home.join("data")).args(["-h", "127.0.0.1", "-p", &port.to_string()]);
     postgres.args(["-c", "unix_socket_directories=", "-c", "max_connections=200"]);
-    launch(postgres, &log_path(home))
+    let child = launch(postgres, &log_path(home))?;
+    if let Some(clock) = clock {
+        clock.belongs_to(child.id());
+    }
+    Ok(child)
 }
 
 fn log_path(home: &Path) -> PathBuf {

@@ -1,5 +1,5 @@
-//! A wall clock that can be put forward and back for one program, by libfaketime. The monotonic
-//! clock stays as it is: that is what the step of a real clock does.
+//! A wall clock that can be put forward and back for one program or server, by libfaketime. The
+//! monotonic clock stays as it is: that is what the step of a real clock does.
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,11 +7,14 @@ use anyhow::Context;
 
 /// Where Debian has it, for any architecture, and where else to look.
 const FOLDERS: [&str; 4] = ["/usr/lib", "/usr/local/lib", "/usr/lib64", "/opt/homebrew/lib"];
+const SHARED_MEMORY: &str = "/dev/shm";
 const NAME: &str = "faketime/libfaketime.so.1";
 
 pub struct Clock {
     library: PathBuf,
     offset: PathBuf,
+    /// Whose it is.
+    process: Option<u32>,
 }
 
 /// The library, if this machine has it; `FOREBAY_CHAOS_FAKETIME` names another place.
@@ -28,8 +31,10 @@ pub fn find() -> Option<PathBuf> {
 }
 
 impl Clock {
+    /// Whoever runs with it must be able to read `folder`.
     pub fn create(library: &Path, folder: &Path) -> anyhow::Result<Self> {
-        let clock = Self { library: library.to_owned(), offset: folder.join("clock") };
+        fs::create_dir_all(folder)?;
+        let clock = Self { library: library.to_owned(), offset: folder.join("clock"), process: None };
         clock.step(0)?;
         Ok(clock)
     }
@@ -42,7 +47,24 @@ impl Clock {
         fs::rename(&new, &self.offset).context("cannot step the clock")
     }
 
-    /// What the program must be started with.
+    /// It is another process's now; the one before is gone.
+    pub fn belongs_to(&mut self, process: Option<u32>) {
+        self.remove_shared();
+        self.process = process;
+    }
+
+    /// What the library leaves behind of a process that was killed. Another user's process of the same
+    /// number could not start beside it.
+    fn remove_shared(&mut self) {
+        if let Some(process) = self.process.take() {
+            for name in [format!("sem.faketime_sem_{process}"), format!("faketime_shm_{process}")] {
+                // Who ended by itself left nothing.
+                let _ = fs::remove_file(Path::new(SHARED_MEMORY).join(name));
+            }
+        }
+    }
+
+    /// What the program must be started with. As the user that it runs as: the library makes files of that user.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.display().to_string();
         [
@@ -50,8 +72,15 @@ impl Clock {
             ("FAKETIME_TIMESTAMP_FILE", text(&self.offset)),
             ("FAKETIME_CACHE_DURATION", "1".into()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+            ("NO_FAKE_STAT", "1".into()),
         ]
         .map(|(name, value)| (name.into(), value))
         .into()
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        self.remove_shared();
     }
 }
