@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use shared::backend::Backend;
 use shared::backoff::Backoff;
+use shared::clock;
 use shared::config::Config;
 use shared::queue::Queue;
 use shared::shutdown::Shutdown;
@@ -41,7 +42,7 @@ pub struct Housekeeping {
     queue: Arc<dyn Queue>,
     status: Arc<Status>,
     consumer: u64,
-    /// But for what depends on how old the messages are that may still come.
+    /// But for what depends on the time, and on how old the messages are that may still come.
     retention: Retention,
     remembered_ms: i64,
     watch: Watch,
@@ -55,6 +56,7 @@ impl Housekeeping {
         let hours_ms = |hours: u32| i64::from(hours) * HOUR_MS;
         let kept = &config.retention;
         let retention = Retention {
+            now_ms_max: i64::MAX,
             points_ms: hours_ms(24) * i64::from(kept.points_days),
             minutes_ms: hours_ms(kept.minutes_hours),
             hours_ms: hours_ms(24) * i64::from(kept.hours_days),
@@ -76,7 +78,8 @@ impl Housekeeping {
 
     async fn step(&mut self) -> Result<Housekept, StoreError> {
         let forget_before_ms = self.forget_before_ms().await?;
-        self.store.housekeep(Retention { forget_before_ms, ..self.retention }).await
+        let now_ms_max = clock::now_ms();
+        self.store.housekeep(Retention { now_ms_max, forget_before_ms, ..self.retention }).await
     }
 
     /// Tells what this consumer may still be given, and follows from what all told what may be

@@ -176,6 +176,9 @@ pub struct RollupRange {
 /// How long things are kept, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
+    /// Ages count up to the store's clock, or to this time in milliseconds since 1970 where that is
+    /// earlier: one clock that is ahead must not be enough to delete what is to be kept.
+    pub now_ms_max: i64,
     pub points_ms: i64,
     pub minutes_ms: i64,
     pub hours_ms: i64,

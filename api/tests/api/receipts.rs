@@ -97,6 +97,7 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
     let [increment, document] = [0, 1].map(|index| old.item_key(index));
     backend.store.apply([old.clone(), new.clone()].into()).await.expect("is applied");
     let retention = Retention {
+        now_ms_max: i64::MAX,
         points_ms: 90 * DAY_MS,
         minutes_ms: 90 * DAY_MS,
         hours_ms: 90 * DAY_MS,

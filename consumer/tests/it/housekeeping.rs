@@ -77,7 +77,7 @@ async fn it_goes_on_at_once_while_there_is_more_and_after_an_error_while_writes_
     let Retention { points_ms, minutes_ms, hours_ms, rows_max, .. } = asked[0];
     assert_eq!((points_ms, minutes_ms, hours_ms), (30 * day_ms, 2 * day_ms, 90 * day_ms));
     assert!(rows_max > 0);
-    let fixed = |retention: &Retention| Retention { forget_before_ms: None, ..*retention };
+    let fixed = |retention: &Retention| Retention { now_ms_max: 0, forget_before_ms: None, ..*retention };
     assert!(asked.iter().all(|retention| fixed(retention) == fixed(&asked[0])));
     rig
 }
@@ -138,6 +138,7 @@ async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig)
     rig.publish(old.clone()).await;
     rig.consuming(rig.wait_for_value("accepted", 1)).await;
     let retention = Retention {
+        now_ms_max: i64::MAX,
         points_ms: 90 * day_ms,
         minutes_ms: 90 * day_ms,
         hours_ms: 90 * day_ms,

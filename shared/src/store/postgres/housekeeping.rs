@@ -70,6 +70,7 @@ pub async fn housekeep(
     for day in partitions::days_ahead(now_ms) {
         failed.note("partitions", known.partitions.ensure(connection, &BTreeSet::from([day])).await);
     }
+    let now_ms = now_ms.min(retention.now_ms_max);
     let mut kept = Housekept::default();
     let rows_max = i64::from(retention.rows_max);
     let mut documents_left = rows_max;

@@ -118,7 +118,7 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreE
     let bounded = files.read("housekeep", |connection| {
         Box::pin(async move { Ok(sqlx::query_as::<_, (String, u32)>(BOUNDED).fetch_all(connection).await?) })
     });
-    let now_ms = clock::now_ms();
+    let now_ms = clock::now_ms().min(retention.now_ms_max);
     let mut steps = vec![Step::Points {
         first_kept: points::table_of(now_ms.saturating_sub(retention.points_ms), now_ms),
     }];

@@ -258,6 +258,7 @@ async fn raw_points_lie_by_the_day_of_their_acceptance_and_go_as_days() {
     // A day goes when its last moment is too old: one in a call, and without a trace in the others.
     let since_ms = store.now_ms().await.expect("a time") - (NOON_MS + DAY_MS);
     let retention = Retention {
+        now_ms_max: i64::MAX,
         points_ms: since_ms,
         minutes_ms: since_ms,
         hours_ms: since_ms,
@@ -284,6 +285,7 @@ async fn a_large_day_goes_a_part_at_a_time() {
     let mut file = file(&directory).await;
     let age_ms = store.now_ms().await.expect("a time") - NOON_MS;
     let retention = Retention {
+        now_ms_max: i64::MAX,
         points_ms: age_ms - DAY_MS,
         minutes_ms: 2 * age_ms,
         hours_ms: 2 * age_ms,
@@ -311,6 +313,7 @@ async fn each_step_of_housekeeping_is_a_transaction_of_its_own() {
     let trap = "create trigger trap before delete on documents begin select raise(rollback, 'no'); end";
     execute(&mut file, trap).await;
     let retention = Retention {
+        now_ms_max: i64::MAX,
         points_ms: DAY_MS,
         minutes_ms: DAY_MS,
         hours_ms: DAY_MS,
@@ -362,6 +365,7 @@ async fn nothing_is_left_of_the_fields_of_documents_that_went() {
     store.define("c", one_field).await.expect("is defined");
     assert_eq!(fields().await, 1);
     let retention = Retention {
+        now_ms_max: i64::MAX,
         points_ms: DAY_MS,
         minutes_ms: DAY_MS,
         hours_ms: DAY_MS,

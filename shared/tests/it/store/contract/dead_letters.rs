@@ -302,6 +302,7 @@ async fn the_key_of_a_dead_letter_outlives_its_retention([one, other]: [Arc<dyn 
     // Later than all that is entered here.
     let forget_before_ms = Some(one.now_ms().await.expect("a time") + 86_400_000);
     let retention = Retention {
+        now_ms_max: i64::MAX,
         points_ms: year_ms,
         minutes_ms: year_ms,
         hours_ms: year_ms,

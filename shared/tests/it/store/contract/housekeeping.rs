@@ -24,6 +24,7 @@ pub const DAY_MS: i64 = 24 * 3_600_000;
 
 /// Keeps everything that these tests make.
 pub const LONG: Retention = Retention {
+    now_ms_max: i64::MAX,
     points_ms: 90 * DAY_MS,
     minutes_ms: 90 * DAY_MS,
     hours_ms: 90 * DAY_MS,
@@ -193,6 +194,11 @@ async fn rollups_go_after_the_retention_of_their_resolution([one, other]: [Arc<d
         rows_max: 1,
         ..LONG
     };
+    // Where another clock says that it is earlier than the store's does.
+    housekeep_all(&one, Retention { now_ms_max: days_ago[0], ..retention }).await;
+    for resolution in Resolution::ALL {
+        assert_eq!(periods(&other, resolution).await, all(resolution, 4), "{resolution:?}");
+    }
     let first = housekeep(&other, retention).await;
     assert!(first.more && first.rows + first.partitions > 0, "{first:?}");
     housekeep_all(&one, retention).await;

@@ -14,6 +14,7 @@ use crate::store::sent::{document, increment, point};
 use crate::store::{Messages, NOON_MS, apply, postgres, postgres_config, unavailable};
 
 const RETENTION: Retention = Retention {
+    now_ms_max: i64::MAX,
     points_ms: 20 * DAY_MS,
     minutes_ms: 2 * DAY_MS,
     hours_ms: 60 * DAY_MS,

@@ -9,6 +9,7 @@ use super::{DAY_MS, dated, execute, session};
 use crate::store::{NOON_MS, apply, fate, postgres, postgres_config, standing};
 
 const RETENTION: Retention = Retention {
+    now_ms_max: i64::MAX,
     points_ms: 90 * DAY_MS,
     minutes_ms: 90 * DAY_MS,
     hours_ms: 90 * DAY_MS,

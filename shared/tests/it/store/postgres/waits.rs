@@ -283,6 +283,7 @@ async fn a_retention_that_is_lifted_while_housekeeping_waits_keeps_the_documents
         execute(&mut holder, "begin; select pg_advisory_xact_lock(x'666f726562617902'::int8)").await;
         let day_ms = 86_400_000;
         let retention = shared::store::Retention {
+            now_ms_max: i64::MAX,
             points_ms: 90 * day_ms,
             minutes_ms: 90 * day_ms,
             hours_ms: 90 * day_ms,
