@@ -8,6 +8,7 @@ use reqwest::Client;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::crowd;
 use crate::kind::{Kind, rfc3339};
 use crate::ledger::{Entry, State};
 
@@ -68,11 +69,13 @@ pub async fn read(client: &Client, api: SocketAddr, asked: &Questions<'_>) -> an
     Ok(holdings)
 }
 
-/// All that the service knows, also those that nobody wrote.
+/// All that the service knows, also those that nobody wrote; a crowd looks after its own.
 async fn read_counters(client: &Client, api: SocketAddr, into: &mut Holdings) -> anyhow::Result<()> {
     for item in pages(client, &format!("http://{api}/v1/counters?limit=1000")).await? {
         let Counter { name, value, version } = serde_json::from_value(item).context("a counter")?;
-        into.states.insert((Kind::Counter, name), (value, version));
+        if !name.starts_with(crowd::PREFIX) {
+            into.states.insert((Kind::Counter, name), (value, version));
+        }
     }
     Ok(())
 }

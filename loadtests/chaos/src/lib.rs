@@ -9,6 +9,7 @@
 //! what this started. SIGKILL leaves the kernel alive, so this says nothing about power loss.
 pub mod audit;
 pub mod compare;
+pub mod crowd;
 pub mod early;
 pub mod fault;
 pub mod files;
@@ -39,6 +40,7 @@ pub use testkit::servers;
 use testkit::{clock, inspect};
 use tokio::sync::watch;
 
+use crate::crowd::Crowd;
 use crate::fault::Class;
 use crate::fleet::{Base, DATA, Fleet};
 use crate::inject::{CarriedOut, Site, WRITES_QUEUE};
@@ -99,6 +101,8 @@ pub struct Settings {
     pub nodes: usize,
     /// How long a server is away in the classes that are about this.
     pub outage_minutes: f64,
+    /// Connections that write as fast as they are answered, beside the others.
+    pub crowd: usize,
     /// Leaves Idempotency-Keys out, for a build that does not know them yet.
     pub without_keys: bool,
     /// Where `forebay-api` and `forebay-consumer` are.
@@ -119,6 +123,9 @@ impl Settings {
         }
         if self.classes.iter().any(|class| class.is_on_demand()) {
             words.push(format!("--outage-minutes {}", self.outage_minutes));
+        }
+        if self.crowd != 0 {
+            words.push(format!("--crowd {}", self.crowd));
         }
         if self.without_keys {
             words.push("--without-keys".into());
@@ -200,6 +207,7 @@ async fn run_in(
     let began = Instant::now();
     let lasting = settings.about_lasting();
     let traffic = Traffic::start(&apis, &ledger, &abilities, settings.seed, lasting)?;
+    let crowd = Crowd::start(&apis, settings.crowd);
     let site = Site {
         fleet: &mut fleet,
         servers: servers.as_deref_mut(),
@@ -215,6 +223,7 @@ async fn run_in(
         Length::Steps(steps) => inject::carry_out(site, plan.take(steps), None).await,
     };
     let mut findings = traffic.stop().await?;
+    let (crowded, expected) = crowd.stop().await;
     let CarriedOut { struck, poison, findings: of_faults } = carried_out?;
     findings.extend(of_faults);
     let ended = Instant::now();
@@ -222,6 +231,7 @@ async fn run_in(
     let entries = ledger.entries();
     let audit = audit::audit(&entries, &apis).await?;
     findings.extend(audit.findings);
+    findings.extend(expected.check(&send::client()?, &apis).await?);
     let mut files = None;
     let leftovers = match servers.as_deref() {
         None => {
@@ -248,6 +258,7 @@ async fn run_in(
         abilities,
         skipped: skipped.into_iter().collect(),
         requests: Requests::count(&entries),
+        crowd: (settings.crowd > 0).then_some(crowded),
         receipts_checked: audit.receipts_checked,
         faults: struck,
         load_seconds: (ended - began).as_secs_f64(),

@@ -39,6 +39,9 @@ struct Arguments {
     /// How long a server is away in the classes broker-outage, store-outage and adrift
     #[arg(long, default_value_t = 1.0)]
     outage_minutes: f64,
+    /// Connections that write as fast as they are answered, beside the others
+    #[arg(long, default_value_t = 0)]
+    crowd: usize,
     /// Leave Idempotency-Keys out, for a build that does not know them yet
     #[arg(long)]
     without_keys: bool,
@@ -64,8 +67,8 @@ impl Arguments {
             None => Length::Minutes(self.minutes),
         };
         let binaries = self.binaries.clone().map_or_else(chaos::binaries_beside_this, Ok)?;
-        let Self { classes, nodes, outage_minutes, without_keys, .. } = self.clone();
-        Ok(Settings { pair, length, seed, classes, nodes, outage_minutes, without_keys, binaries })
+        let Self { classes, nodes, outage_minutes, crowd, without_keys, .. } = self.clone();
+        Ok(Settings { pair, length, seed, classes, nodes, outage_minutes, crowd, without_keys, binaries })
     }
 }
 

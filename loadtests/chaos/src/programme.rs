@@ -13,18 +13,20 @@ pub struct Row {
     /// For choosing it, and for the name of its report.
     pub name: &'static str,
     pair: Pair,
-    class: Class,
+    /// All that the pair can suffer when absent.
+    class: Option<Class>,
     steps: usize,
     nodes: usize,
     outage_minutes: f64,
+    crowd: usize,
 }
 
 const fn row(name: &'static str, pair: Pair, class: Class, steps: usize) -> Row {
-    Row { name, pair, class, steps, nodes: 1, outage_minutes: 1.0 }
+    Row { name, pair, class: Some(class), steps, nodes: 1, outage_minutes: 1.0, crowd: 0 }
 }
 
 /// Two APIs and two consumers are killed in turns: 600 kills are 300 of each.
-pub const ROWS: [Row; 8] = [
+pub const ROWS: [Row; 10] = [
     row("kill", Pair::Cluster, Class::Kill, 600),
     row("embedded", Pair::Embedded, Class::Kill, 500),
     row("broker", Pair::Cluster, Class::BrokerCrash, 50),
@@ -34,6 +36,8 @@ pub const ROWS: [Row; 8] = [
     Row { outage_minutes: 10.0, ..row("store-away", Pair::Cluster, Class::StoreOutage, 1) },
     // Each of the four programs and Postgres once; housekeeping comes each minute.
     Row { outage_minutes: 2.0, ..row("clocks", Pair::Cluster, Class::Adrift, 5) },
+    Row { class: None, crowd: 1_000, ..row("crowd", Pair::Cluster, Class::Kill, 60) },
+    Row { class: None, crowd: 1_000, ..row("crowd-embedded", Pair::Embedded, Class::Kill, 60) },
 ];
 
 impl Row {
@@ -49,9 +53,10 @@ impl Row {
             pair: self.pair,
             length: Length::Steps(steps),
             seed,
-            classes: vec![self.class],
+            classes: self.class.into_iter().collect(),
             nodes: self.nodes,
             outage_minutes: self.outage_minutes * scale,
+            crowd: self.crowd,
             without_keys: false,
             binaries,
         }
@@ -126,7 +131,7 @@ mod tests {
     fn the_programme_reaches_what_it_promises_and_can_be_shortened() {
         let settings = |scale| ROWS.map(|row| row.settings(1, scale, PathBuf::new()));
         let steps = settings(1.0).map(|settings| settings.length);
-        assert_eq!(steps, [600, 500, 50, 50, 30, 1, 1, 5].map(Length::Steps));
+        assert_eq!(steps, [600, 500, 50, 50, 30, 1, 1, 5, 60, 60].map(Length::Steps));
         for (short, long) in settings(0.01).iter().zip(settings(1.0)) {
             assert!(short.outage_minutes < long.outage_minutes);
             assert!(short.length != Length::Steps(0));

@@ -7,6 +7,7 @@ use anyhow::ensure;
 use serde::Serialize;
 
 use crate::Settings;
+use crate::crowd::Crowded;
 use crate::fault::{Bound, Class};
 use crate::files::Files;
 use crate::inject::{ACCEPTED_MIN, Struck};
@@ -26,6 +27,7 @@ pub struct Report {
     /// What could not be done here, and why.
     pub skipped: Vec<String>,
     pub requests: Requests,
+    pub crowd: Option<Crowded>,
     pub receipts_checked: usize,
     pub faults: Vec<Struck>,
     pub load_seconds: f64,
@@ -214,6 +216,12 @@ impl fmt::Display for Report {
             "  {} increments, {} documents, {} deletions, {} points; {} answered with their effect",
             requests.counters, requests.documents, requests.deletions, requests.points, requests.waited
         )?;
+        if let Some(Crowded { connections, accepted, unknown, accepted_per_second }) = &self.crowd {
+            writeln!(
+                out,
+                "  a crowd of {connections} connections: {accepted} increments accepted ({accepted_per_second:.0}/s), {unknown} of unknown fate"
+            )?;
+        }
         writeln!(out, "  {} receipts read; audit {:.0} s", self.receipts_checked, self.audit_seconds)?;
         if let Some(left) = &self.leftovers {
             writeln!(

@@ -8,6 +8,9 @@ use chaos::servers::Programs;
 use chaos::{Length, Pair, Settings};
 use tokio::sync::watch;
 
+/// Both pairs at once share two cores.
+const CROWD: usize = 20;
+
 async fn survives_faults(pair: Pair) {
     let set = |name| std::env::var(name).ok();
     let seed = set("FOREBAY_CHAOS_SEED").map_or_else(rand::random, |text| text.parse().expect("a number"));
@@ -16,8 +19,17 @@ async fn survives_faults(pair: Pair) {
     let binaries = chaos::binaries_beside_this().expect("the programs");
     let (_interrupt, interrupted) = watch::channel(false);
     let without_keys = set("FOREBAY_CHAOS_WITHOUT_KEYS").is_some();
-    let (classes, nodes, outage_minutes) = (Vec::new(), 1, 1.0);
-    let settings = Settings { pair, length, seed, classes, nodes, outage_minutes, without_keys, binaries };
+    let settings = Settings {
+        pair,
+        length,
+        seed,
+        classes: Vec::new(),
+        nodes: 1,
+        outage_minutes: 1.0,
+        crowd: CROWD,
+        without_keys,
+        binaries,
+    };
     let report = chaos::run(settings, interrupted).await.expect("a complete run");
     report.check_promises().expect("nothing lost, nothing doubled");
     report.check_teeth().expect("faults that could have hurt");

@@ -14,7 +14,8 @@ struct Arguments {
     /// Of all runs; a random one, which is told, when absent
     #[arg(long)]
     seed: Option<u64>,
-    /// Only these: kill, embedded, broker, store, leader, broker-away, store-away, clocks
+    /// Only these: kill, embedded, broker, store, leader, broker-away, store-away, clocks, crowd,
+    /// crowd-embedded
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Below 1: fewer faults and shorter outages

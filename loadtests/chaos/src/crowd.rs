@@ -1,0 +1,244 @@
+//! Full load beside the writers: many connections that increment a few counters as fast as they are
+//! answered. They write nothing down, so only bounds are known of each counter: what was accepted
+//! must be there, and no more than what was sent.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use reqwest::Client;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// How the names of its counters begin.
+pub const PREFIX: &str = "crowd-";
+const COUNTERS: usize = 100;
+/// Longer than any answer may take.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+const DRAIN_PATIENCE: Duration = Duration::from_mins(2);
+const PAUSE: Duration = Duration::from_millis(100);
+const RESPONSE_BYTES_MAX: usize = 16 * 1_024;
+
+/// What became of the requests to one counter.
+#[derive(Debug, Default)]
+struct Tally {
+    accepted: AtomicU64,
+    unknown: AtomicU64,
+}
+
+pub struct Crowd {
+    tallies: Arc<Vec<Tally>>,
+    connections: JoinSet<()>,
+    stop: watch::Sender<bool>,
+    began: Instant,
+}
+
+/// What a crowd came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Crowded {
+    pub connections: usize,
+    pub accepted: u64,
+    pub unknown: u64,
+    pub accepted_per_second: f64,
+}
+
+impl Crowd {
+    /// So many connections, spread over the APIs.
+    pub fn start(apis: &[SocketAddr], connections: usize) -> Self {
+        let tallies: Arc<Vec<Tally>> = Arc::new((0..COUNTERS).map(|_| Tally::default()).collect());
+        let (stop, _) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for number in 0..connections {
+            let one = One {
+                api: apis[number % apis.len()],
+                // Each counter is written through every API.
+                counter: number / apis.len() % COUNTERS,
+                tallies: tallies.clone(),
+            };
+            tasks.spawn(one.run(stop.subscribe()));
+        }
+        Self { tallies, connections: tasks, stop, began: Instant::now() }
+    }
+
+    /// Ends the load; what was sent is answered before.
+    pub async fn stop(mut self) -> (Crowded, Expected) {
+        self.stop.send_replace(true);
+        let (connections, lasted) = (self.connections.len(), self.began.elapsed());
+        while self.connections.join_next().await.is_some() {}
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts: Vec<_> =
+            self.tallies.iter().map(|tally| (load(&tally.accepted), load(&tally.unknown))).collect();
+        let (accepted, unknown) = counts.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let accepted_per_second = accepted as f64 / lasted.as_secs_f64();
+        (Crowded { connections, accepted, unknown, accepted_per_second }, Expected(counts))
+    }
+}
+
+/// Accepted and unknown increments of each counter.
+pub struct Expected(Vec<(u64, u64)>);
+
+#[derive(Deserialize)]
+struct Counter {
+    value: u64,
+    version: u64,
+}
+
+impl Expected {
+    /// What cannot be, at any API, once all that was accepted is applied or should be.
+    pub async fn check(&self, client: &Client, apis: &[SocketAddr]) -> anyhow::Result<Vec<String>> {
+        let (deadline, mut findings) = (Instant::now() + DRAIN_PATIENCE, Vec::new());
+        for api in apis {
+            for (number, (accepted, unknown)) in self.0.iter().enumerate() {
+                if accepted + unknown == 0 {
+                    continue;
+                }
+                let mut counter = read(client, *api, number).await?;
+                while counter.value < *accepted && Instant::now() < deadline {
+                    tokio::time::sleep(PAUSE).await;
+                    counter = read(client, *api, number).await?;
+                }
+                findings.extend(
+                    judge(number, &counter, *accepted, *unknown).map(|it| format!("{it} (at {api})")),
+                );
+            }
+        }
+        Ok(findings)
+    }
+}
+
+fn judge(number: usize, counter: &Counter, accepted: u64, unknown: u64) -> Option<String> {
+    let Counter { value, version } = *counter;
+    let most = accepted + unknown;
+    let what = if value < accepted {
+        "LOST"
+    } else if value > most {
+        "DOUBLED"
+    } else if value != version {
+        "WRONG"
+    } else {
+        return None;
+    };
+    Some(format!("{what}: {PREFIX}{number} is {value} at version {version}, not {accepted} to {most}"))
+}
+
+/// A counter that nobody has written yet is 0.
+async fn read(client: &Client, api: SocketAddr, number: usize) -> anyhow::Result<Counter> {
+    let answer = client.get(format!("http://{api}/v1/counters/{PREFIX}{number}")).send().await?;
+    if answer.status() == reqwest::StatusCode::NOT_FOUND {
+        return Ok(Counter { value: 0, version: 0 });
+    }
+    answer.error_for_status()?.json().await.context("no counter")
+}
+
+/// One connection, again and again.
+struct One {
+    api: SocketAddr,
+    counter: usize,
+    tallies: Arc<Vec<Tally>>,
+}
+
+impl One {
+    async fn run(self, stop: watch::Receiver<bool>) {
+        let request = format!(
+            "POST /v1/counters/{PREFIX}{}/increments HTTP/1.1\r\nhost: {}\r\ncontent-length: 0\r\n\r\n",
+            self.counter, self.api
+        );
+        while !*stop.borrow() {
+            // Whatever breaks the connection is what the run is about.
+            if let Ok(mut stream) = TcpStream::connect(self.api).await {
+                let _ = self.converse(&mut stream, request.as_bytes(), &stop).await;
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn converse(
+        &self,
+        stream: &mut TcpStream,
+        request: &[u8],
+        stop: &watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        let tally = &self.tallies[self.counter];
+        stream.set_nodelay(true)?;
+        let mut buffer = Vec::with_capacity(1_024);
+        while !*stop.borrow() {
+            let exchange = async {
+                stream.write_all(request).await?;
+                status(stream, &mut buffer).await
+            };
+            match timeout(ANSWER_PATIENCE, exchange).await {
+                Ok(Ok(202)) => {
+                    tally.accepted.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(Ok(status)) => {
+                    tally.unknown.fetch_add(1, Ordering::Relaxed);
+                    ensure!(status == 503, "answered {status}");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Ok(Err(error)) => {
+                    tally.unknown.fetch_add(1, Ordering::Relaxed);
+                    return Err(error);
+                }
+                Err(_) => {
+                    tally.unknown.fetch_add(1, Ordering::Relaxed);
+                    bail!("no answer within {ANSWER_PATIENCE:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads one response to its end.
+async fn status(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> anyhow::Result<u16> {
+    buffer.clear();
+    loop {
+        ensure!(stream.read_buf(buffer).await? > 0, "the connection was closed");
+        if let Some((status, length)) = parse(buffer)? {
+            if buffer.len() >= length {
+                return Ok(status);
+            }
+        }
+        ensure!(buffer.len() < RESPONSE_BYTES_MAX, "the response does not end");
+    }
+}
+
+/// The status, and how long the whole response is; `None` before its head is complete.
+fn parse(bytes: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
+    let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes[..head])?;
+    let status = text.get(9..12).context("no status")?.parse()?;
+    let length = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>())
+    });
+    Ok(Some((status, head + 4 + length.context("no length")??)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_ends_where_its_length_says() {
+        let response = b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n{}";
+        assert_eq!(parse(response).expect("a response"), Some((202, response.len())));
+        assert_eq!(parse(&response[..30]).expect("a beginning"), None);
+        assert!(parse(b"HTTP/1.1 202 Accepted\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn what_is_missing_and_what_is_too_much_is_found() {
+        let judged = |value, version| judge(1, &Counter { value, version }, 5, 2);
+        assert_eq!([5, 6, 7].map(|value| judged(value, value)), [None, None, None]);
+        assert!(judged(4, 4).is_some_and(|finding| finding.starts_with("LOST")));
+        assert!(judged(8, 8).is_some_and(|finding| finding.starts_with("DOUBLED")));
+        assert!(judged(6, 5).is_some_and(|finding| finding.starts_with("WRONG")));
+    }
+}
