@@ -11,6 +11,7 @@ use super::sift::{self, Refusal, Refused};
 use super::{ledger, session};
 use crate::message::Message;
 use crate::store::bodies::{Row, failed_again, is_reused_for_good, message_of, mismatch, too_old};
+use crate::store::dead_letters::failed;
 use crate::store::{
     DeadLetter, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Redriven, StoreError,
 };
@@ -79,10 +80,11 @@ pub async fn redrive(
 fn about_the_message(failure: Failure) -> Result<(Reason, String), Failure> {
     match failure {
         Failure::Told(StoreError::DigestMismatch(id)) => Ok((Reason::DigestMismatch, mismatch(id))),
+            // The letter stays as it was then: that speaks of the server.
+            Err(Failure::GaveUp(why)) => return Ok(vec![failed(letter.id, &letter.reason, why)]),
         Failure::Refused { code, message } => {
             Ok((Reason::RefusedByStore, Refusal { code, message }.detail()))
         }
-        Failure::GaveUp(why) => Ok((Reason::RefusedByStore, why)),
         failure => Err(failure),
     }
 }
