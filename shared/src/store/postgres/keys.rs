@@ -42,24 +42,56 @@ pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<
     rows.into_iter().map(|row| Ok((item(row.id)?, fingerprint(&row.fingerprint)?))).collect()
 }
 
-/// Deletes keys that were entered before `before`, `rows_max` at most: along an index that leaves
-/// the keys of documents out, whose kind stands in their bits. Those with a dead letter stay: it is
-/// a subquery, because a join might read all dead letters.
+/// Where a key stands among all, by age.
+pub type Place = (OffsetDateTime, Uuid);
+
+/// What came of a look at some keys.
+pub struct Pruned {
+    pub rows: u64,
+    /// The last one that was looked at, deleted or not; `None` when there was none.
+    pub last: Option<Place>,
+    /// There may be more behind it.
+    pub more: bool,
+}
+
+/// Looks at `rows_max` keys behind `after` that were entered before `before`, and deletes them: along
+/// an index that leaves the keys of documents out, whose kind stands in their bits. Those with a dead
+/// letter stay: it is a subquery, because a join might read all dead letters. They are not met again,
+/// so that each call looks at as many keys as it may, however many are held back: a key whose dead
+/// letter goes is renewed, or goes with it.
 pub async fn prune(
     connection: &mut PgConnection,
     before: OffsetDateTime,
+    after: Option<Place>,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<Pruned, Failure> {
+    let (after_at, after_id) = after.unwrap_or((OffsetDateTime::UNIX_EPOCH, Uuid::nil()));
     let pruned = sqlx::query!(
-        "delete from keyed_writes where ctid = any(array(
-             select ctid from keyed_writes
-             where applied_at < $1 and get_byte(uuid_send(id), 12) >> 4 <> 10
-                 and (select id from dead_letters where dead_letters.id = keyed_writes.id) is null
-             order by applied_at limit $2 for update skip locked))",
+        r#"with page as materialized (
+               select ctid, id, applied_at from keyed_writes
+               where applied_at < $1 and applied_at >= $2 and (applied_at > $2 or id > $3)
+                   and get_byte(uuid_send(id), 12) >> 4 <> 10
+               order by applied_at, id limit $4),
+           gone as (
+               delete from keyed_writes where ctid = any(array(
+                   select ctid from page
+                   where (select id from dead_letters where dead_letters.id = page.id) is null))
+               returning id)
+           select id, applied_at, (select count(*) from page) as "looked_at!", (select count(*) from gone) as "gone!"
+           from page order by applied_at desc, id desc limit 1"#,
         before,
+        after_at,
+        after_id,
         rows_max
     );
-    Ok(pruned.execute(connection).await?.rows_affected())
+    let Some(pruned) = pruned.fetch_optional(connection).await? else {
+        return Ok(Pruned { rows: 0, last: None, more: false });
+    };
+    Ok(Pruned {
+        rows: pruned.gone.unsigned_abs(),
+        last: Some((pruned.applied_at, pruned.id)),
+        more: pruned.looked_at >= rows_max,
+    })
 }
 
 /// Deletes the keys of documents that this transaction deleted.

@@ -18,6 +18,43 @@ pub const EARLIER: &str = "select id, fingerprint from keyed_writes \
 
 pub const FORGET: &str = "delete from keyed_writes where id in (select unhex(value) from json_each(?1))";
 
+/// Keys behind a place among all, by age, and whether a dead letter holds them back. Those of documents
+/// are left to their documents.
+pub const PAGE: &str = "select applied_at_ms, id, \
+    exists (select 1 from dead_letters where dead_letters.id = keyed_writes.id) from keyed_writes \
+    where (applied_at_ms, id) > (?1, ?2) and applied_at_ms < ?3 and substr(hex(id), 25, 1) <> 'A' \
+    order by applied_at_ms, id limit ?4";
+
+/// Where a key stands among all, by age.
+pub type Place = (i64, Uuid);
+
+/// What came of a look at some keys.
+pub struct Pruned {
+    pub rows: u64,
+    /// The last one that was looked at, deleted or not; `None` when there was none.
+    pub last: Option<Place>,
+    /// There may be more behind it.
+    pub more: bool,
+}
+
+/// Looks at `rows_max` keys behind `after` that were entered before `before_ms`, and deletes them.
+/// Those with a dead letter stay, and are not met again, so that each call looks at as many keys as it
+/// may, however many are held back: a key whose dead letter goes is renewed, or goes with it.
+pub async fn prune(
+    connection: &mut SqliteConnection,
+    before_ms: i64,
+    after: Option<Place>,
+    rows_max: u32,
+) -> Result<Pruned, Failure> {
+    let (after_ms, after_id) = after.unwrap_or((i64::MIN, Uuid::nil()));
+    let page = sqlx::query_as(PAGE).bind(after_ms).bind(after_id).bind(before_ms).bind(rows_max);
+    let page: Vec<(i64, Uuid, bool)> = page.fetch_all(&mut *connection).await?;
+    let free: Vec<Uuid> = page.iter().filter(|(.., is_held)| !is_held).map(|(_, id, _)| *id).collect();
+    forget(connection, &free).await?;
+    let last = page.last().map(|(at_ms, id, _)| (*at_ms, *id));
+    Ok(Pruned { rows: free.len() as u64, last, more: page.len() >= rows_max as usize })
+}
+
 /// Deletes the keys of items that this transaction deleted; ids without a key are passed over.
 pub async fn forget(connection: &mut SqliteConnection, ids: &[Uuid]) -> Result<(), Failure> {
     if !ids.is_empty() {
