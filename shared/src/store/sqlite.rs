@@ -338,6 +338,7 @@ mod tests {
         }
         let housekeeping = [
             keys::PAGE,
+            keys::RENEW,
             dead_letters::TELL_REUSED,
             housekeeping::ROLLUPS,
             housekeeping::OLD,
@@ -386,6 +387,7 @@ mod tests {
             (dead_letters::TAKE, "dead_letters_1 (id=?)"),
             (keys::PAGE, "keyed_writes_applied_at ("),
             (keys::PAGE, "dead_letters_1 (id=?)"),
+            (keys::RENEW, "PRIMARY KEY (id=?)"),
             (housekeeping::ROLLUPS, "rollups_period (resolution=? AND period<?)"),
             (housekeeping::DELETE_OLD, "documents_1 (collection=? AND place<?)"),
             (housekeeping::OLD_MESSAGES, "PRIMARY KEY (id<?)"),

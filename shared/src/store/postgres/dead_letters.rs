@@ -211,6 +211,7 @@ async fn within(
     let is_applied = |redriven: &&Redriven| redriven.outcome == RedriveOutcome::Applied;
     let applied: Vec<Uuid> = redriven.iter().filter(is_applied).map(|redriven| redriven.id).collect();
     take(connection, &applied).await?;
+    keys::renew(connection, &applied).await?;
     keep(connection, &redriven).await?;
     Ok((redriven, learned))
 }

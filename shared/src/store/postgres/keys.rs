@@ -94,6 +94,19 @@ pub async fn prune(
     })
 }
 
+/// Keys of dead letters that this transaction applied are as old as that: without its row nothing else
+/// holds a key back. Nobody waits for these rows: each belongs to a dead letter that is locked.
+pub async fn renew(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
+    if !ids.is_empty() {
+        let renewed = sqlx::query!(
+            "update keyed_writes set applied_at = greatest(applied_at, clock_timestamp()) where id = any($1)",
+            ids
+        );
+        renewed.execute(connection).await?;
+    }
+    Ok(())
+}
+
 /// Deletes the keys of documents that this transaction deleted.
 pub async fn forget(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
     if !ids.is_empty() {

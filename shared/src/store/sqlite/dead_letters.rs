@@ -197,7 +197,7 @@ async fn within(
     Ok(redriven)
 }
 
-/// The row of what was applied goes; that of what failed again says why.
+/// The row of what was applied goes, and its key is as old as that; that of what failed again says why.
 async fn settle(
     connection: &mut SqliteConnection,
     redriven: &[Redriven],
@@ -214,7 +214,9 @@ async fn settle(
             RedriveOutcome::NeedsForce => {}
         }
     }
-    sqlx::query(TAKE).bind(json(&applied)).execute(connection).await?;
+    let applied = json(&applied);
+    sqlx::query(TAKE).bind(&applied).execute(&mut *connection).await?;
+    sqlx::query(keys::RENEW).bind(&applied).bind(now_ms).execute(connection).await?;
     Ok(())
 }
 

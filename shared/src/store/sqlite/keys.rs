@@ -18,6 +18,10 @@ pub const EARLIER: &str = "select id, fingerprint from keyed_writes \
 
 pub const FORGET: &str = "delete from keyed_writes where id in (select unhex(value) from json_each(?1))";
 
+/// Without its dead letter nothing holds a key back but its age.
+pub const RENEW: &str = "update keyed_writes set applied_at_ms = max(applied_at_ms, ?2) \
+    where id in (select unhex(value) from json_each(?1))";
+
 /// Keys behind a place among all, by age, and whether a dead letter holds them back. Those of documents
 /// are left to their documents.
 pub const PAGE: &str = "select applied_at_ms, id, \

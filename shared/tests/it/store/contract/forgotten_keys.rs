@@ -14,6 +14,7 @@ use crate::store::sent::{delete, document, identity, increment, with_key};
 use crate::store::{Messages, apply, fate, standing};
 
 on_both!(
+    a_key_lives_for_its_retention_after_the_redrive,
     a_key_lives_for_its_retention_after_the_discard,
     a_key_stays_until_the_floor_guards_what_waits_among_the_dead_letters,
     a_retry_among_the_dead_letters_is_guarded_as_long_as_any,
@@ -37,6 +38,22 @@ async fn verdict(store: &Arc<dyn Store>, message: Message) -> KeyedVerdict {
 async fn bury_unread(store: &Arc<dyn Store>, messages: &mut Messages, at_ms: i64, items: &[Item]) {
     let body = messages.body_at(at_ms, items);
     bury(store, &DeadMessage::undecodable(body, &Undecodable::Version(9))).await;
+}
+
+/// Its age does not count from when the item was set aside: the client may not know of it yet.
+async fn a_key_lives_for_its_retention_after_the_redrive([one, other]: [Arc<dyn Store>; 2]) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = above_the_floor(&one, now_ms).await;
+    let item = with_key("k", increment("a", 1));
+    set_aside(&one, &mut messages, std::slice::from_ref(&item)).await;
+    // Later than what was set aside, and earlier than the redrive.
+    let between_ms = next_ms(&one).await;
+    next_ms(&one).await;
+    assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1);
+    forget(&one, between_ms).await;
+    assert!(is_applied(&one, "k").await);
+    assert_eq!(verdict(&other, messages.of(&[item])).await, KeyedVerdict::Repeated);
+    assert_eq!(standing(&one, "a").await, (1, 1), "by the redrive alone");
 }
 
 /// However short the retention of what was discarded is.
