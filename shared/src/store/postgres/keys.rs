@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::failure::Failure;
+use super::read::from_ms;
 use crate::id::ItemKey;
 use crate::keyed::Fingerprint;
 use crate::message::Message;
@@ -19,15 +20,19 @@ pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<
     if keys.is_empty() {
         return Ok(Earlier::new());
     }
-    let (ids, fingerprints): (Vec<Uuid>, Vec<&[u8]>) =
-        keys.iter().map(|(id, fingerprint)| (id.as_uuid(), &fingerprint.0[..])).unzip();
+    let ids: Vec<Uuid> = keys.keys().map(|id| id.as_uuid()).collect();
+    let fingerprints: Vec<&[u8]> = keys.values().map(|entered| &entered.fingerprint.0[..]).collect();
+    let accepted: Vec<OffsetDateTime> =
+        keys.values().map(|entered| from_ms(entered.accepted_at_ms)).collect();
     let entered = sqlx::query_scalar!(
         "insert into keyed_writes (id, fingerprint, applied_at)
-         select id, fingerprint, clock_timestamp() from unnest($1::uuid[], $2::bytea[]) as key (id, fingerprint)
+         select id, fingerprint, greatest(clock_timestamp(), accepted_at)
+         from unnest($1::uuid[], $2::bytea[], $3::timestamptz[]) as key (id, fingerprint, accepted_at)
          on conflict do nothing
          returning id",
         &ids,
-        &fingerprints as &[&[u8]]
+        &fingerprints as &[&[u8]],
+        &accepted
     );
     let entered: HashSet<Uuid> = entered.fetch_all(&mut *connection).await?.into_iter().collect();
     let missing: Vec<Uuid> = ids.into_iter().filter(|id| !entered.contains(id)).collect();

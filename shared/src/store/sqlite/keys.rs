@@ -3,14 +3,16 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
+use uuid::fmt::Simple;
 
 use super::files::Failure;
 use super::{fingerprint_of, json};
+use crate::id::ItemKey;
 use crate::message::Message;
-use crate::store::plan::{self, Earlier};
+use crate::store::plan::{self, Earlier, Entered};
 
 pub const ENTER: &str = "insert into keyed_writes (id, fingerprint, applied_at_ms) \
-    select unhex(value ->> 0), unhex(value ->> 1), ?2 from json_each(?1) where true \
+    select unhex(value ->> 0), unhex(value ->> 1), max(?2, value ->> 2) from json_each(?1) where true \
     on conflict do nothing returning id";
 
 pub const EARLIER: &str = "select id, fingerprint from keyed_writes \
@@ -68,6 +70,10 @@ pub async fn forget(connection: &mut SqliteConnection, ids: &[Uuid]) -> Result<(
     Ok(())
 }
 
+fn row(id: ItemKey, entered: &Entered) -> (Simple, String, i64) {
+    (id.as_uuid().simple(), entered.fingerprint.to_string(), entered.accepted_at_ms)
+}
+
 /// Enters the keys of new messages and returns those that were there before.
 pub async fn enter(
     connection: &mut SqliteConnection,
@@ -78,8 +84,7 @@ pub async fn enter(
     if keys.is_empty() {
         return Ok(Earlier::new());
     }
-    let rows: Vec<_> =
-        keys.iter().map(|(id, fingerprint)| (id.as_uuid().simple(), fingerprint.to_string())).collect();
+    let rows: Vec<_> = keys.iter().map(|(id, entered)| row(*id, entered)).collect();
     let entered = sqlx::query(ENTER).bind(json(&rows)).bind(now_ms).fetch_all(&mut *connection).await?;
     let entered: HashSet<Uuid> = entered.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let known: Vec<_> = keys.keys().filter(|id| !entered.contains(&id.as_uuid())).collect();
@@ -88,7 +93,7 @@ pub async fn enter(
     }
     let ids: Vec<_> = known.iter().map(|id| id.as_uuid().simple()).collect();
     let rows = sqlx::query_as::<_, (Uuid, Vec<u8>)>(EARLIER).bind(json(&ids)).fetch_all(connection).await?;
-    let row = |(id, bytes)| Ok((id, fingerprint_of(bytes)?));
-    let fingerprints = rows.into_iter().map(row).collect::<Result<HashMap<_, _>, sqlx::Error>>()?;
+    let known_as = |(id, bytes)| Ok((id, fingerprint_of(bytes)?));
+    let fingerprints = rows.into_iter().map(known_as).collect::<Result<HashMap<_, _>, sqlx::Error>>()?;
     Ok(known.into_iter().filter_map(|id| Some((*id, *fingerprints.get(&id.as_uuid())?))).collect())
 }

@@ -19,6 +19,7 @@ on_both!(
     a_key_stays_until_the_floor_guards_what_waits_among_the_dead_letters,
     a_retry_among_the_dead_letters_is_guarded_as_long_as_any,
     a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters,
+    a_key_that_a_clock_behind_entered_lives_as_long_as_any,
     pruning_looks_at_so_many_keys_at_a_time_and_at_none_twice,
 );
 
@@ -127,6 +128,20 @@ async fn a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters(
     housekeep_all(&one, kept).await;
     assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1, "it is not too old");
     assert_eq!(one.document("c", id).await.expect("is read"), Some(Stored::Deleted));
+}
+
+/// The store's clock was behind when the key was entered: its message tells a later time.
+async fn a_key_that_a_clock_behind_entered_lives_as_long_as_any([one, other]: [Arc<dyn Store>; 2]) {
+    let now_ms = one.now_ms().await.expect("a time");
+    above_the_floor(&one, now_ms).await;
+    let mut messages = Messages::new();
+    messages.at(now_ms + 5 * DAY_MS, &[increment("never sent", 1)]);
+    let item = with_key("k", increment("a", 1));
+    apply(&one, &[messages.at(now_ms + DAY_MS, std::slice::from_ref(&item))]).await;
+    forget(&one, now_ms + DAY_MS / 2).await;
+    assert_eq!(verdict(&other, messages.of(std::slice::from_ref(&item))).await, KeyedVerdict::Repeated);
+    forget(&one, now_ms + DAY_MS + 3_600_000).await;
+    assert_eq!(verdict(&other, messages.of(&[item])).await, KeyedVerdict::Applied);
 }
 
 /// Those that dead letters hold back are many where many items were set aside.
