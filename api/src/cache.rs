@@ -228,6 +228,22 @@ pub async fn guarded<T>(
     result
 }
 
+/// A change that a person asks of the store. What it has against that one says nothing of reads, which
+/// find out by themselves when it is away.
+pub async fn attempted<T>(
+    breaker: &Breaker,
+    change: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let Ok(permit) = breaker.permit(Instant::now()) else {
+        return Err(StoreError::Unavailable("its breaker is open".into()));
+    };
+    let result = change.await;
+    if result.is_ok() {
+        permit.success();
+    }
+    result
+}
+
 fn newer(one: Option<Counter>, other: Option<Counter>) -> Option<Counter> {
     if version(one.as_ref()) >= version(other.as_ref()) { one } else { other }
 }

@@ -44,7 +44,6 @@ pub struct Housekeeping {
     consumer: u64,
     /// But for what depends on the time, and on how old the messages are that may still come.
     retention: Retention,
-    remembered_ms: i64,
     watch: Watch,
     /// To be forgotten with the next round.
     silent: Vec<Holder>,
@@ -61,6 +60,7 @@ impl Housekeeping {
             minutes_ms: hours_ms(kept.minutes_hours),
             hours_ms: hours_ms(24) * i64::from(kept.hours_days),
             discarded_ms: hours_ms(24) * i64::from(kept.discarded_days),
+            remembered_ms: hours_ms(config.ids.remembered_for_hours),
             forget_before_ms: None,
             rows_max: ROWS_MAX,
         };
@@ -70,7 +70,6 @@ impl Housekeeping {
             status,
             consumer,
             retention,
-            remembered_ms: hours_ms(config.ids.remembered_for_hours),
             watch: Watch::default(),
             silent: Vec::new(),
         }
@@ -96,7 +95,7 @@ impl Housekeeping {
         let own = Hold { consumer: self.consumer, oldest_ms };
         let held = self.store.hold(own, std::mem::take(&mut self.silent)).await?;
         self.silent = self.watch.silent(&held, Instant::now());
-        Ok(Some(forget_before_ms(oldest_ms, &held, &self.silent, self.remembered_ms)))
+        Ok(Some(forget_before_ms(oldest_ms, &held, &self.silent, self.retention.remembered_ms)))
     }
 
     /// Works until the shutdown. What is under way then is awaited: it is small.

@@ -189,6 +189,7 @@ pub struct Retention {
     /// Days of rollups per hour; those per day are kept.
     pub hours_days: u32,
     /// Days that a dead letter is kept after it was discarded; the others stay until somebody decides.
+    /// With an Idempotency-Key never for a shorter time than its key (`ids.remembered_for_hours`).
     pub discarded_days: u32,
 }
 

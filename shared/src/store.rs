@@ -184,10 +184,13 @@ pub struct Retention {
     pub hours_ms: i64,
     /// How long dead letters are kept after they were discarded.
     pub discarded_ms: i64,
+    /// For how long a key is promised to hold a repetition back.
+    pub remembered_ms: i64,
     /// What was accepted before this time, in milliseconds since 1970, comes no more: its ledger rows,
     /// keys and tombstones may be forgotten; `None` while none may. Not an age: a message may have
     /// waited in the queue for longer than any. Keys of documents go with their documents, and
-    /// neither a key nor a tombstone goes before its dead letter.
+    /// neither a key nor a tombstone goes before its dead letter, nor before the floor lies
+    /// `remembered_ms` above it.
     pub forget_before_ms: Option<i64>,
     /// Rows that one call deletes at most, of each kind.
     pub rows_max: u32,

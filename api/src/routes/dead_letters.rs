@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::body::{self, Body};
-use crate::cache::guarded;
+use crate::cache::{attempted, guarded};
 use crate::measure::metrics;
 use crate::parameters::{self, PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Parameters};
 use crate::problem::{Invalid, Problem};
@@ -263,7 +263,7 @@ pub async fn delete(
     parameters::none(request.query_string())?;
     body::check_encoding(request.headers())?;
     let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
-    let discarded = guarded(&shared.store_breaker, shared.store.discard(id)).await;
+    let discarded = attempted(&shared.store_breaker, shared.store.discard(id)).await;
     if discarded.map_err(|error| unavailable(&error))? {
         Ok(HttpResponse::NoContent().finish())
     } else {
@@ -275,7 +275,7 @@ pub async fn delete(
 /// once, those of the others when they hear of it, or by their time to live.
 async fn run(shared: Shared, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
     let dry_run = redrive.dry_run;
-    let redriven = guarded(&shared.store_breaker, shared.store.redrive(redrive)).await;
+    let redriven = attempted(&shared.store_breaker, shared.store.redrive(redrive)).await;
     if !dry_run {
         shared.cache.distrust_all();
         shared.documents.distrust_all();

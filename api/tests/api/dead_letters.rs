@@ -203,6 +203,39 @@ async fn other_replicas_hear_of_a_redrive() {
     .await;
 }
 
+/// What the server has against one letter says nothing of what it is asked otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_the_server_refuses_end_no_reads() {
+    const REFUSE: &str = "create function refuse() returns trigger language plpgsql as $$ begin
+            raise exception 'not with me'; end $$;
+        create trigger refuse before update on counters for each row when (new.name = 'full')
+        execute function refuse()";
+    cluster_with(
+        "refused",
+        |_| {},
+        async |installation: Installation| {
+            installation.wait_until_heard().await;
+            overflow(&installation, "full").await;
+            installation.increment(0, "full", -10).await;
+            installation.wait_for_value(0, "full", i64::MAX - 10).await;
+            let url = &installation.config.store.url;
+            testkit::execute(url, REFUSE.into()).await.expect("it may");
+            // More than the failures in a row that open the breaker.
+            for round in 0..5 {
+                let request = installation.at(0, Method::POST, &format!("{LETTERS}/redrive"));
+                problem(request.json(&json!({})).send().await.expect("an answer"), 503).await;
+                let health = get(&installation, "/health").await;
+                assert_eq!(health["breakers"]["store"], "closed", "{round}: {health}");
+            }
+            assert_eq!(installation.get("/v1/counters/never").await.status(), 404);
+            testkit::execute(url, "drop trigger refuse on counters".into()).await.expect("it may");
+            assert_eq!(redrive(&installation, 0, &json!({})).await["redriven"], 1);
+            installation
+        },
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_but_an_administrator_sees_or_touches_them() {
     let off = |config: &mut shared::config::Config| config.auth.admin_without_keys = false;

@@ -102,6 +102,7 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
         minutes_ms: 90 * DAY_MS,
         hours_ms: 90 * DAY_MS,
         discarded_ms: 90 * DAY_MS,
+        remembered_ms: 0,
         forget_before_ms: Some(now_ms - 3 * DAY_MS),
         rows_max: 1_000,
     };

@@ -143,6 +143,7 @@ async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig)
         minutes_ms: 90 * day_ms,
         hours_ms: 90 * day_ms,
         discarded_ms: 90 * day_ms,
+        remembered_ms: 0,
         forget_before_ms: Some(now_ms - 3 * day_ms),
         rows_max: 1_000,
     };

@@ -50,6 +50,15 @@ pub fn part<'a>(batch: &[&'a Message], inserted: &HashSet<Uuid>) -> (Vec<&'a Mes
     batch.iter().partition(|message| inserted.contains(&message.id.as_uuid()))
 }
 
+/// Keys and tombstones that are older may be forgotten, given the floor.
+///
+/// A message that was not applied, because no build could read it, may hold a repetition, and it may be
+/// redriven at any time: unless it lies below the floor. It came within `remembered_ms`, the time for
+/// which a key is promised to hold it back; and the floor may be behind what may be forgotten.
+pub fn keys_before_ms(before_ms: i64, floor: MessageId, remembered_ms: i64) -> i64 {
+    before_ms.min(floor.time_ms().saturating_sub(remembered_ms))
+}
+
 /// Whether an item of which nothing is known is so old that it may have been applied. A keyed one
 /// names no message.
 pub fn is_forgotten(item: ItemKey, floor: Option<Uuid>) -> bool {

@@ -69,14 +69,24 @@ pub struct Plan<'a> {
     pub keyed: Vec<KeyedOutcome>,
 }
 
-/// The keys of a batch with the fingerprint that comes first, sorted: what is to be entered into
-/// `keyed_writes`.
-pub fn keys(fresh: &[&Message]) -> BTreeMap<ItemKey, Fingerprint> {
+/// What is to be entered into `keyed_writes` under a key.
+pub struct Entered {
+    pub fingerprint: Fingerprint,
+    /// A store whose clock was behind must not take the key for older than its message: what may be
+    /// forgotten follows from accept times.
+    pub accepted_at_ms: i64,
+}
+
+/// The keys of a batch with the fingerprint that comes first and the accept time that comes last,
+/// sorted.
+pub fn keys(fresh: &[&Message]) -> BTreeMap<ItemKey, Entered> {
     let mut keys = BTreeMap::new();
-    for Keyed { id, fingerprint } in
-        fresh.iter().flat_map(|message| &message.entries).filter_map(Entry::keyed)
-    {
-        keys.entry(id).or_insert(fingerprint);
+    for message in fresh {
+        let accepted_at_ms = message.accepted_at_ms;
+        for Keyed { id, fingerprint } in message.entries.iter().filter_map(Entry::keyed) {
+            let entered = keys.entry(id).or_insert(Entered { fingerprint, accepted_at_ms });
+            entered.accepted_at_ms = entered.accepted_at_ms.max(accepted_at_ms);
+        }
     }
     keys
 }

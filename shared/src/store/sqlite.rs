@@ -16,7 +16,7 @@ mod points;
 mod values;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -44,6 +44,7 @@ use crate::rollup::Rollup;
 pub struct SqliteStore {
     files: Files,
     definitions: Arc<Cache>,
+    last_key: housekeeping::LastKey,
 }
 
 const COUNTER: &str = "select name, value, version, updated_at_ms from counters where name = ?1";
@@ -65,7 +66,8 @@ impl SqliteStore {
     /// runtime: all work is done on that one, from wherever the store is used.
     pub async fn open(directory: &Path, config: &config::Store) -> Result<Arc<Self>, StoreError> {
         let read_timeout = Duration::from_millis(config.read_timeout_ms);
-        Ok(Arc::new(Self { files: Files::open(directory, read_timeout).await?, definitions: Arc::default() }))
+        let files = Files::open(directory, read_timeout).await?;
+        Ok(Arc::new(Self { files, definitions: Arc::default(), last_key: Mutex::default() }))
     }
 }
 
@@ -210,7 +212,7 @@ impl Store for SqliteStore {
     }
 
     async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError> {
-        housekeeping::housekeep(&self.files, &self.definitions, retention).await
+        housekeeping::housekeep(&self.files, &self.definitions, &self.last_key, retention).await
     }
 
     async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Result<Held, StoreError> {
@@ -335,7 +337,9 @@ mod tests {
             sqlx::raw_sql(schema).execute(&mut connection).await.expect("migrates");
         }
         let housekeeping = [
-            housekeeping::KEYS,
+            keys::PAGE,
+            keys::RENEW,
+            dead_letters::TELL_REUSED,
             housekeeping::ROLLUPS,
             housekeeping::OLD,
             housekeeping::DELETE_OLD,
@@ -381,8 +385,9 @@ mod tests {
             (dead_letters::PAGE, "dead_letters_1 (id>? AND id<?)"),
             (dead_letters::ONE, "dead_letters_1 (id=?)"),
             (dead_letters::TAKE, "dead_letters_1 (id=?)"),
-            (housekeeping::KEYS, "keyed_writes_applied_at (applied_at_ms<?)"),
-            (housekeeping::KEYS, "dead_letters_1 (id=?)"),
+            (keys::PAGE, "keyed_writes_applied_at ("),
+            (keys::PAGE, "dead_letters_1 (id=?)"),
+            (keys::RENEW, "PRIMARY KEY (id=?)"),
             (housekeeping::ROLLUPS, "rollups_period (resolution=? AND period<?)"),
             (housekeeping::DELETE_OLD, "documents_1 (collection=? AND place<?)"),
             (housekeeping::OLD_MESSAGES, "PRIMARY KEY (id<?)"),
@@ -390,7 +395,6 @@ mod tests {
             (housekeeping::DELETED, "documents_deleted (accepted_at_ms<?)"),
             (housekeeping::DELETED, "dead_letters_1 (id=?)"),
             (housekeeping::DISCARDED, "dead_letters_discarded (discarded_at_ms>? AND discarded_at_ms<?)"),
-            (housekeeping::KEYS, "dead_letters_1 (id=?)"),
         ] {
             let steps = plan(&mut connection, statement).await;
             assert!(steps.iter().any(|step| step.contains(key)), "{key}: {statement}: {steps:?}");

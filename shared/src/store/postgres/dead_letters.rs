@@ -13,12 +13,12 @@ use uuid::Uuid;
 use super::apply::{Learned, Path, Patience, take_effect};
 use super::dead_messages;
 use super::failure::Failure;
+use super::keys;
 use super::known::Known;
 use super::partitions::{Day, Table, days_of};
 use super::read::to_ms;
 use super::session;
 use super::sift::Refusal;
-use super::{keys, ledger};
 use crate::id::MessageId;
 use crate::message::Message;
 use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, failed, steps};
@@ -211,6 +211,7 @@ async fn within(
     let is_applied = |redriven: &&Redriven| redriven.outcome == RedriveOutcome::Applied;
     let applied: Vec<Uuid> = redriven.iter().filter(is_applied).map(|redriven| redriven.id).collect();
     take(connection, &applied).await?;
+    keys::renew(connection, &applied).await?;
     keep(connection, &redriven).await?;
     Ok((redriven, learned))
 }
@@ -236,25 +237,25 @@ pub async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Dea
 }
 
 /// Deletes what was discarded before `before`, once its message is forgotten, too: without its row
-/// the item would look applied. A key goes with its dead letter.
+/// the item would look applied. A key goes with its dead letter, and is as young as the discard.
 pub async fn prune_discarded(
     connection: &mut PgConnection,
     before: OffsetDateTime,
-    forget_before: OffsetDateTime,
+    floor: MessageId,
+    keys_before: OffsetDateTime,
     rows_max: i64,
 ) -> Result<u64, Failure> {
-    let floor = ledger::floor(connection).await?;
-    let last_forgotten = MessageId::from_uuid(floor).map_or(Uuid::nil(), MessageId::last_item);
     let pruned = sqlx::query_scalar!(
         r#"delete from dead_letters where ctid = any(array(
                select ctid from dead_letters
                where discarded_at is not null and discarded_at < $1
-                   and case when get_byte(uuid_send(id), 12) & 128 = 0 then id <= $2 else accepted_at < $3 end
+                   and case when get_byte(uuid_send(id), 12) & 128 = 0 then id <= $2
+                       else greatest(accepted_at, discarded_at) < $3 end
                order by discarded_at limit $4 for update skip locked))
            returning id"#,
         before,
-        last_forgotten,
-        forget_before,
+        floor.last_item(),
+        keys_before,
         rows_max
     );
     let pruned = pruned.fetch_all(&mut *connection).await?;

@@ -11,6 +11,7 @@ use super::sift::{self, Refusal, Refused};
 use super::{ledger, session};
 use crate::message::Message;
 use crate::store::bodies::{Row, failed_again, is_reused_for_good, message_of, mismatch, too_old};
+use crate::store::dead_letters::failed;
 use crate::store::{
     DeadLetter, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Redriven, StoreError,
 };
@@ -27,7 +28,19 @@ pub async fn bury(connection: &mut PgConnection, message: &DeadMessage) -> Resul
 /// refusal ends it.
 async fn insert(connection: &mut PgConnection, row: &Row) -> Result<(), Failure> {
     let mut transaction = session::begin(connection).await?;
-    let inserted = sqlx::query!(
+    match written(&mut transaction, row).await {
+        Ok(()) => Ok(transaction.commit().await?),
+        Err(error) => {
+            transaction.rollback().await?;
+            Err(error.into())
+        }
+    }
+}
+
+/// A row that is there stays as it is, but that its id belongs to another body is told of it: `force`
+/// must not apply it. One that was discarded is decided.
+async fn written(connection: &mut PgConnection, row: &Row) -> Result<(), sqlx::Error> {
+    sqlx::query!(
         "insert into dead_letters (id, kind, reason, detail, item, accepted_at, set_aside_at)
          values ($1, $2, $3, $4, $5, clock_timestamp(), clock_timestamp())
          on conflict do nothing",
@@ -37,15 +50,20 @@ async fn insert(connection: &mut PgConnection, row: &Row) -> Result<(), Failure>
         row.detail,
         row.item
     )
-    .execute(&mut *transaction)
-    .await;
-    match inserted {
-        Ok(_) => Ok(transaction.commit().await?),
-        Err(error) => {
-            transaction.rollback().await?;
-            Err(error.into())
-        }
+    .execute(&mut *connection)
+    .await?;
+    if row.reason == Reason::DigestMismatch.name() {
+        sqlx::query!(
+            "update dead_letters set reason = $2, detail = $3, set_aside_at = clock_timestamp()
+             where id = $1 and reason <> $2 and discarded_at is null",
+            row.id,
+            row.reason,
+            row.detail
+        )
+        .execute(connection)
+        .await?;
     }
+    Ok(())
 }
 
 /// Nothing comes of it when somebody else has the row. What becomes of one message keeps no other
@@ -62,6 +80,8 @@ pub async fn redrive(
             Ok(false) => return Ok(Vec::new()),
             Ok(true) => Ok(RedriveOutcome::Applied),
             Err(Failure::TooOld) => Ok(RedriveOutcome::NeedsForce),
+            // The letter stays as it was then: that speaks of the server.
+            Err(Failure::GaveUp(why)) => return Ok(vec![failed(letter.id, &letter.reason, why)]),
             Err(failure) => Err(about_the_message(failure)?),
         },
     };
@@ -82,7 +102,6 @@ fn about_the_message(failure: Failure) -> Result<(Reason, String), Failure> {
         Failure::Refused { code, message } => {
             Ok((Reason::RefusedByStore, Refusal { code, message }.detail()))
         }
-        Failure::GaveUp(why) => Ok((Reason::RefusedByStore, why)),
         failure => Err(failure),
     }
 }

@@ -280,9 +280,9 @@ pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> 
 pub async fn prune_deleted(
     connection: &mut PgConnection,
     before_ms: i64,
+    floor: MessageId,
     rows_max: i64,
 ) -> Result<u64, Failure> {
-    let Some(floor) = MessageId::from_uuid(ledger::floor(connection).await?) else { return Ok(0) };
     collections::hold_for_deletes(connection).await?;
     let pruned = sqlx::query_scalar!(
         "delete from documents where ctid = any(array(
@@ -293,7 +293,7 @@ pub async fn prune_deleted(
              order by accepted_at limit $3))
          returning id",
         // An insert is hardly ever younger than its delete: little is walked over that must stay.
-        from_ms(before_ms.min(floor.time_ms())),
+        from_ms(before_ms),
         floor.last_item(),
         rows_max
     );

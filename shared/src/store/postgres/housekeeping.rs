@@ -19,6 +19,7 @@ use super::session::begin;
 use super::{collections, dead_letters, documents, fields, keys, ledger, rollups};
 use crate::id::MessageId;
 use crate::rollup::Resolution;
+use crate::store::ledger::keys_before_ms;
 use crate::store::{Housekept, Retention, StoreError};
 
 /// Any number that nothing else uses; the same in every build.
@@ -96,13 +97,20 @@ pub async fn housekeep(
     failed.into_result(kept)
 }
 
+/// What may be forgotten as far as the queue is concerned, and for how long keys are promised.
+#[derive(Clone, Copy)]
+struct Forget {
+    before_ms: i64,
+    remembered_ms: i64,
+}
+
 enum Step {
     Partition { name: String },
     Ledger { partition: String },
     Hours { before: i32 },
-    Keys { before_ms: i64 },
-    Deleted { before_ms: i64 },
-    Discarded { before_ms: i64, forget_before_ms: i64 },
+    Keys(Forget),
+    Deleted(Forget),
+    Discarded { before_ms: i64, forget: Forget },
     Fields,
     Documents { collection: String, now_ms: i64 },
 }
@@ -112,8 +120,8 @@ impl Step {
         match self {
             Self::Partition { name } | Self::Ledger { partition: name } => name,
             Self::Hours { .. } => "rollups of hours",
-            Self::Keys { .. } => "keys",
-            Self::Deleted { .. } => "deleted documents",
+            Self::Keys(_) => "keys",
+            Self::Deleted(_) => "deleted documents",
             Self::Discarded { .. } => "discarded dead letters",
             Self::Fields => "fields of documents",
             Self::Documents { collection, .. } => collection,
@@ -143,10 +151,11 @@ async fn steps(
         let names = failed.note("old partitions", names.await).unwrap_or_default();
         *more |= names.len() >= PARTITIONS_MAX;
         steps.extend(names.into_iter().map(|partition| Step::Ledger { partition }));
+        let forget = Forget { before_ms, remembered_ms: retention.remembered_ms };
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
-        steps.push(Step::Keys { before_ms });
-        steps.push(Step::Deleted { before_ms });
-        steps.push(Step::Discarded { before_ms: discarded_before_ms, forget_before_ms: before_ms });
+        steps.push(Step::Keys(forget));
+        steps.push(Step::Deleted(forget));
+        steps.push(Step::Discarded { before_ms: discarded_before_ms, forget });
     }
     steps.push(Step::Fields);
     let old = failed.note("old documents", old_documents(connection, now_ms).await).unwrap_or_default();
@@ -163,7 +172,7 @@ async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec
     documents::old(connection, bounds.collect()).await
 }
 
-/// One step in a transaction; `None` when another process is at it.
+/// One step in a transaction, and what is remembered of it; `None` when another process is at it.
 async fn run(
     connection: &mut PgConnection,
     known: &Known,
@@ -176,7 +185,7 @@ async fn run(
         transaction.rollback().await?;
         return Ok(None);
     }
-    let done = match within(&mut transaction, known, step, rows_max).await {
+    let (done, last_key) = match within(&mut transaction, known, step, rows_max).await {
         Ok(done) => done,
         // In use: the next call tries again.
         Err(failure) if failure.is_conflict() => {
@@ -193,6 +202,7 @@ async fn run(
         // Who still remembers it finds out by the server's refusal.
         Step::Partition { .. } | Step::Ledger { .. } => known.partitions.forget(),
         Step::Hours { before } if !done.more => known.hours_pruned_before.store(*before, Ordering::Relaxed),
+        Step::Keys(_) => known.looked_at_keys(last_key),
         _ => {}
     }
     Ok(Some(done))
@@ -203,24 +213,41 @@ async fn within(
     known: &Known,
     step: &Step,
     rows_max: i64,
-) -> Result<Housekept, Failure> {
+) -> Result<(Housekept, Option<keys::Place>), Failure> {
+    let nothing = Housekept::default();
+    let dropped = Housekept { partitions: 1, ..nothing };
     let rows = match step {
         Step::Partition { name } => {
             partitions::discard(connection, name).await?;
-            return Ok(Housekept { partitions: 1, ..Housekept::default() });
+            return Ok((dropped, None));
         }
         Step::Ledger { partition } => {
             ledger::forget(connection, partition).await?;
-            return Ok(Housekept { partitions: 1, ..Housekept::default() });
+            return Ok((dropped, None));
+        }
+        Step::Keys(forget) => {
+            let Some((_, before_ms)) = floor_and_keys(connection, forget).await? else {
+                return Ok((nothing, None));
+            };
+            let pruned = keys::prune(connection, from_ms(before_ms), known.last_key(), rows_max).await?;
+            let done = Housekept { rows: pruned.rows, partitions: 0, more: pruned.more };
+            return Ok((done, pruned.last));
         }
         // Hours grow old once in an hour, and to look for them costs a look per type.
         Step::Hours { before } if known.hours_pruned_before.load(Ordering::Relaxed) == *before => 0,
         Step::Hours { before } => rollups::prune_hours(connection, *before, rows_max).await?,
-        Step::Keys { before_ms } => keys::prune(connection, from_ms(*before_ms), rows_max).await?,
-        Step::Deleted { before_ms } => documents::prune_deleted(connection, *before_ms, rows_max).await?,
-        Step::Discarded { before_ms, forget_before_ms } => {
-            let (before, forget_before) = (from_ms(*before_ms), from_ms(*forget_before_ms));
-            dead_letters::prune_discarded(connection, before, forget_before, rows_max).await?
+        Step::Deleted(forget) => {
+            let Some((floor, before_ms)) = floor_and_keys(connection, forget).await? else {
+                return Ok((nothing, None));
+            };
+            documents::prune_deleted(connection, before_ms, floor, rows_max).await?
+        }
+        Step::Discarded { before_ms, forget } => {
+            let Some((floor, keys_ms)) = floor_and_keys(connection, forget).await? else {
+                return Ok((nothing, None));
+            };
+            let (before, keys_before) = (from_ms(*before_ms), from_ms(keys_ms));
+            dead_letters::prune_discarded(connection, before, floor, keys_before, rows_max).await?
         }
         Step::Fields => {
             collections::hold_for_deletes(connection).await?;
@@ -232,5 +259,14 @@ async fn within(
     };
     // Documents go by pages, of which only an empty one is the last.
     let is_full = rows >= rows_max.unsigned_abs() || matches!(step, Step::Documents { .. });
-    Ok(Housekept { rows, partitions: 0, more: rows > 0 && is_full })
+    Ok((Housekept { rows, partitions: 0, more: rows > 0 && is_full }, None))
+}
+
+/// The floor, and before when keys may be forgotten; `None` while no ledger row was.
+async fn floor_and_keys(
+    connection: &mut PgConnection,
+    forget: &Forget,
+) -> Result<Option<(MessageId, i64)>, Failure> {
+    let Some(floor) = MessageId::from_uuid(ledger::floor(connection).await?) else { return Ok(None) };
+    Ok(Some((floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
 }

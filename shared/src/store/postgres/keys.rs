@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::failure::Failure;
+use super::read::from_ms;
 use crate::id::ItemKey;
 use crate::keyed::Fingerprint;
 use crate::message::Message;
@@ -19,15 +20,19 @@ pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<
     if keys.is_empty() {
         return Ok(Earlier::new());
     }
-    let (ids, fingerprints): (Vec<Uuid>, Vec<&[u8]>) =
-        keys.iter().map(|(id, fingerprint)| (id.as_uuid(), &fingerprint.0[..])).unzip();
+    let ids: Vec<Uuid> = keys.keys().map(|id| id.as_uuid()).collect();
+    let fingerprints: Vec<&[u8]> = keys.values().map(|entered| &entered.fingerprint.0[..]).collect();
+    let accepted: Vec<OffsetDateTime> =
+        keys.values().map(|entered| from_ms(entered.accepted_at_ms)).collect();
     let entered = sqlx::query_scalar!(
         "insert into keyed_writes (id, fingerprint, applied_at)
-         select id, fingerprint, clock_timestamp() from unnest($1::uuid[], $2::bytea[]) as key (id, fingerprint)
+         select id, fingerprint, greatest(clock_timestamp(), accepted_at)
+         from unnest($1::uuid[], $2::bytea[], $3::timestamptz[]) as key (id, fingerprint, accepted_at)
          on conflict do nothing
          returning id",
         &ids,
-        &fingerprints as &[&[u8]]
+        &fingerprints as &[&[u8]],
+        &accepted
     );
     let entered: HashSet<Uuid> = entered.fetch_all(&mut *connection).await?.into_iter().collect();
     let missing: Vec<Uuid> = ids.into_iter().filter(|id| !entered.contains(id)).collect();
@@ -42,24 +47,69 @@ pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<
     rows.into_iter().map(|row| Ok((item(row.id)?, fingerprint(&row.fingerprint)?))).collect()
 }
 
-/// Deletes keys that were entered before `before`, `rows_max` at most: along an index that leaves
-/// the keys of documents out, whose kind stands in their bits. Those with a dead letter stay: it is
-/// a subquery, because a join might read all dead letters.
+/// Where a key stands among all, by age.
+pub type Place = (OffsetDateTime, Uuid);
+
+/// What came of a look at some keys.
+pub struct Pruned {
+    pub rows: u64,
+    /// The last one that was looked at, deleted or not; `None` when there was none.
+    pub last: Option<Place>,
+    /// There may be more behind it.
+    pub more: bool,
+}
+
+/// Looks at `rows_max` keys behind `after` that were entered before `before`, and deletes them: along
+/// an index that leaves the keys of documents out, whose kind stands in their bits. Those with a dead
+/// letter stay: it is a subquery, because a join might read all dead letters. They are not met again,
+/// so that each call looks at as many keys as it may, however many are held back: a key whose dead
+/// letter goes is renewed, or goes with it.
 pub async fn prune(
     connection: &mut PgConnection,
     before: OffsetDateTime,
+    after: Option<Place>,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<Pruned, Failure> {
+    let (after_at, after_id) = after.unwrap_or((OffsetDateTime::UNIX_EPOCH, Uuid::nil()));
     let pruned = sqlx::query!(
-        "delete from keyed_writes where ctid = any(array(
-             select ctid from keyed_writes
-             where applied_at < $1 and get_byte(uuid_send(id), 12) >> 4 <> 10
-                 and (select id from dead_letters where dead_letters.id = keyed_writes.id) is null
-             order by applied_at limit $2 for update skip locked))",
+        r#"with page as materialized (
+               select ctid, id, applied_at from keyed_writes
+               where applied_at < $1 and applied_at >= $2 and (applied_at > $2 or id > $3)
+                   and get_byte(uuid_send(id), 12) >> 4 <> 10
+               order by applied_at, id limit $4),
+           gone as (
+               delete from keyed_writes where ctid = any(array(
+                   select ctid from page
+                   where (select id from dead_letters where dead_letters.id = page.id) is null))
+               returning id)
+           select id, applied_at, (select count(*) from page) as "looked_at!", (select count(*) from gone) as "gone!"
+           from page order by applied_at desc, id desc limit 1"#,
         before,
+        after_at,
+        after_id,
         rows_max
     );
-    Ok(pruned.execute(connection).await?.rows_affected())
+    let Some(pruned) = pruned.fetch_optional(connection).await? else {
+        return Ok(Pruned { rows: 0, last: None, more: false });
+    };
+    Ok(Pruned {
+        rows: pruned.gone.unsigned_abs(),
+        last: Some((pruned.applied_at, pruned.id)),
+        more: pruned.looked_at >= rows_max,
+    })
+}
+
+/// Keys of dead letters that this transaction applied are as old as that: without its row nothing else
+/// holds a key back. Nobody waits for these rows: each belongs to a dead letter that is locked.
+pub async fn renew(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
+    if !ids.is_empty() {
+        let renewed = sqlx::query!(
+            "update keyed_writes set applied_at = greatest(applied_at, clock_timestamp()) where id = any($1)",
+            ids
+        );
+        renewed.execute(connection).await?;
+    }
+    Ok(())
 }
 
 /// Deletes the keys of documents that this transaction deleted.

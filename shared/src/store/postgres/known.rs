@@ -1,8 +1,10 @@
 //! What this process remembers of its database, to ask it less. All of it is bounded, may be
 //! forgotten at any time, and is remembered only after a commit.
+use std::sync::Mutex;
 use std::sync::atomic::AtomicI32;
 
 use super::collections::Compiled;
+use super::keys;
 use super::partitions::Partitions;
 use super::points::KnownTypes;
 use super::rollups::KnownRollups;
@@ -15,4 +17,18 @@ pub struct Known {
     pub rollups: KnownRollups,
     /// The hour before which all rollups of hours were deleted last; 0 when none were.
     pub hours_pruned_before: AtomicI32,
+    /// The last key that was looked at for pruning: those before it have dead letters.
+    keys_pruned: Mutex<Option<keys::Place>>,
+}
+
+impl Known {
+    pub fn last_key(&self) -> Option<keys::Place> {
+        *self.keys_pruned.lock().expect("no code panics while it holds this lock")
+    }
+
+    /// Where the next look begins; it begins where the last one did when there was nothing.
+    pub fn looked_at_keys(&self, last: Option<keys::Place>) {
+        let mut pruned = self.keys_pruned.lock().expect("no code panics while it holds this lock");
+        *pruned = last.or(*pruned);
+    }
 }

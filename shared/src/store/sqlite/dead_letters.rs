@@ -34,6 +34,11 @@ pub const BURY: &str = "insert into dead_letters \
     (id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms) values (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
     on conflict do nothing";
 
+/// That its id belongs to another body is told also of a row that is there: `force` must not apply it.
+/// One that was discarded is decided.
+pub const TELL_REUSED: &str = "update dead_letters set reason = ?2, detail = ?3, set_aside_at_ms = ?4 \
+    where id = ?1 and reason <> ?2 and discarded_at_ms is null";
+
 pub const TAKE: &str = "delete from dead_letters where id in (select unhex(value) from json_each(?1))";
 
 pub const KEEP: &str = "update dead_letters set reason = ?2, detail = ?3, set_aside_at_ms = ?4 where id = ?1";
@@ -69,7 +74,11 @@ pub async fn discard(connection: &mut SqliteConnection, id: Uuid) -> Result<bool
 pub async fn bury(connection: &mut SqliteConnection, message: &DeadMessage) -> Result<(), Failure> {
     let row = message.row();
     let query = sqlx::query(BURY).bind(row.id).bind(MESSAGE_KIND).bind(row.reason).bind(row.detail);
-    query.bind(row.item).bind(clock::now_ms()).execute(connection).await?;
+    query.bind(row.item).bind(clock::now_ms()).execute(&mut *connection).await?;
+    if row.reason == Reason::DigestMismatch.name() {
+        let query = sqlx::query(TELL_REUSED).bind(row.id).bind(row.reason).bind(message.row().detail);
+        query.bind(clock::now_ms()).execute(connection).await?;
+    }
     Ok(())
 }
 
@@ -188,7 +197,7 @@ async fn within(
     Ok(redriven)
 }
 
-/// The row of what was applied goes; that of what failed again says why.
+/// The row of what was applied goes, and its key is as old as that; that of what failed again says why.
 async fn settle(
     connection: &mut SqliteConnection,
     redriven: &[Redriven],
@@ -205,7 +214,9 @@ async fn settle(
             RedriveOutcome::NeedsForce => {}
         }
     }
-    sqlx::query(TAKE).bind(json(&applied)).execute(connection).await?;
+    let applied = json(&applied);
+    sqlx::query(TAKE).bind(&applied).execute(&mut *connection).await?;
+    sqlx::query(keys::RENEW).bind(&applied).bind(now_ms).execute(connection).await?;
     Ok(())
 }
 

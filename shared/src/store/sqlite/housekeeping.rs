@@ -1,6 +1,6 @@
 //! What is deleted because of its age. Each step is a transaction of its own and bounded: other writes
 //! wait for the one under way, and come before the next.
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
@@ -12,15 +12,10 @@ use super::{documents, keys, points};
 use crate::clock;
 use crate::id::MessageId;
 use crate::rollup::Resolution;
+use crate::store::ledger::keys_before_ms;
 use crate::store::{Housekept, Retention, StoreError};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
-
-/// The keys of documents are left to their documents.
-pub const KEYS: &str = "delete from keyed_writes where id in \
-    (select id from keyed_writes where applied_at_ms < ?1 and substr(hex(id), 25, 1) <> 'A' \
-    and not exists (select 1 from dead_letters where dead_letters.id = keyed_writes.id) \
-    order by applied_at_ms limit ?2)";
 
 pub const ROLLUPS: &str = "delete from rollups where (resolution, type, period) in \
     (select resolution, type, period from rollups where resolution = ?1 and period < ?2 \
@@ -56,15 +51,27 @@ pub const DELETED: &str = "delete from documents where rowid in \
     order by accepted_at_ms limit ?3) returning id";
 
 /// Once its message is forgotten, too: without its row the item would look applied. In hexadecimal a
-/// keyed id has 8 or more at that place.
+/// keyed id has 8 or more at that place. A key goes with its dead letter, and is as young as the discard.
 pub const DISCARDED: &str = "delete from dead_letters where rowid in \
     (select rowid from dead_letters where discarded_at_ms is not null and discarded_at_ms < ?1 \
-    and case when substr(hex(id), 25, 1) < '8' then id <= ?2 else accepted_at_ms < ?3 end \
+    and case when substr(hex(id), 25, 1) < '8' then id <= ?2 \
+    else max(accepted_at_ms, discarded_at_ms) < ?3 end \
     order by discarded_at_ms limit ?4) returning id";
 
 /// The schema is a short list.
 const TABLES: &str = "select name from sqlite_schema \
     where type = 'table' and name glob 'points_[0-9]*' and name < ?1 order by name limit 2";
+
+/// What may be forgotten as far as the queue is concerned, and for how long keys are promised.
+#[derive(Clone, Copy)]
+struct Forget {
+    before_ms: i64,
+    remembered_ms: i64,
+}
+
+/// The last key that was looked at for pruning, for as long as this process runs: those before it have
+/// dead letters.
+pub type LastKey = Mutex<Option<keys::Place>>;
 
 enum Step {
     /// Of the oldest day before the one of this table.
@@ -78,15 +85,11 @@ enum Step {
     Messages {
         before_ms: i64,
     },
-    Keys {
-        before_ms: i64,
-    },
-    Tombstones {
-        before_ms: i64,
-    },
+    Keys(Forget),
+    Tombstones(Forget),
     Discarded {
         discarded_before_ms: i64,
-        before_ms: i64,
+        forget: Forget,
     },
     Documents {
         collection: String,
@@ -98,15 +101,22 @@ enum Step {
 pub async fn housekeep(
     files: &Files,
     cache: &Arc<Cache>,
+    last_key: &LastKey,
     retention: Retention,
 ) -> Result<Housekept, StoreError> {
+    const LOCKED: &str = "no code panics while it holds this lock";
     let mut kept = Housekept::default();
     for step in steps(files, &retention).await? {
         let (cache, rows_max) = (Arc::clone(cache), retention.rows_max);
+        let after = *last_key.lock().expect(LOCKED);
         let done = files.write("housekeep", move |connection| {
-            Box::pin(async move { run(connection, &cache, &step, rows_max).await })
+            Box::pin(async move { run(connection, &cache, &step, after, rows_max).await })
         });
-        let done = done.await?;
+        // Remembered only after the commit.
+        let (done, last) = done.await?;
+        if last.is_some() {
+            *last_key.lock().expect(LOCKED) = last;
+        }
         kept.rows += done.rows;
         kept.partitions += done.partitions;
         kept.more |= done.more;
@@ -130,11 +140,12 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreE
     // What nothing asks for any more that may still come of the queue.
     if let Some(before_ms) = retention.forget_before_ms {
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
+        let forget = Forget { before_ms, remembered_ms: retention.remembered_ms };
         steps.extend([
             Step::Messages { before_ms },
-            Step::Keys { before_ms },
-            Step::Tombstones { before_ms },
-            Step::Discarded { discarded_before_ms, before_ms },
+            Step::Keys(forget),
+            Step::Tombstones(forget),
+            Step::Discarded { discarded_before_ms, forget },
         ]);
     }
     steps.extend(bounded.await?.into_iter().map(|(collection, days)| {
@@ -149,27 +160,34 @@ async fn run(
     connection: &mut SqliteConnection,
     cache: &Cache,
     step: &Step,
+    after: Option<keys::Place>,
     rows_max: u32,
-) -> Result<Housekept, Failure> {
+) -> Result<(Housekept, Option<keys::Place>), Failure> {
     let rows = match step {
-        Step::Points { first_kept } => return drop_points(connection, first_kept, rows_max).await,
+        Step::Points { first_kept } => {
+            return Ok((drop_points(connection, first_kept, rows_max).await?, None));
+        }
         Step::Documents { collection, below } => {
-            return delete_documents(connection, cache, collection, *below, rows_max).await;
+            return Ok((delete_documents(connection, cache, collection, *below, rows_max).await?, None));
+        }
+        Step::Keys(forget) => {
+            let Some((_, before_ms)) = floor_and_keys(connection, forget).await? else {
+                return Ok((Housekept::default(), None));
+            };
+            let pruned = keys::prune(connection, before_ms, after, rows_max).await?;
+            return Ok((Housekept { rows: pruned.rows, partitions: 0, more: pruned.more }, pruned.last));
         }
         Step::Rollups { resolution, below } => {
             let query = sqlx::query(ROLLUPS).bind(*resolution as i16).bind(*below).bind(rows_max);
             query.execute(connection).await?.rows_affected()
         }
         Step::Messages { before_ms } => forget_messages(connection, *before_ms, rows_max).await?,
-        Step::Keys { before_ms } => {
-            sqlx::query(KEYS).bind(*before_ms).bind(rows_max).execute(connection).await?.rows_affected()
-        }
-        Step::Tombstones { before_ms } => forget_tombstones(connection, *before_ms, rows_max).await?,
-        Step::Discarded { discarded_before_ms, before_ms } => {
-            forget_discarded(connection, *discarded_before_ms, *before_ms, rows_max).await?
+        Step::Tombstones(forget) => forget_tombstones(connection, forget, rows_max).await?,
+        Step::Discarded { discarded_before_ms, forget } => {
+            forget_discarded(connection, *discarded_before_ms, forget, rows_max).await?
         }
     };
-    Ok(Housekept { rows, partitions: 0, more: rows >= u64::from(rows_max) })
+    Ok((Housekept { rows, partitions: 0, more: rows >= u64::from(rows_max) }, None))
 }
 
 /// The floor rises in the transaction in which the rows go.
@@ -190,12 +208,12 @@ async fn forget_messages(
 
 async fn forget_tombstones(
     connection: &mut SqliteConnection,
-    before_ms: i64,
+    forget: &Forget,
     rows_max: u32,
 ) -> Result<u64, Failure> {
-    let Some(floor) = floor(connection).await? else { return Ok(0) };
+    let Some((floor, before_ms)) = floor_and_keys(connection, forget).await? else { return Ok(0) };
     // An insert is hardly ever younger than its delete: little is walked over that must stay.
-    let query = sqlx::query_scalar(DELETED).bind(before_ms.min(floor.time_ms()));
+    let query = sqlx::query_scalar(DELETED).bind(before_ms);
     let query = query.bind(floor.last_item()).bind(rows_max);
     let deleted: Vec<Option<Uuid>> = query.fetch_all(&mut *connection).await?;
     keys::forget(connection, &deleted.iter().flatten().copied().collect::<Vec<_>>()).await?;
@@ -205,19 +223,24 @@ async fn forget_tombstones(
 async fn forget_discarded(
     connection: &mut SqliteConnection,
     discarded_before_ms: i64,
-    before_ms: i64,
+    forget: &Forget,
     rows_max: u32,
 ) -> Result<u64, Failure> {
-    let Some(floor) = floor(connection).await? else { return Ok(0) };
+    let Some((floor, keys_before_ms)) = floor_and_keys(connection, forget).await? else { return Ok(0) };
     let query = sqlx::query_scalar(DISCARDED).bind(discarded_before_ms).bind(floor.last_item());
-    let discarded: Vec<Uuid> = query.bind(before_ms).bind(rows_max).fetch_all(&mut *connection).await?;
+    let discarded: Vec<Uuid> = query.bind(keys_before_ms).bind(rows_max).fetch_all(&mut *connection).await?;
     keys::forget(connection, &discarded).await?;
     Ok(discarded.len() as u64)
 }
 
-/// `None` while nothing was forgotten.
-async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, Failure> {
-    Ok(MessageId::from_uuid(sqlx::query_scalar(FLOOR).fetch_one(connection).await?))
+/// The floor, and before when keys may be forgotten; `None` while no ledger row was.
+async fn floor_and_keys(
+    connection: &mut SqliteConnection,
+    forget: &Forget,
+) -> Result<Option<(MessageId, i64)>, Failure> {
+    let floor: Uuid = sqlx::query_scalar(FLOOR).fetch_one(connection).await?;
+    let Some(floor) = MessageId::from_uuid(floor) else { return Ok(None) };
+    Ok(Some((floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
 }
 
 /// Empties the oldest day whose last point is too old, and drops it once nothing is left of it: to

@@ -3,20 +3,63 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
+use uuid::fmt::Simple;
 
 use super::files::Failure;
 use super::{fingerprint_of, json};
+use crate::id::ItemKey;
 use crate::message::Message;
-use crate::store::plan::{self, Earlier};
+use crate::store::plan::{self, Earlier, Entered};
 
 pub const ENTER: &str = "insert into keyed_writes (id, fingerprint, applied_at_ms) \
-    select unhex(value ->> 0), unhex(value ->> 1), ?2 from json_each(?1) where true \
+    select unhex(value ->> 0), unhex(value ->> 1), max(?2, value ->> 2) from json_each(?1) where true \
     on conflict do nothing returning id";
 
 pub const EARLIER: &str = "select id, fingerprint from keyed_writes \
     where id in (select unhex(value) from json_each(?1))";
 
 pub const FORGET: &str = "delete from keyed_writes where id in (select unhex(value) from json_each(?1))";
+
+/// Without its dead letter nothing holds a key back but its age.
+pub const RENEW: &str = "update keyed_writes set applied_at_ms = max(applied_at_ms, ?2) \
+    where id in (select unhex(value) from json_each(?1))";
+
+/// Keys behind a place among all, by age, and whether a dead letter holds them back. Those of documents
+/// are left to their documents.
+pub const PAGE: &str = "select applied_at_ms, id, \
+    exists (select 1 from dead_letters where dead_letters.id = keyed_writes.id) from keyed_writes \
+    where (applied_at_ms, id) > (?1, ?2) and applied_at_ms < ?3 and substr(hex(id), 25, 1) <> 'A' \
+    order by applied_at_ms, id limit ?4";
+
+/// Where a key stands among all, by age.
+pub type Place = (i64, Uuid);
+
+/// What came of a look at some keys.
+pub struct Pruned {
+    pub rows: u64,
+    /// The last one that was looked at, deleted or not; `None` when there was none.
+    pub last: Option<Place>,
+    /// There may be more behind it.
+    pub more: bool,
+}
+
+/// Looks at `rows_max` keys behind `after` that were entered before `before_ms`, and deletes them.
+/// Those with a dead letter stay, and are not met again, so that each call looks at as many keys as it
+/// may, however many are held back: a key whose dead letter goes is renewed, or goes with it.
+pub async fn prune(
+    connection: &mut SqliteConnection,
+    before_ms: i64,
+    after: Option<Place>,
+    rows_max: u32,
+) -> Result<Pruned, Failure> {
+    let (after_ms, after_id) = after.unwrap_or((i64::MIN, Uuid::nil()));
+    let page = sqlx::query_as(PAGE).bind(after_ms).bind(after_id).bind(before_ms).bind(rows_max);
+    let page: Vec<(i64, Uuid, bool)> = page.fetch_all(&mut *connection).await?;
+    let free: Vec<Uuid> = page.iter().filter(|(.., is_held)| !is_held).map(|(_, id, _)| *id).collect();
+    forget(connection, &free).await?;
+    let last = page.last().map(|(at_ms, id, _)| (*at_ms, *id));
+    Ok(Pruned { rows: free.len() as u64, last, more: page.len() >= rows_max as usize })
+}
 
 /// Deletes the keys of items that this transaction deleted; ids without a key are passed over.
 pub async fn forget(connection: &mut SqliteConnection, ids: &[Uuid]) -> Result<(), Failure> {
@@ -25,6 +68,10 @@ pub async fn forget(connection: &mut SqliteConnection, ids: &[Uuid]) -> Result<(
         sqlx::query(FORGET).bind(json(&ids)).execute(connection).await?;
     }
     Ok(())
+}
+
+fn row(id: ItemKey, entered: &Entered) -> (Simple, String, i64) {
+    (id.as_uuid().simple(), entered.fingerprint.to_string(), entered.accepted_at_ms)
 }
 
 /// Enters the keys of new messages and returns those that were there before.
@@ -37,8 +84,7 @@ pub async fn enter(
     if keys.is_empty() {
         return Ok(Earlier::new());
     }
-    let rows: Vec<_> =
-        keys.iter().map(|(id, fingerprint)| (id.as_uuid().simple(), fingerprint.to_string())).collect();
+    let rows: Vec<_> = keys.iter().map(|(id, entered)| row(*id, entered)).collect();
     let entered = sqlx::query(ENTER).bind(json(&rows)).bind(now_ms).fetch_all(&mut *connection).await?;
     let entered: HashSet<Uuid> = entered.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let known: Vec<_> = keys.keys().filter(|id| !entered.contains(&id.as_uuid())).collect();
@@ -47,7 +93,7 @@ pub async fn enter(
     }
     let ids: Vec<_> = known.iter().map(|id| id.as_uuid().simple()).collect();
     let rows = sqlx::query_as::<_, (Uuid, Vec<u8>)>(EARLIER).bind(json(&ids)).fetch_all(connection).await?;
-    let row = |(id, bytes)| Ok((id, fingerprint_of(bytes)?));
-    let fingerprints = rows.into_iter().map(row).collect::<Result<HashMap<_, _>, sqlx::Error>>()?;
+    let known_as = |(id, bytes)| Ok((id, fingerprint_of(bytes)?));
+    let fingerprints = rows.into_iter().map(known_as).collect::<Result<HashMap<_, _>, sqlx::Error>>()?;
     Ok(known.into_iter().filter_map(|id| Some((*id, *fingerprints.get(&id.as_uuid())?))).collect())
 }

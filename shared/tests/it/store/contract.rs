@@ -45,6 +45,7 @@ mod dead_letters;
 pub mod dead_messages;
 mod documents;
 mod floor;
+mod forgotten_keys;
 mod housekeeping;
 mod indexes;
 mod keys;

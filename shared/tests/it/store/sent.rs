@@ -1,4 +1,5 @@
 //! What tests send to a store: items of every kind, keyed or not, and messages of them.
+use bytes::Bytes;
 use shared::id::{ItemKey, Kind};
 use shared::keyed::{self, Fingerprint, Keyed};
 use shared::message::{Builder, Message, decode, encode};
@@ -74,6 +75,15 @@ impl Messages {
 
     /// Through the wire format, as the consumer gets it.
     fn build(&mut self, time_ms: i64, items: &[Item], is_awaited: impl Fn(usize) -> bool) -> Message {
+        decode(&self.encoded(time_ms, items, is_awaited)).expect("a message")
+    }
+
+    /// A message as it travels.
+    pub fn body_at(&mut self, time_ms: i64, items: &[Item]) -> Bytes {
+        self.encoded(time_ms, items, |_| false)
+    }
+
+    fn encoded(&mut self, time_ms: i64, items: &[Item], is_awaited: impl Fn(usize) -> bool) -> Bytes {
         let mut builder = Builder::new(self.0.next(time_ms), time_ms + 7);
         for (index, item) in items.iter().enumerate() {
             let mut encoded = Vec::new();
@@ -83,6 +93,6 @@ impl Messages {
                 builder.await_last();
             }
         }
-        decode(&builder.finish().body).expect("a message")
+        builder.finish().body
     }
 }

@@ -263,6 +263,7 @@ async fn raw_points_lie_by_the_day_of_their_acceptance_and_go_as_days() {
         minutes_ms: since_ms,
         hours_ms: since_ms,
         discarded_ms: 90 * DAY_MS,
+        remembered_ms: 0,
         forget_before_ms: Some(NOON_MS + DAY_MS),
         rows_max: 100,
     };
@@ -290,6 +291,7 @@ async fn a_large_day_goes_a_part_at_a_time() {
         minutes_ms: 2 * age_ms,
         hours_ms: 2 * age_ms,
         discarded_ms: DAY_MS,
+        remembered_ms: 0,
         forget_before_ms: None,
         rows_max: 10,
     };
@@ -309,6 +311,9 @@ async fn each_step_of_housekeeping_is_a_transaction_of_its_own() {
     store.define("c", bounded).await.expect("is defined");
     let items = [point("t", NOON_MS, 1.0), with_key("k", increment("a", 1)), document("c", "{}")];
     let applied = apply(&store, &[Messages::new().of(&items)]).await;
+    // The floor rises above the key.
+    let later_ms = applied.committed_at_ms + DAY_MS / 2;
+    apply(&store, &[Messages::new().at(later_ms, &[increment("a", 1)])]).await;
     let mut file = file(&directory).await;
     let trap = "create trigger trap before delete on documents begin select raise(rollback, 'no'); end";
     execute(&mut file, trap).await;
@@ -318,6 +323,7 @@ async fn each_step_of_housekeeping_is_a_transaction_of_its_own() {
         minutes_ms: DAY_MS,
         hours_ms: DAY_MS,
         discarded_ms: DAY_MS,
+        remembered_ms: 0,
         forget_before_ms: Some(applied.committed_at_ms + DAY_MS),
         rows_max: 100,
     };
@@ -370,6 +376,7 @@ async fn nothing_is_left_of_the_fields_of_documents_that_went() {
         minutes_ms: DAY_MS,
         hours_ms: DAY_MS,
         discarded_ms: 90 * DAY_MS,
+        remembered_ms: 0,
         forget_before_ms: None,
         rows_max: 100,
     };

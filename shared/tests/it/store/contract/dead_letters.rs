@@ -13,6 +13,7 @@ use shared::write::Item;
 use tokio::sync::Barrier;
 use uuid::Uuid;
 
+use crate::store::contract::housekeeping::above_the_floor;
 use crate::store::sent::{delete, document, fingerprint, identity, increment, point, with_key};
 use crate::store::{Messages, NOON_MS, apply, fate, standing};
 
@@ -291,9 +292,7 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
 }
 
 async fn the_key_of_a_dead_letter_outlives_its_retention([one, other]: [Arc<dyn Store>; 2]) {
-    let mut messages = Messages::new();
-    // Their ledger rows stay.
-    messages.at(one.now_ms().await.expect("a time") + 2 * 86_400_000, &[increment("never sent", 1)]);
+    let mut messages = above_the_floor(&one, one.now_ms().await.expect("a time")).await;
     let item = with_key("k", increment("a", 1));
     set_aside(&one, &mut messages, std::slice::from_ref(&item)).await;
     let other_key = with_key("l", increment("b", 1));
@@ -307,6 +306,7 @@ async fn the_key_of_a_dead_letter_outlives_its_retention([one, other]: [Arc<dyn 
         minutes_ms: year_ms,
         hours_ms: year_ms,
         discarded_ms: year_ms,
+        remembered_ms: 0,
         forget_before_ms,
         rows_max: 100,
     };

@@ -19,6 +19,7 @@ on_both!(
     an_item_of_a_redriven_message_that_cannot_be_applied_is_set_aside_and_the_others_are_applied,
     what_still_cannot_be_read_stays_and_is_in_nobodys_way,
     a_body_under_a_reused_id_is_never_applied,
+    a_message_that_is_there_is_known_by_its_gravest_reason,
     a_discarded_message_is_never_applied_and_is_not_buried_anew,
     of_a_redrive_and_a_discard_at_once_one_has_its_way,
     redrives_and_the_queue_at_once_apply_a_message_once,
@@ -192,6 +193,33 @@ async fn a_body_under_a_reused_id_is_never_applied([one, other]: [Arc<dyn Store>
     assert_eq!(applied(&redrive(&other, everything(), false).await), [good]);
     assert_eq!((standing(&one, "a").await, standing(&one, "b").await), ((1, 1), (1, 1)));
     assert_eq!(letter(&one, id).await.expect("stays").item, kept.item);
+}
+
+/// An older build could not read it, and a newer one finds that its id belongs to another body: `force`
+/// must not apply it.
+async fn a_message_that_is_there_is_known_by_its_gravest_reason([one, other]: [Arc<dyn Store>; 2]) {
+    let mut messages = Messages::new();
+    let first = body(&mut messages, &[("a", 1)]);
+    let reused = another(&first);
+    let mismatch = DeadMessage::reused(reused.clone(), read(&first).id);
+    let id = bury(&one, &too_new(&reused)).await;
+    let before = letter(&one, id).await.expect("is there");
+    assert_eq!(before.reason, "unknown_version");
+    bury(&other, &mismatch).await;
+    let after = letter(&one, id).await.expect("is there");
+    assert_eq!((&*after.reason, &after.item), ("digest_mismatch", &before.item));
+    assert!(after.detail.contains("another body") && after.set_aside_at_ms >= before.set_aside_at_ms);
+    for again in [too_new(&reused), mismatch.clone()] {
+        bury(&one, &again).await;
+        assert_eq!(letter(&one, id).await.as_ref(), Some(&after));
+    }
+    // What was discarded is decided.
+    let discarded = body(&mut messages, &[("b", 1)]);
+    let id = bury(&one, &too_new(&discarded)).await;
+    assert!(one.discard(id).await.expect("is discarded"));
+    let decided = letter(&one, id).await;
+    bury(&one, &DeadMessage::reused(discarded.clone(), read(&discarded).id)).await;
+    assert_eq!(letter(&one, id).await, decided);
 }
 
 async fn a_discarded_message_is_never_applied_and_is_not_buried_anew([one, other]: [Arc<dyn Store>; 2]) {

@@ -9,7 +9,7 @@ use shared::store::{
 };
 
 use crate::store::contract::dead_messages::{another, body, bury, read, too_new};
-use crate::store::contract::housekeeping::{DAY_MS, LONG, housekeep_all};
+use crate::store::contract::housekeeping::{DAY_MS, LONG, above_the_floor, housekeep_all};
 use crate::store::sent::{delete, document, identity, increment, with_key};
 use crate::store::{Messages, NOON_MS, apply, fate, standing};
 
@@ -348,6 +348,10 @@ async fn a_discarded_dead_letter_goes_after_its_time_and_not_before_its_message(
     }
     until(NOON_MS + 2 * DAY_MS, -DAY_MS).await;
     assert_eq!(fate(&one, discarded[0]).await, Some(Fate::Forgotten));
+    assert_eq!(reason(fate(&one, discarded[1]).await), "unreadable", "its key is as young as the discard");
+    let now_ms = one.now_ms().await.expect("a time");
+    above_the_floor(&one, now_ms).await;
+    until(now_ms + DAY_MS, -DAY_MS).await;
     assert_eq!(fate(&one, discarded[1]).await, None, "not applied: its key went, too");
     for id in kept {
         assert_eq!(reason(fate(&one, id).await), "unreadable", "{id}");

@@ -29,6 +29,7 @@ pub const LONG: Retention = Retention {
     minutes_ms: 90 * DAY_MS,
     hours_ms: 90 * DAY_MS,
     discarded_ms: 90 * DAY_MS,
+    remembered_ms: 0,
     forget_before_ms: None,
     rows_max: 1_000,
 };
@@ -47,11 +48,29 @@ pub async fn housekeep_all(store: &Arc<dyn Store>, retention: Retention) -> u32 
     times
 }
 
+/// Raises the floor above everything that is entered today, and gives messages that lie above it.
+pub async fn above_the_floor(store: &Arc<dyn Store>, now_ms: i64) -> Messages {
+    apply(store, &[Messages::new().at(now_ms + 2 * DAY_MS, &[increment("passing", 1)])]).await;
+    housekeep_all(store, Retention { forget_before_ms: Some(now_ms + 4 * DAY_MS), ..LONG }).await;
+    let mut messages = Messages::new();
+    messages.at(now_ms + 5 * DAY_MS, &[increment("never sent", 1)]);
+    messages
+}
+
+/// A time of the store's clock that is later than everything before the call.
+pub async fn next_ms(store: &Arc<dyn Store>) -> i64 {
+    let before_ms = store.now_ms().await.expect("a time");
+    loop {
+        let now_ms = store.now_ms().await.expect("a time");
+        if now_ms > before_ms {
+            return now_ms;
+        }
+    }
+}
+
 async fn a_key_is_free_again_after_its_retention([one, other]: [Arc<dyn Store>; 2]) {
     const KEYS: usize = 25;
-    let mut messages = Messages::new();
-    // Their ledger rows stay.
-    messages.at(one.now_ms().await.expect("a time") + 2 * DAY_MS, &[increment("never sent", 1)]);
+    let mut messages = above_the_floor(&one, one.now_ms().await.expect("a time")).await;
     let items: Vec<Item> = (0..KEYS).map(|number| with_key(&number.to_string(), increment("a", 1))).collect();
     let applied = apply(&one, &[messages.of(&items)]).await;
     housekeep_all(&other, LONG).await;
@@ -100,7 +119,7 @@ async fn a_key_of_a_document_lives_as_long_as_its_document([one, other]: [Arc<dy
 }
 
 async fn a_key_stays_as_long_as_its_dead_letter([one, other]: [Arc<dyn Store>; 2]) {
-    let mut messages = Messages::new();
+    let mut messages = above_the_floor(&one, one.now_ms().await.expect("a time")).await;
     let items =
         [increment("a", i64::MAX), with_key("bad", increment("a", 1)), with_key("good", increment("b", 1))];
     let applied = apply(&one, &[messages.of(&items)]).await;

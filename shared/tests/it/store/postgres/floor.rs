@@ -14,6 +14,7 @@ const RETENTION: Retention = Retention {
     minutes_ms: 90 * DAY_MS,
     hours_ms: 90 * DAY_MS,
     discarded_ms: 90 * DAY_MS,
+    remembered_ms: 0,
     forget_before_ms: None,
     rows_max: 100,
 };

@@ -275,6 +275,7 @@ async fn a_buried_message_of_which_much_is_refused_stays_and_the_others_are_redr
         let names: Vec<String> = (0..10).map(|number| format!("poison{number}")).collect();
         let poison: Vec<_> = names.iter().map(|name| (&**name, 1)).collect();
         let poison = bury(&store, &too_new(&body(&mut messages, &poison))).await;
+        let before = store.dead_letter(poison).await.expect("is read").expect("is there");
         let mut good = Vec::new();
         // Ids are hashes of bodies: some lie before that one, some behind it.
         for _ in 0..12 {
@@ -294,7 +295,7 @@ async fn a_buried_message_of_which_much_is_refused_stays_and_the_others_are_redr
                 match redriven.outcome {
                     RedriveOutcome::Applied => assert!(good.contains(&redriven.id)),
                     RedriveOutcome::FailedAgain { reason, detail } => {
-                        assert_eq!((redriven.id, &*reason), (poison, "refused_by_store"));
+                        assert_eq!((redriven.id, &*reason), (poison, "unknown_version"));
                         assert!(detail.contains("items alike"), "{detail}");
                     }
                     RedriveOutcome::NeedsForce => panic!("nothing is old"),
@@ -302,9 +303,58 @@ async fn a_buried_message_of_which_much_is_refused_stays_and_the_others_are_redr
             }
         }
         assert_eq!((standing(&store, "a").await, dead_letters(&mut session).await), ((12, 12), 1));
+        assert_eq!(store.dead_letter(poison).await.expect("is read"), Some(before), "it says nothing of it");
         execute(&mut session, "drop trigger object on counters").await;
         assert_eq!(redrive_all(&store, false).await, [RedriveOutcome::Applied]);
         assert_eq!(standing(&store, "poison9").await, (1, 1));
+    })
+    .await;
+}
+
+/// A server that is not well says nothing of what it is given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redrive_at_a_server_that_is_not_well_leaves_every_letter_as_it_is() {
+    testkit::isolated("unwell", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        let mut messages = Messages::new();
+        let mut letters = vec![bury(&store, &too_new(&body(&mut messages, &[("a", 1)]))).await];
+        let sent = messages.increments(&[("full", i64::MAX), ("full", 1)]);
+        apply(&store, &[sent.clone(), messages.increments(&[("full", -9)])]).await;
+        letters.push(sent.item_key(1).as_uuid());
+        let all = async || {
+            let mut all = Vec::new();
+            for id in &letters {
+                all.push(store.dead_letter(*id).await.expect("is read").expect("is there"));
+            }
+            all
+        };
+        let before = all().await;
+        let asked = |id| Redrive {
+            filter: DeadLetterFilter { id: Some(id), ..DeadLetterFilter::default() },
+            after: None,
+            limit: 9,
+            dry_run: false,
+            force: false,
+        };
+        // A full disk, a read-only server, no connections, and a stop.
+        for code in ["53100", "25006", "53300", "57P01"] {
+            object_to(&mut session, "counters", "true", code).await;
+            for id in &letters {
+                let refused = unavailable(store.redrive(asked(*id)).await.expect_err("is refused"));
+                assert!(refused.contains(code), "{refused}");
+            }
+            assert_eq!(all().await, before, "{code}");
+        }
+        execute(&mut session, "drop trigger object on counters").await;
+        // Every batch, whatever is in it.
+        object_to(&mut session, "applied_message", "true", "22001").await;
+        let told = store.redrive(asked(letters[0])).await.expect("is redriven").items;
+        let RedriveOutcome::FailedAgain { reason, detail } = &told[0].outcome else { panic!("{told:?}") };
+        assert!(reason == "unknown_version" && detail.contains("any batch"), "{told:?}");
+        assert_eq!(all().await, before);
+        execute(&mut session, "drop trigger object on applied_message").await;
+        assert_eq!(redrive_all(&store, false).await, [RedriveOutcome::Applied, RedriveOutcome::Applied]);
     })
     .await;
 }

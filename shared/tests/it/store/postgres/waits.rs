@@ -288,6 +288,7 @@ async fn a_retention_that_is_lifted_while_housekeeping_waits_keeps_the_documents
             minutes_ms: 90 * day_ms,
             hours_ms: 90 * day_ms,
             discarded_ms: 90 * day_ms,
+            remembered_ms: 0,
             forget_before_ms: None,
             rows_max: 100,
         };

@@ -1,0 +1,174 @@
+//! What both stores promise of when a key is forgotten: not before nothing can come under it that would
+//! take effect once more.
+use std::sync::Arc;
+
+use shared::id::Kind;
+use shared::message::{Message, Undecodable};
+use shared::store::{DeadMessage, Fate, Housekept, KeyedVerdict, Retention, Store, Stored};
+use shared::write::Item;
+
+use crate::store::contract::dead_letters::{applied, everything, redrive, set_aside};
+use crate::store::contract::dead_messages::bury;
+use crate::store::contract::housekeeping::{DAY_MS, LONG, above_the_floor, housekeep_all, next_ms};
+use crate::store::sent::{delete, document, identity, increment, with_key};
+use crate::store::{Messages, apply, fate, standing};
+
+on_both!(
+    a_key_lives_for_its_retention_after_the_redrive,
+    a_key_lives_for_its_retention_after_the_discard,
+    a_key_stays_until_the_floor_guards_what_waits_among_the_dead_letters,
+    a_retry_among_the_dead_letters_is_guarded_as_long_as_any,
+    a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters,
+    a_key_that_a_clock_behind_entered_lives_as_long_as_any,
+    pruning_looks_at_so_many_keys_at_a_time_and_at_none_twice,
+);
+
+async fn forget(store: &Arc<dyn Store>, before_ms: i64) {
+    housekeep_all(store, Retention { forget_before_ms: Some(before_ms), ..LONG }).await;
+}
+
+async fn is_applied(store: &Arc<dyn Store>, key: &str) -> bool {
+    matches!(fate(store, identity(Kind::Increment, key, 0)).await, Some(Fate::Applied { .. }))
+}
+
+async fn verdict(store: &Arc<dyn Store>, message: Message) -> KeyedVerdict {
+    apply(store, &[message]).await.keyed[0].verdict
+}
+
+/// A message that only a newer build reads.
+async fn bury_unread(store: &Arc<dyn Store>, messages: &mut Messages, at_ms: i64, items: &[Item]) {
+    let body = messages.body_at(at_ms, items);
+    bury(store, &DeadMessage::undecodable(body, &Undecodable::Version(9))).await;
+}
+
+/// Its age does not count from when the item was set aside: the client may not know of it yet.
+async fn a_key_lives_for_its_retention_after_the_redrive([one, other]: [Arc<dyn Store>; 2]) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = above_the_floor(&one, now_ms).await;
+    let item = with_key("k", increment("a", 1));
+    set_aside(&one, &mut messages, std::slice::from_ref(&item)).await;
+    // Later than what was set aside, and earlier than the redrive.
+    let between_ms = next_ms(&one).await;
+    next_ms(&one).await;
+    assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1);
+    forget(&one, between_ms).await;
+    assert!(is_applied(&one, "k").await);
+    assert_eq!(verdict(&other, messages.of(&[item])).await, KeyedVerdict::Repeated);
+    assert_eq!(standing(&one, "a").await, (1, 1), "by the redrive alone");
+}
+
+/// However short the retention of what was discarded is.
+async fn a_key_lives_for_its_retention_after_the_discard([one, other]: [Arc<dyn Store>; 2]) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = above_the_floor(&one, now_ms).await;
+    let item = with_key("k", increment("a", 1));
+    let id = set_aside(&one, &mut messages, std::slice::from_ref(&item)).await[0];
+    let between_ms = next_ms(&one).await;
+    next_ms(&one).await;
+    assert!(one.discard(id.as_uuid()).await.expect("is discarded"));
+    let at_once = |before_ms| Retention { discarded_ms: -DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
+    housekeep_all(&other, at_once(between_ms)).await;
+    assert_eq!(verdict(&one, messages.of(std::slice::from_ref(&item))).await, KeyedVerdict::Repeated);
+    let long = Retention { remembered_ms: 3 * DAY_MS, ..at_once(now_ms + DAY_MS) };
+    housekeep_all(&other, long).await;
+    assert_eq!(verdict(&one, messages.of(std::slice::from_ref(&item))).await, KeyedVerdict::Repeated);
+    assert_eq!(standing(&one, "a").await, (0, 0), "it is never applied");
+    // From here on it is a new one.
+    housekeep_all(&other, at_once(now_ms + DAY_MS)).await;
+    assert_eq!(verdict(&one, messages.of(&[item])).await, KeyedVerdict::Applied);
+}
+
+/// The ledger may be behind: by whole days on Postgres, by what one call deletes on SQLite.
+async fn a_key_stays_until_the_floor_guards_what_waits_among_the_dead_letters(
+    [one, other]: [Arc<dyn Store>; 2],
+) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = Messages::new();
+    let item = with_key("k", increment("a", 1));
+    apply(&one, &[messages.at(now_ms, &[increment("first", 1)])]).await;
+    bury_unread(&one, &mut messages, now_ms, std::slice::from_ref(&item)).await;
+    apply(&one, &[messages.at(now_ms, &[item])]).await;
+    let behind = Retention { forget_before_ms: Some(next_ms(&one).await), rows_max: 1, ..LONG };
+    one.housekeep(behind).await.expect("is kept");
+    redrive(&other, everything(), false).await;
+    assert_eq!(standing(&one, "a").await, (1, 1));
+}
+
+/// One that came within the time for which keys are promised, which may be on another day.
+async fn a_retry_among_the_dead_letters_is_guarded_as_long_as_any([one, other]: [Arc<dyn Store>; 2]) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = Messages::new();
+    let item = with_key("k", increment("a", 1));
+    apply(&one, &[messages.of(std::slice::from_ref(&item))]).await;
+    apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
+    bury_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, std::slice::from_ref(&item)).await;
+    let kept = |before_ms| Retention { remembered_ms: 2 * DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
+    housekeep_all(&one, kept(now_ms + 2 * DAY_MS)).await;
+    assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1, "it is not too old");
+    assert_eq!(standing(&one, "a").await, (1, 1));
+    // Once the floor is as far, its message would be too old.
+    apply(&one, &[messages.at(now_ms + 4 * DAY_MS, &[increment("passing", 1)])]).await;
+    housekeep_all(&one, kept(now_ms + 6 * DAY_MS)).await;
+    assert!(!is_applied(&one, "k").await);
+}
+
+async fn a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters(
+    [one, other]: [Arc<dyn Store>; 2],
+) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = Messages::new();
+    let item = with_key("k", document("c", "{}"));
+    let id = identity(Kind::Document, "k", 0);
+    apply(&one, &[messages.of(std::slice::from_ref(&item)), messages.of(&[delete("c", id)])]).await;
+    apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
+    bury_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, &[item]).await;
+    // It was deleted long ago, by the time of its message.
+    let remembered_ms = now_ms - crate::store::NOON_MS + 2 * DAY_MS;
+    let kept = Retention { remembered_ms, forget_before_ms: Some(now_ms + 2 * DAY_MS), ..LONG };
+    housekeep_all(&one, kept).await;
+    assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1, "it is not too old");
+    assert_eq!(one.document("c", id).await.expect("is read"), Some(Stored::Deleted));
+}
+
+/// The store's clock was behind when the key was entered: its message tells a later time.
+async fn a_key_that_a_clock_behind_entered_lives_as_long_as_any([one, other]: [Arc<dyn Store>; 2]) {
+    let now_ms = one.now_ms().await.expect("a time");
+    above_the_floor(&one, now_ms).await;
+    let mut messages = Messages::new();
+    messages.at(now_ms + 5 * DAY_MS, &[increment("never sent", 1)]);
+    let item = with_key("k", increment("a", 1));
+    apply(&one, &[messages.at(now_ms + DAY_MS, std::slice::from_ref(&item))]).await;
+    forget(&one, now_ms + DAY_MS / 2).await;
+    assert_eq!(verdict(&other, messages.of(std::slice::from_ref(&item))).await, KeyedVerdict::Repeated);
+    forget(&one, now_ms + DAY_MS + 3_600_000).await;
+    assert_eq!(verdict(&other, messages.of(&[item])).await, KeyedVerdict::Applied);
+}
+
+/// Those that dead letters hold back are many where many items were set aside.
+async fn pruning_looks_at_so_many_keys_at_a_time_and_at_none_twice([one, _]: [Arc<dyn Store>; 2]) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = above_the_floor(&one, now_ms).await;
+    let keyed = |name: &str| with_key(name, increment("a", 1));
+    let held: Vec<Item> = (0..30).map(|number| keyed(&format!("held{number}"))).collect();
+    set_aside(&one, &mut messages, &held).await;
+    next_ms(&one).await;
+    let free: Vec<Item> = (0..5).map(|number| keyed(&format!("free{number}"))).collect();
+    apply(&one, &[messages.of(&free)]).await;
+    let few = Retention { forget_before_ms: Some(now_ms + DAY_MS), rows_max: 10, ..LONG };
+    let housekeep = async || {
+        let Housekept { rows, more, .. } = one.housekeep(few).await.expect("is kept");
+        (rows, more)
+    };
+    for expected in [(0, true), (0, true), (0, true), (5, false), (0, false)] {
+        assert_eq!(housekeep().await, expected);
+    }
+    next_ms(&one).await;
+    apply(&one, &[messages.of(&[keyed("later")])]).await;
+    assert_eq!(housekeep().await, (1, false));
+    assert!(!is_applied(&one, "later").await && !is_applied(&one, "free0").await);
+    // What was redriven is as old as that, and is met behind those.
+    let redriven = redrive(&one, everything(), false).await.len();
+    assert_eq!(redriven, 30);
+    housekeep_all(&one, few).await;
+    assert!(!is_applied(&one, "held7").await);
+}
