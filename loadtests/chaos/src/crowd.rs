@@ -200,10 +200,10 @@ async fn status(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> anyhow::Result<
     buffer.clear();
     loop {
         ensure!(stream.read_buf(buffer).await? > 0, "the connection was closed");
-        if let Some((status, length)) = parse(buffer)? {
-            if buffer.len() >= length {
-                return Ok(status);
-            }
+        if let Some((status, length)) = parse(buffer)?
+            && buffer.len() >= length
+        {
+            return Ok(status);
         }
         ensure!(buffer.len() < RESPONSE_BYTES_MAX, "the response does not end");
     }
