@@ -87,6 +87,8 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
         let without = "this build has no embedded form: set AMQP_URL and DATABASE_URL";
         anyhow::ensure!(cfg!(feature = "embedded"), without);
         backend.store.migrate().await?;
+        // Before the first id.
+        backend.learn_floor().await?;
     } else {
         program::tell_missing_servers(&config).await;
         if config.store.migrate {

@@ -216,7 +216,7 @@ async fn forget_discarded(
 }
 
 /// `None` while nothing was forgotten.
-async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, Failure> {
+pub async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, Failure> {
     Ok(MessageId::from_uuid(sqlx::query_scalar(FLOOR).fetch_one(connection).await?))
 }
 
