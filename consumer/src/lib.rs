@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::announce::Announcer;
 use crate::dead_queue::DeadQueue;
 use crate::housekeeping::Housekeeping;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, PROBE_HELD_MAX};
 use crate::merge::MergeLimits;
 use crate::status::Status;
 
@@ -58,6 +58,7 @@ impl Consumer {
                 linger_max: Duration::from_millis(queue.linger_ms_max),
             },
             prefetch: queue.prefetch,
+            probe_held_max: PROBE_HELD_MAX,
             status: Arc::new(Status::default()),
         };
         let dead_queue = DeadQueue {
@@ -65,6 +66,7 @@ impl Consumer {
             store: backend.store.clone(),
             ids: backend.ids.clone(),
             announcer: announcer.clone(),
+            held_max: PROBE_HELD_MAX,
             status: ingest.status.clone(),
         };
         let housekeeping = Housekeeping::new(config, backend, ingest.status.clone(), publisher);
