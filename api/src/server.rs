@@ -114,7 +114,7 @@ pub struct Server {
     waiters: Arc<Waiters>,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
-    over: Shutdown,
+    over: Vec<Shutdown>,
     ops: ops::Ops,
     background: Vec<JoinHandle<()>>,
     trigger: Trigger,
@@ -126,12 +126,13 @@ impl Server {
     pub fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::channel();
         let assembly = Assembly::new(config, backend, Door::of(config)?);
-        let background = assembly.spawn_background(backend, &shutdown);
+        let (background, mut over) = assembly.spawn_background(backend, &shutdown);
         // First the port that may be taken already, so that no request comes in vain.
         let ops = assembly.serve_ops(config)?;
         let (server, address) = assembly.serve_http(config)?;
         let handle = server.handle();
-        let (serving, over) = shutdown::watched(server);
+        let (serving, serving_over) = shutdown::watched(server);
+        over.push(serving_over);
         Ok(Self {
             address,
             ops_address: ops.address(),
@@ -152,8 +153,9 @@ impl Server {
         self.waiters.open()
     }
 
-    /// Resolves when it serves no more, which without a stop is a failure.
-    pub fn over(&self) -> Shutdown {
+    /// What hears the ends of its parts: of who serves, and of who hears events, looks after waits, the
+    /// store and the keys. Without a stop each is a failure.
+    pub fn over(&self) -> Vec<Shutdown> {
         self.over.clone()
     }
 
@@ -273,7 +275,11 @@ impl Assembly {
         }
     }
 
-    fn spawn_background(&self, backend: &Backend, shutdown: &Shutdown) -> Vec<JoinHandle<()>> {
+    fn spawn_background(
+        &self,
+        backend: &Backend,
+        shutdown: &Shutdown,
+    ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
@@ -292,14 +298,14 @@ impl Assembly {
             (self.waiters.clone(), self.store.clone(), self.store_breaker.clone());
         let doubts = doubts::settle(waiters, store, breaker, shutdown.clone());
         let mut tasks = vec![
-            tokio::spawn(cache_events.run(shutdown.clone())),
-            tokio::spawn(doubts),
-            tokio::spawn(probe.run(shutdown.clone())),
+            shutdown::watched(cache_events.run(shutdown.clone())),
+            shutdown::watched(doubts),
+            shutdown::watched(probe.run(shutdown.clone())),
         ];
         if let Door::Keyed(keys) = &*self.door {
-            tasks.push(tokio::spawn(keys.clone().follow(shutdown.clone())));
+            tasks.push(shutdown::watched(keys.clone().follow(shutdown.clone())));
         }
-        tasks
+        tasks.into_iter().unzip()
     }
 
     /// Binds and runs the public port.

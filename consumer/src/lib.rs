@@ -77,18 +77,24 @@ impl Consumer {
         self.ingest.status.clone()
     }
 
-    /// Works until the shutdown, then settles or gives back what is in hand. The ports stay open.
+    /// Works until the shutdown, then settles or gives back what is in hand. The ports stay open. Each of
+    /// its parts is needed, so the end of one of them is the end of all: whoever runs it must watch it.
     pub async fn run(self, shutdown: Shutdown) {
         // Ends after the ingest, which may have a batch to settle.
         let (quiet, until_quiet) = shutdown::channel();
-        let heartbeat = {
-            let (announcer, store) = (self.announcer.clone(), self.ingest.store.clone());
-            let status = self.status();
-            tokio::spawn(async move { announcer.run(store, status, until_quiet).await })
+        let (stop, stopping) = shutdown::channel();
+        let (announcer, store, status) = (self.announcer.clone(), self.ingest.store.clone(), self.status());
+        let heartbeat = async move { announcer.run(store, status, until_quiet).await };
+        let (heartbeat, no_heartbeat) = shutdown::watched(heartbeat);
+        let (housekeeping, no_housekeeping) = shutdown::watched(self.housekeeping.run(stopping.clone()));
+        let (dead_queue, no_dead_queue) = shutdown::watched(self.dead_queue.run(stopping.clone()));
+        let watch = async {
+            if ended_before(shutdown, [no_heartbeat, no_housekeeping, no_dead_queue]).await {
+                tracing::error!("a part of the consumer ended by itself, stopping");
+            }
+            stop.request();
         };
-        let housekeeping = tokio::spawn(self.housekeeping.run(shutdown.clone()));
-        let dead_queue = tokio::spawn(self.dead_queue.run(shutdown.clone()));
-        self.ingest.run(shutdown).await;
+        tokio::join!(self.ingest.run(stopping), watch);
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
         // It may be in the middle of a statement; the heartbeats go on until it is done.
         end("housekeeping", housekeeping, HOUSEKEEPING_PATIENCE).await;
@@ -99,6 +105,17 @@ impl Consumer {
         }
         self.announcer.goodbye();
         tracing::info!("consumer stopped");
+    }
+}
+
+/// Waits for the shutdown or for the end of a part; whether that was first.
+async fn ended_before(mut shutdown: Shutdown, [mut one, mut two, mut three]: [Shutdown; 3]) -> bool {
+    tokio::select! {
+        biased;
+        () = shutdown.requested() => false,
+        () = one.requested() => true,
+        () = two.requested() => true,
+        () = three.requested() => true,
     }
 }
 

@@ -23,6 +23,7 @@ use crate::id::{IdFloor, IdKeys};
 use crate::queue::embedded::EmbeddedQueue;
 use crate::queue::rabbitmq::{RabbitQueue, RabbitSettings};
 use crate::queue::{Queue, QueueLimits};
+use crate::shutdown::Shutdown;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
@@ -44,6 +45,11 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// What hears the ends of the tasks behind the ports, none of which ends before they are closed.
+    pub fn over(&self) -> Vec<Shutdown> {
+        [self.queue.over(), self.events.over()].concat()
+    }
+
     /// Asks the store up to which time it has forgotten ids: what is issued stays above it, also when
     /// it lies ahead of the clock.
     pub async fn learn_floor(&self) -> Result<(), StoreError> {

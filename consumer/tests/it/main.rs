@@ -200,6 +200,7 @@ mod private;
 mod probe;
 mod stops;
 mod store_away;
+mod watched;
 
 on_both_pairs! {
     what_waits_is_merged_into_few_transactions

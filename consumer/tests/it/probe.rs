@@ -75,7 +75,9 @@ impl Subscription for CountedSubscription {
 
     fn try_next(&mut self) -> Result<Option<Delivery>, Lost> {
         let delivery = self.subscription.try_next()?;
-        delivery.iter().for_each(|delivery| self.count(delivery));
+        if let Some(delivery) = &delivery {
+            self.count(delivery);
+        }
         Ok(delivery)
     }
 
