@@ -2,10 +2,8 @@
 //! missed. Whether something was is checked before anybody is answered from an event.
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::clock;
 use shared::event::{Body, Committed, Continuity, Event, Events, Heed, SILENCE_MAX, Signal};
 use shared::id::ItemKey;
 use shared::shutdown::Shutdown;
@@ -13,17 +11,14 @@ use shared::store::Counter;
 
 use crate::accept::identity::RecentKeys;
 use crate::cache::CounterCache;
+use crate::clock_check::{Ahead, ClockCheck};
 use crate::document_cache::DocumentCache;
-use crate::measure::metrics;
 use crate::read_cache::ReadCache;
 use crate::routes::metrics::question::Question;
 use crate::waiters::Waiters;
 
 /// How often is looked who fell silent, and whether the store is away for those who wait.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// Set while this replica's clock differs from the store's by more than is allowed.
-pub type ClockOff = Arc<AtomicBool>;
 
 pub struct CacheEvents {
     pub events: Arc<dyn Events>,
@@ -32,8 +27,7 @@ pub struct CacheEvents {
     pub metrics: Arc<ReadCache<Question>>,
     pub waiters: Arc<Waiters>,
     pub recent_keys: RecentKeys,
-    pub clock_off: ClockOff,
-    pub clock_skew_max: Duration,
+    pub clock: ClockCheck,
 }
 
 impl CacheEvents {
@@ -42,6 +36,7 @@ impl CacheEvents {
         let mut stream = self.events.subscribe().await;
         let mut continuity = Continuity::default();
         let mut consumers = Consumers::default();
+        let mut ahead = Ahead::default();
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -52,6 +47,9 @@ impl CacheEvents {
                         consumers.hear(&event, now);
                         self.heed(continuity.hear(&event, now));
                         self.take(&event);
+                        if let Some(store_ms) = event.store_time_ms {
+                            self.clock.heard(store_ms, &mut ahead);
+                        }
                     }
                     Signal::Interrupted => {
                         continuity.reset();
@@ -83,9 +81,6 @@ impl CacheEvents {
         if let Body::Committed(committed) = &event.body {
             self.take_committed(committed);
         }
-        if let Some(store_time_ms) = event.store_time_ms {
-            self.compare_clocks(clock::now_ms().saturating_sub(store_time_ms));
-        }
     }
 
     /// Keys and cached values first: who is answered may look at once.
@@ -97,16 +92,6 @@ impl CacheEvents {
         self.recent_keys.hear(committed);
         self.waiters.changed(&counters);
         self.waiters.hear(committed);
-    }
-
-    /// An event may be late, but never from the future: a lag alone reads as "ahead" by that lag,
-    /// so the bound must be larger than any lag that is worth a warning.
-    fn compare_clocks(&self, skew_ms: i64) {
-        metrics().clock_skew_ms.set(skew_ms);
-        let off = Duration::from_millis(skew_ms.unsigned_abs()) > self.clock_skew_max;
-        if self.clock_off.swap(off, Ordering::Relaxed) != off {
-            tracing::warn!(clock.skew_ms = skew_ms, clock.off = off, "clock compared with the store's");
-        }
     }
 }
 

@@ -87,6 +87,8 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
         let without = "this build has no embedded form: set AMQP_URL and DATABASE_URL";
         anyhow::ensure!(cfg!(feature = "embedded"), without);
         backend.store.migrate().await?;
+        // Before the first id.
+        backend.learn_floor().await?;
     } else {
         program::tell_missing_servers(&config).await;
         if config.store.migrate {
@@ -104,7 +106,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let consumer_over = consumer.as_ref().map(|(_, over)| over.clone());
     #[cfg(not(feature = "embedded"))]
     let consumer_over = None;
-    let parts = std::iter::once(server.over()).chain(consumer_over).collect();
+    let parts = server.over().into_iter().chain(backend.over()).chain(consumer_over).collect();
     greet(&config, &server, embedded);
     let stopped = program::stop_requested(signals, parts).await;
     server.stop().await;

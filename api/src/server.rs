@@ -3,7 +3,6 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
@@ -14,7 +13,7 @@ use shared::backend::Backend;
 use shared::breaker::{Breaker, BreakerLimits};
 use shared::config::{self, Config};
 use shared::event::Events;
-use shared::id::{IdIssuer, IdKeys};
+use shared::id::{IdFloor, IdIssuer, IdKeys};
 use shared::ops;
 use shared::queue::Publisher;
 use shared::shutdown::{self, Shutdown, Trigger};
@@ -25,8 +24,9 @@ use crate::accept::identity::RecentKeys;
 use crate::auth::Door;
 use crate::batcher::{BatchLimits, Batcher};
 use crate::body::{BodyBudget, BodyLimits};
-use crate::cache::{CacheLimits, CounterCache, guarded};
-use crate::cache_events::{CacheEvents, ClockOff};
+use crate::cache::{CacheLimits, CounterCache};
+use crate::cache_events::CacheEvents;
+use crate::clock_check::ClockCheck;
 use crate::definitions::Definitions;
 use crate::document_cache::DocumentCache;
 use crate::problem::Problem;
@@ -34,6 +34,7 @@ use crate::read_cache::{ReadCache, ReadLimits};
 use crate::request::{Gate, RequestIds, serve};
 use crate::routes::health::HealthView;
 use crate::routes::metrics::MetricsParts;
+use crate::store_probe::StoreProbe;
 use crate::waiters::{Waiters, doubts};
 use crate::{openapi, routes};
 
@@ -42,9 +43,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 8_192;
-
-/// How often the store is asked for its time, so that its breaker knows even without traffic.
-const STORE_PROBE_EVERY: Duration = Duration::from_secs(5);
 
 /// A lost publish tells by itself that the queue is away: one is enough.
 const PUBLISHER_BREAKER: BreakerLimits =
@@ -72,7 +70,7 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     pub store_breaker: Arc<Breaker>,
     pub health: Arc<HealthView>,
-    pub clock_off: ClockOff,
+    pub clock: ClockCheck,
     pub waiters: Arc<Waiters>,
     pub waits: WaitLimits,
     pub recent_keys: RecentKeys,
@@ -104,7 +102,7 @@ impl Deref for Shared {
 impl Parts {
     /// Writes carry an accept time that others must be able to trust.
     pub fn check_clock(&self) -> Result<(), Problem> {
-        if self.clock_off.load(Ordering::Relaxed) { Err(Problem::clock_off()) } else { Ok(()) }
+        if self.clock.is_off() { Err(Problem::clock_off()) } else { Ok(()) }
     }
 }
 
@@ -116,7 +114,7 @@ pub struct Server {
     waiters: Arc<Waiters>,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
-    over: Shutdown,
+    over: Vec<Shutdown>,
     ops: ops::Ops,
     background: Vec<JoinHandle<()>>,
     trigger: Trigger,
@@ -128,12 +126,13 @@ impl Server {
     pub fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::channel();
         let assembly = Assembly::new(config, backend, Door::of(config)?);
-        let background = assembly.spawn_background(config, backend, &shutdown);
+        let (background, mut over) = assembly.spawn_background(backend, &shutdown);
         // First the port that may be taken already, so that no request comes in vain.
         let ops = assembly.serve_ops(config)?;
         let (server, address) = assembly.serve_http(config)?;
         let handle = server.handle();
-        let (serving, over) = shutdown::watched(server);
+        let (serving, serving_over) = shutdown::watched(server);
+        over.push(serving_over);
         Ok(Self {
             address,
             ops_address: ops.address(),
@@ -154,8 +153,9 @@ impl Server {
         self.waiters.open()
     }
 
-    /// Resolves when it serves no more, which without a stop is a failure.
-    pub fn over(&self) -> Shutdown {
+    /// What hears the ends of its parts: of who serves, and of who hears events, looks after waits, the
+    /// store and the keys. Without a stop each is a failure.
+    pub fn over(&self) -> Vec<Shutdown> {
         self.over.clone()
     }
 
@@ -193,9 +193,10 @@ struct Assembly {
     store_breaker: Arc<Breaker>,
     cache: Arc<CounterCache>,
     metrics: Arc<MetricsParts>,
-    clock_off: ClockOff,
+    clock: ClockCheck,
     gate: Arc<Gate>,
     ids: IdKeys,
+    id_floor: IdFloor,
     health: Arc<HealthView>,
     body_limits: BodyLimits,
     body_budget: Arc<BodyBudget>,
@@ -240,9 +241,10 @@ impl Assembly {
             store_breaker,
             cache,
             metrics,
-            clock_off: Arc::new(AtomicBool::new(false)),
+            clock: ClockCheck::new(Duration::from_millis(config.ids.clock_skew_ms_max)),
             gate,
             ids: backend.ids.clone(),
+            id_floor: backend.id_floor.clone(),
             health,
             body_limits: BodyLimits {
                 bytes_max: config.server.body_bytes_max,
@@ -275,10 +277,9 @@ impl Assembly {
 
     fn spawn_background(
         &self,
-        config: &Config,
         backend: &Backend,
         shutdown: &Shutdown,
-    ) -> Vec<JoinHandle<()>> {
+    ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
@@ -286,19 +287,25 @@ impl Assembly {
             metrics: self.metrics.cache.clone(),
             waiters: self.waiters.clone(),
             recent_keys: self.recent_keys.clone(),
-            clock_off: self.clock_off.clone(),
-            clock_skew_max: Duration::from_millis(config.ids.clock_skew_ms_max),
+            clock: self.clock.clone(),
         };
-        let probe = probe_store(self.store.clone(), self.store_breaker.clone(), shutdown.clone());
+        let probe = StoreProbe {
+            backend: backend.clone(),
+            breaker: self.store_breaker.clone(),
+            clock: self.clock.clone(),
+        };
         let (waiters, store, breaker) =
             (self.waiters.clone(), self.store.clone(), self.store_breaker.clone());
         let doubts = doubts::settle(waiters, store, breaker, shutdown.clone());
-        let mut tasks =
-            vec![tokio::spawn(cache_events.run(shutdown.clone())), tokio::spawn(doubts), tokio::spawn(probe)];
+        let mut tasks = vec![
+            shutdown::watched(cache_events.run(shutdown.clone())),
+            shutdown::watched(doubts),
+            shutdown::watched(probe.run(shutdown.clone())),
+        ];
         if let Door::Keyed(keys) = &*self.door {
-            tasks.push(tokio::spawn(keys.clone().follow(shutdown.clone())));
+            tasks.push(shutdown::watched(keys.clone().follow(shutdown.clone())));
         }
-        tasks
+        tasks.into_iter().unzip()
     }
 
     /// Binds and runs the public port.
@@ -335,7 +342,7 @@ impl Assembly {
     }
 
     fn for_worker(&self) -> Shared {
-        let issuer = IdIssuer::new(rand::random(), rand::random());
+        let issuer = IdIssuer::new(rand::random(), rand::random()).above(self.id_floor.clone());
         let (publisher, breaker) = (self.publisher.clone(), self.publisher_breaker.clone());
         Shared(Rc::new(Parts {
             batcher: Batcher::new(publisher, breaker, issuer, self.batch_limits),
@@ -348,7 +355,7 @@ impl Assembly {
             store: self.store.clone(),
             store_breaker: self.store_breaker.clone(),
             health: self.health.clone(),
-            clock_off: self.clock_off.clone(),
+            clock: self.clock.clone(),
             waiters: self.waiters.clone(),
             waits: self.waits,
             recent_keys: self.recent_keys.clone(),
@@ -375,16 +382,5 @@ fn metrics_limits(cache: &config::Cache) -> ReadLimits {
         bytes_max: cache.bytes_max / CACHES,
         ttl: Duration::from_millis(cache.ttl_ms),
         stale_max: Duration::from_millis(cache.stale_ms_max),
-    }
-}
-
-async fn probe_store(store: Arc<dyn Store>, breaker: Arc<Breaker>, mut shutdown: Shutdown) {
-    loop {
-        // The breaker keeps the outcome; who reads meets it there.
-        let _ = guarded(&breaker, store.now_ms()).await;
-        tokio::select! {
-            () = tokio::time::sleep(STORE_PROBE_EVERY) => {}
-            () = shutdown.requested() => return,
-        }
     }
 }

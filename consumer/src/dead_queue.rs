@@ -16,7 +16,7 @@ use shared::shutdown::Shutdown;
 use shared::store::{Applied, DeadMessage, Store, StoreError};
 
 use crate::announce::Announcer;
-use crate::ingest::{PROBE_HELD_MAX, answered, count};
+use crate::ingest::{answered, count};
 use crate::measure::metrics;
 use crate::status::Status;
 use crate::told;
@@ -30,6 +30,8 @@ pub struct DeadQueue {
     /// For log lines, which name items as their clients know them.
     pub ids: IdKeys,
     pub announcer: Arc<Announcer>,
+    /// [`PROBE_HELD_MAX`](crate::ingest::PROBE_HELD_MAX).
+    pub held_max: Duration,
     pub status: Arc<Status>,
 }
 
@@ -201,7 +203,7 @@ impl Session<'_> {
                 Some(Ok(())) => break,
                 None => return Ok(false),
                 // The end of the session does that.
-                Some(Err(_)) if since.elapsed() > PROBE_HELD_MAX => {
+                Some(Err(_)) if since.elapsed() > self.reader.held_max => {
                     return Err(Lost("the message was held for long and is given back".into()));
                 }
                 Some(Err(why)) => tracing::debug!(error = &*why, "the store does not take it yet"),

@@ -79,7 +79,8 @@ pub struct Watch(HashMap<u64, (i64, Instant)>);
 
 impl Watch {
     /// Those that were silent for [`MAY_RETURN_FOR`] by the store's clock, and while this process
-    /// watched: a clock that jumps makes nobody silent.
+    /// watched: a clock that jumps makes nobody silent. Who told at a time that is still to come did so
+    /// before that clock was put back, and it cannot say for how long: such a one is watched for all of it.
     pub fn silent(&mut self, held: &Held, now: Instant) -> Vec<Holder> {
         let before = std::mem::take(&mut self.0);
         let span_ms = i64::try_from(MAY_RETURN_FOR.as_millis()).expect("minutes");
@@ -89,7 +90,13 @@ impl Watch {
             let seen = before.get(&consumer).filter(|(told_before_ms, _)| *told_before_ms == told_at_ms);
             let since = seen.map_or(now, |(_, since)| *since);
             self.0.insert(consumer, (told_at_ms, since));
-            if held.now_ms.saturating_sub(told_at_ms) >= span_ms && now.duration_since(since) >= WATCHED_FOR {
+            let (silent_ms, watched) = (held.now_ms.saturating_sub(told_at_ms), now.duration_since(since));
+            let is_silent = if silent_ms < 0 {
+                watched >= MAY_RETURN_FOR
+            } else {
+                silent_ms >= span_ms && watched >= WATCHED_FOR
+            };
+            if is_silent {
                 silent.push(*holder);
             }
         }
@@ -202,5 +209,23 @@ mod tests {
         let fresh = Held { others: vec![holder(2, 5, NOW_MS)], now_ms: NOW_MS };
         assert_eq!(watch.silent(&fresh, begin), []);
         assert_eq!(watch.silent(&fresh, begin + Duration::from_hours(9)), []);
+    }
+
+    /// The store's clock was a month ahead when a consumer told and ended, and is right again.
+    #[test]
+    fn a_consumer_that_told_at_a_time_to_come_is_silent_once_it_was_watched_for_as_long() {
+        let begin = Instant::now();
+        let mut watch = Watch::default();
+        let ahead_ms = NOW_MS + 30 * 24 * HOUR_MS;
+        let (gone, alive) = (holder(1, 5, ahead_ms), holder(2, 5, ahead_ms + 1));
+        let held = |others: &[Holder]| Held { others: others.to_vec(), now_ms: NOW_MS };
+        for minutes in 0..35 {
+            let now = begin + Duration::from_mins(minutes);
+            assert_eq!(watch.silent(&held(&[gone, alive]), now), [], "{minutes}");
+        }
+        let told = holder(2, 5, ahead_ms + 2);
+        assert_eq!(watch.silent(&held(&[gone, told]), begin + Duration::from_mins(35)), [gone]);
+        // Who watches anew begins anew.
+        assert_eq!(Watch::default().silent(&held(&[gone]), begin + Duration::from_mins(35)), []);
     }
 }

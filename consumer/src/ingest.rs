@@ -22,9 +22,9 @@ use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when
 use crate::status::Status;
 use crate::told;
 
-/// A broker takes a message away from a consumer that holds it for 30 minutes; the probe is given
-/// back well before.
-pub(crate) const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
+/// How long a message is held that waits for the store, unless told otherwise: a broker takes one away
+/// from a consumer that holds it for 30 minutes, so it is given back well before.
+pub const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 
 /// How long a transaction may go on after a stop was requested. Nothing is lost by giving it up: its
 /// messages are given back, and the ledger knows whether it was committed.
@@ -41,6 +41,8 @@ pub struct Ingest {
     pub announcer: Arc<Announcer>,
     pub limits: MergeLimits,
     pub prefetch: u16,
+    /// [`PROBE_HELD_MAX`].
+    pub probe_held_max: Duration,
     pub status: Arc<Status>,
 }
 
@@ -64,6 +66,8 @@ impl Ingest {
                             if session.progressed {
                                 backoff.reset();
                             }
+                            // Another consumer may get the probe, and no commit here would take it back.
+                            session.store_is_away(false);
                             lost.to_string()
                         }
                     }
@@ -317,7 +321,7 @@ impl<'a> Session<'a> {
                     self.refuse_reused_id(&mut batch, id).await?;
                     break;
                 }
-                Err(_) if since.elapsed() > PROBE_HELD_MAX => {
+                Err(_) if since.elapsed() > self.ingest.probe_held_max => {
                     self.subscription.give_back(batch.deliveries).await?;
                     return Err(Lost("the probe was held for long and is given back".into()));
                 }

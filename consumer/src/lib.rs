@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::announce::Announcer;
 use crate::dead_queue::DeadQueue;
 use crate::housekeeping::Housekeeping;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, PROBE_HELD_MAX};
 use crate::merge::MergeLimits;
 use crate::status::Status;
 
@@ -58,6 +58,7 @@ impl Consumer {
                 linger_max: Duration::from_millis(queue.linger_ms_max),
             },
             prefetch: queue.prefetch,
+            probe_held_max: PROBE_HELD_MAX,
             status: Arc::new(Status::default()),
         };
         let dead_queue = DeadQueue {
@@ -65,6 +66,7 @@ impl Consumer {
             store: backend.store.clone(),
             ids: backend.ids.clone(),
             announcer: announcer.clone(),
+            held_max: PROBE_HELD_MAX,
             status: ingest.status.clone(),
         };
         let housekeeping = Housekeeping::new(config, backend, ingest.status.clone(), publisher);
@@ -75,18 +77,24 @@ impl Consumer {
         self.ingest.status.clone()
     }
 
-    /// Works until the shutdown, then settles or gives back what is in hand. The ports stay open.
+    /// Works until the shutdown, then settles or gives back what is in hand. The ports stay open. Each of
+    /// its parts is needed, so the end of one of them is the end of all: whoever runs it must watch it.
     pub async fn run(self, shutdown: Shutdown) {
         // Ends after the ingest, which may have a batch to settle.
         let (quiet, until_quiet) = shutdown::channel();
-        let heartbeat = {
-            let (announcer, store) = (self.announcer.clone(), self.ingest.store.clone());
-            let status = self.status();
-            tokio::spawn(async move { announcer.run(store, status, until_quiet).await })
+        let (stop, stopping) = shutdown::channel();
+        let (announcer, store, status) = (self.announcer.clone(), self.ingest.store.clone(), self.status());
+        let heartbeat = async move { announcer.run(store, status, until_quiet).await };
+        let (heartbeat, no_heartbeat) = shutdown::watched(heartbeat);
+        let (housekeeping, no_housekeeping) = shutdown::watched(self.housekeeping.run(stopping.clone()));
+        let (dead_queue, no_dead_queue) = shutdown::watched(self.dead_queue.run(stopping.clone()));
+        let watch = async {
+            if ended_before(shutdown, [no_heartbeat, no_housekeeping, no_dead_queue]).await {
+                tracing::error!("a part of the consumer ended by itself, stopping");
+            }
+            stop.request();
         };
-        let housekeeping = tokio::spawn(self.housekeeping.run(shutdown.clone()));
-        let dead_queue = tokio::spawn(self.dead_queue.run(shutdown.clone()));
-        self.ingest.run(shutdown).await;
+        tokio::join!(self.ingest.run(stopping), watch);
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
         // It may be in the middle of a statement; the heartbeats go on until it is done.
         end("housekeeping", housekeeping, HOUSEKEEPING_PATIENCE).await;
@@ -97,6 +105,17 @@ impl Consumer {
         }
         self.announcer.goodbye();
         tracing::info!("consumer stopped");
+    }
+}
+
+/// Waits for the shutdown or for the end of a part; whether that was first.
+async fn ended_before(mut shutdown: Shutdown, [mut one, mut two, mut three]: [Shutdown; 3]) -> bool {
+    tokio::select! {
+        biased;
+        () = shutdown.requested() => false,
+        () = one.requested() => true,
+        () = two.requested() => true,
+        () = three.requested() => true,
     }
 }
 

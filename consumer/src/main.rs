@@ -80,7 +80,8 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))?;
     tracing::info!(ops.address = %ops.address(), "consumer started");
     let (task, over) = shutdown::watched(consumer.run(shutdown));
-    let stopped = program::stop_requested(signals, vec![over]).await;
+    let parts = std::iter::once(over).chain(backend.over()).collect();
+    let stopped = program::stop_requested(signals, parts).await;
     trigger.request();
     if let Err(error) = task.await {
         tracing::error!(%error, "consumer failed");

@@ -14,17 +14,19 @@ use anyhow::{Context, bail, ensure};
 use rand::rngs::OsRng;
 use rand::{Rng, TryRngCore};
 
+use crate::clock;
 use crate::config::Config;
 use crate::event::Events;
 use crate::event::in_process::InProcessEvents;
 use crate::event::rabbitmq::RabbitEvents;
-use crate::id::IdKeys;
+use crate::id::{IdFloor, IdKeys};
 use crate::queue::embedded::EmbeddedQueue;
 use crate::queue::rabbitmq::{RabbitQueue, RabbitSettings};
 use crate::queue::{Queue, QueueLimits};
-use crate::store::Store;
+use crate::shutdown::Shutdown;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Store, StoreError};
 
 /// Characters of the secret in the data directory: 256 random bits in hexadecimal.
 const SECRET_LENGTH: usize = 64;
@@ -36,8 +38,31 @@ pub struct Backend {
     pub store: Arc<dyn Store>,
     pub events: Arc<dyn Events>,
     pub ids: IdKeys,
+    /// What this process issues lies above it.
+    pub id_floor: IdFloor,
     /// Held for as long as any clone lives.
     pub directory: Option<Arc<DirectoryLock>>,
+}
+
+impl Backend {
+    /// What hears the ends of the tasks behind the ports, none of which ends before they are closed.
+    pub fn over(&self) -> Vec<Shutdown> {
+        [self.queue.over(), self.events.over()].concat()
+    }
+
+    /// Asks the store up to which time it has forgotten ids: what is issued stays above it, also when
+    /// it lies ahead of the clock.
+    pub async fn learn_floor(&self) -> Result<(), StoreError> {
+        let floor_ms = self.store.floor_ms().await?;
+        let ahead_ms = floor_ms.saturating_sub(clock::now_ms());
+        if self.id_floor.raise(floor_ms) && ahead_ms > 0 {
+            tracing::warn!(
+                floor.ahead_ms = ahead_ms,
+                "a clock was ahead for long, or is behind: ids are issued ahead"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// The store without its queue, for commands that look after it.
@@ -140,6 +165,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Backend> {
                 store: PostgresStore::open(&config.store)?,
                 events: RabbitEvents::start(settings),
                 ids: IdKeys::new(&config.ids.secrets),
+                id_floor: IdFloor::default(),
                 directory: None,
             })
         }
@@ -183,6 +209,7 @@ async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Back
         store: SqliteStore::open(directory, &config.store).await?,
         events: InProcessEvents::start(),
         ids,
+        id_floor: IdFloor::default(),
         directory: Some(Arc::new(lock)),
     })
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::id::ItemKey;
 use crate::keyed::{Fingerprint, item_key};
+use crate::shutdown::Shutdown;
 use crate::store::{Counter, KeyedVerdict};
 
 /// A publisher that was not heard for this long is gone, and what it said last may be missing.
@@ -34,14 +35,19 @@ pub trait Events: Send + Sync {
     /// Events from now on.
     async fn subscribe(&self) -> Box<dyn EventStream>;
 
+    /// What hears the ends of the tasks that it runs by itself, as that of the queue does.
+    fn over(&self) -> Vec<Shutdown> {
+        Vec::new()
+    }
+
     /// Sends what was handed over, then closes the session.
     async fn close(&self);
 }
 
 #[async_trait]
 pub trait EventStream: Send {
-    /// The next signal. Never ends while the process runs: a lost session is rebuilt.
-    /// Safe to cancel.
+    /// The next signal. Never ends while the process runs: a lost session is rebuilt. Panics when the
+    /// task behind it did, so that who reads does not wait for ever. Safe to cancel.
     async fn next(&mut self) -> Signal;
 }
 

@@ -21,6 +21,8 @@
 use std::fmt;
 use std::hash::Hasher;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher13;
@@ -236,27 +238,50 @@ macro_rules! shown_as_uuid {
 }
 shown_as_uuid!(MessageId, ItemKey, BodyId, ItemId);
 
+/// The time up to which the ledger has forgotten ids: what were issued there would be taken for an old
+/// message. Only rises; clones share it. Which time that is, the store knows.
+#[derive(Clone, Debug, Default)]
+pub struct IdFloor(Arc<AtomicI64>);
+
+impl IdFloor {
+    /// Issuers follow from now on. Whether it rose.
+    pub fn raise(&self, time_ms: i64) -> bool {
+        self.0.fetch_max(time_ms, Ordering::Relaxed) < time_ms
+    }
+
+    fn time_ms(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Draws the message ids of one batcher: strictly increasing, whatever the clock does.
 #[derive(Debug)]
 pub struct IdIssuer {
     batcher: u32,
     counter: u16,
     last_time_ms: i64,
+    floor: IdFloor,
 }
 
 impl IdIssuer {
     /// `batcher` and `counter` are random: two batchers share an id only if they share both
     /// numbers in the same millisecond.
     pub fn new(batcher: u32, counter: u16) -> Self {
-        Self { batcher, counter: counter % (1 << COUNTER_BITS), last_time_ms: 0 }
+        let counter = counter % (1 << COUNTER_BITS);
+        Self { batcher, counter, last_time_ms: 0, floor: IdFloor::default() }
     }
 
-    /// The id of a message that is opened at `now_ms`. A clock that steps back is not followed,
-    /// and when the counter wraps the time moves on by at least a millisecond.
+    /// Issues only what lies above `floor`, wherever that rises to.
+    pub fn above(self, floor: IdFloor) -> Self {
+        Self { floor, ..self }
+    }
+
+    /// The id of a message that is opened at `now_ms`. A clock that steps back, or lies behind the
+    /// floor, is not followed, and when the counter wraps the time moves on by at least a millisecond.
     pub fn next(&mut self, now_ms: i64) -> MessageId {
         self.counter = (self.counter + 1) % (1 << COUNTER_BITS);
         let least = self.last_time_ms + i64::from(self.counter == 0);
-        self.last_time_ms = now_ms.max(least);
+        self.last_time_ms = now_ms.max(least).max(self.floor.time_ms() + 1);
         let counter = u128::from(self.counter) << 66;
         let high = u128::from(self.batcher >> 30) << 64;
         let low = u128::from(self.batcher & 0x3FFF_FFFF) << 32;

@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::message::Outgoing;
+use crate::shutdown::Shutdown;
 
 /// One end of the queue for each side.
 #[async_trait]
@@ -34,6 +35,12 @@ pub trait Queue: Send + Sync {
 
     /// Whether messages wait in the dead queue, where they may have been for long.
     async fn has_dead(&self) -> Result<bool, QueueError>;
+
+    /// What hears the ends of the tasks that it runs by itself: none of them ends before
+    /// [`close`](Self::close), so the program must when one does.
+    fn over(&self) -> Vec<Shutdown> {
+        Vec::new()
+    }
 
     /// Answers what is in hand, then closes sessions and files.
     async fn close(&self);

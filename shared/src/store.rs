@@ -106,6 +106,10 @@ pub trait Store: Send + Sync {
     /// The store's clock, in milliseconds since 1970. Also the cheapest probe.
     async fn now_ms(&self) -> Result<i64, StoreError>;
 
+    /// The time of the last id whose ledger row was dropped, in milliseconds since 1970; 0 while none
+    /// was. It may lie ahead of every clock; an id at or before it is too old from the beginning.
+    async fn floor_ms(&self) -> Result<i64, StoreError>;
+
     /// Brings the schema up to what this build knows.
     async fn migrate(&self) -> Result<(), StoreError>;
 

@@ -54,9 +54,9 @@ impl Keys {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).open(token, now_ms).cloned()
     }
 
-    /// Follows the file until the program stops.
+    /// Follows the file, if there is one, until the program stops. An earlier end is a failure.
     pub async fn follow(self: Arc<Self>, mut shutdown: Shutdown) {
-        let Some(path) = self.file.clone() else { return };
+        let Some(path) = self.file.clone() else { return shutdown.requested().await };
         let mut watched = Watched::default();
         loop {
             let file = path.clone();

@@ -6,6 +6,7 @@ mod boots;
 mod budgets;
 mod busy;
 mod cli;
+mod clocks;
 mod confirms;
 mod counters;
 mod crowd;

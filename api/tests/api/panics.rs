@@ -1,13 +1,18 @@
-//! A defect in a handler: its request is answered and named, and nobody else notices.
+//! A defect in a handler: its request is answered and named, and nobody else notices. A defect in what
+//! runs beside them: the program must end.
 use std::sync::Arc;
+use std::time::Duration;
 
+use api::server::Server;
 use async_trait::async_trait;
 use reqwest::Method;
+use shared::backend::Backend;
+use shared::event::{Event, EventStream, Events, Signal};
 use shared::id::ItemKey;
 use shared::store::{Fate, Store, StoreError};
 use testkit::store::{Layer, Layered};
 
-use crate::support::{embedded_over, problem};
+use crate::support::{base_config, close, embedded_over, open, problem};
 
 /// A store that has a defect in one read, which handlers call themselves.
 struct Defective(Arc<dyn Store>);
@@ -50,4 +55,48 @@ async fn a_handler_that_panics_is_answered_with_500_and_the_id_of_its_request() 
         installation
     })
     .await;
+}
+
+/// Events with a defect in whoever hears them.
+struct DefectiveEvents;
+
+struct DefectiveStream;
+
+#[async_trait]
+impl Events for DefectiveEvents {
+    fn publish(&self, _: Event) {}
+
+    async fn subscribe(&self) -> Box<dyn EventStream> {
+        Box::new(DefectiveStream)
+    }
+
+    async fn close(&self) {}
+}
+
+#[async_trait]
+impl EventStream for DefectiveStream {
+    async fn next(&mut self) -> Signal {
+        panic!("on purpose")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_of_which_a_part_is_gone_is_over() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut config = base_config();
+    config.queue.url = format!("embedded:{}", directory.path().display());
+    config.store.url.clone_from(&config.queue.url);
+    let backend = open(&config).await;
+    let healthy = Server::start(&config, &backend).expect("the API starts");
+    let events = Arc::new(DefectiveEvents);
+    let api = Server::start(&config, &Backend { events, ..backend.clone() }).expect("the API starts");
+    let ends = api.over().into_iter().map(|mut part| Box::pin(async move { part.requested().await }));
+    let first = tokio::time::timeout(Duration::from_secs(30), futures_util::future::select_all(ends)).await;
+    first.expect("one of its parts ended");
+    assert!(
+        healthy.over().len() >= 4 && !healthy.over().iter().any(shared::shutdown::Shutdown::is_requested)
+    );
+    api.stop().await;
+    healthy.stop().await;
+    close(backend).await;
 }

@@ -87,6 +87,7 @@ where
     config.store.url = url;
     adjust(&mut config);
     let backend = open_over(&config, over).await;
+    backend.learn_floor().await.expect("the store answers");
     let consumers = vec![RunningConsumer::start(&config, &backend)];
     let apis = vec![Server::start(&config, &backend).expect("the API starts")];
     let installation = Installation { config, apis, consumers, client: client(), backends: vec![backend] };

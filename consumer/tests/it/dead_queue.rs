@@ -2,6 +2,7 @@
 use bytes::Bytes;
 use consumer::announce::Announcer;
 use consumer::dead_queue::DeadQueue;
+use consumer::ingest::PROBE_HELD_MAX;
 use shared::id::BodyId;
 use shared::queue::{Delivery, Subscription};
 use shared::store::{DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome};
@@ -24,6 +25,7 @@ on_both_pairs! {
     a_message_that_is_rejected_twice_is_not_lost
     a_message_that_cannot_be_read_is_known_to_be_in_hand_until_it_is_buried
     a_stop_does_not_wait_for_a_burial_that_is_not_answered
+    a_dead_message_that_was_held_for_long_is_given_back_and_not_lost
     what_is_set_aside_of_a_dead_message_is_told_in_the_log
 }
 
@@ -86,9 +88,32 @@ impl Rig {
             store: store.clone(),
             ids: ids.clone(),
             announcer: Arc::new(Announcer::new(events.clone(), 1)),
+            held_max: PROBE_HELD_MAX,
             status: Arc::default(),
         }
     }
+}
+
+/// Somebody else gets it, whose store may take it.
+async fn a_dead_message_that_was_held_for_long_is_given_back_and_not_lost(mut rig: Rig) -> Rig {
+    rig.publish_body("held").await;
+    rig.reject_all(1).await;
+    rig.store.0.is_full_of_the_dead.store(true, Ordering::Relaxed);
+    let (trigger, shutdown) = shutdown::channel();
+    let reader = DeadQueue { held_max: Duration::from_millis(300), ..rig.reader() };
+    let task = tokio::spawn(reader.run(shutdown));
+    wait_for("attempts", async || rig.store.0.unburied.load(Ordering::Relaxed) >= 2).await;
+    let mut other = rig.backend.queue.subscribe_dead(1).await.expect("subscribed");
+    let given_back = next(other.as_mut()).await;
+    assert_eq!(&given_back.body[..], b"held");
+    rig.store.0.is_full_of_the_dead.store(false, Ordering::Relaxed);
+    other.give_back(vec![given_back]).await.expect("given back");
+    drop(other);
+    rig.wait_for_letter(b"held").await;
+    trigger.request();
+    task.await.expect("the reader does not panic");
+    assert_eq!(rig.letters().await.len(), 1);
+    rig
 }
 
 async fn next(subscription: &mut dyn Subscription) -> Delivery {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use consumer::Consumer;
+use consumer::status::Status;
 use shared::backend::{self, Backend};
 use shared::config::Config;
 use shared::id::{IdIssuer, Kind, MessageId};
@@ -196,8 +197,10 @@ mod dead_letters;
 mod dead_queue;
 mod housekeeping;
 mod private;
+mod probe;
 mod stops;
 mod store_away;
+mod watched;
 
 on_both_pairs! {
     what_waits_is_merged_into_few_transactions

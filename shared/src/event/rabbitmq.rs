@@ -62,6 +62,7 @@ pub struct RabbitEvents {
     buffer: mpsc::Sender<Event>,
     stop: Trigger,
     publisher: Mutex<Option<JoinHandle<()>>>,
+    publisher_over: Shutdown,
 }
 
 impl RabbitEvents {
@@ -70,8 +71,10 @@ impl RabbitEvents {
         let (settings, runtime) = (Arc::new(settings), Handle::current());
         let (buffer, events) = mpsc::channel(BUFFER_MAX);
         let (stop, stopping) = shutdown::channel();
-        let publisher = runtime.spawn(publish_all(Arc::clone(&settings), events, stopping));
-        Arc::new(Self { settings, runtime, buffer, stop, publisher: Mutex::new(Some(publisher)) })
+        let publishing = publish_all(Arc::clone(&settings), events, stopping);
+        let (publisher, publisher_over) = shutdown::watched(publishing);
+        let publisher = Mutex::new(Some(publisher));
+        Arc::new(Self { settings, runtime, buffer, stop, publisher, publisher_over })
     }
 }
 
@@ -91,8 +94,12 @@ impl Events for RabbitEvents {
 
     async fn subscribe(&self) -> Box<dyn EventStream> {
         let (sender, signals) = mpsc::channel(SIGNALS_MAX);
-        self.runtime.spawn(follow(Arc::clone(&self.settings), sender));
-        Box::new(RabbitEventStream { signals })
+        let following = Some(self.runtime.spawn(follow(Arc::clone(&self.settings), sender)));
+        Box::new(RabbitEventStream { signals, following })
+    }
+
+    fn over(&self) -> Vec<Shutdown> {
+        vec![self.publisher_over.clone()]
     }
 
     async fn close(&self) {
@@ -222,6 +229,25 @@ async fn broken(session: &Session, channel: &Channel, told: &mut ConnectionEvent
 
 struct RabbitEventStream {
     signals: mpsc::Receiver<Signal>,
+    /// `None` once it is known how it ended.
+    following: Option<JoinHandle<()>>,
+}
+
+impl RabbitEventStream {
+    /// Goes on panicking when the follower did. Safe to cancel.
+    async fn ended(&mut self) -> Signal {
+        if let Some(following) = &mut self.following {
+            let ended = following.await;
+            self.following = None;
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+        // The runtime is going down, and the reader with it.
+        std::future::pending().await
+    }
 }
 
 #[async_trait]
@@ -229,8 +255,7 @@ impl EventStream for RabbitEventStream {
     async fn next(&mut self) -> Signal {
         match self.signals.recv().await {
             Some(signal) => signal,
-            // The runtime is going down, and the reader with it.
-            None => std::future::pending().await,
+            None => self.ended().await,
         }
     }
 }

@@ -14,6 +14,21 @@ fn an_issuer_never_repeats_itself_whatever_the_clock_does() {
 }
 
 #[test]
+fn an_issuer_stays_above_a_floor_that_lies_ahead_of_its_clock() {
+    let (floor, now_ms) = (IdFloor::default(), 1_763_600_000_000);
+    let mut issuer = IdIssuer::new(7, 0).above(floor.clone());
+    assert_eq!(issuer.next(now_ms).time_ms(), now_ms);
+    // Whatever the rest of the last id at that time is.
+    let last = IdIssuer::new(u32::MAX, 1022).next(now_ms + 9);
+    floor.raise(last.time_ms());
+    floor.raise(now_ms);
+    let ids: Vec<_> = (0..5_000).map(|_| issuer.next(now_ms)).collect();
+    assert!(ids.iter().all(|id| *id > last));
+    assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+    assert_eq!(issuer.next(now_ms + 60_000).time_ms(), now_ms + 60_000);
+}
+
+#[test]
 fn a_partition_bound_lies_below_every_id_of_its_time_and_above_earlier_ones() {
     let now_ms = 1_763_600_000_000;
     let early = IdIssuer::new(u32::MAX, 1023).next(now_ms - 1).as_uuid();

@@ -27,6 +27,7 @@ use self::subscription::EmbeddedSubscription;
 use self::writer::{Command, Publish, Writer};
 use super::{Link, PublishError, Publisher, Queue, QueueError, QueueLimits, Subscription};
 use crate::message::Outgoing;
+use crate::shutdown::{self, Shutdown};
 
 /// Commands that may wait for the writer; beyond them publishers wait, until their deadlines.
 const COMMANDS_WAITING_MAX: usize = 256;
@@ -39,6 +40,8 @@ pub struct EmbeddedQueue {
     next_owner: AtomicU64,
     /// Taken by the first who closes; others wait for it at the lock.
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// Of the writer and of both loaders.
+    over: Vec<Shutdown>,
 }
 
 struct EmbeddedPublisher {
@@ -61,9 +64,11 @@ impl EmbeddedQueue {
         };
         let state = Arc::new(LinkState::default());
         let (commands, waiting) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let mut over = Vec::new();
         for lane in [Lane::Writes, Lane::Dead] {
             let shelf = Arc::clone(lanes.shelf(lane));
-            tokio::spawn(loader::run(lane, shelf, Arc::clone(&reader), directory.to_owned()));
+            let loader = loader::run(lane, shelf, Arc::clone(&reader), directory.to_owned());
+            over.push(shutdown::watched(loader).1);
         }
         let writer = Writer {
             file: Some(file),
@@ -77,7 +82,9 @@ impl EmbeddedQueue {
             bytes_since_checkpoint: 0,
             disk_low: false,
         };
-        let writer = Mutex::new(Some(tokio::spawn(writer.run())));
+        let (writer, writer_over) = shutdown::watched(writer.run());
+        over.push(writer_over);
+        let writer = Mutex::new(Some(writer));
         let publisher = Arc::new(EmbeddedPublisher { commands, room, state });
         Ok(Arc::new(Self {
             publisher,
@@ -86,6 +93,7 @@ impl EmbeddedQueue {
             directory: directory.to_owned(),
             next_owner: AtomicU64::new(0),
             writer,
+            over,
         }))
     }
 
@@ -112,6 +120,10 @@ impl Queue for EmbeddedQueue {
 
     async fn has_dead(&self) -> Result<bool, QueueError> {
         loader::has_dead(&self.lanes.dead, &self.reader, &self.directory).await
+    }
+
+    fn over(&self) -> Vec<Shutdown> {
+        self.over.clone()
     }
 
     async fn close(&self) {

@@ -124,6 +124,7 @@ pub struct RabbitQueue {
     stop: Trigger,
     stopping: Shutdown,
     supervisor: Mutex<Option<JoinHandle<()>>>,
+    supervisor_over: Shutdown,
 }
 
 impl RabbitQueue {
@@ -132,10 +133,11 @@ impl RabbitQueue {
     pub fn start(settings: RabbitSettings) -> Arc<Self> {
         let (settings, runtime) = (Arc::new(settings), Handle::current());
         let (stop, stopping) = shutdown::channel();
-        let (publisher, supervisor) = publisher::start(Arc::clone(&settings), &runtime, stopping.clone());
+        let (publisher, (supervisor, supervisor_over)) =
+            publisher::start(Arc::clone(&settings), stopping.clone());
         let look = Arc::new(Look::new(Arc::clone(&settings)));
         let supervisor = Mutex::new(Some(supervisor));
-        Arc::new(Self { settings, runtime, publisher, look, stop, stopping, supervisor })
+        Arc::new(Self { settings, runtime, publisher, look, stop, stopping, supervisor, supervisor_over })
     }
 
     async fn open(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
@@ -172,6 +174,10 @@ impl Queue for RabbitQueue {
         });
         let looked = looked.await;
         Ok(looked.map_err(|stopped| QueueError::Unavailable(stopped.into()))??)
+    }
+
+    fn over(&self) -> Vec<Shutdown> {
+        vec![self.supervisor_over.clone()]
     }
 
     /// Publishes that are in hand are answered first, each by its deadline at the latest.

@@ -42,7 +42,7 @@ use super::{
 };
 use crate::collection::{Collection, Definition};
 use crate::config;
-use crate::id::ItemKey;
+use crate::id::{ItemKey, MessageId};
 use crate::message::Message;
 use crate::rollup::Rollup;
 
@@ -230,6 +230,16 @@ impl Store for PostgresStore {
 
     async fn now_ms(&self) -> Result<i64, StoreError> {
         self.session.run("now", self.read_timeout, |connection| Box::pin(read::now_ms(connection))).await
+    }
+
+    async fn floor_ms(&self) -> Result<i64, StoreError> {
+        let work = self.session.run("floor", self.read_timeout, |connection| {
+            Box::pin(async move {
+                let floor = MessageId::from_uuid(ledger::floor(connection).await?);
+                Ok(floor.map_or(0, MessageId::time_ms))
+            })
+        });
+        work.await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {

@@ -35,7 +35,7 @@ use super::{
 use crate::clock;
 use crate::collection::{Collection, Definition};
 use crate::config;
-use crate::id::ItemKey;
+use crate::id::{ItemKey, MessageId};
 use crate::keyed::Fingerprint;
 use crate::message::Message;
 use crate::rollup::Rollup;
@@ -225,6 +225,13 @@ impl Store for SqliteStore {
     /// The clock of this process, which is the only one that writes; read only when the file can be.
     async fn now_ms(&self) -> Result<i64, StoreError> {
         self.files.read("now", |_| Box::pin(async { Ok(clock::now_ms()) })).await
+    }
+
+    async fn floor_ms(&self) -> Result<i64, StoreError> {
+        let work = self.files.read("floor", |connection| {
+            Box::pin(async move { Ok(housekeeping::floor(connection).await?.map_or(0, MessageId::time_ms)) })
+        });
+        work.await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {

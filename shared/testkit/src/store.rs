@@ -54,6 +54,10 @@ pub trait Layer: Send + Sync {
     async fn now_ms(&self) -> Answer<i64> {
         self.behind().now_ms().await
     }
+
+    async fn floor_ms(&self) -> Answer<i64> {
+        self.behind().floor_ms().await
+    }
 }
 
 /// The store that a layer makes.
@@ -136,6 +140,10 @@ impl<L: Layer> Store for Layered<L> {
 
     async fn now_ms(&self) -> Answer<i64> {
         self.0.now_ms().await
+    }
+
+    async fn floor_ms(&self) -> Answer<i64> {
+        self.0.floor_ms().await
     }
 
     async fn migrate(&self) -> Answer<()> {

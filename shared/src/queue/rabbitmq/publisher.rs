@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lapin::Channel;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
@@ -22,7 +21,7 @@ use super::{LogOnce, Names, RabbitSettings, Session, SessionError, topology};
 use crate::backoff::Backoff;
 use crate::message::Outgoing;
 use crate::queue::{Link, PublishError, Publisher};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{self, Shutdown};
 use crate::telemetry::metrics;
 
 /// The name of the session in logs and in the broker's tools.
@@ -59,12 +58,12 @@ impl Job {
     }
 }
 
-/// Starts the supervisor on `runtime`; it ends once `stopping` was requested and all is answered.
+/// Starts the supervisor on this runtime, and what hears its end; it ends once `stopping` was requested
+/// and all is answered.
 pub(super) fn start(
     settings: Arc<RabbitSettings>,
-    runtime: &Handle,
     stopping: Shutdown,
-) -> (Arc<RabbitPublisher>, JoinHandle<()>) {
+) -> (Arc<RabbitPublisher>, (JoinHandle<()>, Shutdown)) {
     let (sender, jobs) = mpsc::channel(settings.waiting_max);
     let link = Arc::new(LinkState::default());
     let pump = Pump {
@@ -75,7 +74,7 @@ pub(super) fn start(
         stopping,
         phase: Phase::Open,
     };
-    (Arc::new(RabbitPublisher { jobs: sender, link }), runtime.spawn(pump.run()))
+    (Arc::new(RabbitPublisher { jobs: sender, link }), shutdown::watched(pump.run()))
 }
 
 #[async_trait]

@@ -233,14 +233,18 @@ async fn forget_discarded(
     Ok(discarded.len() as u64)
 }
 
-/// The floor, and before when keys may be forgotten; `None` while no ledger row was.
+/// Before when keys may be forgotten, with the floor; `None` while no ledger row was.
 async fn floor_and_keys(
     connection: &mut SqliteConnection,
     forget: &Forget,
 ) -> Result<Option<(MessageId, i64)>, Failure> {
-    let floor: Uuid = sqlx::query_scalar(FLOOR).fetch_one(connection).await?;
-    let Some(floor) = MessageId::from_uuid(floor) else { return Ok(None) };
-    Ok(Some((floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
+    let floor = floor(connection).await?;
+    Ok(floor.map(|floor| (floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
+}
+
+/// `None` while nothing was forgotten.
+pub async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, Failure> {
+    Ok(MessageId::from_uuid(sqlx::query_scalar(FLOOR).fetch_one(connection).await?))
 }
 
 /// Empties the oldest day whose last point is too old, and drops it once nothing is left of it: to

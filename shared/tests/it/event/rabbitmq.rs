@@ -37,6 +37,19 @@ async fn each_session_of_a_stream_begins_with_an_interruption() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_publishes_by_itself_is_not_over_before_it_is_closed() {
+    testkit::isolated("event", |isolated| async move {
+        let events = open(&isolated.amqp_url, &isolated);
+        connected(events.as_ref()).await;
+        let [mut over] = events.over().try_into().expect("one task");
+        assert!(!over.is_requested());
+        events.close().await;
+        tokio::time::timeout(PATIENCE, over.requested()).await.expect("over in time");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unreadable_event_is_an_interruption_and_the_next_one_comes() {
     testkit::isolated("event", |isolated| async move {
         let events = open(&isolated.amqp_url, &isolated);

@@ -1,4 +1,6 @@
 //! What every queue holds.
+use shared::shutdown::Shutdown;
+
 use super::{
     Arc, BTreeSet, Delivery, Duration, Fixture, Instant, LIMITS, MessageId, Outgoing, PATIENCE, PublishError,
     Queue, QueueLimits, delivered_ids, fill, id_of, ids, in_time, message, next, next_many, publish,
@@ -43,6 +45,7 @@ contract! {
     acknowledging_some_leaves_the_others
     a_publish_is_answered_by_its_deadline
     a_closed_queue_takes_nothing_and_has_answered_everything
+    what_it_runs_by_itself_is_not_over_before_it_is_closed
     publishing_from_a_runtime_of_another_thread_works
     the_traces_of_a_message_come_with_it_however_often_it_is_delivered
 }
@@ -440,6 +443,17 @@ async fn a_closed_queue_takes_nothing_and_has_answered_everything(fixture: &dyn 
     let mut subscription = queue.subscribe(100).await.expect("subscribed");
     let deliveries = next_many(subscription.as_mut(), confirmed.len()).await;
     assert!(delivered_ids(&deliveries).is_superset(&confirmed));
+}
+
+async fn what_it_runs_by_itself_is_not_over_before_it_is_closed(fixture: &dyn Fixture) {
+    let queue = fixture.open(LIMITS).await;
+    publish(queue.publisher().as_ref(), 1).await;
+    let over = queue.over();
+    assert!(!over.is_empty() && !over.iter().any(Shutdown::is_requested), "{over:?}");
+    queue.close().await;
+    for mut over in over {
+        tokio::time::timeout(PATIENCE, over.requested()).await.expect("over in time");
+    }
 }
 
 /// As the workers of the API do: each has a single-threaded runtime of its own.

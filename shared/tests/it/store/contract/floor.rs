@@ -1,7 +1,7 @@
 //! What both stores promise of messages that are older than what the ledger remembers.
 use std::sync::Arc;
 
-use shared::id::{ItemKey, Kind};
+use shared::id::{IdFloor, IdIssuer, ItemKey, Kind};
 use shared::message::{Entry, Message};
 use shared::store::{
     DeadLetter, DeadLetterFilter, DeadMessage, Fate, Hold, Holder, Reason, Redrive, RedriveOutcome, Redriven,
@@ -11,7 +11,7 @@ use shared::store::{
 use crate::store::contract::dead_messages::{another, body, bury, read, too_new};
 use crate::store::contract::housekeeping::{DAY_MS, LONG, above_the_floor, housekeep_all};
 use crate::store::sent::{delete, document, identity, increment, with_key};
-use crate::store::{Messages, NOON_MS, apply, fate, standing};
+use crate::store::{Messages, NOON_MS, apply, fate, items, message, standing};
 
 on_both!(
     what_was_forgotten_is_told_at_every_store_and_never_applied_again,
@@ -21,6 +21,7 @@ on_both!(
     a_key_tells_what_the_ledger_has_forgotten,
     a_dead_letter_is_applied_once_after_its_message_was_forgotten,
     a_clock_that_was_ahead_makes_nothing_too_old_that_comes_after_it,
+    a_floor_that_lies_ahead_of_the_clock_is_known_to_who_issues_ids,
     a_replica_that_is_two_days_behind_is_applied_until_its_days_are_forgotten,
     the_floor_never_goes_back,
     a_tombstone_goes_with_the_ledger_unless_a_dead_letter_has_its_id,
@@ -225,6 +226,25 @@ async fn a_dead_letter_is_applied_once_after_its_message_was_forgotten([one, oth
     // Nor does its message apply it, should it come again.
     assert_eq!(apply(&other, &[sent]).await.set_aside.len(), 2);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 7, 3));
+}
+
+/// It was ahead for so long that days of the time to come were forgotten, and then it was put right.
+async fn a_floor_that_lies_ahead_of_the_clock_is_known_to_who_issues_ids([one, other]: [Arc<dyn Store>; 2]) {
+    assert_eq!(other.floor_ms().await.expect("is read"), 0);
+    let ahead = Messages::new().at(NOON_MS + 30 * DAY_MS, &[increment("a", 1)]);
+    apply(&one, std::slice::from_ref(&ahead)).await;
+    forget(&one, NOON_MS + 32 * DAY_MS).await;
+    assert_eq!(other.floor_ms().await.expect("is read"), ahead.id.time_ms());
+    let floor = IdFloor::default();
+    let mut issuer = IdIssuer::new(0, 0).above(floor.clone());
+    let mut write = || message(issuer.next(NOON_MS), &items(&[("a", 10)]));
+    assert_eq!(apply(&one, &[write()]).await.set_aside[0].reason, Reason::TooOld);
+    floor.raise(other.floor_ms().await.expect("is read"));
+    assert_eq!(apply(&one, &[write()]).await.set_aside, []);
+    // What was issued so is not forgotten before its time.
+    forget(&other, NOON_MS + 2 * DAY_MS).await;
+    assert_eq!(apply(&other, &[write()]).await.set_aside, []);
+    assert_eq!((standing(&one, "a").await, other.floor_ms().await.ok()), ((21, 3), Some(ahead.id.time_ms())));
 }
 
 /// All of a month that never was is forgotten, and nothing that came afterwards at its own time.

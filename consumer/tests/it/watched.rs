@@ -1,0 +1,95 @@
+//! Each part of a consumer is needed: when one is gone all of it ends, so that it is started anew instead
+//! of looking healthy, and what it did not apply is left to the next.
+use shared::queue::{Publisher, Queue, QueueError, Subscription};
+use shared::store::{Housekept, Retention};
+
+use crate::*;
+
+on_both_pairs! {
+    a_consumer_whose_housekeeping_is_gone_ends
+    a_consumer_whose_reader_of_the_dead_queue_is_gone_ends
+    a_consumer_whose_heartbeat_is_gone_ends
+}
+
+/// A store with a defect in one of the things that only one part asks for.
+struct Defective {
+    store: Arc<dyn Store>,
+    in_time: bool,
+}
+
+#[async_trait]
+impl Layer for Defective {
+    fn behind(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError> {
+        assert!(self.in_time, "on purpose");
+        self.store.housekeep(retention).await
+    }
+
+    async fn now_ms(&self) -> Result<i64, StoreError> {
+        assert!(!self.in_time, "on purpose");
+        self.store.now_ms().await
+    }
+}
+
+struct DefectiveQueue(Arc<dyn Queue>);
+
+#[async_trait]
+impl Queue for DefectiveQueue {
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        self.0.publisher()
+    }
+
+    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        self.0.subscribe(window).await
+    }
+
+    async fn subscribe_dead(&self, _: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        panic!("on purpose")
+    }
+
+    async fn has_dead(&self) -> Result<bool, QueueError> {
+        self.0.has_dead().await
+    }
+
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+/// Nobody asks it to.
+async fn ends(mut rig: Rig, backend: Backend) -> Rig {
+    for _ in 0..10 {
+        let message = rig.message("left", 1);
+        rig.publish(message).await;
+    }
+    let (trigger, shutdown) = shutdown::channel();
+    let consumer = Consumer::new(&rig.config, &backend, rand::random());
+    let ended = tokio::time::timeout(PATIENCE, tokio::spawn(consumer.run(shutdown))).await;
+    ended.expect("it ends").expect("what ends it is the end of a part");
+    drop(trigger);
+    rig.consuming(rig.wait_for_value("left", 10)).await;
+    rig
+}
+
+async fn with_a_defect(rig: Rig, in_time: bool) -> Rig {
+    let store = Arc::new(Layered(Defective { store: rig.backend.store.clone(), in_time }));
+    let backend = Backend { store, ..rig.backend.clone() };
+    ends(rig, backend).await
+}
+
+async fn a_consumer_whose_housekeeping_is_gone_ends(rig: Rig) -> Rig {
+    with_a_defect(rig, false).await
+}
+
+async fn a_consumer_whose_heartbeat_is_gone_ends(rig: Rig) -> Rig {
+    with_a_defect(rig, true).await
+}
+
+async fn a_consumer_whose_reader_of_the_dead_queue_is_gone_ends(rig: Rig) -> Rig {
+    let queue = Arc::new(DefectiveQueue(rig.backend.queue.clone()));
+    let backend = Backend { queue, ..rig.backend.clone() };
+    ends(rig, backend).await
+}
