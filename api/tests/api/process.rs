@@ -38,6 +38,7 @@ impl Process {
             ("SERVER__WAIT_MS_MAX", config.server.wait_ms_max.to_string()),
             ("SERVER__DRAIN_GRACE_MS", config.server.drain_grace_ms.to_string()),
             ("SERVER__SHUTDOWN_TIMEOUT_MS", config.server.shutdown_timeout_ms.to_string()),
+            ("AUTH__ADMIN_WITHOUT_KEYS", config.auth.admin_without_keys.to_string()),
             ("OPS__PORT", "0".into()),
         ] {
             command.env(format!("FOREBAY__{name}"), value);
@@ -64,10 +65,14 @@ impl Process {
         line.map_or(0, |number| number.parse().expect("a number"))
     }
 
+    pub fn send(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("it has not been waited for");
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("it has not been waited for");
+        self.send(Signal::TERM);
     }
 
     /// How it ended, and after how long.

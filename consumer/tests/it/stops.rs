@@ -19,13 +19,13 @@ const END_MAX: Duration = Duration::from_secs(20);
 const BACKLOG: u32 = 3_000;
 
 /// Killed when dropped.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     ops: String,
 }
 
 impl Process {
-    fn start(config: &Config, ops_port: u16) -> Self {
+    pub fn start(config: &Config, ops_port: u16) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-consumer"));
         command.current_dir(std::env::temp_dir()).env_clear().stdout(Stdio::null()).stderr(Stdio::null());
         for (name, value) in [
@@ -54,16 +54,19 @@ impl Process {
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
-    async fn wait_for_health(&self, expected: &str) {
+    pub async fn wait_for_health(&self, expected: &str) {
         wait_for(expected, async || {
             self.page("/health").await.is_some_and(|(_, body)| body.contains(expected))
         })
         .await;
     }
 
-    /// Sends SIGTERM and waits for the end.
-    async fn terminate(mut self) -> (ExitStatus, Duration) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it has not been waited for");
+    pub fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it has not been waited for");
+    }
+
+    /// Waits for the end.
+    pub async fn ended(mut self) -> (ExitStatus, Duration) {
         let (begun, mut tick) = (Instant::now(), tokio::time::interval(Duration::from_millis(10)));
         loop {
             if let Some(status) = self.child.try_wait().expect("it is our child") {
@@ -74,8 +77,9 @@ impl Process {
         }
     }
 
-    async fn ends_in_time(self) {
-        let (status, took) = self.terminate().await;
+    pub async fn ends_in_time(self) {
+        self.send(Signal::TERM);
+        let (status, took) = self.ended().await;
         assert_eq!(status.code(), Some(0));
         assert!(took < END_MAX, "{took:?}");
     }

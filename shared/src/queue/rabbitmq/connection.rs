@@ -128,8 +128,12 @@ impl Session {
         self.connection.status().blocked()
     }
 
-    /// Says goodbye, which sends what was handed over before.
+    /// Says goodbye, which sends what was handed over before. Not to a broker that blocks us: it
+    /// would read nothing, and the client library writes nothing.
     pub(crate) async fn close(self) {
+        if self.is_blocked() {
+            return;
+        }
         // Whatever comes of it, dropping ends the session.
         let _ = call("connection.close", self.connection.close(200, "done".into())).await;
     }

@@ -1,0 +1,57 @@
+//! What only the administrator of a broker, or its want of memory, can do to events: on a private one.
+use std::time::Instant;
+
+use shared::event::Signal;
+use shared::event::rabbitmq::RabbitEvents;
+use shared::queue::QueueLimits;
+use shared::queue::rabbitmq::RabbitSettings;
+use tokio::time::timeout;
+
+use super::{Arc, Duration, Events, PATIENCE, changed, connected, next};
+
+/// Its name in the broker's tools.
+const PUBLISHER: &str = "forebay events publisher";
+
+fn open(url: &str, prefix: &str) -> Arc<RabbitEvents> {
+    let limits = QueueLimits { bytes_max: 1 << 20, confirm_timeout: PATIENCE };
+    RabbitEvents::start(RabbitSettings::new(url, prefix, limits))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_said_while_the_broker_blocked_is_not_told_afterwards_and_a_close_does_not_wait() {
+    testkit::private::broker(|broker| async move {
+        let prefix = testkit::unique("blocked");
+        let (events, also) = (open(broker.url(), &prefix), open(broker.url(), &prefix));
+        let mut stream = connected(events.as_ref()).await;
+        broker.memory_alarm(true).await;
+        let (begun, mut number) = (Instant::now(), 0);
+        while !broker.blocks(PUBLISHER).await {
+            assert!(begun.elapsed() < PATIENCE, "never blocked");
+            number += 1;
+            events.publish(changed(7, number));
+        }
+        // The publisher gets to know a moment later than the tool.
+        let first = number + 1;
+        let mut tick = tokio::time::interval(Duration::from_millis(2));
+        for number in first..first + 500 {
+            events.publish(changed(7, number));
+            also.publish(changed(8, number));
+            tick.tick().await;
+        }
+        let closed = timeout(Duration::from_secs(2), also.close()).await;
+        assert!(closed.is_ok(), "it waits for the broker");
+        broker.memory_alarm(false).await;
+        let (begun, mut late) = (Instant::now(), 0);
+        loop {
+            // Dropped as long as the publisher has not heard that the alarm is over.
+            events.publish(changed(9, 1));
+            match timeout(Duration::from_millis(20), next(stream.as_mut())).await {
+                Ok(Signal::Event(event)) if event.publisher == 9 => break,
+                Ok(Signal::Event(event)) if event.number >= first => late += 1,
+                _ => assert!(begun.elapsed() < PATIENCE, "nothing comes any more"),
+            }
+        }
+        assert!(late < 250, "{late} of what was said during the alarm came after it");
+    })
+    .await;
+}
