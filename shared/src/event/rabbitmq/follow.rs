@@ -10,12 +10,12 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{RETRY_FIRST, RETRY_MAX};
 use crate::backoff::Backoff;
-use crate::event::{Event, EventStream, Signal};
-use crate::queue::rabbitmq::{LogOnce, RabbitSettings, Session, SessionError, call, declare_events};
+use crate::event::{Event, EventStream, SILENCE_MAX, Signal};
+use crate::queue::rabbitmq::{LogOnce, Names, RabbitSettings, Session, SessionError, call, declare_events};
 
 /// The name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay events subscriber";
@@ -53,19 +53,19 @@ pub(super) async fn follow(settings: Arc<RabbitSettings>, signals: mpsc::Sender<
     let mut log = LogOnce::default();
     loop {
         let opened = tokio::select! {
-            opened = open(&settings) => opened,
+            opened = Listener::open(&settings) => opened,
             () = signals.closed() => return,
         };
         match opened {
-            Ok((session, channel, mut consumer)) => {
+            Ok(mut listener) => {
                 log.opened(NAME);
                 let ended = tokio::select! {
-                    ended = forward(&channel, &mut consumer, &signals) => ended,
+                    ended = listener.forward(&signals) => ended,
                     () = signals.closed() => Err(ReaderGone),
                 };
                 match ended {
                     Ok(reason) => log.lost(NAME, &reason),
-                    Err(ReaderGone) => return session.close().await,
+                    Err(ReaderGone) => return listener.session.close().await,
                 }
                 backoff.reset();
             }
@@ -78,60 +78,92 @@ pub(super) async fn follow(settings: Arc<RabbitSettings>, signals: mpsc::Sender<
     }
 }
 
-async fn open(settings: &RabbitSettings) -> Result<(Session, Channel, Consumer), SessionError> {
-    let session = Session::open(settings, NAME).await?;
-    let names = settings.names();
-    declare_events(&session, &names).await?;
-    let channel = session.channel().await?;
-    let (unnamed, none) = (ShortString::default(), FieldTable::default);
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(QUEUE_LENGTH_MAX));
-    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(QUEUE_TTL_MS));
-    let options = QueueDeclareOptions::exclusive().auto_delete();
-    let queue = call("queue.declare", channel.queue_declare(unnamed.clone(), options, arguments)).await?;
-    let (queue, all) = (queue.name().clone(), "#".into());
-    let bound = channel.queue_bind(queue.clone(), names.events, all, QueueBindOptions::default(), none());
-    call("queue.bind", bound).await?;
-    call("basic.qos", channel.basic_qos(PREFETCH, BasicQosOptions { global: false })).await?;
-    let consumer = channel.basic_consume(queue, unnamed, BasicConsumeOptions::default(), none());
-    let consumer = call("basic.consume", consumer).await?;
-    Ok((session, channel, consumer))
+/// An open session with a queue of its own.
+struct Listener {
+    session: Session,
+    channel: Channel,
+    names: Names,
+    queue: ShortString,
+    consumer: Consumer,
 }
 
-/// Hands events on until the session is lost; returns why.
-async fn forward(
-    channel: &Channel,
-    consumer: &mut Consumer,
-    signals: &mpsc::Sender<Signal>,
-) -> Result<String, ReaderGone> {
-    // From here on nothing is missed; what was before is not known.
-    signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
-    let mut has_warned = false;
-    let mut unacknowledged = None;
-    loop {
-        let came = match (consumer.next().now_or_never(), unacknowledged) {
-            (Some(came), _) => came,
-            // Once per burst: all of it has been handed on.
-            (None, Some(last)) => {
-                let acknowledged = channel.basic_ack(last, BasicAckOptions { multiple: true });
-                if let Err(error) = call("basic.ack", acknowledged).await {
+impl Listener {
+    async fn open(settings: &RabbitSettings) -> Result<Self, SessionError> {
+        let session = Session::open(settings, NAME).await?;
+        let names = settings.names();
+        declare_events(&session, &names).await?;
+        let channel = session.channel().await?;
+        let (unnamed, none) = (ShortString::default(), FieldTable::default);
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(QUEUE_LENGTH_MAX));
+        arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(QUEUE_TTL_MS));
+        let options = QueueDeclareOptions::exclusive().auto_delete();
+        let declared = channel.queue_declare(unnamed.clone(), options, arguments);
+        let queue = call("queue.declare", declared).await?.name().clone();
+        bind(&channel, &queue, &names).await?;
+        call("basic.qos", channel.basic_qos(PREFETCH, BasicQosOptions { global: false })).await?;
+        let consumer = channel.basic_consume(queue.clone(), unnamed, BasicConsumeOptions::default(), none());
+        let consumer = call("basic.consume", consumer).await?;
+        Ok(Self { session, channel, names, queue, consumer })
+    }
+
+    /// Hands events on until the session is lost; returns why.
+    async fn forward(&mut self, signals: &mpsc::Sender<Signal>) -> Result<String, ReaderGone> {
+        // From here on nothing is missed; what was before is not known.
+        signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+        let (mut has_warned, mut was_silent) = (false, false);
+        let mut unacknowledged = None;
+        loop {
+            let came = match (self.consumer.next().now_or_never(), unacknowledged) {
+                (Some(came), _) => Some(came),
+                // Once per burst: all of it has been handed on.
+                (None, Some(last)) => {
+                    let acknowledged = self.channel.basic_ack(last, BasicAckOptions { multiple: true });
+                    if let Err(error) = call("basic.ack", acknowledged).await {
+                        return Ok(error.to_string());
+                    }
+                    unacknowledged = None;
+                    continue;
+                }
+                (None, None) => timeout(SILENCE_MAX, self.consumer.next()).await.ok(),
+            };
+            let Some(came) = came else {
+                if let Err(error) = self.listen_again().await {
                     return Ok(error.to_string());
                 }
-                unacknowledged = None;
+                if !std::mem::replace(&mut was_silent, true) {
+                    signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+                }
                 continue;
+            };
+            match came {
+                Some(Ok(delivery)) => {
+                    if std::mem::take(&mut was_silent) {
+                        // Perhaps it was heard only because this program listened again.
+                        signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+                    }
+                    unacknowledged = Some(delivery.delivery_tag);
+                    let signal = read(&delivery.data, &mut has_warned);
+                    signals.send(signal).await.map_err(|_| ReaderGone)?;
+                }
+                Some(Err(error)) => return Ok(error.to_string()),
+                None => return Ok("the broker cancelled the consumer".into()),
             }
-            (None, None) => consumer.next().await,
-        };
-        match came {
-            Some(Ok(delivery)) => {
-                unacknowledged = Some(delivery.delivery_tag);
-                let signal = read(&delivery.data, &mut has_warned);
-                signals.send(signal).await.map_err(|_| ReaderGone)?;
-            }
-            Some(Err(error)) => return Ok(error.to_string()),
-            None => return Ok("the broker cancelled the consumer".into()),
         }
     }
+
+    /// Somebody may have deleted the exchange, and the binding with it; nobody tells. Publishers make
+    /// it again, but without our binding.
+    async fn listen_again(&self) -> Result<(), SessionError> {
+        declare_events(&self.session, &self.names).await?;
+        bind(&self.channel, &self.queue, &self.names).await
+    }
+}
+
+async fn bind(channel: &Channel, queue: &ShortString, names: &Names) -> Result<(), SessionError> {
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    let bound = channel.queue_bind(queue.clone(), names.events.clone(), "#".into(), options, none);
+    call("queue.bind", bound).await
 }
 
 /// What cannot be read is something that was missed. Told once per session, since a publisher of

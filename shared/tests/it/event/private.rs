@@ -7,7 +7,7 @@ use shared::queue::QueueLimits;
 use shared::queue::rabbitmq::RabbitSettings;
 use tokio::time::timeout;
 
-use super::{Arc, Duration, Events, PATIENCE, changed, connected, next};
+use super::{Arc, Duration, Events, PATIENCE, changed, connected, next, reaches};
 
 /// Its name in the broker's tools.
 const PUBLISHER: &str = "forebay events publisher";
@@ -52,6 +52,25 @@ async fn what_was_said_while_the_broker_blocked_is_not_told_afterwards_and_a_clo
             }
         }
         assert!(late < 250, "{late} of what was said during the alarm came after it");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_queue_was_deleted_is_interrupted_and_hears_again() {
+    testkit::private::broker(|broker| async move {
+        let prefix = testkit::unique("cancelled");
+        let events = open(broker.url(), &prefix);
+        let mut stream = connected(events.as_ref()).await;
+        let queues = broker.control(&["--quiet", "list_queues", "--no-table-headers", "name"]).await;
+        let own: Vec<_> = queues.lines().filter(|name| name.starts_with("amq.gen")).collect();
+        assert!(!own.is_empty(), "{queues}");
+        for queue in own {
+            // Exclusive: only the broker itself may.
+            broker.control(&["delete_queue", queue]).await;
+        }
+        while next(stream.as_mut()).await != Signal::Interrupted {}
+        reaches(events.as_ref(), stream.as_mut()).await;
     })
     .await;
 }
