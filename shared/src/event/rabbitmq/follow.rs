@@ -59,15 +59,20 @@ pub(super) async fn follow(settings: Arc<RabbitSettings>, signals: mpsc::Sender<
         match opened {
             Ok(mut listener) => {
                 log.opened(NAME);
-                let ended = tokio::select! {
-                    ended = listener.forward(&signals) => ended,
-                    () = signals.closed() => Err(ReaderGone),
+                let forwarding = async {
+                    tokio::select! {
+                        ended = listener.forward(&signals) => ended,
+                        () = signals.closed() => Err(ReaderGone),
+                    }
                 };
+                let (ended, lasted) = log.during(NAME, forwarding).await;
                 match ended {
-                    Ok(reason) => log.lost(NAME, &reason),
+                    Ok(reason) => log.lost(NAME, &reason, lasted),
                     Err(ReaderGone) => return listener.session.close().await,
                 }
-                backoff.reset();
+                if lasted {
+                    backoff.reset();
+                }
             }
             Err(error) => log.failed(NAME, &error),
         }

@@ -55,11 +55,15 @@ pub(super) async fn publish_all(
         match opened {
             Ok(mut sender) => {
                 log.opened(NAME);
-                match sender.run(&mut events, &mut stopping).await {
+                let (ended, lasted) = log.during(NAME, sender.run(&mut events, &mut stopping)).await;
+                match ended {
                     Ok(()) => return sender.session.close().await,
-                    Err(reason) => log.lost(NAME, &reason),
+                    Err(reason) => log.lost(NAME, &reason, lasted),
                 }
-                backoff.reset();
+                // Nothing is confirmed: only time tells that events are taken.
+                if lasted {
+                    backoff.reset();
+                }
             }
             Err(error) => log.failed(NAME, &error),
         }

@@ -5,6 +5,7 @@ use shared::event::Signal;
 use shared::event::rabbitmq::RabbitEvents;
 use shared::queue::QueueLimits;
 use shared::queue::rabbitmq::RabbitSettings;
+use testkit::proxy::Proxy;
 use tokio::time::timeout;
 
 use super::{Arc, Duration, Events, PATIENCE, changed, connected, next, reaches};
@@ -71,6 +72,37 @@ async fn a_stream_whose_queue_was_deleted_is_interrupted_and_hears_again() {
         }
         while next(stream.as_mut()).await != Signal::Interrupted {}
         reaches(events.as_ref(), stream.as_mut()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_right_to_the_exchange_it_is_tried_ever_later_and_with_it_events_come() {
+    testkit::private::broker(|broker| async move {
+        let (prefix, user) = (testkit::unique("refused"), testkit::unique("publishes"));
+        let url = broker.add_user(user.clone(), [".*", "^(?!.*events).*$", ".*"]).await;
+        let (_, address) = url.split_once('@').expect("a URL with a user");
+        let proxy = Proxy::start(address.split('/').next().expect("a host")).await.expect("a proxy");
+        let (others, events) = (open(broker.url(), &prefix), open(&proxy.through(&url), &prefix));
+        let mut stream = connected(others.as_ref()).await;
+        let (begun, mut tick) = (Instant::now(), tokio::time::interval(Duration::from_millis(10)));
+        while proxy.accepted() < 6 {
+            assert!(begun.elapsed() < PATIENCE, "tried only {} times", proxy.accepted());
+            events.publish(changed(7, 1));
+            tick.tick().await;
+        }
+        // Half of 100, 200, 400, 800 and 1600 ms at least.
+        assert!(begun.elapsed() > Duration::from_millis(1_500), "{:?}", begun.elapsed());
+        broker.control(&["set_permissions", "-p", "/", &user, ".*", ".*", ".*"]).await;
+        let begun = Instant::now();
+        loop {
+            events.publish(changed(7, 1));
+            let came = timeout(Duration::from_millis(20), next(stream.as_mut())).await;
+            if matches!(came, Ok(Signal::Event(_))) {
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE, "nothing comes");
+        }
     })
     .await;
 }
