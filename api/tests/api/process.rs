@@ -77,10 +77,23 @@ impl Process {
 
     /// How it ended, and after how long.
     pub async fn ended(&mut self) -> (ExitStatus, Duration) {
-        let begun = Instant::now();
+        self.ended_during(|_| ()).await
+    }
+
+    /// As somebody does who is impatient: one right after another is taken for the same.
+    pub async fn ended_by_repeated(&mut self, signal: Signal) -> (ExitStatus, Duration) {
+        self.ended_during(|pid| kill_process(pid, signal).expect("it has not been waited for")).await
+    }
+
+    async fn ended_during(&mut self, at_each_look: impl Fn(Pid)) -> (ExitStatus, Duration) {
+        let (begun, pid) = (Instant::now(), Pid::from_child(&self.child));
         let child = std::sync::Mutex::new(&mut self.child);
         let status = wait_for("the end of the process", async || {
-            child.lock().expect("no panic").try_wait().expect("it is our child")
+            let ended = child.lock().expect("no panic").try_wait().expect("it is our child");
+            if ended.is_none() {
+                at_each_look(pid);
+            }
+            ended
         });
         (status.await, begun.elapsed())
     }
