@@ -117,6 +117,7 @@ pub async fn stop_requested(mut signals: Signals, parts: Vec<Shutdown>) -> anyho
 }
 
 /// What was acknowledged is durable by now, and what is in hand comes again: nothing is lost by it.
+#[expect(clippy::disallowed_methods, reason = "whoever says it twice does not want to wait for destructors")]
 async fn end_at_once(mut signals: Signals) {
     let begun = Instant::now();
     loop {
