@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::clock;
-use shared::event::{Body, Committed, Continuity, Event, Events, Heed, SILENCE_MAX, Signal};
+use shared::event::{Body, Committed, Continuity, Event, Events, HEARTBEAT_EVERY, Heed, SILENCE_MAX, Signal};
 use shared::id::ItemKey;
 use shared::shutdown::Shutdown;
 use shared::store::Counter;
@@ -21,6 +21,9 @@ use crate::waiters::Waiters;
 
 /// How often is looked who fell silent, and whether the store is away for those who wait.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long events must tell that this replica's clock is ahead until it is believed.
+const AHEAD_FOR: Duration = HEARTBEAT_EVERY.saturating_mul(2);
 
 /// Set while this replica's clock differs from the store's by more than is allowed.
 pub type ClockOff = Arc<AtomicBool>;
@@ -42,6 +45,7 @@ impl CacheEvents {
         let mut stream = self.events.subscribe().await;
         let mut continuity = Continuity::default();
         let mut consumers = Consumers::default();
+        let mut ahead = Ahead::default();
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -52,6 +56,10 @@ impl CacheEvents {
                         consumers.hear(&event, now);
                         self.heed(continuity.hear(&event, now));
                         self.take(&event);
+                        if let Some(store_time_ms) = event.store_time_ms {
+                            let skew_ms = clock::now_ms().saturating_sub(store_time_ms);
+                            self.tell_clock(skew_ms, ahead.is_off(skew_ms, self.clock_skew_max, now));
+                        }
                     }
                     Signal::Interrupted => {
                         continuity.reset();
@@ -83,9 +91,6 @@ impl CacheEvents {
         if let Body::Committed(committed) = &event.body {
             self.take_committed(committed);
         }
-        if let Some(store_time_ms) = event.store_time_ms {
-            self.compare_clocks(clock::now_ms().saturating_sub(store_time_ms));
-        }
     }
 
     /// Keys and cached values first: who is answered may look at once.
@@ -99,14 +104,27 @@ impl CacheEvents {
         self.waiters.hear(committed);
     }
 
-    /// An event may be late, but never from the future: a lag alone reads as "ahead" by that lag,
-    /// so the bound must be larger than any lag that is worth a warning.
-    fn compare_clocks(&self, skew_ms: i64) {
+    fn tell_clock(&self, skew_ms: i64, off: bool) {
         metrics().clock_skew_ms.set(skew_ms);
-        let off = Duration::from_millis(skew_ms.unsigned_abs()) > self.clock_skew_max;
         if self.clock_off.swap(off, Ordering::Relaxed) != off {
             tracing::warn!(clock.skew_ms = skew_ms, clock.off = off, "clock compared with the store's");
         }
+    }
+}
+
+/// Since when this replica's clock has looked ahead of the store's by more than is allowed. An event
+/// may be late, as one is that a broker held back during an alarm, but never from the future: late
+/// ones read as "ahead", so that is believed when no event of the next heartbeats contradicts it.
+#[derive(Debug, Default)]
+struct Ahead(Option<Instant>);
+
+impl Ahead {
+    fn is_off(&mut self, skew_ms: i64, skew_max: Duration, now: Instant) -> bool {
+        if Duration::from_millis(skew_ms.unsigned_abs()) <= skew_max {
+            self.0 = None;
+            return false;
+        }
+        skew_ms < 0 || now.duration_since(*self.0.get_or_insert(now)) >= AHEAD_FOR
     }
 }
 
@@ -158,5 +176,21 @@ mod tests {
         consumers.hear(&event(2, Body::Goodbye), now);
         assert!(consumers.are_away(now));
         assert!(!consumers.are_away(now + SILENCE_MAX), "nobody is heard any more");
+    }
+
+    #[test]
+    fn a_late_event_puts_no_clock_off_and_a_clock_that_is_off_stays_so() {
+        let (mut ahead, begin, max) = (Ahead::default(), Instant::now(), Duration::from_mins(1));
+        let mut is_off =
+            |skew_ms, after_ms| ahead.is_off(skew_ms, max, begin + Duration::from_millis(after_ms));
+        assert!(!is_off(300_000, 0), "perhaps late");
+        assert!(!is_off(299_000, 1_500), "perhaps late, too");
+        assert!(!is_off(20, 2_500), "it was");
+        assert!(!is_off(90_000, 3_000));
+        assert!(is_off(90_000, 5_000), "nobody says otherwise");
+        assert!(is_off(90_000, 6_000));
+        assert!(!is_off(0, 7_000), "it was set right");
+        assert!(is_off(-60_001, 8_000), "no event is from the future");
+        assert!(!is_off(-60_000, 9_000));
     }
 }
