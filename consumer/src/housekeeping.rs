@@ -85,10 +85,10 @@ impl Housekeeping {
     /// forgotten: nothing while that is not known.
     async fn forget_before_ms(&mut self) -> Result<Option<i64>, StoreError> {
         let has_dead = match self.queue.has_dead().await {
-            Ok(has_dead) => has_dead,
+            Ok(has_dead) => Some(has_dead),
             Err(error) => {
                 tracing::debug!(%error, "the dead queue could not be looked at, nothing is forgotten");
-                return Ok(None);
+                None
             }
         };
         let Some(oldest_ms) = self.status.oldest_ms(has_dead, Instant::now()) else { return Ok(None) };

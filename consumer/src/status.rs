@@ -47,10 +47,12 @@ impl Status {
     }
 
     /// The oldest accept time that this consumer holds or may be given; `None` before the first
-    /// message. `has_dead`: messages are ready in the dead queue. A broker counts none that a
-    /// consumer holds, so the one in hand here stops it as well.
-    pub fn oldest_ms(&self, has_dead: bool, now: Instant) -> Option<i64> {
-        self.oldest.tell(has_dead || self.is_burying(), now)
+    /// message. `has_dead`: messages are ready in the dead queue, or on their way to it. A broker
+    /// counts none that a consumer holds, so the one in hand here stops it as well. When that is not
+    /// known (`None`) nor is the time, but it does not pass either.
+    pub fn oldest_ms(&self, has_dead: Option<bool>, now: Instant) -> Option<i64> {
+        let told = self.oldest.tell(has_dead != Some(false) || self.is_burying(), now);
+        has_dead.and(told)
     }
 }
 
@@ -67,14 +69,25 @@ mod tests {
         status.oldest.came(3);
         let burying = status.begin_burying();
         for minutes in (0..300).step_by(10) {
-            assert_eq!(status.oldest_ms(false, after(minutes)), Some(3), "{minutes}");
+            assert_eq!(status.oldest_ms(Some(false), after(minutes)), Some(3), "{minutes}");
             status.oldest.came(1_000);
         }
         drop(burying);
         for minutes in (300..400).step_by(10) {
-            status.oldest_ms(false, after(minutes));
+            status.oldest_ms(Some(false), after(minutes));
             status.oldest.came(1_000);
         }
-        assert_eq!(status.oldest_ms(false, after(400)), Some(1_000));
+        assert_eq!(status.oldest_ms(Some(false), after(400)), Some(1_000));
+    }
+    #[test]
+    fn while_the_dead_queue_cannot_be_looked_at_nothing_moves_and_nothing_is_told() {
+        let (status, begin) = (Status::default(), Instant::now());
+        let after = |minutes: u64| begin + Duration::from_mins(minutes);
+        status.oldest.came(3);
+        for minutes in (0..300).step_by(10) {
+            assert_eq!(status.oldest_ms(None, after(minutes)), None, "{minutes}");
+            status.oldest.came(1_000);
+        }
+        assert_eq!(status.oldest_ms(Some(false), after(300)), Some(3));
     }
 }

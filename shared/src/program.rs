@@ -2,9 +2,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -22,6 +22,10 @@ use crate::telemetry;
 
 /// How long a server may take to answer before a person is told that it does not.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whoever forwards a signal may send it to the process group and to the program: within this time it
+/// is one request.
+const SAID_TWICE_WITHIN: Duration = Duration::from_millis(300);
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
@@ -91,20 +95,36 @@ pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
 }
 
 /// Waits for the signal to stop. An error when one of `parts` ends before it: the program must then
-/// end too, and be started anew by whoever watches it.
+/// end too, and be started anew by whoever watches it. From then on a further signal ends the process
+/// at once.
 pub async fn stop_requested(mut signals: Signals, parts: Vec<Shutdown>) -> anyhow::Result<()> {
     let mut ends = FuturesUnordered::new();
     for mut part in parts {
         ends.push(async move { part.requested().await });
     }
-    tokio::select! {
+    let stopped = tokio::select! {
         signal = signals.next() => {
             tracing::info!(signal, "stopping");
             Ok(())
         }
         Some(()) = ends.next() => {
             tracing::error!("a part of the program ended by itself, stopping");
-            bail!("a part of the program ended by itself")
+            Err(anyhow!("a part of the program ended by itself"))
+        }
+    };
+    tokio::spawn(end_at_once(signals));
+    stopped
+}
+
+/// What was acknowledged is durable by now, and what is in hand comes again: nothing is lost by it.
+#[expect(clippy::disallowed_methods, reason = "whoever says it twice does not want to wait for destructors")]
+async fn end_at_once(mut signals: Signals) {
+    let begun = Instant::now();
+    loop {
+        let signal = signals.next().await;
+        if begun.elapsed() >= SAID_TWICE_WITHIN {
+            tracing::warn!(signal, "stopping was interrupted, ending at once");
+            std::process::exit(1);
         }
     }
 }

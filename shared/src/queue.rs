@@ -33,7 +33,8 @@ pub trait Queue: Send + Sync {
     /// ends the subscription, so that the message stays.
     async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
 
-    /// Whether messages wait in the dead queue, where they may have been for long.
+    /// Whether messages wait in the dead queue, where they may have been for long, or may be on their
+    /// way to it. An error when that cannot be known.
     async fn has_dead(&self) -> Result<bool, QueueError>;
 
     /// What hears the ends of the tasks that it runs by itself: none of them ends before

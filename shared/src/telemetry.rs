@@ -125,7 +125,7 @@ pub fn metrics() -> &'static Metrics {
             .expect(registered),
             events_dropped: register_int_counter!(
                 "forebay_events_dropped_total",
-                "events dropped because their channel was full"
+                "events dropped because their channel was full or the broker took nothing"
             )
             .expect(registered),
         }

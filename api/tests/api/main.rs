@@ -1,4 +1,5 @@
 //! Black-box tests of the API: whole installations, spoken to by HTTP, on both backend pairs.
+mod alarms;
 mod auth;
 mod back_pressure;
 mod bad_input;

@@ -38,6 +38,7 @@ impl Process {
             ("SERVER__WAIT_MS_MAX", config.server.wait_ms_max.to_string()),
             ("SERVER__DRAIN_GRACE_MS", config.server.drain_grace_ms.to_string()),
             ("SERVER__SHUTDOWN_TIMEOUT_MS", config.server.shutdown_timeout_ms.to_string()),
+            ("AUTH__ADMIN_WITHOUT_KEYS", config.auth.admin_without_keys.to_string()),
             ("OPS__PORT", "0".into()),
         ] {
             command.env(format!("FOREBAY__{name}"), value);
@@ -64,18 +65,35 @@ impl Process {
         line.map_or(0, |number| number.parse().expect("a number"))
     }
 
+    pub fn send(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("it has not been waited for");
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("it has not been waited for");
+        self.send(Signal::TERM);
     }
 
     /// How it ended, and after how long.
     pub async fn ended(&mut self) -> (ExitStatus, Duration) {
-        let begun = Instant::now();
+        self.ended_during(|_| ()).await
+    }
+
+    /// As somebody does who is impatient: one right after another is taken for the same.
+    pub async fn ended_by_repeated(&mut self, signal: Signal) -> (ExitStatus, Duration) {
+        self.ended_during(|pid| kill_process(pid, signal).expect("it has not been waited for")).await
+    }
+
+    async fn ended_during(&mut self, at_each_look: impl Fn(Pid)) -> (ExitStatus, Duration) {
+        let (begun, pid) = (Instant::now(), Pid::from_child(&self.child));
         let child = std::sync::Mutex::new(&mut self.child);
         let status = wait_for("the end of the process", async || {
-            child.lock().expect("no panic").try_wait().expect("it is our child")
+            let ended = child.lock().expect("no panic").try_wait().expect("it is our child");
+            if ended.is_none() {
+                at_each_look(pid);
+            }
+            ended
         });
         (status.await, begun.elapsed())
     }

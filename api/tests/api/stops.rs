@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use reqwest::Client;
+use rustix::process::Signal;
 use shared::config::Config;
 use shared::queue::PublishError;
 use tokio::net::TcpStream;
@@ -207,4 +208,44 @@ async fn a_stop_closes_the_port_and_then_awaits_the_confirms_of_what_it_took() {
     stopping.await.expect("no panic");
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     close(backend).await;
+}
+
+/// The first signal begins a grace that is longer than anybody waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_stops_it_as_well_and_a_second_signal_ends_a_stop_that_takes_long() {
+    for is_long in [false, true] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut config = base_config();
+        config.queue.url = format!("embedded:{}", directory.path().display());
+        config.store.url.clone_from(&config.queue.url);
+        if is_long {
+            config.server.drain_grace_ms = 60_000;
+            config.server.shutdown_timeout_ms = 60_000;
+        }
+        let (mut api, client) = (Process::start(&config), client());
+        let url = format!("http://{}/v1/counters/twice/increments", api.address);
+        assert_eq!(client.post(url).send().await.expect("an answer").status(), 202);
+        api.send(Signal::INT);
+        if is_long {
+            wait_for("the stop", async || {
+                let answer = client.get(format!("{}/readyz", api.ops)).send().await.expect("an answer");
+                (answer.status() == 503).then_some(())
+            })
+            .await;
+            let (status, took) = api.ended_by_repeated(Signal::TERM).await;
+            assert_eq!(status.code(), Some(1));
+            assert!(took < Duration::from_secs(5), "{took:?}");
+            // What was accepted is there.
+            let backend = open(&config).await;
+            let consumer = RunningConsumer::start(&config, &backend);
+            wait_for("the accepted write", async || {
+                backend.store.counter("twice").await.expect("the store answers").filter(|now| now.value == 1)
+            })
+            .await;
+            consumer.stop().await;
+            close(backend).await;
+        } else {
+            assert_eq!(api.ended().await.0.code(), Some(0));
+        }
+    }
 }

@@ -3,6 +3,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use shared::store::{Hold, Housekept, Retention};
+use testkit::inspect;
 
 use crate::*;
 
@@ -189,4 +190,31 @@ async fn it_does_not_hold_up_a_stop(rig: Rig) -> Rig {
     rig.consuming(wait_for("housekeeping", async || asked() >= 3)).await;
     assert!(asked() < 100_000, "the stop waited for the end of the work");
     rig
+}
+
+/// Nobody is told of that: the look at the dead queue finds it, which housekeeping takes each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_exchange_that_is_deleted_under_a_consumer_is_made_again_and_dead_letters_come() {
+    crate::cluster("exchange", |rig| async move {
+        let more = Ok(Housekept { rows: 1, partitions: 0, more: true });
+        let (mut rig, _layer) = scripted(rig, vec![more; 100_000]);
+        let (good, bad) =
+            (rig.message("good", 1), Outgoing { body: "no json".into(), ..rig.message("bad", 1) });
+        rig.publish(good).await;
+        let (broker, dead) = (rig.config.queue.url.clone(), format!("{}.dead.v1", rig.config.queue.prefix));
+        rig.consuming(async {
+            rig.wait_for_value("good", 1).await;
+            inspect::delete_exchange(&broker, &dead).await.expect("deleted");
+            wait_for("the exchange", async || inspect::exchange_exists(&broker, &dead).await.expect("asked"))
+                .await;
+            rig.publish(bad).await;
+            wait_for("the dead letter", async || {
+                inspect::dead_messages(&rig.config.store.url).await.expect("asked") == [b"no json"]
+            })
+            .await;
+        })
+        .await;
+        rig
+    })
+    .await;
 }

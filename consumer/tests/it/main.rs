@@ -193,6 +193,7 @@ macro_rules! on_both_pairs {
     )+};
 }
 
+mod alarms;
 mod dead_letters;
 mod dead_queue;
 mod housekeeping;

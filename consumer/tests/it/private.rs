@@ -16,7 +16,10 @@ use crate::{PATIENCE, Rig, base_config, cluster, wait_for};
 /// How long a caller waits for a confirm, about as the API does.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(2);
 
-async fn on_a_private_broker<Fut: Future<Output = Rig>>(word: &str, test: impl FnOnce(Rig, Broker) -> Fut) {
+pub(crate) async fn on_a_private_broker<Fut: Future<Output = Rig>>(
+    word: &str,
+    test: impl FnOnce(Rig, Broker) -> Fut,
+) {
     testkit::private::broker(|broker| {
         testkit::isolated(word, |isolated| async move {
             let mut config = base_config();

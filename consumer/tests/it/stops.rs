@@ -19,13 +19,13 @@ const END_MAX: Duration = Duration::from_secs(20);
 const BACKLOG: u32 = 3_000;
 
 /// Killed when dropped.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     ops: String,
 }
 
 impl Process {
-    fn start(config: &Config, ops_port: u16) -> Self {
+    pub fn start(config: &Config, ops_port: u16) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-consumer"));
         command.current_dir(std::env::temp_dir()).env_clear().stdout(Stdio::null()).stderr(Stdio::null());
         for (name, value) in [
@@ -54,28 +54,42 @@ impl Process {
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
-    async fn wait_for_health(&self, expected: &str) {
+    pub async fn wait_for_health(&self, expected: &str) {
         wait_for(expected, async || {
             self.page("/health").await.is_some_and(|(_, body)| body.contains(expected))
         })
         .await;
     }
 
-    /// Sends SIGTERM and waits for the end.
-    async fn terminate(mut self) -> (ExitStatus, Duration) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it has not been waited for");
+    pub fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it has not been waited for");
+    }
+
+    /// Waits for the end.
+    pub async fn ended(self) -> (ExitStatus, Duration) {
+        self.ended_during(|_| ()).await
+    }
+
+    /// As somebody does who is impatient: one right after another is taken for the same.
+    async fn ended_by_repeated(self, signal: Signal) -> (ExitStatus, Duration) {
+        self.ended_during(|process| process.send(signal)).await
+    }
+
+    async fn ended_during(mut self, at_each_look: impl Fn(&Self)) -> (ExitStatus, Duration) {
         let (begun, mut tick) = (Instant::now(), tokio::time::interval(Duration::from_millis(10)));
         loop {
             if let Some(status) = self.child.try_wait().expect("it is our child") {
                 return (status, begun.elapsed());
             }
             assert!(begun.elapsed() < PATIENCE * 2, "it does not end");
+            at_each_look(&self);
             tick.tick().await;
         }
     }
 
-    async fn ends_in_time(self) {
-        let (status, took) = self.terminate().await;
+    pub async fn ends_in_time(self) {
+        self.send(Signal::TERM);
+        let (status, took) = self.ended().await;
         assert_eq!(status.code(), Some(0));
         assert!(took < END_MAX, "{took:?}");
     }
@@ -268,6 +282,49 @@ async fn an_idle_consumer_notices_that_the_store_goes_and_comes() {
             process.wait_for_health("\"status\":\"ok\"").await;
         }
         process.ends_in_time().await;
+        rig
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_from_the_terminal_stops_it_as_well() {
+    beside_a_process("interrupt", async |mut rig, config, _proxies, port| {
+        rig.publish_many("interrupt", 1).await;
+        let process = Process::start(&config, port);
+        rig.wait_for_value("interrupt", 1).await;
+        process.send(Signal::INT);
+        let (status, took) = process.ended().await;
+        assert_eq!(status.code(), Some(0));
+        assert!(took < END_MAX, "{took:?}");
+        rig
+    })
+    .await;
+}
+
+/// A silent store and a dead message in hand: the stop by itself takes seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_a_stop_that_takes_long() {
+    beside_a_process("twice", async |mut rig, config, proxies, port| {
+        let process = Process::start(&config, port);
+        process.wait_for_health("\"status\":\"ok\"").await;
+        rig.publish_many("twice", 1).await;
+        rig.wait_for_value("twice", 1).await;
+        proxies.store.black_hole(true);
+        let (broker, dead) = (&rig.config.queue.url.clone(), format!("{}.dead.v1", rig.config.queue.prefix));
+        let message = rig.message("twice", 1);
+        inspect::publish(broker, &dead, &message.body).await.expect("the broker takes it");
+        let waiting = async || inspect::waiting(broker, &dead).await.expect("the broker answers");
+        wait_for("the message in hand", async || waiting().await == 0).await;
+        process.send(Signal::TERM);
+        wait_for("the stop", async || process.page("/readyz").await.map(|(status, _)| status) == Some(503))
+            .await;
+        let (status, took) = process.ended_by_repeated(Signal::INT).await;
+        assert_eq!(status.code(), Some(1));
+        assert!(took < Duration::from_secs(3), "{took:?}");
+        // It comes again.
+        proxies.store.black_hole(false);
+        rig.consuming(rig.wait_for_value("twice", 2)).await;
         rig
     })
     .await;

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lapin::options::{
-    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation, Connection as AmqpConnection, ConnectionProperties};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection as AmqpConnection, ConnectionProperties, ExchangeKind,
+};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tokio::time::timeout;
@@ -125,6 +128,30 @@ pub async fn delete_queue(amqp_url: &str, queue: &str) -> anyhow::Result<()> {
         let (connection, channel) = open(amqp_url).await?;
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
         Ok(connection.close(200, "done".into()).await?)
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// Deletes an exchange with its bindings; nobody is told.
+pub async fn delete_exchange(amqp_url: &str, exchange: &str) -> anyhow::Result<()> {
+    let asked = async {
+        let (connection, channel) = open(amqp_url).await?;
+        channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await?;
+        Ok(connection.close(200, "done".into()).await?)
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
+/// Whether there is an exchange of this name.
+pub async fn exchange_exists(amqp_url: &str, exchange: &str) -> anyhow::Result<bool> {
+    let asked = async {
+        let (connection, channel) = open(amqp_url).await?;
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let declared =
+            channel.exchange_declare(exchange.into(), ExchangeKind::Direct, options, FieldTable::default());
+        let is_there = declared.await.is_ok();
+        connection.close(200, "done".into()).await?;
+        Ok(is_there)
     };
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }

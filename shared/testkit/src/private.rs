@@ -29,6 +29,7 @@ enum Task {
     MemoryAlarm(bool),
     Set(&'static str, u64),
     AddUser(String, [&'static str; 3]),
+    Control(Vec<String>),
 }
 
 struct Order {
@@ -66,6 +67,19 @@ impl Broker {
     /// Returns the URL of a new user with these patterns of what it may configure, write and read.
     pub async fn add_user(&self, name: String, may: [&'static str; 3]) -> String {
         self.order(Task::AddUser(name, may)).await
+    }
+
+    /// What its own tool (`rabbitmqctl`) answers to these arguments.
+    pub async fn control(&self, arguments: &[&str]) -> String {
+        self.order(Task::Control(arguments.iter().map(|&argument| argument.to_owned()).collect())).await
+    }
+
+    /// Whether it blocks a connection of this name.
+    pub async fn blocks(&self, name: &str) -> bool {
+        let list = ["--quiet", "list_connections", "--no-table-headers", "state", "client_properties"];
+        let connections = self.control(&list).await;
+        let is_blocked = |line: &str| line.starts_with("blocked") && line.contains(&format!("\"{name}\""));
+        connections.lines().any(is_blocked)
     }
 
     async fn order(&self, task: Task) -> String {
@@ -175,6 +189,9 @@ async fn carry_out(broker: &mut rabbitmq::RabbitMq, task: Task) -> anyhow::Resul
         Task::MemoryAlarm(on) => broker.memory_alarm(on).await?,
         Task::Set(setting, value) => broker.set(setting, value).await?,
         Task::AddUser(name, may) => return broker.add_user(&name, may).await,
+        Task::Control(arguments) => {
+            return broker.control(0, &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        }
     }
     Ok(String::new())
 }

@@ -82,6 +82,11 @@ impl Proxy {
         format!("{scheme}://{user}127.0.0.1:{}{path}", self.port())
     }
 
+    /// Connections that clients have made so far, but for those that were refused.
+    pub fn accepted(&self) -> u64 {
+        self.state.connections.load(Ordering::Relaxed)
+    }
+
     /// Closes every connection that is open now; new ones are welcome.
     pub fn cut(&self) {
         self.state.faults.send_modify(|faults| faults.generation += 1);

@@ -1,6 +1,7 @@
 //! The contract of the events port, run against every implementation, and what is particular to
 //! RabbitMQ.
 mod contract;
+mod private;
 mod rabbitmq;
 
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 mod contract;
 mod private;
 mod rabbitmq;
+mod silent;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

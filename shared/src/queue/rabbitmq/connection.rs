@@ -19,12 +19,15 @@ use lapin::options::ConfirmSelectOptions;
 use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::RabbitSettings;
 
 /// How long connecting and any call with an answer may take.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A session that lives for so long is not lost again at once by what ended the one before.
+const LASTING_AFTER: Duration = Duration::from_secs(5);
 
 /// What lapin tells about a connection.
 pub(crate) type ConnectionEvents = Pin<Box<dyn Stream<Item = Event> + Send>>;
@@ -128,8 +131,12 @@ impl Session {
         self.connection.status().blocked()
     }
 
-    /// Says goodbye, which sends what was handed over before.
+    /// Says goodbye, which sends what was handed over before. Not to a broker that blocks us: it
+    /// would read nothing, and the client library writes nothing.
     pub(crate) async fn close(self) {
+        if self.is_blocked() {
+            return;
+        }
         // Whatever comes of it, dropping ends the session.
         let _ = call("connection.close", self.connection.close(200, "done".into())).await;
     }
@@ -177,6 +184,9 @@ fn lock(socket: &Mutex<Socket>) -> std::sync::MutexGuard<'_, Socket> {
 #[derive(Debug, Default)]
 pub(crate) struct LogOnce {
     last: Option<String>,
+    /// Why the last session was lost, if it was before it was of any use: the next one may end the
+    /// same way.
+    useless: Option<String>,
 }
 
 impl LogOnce {
@@ -197,11 +207,90 @@ impl LogOnce {
 
     pub(crate) fn opened(&mut self, who: &'static str) {
         self.last = None;
-        tracing::info!(session.name = who, "session opened");
+        if self.useless.is_some() {
+            tracing::debug!(session.name = who, "session opened, perhaps in vain");
+        } else {
+            tracing::info!(session.name = who, "session opened");
+        }
     }
 
-    pub(crate) fn lost(&mut self, who: &'static str, reason: &str) {
+    /// Runs a session to its end; returns also whether it lasted, which shows that it was of use.
+    pub(crate) async fn during<T>(
+        &mut self,
+        who: &'static str,
+        session: impl Future<Output = T>,
+    ) -> (T, bool) {
+        tokio::pin!(session);
+        tokio::select! {
+            ended = &mut session => (ended, false),
+            () = sleep(LASTING_AFTER) => {
+                if self.useless.take().is_some() {
+                    tracing::info!(session.name = who, "session opened, and lasting this time");
+                }
+                (session.await, true)
+            }
+        }
+    }
+
+    /// A reason is told once while sessions are lost by it before they were of any use.
+    pub(crate) fn lost(&mut self, who: &'static str, reason: &str, was_useful: bool) {
+        if !was_useful && self.useless.as_deref() == Some(reason) {
+            tracing::debug!(session.name = who, error.message = reason, "session lost again");
+            return;
+        }
         tracing::warn!(session.name = who, error.message = reason, "session lost");
-        self.last = None;
+        self.useless = (!was_useful).then(|| reason.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// What is logged meanwhile, from the level that is usual.
+    fn logged(during: impl FnOnce()) -> Vec<String> {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().expect("no panic").write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, during);
+        let text = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn sessions_that_are_lost_again_and_again_by_one_reason_are_told_once() {
+        let mut log = LogOnce::default();
+        let lines = logged(|| {
+            for _ in 0..5 {
+                log.opened("s");
+                log.lost("s", "no right", false);
+            }
+            log.opened("s");
+            log.lost("s", "another", false);
+        });
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        let lines = logged(|| {
+            for _ in 0..2 {
+                log.opened("s");
+                log.lost("s", "another", true);
+            }
+        });
+        assert_eq!(lines.len(), 3, "each loss of one that worked, {lines:?}");
     }
 }

@@ -1,36 +1,67 @@
 //! Looks at what waits in the dead queue, on a session of its own that is kept between two looks.
+//!
+//! Rejected messages are there only if the exchange of dead letters is: without it, or without its
+//! binding, they wait within the broker, where nobody sees them. Nobody is told when it is deleted, and
+//! a program that deletes it to make a queue anew may end in the middle of that. So it is looked for,
+//! too, and made again.
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use tokio::sync::Mutex;
 
-use super::{RabbitSettings, Session, SessionError, call};
+use super::{RabbitSettings, Session, SessionError, call, topology};
 
 /// The name of the session in the broker's tools.
 const NAME: &str = "forebay queue look";
 
+/// For how long messages may still be on their way after the exchange was missing. The broker tries
+/// what it could not route every three minutes.
+const ON_THEIR_WAY_MAX: Duration = Duration::from_mins(10);
+
 pub(super) struct Look {
     settings: Arc<RabbitSettings>,
-    session: Mutex<Option<Session>>,
+    kept: Mutex<Kept>,
+}
+
+/// What a look leaves for the next one.
+#[derive(Default)]
+struct Kept {
+    session: Option<Session>,
+    /// The exchange, when it was looked for last.
+    was_there: bool,
+    /// When the exchange was missing last.
+    missed_at: Option<Instant>,
 }
 
 impl Look {
     pub fn new(settings: Arc<RabbitSettings>) -> Self {
-        Self { settings, session: Mutex::default() }
+        Self { settings, kept: Mutex::default() }
     }
 
-    /// Whether messages are ready in the dead queue.
+    /// Whether messages are ready in the dead queue, or may be on their way to it.
     pub async fn has_dead(&self) -> Result<bool, SessionError> {
-        let mut kept = self.session.lock().await;
+        let mut kept = self.kept.lock().await;
         // One that fails is not put back, and ends.
-        let session = match kept.take() {
+        let session = match kept.session.take() {
             Some(session) => session,
             None => Session::open(&self.settings, NAME).await?,
         };
+        let names = self.settings.names();
+        if topology::check_dead_exchange(&session, &names).await? {
+            kept.was_there = true;
+        } else {
+            kept.missed_at = Some(Instant::now());
+            if std::mem::take(&mut kept.was_there) {
+                tracing::warn!(exchange = names.dead.as_str(), "exchange is gone, it is declared again");
+            }
+            topology::restore_dead_exchange(&session, &names, self.settings.settle).await?;
+        }
         let ready = self.count(&session).await?;
-        *kept = Some(session);
-        Ok(ready > 0)
+        kept.session = Some(session);
+        let on_their_way = kept.missed_at.is_some_and(|at| at.elapsed() < ON_THEIR_WAY_MAX);
+        Ok(ready > 0 || on_their_way)
     }
 
     /// By a passive declare, on a channel of its own, because an error closes the channel.
@@ -45,7 +76,8 @@ impl Look {
     }
 
     pub async fn close(&self) {
-        if let Some(session) = self.session.lock().await.take() {
+        let session = self.kept.lock().await.session.take();
+        if let Some(session) = session {
             session.close().await;
         }
     }

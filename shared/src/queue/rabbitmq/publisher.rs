@@ -161,13 +161,12 @@ impl Pump {
             match opened {
                 Ok((session, channel)) => {
                     log.opened(NAME);
-                    let opened_at = Instant::now();
-                    match Flow::new(&mut self, session, channel).run().await {
-                        Ended::Finished => break,
-                        Ended::Lost { reason, was_useful } => {
+                    match log.during(NAME, Flow::new(&mut self, session, channel).run()).await {
+                        (Ended::Finished, _) => break,
+                        (Ended::Lost { reason, was_useful }, lasted) => {
                             metrics().queue_sessions_lost.inc();
-                            log.lost(NAME, &reason);
-                            if was_useful || opened_at.elapsed() > RETRY_MAX {
+                            log.lost(NAME, &reason, was_useful || lasted);
+                            if was_useful || lasted {
                                 backoff.reset();
                             }
                         }

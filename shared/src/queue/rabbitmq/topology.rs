@@ -48,7 +48,8 @@ enum Kind {
 /// without a leader and without what it had confirmed. So the exchange of dead letters says that
 /// queues are older than that: it is deleted before a queue is made and declared last, and who does
 /// not find it waits, too, whoever made them. Hence it is looked for after the queues. A message
-/// that is rejected meanwhile stays in its queue.
+/// that is rejected meanwhile stays in its queue, and nobody is told of it: who wants to know which
+/// messages are dead looks whether the exchange is there ([`check_dead_exchange`]).
 pub(crate) async fn declare_queues(
     session: &Session,
     names: &Names,
@@ -73,7 +74,32 @@ pub(crate) async fn declare_queues(
         sleep(settle).await;
     }
     ensure(session, &names.dead, &dead_exchange).await?;
-    bind_dead(session, &names.dead, dead_existed).await
+    // Whoever declared both without giving us the right to bind has bound them, too.
+    bind_dead(session, &names.dead, was_settled && dead_existed).await
+}
+
+/// Whether the exchange of dead letters is there; then its binding is made again, if it may be.
+pub(crate) async fn check_dead_exchange(session: &Session, names: &Names) -> Result<bool, SessionError> {
+    let is_there = exists(session, &names.dead, &Kind::Exchange(ExchangeKind::Direct)).await?;
+    if is_there {
+        bind_dead(session, &names.dead, true).await?;
+    }
+    Ok(is_there)
+}
+
+/// Makes it again between queues that are there; no queue is made here.
+pub(crate) async fn restore_dead_exchange(
+    session: &Session,
+    names: &Names,
+    settle: Duration,
+) -> Result<(), SessionError> {
+    for queue in [&names.dead, &names.writes] {
+        declare(session, queue, &Kind::Queue(FieldTable::default()), true).await?;
+    }
+    // It may be missing because a queue is new.
+    sleep(settle).await;
+    ensure(session, &names.dead, &Kind::Exchange(ExchangeKind::Direct)).await?;
+    bind_dead(session, &names.dead, false).await
 }
 
 /// Declares the exchange that events go through.
@@ -154,13 +180,13 @@ async fn delete_exchange(session: &Session, name: &ShortString) -> Result<(), Se
     }
 }
 
+/// Without the right to it that is an error unless both `existed`.
 async fn bind_dead(session: &Session, dead: &ShortString, existed: bool) -> Result<(), SessionError> {
     let channel = session.channel().await?;
     let (options, none) = (QueueBindOptions::default(), FieldTable::default());
     let bound = channel.queue_bind(dead.clone(), dead.clone(), dead.clone(), options, none);
     match call("queue.bind", bound).await {
         Ok(()) => call("channel.close", channel.close(200, "done".into())).await,
-        // Whoever declared the queue without giving us that right has bound it, too.
         Err(error) if existed && error.code() == Some(ACCESS_REFUSED) => Ok(()),
         Err(error) => Err(error),
     }

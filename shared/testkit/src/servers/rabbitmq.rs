@@ -215,7 +215,8 @@ impl RabbitMq {
         ready.with_context(|| format!("its logs are in {}", home.display()))
     }
 
-    async fn control(&self, node: usize, arguments: &[&str]) -> anyhow::Result<String> {
+    /// What `rabbitmqctl` answers about a node.
+    pub async fn control(&self, node: usize, arguments: &[&str]) -> anyhow::Result<String> {
         ensure!(node < self.nodes.len(), "no such node");
         let mut control = self.program("rabbitmqctl", &self.nodes[node].name);
         control.args(arguments);

@@ -1,5 +1,5 @@
 //! What only a broker can do to events.
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use shared::event::Signal;
 use shared::event::rabbitmq::RabbitEvents;
@@ -8,7 +8,7 @@ use shared::queue::rabbitmq::RabbitSettings;
 use testkit::Isolated;
 use testkit::proxy::Proxy;
 
-use super::{Arc, Events, PATIENCE, changed, connected, next, reaches, signal};
+use super::{Arc, Duration, Events, Instant, PATIENCE, changed, connected, next, reaches, signal};
 
 fn open(url: &str, isolated: &Isolated) -> Arc<RabbitEvents> {
     let limits = QueueLimits { bytes_max: 1 << 20, confirm_timeout: PATIENCE };
@@ -82,4 +82,47 @@ async fn a_publisher_that_lost_its_session_publishes_again() {
         }
     })
     .await;
+}
+
+/// The publisher makes the exchange again, but the stream's queue is not bound to it any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_is_deleted_under_a_stream_is_an_interruption_and_events_come_again() {
+    testkit::isolated("event", |isolated| async move {
+        let events = open(&isolated.amqp_url, &isolated);
+        let mut stream = connected(events.as_ref()).await;
+        let connection = Connection::connect(&isolated.amqp_url, ConnectionProperties::default()).await;
+        let channel = connection.as_ref().expect("a broker").create_channel().await.expect("a channel");
+        for round in 0..2 {
+            let exchange = format!("{}.events.v1", isolated.prefix).into();
+            channel.exchange_delete(exchange, ExchangeDeleteOptions::default()).await.expect("deleted");
+            let (begun, mut interrupted) = (Instant::now(), false);
+            loop {
+                events.publish(changed(7, round));
+                match tokio::time::timeout(Duration::from_millis(50), next(stream.as_mut())).await {
+                    Ok(Signal::Interrupted) => interrupted = true,
+                    // What was sent before the deletion.
+                    Ok(_) if !interrupted => {}
+                    Ok(_) => break,
+                    Err(_) => assert!(begun.elapsed() < PATIENCE, "round {round}: nothing comes any more"),
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_to_a_silent_broker_is_given_up_and_tried_again() {
+    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let url = format!("amqp://{}", silent.local_addr().expect("bound"));
+    let limits = QueueLimits { bytes_max: 1 << 20, confirm_timeout: PATIENCE };
+    let events = RabbitEvents::start(RabbitSettings::new(&url, "silent", limits));
+    let _stream = events.subscribe().await;
+    // Publisher and subscriber, and again both.
+    let mut connections = Vec::new();
+    for _ in 0..4 {
+        let accepted = tokio::time::timeout(PATIENCE, silent.accept()).await.expect("tried again in time");
+        connections.push(accepted.expect("a connection"));
+    }
+    tokio::time::timeout(PATIENCE, events.close()).await.expect("closed in time");
 }

@@ -60,3 +60,44 @@ async fn what_a_new_queue_confirmed_survives_a_broker_that_is_killed_at_once() {
     })
     .await;
 }
+
+/// As when a program ends between deleting and declaring it, or when somebody deletes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_rejected_while_the_dead_exchange_was_missing_is_known_of_and_comes() {
+    testkit::private::broker(|broker| async move {
+        // How often it tries what it could not route.
+        broker.set("dead_letter_worker_publisher_confirm_timeout", 1_000).await;
+        let prefix = testkit::unique("exchange");
+        let queue = RabbitQueue::start(RabbitSettings::new(broker.url(), &prefix, LIMITS));
+        let published = publish(queue.publisher().as_ref(), 1).await;
+        let mut subscription = queue.subscribe(1).await.expect("subscribed");
+        assert!(!queue.has_dead().await.expect("is looked at"));
+        inspect::delete_exchange(broker.url(), &format!("{prefix}.dead.v1")).await.expect("deleted");
+        let delivery = next(subscription.as_mut()).await;
+        subscription.reject(delivery).await.expect("rejected");
+        assert!(queue.has_dead().await.expect("is looked at"), "on its way");
+        let mut dead = queue.subscribe_dead(1).await.expect("subscribed");
+        assert_eq!(super::id_of(&next(dead.as_mut()).await), published[0].id);
+        broker.set("dead_letter_worker_publisher_confirm_timeout", 180_000).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_right_to_declare_the_dead_exchange_again_nobody_knows_what_is_dead() {
+    testkit::private::broker(|broker| async move {
+        let prefix = testkit::unique("unknown");
+        let operator: Arc<dyn Queue> = RabbitQueue::start(RabbitSettings::new(broker.url(), &prefix, LIMITS));
+        publish(operator.publisher().as_ref(), 1).await;
+        let restricted = broker.add_user(testkit::unique("looks"), ["^$", ".*", ".*"]).await;
+        let queue = RabbitQueue::start(RabbitSettings::new(&restricted, &prefix, LIMITS));
+        assert!(!queue.has_dead().await.expect("is looked at"));
+        inspect::delete_exchange(broker.url(), &format!("{prefix}.dead.v1")).await.expect("deleted");
+        for _ in 0..2 {
+            queue.has_dead().await.expect_err("nobody knows");
+        }
+        drop(operator.subscribe(1).await.expect("subscribed"));
+        assert!(queue.has_dead().await.expect("is looked at"), "some may be on their way");
+    })
+    .await;
+}

@@ -379,21 +379,3 @@ async fn while_a_deleted_queue_is_new_again_no_exchange_says_that_it_is_old() {
     })
     .await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_close_ends_a_look_that_a_silent_broker_does_not_answer() {
-    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
-    let url = format!("amqp://{}", silent.local_addr().expect("bound"));
-    let queue = RabbitQueue::start(RabbitSettings::new(&url, "silent", LIMITS));
-    // The publisher's session and the look's.
-    let publishing = silent.accept().await.expect("connected");
-    let looked = tokio::spawn({
-        let queue = Arc::clone(&queue);
-        async move { queue.has_dead().await }
-    });
-    let looking = silent.accept().await.expect("connected");
-    queue.close().await;
-    let error = looked.await.expect("no panic").expect_err("nobody answers").to_string();
-    assert!(error.ends_with("the queue was closed"), "{error}");
-    drop((publishing, looking));
-}

@@ -1,0 +1,205 @@
+//! The subscriber's side: a task that subscribes again and again, and the stream that reads from it.
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::future::FutureExt;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Consumer};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::{RETRY_FIRST, RETRY_MAX};
+use crate::backoff::Backoff;
+use crate::event::{Event, EventStream, SILENCE_MAX, Signal};
+use crate::queue::rabbitmq::{LogOnce, Names, RabbitSettings, Session, SessionError, call, declare_events};
+
+/// The name of the session in logs and in the broker's tools.
+const NAME: &str = "forebay events subscriber";
+
+/// Unacknowledged events of one subscriber.
+const PREFETCH: u16 = 256;
+
+/// Events that may wait in the broker for one subscriber; the oldest are dropped.
+const QUEUE_LENGTH_MAX: i32 = 10_000;
+
+/// How long an event may wait in the broker, in milliseconds. Caches do not trust older ones.
+const QUEUE_TTL_MS: i32 = 30_000;
+
+pub(super) struct RabbitEventStream {
+    pub signals: mpsc::Receiver<Signal>,
+    /// `None` once it is known how it ended.
+    pub following: Option<JoinHandle<()>>,
+}
+
+impl RabbitEventStream {
+    /// Goes on panicking when the follower did. Safe to cancel.
+    async fn ended(&mut self) -> Signal {
+        if let Some(following) = &mut self.following {
+            let ended = following.await;
+            self.following = None;
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+        // The runtime is going down, and the reader with it.
+        std::future::pending().await
+    }
+}
+
+#[async_trait]
+impl EventStream for RabbitEventStream {
+    async fn next(&mut self) -> Signal {
+        match self.signals.recv().await {
+            Some(signal) => signal,
+            None => self.ended().await,
+        }
+    }
+}
+
+/// The reader has dropped its stream.
+struct ReaderGone;
+
+/// Subscribes again and again, until the reader is gone.
+pub(super) async fn follow(settings: Arc<RabbitSettings>, signals: mpsc::Sender<Signal>) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    let mut log = LogOnce::default();
+    loop {
+        let opened = tokio::select! {
+            opened = Listener::open(&settings) => opened,
+            () = signals.closed() => return,
+        };
+        match opened {
+            Ok(mut listener) => {
+                log.opened(NAME);
+                let forwarding = async {
+                    tokio::select! {
+                        ended = listener.forward(&signals) => ended,
+                        () = signals.closed() => Err(ReaderGone),
+                    }
+                };
+                let (ended, lasted) = log.during(NAME, forwarding).await;
+                match ended {
+                    Ok(reason) => log.lost(NAME, &reason, lasted),
+                    Err(ReaderGone) => return listener.session.close().await,
+                }
+                if lasted {
+                    backoff.reset();
+                }
+            }
+            Err(error) => log.failed(NAME, &error),
+        }
+        tokio::select! {
+            () = sleep(backoff.delay()) => {}
+            () = signals.closed() => return,
+        }
+    }
+}
+
+/// An open session with a queue of its own.
+struct Listener {
+    session: Session,
+    channel: Channel,
+    names: Names,
+    queue: ShortString,
+    consumer: Consumer,
+}
+
+impl Listener {
+    async fn open(settings: &RabbitSettings) -> Result<Self, SessionError> {
+        let session = Session::open(settings, NAME).await?;
+        let names = settings.names();
+        declare_events(&session, &names).await?;
+        let channel = session.channel().await?;
+        let (unnamed, none) = (ShortString::default(), FieldTable::default);
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(QUEUE_LENGTH_MAX));
+        arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(QUEUE_TTL_MS));
+        let options = QueueDeclareOptions::exclusive().auto_delete();
+        let declared = channel.queue_declare(unnamed.clone(), options, arguments);
+        let queue = call("queue.declare", declared).await?.name().clone();
+        bind(&channel, &queue, &names).await?;
+        call("basic.qos", channel.basic_qos(PREFETCH, BasicQosOptions { global: false })).await?;
+        let consumer = channel.basic_consume(queue.clone(), unnamed, BasicConsumeOptions::default(), none());
+        let consumer = call("basic.consume", consumer).await?;
+        Ok(Self { session, channel, names, queue, consumer })
+    }
+
+    /// Hands events on until the session is lost; returns why.
+    async fn forward(&mut self, signals: &mpsc::Sender<Signal>) -> Result<String, ReaderGone> {
+        // From here on nothing is missed; what was before is not known.
+        signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+        let (mut has_warned, mut was_silent) = (false, false);
+        let mut unacknowledged = None;
+        loop {
+            let came = match (self.consumer.next().now_or_never(), unacknowledged) {
+                (Some(came), _) => Some(came),
+                // Once per burst: all of it has been handed on.
+                (None, Some(last)) => {
+                    let acknowledged = self.channel.basic_ack(last, BasicAckOptions { multiple: true });
+                    if let Err(error) = call("basic.ack", acknowledged).await {
+                        return Ok(error.to_string());
+                    }
+                    unacknowledged = None;
+                    continue;
+                }
+                (None, None) => timeout(SILENCE_MAX, self.consumer.next()).await.ok(),
+            };
+            let Some(came) = came else {
+                if let Err(error) = self.listen_again().await {
+                    return Ok(error.to_string());
+                }
+                if !std::mem::replace(&mut was_silent, true) {
+                    signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+                }
+                continue;
+            };
+            match came {
+                Some(Ok(delivery)) => {
+                    if std::mem::take(&mut was_silent) {
+                        // Perhaps it was heard only because this program listened again.
+                        signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+                    }
+                    unacknowledged = Some(delivery.delivery_tag);
+                    let signal = read(&delivery.data, &mut has_warned);
+                    signals.send(signal).await.map_err(|_| ReaderGone)?;
+                }
+                Some(Err(error)) => return Ok(error.to_string()),
+                None => return Ok("the broker cancelled the consumer".into()),
+            }
+        }
+    }
+
+    /// Somebody may have deleted the exchange, and the binding with it; nobody tells. Publishers make
+    /// it again, but without our binding.
+    async fn listen_again(&self) -> Result<(), SessionError> {
+        declare_events(&self.session, &self.names).await?;
+        bind(&self.channel, &self.queue, &self.names).await
+    }
+}
+
+async fn bind(channel: &Channel, queue: &ShortString, names: &Names) -> Result<(), SessionError> {
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    let bound = channel.queue_bind(queue.clone(), names.events.clone(), "#".into(), options, none);
+    call("queue.bind", bound).await
+}
+
+/// What cannot be read is something that was missed. Told once per session, since a publisher of
+/// another version would say it with each event.
+fn read(json: &[u8], has_warned: &mut bool) -> Signal {
+    match serde_json::from_slice::<Event>(json) {
+        Ok(event) => Signal::Event(Arc::new(event)),
+        Err(error) => {
+            if !std::mem::replace(has_warned, true) {
+                tracing::warn!(error.message = %error, "unreadable event");
+            }
+            Signal::Interrupted
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The publisher's side: one task sends what was handed over, and drops what it cannot send now.
+//!
+//! While the broker blocks the connection (a memory or disk alarm) nothing is kept for later: an
+//! event carries the store's time of when it was said, and old ones would only mislead. lapin ends a
+//! publish when its frames are written, so nothing waits for that while the broker reads nothing.
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::{RETRY_FIRST, RETRY_MAX};
+use crate::backoff::Backoff;
+use crate::event::{Body, Event};
+use crate::queue::rabbitmq::{
+    ConnectionEvents, LogOnce, RabbitSettings, Session, SessionError, declare_events,
+};
+use crate::shutdown::Shutdown;
+use crate::telemetry::metrics;
+
+/// The name of the session in logs and in the broker's tools.
+const NAME: &str = "forebay events publisher";
+
+/// How long sending what is left may take when it is closed.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The word that others may bind to; this program binds to all.
+fn routing_key(body: &Body) -> ShortString {
+    match body {
+        Body::Committed(_) => "committed",
+        Body::Heartbeat { .. } => "heartbeat",
+        Body::Goodbye => "goodbye",
+    }
+    .into()
+}
+
+/// Works until a stop is requested and what was handed over is sent or dropped.
+pub(super) async fn publish_all(
+    settings: Arc<RabbitSettings>,
+    mut events: mpsc::Receiver<Event>,
+    mut stopping: Shutdown,
+) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    let mut log = LogOnce::default();
+    while !stopping.is_requested() {
+        let opened = tokio::select! {
+            opened = open(&settings) => opened,
+            () = drop_all(&mut events) => return,
+            () = stopping.requested() => return,
+        };
+        match opened {
+            Ok(mut sender) => {
+                log.opened(NAME);
+                let (ended, lasted) = log.during(NAME, sender.run(&mut events, &mut stopping)).await;
+                match ended {
+                    Ok(()) => return sender.session.close().await,
+                    Err(reason) => log.lost(NAME, &reason, lasted),
+                }
+                // Nothing is confirmed: only time tells that events are taken.
+                if lasted {
+                    backoff.reset();
+                }
+            }
+            Err(error) => log.failed(NAME, &error),
+        }
+        tokio::select! {
+            () = sleep(backoff.delay()) => {}
+            () = drop_all(&mut events) => return,
+            () = stopping.requested() => return,
+        }
+    }
+}
+
+async fn open(settings: &RabbitSettings) -> Result<Sender, SessionError> {
+    let session = Session::open(settings, NAME).await?;
+    let exchange = settings.names().events;
+    declare_events(&session, &settings.names()).await?;
+    let channel = session.channel().await?;
+    let told = session.events();
+    Ok(Sender { session, channel, exchange, told })
+}
+
+/// An event that waited for a session would be late. Ends when there will be no more.
+async fn drop_all(events: &mut mpsc::Receiver<Event>) {
+    while events.recv().await.is_some() {
+        metrics().events_dropped.inc();
+    }
+}
+
+/// An open session.
+struct Sender {
+    session: Session,
+    channel: Channel,
+    exchange: ShortString,
+    told: ConnectionEvents,
+}
+
+/// What keeps a publish from ending.
+enum Disturbance {
+    /// The session is unusable.
+    Broken(String),
+    /// The broker takes nothing.
+    Blocked,
+}
+
+impl Sender {
+    /// Until a stop is requested and the rest is sent, or the reason why the session is lost.
+    async fn run(
+        &mut self,
+        events: &mut mpsc::Receiver<Event>,
+        stopping: &mut Shutdown,
+    ) -> Result<(), String> {
+        // A stop does not wait for the event in hand: lapin has its frames, and sends them before the
+        // rest or never.
+        tokio::select! {
+            ended = self.serve(events) => return ended,
+            () = stopping.requested() => {}
+        }
+        events.close();
+        let flushed = timeout(FLUSH_TIMEOUT, self.flush(events)).await;
+        flushed.unwrap_or_else(|_| Err("no time left to send all events".into()))
+    }
+
+    async fn serve(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), String> {
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                disturbance = disturbed(&self.session, &self.channel, &mut self.told) => match disturbance {
+                    Disturbance::Broken(reason) => return Err(reason),
+                    Disturbance::Blocked => continue,
+                },
+            };
+            match event {
+                Some(event) => self.publish(&event).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn flush(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), String> {
+        while let Some(event) = events.recv().await {
+            self.publish(&event).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends it, or drops it while the broker takes nothing.
+    async fn publish(&mut self, event: &Event) -> Result<(), String> {
+        if self.session.is_blocked() {
+            metrics().events_dropped.inc();
+            return Ok(());
+        }
+        let json = serde_json::to_vec(event).expect("an event has string keys only");
+        let (exchange, key) = (self.exchange.clone(), routing_key(&event.body));
+        let properties = BasicProperties::default().with_content_type("application/json".into());
+        // Not mandatory: an event without a subscriber concerns nobody.
+        let options = BasicPublishOptions::default();
+        let sent = self.channel.basic_publish(exchange, key, options, &json, properties);
+        tokio::select! {
+            // Its frames are handed over when it is polled.
+            biased;
+            sent = sent => sent.map(drop).map_err(|error| error.to_string()),
+            disturbance = disturbed(&self.session, &self.channel, &mut self.told) => match disturbance {
+                Disturbance::Broken(reason) => Err(reason),
+                // It goes out when the broker reads again; it is not waited for.
+                Disturbance::Blocked => Ok(()),
+            },
+        }
+    }
+}
+
+/// Resolves when no publish can end any more, or not for a while.
+async fn disturbed(session: &Session, channel: &Channel, told: &mut ConnectionEvents) -> Disturbance {
+    loop {
+        match told.next().await {
+            Some(lapin::Event::Error(error)) if !session.is_alive(channel) => {
+                return Disturbance::Broken(error.to_string());
+            }
+            // Unless it was over before it was heard.
+            Some(lapin::Event::ConnectionBlocked(_)) if session.is_blocked() => return Disturbance::Blocked,
+            Some(_) => {}
+            None => return Disturbance::Broken("the connection has ended".into()),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! A broker that takes connections and says nothing.
+use shared::queue::QueueError;
+use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+
+use super::{Arc, Duration, LIMITS, Queue};
+
+/// What connecting may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_ends_a_look_that_a_silent_broker_does_not_answer() {
+    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let url = format!("amqp://{}", silent.local_addr().expect("bound"));
+    let queue = RabbitQueue::start(RabbitSettings::new(&url, "silent", LIMITS));
+    // The publisher's session and the look's.
+    let publishing = silent.accept().await.expect("connected");
+    let looked = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move { queue.has_dead().await }
+    });
+    let looking = silent.accept().await.expect("connected");
+    queue.close().await;
+    let error = looked.await.expect("no panic").expect_err("nobody answers").to_string();
+    assert!(error.ends_with("the queue was closed"), "{error}");
+    drop((publishing, looking));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_to_a_silent_broker_fails_in_time() {
+    // It accepts connections by the kernel and says nothing.
+    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let url = format!("amqp://{}", silent.local_addr().expect("bound"));
+    let queue = RabbitQueue::start(RabbitSettings::new(&url, "silent", LIMITS));
+    let refused = tokio::time::timeout(CALL_TIMEOUT * 2, queue.subscribe(1)).await.expect("in time").err();
+    assert!(matches!(refused, Some(QueueError::Unavailable(_))), "{refused:?}");
+    queue.close().await;
+}
