@@ -117,6 +117,9 @@ async fn a_right_that_is_taken_away_and_given_back_needs_no_restart() {
         };
         // Messages go through the default exchange, which has this name here.
         may("^(?!amq\\.default$).*$").await;
+        // A channel that publishes again and again remembers what it may: RabbitMQ forgets that when the
+        // channel is idle, or gone.
+        broker.control(&["close_all_connections", "--vhost", "/", "rights have changed"]).await;
         accepted += running.write_until(503).await;
         may(".*").await;
         accepted += running.write_until(202).await;

@@ -1,6 +1,6 @@
 //! Events through a RabbitMQ topic exchange.
 //!
-//! Publisher ([`publish`]) and each subscriber ([`follow`]) own a connection and rebuild it for ever.
+//! Publisher ([`mod@publish`]) and each subscriber ([`mod@follow`]) own a connection and rebuild it for ever.
 //! Events are transient, unconfirmed and dropped whenever the channel does not take them: their
 //! numbers and heartbeats tell the subscribers that something is missing. The queue of a subscriber
 //! is exclusive and named by the server anew in each session, since a name from before cannot be
