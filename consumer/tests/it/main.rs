@@ -192,6 +192,7 @@ macro_rules! on_both_pairs {
     )+};
 }
 
+mod confirms;
 mod dead_letters;
 mod dead_queue;
 mod housekeeping;

@@ -29,6 +29,7 @@ enum Task {
     MemoryAlarm(bool),
     Set(&'static str, u64),
     AddUser(String, [&'static str; 3]),
+    Policy(String, Option<&'static str>),
 }
 
 struct Order {
@@ -66,6 +67,11 @@ impl Broker {
     /// Returns the URL of a new user with these patterns of what it may configure, write and read.
     pub async fn add_user(&self, name: String, may: [&'static str; 3]) -> String {
         self.order(Task::AddUser(name, may)).await
+    }
+
+    /// From now on `definition` holds for the queues whose names begin with `prefix`; without one nothing does.
+    pub async fn policy(&self, prefix: &str, definition: Option<&'static str>) {
+        self.order(Task::Policy(prefix.to_owned(), definition)).await;
     }
 
     async fn order(&self, task: Task) -> String {
@@ -174,6 +180,9 @@ async fn carry_out(broker: &mut rabbitmq::RabbitMq, task: Task) -> anyhow::Resul
         Task::Restart => drop(broker.restart(0).await?),
         Task::MemoryAlarm(on) => broker.memory_alarm(on).await?,
         Task::Set(setting, value) => broker.set(setting, value).await?,
+        Task::Policy(prefix, definition) => {
+            broker.set_policy(&prefix, &format!("^{prefix}"), definition).await?;
+        }
         Task::AddUser(name, may) => return broker.add_user(&name, may).await,
     }
     Ok(String::new())

@@ -148,6 +148,20 @@ impl RabbitMq {
         Ok(())
     }
 
+    /// Sets a policy for the queues whose names match `pattern`, such as `{"max-length":5}`, or takes it away.
+    pub async fn set_policy(
+        &self,
+        name: &str,
+        pattern: &str,
+        definition: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let arguments = match definition {
+            Some(definition) => vec!["set_policy", "--apply-to", "queues", name, pattern, definition],
+            None => vec!["clear_policy", name],
+        };
+        self.control(0, &arguments).await.map(drop)
+    }
+
     /// Makes a user with these patterns of what it may configure, write and read; returns its URL.
     pub async fn add_user(&self, name: &str, may: [&str; 3]) -> anyhow::Result<String> {
         let [configure, write, read] = may;
