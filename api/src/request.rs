@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -14,6 +15,7 @@ use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::{Error, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 
+use crate::connection::Pace;
 use crate::measure::{Route, metrics};
 use crate::problem::Problem;
 
@@ -121,6 +123,8 @@ where
         .cloned()
         .unwrap_or_else(|| ids.next());
     let entered = gate.enter();
+    // None in tests without a connection.
+    let in_work = request.conn_data::<Rc<Pace>>().map(Pace::begin);
     let draining = gate.is_draining();
     let route = Route::of(request.method(), request.path());
     let answer = match &entered {
@@ -150,15 +154,13 @@ where
             // A header of this name would be left out.
             response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
         }
-        drop(entered);
+        drop((entered, in_work));
         Ok(response)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use actix_web::test::{TestRequest, init_service};
     use actix_web::{App, web};
 

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::App;
 use actix_web::dev::ServerHandle;
 use actix_web::web::{self, ThinData};
-use actix_web::{App, HttpServer};
 use anyhow::Context;
 use shared::backend::Backend;
 use shared::breaker::{Breaker, BreakerLimits};
@@ -36,13 +36,7 @@ use crate::routes::health::HealthView;
 use crate::routes::metrics::MetricsParts;
 use crate::store_probe::StoreProbe;
 use crate::waiters::{Waiters, doubts};
-use crate::{openapi, routes};
-
-/// How long the head of a request may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 8_192;
+use crate::{openapi, port, routes};
 
 /// A lost publish tells by itself that the queue is away: one is enough.
 const PUBLISHER_BREAKER: BreakerLimits =
@@ -310,9 +304,8 @@ impl Assembly {
 
     /// Binds and runs the public port.
     fn serve_http(&self, config: &Config) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
-        let (assembly, server) = (self.clone(), &config.server);
-        let (host, port) = (server.host.as_str(), server.port);
-        let http = HttpServer::new(move || {
+        let assembly = self.clone();
+        port::serve(&config.server, move || {
             let (gate, request_ids) = (assembly.gate.clone(), Rc::new(RequestIds::new(rand::random())));
             App::new()
                 .app_data(ThinData(assembly.for_worker()))
@@ -321,17 +314,6 @@ impl Assembly {
                 .configure(openapi::configure)
                 .default_service(web::to(routes::no_such_path))
         })
-        .workers(server.workers())
-        .backlog(BACKLOG)
-        .max_connections(server.connections_max)
-        .keep_alive(Duration::from_millis(server.keep_alive_ms))
-        .client_request_timeout(HEAD_TIMEOUT)
-        .shutdown_timeout(server.shutdown_timeout_ms.div_ceil(1_000))
-        .disable_signals()
-        .bind((host, port))
-        .with_context(|| format!("cannot listen on {host}:{port} (server.host, server.port)"))?;
-        let address = http.addrs().first().copied().context("the server has no address")?;
-        Ok((http.run(), address))
     }
 
     fn serve_ops(&self, config: &Config) -> anyhow::Result<ops::Ops> {

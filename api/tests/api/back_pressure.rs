@@ -74,26 +74,35 @@ async fn a_broker_without_memory_is_told_at_once_while_what_waits_is_applied_and
         let adjust = |config: &mut shared::config::Config| {
             config.queue.url = broker.url().into();
         };
-        cluster_with("alarm", adjust, |installation| async {
+        cluster_with("alarm", adjust, |mut installation| async {
+            // Nobody applies anything before the alarm.
+            for consumer in installation.consumers.drain(..) {
+                consumer.stop().await;
+            }
             for _ in 0..50 {
                 installation.increment(0, "before", 1).await;
             }
             broker.memory_alarm(true).await;
-            let write = || installation.at(0, Method::POST, "/v1/counters/during/increments").send();
+            let write = async |installation: &Installation| {
+                let request = installation.at(0, Method::POST, "/v1/counters/during/increments");
+                request.send().await.expect("an answer")
+            };
             installation
                 .wait_for("an unhealthy queue", async || {
-                    problem(write().await.expect("an answer"), 503).await;
+                    problem(write(&installation).await, 503).await;
                     (health(&installation).await == (503, "unhealthy".into())).then_some(())
                 })
                 .await;
             for _ in 0..20 {
                 let began = Instant::now();
-                let response = write().await.expect("an answer");
+                let response = write(&installation).await;
                 assert_eq!(response.headers()["retry-after"].to_str().expect("text"), "1");
                 problem(response, 503).await;
                 assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
             }
+            installation.add_consumer().await;
             installation.wait_for_value(0, "before", 50).await;
+            problem(write(&installation).await, 503).await;
             broker.memory_alarm(false).await;
             installation
                 .wait_for("a healthy replica", async || {
@@ -102,6 +111,59 @@ async fn a_broker_without_memory_is_told_at_once_while_what_waits_is_applied_and
                 .await;
             installation.increment(0, "after", 1).await;
             installation.wait_for_value(0, "after", 1).await;
+            installation
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Not an argument of the queue, and not known to any program: an administrator's decision.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_makes_the_queue_full_is_told_loses_nothing_and_heals_when_it_goes() {
+    testkit::private::broker(|broker| async move {
+        let adjust = |config: &mut shared::config::Config| {
+            config.queue.url = broker.url().into();
+        };
+        cluster_with("policy", adjust, |mut installation| async {
+            for consumer in installation.consumers.drain(..) {
+                consumer.stop().await;
+            }
+            let prefix = installation.config.queue.prefix.clone();
+            broker.policy(&prefix, Some(r#"{"max-length":5}"#)).await;
+            let write = async || {
+                let request = installation.at(0, Method::POST, "/v1/counters/policy/increments");
+                let response = request.send().await.expect("an answer");
+                if response.status() == 202 {
+                    return 1;
+                }
+                assert_eq!(response.headers()["retry-after"].to_str().expect("text"), "5");
+                let problem = problem(response, 503).await;
+                assert_eq!(problem["type"], "urn:forebay:problem:queue_full");
+                0
+            };
+            let (mut accepted, mut refused, begun) = (0, 0, Instant::now());
+            while refused < 10 || health(&installation).await != (503, "unhealthy".into()) {
+                assert!(begun.elapsed() < Duration::from_secs(30), "{accepted} accepted, {refused} refused");
+                let taken = write().await;
+                (accepted, refused) = (accepted + taken, refused + 1 - taken);
+            }
+            assert!(accepted > 0, "the policy counts messages");
+            broker.policy(&prefix, None).await;
+            // Without a write: who routes by health would never send one.
+            installation
+                .wait_for("a healthy replica", async || {
+                    (health(&installation).await == (200, "healthy".into())).then_some(())
+                })
+                .await;
+            while write().await == 0 {
+                assert!(begun.elapsed() < Duration::from_mins(1), "still full");
+            }
+            accepted += 1;
+            installation.add_consumer().await;
+            installation.wait_for_value(0, "policy", accepted).await;
+            installation.wait_until_heard().await;
+            installation.wait_for_value(1, "policy", accepted).await;
             installation
         })
         .await;

@@ -20,7 +20,18 @@ pub struct Process {
 impl Process {
     /// Starts it with what `config` says of the backend and the server; returns when it listens.
     pub fn start(config: &Config) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-api"));
+        Self::launch(config, Command::new(env!("CARGO_BIN_EXE_forebay-api")))
+    }
+
+    /// The same with a soft limit of open files.
+    pub fn start_with_files(config: &Config, soft_limit: u32) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &format!("ulimit -Sn {soft_limit} && exec \"$0\"")]);
+        shell.arg(env!("CARGO_BIN_EXE_forebay-api"));
+        Self::launch(config, shell)
+    }
+
+    fn launch(config: &Config, mut command: Command) -> Self {
         let directory = std::env::temp_dir();
         command.current_dir(directory).env_clear().stdout(Stdio::piped()).stderr(Stdio::null());
         for (name, value) in [
@@ -68,6 +79,13 @@ impl Process {
     pub fn send(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("it has not been waited for");
+    }
+
+    /// Memory that it occupies, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// Sends SIGTERM.

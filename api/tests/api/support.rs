@@ -127,25 +127,35 @@ where
     Fut: Future<Output = Installation>,
 {
     testkit::isolated(word, |isolated| async move {
-        let mut config = base_config();
-        config.queue.url = isolated.amqp_url;
-        config.queue.prefix = isolated.prefix;
-        config.store.url = isolated.database_url;
+        let mut config = cluster_config(isolated);
         adjust(&mut config);
-        let (mut apis, mut consumers, mut backends) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..2 {
-            let backend = open_over(&config, over).await;
-            consumers.push(RunningConsumer::start(&config, &backend));
-            backends.push(backend);
-            let backend = open_over(&config, over).await;
-            apis.push(Server::start(&config, &backend).expect("the API starts"));
-            backends.push(backend);
-        }
-        let installation = Installation { config, apis, consumers, client: client(), backends };
-        installation.wait_until_accepting().await;
-        test(installation).await.stop().await;
+        test(start(config, over).await).await.stop().await;
     })
     .await;
+}
+
+pub fn cluster_config(isolated: testkit::Isolated) -> Config {
+    let mut config = base_config();
+    config.queue.url = isolated.amqp_url;
+    config.queue.prefix = isolated.prefix;
+    config.store.url = isolated.database_url;
+    config
+}
+
+/// Two API replicas and two consumers that take writes.
+pub async fn start(config: Config, over: Over<'_>) -> Installation {
+    let (mut apis, mut consumers, mut backends) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let backend = open_over(&config, over).await;
+        consumers.push(RunningConsumer::start(&config, &backend));
+        backends.push(backend);
+        let backend = open_over(&config, over).await;
+        apis.push(Server::start(&config, &backend).expect("the API starts"));
+        backends.push(backend);
+    }
+    let installation = Installation { config, apis, consumers, client: client(), backends };
+    installation.wait_until_accepting().await;
+    installation
 }
 
 /// Defines a test that runs on both pairs; the body gets the installation and gives it back.
@@ -199,7 +209,7 @@ async fn open_over(config: &Config, over: Over<'_>) -> Backend {
     Backend { store: over(backend.store.clone()), ..backend }
 }
 
-fn client() -> Client {
+pub fn client() -> Client {
     Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client")
 }
 
@@ -299,7 +309,7 @@ impl Installation {
         self.apis.push(Server::start(&self.config, &self.backends[0]).expect("the API starts"));
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         for api in self.apis {
             api.stop().await;
         }

@@ -194,6 +194,7 @@ macro_rules! on_both_pairs {
 }
 
 mod alarms;
+mod confirms;
 mod dead_letters;
 mod dead_queue;
 mod housekeeping;

@@ -18,6 +18,12 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
 /// Longest time of an answer: `server.accept_timeout_ms` is 2 s, and the machine may be busy.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
+/// Once the outage was noticed nobody waits for the server: so soon most are answered.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// Of those answers, one in so many may be slower than that by more than the machine explains: it was
+/// the try by which a breaker finds out.
+const TRIES_SHARE: usize = 10;
+const TRY_MIN: Duration = Duration::from_secs(1);
 /// Memory is compared with what it was at the end of this part of the outage, or after this time.
 const WARM_SHARE: u32 = 5;
 const WARM_MAX: Duration = Duration::from_mins(1);
@@ -34,7 +40,12 @@ pub struct Watched {
     pub accepted: usize,
     pub refused: usize,
     pub slowest_ms: u128,
+    /// How long the middle one of the answers took that came once the outage was noticed.
+    pub middle_ms: u128,
     pub memory: Vec<Memory>,
+    /// How long each of those took.
+    #[serde(skip)]
+    noticed: Vec<Duration>,
     #[serde(skip)]
     pub findings: Vec<String>,
 }
@@ -76,6 +87,7 @@ pub async fn watch(
         tokio::time::sleep(PROBE_EVERY).await;
     }
     watched.seconds = began.elapsed().as_secs_f64();
+    watched.check_times(server);
     watched.check_memory();
     Ok(watched)
 }
@@ -91,11 +103,31 @@ impl Watched {
             Server::Broker => 503,
             Server::Store => 202,
         };
-        if since > NOTICED_WITHIN && answer.status != Some(wanted) {
-            self.find(format!("WRONG: {:?} after {since:?} without the {server}", answer.status));
+        if since > NOTICED_WITHIN {
+            self.noticed.push(answer.took);
+            if answer.status != Some(wanted) {
+                self.find(format!("WRONG: {:?} after {since:?} without the {server}", answer.status));
+            }
         }
         if answer.took > ANSWERED_WITHIN {
             self.find(format!("SLOW: an answer took {:?} without the {server}", answer.took));
+        }
+    }
+
+    fn check_times(&mut self, server: Server) {
+        self.noticed.sort_unstable();
+        let Some(&middle) = self.noticed.get(self.noticed.len() / 2) else { return };
+        self.middle_ms = middle.as_millis();
+        if middle >= AT_ONCE {
+            self.find(format!("SLOW: half of the answers took {middle:?} and more without the {server}"));
+        }
+        let (count, slow) =
+            (self.noticed.len(), self.noticed.iter().filter(|took| **took >= TRY_MIN).count());
+        // One try may always be among them.
+        if slow > 1 + count / TRIES_SHARE {
+            self.find(format!(
+                "SLOW: {slow} of {count} answers took {TRY_MIN:?} and more without the {server}"
+            ));
         }
     }
 
@@ -134,10 +166,11 @@ impl Watched {
 
 impl fmt::Display for Watched {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seconds, probes, accepted, refused, slowest_ms, .. } = self;
+        let Self { seconds, probes, accepted, refused, slowest_ms, middle_ms, .. } = self;
         write!(
             out,
-            "{seconds:.0} s away: of {probes} probes {accepted} × 202, {refused} × 503, slowest {slowest_ms} ms; MiB:"
+            "{seconds:.0} s away: of {probes} probes {accepted} × 202, {refused} × 503, slowest {slowest_ms} ms, \
+             once noticed {middle_ms} ms in the middle; MiB:"
         )?;
         for memory in &self.memory {
             write!(out, " {} {} → {}", memory.name, memory.early_kib >> 10, memory.most_kib >> 10)?;
@@ -172,5 +205,27 @@ mod tests {
         watched.memory[0].most_kib = GROWTH_KIB_MAX + 2;
         watched.check_memory();
         assert_eq!(watched.findings.len(), 4, "{:?}", watched.findings);
+    }
+
+    #[test]
+    fn answers_that_wait_for_a_server_of_which_it_is_known_that_it_is_away_are_found() {
+        let findings = |taken: &[u64]| {
+            let mut watched = Watched::default();
+            // Not noticed yet.
+            watched.note(Server::Broker, &answer(Some(503), TRY_MIN * 2), NOTICED_WITHIN);
+            for &ms in taken {
+                let refused = answer(Some(503), Duration::from_millis(ms));
+                watched.note(Server::Broker, &refused, NOTICED_WITHIN * 2);
+            }
+            watched.check_times(Server::Broker);
+            watched.findings.len()
+        };
+        assert_eq!(findings(&[]), 0);
+        assert_eq!(findings(&[199; 30]), 0);
+        assert_eq!(findings(&[200; 30]), 1);
+        let with_slow = |slow: usize| [vec![5; 20 - slow], vec![1_000; slow]].concat();
+        assert_eq!((findings(&with_slow(3)), findings(&with_slow(4))), (0, 1));
+        // Every other one waits, as every one would that comes when a breaker tries again.
+        assert_eq!(findings(&[5, 2_000].repeat(20)), 2);
     }
 }

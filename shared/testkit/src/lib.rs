@@ -10,6 +10,7 @@ pub mod proxy;
 pub mod servers;
 pub mod sqlite;
 pub mod store;
+pub mod trouble;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;

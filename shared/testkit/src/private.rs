@@ -82,6 +82,16 @@ impl Broker {
         connections.lines().any(is_blocked)
     }
 
+    /// From now on `definition` holds for the queues whose names begin with `prefix`; without one nothing does.
+    pub async fn policy(&self, prefix: &str, definition: Option<&str>) {
+        let pattern = format!("^{prefix}");
+        self.control(&match definition {
+            Some(definition) => vec!["set_policy", "--apply-to", "queues", prefix, &pattern, definition],
+            None => vec!["clear_policy", prefix],
+        })
+        .await;
+    }
+
     async fn order(&self, task: Task) -> String {
         let (done, outcome) = oneshot::channel();
         assert!(self.orders.send(Order { task, done }).await.is_ok(), "the keeper of the broker ended");

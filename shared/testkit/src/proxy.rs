@@ -30,6 +30,7 @@ struct State {
     /// Bytes that clients may still send before their connection is cut; [`UNLIMITED`] without that fault.
     allowance: AtomicU64,
     connections: AtomicU64,
+    said: AtomicU64,
 }
 
 const UNLIMITED: u64 = u64::MAX;
@@ -65,6 +66,7 @@ impl Proxy {
             faults: watch::Sender::new(Faults::default()),
             allowance: AtomicU64::new(UNLIMITED),
             connections: AtomicU64::new(0),
+            said: AtomicU64::new(0),
         });
         let listener = tokio::spawn(accept(listener, Arc::clone(&state)));
         Ok(Self { address, state, listener })
@@ -72,6 +74,12 @@ impl Proxy {
 
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// How often clients have said something in all. One question is one chunk or more: no protocol that waits
+    /// for each answer asks more often than this.
+    pub fn said(&self) -> u64 {
+        self.state.said.load(Ordering::Relaxed)
     }
 
     /// `url` with host and port of this proxy instead of its own.
@@ -220,6 +228,9 @@ impl Flow<'_> {
                 Ok(0) | Err(_) => return,
                 Ok(read) => read,
             };
+            if self.is_there {
+                self.state.said.fetch_add(1, Ordering::Relaxed);
+            }
             let delay = self.faults.borrow().delay;
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
