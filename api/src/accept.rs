@@ -106,6 +106,8 @@ pub async fn single(
     draft: Draft,
     present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
+    // Its body may have been on the way for long.
+    shared.check_clock()?;
     let keyed = identity::of(terms, &draft, 0);
     if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
         return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id))));
@@ -217,6 +219,7 @@ impl Single<'_> {
 /// Makes the valid items of one request durable, as one unit, and answers it. It never waits for
 /// what becomes of them.
 pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Result<HttpResponse, Problem> {
+    shared.check_clock()?;
     let Items { valid, mut rejected } = drafts;
     let Some((_, first)) = valid.first() else { return Err(Problem::all_rejected(rejected)) };
     let kind = first.write.kind();

@@ -2,8 +2,9 @@
 //! are refused while it is off the store's by more than `ids.clock_skew_ms_max`.
 //!
 //! Two tell the store's time: the events of the consumers, and the probe of the store, which is heard
-//! when no consumer is. In between the monotonic clock tells: a clock that leaps is found by the next
-//! write, and is off until the store is heard again.
+//! when no consumer is. In between the monotonic clock tells: a clock that leaps, as after a suspend, is
+//! found by the next write, and is off until the store is heard again. Not so in the embedded program,
+//! whose store has no other clock.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,25 +24,29 @@ pub struct ClockCheck(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     skew_ms_max: u64,
+    /// The store's clock is another one.
+    finds_leaps: bool,
     began: Instant,
     /// By how much the wall clock led the time since `began` when it was last trusted.
     lead_ms: AtomicI64,
-    /// The store says so.
-    is_off: AtomicBool,
+    /// What the store was heard to say.
+    store_says_off: AtomicBool,
+    /// A leap stands in the log.
+    leap_told: AtomicBool,
 }
 
 impl ClockCheck {
     /// Trusts the clock until somebody says otherwise.
-    pub fn new(skew_max: Duration) -> Self {
+    pub fn new(skew_max: Duration, finds_leaps: bool) -> Self {
         let skew_ms_max = u64::try_from(skew_max.as_millis()).unwrap_or(u64::MAX);
-        let (began, lead_ms, is_off) =
-            (Instant::now(), AtomicI64::new(clock::now_ms()), AtomicBool::default());
-        Self(Arc::new(Inner { skew_ms_max, began, lead_ms, is_off }))
+        let (began, lead_ms) = (Instant::now(), AtomicI64::new(clock::now_ms()));
+        let (store_says_off, leap_told) = (AtomicBool::default(), AtomicBool::default());
+        Self(Arc::new(Inner { skew_ms_max, finds_leaps, began, lead_ms, store_says_off, leap_told }))
     }
 
     /// Asked by every write.
     pub fn is_off(&self) -> bool {
-        self.0.is_off.load(Ordering::Relaxed) || self.has_leapt(Instant::now(), clock::now_ms())
+        self.0.store_says_off.load(Ordering::Relaxed) || self.leaps()
     }
 
     /// The store's time was read at some moment between two readings of this clock. What the way took
@@ -49,7 +54,13 @@ impl ClockCheck {
     pub fn answered(&self, store_ms: i64, asked_at_ms: i64, answered_at_ms: i64) {
         let least = asked_at_ms.saturating_sub(store_ms);
         let most = answered_at_ms.saturating_sub(store_ms);
-        self.differs_by(if least > 0 { least } else { most.min(0) });
+        // A leap on the way would hide between the two readings.
+        let is_on_the_way = least <= 0 && most >= 0 && !self.has_leapt(Instant::now(), clock::now_ms());
+        self.differs_by(match least {
+            _ if is_on_the_way => 0,
+            1.. => least,
+            _ => most,
+        });
     }
 
     /// An event told the store's time when it was sent.
@@ -70,9 +81,18 @@ impl ClockCheck {
         if !is_off {
             self.0.lead_ms.store(self.lead_ms(Instant::now(), clock::now_ms()), Ordering::Relaxed);
         }
-        if self.0.is_off.swap(is_off, Ordering::Relaxed) != is_off {
+        let had_leapt = !is_off && self.0.leap_told.swap(false, Ordering::Relaxed);
+        if self.0.store_says_off.swap(is_off, Ordering::Relaxed) != is_off || had_leapt {
             tracing::warn!(clock.skew_ms = skew_ms, clock.off = is_off, "clock compared with the store's");
         }
+    }
+
+    fn leaps(&self) -> bool {
+        let leaps = self.has_leapt(Instant::now(), clock::now_ms());
+        if leaps && !self.0.leap_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("the clock has leapt: writes are refused until the store's time is heard");
+        }
+        leaps
     }
 
     fn is_within(&self, skew_ms: i64) -> bool {
@@ -80,6 +100,9 @@ impl ClockCheck {
     }
 
     fn has_leapt(&self, now: Instant, wall_ms: i64) -> bool {
+        if !self.0.finds_leaps {
+            return false;
+        }
         let leap_ms = self.lead_ms(now, wall_ms).saturating_sub(self.0.lead_ms.load(Ordering::Relaxed));
         !self.is_within(leap_ms)
     }
@@ -109,13 +132,13 @@ mod tests {
     const MINUTE_MS: i64 = 60_000;
 
     fn check() -> ClockCheck {
-        ClockCheck::new(Duration::from_mins(1))
+        ClockCheck::new(Duration::from_mins(1), true)
     }
 
     #[test]
     fn a_slow_answer_is_no_skew_and_a_skew_is_seen_through_it() {
         let check = check();
-        let is_off = || check.0.is_off.load(Ordering::Relaxed);
+        let is_off = || check.0.store_says_off.load(Ordering::Relaxed);
         for (store_ms, off) in [
             (0, false),
             (5 * MINUTE_MS, false),
@@ -132,6 +155,11 @@ mod tests {
         // This clock was put back in between.
         check.answered(0, MINUTE_MS, -MINUTE_MS);
         assert!(!is_off());
+        // It leaps on the way, and the store does not.
+        let now_ms = clock::now_ms();
+        check.0.lead_ms.fetch_sub(2 * MINUTE_MS, Ordering::Relaxed);
+        check.answered(now_ms - 2 * MINUTE_MS, now_ms - 2 * MINUTE_MS, now_ms);
+        assert!(is_off());
     }
 
     #[test]

@@ -93,17 +93,22 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, into)
+        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        // The server reads until nothing is there, so what comes byte by byte ends here, too.
+        if read.is_pending() {
+            self.check(cx)?;
+        }
+        read
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
         let written = Pin::new(&mut self.stream).poll_write(cx, from);
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            self.pace.since.set(Instant::now());
+        match written {
+            Poll::Pending => self.check(cx)?,
+            Poll::Ready(Ok(1..)) => self.pace.since.set(Instant::now()),
+            Poll::Ready(_) => {}
         }
         written
     }

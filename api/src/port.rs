@@ -40,6 +40,7 @@ where
     let listeners = listen(host, port).with_context(taken)?;
     let address = listeners.first().context("the server has no address")?.local_addr()?;
     let keep_alive = Duration::from_millis(config.keep_alive_ms);
+    let stall = Duration::from_millis(config.stall_timeout_ms);
     let mut builder = Server::build()
         .workers(config.workers())
         .max_concurrent_connections(config.connections_max)
@@ -67,8 +68,8 @@ where
                 .finish(map_config(application().into_factory(), |()| AppConfig::default()));
             fn_service(move |stream: TcpStream| async move {
                 let peer = stream.peer_addr().ok();
-                // Who idles longer is sent away by the server itself.
-                Ok((Connection::new(stream, keep_alive + HEAD_TIMEOUT), Protocol::Http1, peer))
+                // An idle one is mostly sent away by the server itself, before.
+                Ok((Connection::new(stream, keep_alive + stall), Protocol::Http1, peer))
             })
             .and_then(http)
         })?;

@@ -9,7 +9,7 @@ use actix_web::App;
 use actix_web::dev::ServerHandle;
 use actix_web::web::{self, ThinData};
 use anyhow::Context;
-use shared::backend::Backend;
+use shared::backend::{Backend, Pair};
 use shared::breaker::{Breaker, BreakerLimits};
 use shared::config::{self, Config};
 use shared::event::Events;
@@ -235,7 +235,10 @@ impl Assembly {
             store_breaker,
             cache,
             metrics,
-            clock: ClockCheck::new(Duration::from_millis(config.ids.clock_skew_ms_max)),
+            clock: ClockCheck::new(
+                Duration::from_millis(config.ids.clock_skew_ms_max),
+                Pair::of(config) == Ok(Pair::Cluster),
+            ),
             gate,
             ids: backend.ids.clone(),
             id_floor: backend.id_floor.clone(),

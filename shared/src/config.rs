@@ -66,6 +66,9 @@ pub struct Server {
     pub connections_max: usize,
     /// How long an idle connection is kept, in milliseconds.
     pub keep_alive_ms: u64,
+    /// How much longer than `keep_alive_ms` a connection may stand still in the middle of something, in
+    /// milliseconds: half a request, the rest of a refused body, an answer that nobody reads.
+    pub stall_timeout_ms: u64,
     /// After a stop signal: how long requests are still served before the port closes, in milliseconds.
     pub drain_grace_ms: u64,
     /// After the port is closed: how long open requests may take, in milliseconds.
@@ -146,7 +149,8 @@ pub struct Ids {
     /// How long it is remembered what was applied, and under which Idempotency-Key, in hours: counted
     /// back from the oldest message that may still come.
     pub remembered_for_hours: u32,
-    /// How far a replica's clock may be off the store's before it refuses writes, in milliseconds.
+    /// How far a replica's clock may be off the store's, or leap in between, before it refuses writes, in
+    /// milliseconds.
     pub clock_skew_ms_max: u64,
 }
 
@@ -232,6 +236,7 @@ impl Default for Server {
             in_flight_max: 20_000,
             connections_max: 25_000,
             keep_alive_ms: 75_000,
+            stall_timeout_ms: 30_000,
             drain_grace_ms: 0,
             shutdown_timeout_ms: 10_000,
         }

@@ -16,15 +16,15 @@ use crate::backend::Pair;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::config::load::{ConfigError, Loaded, Program, Sources, load};
-use crate::shutdown::{Shutdown, Signals};
+use crate::shutdown::{self, Shutdown, Signals};
 use crate::store::Store;
 use crate::telemetry;
 
 /// How long a server may take to answer before a person is told that it does not.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whoever forwards a signal may send it to the process group and to the program: within this time it
-/// is one request.
+/// Whoever forwards an interrupt may send it to the process group and to the program: within this time
+/// it is one request.
 const SAID_TWICE_WITHIN: Duration = Duration::from_millis(300);
 
 /// Options of every command.
@@ -95,25 +95,28 @@ pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
 }
 
 /// Waits for the signal to stop. An error when one of `parts` ends before it: the program must then
-/// end too, and be started anew by whoever watches it. From then on a further signal ends the process
-/// at once.
+/// end too, and be started anew by whoever watches it. From then on an interrupt ends the process at
+/// once, where something was asked for before; a supervisor may repeat SIGTERM and means no more by it.
 pub async fn stop_requested(mut signals: Signals, parts: Vec<Shutdown>) -> anyhow::Result<()> {
     let mut ends = FuturesUnordered::new();
     for mut part in parts {
         ends.push(async move { part.requested().await });
     }
-    let stopped = tokio::select! {
+    tokio::select! {
         signal = signals.next() => {
             tracing::info!(signal, "stopping");
+            tokio::spawn(end_at_once(signals));
             Ok(())
         }
         Some(()) = ends.next() => {
             tracing::error!("a part of the program ended by itself, stopping");
+            tokio::spawn(async move {
+                signals.next().await;
+                end_at_once(signals).await;
+            });
             Err(anyhow!("a part of the program ended by itself"))
         }
-    };
-    tokio::spawn(end_at_once(signals));
-    stopped
+    }
 }
 
 /// What was acknowledged is durable by now, and what is in hand comes again: nothing is lost by it.
@@ -122,7 +125,7 @@ async fn end_at_once(mut signals: Signals) {
     let begun = Instant::now();
     loop {
         let signal = signals.next().await;
-        if begun.elapsed() >= SAID_TWICE_WITHIN {
+        if signal == shutdown::INTERRUPT && begun.elapsed() >= SAID_TWICE_WITHIN {
             tracing::warn!(signal, "stopping was interrupted, ending at once");
             std::process::exit(1);
         }

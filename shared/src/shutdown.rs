@@ -46,6 +46,9 @@ pub fn watched<T: Send + 'static>(
     (handle, over)
 }
 
+/// What a person sends.
+pub const INTERRUPT: &str = "SIGINT";
+
 /// SIGTERM and SIGINT of this process. From when they are listened to they no longer end it by
 /// themselves, and none is missed.
 pub struct Signals {
@@ -62,7 +65,7 @@ impl Signals {
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.interrupt.recv() => INTERRUPT,
         }
     }
 }

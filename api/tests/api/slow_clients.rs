@@ -16,13 +16,14 @@ const PACE: Duration = Duration::from_millis(10);
 
 const BODY_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Longest time that anything here may last, on a busy machine; the server's own limit for a head
+/// Longest time that anything here may last, on a busy machine; the server's own limit for a first head
 /// is 10 s.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn adjust(config: &mut Config) {
     config.server.body_timeout_ms = u64::try_from(BODY_TIMEOUT.as_millis()).expect("small");
     config.server.keep_alive_ms = 200;
+    config.server.stall_timeout_ms = 1_000;
 }
 
 async fn connect(installation: &Installation) -> TcpStream {
@@ -108,17 +109,28 @@ async fn a_head_that_comes_byte_by_byte_or_never_whole_ends_with_its_connection_
 async fn a_request_that_waits_longer_than_a_connection_may_idle_is_answered() {
     let at_most = |config: &mut Config| {
         adjust(config);
-        config.server.wait_ms_max = 12_000;
+        config.server.wait_ms_max = 3_000;
     };
     embedded_with(at_most, |mut installation| async {
         for consumer in installation.consumers.drain(..) {
             consumer.stop().await;
         }
-        let mut stream = connect(&installation).await;
-        let waiting = "POST /v1/counters/waits/increments HTTP/1.1\r\nhost: localhost\r\nprefer: wait=12\r\n\
+        let waiting = "POST /v1/counters/waits/increments HTTP/1.1\r\nhost: localhost\r\nprefer: wait=3\r\n\
             content-length: 0\r\n\r\n";
-        let answered = ask(&mut stream, waiting).await;
-        assert!(matches!(answered, Answered::Whole { status: 202, closes: false }), "{answered:?}");
+        let stays = async {
+            let answered = ask(&mut connect(&installation).await, waiting).await;
+            assert!(matches!(answered, Answered::Whole { status: 202, closes: false }), "{answered:?}");
+        };
+        // Closes its side, and waits.
+        let has_said_all = async {
+            let mut stream = connect(&installation).await;
+            stream.write_all(waiting.as_bytes()).await.expect("sent");
+            stream.shutdown().await.expect("its side is closed");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+        };
+        tokio::join!(stays, has_said_all);
         installation
     })
     .await;

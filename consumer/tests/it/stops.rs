@@ -304,7 +304,7 @@ async fn an_interrupt_from_the_terminal_stops_it_as_well() {
 
 /// A silent store and a dead message in hand: the stop by itself takes seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_a_stop_that_takes_long() {
+async fn an_interrupt_ends_a_stop_that_takes_long() {
     beside_a_process("twice", async |mut rig, config, proxies, port| {
         let process = Process::start(&config, port);
         process.wait_for_health("\"status\":\"ok\"").await;

@@ -22,6 +22,8 @@ const COUNTERS: usize = 100;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const DRAIN_PATIENCE: Duration = Duration::from_mins(2);
+/// Nothing changed for so long: what is unknown will not come any more.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 const RESPONSE_BYTES_MAX: usize = 16 * 1_024;
 
@@ -30,6 +32,8 @@ const RESPONSE_BYTES_MAX: usize = 16 * 1_024;
 struct Tally {
     accepted: AtomicU64,
     unknown: AtomicU64,
+    /// A status that the contract does not know, 0 for none.
+    strange: AtomicU64,
 }
 
 pub struct Crowd {
@@ -67,48 +71,65 @@ impl Crowd {
     }
 
     /// Ends the load; what was sent is answered before.
-    pub async fn stop(mut self) -> (Crowded, Expected) {
+    pub async fn stop(mut self) -> anyhow::Result<(Crowded, Expected)> {
         self.stop.send_replace(true);
         let (connections, lasted) = (self.connections.len(), self.began.elapsed());
-        while self.connections.join_next().await.is_some() {}
+        while let Some(connection) = self.connections.join_next().await {
+            connection.context("a connection panicked")?;
+        }
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let strange = self.tallies.iter().map(|tally| load(&tally.strange)).find(|status| *status != 0);
+        ensure!(strange.is_none(), "the crowd was answered {strange:?}");
         let counts: Vec<_> =
             self.tallies.iter().map(|tally| (load(&tally.accepted), load(&tally.unknown))).collect();
         let (accepted, unknown) = counts.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         let accepted_per_second = accepted as f64 / lasted.as_secs_f64();
-        (Crowded { connections, accepted, unknown, accepted_per_second }, Expected(counts))
+        Ok((Crowded { connections, accepted, unknown, accepted_per_second }, Expected(counts)))
     }
 }
 
 /// Accepted and unknown increments of each counter.
 pub struct Expected(Vec<(u64, u64)>);
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize, PartialEq)]
 struct Counter {
     value: u64,
     version: u64,
 }
 
 impl Expected {
-    /// What cannot be, at any API, once all that was accepted is applied or should be.
+    /// What cannot be, at any API, once all that was accepted is applied or should be, and nothing
+    /// moves any more.
     pub async fn check(&self, client: &Client, apis: &[SocketAddr]) -> anyhow::Result<Vec<String>> {
-        let (deadline, mut findings) = (Instant::now() + DRAIN_PATIENCE, Vec::new());
+        let mut findings = Vec::new();
         for api in apis {
-            for (number, (accepted, unknown)) in self.0.iter().enumerate() {
-                if accepted + unknown == 0 {
-                    continue;
+            let deadline = Instant::now() + DRAIN_PATIENCE;
+            let (mut held, mut since) = (self.read(client, *api).await?, Instant::now());
+            while since.elapsed() < SETTLED_AFTER && Instant::now() < deadline {
+                tokio::time::sleep(PAUSE).await;
+                let now = self.read(client, *api).await?;
+                // A lost one is waited for as long as that may take.
+                let is_complete =
+                    now.iter().zip(&self.0).all(|(counter, (accepted, _))| counter.value >= *accepted);
+                if now != held || !is_complete {
+                    (held, since) = (now, Instant::now());
                 }
-                let mut counter = read(client, *api, number).await?;
-                while counter.value < *accepted && Instant::now() < deadline {
-                    tokio::time::sleep(PAUSE).await;
-                    counter = read(client, *api, number).await?;
-                }
-                findings.extend(
-                    judge(number, &counter, *accepted, *unknown).map(|it| format!("{it} (at {api})")),
-                );
             }
+            let judged = held.iter().zip(&self.0).enumerate();
+            let judged = judged.filter_map(|(number, (counter, (accepted, unknown)))| {
+                judge(number, counter, *accepted, *unknown)
+            });
+            findings.extend(judged.map(|finding| format!("{finding} (at {api})")));
         }
         Ok(findings)
+    }
+
+    async fn read(&self, client: &Client, api: SocketAddr) -> anyhow::Result<Vec<Counter>> {
+        let mut counters = Vec::new();
+        for number in 0..self.0.len() {
+            counters.push(read(client, api, number).await?);
+        }
+        Ok(counters)
     }
 }
 
@@ -176,10 +197,13 @@ impl One {
                 Ok(Ok(202)) => {
                     tally.accepted.fetch_add(1, Ordering::Relaxed);
                 }
-                Ok(Ok(status)) => {
+                Ok(Ok(503)) => {
                     tally.unknown.fetch_add(1, Ordering::Relaxed);
-                    ensure!(status == 503, "answered {status}");
                     tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Ok(Ok(status)) => {
+                    tally.strange.store(status.into(), Ordering::Relaxed);
+                    bail!("answered {status}");
                 }
                 Ok(Err(error)) => {
                     tally.unknown.fetch_add(1, Ordering::Relaxed);

@@ -223,7 +223,7 @@ async fn run_in(
         Length::Steps(steps) => inject::carry_out(site, plan.take(steps), None).await,
     };
     let mut findings = traffic.stop().await?;
-    let (crowded, expected) = crowd.stop().await;
+    let (crowded, expected) = crowd.stop().await?;
     let CarriedOut { struck, poison, findings: of_faults } = carried_out?;
     findings.extend(of_faults);
     let ended = Instant::now();

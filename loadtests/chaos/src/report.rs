@@ -123,6 +123,8 @@ impl Report {
             self.faults.len() < 10 || all.iter().all(|count| *count > 0),
             "not all kinds were written\n{self}"
         );
+        let is_idle = self.crowd.as_ref().is_some_and(|crowd| crowd.accepted == 0);
+        ensure!(!is_idle, "nothing of the crowd was accepted\n{self}");
         ensure!(apis.len() < 10 || self.requests.unknown > 0, "no kill cut off an answer\n{self}");
         Ok(())
     }

@@ -119,6 +119,14 @@ pub(super) fn is_reused_for_good(letter: &DeadLetter, id: MessageId, floor: Uuid
     is_reused(letter) && id.as_uuid() <= floor
 }
 
+/// Whether a message above the floor may repeat what was applied under keys that are forgotten: those
+/// go by accept times, and an id that was issued while clocks were ahead tells a later time than its
+/// request.
+pub(super) fn may_repeat(message: &Message, floor: Uuid) -> bool {
+    let is_above = message.id.as_uuid() > floor;
+    is_above && MessageId::from_uuid(floor).is_some_and(|floor| message.accepted_at_ms <= floor.time_ms())
+}
+
 /// What is told of a letter that stays. That its id belongs to another body is never overwritten.
 pub(super) fn failed_again(letter: &DeadLetter, reason: Reason, detail: String) -> Redriven {
     let reason = if is_reused(letter) { Reason::DigestMismatch } else { reason };

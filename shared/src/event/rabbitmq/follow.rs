@@ -152,7 +152,9 @@ impl Listener {
                 (None, None) => timeout(SILENCE_MAX, self.consumer.next()).await.ok(),
             };
             let Some(came) = came else {
-                if let Err(error) = self.listen_again().await {
+                // Somebody may have deleted the exchange, and the binding with it; nobody tells. Publishers
+                // make it again, but without our binding. While it is missing this ends the session.
+                if let Err(error) = bind(&self.channel, &self.queue, &self.names).await {
                     return Ok(error.to_string());
                 }
                 if !std::mem::replace(&mut was_silent, true) {
@@ -174,13 +176,6 @@ impl Listener {
                 None => return Ok("the broker cancelled the consumer".into()),
             }
         }
-    }
-
-    /// Somebody may have deleted the exchange, and the binding with it; nobody tells. Publishers make
-    /// it again, but without our binding.
-    async fn listen_again(&self) -> Result<(), SessionError> {
-        declare_events(&self.session, &self.names).await?;
-        bind(&self.channel, &self.queue, &self.names).await
     }
 }
 

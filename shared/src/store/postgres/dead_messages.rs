@@ -10,7 +10,9 @@ use super::partitions::days_of;
 use super::sift::{self, Refusal, Refused};
 use super::{ledger, session};
 use crate::message::Message;
-use crate::store::bodies::{Row, failed_again, is_reused_for_good, message_of, mismatch, too_old};
+use crate::store::bodies::{
+    Row, failed_again, is_reused_for_good, may_repeat, message_of, mismatch, too_old,
+};
 use crate::store::dead_letters::failed;
 use crate::store::{
     DeadLetter, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Redriven, StoreError,
@@ -166,8 +168,12 @@ async fn applied_and_taken(
     force: bool,
 ) -> Result<Option<Learned>, Failure> {
     let Some(letter) = lock(connection, &[letter.id]).await?.pop() else { return Ok(None) };
-    if is_reused_for_good(&letter, message.id, ledger::floor(connection).await?) {
+    let floor = ledger::floor(connection).await?;
+    if is_reused_for_good(&letter, message.id, floor) {
         return Err(StoreError::DigestMismatch(message.id).into());
+    }
+    if may_repeat(message, floor) && !force {
+        return Err(Failure::TooOld);
     }
     let (choice, too_old) = (refused.map_or(Choice::All, Choice::Without), too_old(&letter, force));
     // Messages are few: the exact path knows at once what overflows.

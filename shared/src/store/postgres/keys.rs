@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::failure::Failure;
 use super::read::from_ms;
+use crate::clock;
 use crate::id::ItemKey;
 use crate::keyed::Fingerprint;
 use crate::message::Message;
@@ -70,6 +71,8 @@ pub async fn prune(
     after: Option<Place>,
     rows_max: i64,
 ) -> Result<Pruned, Failure> {
+    // Where clocks were put back the bound went back, too, and keys may have been entered behind it.
+    let after = after.filter(|(at, _)| *at < before);
     let (after_at, after_id) = after.unwrap_or((OffsetDateTime::UNIX_EPOCH, Uuid::nil()));
     let pruned = sqlx::query!(
         r#"with page as materialized (
@@ -100,12 +103,13 @@ pub async fn prune(
 }
 
 /// Keys of dead letters that this transaction applied are as old as that: without its row nothing else
-/// holds a key back. Nobody waits for these rows: each belongs to a dead letter that is locked.
+/// holds a key back. The later of two clocks counts, as one may be behind. Nobody waits for these rows: each belongs to a dead letter that is locked.
 pub async fn renew(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
     if !ids.is_empty() {
         let renewed = sqlx::query!(
-            "update keyed_writes set applied_at = greatest(applied_at, clock_timestamp()) where id = any($1)",
-            ids
+            "update keyed_writes set applied_at = greatest(applied_at, clock_timestamp(), $2) where id = any($1)",
+            ids,
+            from_ms(clock::now_ms())
         );
         renewed.execute(connection).await?;
     }

@@ -12,7 +12,7 @@ use super::files::Failure;
 use super::{apply, documents, housekeeping, json, keys, points};
 use crate::clock;
 use crate::message::Message;
-use crate::store::bodies::{failed_again, is_reused_for_good, message_of, mismatch, too_old};
+use crate::store::bodies::{failed_again, is_reused_for_good, may_repeat, message_of, mismatch, too_old};
 use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, bytes, steps};
 use crate::store::plan::Plan;
 use crate::store::{
@@ -162,6 +162,9 @@ async fn attempt(
     let floor: Uuid = sqlx::query_scalar(housekeeping::FLOOR).fetch_one(&mut *connection).await?;
     if is_reused_for_good(letter, message.id, floor) {
         return Err(StoreError::DigestMismatch(message.id).into());
+    }
+    if may_repeat(&message, floor) && !force {
+        return Err(Failure::TooOld);
     }
     let mut attempt = connection.begin().await?;
     match apply::apply(&mut attempt, cache, &[message], too_old(letter, force)).await {

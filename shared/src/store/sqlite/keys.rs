@@ -52,6 +52,8 @@ pub async fn prune(
     after: Option<Place>,
     rows_max: u32,
 ) -> Result<Pruned, Failure> {
+    // As on Postgres: the bound may have gone back.
+    let after = after.filter(|(at_ms, _)| *at_ms < before_ms);
     let (after_ms, after_id) = after.unwrap_or((i64::MIN, Uuid::nil()));
     let page = sqlx::query_as(PAGE).bind(after_ms).bind(after_id).bind(before_ms).bind(rows_max);
     let page: Vec<(i64, Uuid, bool)> = page.fetch_all(&mut *connection).await?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shared::id::Kind;
 use shared::message::{Message, Undecodable};
-use shared::store::{DeadMessage, Fate, Housekept, KeyedVerdict, Retention, Store, Stored};
+use shared::store::{DeadMessage, Fate, Housekept, KeyedVerdict, RedriveOutcome, Retention, Store, Stored};
 use shared::write::Item;
 
 use crate::store::contract::dead_letters::{applied, everything, redrive, set_aside};
@@ -18,6 +18,7 @@ on_both!(
     a_key_lives_for_its_retention_after_the_discard,
     a_key_stays_until_the_floor_guards_what_waits_among_the_dead_letters,
     a_retry_among_the_dead_letters_is_guarded_as_long_as_any,
+    a_retry_whose_id_is_ahead_of_its_request_is_guarded_by_when_it_was_accepted,
     a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters,
     a_key_that_a_clock_behind_entered_lives_as_long_as_any,
     pruning_looks_at_so_many_keys_at_a_time_and_at_none_twice,
@@ -110,6 +111,22 @@ async fn a_retry_among_the_dead_letters_is_guarded_as_long_as_any([one, other]: 
     apply(&one, &[messages.at(now_ms + 4 * DAY_MS, &[increment("passing", 1)])]).await;
     housekeep_all(&one, kept(now_ms + 6 * DAY_MS)).await;
     assert!(!is_applied(&one, "k").await);
+}
+
+/// Where clocks were ahead for days the floor is, too, and ids stay above it while requests tell the time.
+async fn a_retry_whose_id_is_ahead_of_its_request_is_guarded_by_when_it_was_accepted(
+    [one, other]: [Arc<dyn Store>; 2],
+) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = above_the_floor(&one, now_ms).await;
+    let item = with_key("k", increment("a", 1));
+    apply(&one, &[messages.at(now_ms, std::slice::from_ref(&item))]).await;
+    bury_unread(&one, &mut messages, now_ms, &[item]).await;
+    forget(&one, now_ms + DAY_MS).await;
+    assert!(!is_applied(&one, "k").await);
+    let redriven = redrive(&other, everything(), false).await;
+    assert_eq!(redriven[0].outcome, RedriveOutcome::NeedsForce);
+    assert_eq!(standing(&one, "a").await, (1, 1));
 }
 
 async fn a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters(
