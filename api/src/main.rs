@@ -12,7 +12,8 @@ use shared::backend::{self, Backend, Pair};
 use shared::config::Config;
 use shared::config::load::{Loaded, Program, check_config_report};
 use shared::program::{self, Options};
-use shared::shutdown::{self, Signals};
+use shared::shutdown::{self, Shutdown};
+use shared::signals::Signals;
 
 /// Retains less memory after a burst than the system's allocator.
 #[global_allocator]
@@ -79,22 +80,15 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
 async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
     // Before anything is accepted that a signal could tear.
-    let signals = Signals::listen().context("cannot listen to signals")?;
+    let stop_max = Server::stop_max(&config);
+    let mut signals = Signals::listen(stop_max).context("cannot listen to signals")?;
     let (trigger, shutdown) = shutdown::channel();
-    let backend = backend::open(&config).await?;
     let embedded = matches!(Pair::of(&config), Ok(Pair::Embedded(_)));
-    if embedded {
-        let without = "this build has no embedded form: set AMQP_URL and DATABASE_URL";
-        anyhow::ensure!(cfg!(feature = "embedded"), without);
-        backend.store.migrate().await?;
-        // Before the first id.
-        backend.learn_floor().await?;
-    } else {
-        program::tell_missing_servers(&config).await;
-        if config.store.migrate {
-            tokio::spawn(program::migrate(backend.store.clone(), shutdown.clone()));
-        }
-    }
+    let opening = open(&config, embedded, &shutdown);
+    // Nothing was accepted yet: what it has opened needs no more care than after a crash.
+    let Some(opened) = program::unless_stopped(&mut signals, opening).await else { return Ok(()) };
+    let backend = opened?;
+    tokio::spawn(backend.progress.clone().ticking("runtime"));
     let server = Server::start(&config, &backend)?;
     #[cfg(feature = "embedded")]
     let consumer = embedded.then(|| {
@@ -108,18 +102,38 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let consumer_over = None;
     let parts = server.over().into_iter().chain(backend.over()).chain(consumer_over).collect();
     greet(&config, &server, embedded);
-    let stopped = program::stop_requested(signals, parts).await;
+    let stopped = program::stop_requested(&mut signals, stop_max, parts).await;
     server.stop().await;
     trigger.request();
     #[cfg(feature = "embedded")]
-    if let Some((consumer, _)) = consumer
-        && let Err(error) = consumer.await
-    {
-        tracing::error!(%error, "consumer failed");
+    if let Some((consumer, _)) = consumer {
+        signals.allow(consumer::STOP_MAX);
+        if let Err(error) = consumer.await {
+            tracing::error!(%error, "consumer failed");
+        }
     }
+    signals.allow(program::CLOSE_MAX);
     close(backend).await;
     tracing::info!("stopped");
     stopped
+}
+
+/// The backend with what it needs before the first request.
+async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::Result<Backend> {
+    let backend = backend::open(config).await?;
+    if embedded {
+        let without = "this build has no embedded form: set AMQP_URL and DATABASE_URL";
+        anyhow::ensure!(cfg!(feature = "embedded"), without);
+        backend.store.migrate().await?;
+        // Before the first id.
+        backend.learn_floor().await?;
+    } else {
+        program::tell_missing_servers(config).await;
+        if config.store.migrate {
+            tokio::spawn(program::migrate(backend.store.clone(), shutdown.clone()));
+        }
+    }
+    Ok(backend)
 }
 
 async fn close(backend: Backend) {

@@ -15,6 +15,7 @@ use shared::config::{self, Config};
 use shared::event::Events;
 use shared::id::{IdFloor, IdIssuer, IdKeys};
 use shared::ops;
+use shared::progress::Progress;
 use shared::queue::Publisher;
 use shared::shutdown::{self, Shutdown, Trigger};
 use shared::store::Store;
@@ -47,6 +48,9 @@ const STORE_BREAKER: BreakerLimits =
 
 /// Counters, documents and metrics get an equal part of `cache.bytes_max` each.
 const CACHES: u64 = 3;
+
+/// What a stop may take beyond its settings: background tasks and the operations port.
+const STOP_MARGIN: Duration = Duration::from_secs(3);
 
 /// What handlers use. One per worker; clones are cheap.
 #[derive(Clone)]
@@ -142,6 +146,14 @@ impl Server {
         })
     }
 
+    /// The longest that [`Self::stop`] takes while all threads run.
+    pub fn stop_max(config: &Config) -> Duration {
+        let server = &config.server;
+        let (grace, timeout) = (server.drain_grace_ms, server.shutdown_timeout_ms);
+        // In full seconds, as the HTTP library counts.
+        Duration::from_millis(grace) + Duration::from_secs(timeout.div_ceil(1_000)) + STOP_MARGIN
+    }
+
     /// Requests that wait for what becomes of a write, or for a change.
     pub fn waiting(&self) -> usize {
         self.waiters.open()
@@ -204,6 +216,7 @@ struct Assembly {
     events: Arc<dyn Events>,
     page_bytes_max: usize,
     door: Arc<Door>,
+    progress: Progress,
 }
 
 impl Assembly {
@@ -269,6 +282,7 @@ impl Assembly {
             events: backend.events.clone(),
             page_bytes_max: config.server.page_bytes_max,
             door: Arc::new(door),
+            progress: backend.progress.clone(),
         }
     }
 
@@ -295,12 +309,15 @@ impl Assembly {
             (self.waiters.clone(), self.store.clone(), self.store_breaker.clone());
         let doubts = doubts::settle(waiters, store, breaker, shutdown.clone());
         let mut tasks = vec![
-            shutdown::watched(cache_events.run(shutdown.clone())),
-            shutdown::watched(doubts),
-            shutdown::watched(probe.run(shutdown.clone())),
+            shutdown::watched(
+                self.progress.clone().watching("cache_events", cache_events.run(shutdown.clone())),
+            ),
+            shutdown::watched(self.progress.clone().watching("waits", doubts)),
+            shutdown::watched(self.progress.clone().watching("store_probe", probe.run(shutdown.clone()))),
         ];
         if let Door::Keyed(keys) = &*self.door {
-            tasks.push(shutdown::watched(keys.clone().follow(shutdown.clone())));
+            let follow = keys.clone().follow(shutdown.clone());
+            tasks.push(shutdown::watched(self.progress.clone().watching("keys", follow)));
         }
         tasks.into_iter().unzip()
     }
@@ -309,6 +326,7 @@ impl Assembly {
     fn serve_http(&self, config: &Config) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
         let assembly = self.clone();
         port::serve(&config.server, move || {
+            actix_web::rt::spawn(assembly.progress.clone().ticking("http_worker"));
             let (gate, request_ids) = (assembly.gate.clone(), Rc::new(RequestIds::new(rand::random())));
             App::new()
                 .app_data(ThinData(assembly.for_worker()))
@@ -322,7 +340,7 @@ impl Assembly {
     fn serve_ops(&self, config: &Config) -> anyhow::Result<ops::Ops> {
         let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
         let health = self.health.clone();
-        ops::serve(host, port, Arc::new(move || health.read()))
+        ops::serve(host, port, &self.progress, Arc::new(move || health.read()))
             .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))
     }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use shared::backoff::Backoff;
 use shared::id::IdKeys;
 use shared::message::{Message, decode};
+use shared::progress::Mark;
 use shared::queue::{Delivery, Lost, Queue, QueueError, Subscription};
 use shared::shutdown::Shutdown;
 use shared::store::{Applied, DeadMessage, Store, StoreError};
@@ -32,6 +33,8 @@ pub struct DeadQueue {
     pub announcer: Arc<Announcer>,
     /// [`PROBE_HELD_MAX`](crate::ingest::PROBE_HELD_MAX).
     pub held_max: Duration,
+    /// Moves with each attempt at the message in hand; idle while there is none.
+    pub in_hand: Mark,
     pub status: Arc<Status>,
 }
 
@@ -47,7 +50,9 @@ impl DeadQueue {
             let why = match opened {
                 Ok(mut session) => {
                     backoff.reset();
-                    match session.run(&mut shutdown).await {
+                    let ended = session.run(&mut shutdown).await;
+                    self.in_hand.idle();
+                    match ended {
                         Ok(()) => return,
                         Err(lost) => lost.to_string(),
                     }
@@ -78,7 +83,10 @@ impl DeadQueue {
         delivery: &Delivery,
         shutdown: &mut Shutdown,
     ) -> Option<Result<(), Arc<str>>> {
-        answered(self.settle(task, delivery), shutdown).await
+        self.in_hand.moved();
+        let settled = answered(self.settle(task, delivery), shutdown).await;
+        self.in_hand.moved();
+        settled
     }
 
     async fn settle(&self, task: &mut Task, delivery: &Delivery) -> Result<(), Arc<str>> {
@@ -159,6 +167,7 @@ impl Session<'_> {
                 return self.subscription.give_back(vec![delivery]).await;
             }
             self.subscription.ack(vec![delivery]).await?;
+            self.reader.in_hand.idle();
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use shared::backoff::Backoff;
 use shared::id::{IdKeys, Kind, MessageId};
 use shared::message::{Message, decode};
+use shared::progress::Mark;
 use shared::queue::{Delivery, Lost, Queue, Subscription};
 use shared::shutdown::Shutdown;
 use shared::store::{Applied, KeyedVerdict, Store, StoreError};
@@ -43,6 +44,8 @@ pub struct Ingest {
     pub prefetch: u16,
     /// [`PROBE_HELD_MAX`].
     pub probe_held_max: Duration,
+    /// Moves with each step of a batch; idle while there is none.
+    pub in_hand: Mark,
     pub status: Arc<Status>,
 }
 
@@ -60,7 +63,9 @@ impl Ingest {
                     self.status.consuming.store(true, Ordering::Relaxed);
                     tracing::info!("consuming");
                     let mut session = Session::new(self, subscription);
-                    match session.run(&mut shutdown).await {
+                    let ended = session.run(&mut shutdown).await;
+                    self.in_hand.idle();
+                    match ended {
                         Ok(()) => return,
                         Err(lost) => {
                             if session.progressed {
@@ -90,7 +95,10 @@ impl Ingest {
         messages: &Arc<[Message]>,
         shutdown: &mut Shutdown,
     ) -> Option<Result<Applied, StoreError>> {
-        answered(self.store.apply(messages.clone()), shutdown).await
+        self.in_hand.moved();
+        let applied = answered(self.store.apply(messages.clone()), shutdown).await;
+        self.in_hand.moved();
+        applied
     }
 }
 
@@ -142,6 +150,7 @@ impl<'a> Session<'a> {
 
     async fn run(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
         while let Some(first) = self.first(shutdown).await? {
+            self.ingest.in_hand.moved();
             let batch = self.gather(first, shutdown).await?;
             self.previous_messages = batch.messages.len();
             if self.settle(batch, shutdown).await? == Settled::Stopping {
@@ -151,6 +160,7 @@ impl<'a> Session<'a> {
             if let Some(window) = self.window.grow() {
                 self.subscription.set_window(window).await?;
             }
+            self.ingest.in_hand.idle();
         }
         self.stop_deliveries(Vec::new()).await
     }

@@ -18,13 +18,14 @@ use std::time::Duration;
 
 use shared::backend::Backend;
 use shared::config::Config;
+use shared::progress::Progress;
 use shared::shutdown::{self, Shutdown};
 use tokio::task::JoinHandle;
 
 use crate::announce::Announcer;
 use crate::dead_queue::DeadQueue;
 use crate::housekeeping::Housekeeping;
-use crate::ingest::{Ingest, PROBE_HELD_MAX};
+use crate::ingest::{Ingest, PROBE_HELD_MAX, STOP_PATIENCE};
 use crate::merge::MergeLimits;
 use crate::status::Status;
 
@@ -34,19 +35,29 @@ const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);
 /// The same for the reader of the dead queue, which gives back what the store does not take in time.
 const DEAD_QUEUE_PATIENCE: Duration = Duration::from_secs(8);
 
+/// The longest stop of a consumer whose threads run: its parts one after the other, and a little.
+pub const STOP_MAX: Duration = STOP_PATIENCE
+    .saturating_add(HOUSEKEEPING_PATIENCE)
+    .saturating_add(DEAD_QUEUE_PATIENCE)
+    .saturating_add(Duration::from_secs(3));
+
 /// A consumer that is ready to run.
 pub struct Consumer {
     ingest: Ingest,
     dead_queue: DeadQueue,
     announcer: Arc<Announcer>,
     housekeeping: Housekeeping,
+    progress: Progress,
 }
 
 impl Consumer {
     /// `publisher` names this process among all consumers; draw it at random.
     pub fn new(config: &Config, backend: &Backend, publisher: u64) -> Self {
         let announcer = Arc::new(Announcer::new(backend.events.clone(), publisher));
-        let queue = &config.queue;
+        let (queue, progress) = (&config.queue, &backend.progress);
+        // An attempt may wait for a connection, and then for its transaction.
+        let step_ms = config.store.connect_timeout_ms.saturating_add(config.store.write_timeout_ms);
+        let in_hand = |name| progress.register(name, Duration::from_millis(step_ms));
         let ingest = Ingest {
             queue: backend.queue.clone(),
             store: backend.store.clone(),
@@ -59,6 +70,7 @@ impl Consumer {
             },
             prefetch: queue.prefetch,
             probe_held_max: PROBE_HELD_MAX,
+            in_hand: in_hand("ingest"),
             status: Arc::new(Status::default()),
         };
         let dead_queue = DeadQueue {
@@ -67,10 +79,11 @@ impl Consumer {
             ids: backend.ids.clone(),
             announcer: announcer.clone(),
             held_max: PROBE_HELD_MAX,
+            in_hand: in_hand("dead_queue"),
             status: ingest.status.clone(),
         };
         let housekeeping = Housekeeping::new(config, backend, ingest.status.clone(), publisher);
-        Self { ingest, dead_queue, announcer, housekeeping }
+        Self { ingest, dead_queue, announcer, housekeeping, progress: progress.clone() }
     }
 
     pub fn status(&self) -> Arc<Status> {
@@ -84,17 +97,21 @@ impl Consumer {
         let (quiet, until_quiet) = shutdown::channel();
         let (stop, stopping) = shutdown::channel();
         let (announcer, store, status) = (self.announcer.clone(), self.ingest.store.clone(), self.status());
+        let watched = self.progress;
         let heartbeat = async move { announcer.run(store, status, until_quiet).await };
+        let heartbeat = watched.clone().watching("heartbeat", heartbeat);
+        let housekeeping = watched.clone().watching("housekeeping", self.housekeeping.run(stopping.clone()));
+        let dead_queue = watched.clone().watching("dead_queue", self.dead_queue.run(stopping.clone()));
         let (heartbeat, no_heartbeat) = shutdown::watched(heartbeat);
-        let (housekeeping, no_housekeeping) = shutdown::watched(self.housekeeping.run(stopping.clone()));
-        let (dead_queue, no_dead_queue) = shutdown::watched(self.dead_queue.run(stopping.clone()));
+        let (housekeeping, no_housekeeping) = shutdown::watched(housekeeping);
+        let (dead_queue, no_dead_queue) = shutdown::watched(dead_queue);
         let watch = async {
             if ended_before(shutdown, [no_heartbeat, no_housekeeping, no_dead_queue]).await {
                 tracing::error!("a part of the consumer ended by itself, stopping");
             }
             stop.request();
         };
-        tokio::join!(self.ingest.run(stopping), watch);
+        tokio::join!(watched.watching("ingest", self.ingest.run(stopping)), watch);
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
         // It may be in the middle of a statement; the heartbeats go on until it is done.
         end("housekeeping", housekeeping, HOUSEKEEPING_PATIENCE).await;

@@ -13,7 +13,8 @@ use shared::backend;
 use shared::config::load::{Loaded, Program, check_config_report};
 use shared::ops::{self, Health, Status};
 use shared::program::{self, Options};
-use shared::shutdown::{self, Shutdown, Signals};
+use shared::shutdown::{self, Shutdown};
+use shared::signals::Signals;
 
 /// Retains less memory after a burst than the system's allocator.
 #[global_allocator]
@@ -66,26 +67,33 @@ async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
 
 async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
-    let signals = Signals::listen().context("cannot listen to signals")?;
+    let mut signals = Signals::listen(consumer::STOP_MAX).context("cannot listen to signals")?;
     let (trigger, shutdown) = shutdown::channel();
-    let backend = backend::open(&config).await?;
-    program::tell_missing_servers(&config).await;
+    let start = async {
+        let backend = backend::open(&config).await?;
+        program::tell_missing_servers(&config).await;
+        anyhow::Ok(backend)
+    };
+    let Some(started) = program::unless_stopped(&mut signals, start).await else { return Ok(()) };
+    let backend = started?;
+    tokio::spawn(backend.progress.clone().ticking("runtime"));
     if config.store.migrate {
         tokio::spawn(program::migrate(backend.store.clone(), shutdown.clone()));
     }
     let consumer = Consumer::new(&config, &backend, rand::random());
     let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
     let (status, stopping) = (consumer.status(), shutdown.clone());
-    let ops = ops::serve(host, port, Arc::new(move || health(&status, &stopping)))
+    let ops = ops::serve(host, port, &backend.progress, Arc::new(move || health(&status, &stopping)))
         .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))?;
     tracing::info!(ops.address = %ops.address(), "consumer started");
     let (task, over) = shutdown::watched(consumer.run(shutdown));
     let parts = std::iter::once(over).chain(backend.over()).collect();
-    let stopped = program::stop_requested(signals, parts).await;
+    let stopped = program::stop_requested(&mut signals, consumer::STOP_MAX, parts).await;
     trigger.request();
     if let Err(error) = task.await {
         tracing::error!(%error, "consumer failed");
     }
+    signals.allow(program::CLOSE_MAX);
     backend.queue.close().await;
     backend.events.close().await;
     backend.store.close().await;

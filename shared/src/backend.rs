@@ -20,6 +20,7 @@ use crate::event::Events;
 use crate::event::in_process::InProcessEvents;
 use crate::event::rabbitmq::RabbitEvents;
 use crate::id::{IdFloor, IdKeys};
+use crate::progress::Progress;
 use crate::queue::embedded::EmbeddedQueue;
 use crate::queue::rabbitmq::{RabbitQueue, RabbitSettings};
 use crate::queue::{Queue, QueueLimits};
@@ -40,6 +41,8 @@ pub struct Backend {
     pub ids: IdKeys,
     /// What this process issues lies above it.
     pub id_floor: IdFloor,
+    /// The loops of this process that must move.
+    pub progress: Progress,
     /// Held for as long as any clone lives.
     pub directory: Option<Arc<DirectoryLock>>,
 }
@@ -166,6 +169,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Backend> {
                 events: RabbitEvents::start(settings),
                 ids: IdKeys::new(&config.ids.secrets),
                 id_floor: IdFloor::default(),
+                progress: progress_of(config)?,
                 directory: None,
             })
         }
@@ -189,6 +193,11 @@ pub async fn open_store(config: &Config) -> anyhow::Result<OpenStore> {
     }
 }
 
+fn progress_of(config: &Config) -> anyhow::Result<Progress> {
+    let stuck_after = Duration::from_millis(config.ops.stuck_ms_max);
+    Progress::start(stuck_after).context("cannot start the thread that watches the loops")
+}
+
 fn ids_of(config: &Config, directory: &Path) -> anyhow::Result<IdKeys> {
     if config.ids.secrets.is_empty() {
         Ok(IdKeys::new(&[secret_of(directory)?]))
@@ -210,6 +219,7 @@ async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Back
         events: InProcessEvents::start(),
         ids,
         id_floor: IdFloor::default(),
+        progress: progress_of(config)?,
         directory: Some(Arc::new(lock)),
     })
 }

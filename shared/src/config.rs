@@ -83,6 +83,10 @@ pub struct Ops {
     pub host: String,
     /// Port to listen on; 0 takes a free one. Unset: 9190 for the API, 9191 for the consumer.
     pub port: Option<u16>,
+    /// How long an HTTP worker, or another loop that the program cannot do without, may stand still before
+    /// `/livez` and `/readyz` of this port fail, in milliseconds. Waiting for a server is not standing still;
+    /// the ingest has `store.connect_timeout_ms` and `store.write_timeout_ms` beside it for each step.
+    pub stuck_ms_max: u64,
 }
 
 /// The durable queue and the batches that go through it.
@@ -255,7 +259,7 @@ impl Server {
 
 impl Default for Ops {
     fn default() -> Self {
-        Self { host: "127.0.0.1".into(), port: None }
+        Self { host: "127.0.0.1".into(), port: None, stuck_ms_max: 30_000 }
     }
 }
 

@@ -2,9 +2,10 @@
 //! that it answers while the public port sheds load.
 //!
 //! It knows no dependency: what is healthy is said by the program, from what it knows already.
-//! Nothing here may wait for a server.
+//! Nothing here may wait for a server, or for a thread of the program: a program that is stuck says so.
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use actix_server::{Server, ServerHandle};
 use prometheus::TextEncoder;
 use serde::Serialize;
 use tokio::task::JoinHandle;
+
+use crate::progress::Progress;
 
 /// Scrapers and probes at once; there are few of either.
 const CONNECTIONS_MAX: usize = 64;
@@ -66,17 +69,19 @@ pub struct Ops {
     task: JoinHandle<io::Result<()>>,
 }
 
-/// Listens on `host` and `port`; port 0 takes a free one. Must be called on a Tokio runtime.
-pub fn serve(host: &str, port: u16, health: AskHealth) -> io::Result<Ops> {
+/// Listens on `host` and `port`; port 0 takes a free one. Must be called on a Tokio runtime, which is not
+/// needed to answer.
+pub fn serve(host: &str, port: u16, progress: &Progress, health: AskHealth) -> io::Result<Ops> {
     let listener = TcpListener::bind((host, port))?;
     let address = listener.local_addr()?;
+    let progress = progress.clone();
     let service = move || {
-        let health = Arc::clone(&health);
+        let (health, progress) = (Arc::clone(&health), progress.clone());
         HttpService::build()
             .keep_alive(KeepAlive::Timeout(Duration::from_mins(1)))
             .client_request_timeout(REQUEST_TIMEOUT)
             .finish(move |request: Request| {
-                let response = answer(&request, &health);
+                let response = answer(&request, &progress, &health);
                 async { Ok::<_, Infallible>(response) }
             })
             .tcp()
@@ -105,7 +110,7 @@ impl Ops {
     }
 }
 
-fn answer(request: &Request, health: &AskHealth) -> Response<EitherBody<String>> {
+fn answer(request: &Request, progress: &Progress, health: &AskHealth) -> Response<EitherBody<String>> {
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.path() {
         "/metrics" | "/livez" | "/readyz" | "/health" if !get => {
@@ -120,8 +125,8 @@ fn answer(request: &Request, health: &AskHealth) -> Response<EitherBody<String>>
                 response(StatusCode::INTERNAL_SERVER_ERROR).body(String::new())
             }
         },
-        "/livez" => response(StatusCode::OK).body(String::from("ok\n")),
-        "/readyz" if health().ready => response(StatusCode::OK).body(String::from("ok\n")),
+        "/livez" => moving(progress),
+        "/readyz" if health().ready => moving(progress),
         "/readyz" => response(StatusCode::SERVICE_UNAVAILABLE).body(String::from("not ready\n")),
         "/health" => {
             let health = health();
@@ -131,6 +136,19 @@ fn answer(request: &Request, health: &AskHealth) -> Response<EitherBody<String>>
         }
         _ => response(StatusCode::NOT_FOUND).body(String::new()),
     }
+}
+
+/// 503 with a line for each loop that stands still.
+fn moving(progress: &Progress) -> Response<EitherBody<String>> {
+    let stuck = progress.stuck();
+    if stuck.is_empty() {
+        return response(StatusCode::OK).body(String::from("ok\n"));
+    }
+    let mut lines = String::new();
+    for still in stuck {
+        let _ = writeln!(lines, "{} stands still for {} ms", still.name, still.since.as_millis());
+    }
+    response(StatusCode::SERVICE_UNAVAILABLE).body(lines)
 }
 
 fn response(code: StatusCode) -> ResponseBuilder {

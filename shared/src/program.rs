@@ -2,7 +2,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -16,16 +16,13 @@ use crate::backend::Pair;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::config::load::{ConfigError, Loaded, Program, Sources, load};
-use crate::shutdown::{self, Shutdown, Signals};
+use crate::shutdown::Shutdown;
+use crate::signals::Signals;
 use crate::store::Store;
 use crate::telemetry;
 
 /// How long a server may take to answer before a person is told that it does not.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Whoever forwards an interrupt may send it to the process group and to the program: within this time
-/// it is one request.
-const SAID_TWICE_WITHIN: Duration = Duration::from_millis(300);
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
@@ -94,40 +91,40 @@ pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
     tracing::info!("schema is up to date");
 }
 
-/// Waits for the signal to stop. An error when one of `parts` ends before it: the program must then
-/// end too, and be started anew by whoever watches it. From then on an interrupt ends the process at
-/// once, where something was asked for before; a supervisor may repeat SIGTERM and means no more by it.
-pub async fn stop_requested(mut signals: Signals, parts: Vec<Shutdown>) -> anyhow::Result<()> {
+/// Time to close the connections and files of a backend at the end of a stop.
+pub const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// Runs `start`, which may take long; `None` when a signal to stop came before its end.
+pub async fn unless_stopped<T>(signals: &mut Signals, start: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        started = start => Some(started),
+        signal = signals.first() => {
+            tracing::info!(signal, "stopping before the start was complete");
+            None
+        }
+    }
+}
+
+/// Waits for the signal to stop. An error when one of `parts` ends before it: the program must then end
+/// too, within `stop_max`, and be started anew by its supervisor.
+pub async fn stop_requested(
+    signals: &mut Signals,
+    stop_max: Duration,
+    parts: Vec<Shutdown>,
+) -> anyhow::Result<()> {
     let mut ends = FuturesUnordered::new();
     for mut part in parts {
         ends.push(async move { part.requested().await });
     }
     tokio::select! {
-        signal = signals.next() => {
+        signal = signals.first() => {
             tracing::info!(signal, "stopping");
-            tokio::spawn(end_at_once(signals));
             Ok(())
         }
         Some(()) = ends.next() => {
+            signals.allow(stop_max);
             tracing::error!("a part of the program ended by itself, stopping");
-            tokio::spawn(async move {
-                signals.next().await;
-                end_at_once(signals).await;
-            });
             Err(anyhow!("a part of the program ended by itself"))
-        }
-    }
-}
-
-/// What was acknowledged is durable by now, and what is in hand comes again: nothing is lost by it.
-#[expect(clippy::disallowed_methods, reason = "whoever says it twice does not want to wait for destructors")]
-async fn end_at_once(mut signals: Signals) {
-    let begun = Instant::now();
-    loop {
-        let signal = signals.next().await;
-        if signal == shutdown::INTERRUPT && begun.elapsed() >= SAID_TWICE_WITHIN {
-            tracing::warn!(signal, "stopping was interrupted, ending at once");
-            std::process::exit(1);
         }
     }
 }

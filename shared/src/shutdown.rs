@@ -1,5 +1,5 @@
 //! Asking a program to stop: one trigger, many listeners, passed in by whoever starts a task.
-use tokio::signal::unix::{Signal, SignalKind, signal};
+//! Signals and the limit of a stop are in [`crate::signals`].
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -44,30 +44,6 @@ pub fn watched<T: Send + 'static>(
         task.await
     });
     (handle, over)
-}
-
-/// What a person sends.
-pub const INTERRUPT: &str = "SIGINT";
-
-/// SIGTERM and SIGINT of this process. From when they are listened to they no longer end it by
-/// themselves, and none is missed.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    pub fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Resolves at the first that came since.
-    pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => INTERRUPT,
-        }
-    }
 }
 
 #[cfg(test)]

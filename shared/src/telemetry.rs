@@ -90,6 +90,8 @@ pub struct Metrics {
     pub queue_sessions_lost: IntCounter,
     /// Publishing channels that were replaced because they refused everything.
     pub queue_channels_renewed: IntCounter,
+    /// How long a loop has stood still beyond its limit, 0 while it moves; by `loop`.
+    pub stuck_seconds: IntGaugeVec,
     /// Events that were dropped because the channel was full.
     pub events_dropped: IntCounter,
 }
@@ -121,6 +123,14 @@ pub fn metrics() -> &'static Metrics {
             queue_channels_renewed: register_int_counter!(
                 "forebay_queue_channels_renewed_total",
                 "publishing channels that were replaced because they refused everything"
+            )
+            .expect(registered),
+            stuck_seconds: register_int_gauge_vec!(
+                opts!(
+                    "forebay_stuck_seconds",
+                    "how long a loop that must move has stood still; 0 while it moves"
+                ),
+                &["loop"]
             )
             .expect(registered),
             events_dropped: register_int_counter!(

@@ -34,6 +34,7 @@ mod rolling;
 mod slow_clients;
 mod stops;
 mod store_troubles;
+mod stuck;
 mod support;
 mod sync_order;
 mod traces;

@@ -89,6 +89,7 @@ impl Rig {
             ids: ids.clone(),
             announcer: Arc::new(Announcer::new(events.clone(), 1)),
             held_max: PROBE_HELD_MAX,
+            in_hand: self.backend.progress.register("dead_queue", PATIENCE),
             status: Arc::default(),
         }
     }

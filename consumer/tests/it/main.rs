@@ -202,6 +202,7 @@ mod private;
 mod probe;
 mod stops;
 mod store_away;
+mod stuck;
 mod watched;
 
 on_both_pairs! {

@@ -128,6 +128,7 @@ impl Rig {
             },
             prefetch: settings.prefetch,
             probe_held_max: HELD_MAX,
+            in_hand: self.backend.progress.register("ingest", PATIENCE),
             status: Arc::default(),
         };
         let status = ingest.status.clone();

@@ -26,8 +26,17 @@ pub(crate) struct Process {
 
 impl Process {
     pub fn start(config: &Config, ops_port: u16) -> Self {
+        Self::launch(config, ops_port, Stdio::null())
+    }
+
+    /// With a pipe for a log, which is kept open and never read.
+    pub fn start_with_full_log(config: &Config, ops_port: u16) -> Self {
+        Self::launch(config, ops_port, Stdio::piped())
+    }
+
+    fn launch(config: &Config, ops_port: u16, log: Stdio) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-consumer"));
-        command.current_dir(std::env::temp_dir()).env_clear().stdout(Stdio::null()).stderr(Stdio::null());
+        command.current_dir(std::env::temp_dir()).env_clear().stdout(Stdio::null()).stderr(log);
         for (name, value) in [
             ("QUEUE__URL", config.queue.url.clone()),
             ("QUEUE__PREFIX", config.queue.prefix.clone()),
@@ -37,6 +46,8 @@ impl Process {
             ("STORE__URL", config.store.url.clone()),
             ("IDS__SECRETS", config.ids.secrets[0].clone()),
             ("OPS__PORT", ops_port.to_string()),
+            ("OPS__STUCK_MS_MAX", config.ops.stuck_ms_max.to_string()),
+            ("TELEMETRY__LOG_FILTER", config.telemetry.log_filter.clone()),
         ] {
             command.env(format!("FOREBAY__{name}"), value);
         }
@@ -44,7 +55,7 @@ impl Process {
     }
 
     /// Status and body of one of its operations pages; `None` while nobody listens.
-    async fn page(&self, path: &str) -> Option<(u16, String)> {
+    pub async fn page(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(&self.ops).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
@@ -104,7 +115,7 @@ impl Drop for Process {
 }
 
 /// A rig of this test, the same settings behind proxies for the process, and a port for it.
-async fn beside_a_process(word: &str, test: impl AsyncFnOnce(Rig, Config, &Proxies, u16) -> Rig) {
+pub(crate) async fn beside_a_process(word: &str, test: impl AsyncFnOnce(Rig, Config, &Proxies, u16) -> Rig) {
     testkit::isolated(word, |isolated| async move {
         let mut config = base_config();
         config.queue.url = isolated.amqp_url;
@@ -127,13 +138,13 @@ async fn beside_a_process(word: &str, test: impl AsyncFnOnce(Rig, Config, &Proxi
     .await;
 }
 
-struct Proxies {
+pub(crate) struct Proxies {
     broker: Proxy,
     store: Proxy,
 }
 
 impl Rig {
-    async fn publish_many(&mut self, counter: &str, count: u32) {
+    pub(crate) async fn publish_many(&mut self, counter: &str, count: u32) {
         let publishing = (0..count).map(|_| self.message(counter, 1)).collect::<Vec<_>>();
         let publishing = publishing.into_iter().map(|message| {
             let publisher = self.backend.queue.publisher();

@@ -33,3 +33,13 @@ async fn open(file: &Path) -> anyhow::Result<SqliteConnection> {
     ensure!(file.is_file(), "{} is missing", file.display());
     Ok(SqliteConnectOptions::new().filename(file).connect().await?)
 }
+
+/// Keeps everybody else from writing while it lives.
+pub struct WriteLock(#[expect(dead_code, reason = "held, not used")] SqliteConnection);
+
+/// Begins a transaction that writes, and leaves it open.
+pub async fn lock_writes(file: &Path) -> anyhow::Result<WriteLock> {
+    let mut connection = open(file).await?;
+    sqlx::query("begin immediate").execute(&mut connection).await?;
+    Ok(WriteLock(connection))
+}
