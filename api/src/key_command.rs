@@ -1,7 +1,7 @@
 //! `keys new`: makes a key and shows it this once.
 use std::io::Write;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use clap::{Args, Subcommand};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -48,11 +48,14 @@ impl NewKey {
         let principal = self.principal.clone().unwrap_or_else(|| id.clone());
         let expires_at =
             self.expires.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose();
+        let expires_at =
+            expires_at.context("--expires is no RFC 3339 timestamp such as 2027-01-01T00:00:00Z")?;
+        ensure!(expires_at.is_none_or(|end| end > OffsetDateTime::now_utc()), "--expires is in the past");
         Ok(generate(
             KeyId::try_from(id).map_err(|reason| anyhow!("--id: {reason}"))?,
             Principal::try_from(principal).map_err(|reason| anyhow!("--principal: {reason}"))?,
             Scopes::try_from(self.scopes.clone()).map_err(|reason| anyhow!("--scopes: {reason}"))?,
-            expires_at.context("--expires is no RFC 3339 timestamp such as 2027-01-01T00:00:00Z")?,
+            expires_at,
         ))
     }
 }

@@ -48,8 +48,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Runtime::new();
-    let outcome = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(&cli)));
+    let outcome = program::block_on(run(&cli));
     outcome.map_or_else(|error| program::exit_with(&error), |()| ExitCode::SUCCESS)
 }
 

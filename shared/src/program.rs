@@ -57,6 +57,9 @@ impl Options {
     pub fn start(&self, program: Program) -> anyhow::Result<Loaded> {
         let loaded = self.load(program)?;
         telemetry::init_logs(&loaded.config.telemetry);
+        if let Some(path) = &loaded.env_file {
+            tracing::info!(path = %path.display(), "variables were read from a file");
+        }
         for warning in &loaded.warnings {
             tracing::warn!(warning, "configuration");
         }
@@ -91,8 +94,18 @@ pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
     tracing::info!("schema is up to date");
 }
 
-/// Time to close the connections and files of a backend at the end of a stop.
-pub const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// Runs a program on a runtime of its own. Work on blocking threads that is left at its end has nobody to
+/// answer to any more, and is not waited for.
+pub fn block_on(program: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let outcome = runtime.block_on(program);
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Time to close the connections and files of a backend at the end of a stop. A broker that is silent is
+/// given up after ten seconds.
+pub const CLOSE_MAX: Duration = Duration::from_secs(15);
 
 /// Runs `start`, which may take long; `None` when a signal to stop came before its end.
 pub async fn unless_stopped<T>(signals: &mut Signals, start: impl Future<Output = T>) -> Option<T> {

@@ -23,6 +23,8 @@ use crate::config::{LogFormat, Telemetry};
 /// that is a file on a full disk (`files_that_take_no_more_lose_nothing_and_heal_by_themselves`).
 pub fn init_logs(telemetry: &Telemetry) {
     let terminal = std::io::stderr().is_terminal();
+    // By convention (no-color.org) any text in it counts.
+    let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|text| text.is_empty());
     let json = match telemetry.log_format {
         LogFormat::Auto => !terminal,
         LogFormat::Text => false,
@@ -34,7 +36,7 @@ pub fn init_logs(telemetry: &Telemetry) {
     let _ = if json {
         json_logs(filter, std::io::stderr).try_init()
     } else {
-        text_logs(filter, terminal, std::io::stderr).try_init()
+        text_logs(filter, colours, std::io::stderr).try_init()
     };
 }
 

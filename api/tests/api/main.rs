@@ -16,6 +16,7 @@ mod disk_full;
 mod documents;
 mod documents_input;
 mod documents_outages;
+mod extremes;
 mod faults;
 mod idle;
 mod keys;

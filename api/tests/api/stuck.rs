@@ -107,9 +107,11 @@ async fn read_in_vain(client: &Client, address: &str) {
         client.get(format!("{address}/v1/counters/stuck")).timeout(Duration::from_millis(500)).send().await;
 }
 
-/// Each applied message is a line.
+/// Each applied message with a trace is a line.
 async fn write(client: &Client, address: &str) {
-    let _ = client.post(format!("{address}/v1/counters/stuck/increments")).send().await;
+    let request = client.post(format!("{address}/v1/counters/stuck/increments"));
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let _ = request.header("traceparent", trace).send().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

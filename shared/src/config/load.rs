@@ -5,6 +5,7 @@
 //! cannot run with is told in one go, each problem with the setting's name and origin.
 mod check;
 mod layers;
+mod ranges;
 mod report;
 
 use std::collections::BTreeMap;
@@ -16,15 +17,19 @@ use figment::Figment;
 use figment::error::Kind;
 use figment::providers::Serialized;
 
-use self::layers::{Setting, is_secret};
+use self::layers::{Env, Setting, is_secret};
 use super::Config;
-use crate::backend::Pair;
+use crate::backend::{NoPair, Pair};
 
 pub use self::check::ITEM_GROWTH_BYTES_MAX;
+pub use self::ranges::{RANGES, range_of};
 pub use self::report::check_config_report;
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_PATH: &str = "config.yaml";
+
+/// The file of variables that is read beside the environment, if it exists.
+pub const ENV_PATH: &str = ".env";
 
 /// The secret of installations that nobody else can reach. Anything else needs its own.
 const DEVELOPMENT_SECRET: &str = "forebay-development-secret";
@@ -56,6 +61,8 @@ pub struct Sources {
     pub env_profile: Option<String>,
     /// The environment, passed in so that tests need not change the process.
     pub env: BTreeMap<String, String>,
+    /// A file with more variables, read if it exists; those of `env` win.
+    pub env_file: Option<PathBuf>,
     /// `--set section.key=value`, in their order.
     pub flags: Vec<(String, String)>,
 }
@@ -69,6 +76,8 @@ pub struct Loaded {
     pub origins: BTreeMap<String, String>,
     /// What a person should know although the programs start; to be logged.
     pub warnings: Vec<String>,
+    /// The file of variables that was read.
+    pub env_file: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +86,8 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("{} is not YAML: {reason}", path.display())]
     Malformed { path: PathBuf, reason: String },
+    #[error("{} does not consist of lines NAME=value", path.display())]
+    NoVariables { path: PathBuf },
     /// All that were found, one per line.
     #[error("{}", lines(.0))]
     Problems(Vec<Problem>),
@@ -100,17 +111,18 @@ impl Sources {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
         let env = std::env::vars_os().filter_map(text).collect();
-        Self { program, config_path: None, env_profile: None, env, flags: Vec::new() }
+        let env_file = Some(ENV_PATH.into());
+        Self { program, config_path: None, env_profile: None, env, env_file, flags: Vec::new() }
     }
 
-    fn profile(&self) -> Result<Option<Profile>, Problem> {
-        let of_env = || self.env.get("FOREBAY_ENV").filter(|name| !name.is_empty());
+    fn profile(&self, env: &Env) -> Result<Option<Profile>, Problem> {
+        let of_env = || env.get("FOREBAY_ENV").filter(|name| !name.is_empty());
         let (name, origin) = match (&self.env_profile, of_env()) {
-            (Some(name), _) => (name, "flag --env"),
-            (None, Some(name)) => (name, "environment FOREBAY_ENV"),
+            (Some(name), _) => (name, "flag --env".to_owned()),
+            (None, Some(name)) => (name, env.origin("FOREBAY_ENV")),
             (None, None) => return Ok(None),
         };
-        let unknown = |()| Problem::UnknownProfile { name: name.clone(), origin: origin.into() };
+        let unknown = |()| Problem::UnknownProfile { name: name.clone(), origin: origin.clone() };
         name.parse().map(Some).map_err(unknown)
     }
 }
@@ -150,21 +162,16 @@ impl fmt::Display for Program {
     }
 }
 
-/// Reads all sources and checks the result.
+/// Reads all sources and checks the result; all that is wrong is told at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
-    let mut problems = Vec::new();
-    let named = sources.profile().unwrap_or_else(|problem| {
-        problems.push(problem);
-        None
-    });
+    let env = Env::read(&sources.env, sources.env_file.as_deref())?;
+    let named = sources.profile(&env).map_err(|problem| ConfigError::Problems(vec![problem]))?;
     let file = read_file(sources.config_path.as_deref())?;
-    let mut warnings = layers::misspelt_variables(&sources.env);
-    let of_file = keep(layers::of_file(file.as_ref(), None), &mut problems);
-    let mut told = keep(layers::of_env(&sources.env), &mut problems);
-    told.extend(keep(layers::of_flags(&sources.flags), &mut problems));
-    if !problems.is_empty() {
-        return Err(ConfigError::Problems(problems));
-    }
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    layers::misspelt_variables(&env, &mut problems, &mut warnings);
+    let of_file = layers::of_file(file.as_ref(), None, &mut problems);
+    let mut told = layers::of_env(&env, &mut problems);
+    told.extend(layers::of_flags(&sources.flags, &mut problems));
     let nothing_set = !of_file.iter().chain(&told).any(Setting::names_backend);
     let profile = match (named, sources.program) {
         (None, Program::Consumer) if nothing_set => Some(Profile::Local),
@@ -172,20 +179,34 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     };
     let of_profile = match profile {
         // All of the file was checked together with its section `default`.
-        Some(_) => keep(layers::of_file(file.as_ref(), profile), &mut problems),
+        Some(_) => layers::of_file(file.as_ref(), profile, &mut Vec::new()),
         None => Vec::new(),
     };
     let built_in = layers::built_in(sources.program, profile);
     let settings = built_in.into_iter().chain(of_file).chain(of_profile).chain(told);
-    let figment = settings.fold(Figment::from(Serialized::defaults(Config::default())), Figment::merge);
-    finish(sources.program, profile, &figment, &mut warnings)
+    let figment = merge(settings, &mut problems);
+    finish(sources.program, profile, &figment, Loading { problems, warnings, env_file: env.file })
 }
 
-fn keep(settings: Result<Vec<Setting>, Vec<Problem>>, problems: &mut Vec<Problem>) -> Vec<Setting> {
-    settings.unwrap_or_else(|found| {
-        problems.extend(found);
-        Vec::new()
-    })
+/// The last value of each setting; one of a wrong type is a problem, and its default stands in for it.
+fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<Problem>) -> Figment {
+    let last: BTreeMap<_, _> = settings.map(|setting| (setting.key().to_owned(), setting)).collect();
+    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    for setting in last.into_values() {
+        let with = figment.clone().merge(setting);
+        match with.extract::<Config>() {
+            Ok(_) => figment = with,
+            Err(errors) => problems.extend(errors.into_iter().map(wrong_type)),
+        }
+    }
+    figment
+}
+
+/// What was found on the way.
+struct Loading {
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+    env_file: Option<PathBuf>,
 }
 
 /// Turns the merged layers into values, fills in what depends on several of them, and checks.
@@ -193,14 +214,15 @@ fn finish(
     program: Program,
     profile: Option<Profile>,
     figment: &Figment,
-    warnings: &mut Vec<String>,
+    Loading { mut problems, mut warnings, env_file }: Loading,
 ) -> Result<Loaded, ConfigError> {
     let mut config: Config = figment
         .extract()
         .map_err(|error| ConfigError::Problems(error.into_iter().map(wrong_type).collect()))?;
     let mut origins = origins(figment);
     let mut found = check::values(&config);
-    match Pair::of(&config) {
+    let pair = Pair::of(&config);
+    match &pair {
         Ok(Pair::Embedded(_)) => {
             if program == Program::Consumer {
                 found.push(("queue.url", check::CONSUMER_NEEDS_SERVERS.into()));
@@ -211,43 +233,59 @@ fn finish(
                 origins.insert("store.migrate".into(), "default of the embedded store".into());
             }
         }
-        Ok(Pair::Cluster) => {
-            if let Err(reason) = development_secret(&mut config, profile, &mut origins, warnings) {
-                found.push(("ids.secrets", reason));
+        Ok(Pair::Cluster) => {}
+        Err(error) => {
+            found.push((error.setting(), error.to_string()));
+            if *error == NoPair::QueueUnset && config.store.url.is_empty() {
+                found.push(("store.url", NoPair::StoreUnset.to_string()));
             }
         }
-        Err(error) => found.push((error.setting(), error.to_string())),
     }
-    if found.is_empty() {
-        return Ok(Loaded { config, profile, origins, warnings: std::mem::take(warnings) });
+    let is_embedded = matches!(pair, Ok(Pair::Embedded(_)));
+    if let Err(reason) = check_secrets(&mut config, profile, is_embedded, &mut origins, &mut warnings) {
+        found.push(("ids.secrets", reason));
     }
-    let problem = |(key, reason): (&str, String)| Problem::Invalid {
+    problems.extend(found.into_iter().map(|(key, reason)| Problem::Invalid {
         key: key.into(),
         origin: origins[key].clone(),
         reason,
-    };
-    Err(ConfigError::Problems(found.into_iter().map(problem).collect()))
+    }));
+    if problems.is_empty() {
+        return Ok(Loaded { config, profile, origins, warnings, env_file });
+    }
+    Err(ConfigError::Problems(problems))
 }
 
 /// Fills in the fixed secret where only this machine can reach the broker; elsewhere ids that
-/// anybody can sign would look like our own.
-fn development_secret(
+/// anybody can sign, or guess the secret of, would look like our own.
+fn check_secrets(
     config: &mut Config,
     profile: Option<Profile>,
+    is_embedded: bool,
     origins: &mut BTreeMap<String, String>,
     warnings: &mut Vec<String>,
 ) -> Result<(), String> {
     let given = &config.ids.secrets;
     let deployed = profile.is_some_and(Profile::is_deployed);
-    let reachable = deployed || !check::is_loopback(&config.queue.url);
-    if reachable && (given.is_empty() || given.iter().any(|secret| secret == DEVELOPMENT_SECRET)) {
-        let secret = if given.is_empty() { "no secret" } else { "the development secret" };
+    let reachable = deployed || !(is_embedded || check::is_loopback(&config.queue.url));
+    let weak = match given {
+        _ if !reachable => None,
+        given if given.is_empty() => (!is_embedded).then(|| "no secret".to_owned()),
+        given if given.iter().any(|secret| secret == DEVELOPMENT_SECRET) => {
+            Some("the development secret".into())
+        }
+        _ if check::has_short_secret(config) => {
+            Some(format!("a secret of less than {} bytes", check::SECRET_BYTES_MIN))
+        }
+        _ => None,
+    };
+    if let Some(weak) = weak {
         return Err(format!(
-            "{secret} for a broker that others can reach: set FOREBAY__IDS__SECRETS to a long random \
+            "{weak} where others depend on it: set FOREBAY__IDS__SECRETS to a long random \
              value, the same for all replicas (for example of `openssl rand -hex 32`)"
         ));
     }
-    if given.is_empty() {
+    if given.is_empty() && !is_embedded {
         config.ids.secrets = vec![DEVELOPMENT_SECRET.into()];
         origins.insert("ids.secrets".into(), "development default for a loopback broker".into());
         if profile.is_none() {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use shared::backend::Pair;
-use shared::config::load::{ConfigError, Loaded, Profile, Program, Sources, check_config_report, load};
+use shared::config::Config;
+use shared::config::load::{
+    ConfigError, Loaded, Profile, Program, RANGES, Sources, check_config_report, load,
+};
 
 /// Sources under construction; without more they are an empty environment.
 struct Given {
@@ -14,8 +17,8 @@ struct Given {
 }
 
 fn given(program: Program) -> Given {
-    let sources =
-        Sources { program, config_path: None, env_profile: None, env: BTreeMap::new(), flags: Vec::new() };
+    let (env, flags) = (BTreeMap::new(), Vec::new());
+    let sources = Sources { program, config_path: None, env_profile: None, env, env_file: None, flags };
     Given { sources, file: None }
 }
 
@@ -71,7 +74,7 @@ fn cluster(program: Program) -> Given {
     given(program)
         .env("AMQP_URL", "amqps://user:hunter2@broker.example:5671/%2f")
         .env("DATABASE_URL", "postgres://app:hunter3@db.example/forebay?sslmode=require&password=hunter4")
-        .env("FOREBAY__IDS__SECRETS", "newest-secret, older-secret")
+        .env("FOREBAY__IDS__SECRETS", "newest-secret-0123456789, older-secret-0123456789")
 }
 
 #[test]
@@ -139,7 +142,7 @@ fn two_urls_and_a_secret_make_a_cluster_without_a_profile() {
         let loaded = cluster(program).loaded();
         assert_eq!(Pair::of(&loaded.config), Ok(Pair::Cluster));
         assert_eq!(loaded.profile, None);
-        assert_eq!(loaded.config.ids.secrets, ["newest-secret", "older-secret"]);
+        assert_eq!(loaded.config.ids.secrets, ["newest-secret-0123456789", "older-secret-0123456789"]);
         assert_eq!(loaded.origins["store.url"], "environment DATABASE_URL");
     }
     let own_name_wins =
@@ -210,10 +213,136 @@ fn an_unknown_name_is_refused_with_its_origin_and_the_nearest_known_one() {
 }
 
 #[test]
-fn a_variable_with_too_few_underscores_is_a_warning_since_it_may_belong_to_somebody_else() {
-    let loaded = given(Program::Api).env("FOREBAY_SERVER_PORT", "1").loaded();
-    assert_eq!(loaded.config.server.port, 8080);
-    assert!(loaded.warnings[0].contains("FOREBAY__SERVER__PORT"), "{:?}", loaded.warnings);
+fn a_variable_with_other_underscores_is_refused_unless_kubernetes_made_it() {
+    for (variable, value, setting) in [
+        ("FOREBAY_SERVER_PORT", "1", "FOREBAY__SERVER__PORT"),
+        ("FOREBAY_SERVER__PORT", "1", "FOREBAY__SERVER__PORT"),
+        ("FOREBAY__SERVER_PORT", "1", "FOREBAY__SERVER__PORT"),
+        ("FOREBAY_STORE_URL", "postgres://db/x", "FOREBAY__STORE__URL"),
+        ("FOREBAY_QUEUE_LINGER_MS_MAX", "1", "FOREBAY__QUEUE__LINGER_MS_MAX"),
+    ] {
+        let refused = given(Program::Api).env(variable, value).refused();
+        assert!(refused.contains(variable) && refused.contains(setting), "{refused}");
+    }
+    let service = given(Program::Api).env("FOREBAY_SERVER_PORT", "tcp://10.0.0.7:8080").loaded();
+    assert_eq!(service.config.server.port, 8080);
+    assert!(service.warnings[0].contains("FOREBAY__SERVER__PORT"), "{:?}", service.warnings);
+    let foreign = given(Program::Api).env("FOREBAY_SERVER_SERVICE_HOST", "10.0.0.7").loaded();
+    assert!(foreign.warnings.is_empty());
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once() {
+    let refused = given(Program::Api)
+        .profile("prod")
+        .env("FOREBAY__SERVER__PROT", "1")
+        .env("FOREBAY__SERVER__PORT", "x")
+        .env("FOREBAY__OPS__PORT", "70000")
+        .flag("queue.prefetch", "0")
+        .flag("store.read_timeout_ms", "18446744073709551615")
+        .file("default: {cache: {ttl_ms: soon}}\nprod: {server: {hots: a}}")
+        .refused();
+    for named in [
+        "FOREBAY__SERVER__PROT",
+        "server.port (",
+        "ops.port (",
+        "queue.prefetch (",
+        "store.read_timeout_ms (",
+        "cache.ttl_ms (",
+        "server.hots",
+        "queue.url (",
+        "store.url (",
+        "ids.secrets (",
+    ] {
+        assert!(refused.contains(named), "{named} in {refused}");
+    }
+    assert_eq!(refused.lines().count(), 10, "each once: {refused}");
+}
+
+#[test]
+fn a_value_of_a_wrong_type_that_a_later_layer_replaces_is_no_problem() {
+    let given = given(Program::Api).file("default: {server: {port: x}}").flag("server.port", "3");
+    assert_eq!(given.loaded().config.server.port, 3);
+}
+
+#[test]
+fn a_short_secret_is_refused_where_others_depend_on_it() {
+    let short = |given: Given| given.env("FOREBAY__IDS__SECRETS", "0123456789abcdef, fifteen-letters");
+    let refused = short(cluster(Program::Api)).refused();
+    assert!(
+        refused.contains("ids.secrets") && refused.contains("16") && !refused.contains("fifteen"),
+        "{refused}"
+    );
+    let embedded = |given: Given| {
+        given.env("FOREBAY__QUEUE__URL", "embedded:/data").env("FOREBAY__STORE__URL", "embedded:/data")
+    };
+    let refused = short(embedded(given(Program::Api).profile("prod"))).refused();
+    assert!(refused.contains("ids.secrets"), "{refused}");
+    short(given(Program::Api).profile("local")).loaded();
+    short(embedded(given(Program::Api))).loaded();
+    cluster(Program::Api).env("FOREBAY__IDS__SECRETS", "0123456789abcdef").loaded();
+}
+
+#[test]
+fn a_file_of_variables_is_read_and_those_of_the_process_win() {
+    let path = std::env::temp_dir().join(testkit::unique("variables"));
+    let text = "# for development\nFOREBAY__SERVER__PORT=1\nexport FOREBAY__SERVER__HOST='a b'\n\nFOREBAY_ENV=local\nPATH=/x\n";
+    std::fs::write(&path, text).expect("writes");
+    let mut given = given(Program::Api).env("FOREBAY__SERVER__PORT", "2");
+    given.sources.env_file = Some(path.clone());
+    let loaded = given.loaded();
+    assert_eq!((loaded.config.server.port, loaded.config.server.host.as_str()), (2, "a b"));
+    assert_eq!(loaded.profile, Some(Profile::Local));
+    assert_eq!(loaded.env_file.as_ref(), Some(&path));
+    assert_eq!(loaded.origins["server.host"], format!("{}, FOREBAY__SERVER__HOST", path.display()));
+    assert_eq!(loaded.origins["server.port"], "environment FOREBAY__SERVER__PORT");
+    assert!(check_config_report(&loaded).contains(&format!("variables: {}", path.display())));
+
+    std::fs::write(&path, "FOREBAY__SERVER__PROT=1").expect("writes");
+    assert!(given.refused().contains("FOREBAY__SERVER__PORT"));
+    std::fs::write(&path, "no variable hunter2").expect("writes");
+    let refused = given.refused();
+    assert!(refused.contains("NAME=value") && !refused.contains("hunter2"), "{refused}");
+    std::fs::remove_file(&path).expect("it is there");
+    assert_eq!(given.loaded().env_file, None);
+}
+
+/// The numeric settings, by their defaults and the one that has none.
+fn numeric() -> impl Iterator<Item = String> {
+    let values = serde_json::to_value(Config::default()).expect("plain values");
+    let sections = values.as_object().expect("a struct is a map").clone();
+    let keys = sections.into_iter().flat_map(|(section, keys)| {
+        let keys = keys.as_object().expect("a section is a map").clone();
+        keys.into_iter().map(move |(key, value)| (format!("{section}.{key}"), value))
+    });
+    keys.filter(|(key, value)| value.is_number() || key == "ops.port").map(|(key, _)| key)
+}
+
+#[test]
+fn every_number_has_a_range_and_is_refused_by_name_outside_of_it() {
+    let ranged: Vec<_> = RANGES.iter().map(|(key, ..)| (*key).to_owned()).collect();
+    assert_eq!(numeric().collect::<Vec<_>>(), ranged, "one row for each, in their order");
+    for (key, least, greatest) in RANGES {
+        let refused = |value: String| {
+            let refused = given(Program::Api).flag(key, &value).refused();
+            assert!(refused.contains(&format!("{key} (flag --set {key})")), "{key}={value}: {refused}");
+        };
+        if let Some(below) = least.checked_sub(1) {
+            refused(below.to_string());
+        }
+        for beyond in [greatest + 1, u64::from(u32::MAX) + 1, i64::MAX as u64, u64::MAX] {
+            if beyond > greatest {
+                refused(beyond.to_string());
+            }
+        }
+        for no_number in ["-1", "1e300", "NaN", "18446744073709551616", "1.5", ""] {
+            refused(no_number.into());
+        }
+        let default = given(Program::Api).loaded();
+        let value = serde_json::to_value(&default.config).expect("plain values");
+        let value = value.pointer(&format!("/{}", key.replace('.', "/"))).and_then(serde_json::Value::as_u64);
+        assert!((least..=greatest).contains(&value.expect("a number")), "{key}");
+    }
 }
 
 #[test]

@@ -1,15 +1,15 @@
 //! Values that no program can run with. Pure: settings in, names and reasons out.
 use std::net::IpAddr;
 
+use super::ranges;
 use crate::api_key::KeyRing;
 use crate::config::Config;
-use crate::id::ITEMS_PER_MESSAGE_MAX;
 use crate::message::ENVELOPE_BYTES_MAX;
 use crate::store::BODY_BYTES_MAX;
 use crate::telemetry;
 
-/// The most messages that may be unacknowledged; quorum queues take no more.
-const PREFETCH_MAX: u16 = 2_000;
+/// Least length of a secret where others depend on it.
+pub(super) const SECRET_BYTES_MIN: usize = 16;
 
 /// By how much an item can be longer in a message than it was in its request: its names, its id and
 /// the words around them.
@@ -29,17 +29,13 @@ impl Config {
 
 /// What is wrong, by setting.
 pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
-    let mut found = at_least_one(config);
+    let mut found = ranges::outside(config);
     let mut demand = |key, holds: bool, reason: String| {
         if !holds {
             found.push((key, reason));
         }
     };
     let (server, queue) = (&config.server, &config.queue);
-    let items = format!("is more than the {ITEMS_PER_MESSAGE_MAX} items that a message can hold");
-    demand("server.items_max", server.items_max <= ITEMS_PER_MESSAGE_MAX, items.clone());
-    demand("queue.message_items_max", queue.message_items_max <= ITEMS_PER_MESSAGE_MAX, items);
-    demand("queue.prefetch", queue.prefetch <= PREFETCH_MAX, format!("is more than {PREFETCH_MAX}"));
     let waits = format!("leaves no room for others in server.in_flight_max, {}", server.in_flight_max);
     demand("server.waiters_max", server.waiters_max < server.in_flight_max, waits);
     let largest = config.message_bytes_bound();
@@ -69,38 +65,9 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     found
 }
 
-/// Settings with which a zero would mean that nothing works.
-fn at_least_one(config: &Config) -> Vec<(&'static str, String)> {
-    let Config { server, queue, store, .. } = config;
-    let zero = [
-        ("server.body_bytes_max", server.body_bytes_max == 0),
-        ("server.items_max", server.items_max == 0),
-        ("server.item_bytes_max", server.item_bytes_max == 0),
-        ("ids.remembered_for_hours", config.ids.remembered_for_hours == 0),
-        ("retention.points_days", config.retention.points_days == 0),
-        ("retention.minutes_hours", config.retention.minutes_hours == 0),
-        ("retention.hours_days", config.retention.hours_days == 0),
-        ("retention.discarded_days", config.retention.discarded_days == 0),
-        ("server.body_timeout_ms", server.body_timeout_ms == 0),
-        ("server.accept_timeout_ms", server.accept_timeout_ms == 0),
-        ("server.wait_ms_max", server.wait_ms_max == 0),
-        ("server.waiters_max", server.waiters_max == 0),
-        ("server.in_flight_max", server.in_flight_max == 0),
-        ("server.connections_max", server.connections_max == 0),
-        ("queue.message_items_max", queue.message_items_max == 0),
-        ("queue.message_bytes_max", queue.message_bytes_max == 0),
-        ("queue.publishes_in_flight_max", queue.publishes_in_flight_max == 0),
-        ("queue.messages_waiting_max", queue.messages_waiting_max == 0),
-        ("queue.confirm_timeout_ms", queue.confirm_timeout_ms == 0),
-        ("queue.prefetch", queue.prefetch == 0),
-        ("queue.merge_items_max", queue.merge_items_max == 0),
-        ("queue.merge_bytes_max", queue.merge_bytes_max == 0),
-        ("store.connections_max", store.connections_max == 0),
-        ("store.connect_timeout_ms", store.connect_timeout_ms == 0),
-        ("store.read_timeout_ms", store.read_timeout_ms == 0),
-        ("store.write_timeout_ms", store.write_timeout_ms == 0),
-    ];
-    zero.into_iter().filter(|(_, zero)| *zero).map(|(key, _)| (key, "must be at least 1".into())).collect()
+/// Secrets that are guessed sooner than they are rotated.
+pub(super) fn has_short_secret(config: &Config) -> bool {
+    config.ids.secrets.iter().any(|secret| secret.len() < SECRET_BYTES_MIN)
 }
 
 /// Whether only this machine can be meant.

@@ -1,6 +1,7 @@
 //! The layers of the configuration: file, environment and flags as single settings, each with its
 //! origin, in the order in which later ones win.
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Yaml};
@@ -14,6 +15,49 @@ const ENV_PREFIX: &str = "FOREBAY__";
 
 /// Names that other tools use for the same thing; the own name wins.
 const ALIASES: [(&str, &str); 2] = [("DATABASE_URL", "store.url"), ("AMQP_URL", "queue.url")];
+
+/// The environment: variables of the process, and those of a file beside them.
+#[derive(Debug)]
+pub(super) struct Env {
+    variables: BTreeMap<String, String>,
+    of_file: BTreeSet<String>,
+    /// The file, if it is there.
+    pub file: Option<PathBuf>,
+}
+
+impl Env {
+    /// The variables of the process win.
+    pub(super) fn read(process: &BTreeMap<String, String>, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut env = Self { variables: process.clone(), of_file: BTreeSet::new(), file: None };
+        let Some(path) = file else { return Ok(env) };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(env),
+            Err(source) => return Err(ConfigError::Unreadable { path: path.into(), source }),
+        };
+        env.file = Some(path.into());
+        for line in dotenvy::from_read_iter(text.as_bytes()) {
+            // The text is not shown: it may be a secret.
+            let (name, value) = line.map_err(|_| ConfigError::NoVariables { path: path.into() })?;
+            if let Entry::Vacant(entry) = env.variables.entry(name) {
+                env.of_file.insert(entry.key().clone());
+                entry.insert(value);
+            }
+        }
+        Ok(env)
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&String> {
+        self.variables.get(name)
+    }
+
+    pub(super) fn origin(&self, name: &str) -> String {
+        match &self.file {
+            Some(file) if self.of_file.contains(name) => format!("{}, {name}", file.display()),
+            _ => format!("environment {name}"),
+        }
+    }
+}
 
 /// Values that must never be shown as they are.
 const SECRETS: [&str; 4] = ["auth.keys", "ids.secrets", "queue.url", "store.url"];
@@ -35,6 +79,10 @@ pub(super) struct Setting {
 }
 
 impl Setting {
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
     pub(super) fn names_backend(&self) -> bool {
         ["queue.url", "store.url"].contains(&&*self.key)
     }
@@ -114,10 +162,14 @@ impl File {
 
 /// The settings of one section of the file; `None` is the section `default`, and with it all of
 /// the file is checked for unknown names.
-pub(super) fn of_file(file: Option<&File>, profile: Option<Profile>) -> Result<Vec<Setting>, Vec<Problem>> {
-    let Some(file) = file else { return Ok(Vec::new()) };
+pub(super) fn of_file(
+    file: Option<&File>,
+    profile: Option<Profile>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Setting> {
+    let Some(file) = file else { return Vec::new() };
     let wanted = profile.map_or("default", Profile::name);
-    let (mut settings, mut problems) = (Vec::new(), Vec::new());
+    let mut settings = Vec::new();
     for (name, sections) in &file.profiles {
         if name != "default" && name.parse::<Profile>().is_err() {
             let origin = file.path.display().to_string();
@@ -125,22 +177,19 @@ pub(super) fn of_file(file: Option<&File>, profile: Option<Profile>) -> Result<V
             problems.push(Problem::Invalid { key: name.clone(), origin, reason: reason.into() });
             continue;
         }
-        let found = of_sections(sections, &file.origin(name)).unwrap_or_else(|found| {
-            problems.extend(found);
-            Vec::new()
-        });
-        if name == wanted {
-            settings = found;
+        match of_sections(sections, &file.origin(name), problems) {
+            Ok(found) if name == wanted => settings = found,
+            Ok(_) => {}
+            Err(problem) => problems.push(problem),
         }
     }
-    // They were told of when the section `default` was read.
-    if problems.is_empty() || profile.is_some() { Ok(settings) } else { Err(problems) }
+    settings
 }
 
-fn of_sections(sections: &Value, origin: &str) -> Result<Vec<Setting>, Vec<Problem>> {
+fn of_sections(sections: &Value, origin: &str, problems: &mut Vec<Problem>) -> Result<Vec<Setting>, Problem> {
     let known = known();
-    let (mut settings, mut problems) = (Vec::new(), Vec::new());
-    for (section, keys) in map(sections, origin, origin).map_err(|problem| vec![problem])? {
+    let mut settings = Vec::new();
+    for (section, keys) in map(sections, origin, origin)? {
         match map(keys, section, origin) {
             Err(problem) => problems.push(problem),
             Ok(keys) => {
@@ -156,7 +205,7 @@ fn of_sections(sections: &Value, origin: &str) -> Result<Vec<Setting>, Vec<Probl
             }
         }
     }
-    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    Ok(settings)
 }
 
 /// `value` as a map; nothing at all is an empty one.
@@ -175,39 +224,34 @@ fn map<'a>(
     }
 }
 
-pub(super) fn of_env(env: &BTreeMap<String, String>) -> Result<Vec<Setting>, Vec<Problem>> {
+pub(super) fn of_env(env: &Env, problems: &mut Vec<Problem>) -> Vec<Setting> {
     let known = known();
     let alias = |(variable, key): (&str, &str)| {
         let text = env.get(variable).filter(|text| !text.is_empty())?;
-        let origin = format!("environment {variable}");
+        let origin = env.origin(variable);
         Some(Setting { key: key.into(), value: typed(&known[key], text), origin })
     };
     let mut settings: Vec<_> = ALIASES.into_iter().filter_map(alias).collect();
-    let mut problems = Vec::new();
-    for (variable, text) in env {
+    for (variable, text) in &env.variables {
         let Some(name) = variable.strip_prefix(ENV_PREFIX) else { continue };
         let key = name.to_ascii_lowercase().replacen("__", ".", 1);
-        let origin = format!("environment {variable}");
         match known.get(&key) {
             Some(default) if variable_of(&key) == *variable => {
-                settings.push(Setting { value: typed(default, text), key, origin });
+                settings.push(Setting { value: typed(default, text), key, origin: env.origin(variable) });
             }
             _ => {
                 let nearest = nearest(&known, &key).map(variable_of);
-                problems.push(Problem::Unknown {
-                    name: variable.clone(),
-                    origin: "environment".into(),
-                    nearest,
-                });
+                let origin = env.origin(variable).trim_end_matches(&format!(" {variable}")).into();
+                problems.push(Problem::Unknown { name: variable.clone(), origin, nearest });
             }
         }
     }
-    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    settings
 }
 
-pub(super) fn of_flags(flags: &[(String, String)]) -> Result<Vec<Setting>, Vec<Problem>> {
+pub(super) fn of_flags(flags: &[(String, String)], problems: &mut Vec<Problem>) -> Vec<Setting> {
     let known = known();
-    let (mut settings, mut problems) = (Vec::new(), Vec::new());
+    let mut settings = Vec::new();
     for (key, text) in flags {
         let origin = format!("flag --set {key}");
         match known.get(key) {
@@ -215,19 +259,30 @@ pub(super) fn of_flags(flags: &[(String, String)]) -> Result<Vec<Setting>, Vec<P
             None => problems.push(unknown(&known, key.clone(), "flag --set")),
         }
     }
-    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    settings
 }
 
-/// Variables that look like settings with too few underscores. They may belong to somebody else
-/// (Kubernetes makes such names for services), so they are no errors.
-pub(super) fn misspelt_variables(env: &BTreeMap<String, String>) -> Vec<String> {
-    let known = known();
-    let is_set = |variable: &String| env.contains_key(variable);
-    let warning = |key: &String| {
-        let misspelt = format!("FOREBAY_{}", key.replace('.', "_").to_ascii_uppercase());
-        is_set(&misspelt).then(|| format!("{misspelt} is not read: the setting is {}", variable_of(key)))
-    };
-    known.keys().filter_map(warning).collect()
+/// Variables that are settings but for their underscores are refused by name: they would be ignored
+/// otherwise. Addresses that Kubernetes makes for services under such names are warnings.
+pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) {
+    let flat = |name: &str| name.to_ascii_uppercase().replace(['.', '_'], "");
+    let keys: BTreeMap<String, String> = known().into_keys().map(|key| (flat(&key), key)).collect();
+    for (variable, value) in &env.variables {
+        // Those with the prefix are read, and refused where they are unknown.
+        let rest =
+            variable.strip_prefix("FOREBAY").filter(|rest| rest.starts_with('_') && !rest.starts_with("__"));
+        let Some(key) = rest.and_then(|rest| keys.get(&flat(rest))) else { continue };
+        if key.ends_with(".port") && (value.starts_with("tcp://") || value.starts_with("udp://")) {
+            warnings.push(format!("{variable} is not read: the setting is {}", variable_of(key)));
+        } else {
+            let origin = env.origin(variable).trim_end_matches(&format!(" {variable}")).into();
+            problems.push(Problem::Unknown {
+                name: variable.clone(),
+                origin,
+                nearest: Some(variable_of(key)),
+            });
+        }
+    }
 }
 
 /// The environment variable of a setting.

@@ -14,6 +14,9 @@ pub fn check_config_report(loaded: &Loaded) -> String {
     let values = serde_json::to_value(&loaded.config).expect("settings are plain values");
     let profile = loaded.profile.map_or("none", super::Profile::name);
     let mut report = format!("profile: {profile}\n");
+    if let Some(path) = &loaded.env_file {
+        let _ = writeln!(report, "variables: {}", path.display());
+    }
     for (key, origin) in &loaded.origins {
         let pointer = format!("/{}", key.replace('.', "/"));
         let value = values.pointer(&pointer).unwrap_or(&Value::Null);

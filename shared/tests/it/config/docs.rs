@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use shared::config::Config;
+use shared::config::load::range_of;
 
 const SOURCE: &str = include_str!("../../../src/config.rs");
 
@@ -21,6 +22,8 @@ Every setting has a default. Later ones win: defaults < built-in defaults of the
 * **Environment**: `FOREBAY__<SECTION>__<KEY>`; lists are comma-separated, lists of more than
   words are written as in the file: `[{id: a, …}]`. `AMQP_URL` and `DATABASE_URL` stand for
   `queue.url` and `store.url`; the own names win.
+* **File of variables**: `.env` in the working directory, if it exists: lines `NAME=value`; variables of the
+  environment win. A start says that it was read.
 * **Flags**: `--set section.key=value`.
 
 | profile | what it assumes |
@@ -30,7 +33,8 @@ Every setting has a default. Later ones win: defaults < built-in defaults of the
 | `dev`, `preprod`, `prod` | no URLs: both must be set; `store.migrate` false unless the store is embedded; `ids.secrets` must be set unless the queue is embedded |
 
 Without a profile, a broker on loopback and no `ids.secrets` means the development secret, with a warning.
-Any other broker without a secret, or with the development secret, is refused.
+Any other broker, or profile but `local`, without a secret, with the development secret or one of less than 16
+bytes is refused. Numbers outside of their range are refused, and all that is wrong is told at once.
 `ops.port` is 9190 for `api` and 9191 for `consumer`.
 ";
 
@@ -88,15 +92,19 @@ fn the_documented_settings_are_those_of_the_program() {
     let mut page = HEAD.to_owned();
     for Section { name, about, settings } in sections() {
         let _ = write!(page, "\n## {name}\n\n{about}\n\n");
-        page.push_str("| key | default | meaning | environment variable |\n| --- | --- | --- | --- |\n");
+        page.push_str(
+            "| key | default | range | meaning | environment variable |\n| --- | --- | --- | --- | --- |\n",
+        );
         for (key, comment) in settings {
             assert!(!comment.is_empty(), "{name}.{key} has no comment");
             let default = match default_of(&name, &key) {
                 serde_json::Value::Null => "unset".to_owned(),
                 value => format!("`{value}`"),
             };
+            let range = range_of(&format!("{name}.{key}"));
+            let range = range.map_or(String::new(), |(least, greatest)| format!("{least} … {greatest}"));
             let variable = format!("FOREBAY__{}__{}", name.to_uppercase(), key.to_uppercase());
-            let _ = writeln!(page, "| `{name}.{key}` | {default} | {comment} | `{variable}` |");
+            let _ = writeln!(page, "| `{name}.{key}` | {default} | {range} | {comment} | `{variable}` |");
         }
     }
     let path = root("docs/configuration.md");
