@@ -123,6 +123,14 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     /// Requests refused because too many were in work.
     pub shed: IntCounter,
+    /// Bodies refused because others needed the room of what had arrived.
+    pub bodies_refused: IntCounter,
+    /// Large answers that are not sent yet, in bytes.
+    pub answers_bytes: IntGauge,
+    /// Large answers refused because too many were not sent yet.
+    pub answers_refused: IntCounter,
+    /// Connections closed because their client took nothing of an answer.
+    pub unread_closed: IntCounter,
     pub cache_reads_by_outcome: CacheReads,
     /// Requests that were refused before their handlers, by `reason`.
     pub refused: IntCounterVec,
@@ -213,6 +221,22 @@ fn register() -> prometheus::Result<Metrics> {
         shed: register_int_counter!(
             "forebay_http_shed_total",
             "requests refused because too many were in work"
+        )?,
+        bodies_refused: register_int_counter!(
+            "forebay_http_bodies_refused_total",
+            "bodies refused because others needed the room of what had arrived"
+        )?,
+        answers_bytes: register_int_gauge!(
+            "forebay_http_answers_bytes",
+            "room taken by large answers that are not sent yet"
+        )?,
+        answers_refused: register_int_counter!(
+            "forebay_http_answers_refused_total",
+            "large answers refused because too many were not sent yet"
+        )?,
+        unread_closed: register_int_counter!(
+            "forebay_http_unread_closed_total",
+            "connections closed because their clients took nothing of an answer"
         )?,
         cache_reads_by_outcome: CacheReads::of(&counted(
             "forebay_api_cache_reads_total",

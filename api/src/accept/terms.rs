@@ -1,5 +1,6 @@
 //! What a request wants done with its writes, read from its headers: `Prefer` (RFC 7240),
 //! `Idempotency-Key` and `traceparent` (W3C Trace Context).
+use std::rc::Rc;
 use std::time::Duration;
 
 use actix_web::HttpRequest;
@@ -10,6 +11,7 @@ use shared::keyed::KEY_LENGTH_MAX;
 use shared::trace::TraceParent;
 
 use crate::auth::principal_of;
+use crate::connection::Pace;
 use crate::problem::Problem;
 use crate::server::Shared;
 
@@ -33,6 +35,8 @@ pub struct Terms {
     pub is_preferred: bool,
     /// Of a request whose trace is kept by whoever began it.
     pub trace: Option<TraceParent>,
+    /// Of the connection on which an answer may wait; `None` without one.
+    pub pace: Option<Rc<Pace>>,
 }
 
 impl Terms {
@@ -46,6 +50,7 @@ impl Terms {
             principal: principal_of(request),
             is_preferred: wait.is_some(),
             trace: trace_of(headers),
+            pace: request.conn_data().cloned(),
         })
     }
 

@@ -31,6 +31,7 @@ mod receipts;
 mod replaces;
 mod replicas;
 mod rolling;
+mod room;
 mod slow_clients;
 mod stops;
 mod store_troubles;

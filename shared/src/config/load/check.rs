@@ -83,6 +83,7 @@ fn at_least_one(config: &Config) -> Vec<(&'static str, String)> {
         ("retention.discarded_days", config.retention.discarded_days == 0),
         ("server.body_timeout_ms", server.body_timeout_ms == 0),
         ("server.accept_timeout_ms", server.accept_timeout_ms == 0),
+        ("server.answer_timeout_ms", server.answer_timeout_ms == 0),
         ("server.wait_ms_max", server.wait_ms_max == 0),
         ("server.waiters_max", server.waiters_max == 0),
         ("server.in_flight_max", server.in_flight_max == 0),
