@@ -217,6 +217,11 @@ impl Single<'_> {
     }
 }
 
+/// About how long the parts of an answer to many items are.
+const ID_BYTES: usize = 39;
+const PAYLOAD_BYTES: usize = 35;
+const REJECTED_BYTES: usize = 256;
+
 /// Makes the valid items of one request durable, as one unit, and answers it. It never waits for
 /// what becomes of them.
 pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Result<HttpResponse, Problem> {
@@ -251,6 +256,10 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     let Encoded { json, count } = encoded;
     if !identities.is_empty() {
         identities.resize(count, None);
+    }
+    let answer_bytes = count * ID_BYTES + identities.len() * PAYLOAD_BYTES + rejected.len() * REJECTED_BYTES;
+    if !terms.has_room_for_answer(answer_bytes) {
+        return Err(Problem::overloaded());
     }
     let load = Load { kind, json: &json, items: count, is_awaited: false, trace: terms.trace };
     let pending = shared.batcher.begin(load)?;

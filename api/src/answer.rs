@@ -30,13 +30,14 @@ pub fn is_large(response: &ServiceResponse<BoxBody>) -> bool {
     matches!(response.response().body().size(), BodySize::Sized(bytes) if bytes > PART_BYTES_MAX as u64)
 }
 
-/// Counts a large answer; without room a read is refused. A write was done, and its answer says so.
+/// Counts a large answer; without room it is refused, unless it says that something was done.
 pub fn counted(response: ServiceResponse<BoxBody>, pace: &Rc<Pace>) -> ServiceResponse<BoxBody> {
     let BodySize::Sized(bytes) = response.response().body().size() else { return response };
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(BUFFER_BYTES);
     let is_read = matches!(*response.request().method(), Method::GET | Method::HEAD);
+    let is_refusable = is_read || response.status().is_client_error();
     let answers = pace.answers();
-    let room = if is_read { answers.reserve(bytes) } else { Some(answers.reserve_always(bytes)) };
+    let room = if is_refusable { answers.reserve(bytes) } else { Some(answers.reserve_always(bytes)) };
     match room {
         Some(reserved) => response.map_body(|_, body| match body.try_into_bytes() {
             Ok(rest) => BoxBody::new(Unsent::new(rest, reserved, pace.clone())),

@@ -43,6 +43,11 @@ impl MemoryBudget {
         (before.saturating_add(bytes) <= self.bytes_max).then_some(reserved)
     }
 
+    /// Whether so much would fit now.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.taken.load(Ordering::Relaxed).saturating_add(bytes) <= self.bytes_max
+    }
+
     /// Takes room for something that is there already, whether or not it fits.
     pub fn reserve_always(self: &Arc<Self>, bytes: usize) -> Reserved {
         self.taken.fetch_add(bytes, Ordering::Relaxed);
@@ -197,7 +202,7 @@ mod tests {
     fn a_reservation_is_refused_where_it_does_not_fit_and_given_back() {
         let budget = MemoryBudget::new(100);
         let held = budget.reserve(60).expect("fits");
-        assert!(budget.reserve(41).is_none());
+        assert!(budget.reserve(41).is_none() && !budget.has_room(41) && budget.has_room(40));
         assert_eq!(taken(&budget), 60);
         drop(held);
         budget.reserve(100).expect("fits again");

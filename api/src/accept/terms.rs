@@ -10,6 +10,7 @@ use shared::api_key::Principal;
 use shared::keyed::KEY_LENGTH_MAX;
 use shared::trace::TraceParent;
 
+use crate::answer::PART_BYTES_MAX;
 use crate::auth::principal_of;
 use crate::connection::Pace;
 use crate::problem::Problem;
@@ -59,6 +60,12 @@ impl Terms {
         let terms = Self::of(request, shared)?;
         let short = shared.waits.short_wait;
         Ok(Self { wait: terms.wait.or((!short.is_zero()).then_some(short)), ..terms })
+    }
+
+    /// Whether an answer of so many bytes finds room. To be asked before a write is done: its answer is not
+    /// refused afterwards.
+    pub fn has_room_for_answer(&self, bytes: usize) -> bool {
+        bytes <= PART_BYTES_MAX || self.pace.as_ref().is_none_or(|pace| pace.answers().has_room(bytes))
     }
 
     /// `wait=N` for `Preference-Applied`, when the client asked for it.

@@ -123,7 +123,8 @@ pub async fn post_into(
             // Needed only by an answer that waited, and kept for it only where there is room.
             let mut terms = terms.clone();
             let data = terms.wait.and_then(|_| data_of(&draft));
-            let kept = data.as_ref().and_then(|data| shared.waiting_budget.reserve(data.len()));
+            let kept = data.as_ref().filter(|data| terms.has_room_for_answer(data.len()));
+            let kept = kept.and_then(|data| shared.waiting_budget.reserve(data.len()));
             terms.wait = terms.wait.filter(|_| kept.is_some());
             let data = terms.wait.and(data).unwrap_or_default();
             let stored = |settled: &Settled<'_>| {

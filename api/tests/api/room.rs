@@ -32,12 +32,12 @@ struct Bystander(JoinHandle<()>, tokio::sync::watch::Sender<usize>);
 impl Bystander {
     fn start(address: &str) -> Self {
         let (client, url) = (client(), format!("http://{address}/v1/counters/bystander/increments"));
-        let (written, _) = tokio::sync::watch::channel(0);
+        let written = tokio::sync::watch::Sender::new(0);
         let count = written.clone();
         Self(
             tokio::spawn(async move {
                 let mut tick = tokio::time::interval(EVERY);
-                while !count.is_closed() {
+                loop {
                     tick.tick().await;
                     let begun = Instant::now();
                     let write =
@@ -330,6 +330,52 @@ async fn a_query_with_very_many_parameters_is_refused_at_once_on_every_route() {
             // Comparing each with each other took some hundred milliseconds, and seconds in this build.
             let slowest = took.last_key_value().expect("some");
             assert!(*slowest.0 < Duration::from_millis(500), "{slowest:?}");
+            installation
+        },
+    )
+    .await;
+}
+
+/// Longest part of a head that is tried; the server takes 128 KiB of it all.
+const LONG: usize = 60_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_part_of_a_head_is_read_in_a_time_that_grows_with_its_length_only() {
+    embedded_with(
+        |_| {},
+        |installation| async {
+            installation.increment(0, "long", 1).await;
+            installation.wait_for_value(0, "long", 1).await;
+            let long = |part: &str| part.repeat(LONG / part.len());
+            let path = "/v1/counters/long";
+            let heads = [
+                (format!("GET /v1/counters/{} HTTP/1.1", long("%41")), 422),
+                (format!("GET {path}?{} HTTP/1.1", long("%26")), 422),
+                (format!("GET {path}?{} HTTP/1.1", long("&")), 200),
+                (format!("GET {} HTTP/1.1", long("/a")), 404),
+                (format!("GET {path} HTTP/1.1\r\nif-none-match: {}", long("\"a\",")), 200),
+                (format!("GET {path} HTTP/1.1\r\nif-none-match: {}", long(",")), 200),
+                (format!("GET {path} HTTP/1.1\r\nprefer: {}", long("a;\"b\\\"\",")), 200),
+                (format!("GET {path} HTTP/1.1\r\nx-request-id: {}", long("i")), 200),
+                (format!("GET {path} HTTP/1.1\r\nconnection: {}", long("a,")), 200),
+                (format!("GET {path} HTTP/1.1\r\n{}", "a: b\r\n".repeat(90).trim_end()), 200),
+                (format!("POST {path}/increments HTTP/1.1\r\nidempotency-key: {}", long("k")), 400),
+                (format!("POST {path}/increments HTTP/1.1\r\ncontent-type: {}", long("a;")), 202),
+                (format!("POST {path}/increments HTTP/1.1\r\ntraceparent: {}", long("0")), 202),
+            ];
+            for (head, expected) in heads {
+                let mut stream =
+                    TcpStream::connect(installation.apis[0].address).await.expect("a connection");
+                let begun = Instant::now();
+                let answered = ask(&mut stream, &format!("{head}\r\nhost: localhost\r\n\r\n")).await;
+                let shown = &head[..head.len().min(90)];
+                assert!(
+                    matches!(answered, Answered::Whole { status, .. } if status == expected),
+                    "{shown} {answered:?}"
+                );
+                // Each with each would be thousands of millions of steps.
+                assert!(begun.elapsed() < Duration::from_secs(1), "{shown} {:?}", begun.elapsed());
+            }
             installation
         },
     )
