@@ -38,17 +38,15 @@ pub fn counted(response: ServiceResponse<BoxBody>, pace: &Rc<Pace>) -> ServiceRe
     let is_refusable = is_read || response.status().is_client_error();
     let answers = pace.answers();
     let room = if is_refusable { answers.reserve(bytes) } else { Some(answers.reserve_always(bytes)) };
-    match room {
-        Some(reserved) => response.map_body(|_, body| match body.try_into_bytes() {
-            Ok(rest) => BoxBody::new(Unsent::new(rest, reserved, pace.clone())),
-            Err(streamed) => streamed,
-        }),
-        None => {
-            metrics().answers_refused.inc();
-            let refused: HttpResponse = Problem::overloaded().error_response();
-            response.into_response(refused)
-        }
-    }
+    let Some(reserved) = room else {
+        metrics().room.answers_refused.inc();
+        let refused: HttpResponse = Problem::overloaded().error_response();
+        return response.into_response(refused);
+    };
+    response.map_body(|_, body| match body.try_into_bytes() {
+        Ok(rest) => BoxBody::new(Unsent::new(rest, reserved, pace.clone())),
+        Err(streamed) => streamed,
+    })
 }
 
 /// What is left of an answer.
@@ -63,7 +61,7 @@ struct Unsent {
 impl Unsent {
     fn new(rest: Bytes, reserved: Reserved, pace: Rc<Pace>) -> Self {
         pace.set_sending(true);
-        metrics().answers_bytes.add(i64::try_from(reserved.bytes()).unwrap_or(i64::MAX));
+        metrics().room.answers_bytes.add(i64::try_from(reserved.bytes()).unwrap_or(i64::MAX));
         Self { rest, reserved, pace, is_flushed: false }
     }
 }
@@ -93,6 +91,6 @@ impl MessageBody for Unsent {
 impl Drop for Unsent {
     fn drop(&mut self) {
         self.pace.set_sending(false);
-        metrics().answers_bytes.sub(i64::try_from(self.reserved.bytes()).unwrap_or(i64::MAX));
+        metrics().room.answers_bytes.sub(i64::try_from(self.reserved.bytes()).unwrap_or(i64::MAX));
     }
 }

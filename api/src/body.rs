@@ -247,7 +247,7 @@ async fn next_chunk(payload: &mut Payload, arriving: &mut Arriving<'_>) -> Resul
 }
 
 fn no_room(_: NoRoom) -> Problem {
-    metrics().bodies_refused.inc();
+    metrics().room.bodies_refused.inc();
     Problem::overloaded()
 }
 

@@ -190,7 +190,7 @@ impl Connection {
 
     /// Has the system forget what the client did not take.
     fn abandon(&self) {
-        metrics().unread_closed.inc();
+        metrics().room.unread_closed.inc();
         if let Err(error) = self.stream.set_zero_linger() {
             tracing::debug!(%error, "an unread answer stays with the system for a while");
         }
@@ -222,7 +222,8 @@ impl Connection {
     fn unblock(&mut self, cx: &Context<'_>) {
         if let Some(blocked) = self.blocked.take() {
             self.pace.is_blocked.set(false);
-            if blocked.has_reader {
+            // A large answer ends by itself only when it is asked once more.
+            if blocked.has_reader || self.pace.is_sending.get() {
                 cx.waker().wake_by_ref();
             }
         }

@@ -145,7 +145,7 @@ where
                 }
             }
             Err(request) => {
-                metrics().shed.inc();
+                metrics().room.shed.inc();
                 request.into_response(Problem::overloaded().error_response())
             }
         };
