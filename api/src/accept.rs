@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 use self::terms::PREFERENCE_APPLIED;
 use crate::batcher::{Load, Pending};
 use crate::body::Items;
+use crate::connection::while_there;
 use crate::problem::{Problem, Rejected};
 use crate::routes::receipts::Receipt;
 use crate::server::Shared;
@@ -152,16 +153,16 @@ impl Single<'_> {
         terms: &Terms,
         present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
     ) -> Result<HttpResponse, Problem> {
-        let accepted_at = pending.placed.accepted_at.clone();
+        let (accepted_at, pace) = (pending.placed.accepted_at.clone(), terms.pace.as_ref());
         let mut confirmed = pin!(pending.confirmed());
         let mut is_confirmed = false;
         let outcome = tokio::select! {
             biased;
-            outcome = waiter.outcome(deadline) => outcome,
+            outcome = while_there(pace, waiter.outcome(deadline)) => outcome,
             answer = &mut confirmed => match answer {
                 Ok(_) => {
                     is_confirmed = true;
-                    waiter.outcome(deadline).await
+                    while_there(pace, waiter.outcome(deadline)).await
                 }
                 // It was taken all the same when its outcome is known.
                 Err(error) => Some(waiter.told().ok_or(error)?),
@@ -216,6 +217,11 @@ impl Single<'_> {
     }
 }
 
+/// About how long the parts of an answer to many items are.
+const ID_BYTES: usize = 39;
+const PAYLOAD_BYTES: usize = 35;
+const REJECTED_BYTES: usize = 256;
+
 /// Makes the valid items of one request durable, as one unit, and answers it. It never waits for
 /// what becomes of them.
 pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Result<HttpResponse, Problem> {
@@ -247,20 +253,27 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     if encoded.count == 0 {
         return Err(Problem::all_rejected(rejected));
     }
-    let (json, items) = (&encoded.json, encoded.count);
-    let load = Load { kind, json, items, is_awaited: false, trace: terms.trace };
-    let placed = shared.batcher.accept(load).await?;
+    let Encoded { json, count } = encoded;
     if !identities.is_empty() {
-        identities.resize(encoded.count, None);
+        identities.resize(count, None);
     }
+    let answer_bytes = count * ID_BYTES + identities.len() * PAYLOAD_BYTES + rejected.len() * REJECTED_BYTES;
+    if !terms.has_room_for_answer(answer_bytes) {
+        return Err(Problem::overloaded());
+    }
+    let load = Load { kind, json: &json, items: count, is_awaited: false, trace: terms.trace };
+    let pending = shared.batcher.begin(load)?;
+    // Not kept until the confirm.
+    drop(json);
+    let placed = pending.confirmed().await?;
     let id = |offset: usize| {
         let keyed = identities.get(offset).copied().flatten();
         let item = keyed.map_or_else(|| placed.message.item(kind, placed.first + offset), |keyed| keyed.id);
         shared.ids.sign(item).to_string()
     };
-    let ids = (0..encoded.count).map(id).collect();
+    let ids = (0..count).map(id).collect();
     let payloads = identities.iter().map(|keyed| keyed.map(|keyed| keyed.fingerprint)).collect();
-    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: encoded.count, ids, payloads, rejected }))
+    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, rejected }))
 }
 
 /// About how long a write is as an item of a message.

@@ -169,12 +169,6 @@ impl Batcher {
         Self(Rc::new(Inner { publisher, breaker, limits, state: RefCell::new(state) }))
     }
 
-    /// Puts the items of one request into a message and waits until it is durable. Dropping the
-    /// future does not take the items back.
-    pub async fn accept(&self, load: Load<'_>) -> Result<Placed, NotAccepted> {
-        self.begin(load)?.confirmed().await
-    }
-
     /// Puts the items of one request into a message. Nothing is sent before the caller yields: who
     /// wants to hear of the items registers for them until then.
     pub fn begin(&self, load: Load<'_>) -> Result<Pending, NotAccepted> {

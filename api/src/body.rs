@@ -4,8 +4,9 @@
 //! longer than the limit. It must not know what the items mean.
 mod object;
 
+use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use actix_web::HttpRequest;
@@ -20,6 +21,8 @@ use serde_path_to_error::Segment;
 use shared::json::{self, Flaw};
 
 use self::object::OfObject;
+use crate::measure::metrics;
+use crate::memory_budget::{Arriving, MemoryBudget, NoRoom};
 use crate::problem::{Problem, Rejected};
 
 /// Longest explanation of one error: it may quote the client.
@@ -49,64 +52,39 @@ pub struct Items<T> {
     pub rejected: Vec<Rejected>,
 }
 
-/// Memory for the bodies of all requests in work.
-#[derive(Debug)]
-pub struct BodyBudget {
-    taken: AtomicUsize,
-    bytes_max: usize,
-}
-
-/// A part of the budget, given back when dropped.
-#[derive(Debug)]
-pub struct Reserved<'a> {
-    budget: &'a BodyBudget,
-    bytes: usize,
-}
-
-impl BodyBudget {
-    pub fn new(bytes_max: usize) -> Self {
-        Self { taken: AtomicUsize::new(0), bytes_max }
-    }
-
-    /// Reserves what the request announces; one that announces nothing may send the most.
-    pub fn reserve(&self, request: &HttpRequest, limits: &BodyLimits) -> Result<Reserved<'_>, Problem> {
-        let headers = request.headers();
-        let unannounced = if headers.contains_key(TRANSFER_ENCODING) { limits.bytes_max } else { 0 };
-        let bytes = announced_length(headers).unwrap_or(unannounced).min(limits.bytes_max);
-        self.reserve_bytes(bytes).ok_or_else(Problem::overloaded)
-    }
-
-    /// Reserves what a request keeps; `None` when that is too much at the moment.
-    pub fn reserve_bytes(&self, bytes: usize) -> Option<Reserved<'_>> {
-        let reserved = Reserved { budget: self, bytes };
-        let before = self.taken.fetch_add(bytes, Ordering::Relaxed);
-        (before.saturating_add(bytes) <= self.bytes_max).then_some(reserved)
-    }
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        self.budget.taken.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// Reads the whole body within the limits.
-pub async fn read(request: &HttpRequest, mut payload: Payload, limits: &BodyLimits) -> Result<Body, Problem> {
+/// Reads the whole body within the limits, with the room that it takes.
+pub async fn read<'a>(
+    request: &HttpRequest,
+    mut payload: Payload,
+    limits: &BodyLimits,
+    budget: &'a MemoryBudget,
+) -> Result<(Body, Arriving<'a>), Problem> {
     let headers = request.headers();
     check_encoding(headers)?;
-    let too_large = || Problem::too_large(format!("a body has {} bytes at most", limits.bytes_max));
-    if announced_length(headers).is_some_and(|length| length > limits.bytes_max) {
-        return Err(too_large());
+    let length = length_of(headers);
+    if matches!(length, Length::Announced(length) if length > limits.bytes_max) {
+        return Err(too_large(limits));
     }
-    let mut collected = pin!(collect(&mut payload, limits.bytes_max));
-    // Most bodies are here with their head: no timer for those.
-    let bytes = match collected.as_mut().now_or_never() {
-        Some(bytes) => bytes,
-        None => actix_web::rt::time::timeout(limits.timeout, collected)
-            .await
-            .map_err(|_| Problem::body_timeout())?,
+    let media_type = MediaType::of(headers)?;
+    if matches!(length, Length::Announced(0)) {
+        return Ok((media_type.classify(Bytes::new())?, budget.arriving()));
+    }
+    // Who asks before sending is spared the sending.
+    if media_type == MediaType::Other && request.head().expect() {
+        return Err(MediaType::unread());
+    }
+    let mut arriving = budget.arriving();
+    let bytes = {
+        let mut collected = pin!(collect(&mut payload, length, limits, &mut arriving));
+        // Most bodies are here with their head: no timer for those.
+        match collected.as_mut().now_or_never() {
+            Some(bytes) => bytes,
+            None => actix_web::rt::time::timeout(limits.timeout, collected)
+                .await
+                .map_err(|_| Problem::body_timeout())?,
+        }
     };
-    classify(headers, bytes?.ok_or_else(too_large)?)
+    Ok((media_type.classify(bytes?)?, arriving))
 }
 
 /// Refuses what is sent in an encoding, even where no body is read.
@@ -209,49 +187,108 @@ fn check_count(count: usize, items_max: usize) -> Result<(), Problem> {
     }
 }
 
-fn announced_length(headers: &HeaderMap) -> Option<usize> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+/// How long a body is.
+#[derive(Clone, Copy, Debug)]
+enum Length {
+    Announced(usize),
+    Chunked,
 }
 
-/// `None` when it is too large.
-async fn collect(payload: &mut Payload, bytes_max: usize) -> Result<Option<Bytes>, Problem> {
-    let broken = |_| Problem::malformed("the body could not be read");
-    let Some(first) = payload.next().await.transpose().map_err(broken)? else {
-        return Ok(Some(Bytes::new()));
-    };
+fn length_of(headers: &HeaderMap) -> Length {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return Length::Chunked;
+    }
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    Length::Announced(announced.unwrap_or(0))
+}
+
+fn too_large(limits: &BodyLimits) -> Problem {
+    Problem::too_large(format!("a body has {} bytes at most", limits.bytes_max))
+}
+
+/// Ends with the announced length: behind an `Upgrade` that nobody wants the server knows of no other end.
+async fn collect(
+    payload: &mut Payload,
+    length: Length,
+    limits: &BodyLimits,
+    arriving: &mut Arriving<'_>,
+) -> Result<Bytes, Problem> {
+    let mut first = Bytes::new();
     let mut whole: Option<BytesMut> = None;
-    while let Some(chunk) = payload.next().await.transpose().map_err(broken)? {
-        let whole = whole.get_or_insert_with(|| BytesMut::from(&first[..]));
-        if whole.len() + chunk.len() > bytes_max {
-            return Ok(None);
+    let mut bytes = 0;
+    while let Some(mut chunk) = next_chunk(payload, arriving).await? {
+        if let Length::Announced(length) = length {
+            chunk.truncate(length - bytes);
         }
-        whole.extend_from_slice(&chunk);
+        bytes += chunk.len();
+        if bytes > limits.bytes_max {
+            return Err(too_large(limits));
+        }
+        arriving.grow(chunk.len()).map_err(no_room)?;
+        if first.is_empty() {
+            first = chunk;
+        } else {
+            whole.get_or_insert_with(|| BytesMut::from(&first[..])).extend_from_slice(&chunk);
+        }
+        if matches!(length, Length::Announced(length) if length == bytes) {
+            break;
+        }
     }
-    let bytes = whole.map_or(first, BytesMut::freeze);
-    Ok((bytes.len() <= bytes_max).then_some(bytes))
+    Ok(whole.map_or(first, BytesMut::freeze))
 }
 
-fn classify(headers: &HeaderMap, bytes: Bytes) -> Result<Body, Problem> {
-    let media_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-    let mut parts = media_type.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-    let essence = parts.next().unwrap_or_default();
-    if parts.any(is_foreign_charset) {
-        return Err(Problem::unsupported_media_type("the only charset is utf-8"));
+/// Gives up when the room of what has arrived is needed for others.
+async fn next_chunk(payload: &mut Payload, arriving: &mut Arriving<'_>) -> Result<Option<Bytes>, Problem> {
+    let next = poll_fn(|cx| match payload.poll_next_unpin(cx) {
+        Poll::Ready(chunk) => Poll::Ready(Ok(chunk)),
+        Poll::Pending => arriving.poll_refused(cx).map(Err),
+    });
+    next.await.map_err(no_room)?.transpose().map_err(|_| Problem::malformed("the body could not be read"))
+}
+
+fn no_room(_: NoRoom) -> Problem {
+    metrics().room.bodies_refused.inc();
+    Problem::overloaded()
+}
+
+/// What a body is said to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MediaType {
+    Json,
+    Lines,
+    /// Nothing, or something that is not read: without a body it does not matter.
+    Other,
+}
+
+impl MediaType {
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let media_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+        let mut parts = media_type.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        let essence = parts.next().unwrap_or_default();
+        if parts.any(is_foreign_charset) {
+            return Err(Problem::unsupported_media_type("the only charset is utf-8"));
+        }
+        let is = |expected: &str| essence.eq_ignore_ascii_case(expected.as_bytes());
+        Ok(match () {
+            () if is("application/json") => Self::Json,
+            () if is("application/x-ndjson") => Self::Lines,
+            () => Self::Other,
+        })
     }
-    let is = |expected: &str| essence.eq_ignore_ascii_case(expected.as_bytes());
-    if is("application/x-ndjson") {
-        return Ok(Body::Lines(bytes));
+
+    fn classify(self, bytes: Bytes) -> Result<Body, Problem> {
+        match self {
+            Self::Lines => Ok(Body::Lines(bytes)),
+            _ if bytes.is_empty() => Ok(Body::Empty),
+            Self::Other => Err(Self::unread()),
+            Self::Json if bytes.trim_ascii_start().first() == Some(&b'[') => Ok(Body::Array(bytes)),
+            Self::Json => Ok(Body::One(bytes)),
+        }
     }
-    if bytes.is_empty() {
-        return Ok(Body::Empty);
-    }
-    if !is("application/json") {
+
+    fn unread() -> Problem {
         let detail = "a body needs Content-Type: application/json or application/x-ndjson";
-        return Err(Problem::unsupported_media_type(detail));
-    }
-    match bytes.trim_ascii_start().first() {
-        Some(b'[') => Ok(Body::Array(bytes)),
-        _ => Ok(Body::One(bytes)),
+        Problem::unsupported_media_type(detail)
     }
 }
 

@@ -2,32 +2,72 @@
 //!
 //! The HTTP server bounds the head of the first request and the time between two requests, and
 //! [`body`](crate::body) each body that is wanted. Nothing bounds a later head that comes byte by
-//! byte, or the rest of a body that nobody wants; who sends such a thing, or goes away in the middle of
-//! it, would hold a place for ever. Here, whatever comes in: while no request is in work
-//! on it, a connection on which nothing was written for its patience is closed.
+//! byte, the rest of a body that nobody wants, or an answer that nobody reads; such a client would
+//! hold a place for ever. Here, whatever comes in: while no request is in work on it, a connection on
+//! which nothing was written for its patience is closed; one whose client takes nothing of an answer
+//! is closed earlier, and until then nothing more is read from it.
 use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::answer;
+use crate::measure::metrics;
+use crate::memory_budget::{MemoryBudget, Reserved};
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What holds for every connection of a server.
+#[derive(Debug)]
+pub struct ConnectionLimits {
+    /// How long it may stand still while no request is in work on it.
+    pub patience: Duration,
+    /// How long the client may take nothing of what is written.
+    pub answer_timeout: Duration,
+    /// How long a request may still wait once the client has closed its half.
+    pub half_closed_wait: Duration,
+    /// For what is not sent yet, on all connections.
+    pub answers: Arc<MemoryBudget>,
+}
 
 /// What one connection and the requests on it know of each other.
 #[derive(Debug)]
 pub struct Pace {
-    patience: Duration,
+    limits: Arc<ConnectionLimits>,
     in_work: Cell<usize>,
     /// When it was opened, something was written, or a request was done.
     since: Cell<Instant>,
+    /// The client takes nothing of what was written.
+    is_blocked: Cell<bool>,
+    /// A large answer is on its way, and counts with some room in the buffer.
+    is_sending: Cell<bool>,
+    /// The request in work asked whether to send its body.
+    has_asked: Cell<bool>,
+    /// When the client closed its half.
+    half_closed: Cell<Option<Instant>>,
+    half_closes: Notify,
 }
 
 impl Pace {
-    fn new(patience: Duration) -> Rc<Self> {
-        Rc::new(Self { patience, in_work: Cell::new(0), since: Cell::new(Instant::now()) })
+    fn new(limits: Arc<ConnectionLimits>) -> Rc<Self> {
+        Rc::new(Self {
+            limits,
+            in_work: Cell::new(0),
+            since: Cell::new(Instant::now()),
+            is_blocked: Cell::new(false),
+            is_sending: Cell::new(false),
+            has_asked: Cell::new(false),
+            half_closed: Cell::new(None),
+            half_closes: Notify::new(),
+        })
     }
 
     /// A request is in work until what this returns is dropped.
@@ -36,16 +76,61 @@ impl Pace {
         InWork(self.clone())
     }
 
+    /// The client waits for leave to send a body. A refusal goes out without it.
+    pub fn ask(&self) {
+        self.has_asked.set(true);
+    }
+
+    pub fn answers(&self) -> &Arc<MemoryBudget> {
+        &self.limits.answers
+    }
+
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked.get()
+    }
+
+    pub fn set_sending(&self, is_sending: bool) {
+        self.is_sending.set(is_sending);
+    }
+
+    /// Resolves when a request has waited for long enough after its client closed its half.
+    async fn given_up(&self) {
+        let since = loop {
+            match self.half_closed.get() {
+                Some(since) => break since,
+                None => self.half_closes.notified().await,
+            }
+        };
+        sleep_until(since + self.limits.half_closed_wait).await;
+    }
+
     /// Until when nothing may happen at least.
     fn due(&self, now: Instant) -> Instant {
         let since = if self.in_work.get() > 0 { now } else { self.since.get() };
-        since + self.patience
+        since + self.limits.patience
+    }
+}
+
+/// Waits for an outcome as long as the client may still be there; `None` when it may have gone. A client
+/// that has closed both halves looks like one that has closed its own, until something is written.
+pub async fn while_there<T>(pace: Option<&Rc<Pace>>, outcome: impl Future<Output = Option<T>>) -> Option<T> {
+    let Some(pace) = pace else { return outcome.await };
+    tokio::select! {
+        biased;
+        outcome = outcome => outcome,
+        () = pace.given_up() => None,
     }
 }
 
 /// A request on a connection.
 #[derive(Debug)]
 pub struct InWork(Rc<Pace>);
+
+impl InWork {
+    pub fn pace(&self) -> &Rc<Pace> {
+        &self.0
+    }
+}
 
 impl Drop for InWork {
     fn drop(&mut self) {
@@ -60,13 +145,24 @@ pub struct Connection {
     stream: TcpStream,
     pace: Rc<Pace>,
     timer: Pin<Box<Sleep>>,
+    /// While the client takes nothing.
+    blocked: Option<Blocked>,
+}
+
+#[derive(Debug)]
+struct Blocked {
+    since: Instant,
+    /// For what is written and not taken.
+    room: Option<Reserved>,
+    /// Somebody wanted to read meanwhile.
+    has_reader: bool,
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, patience: Duration) -> Self {
-        let pace = Pace::new(patience);
-        let timer = Box::pin(sleep_until(pace.since.get() + patience));
-        Self { stream, pace, timer }
+    pub fn new(stream: TcpStream, limits: Arc<ConnectionLimits>) -> Self {
+        let pace = Pace::new(limits);
+        let timer = Box::pin(sleep_until(pace.since.get() + pace.limits.patience));
+        Self { stream, pace, timer, blocked: None }
     }
 
     pub fn pace(&self) -> &Rc<Pace> {
@@ -77,13 +173,60 @@ impl Connection {
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            let due = self.pace.due(now);
+            let due = match &self.blocked {
+                Some(blocked) => blocked.since + self.pace.limits.answer_timeout,
+                None => self.pace.due(now),
+            };
             if due <= now {
+                if self.blocked.is_some() {
+                    self.abandon();
+                }
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.timer.as_mut().reset(due);
         }
         Ok(())
+    }
+
+    /// Has the system forget what the client did not take.
+    fn abandon(&self) {
+        metrics().room.unread_closed.inc();
+        if let Err(error) = self.stream.set_zero_linger() {
+            tracing::debug!(%error, "an unread answer stays with the system for a while");
+        }
+    }
+
+    /// The client takes nothing of so much. Fails when there is no room for it.
+    fn block(&mut self, bytes: usize) -> io::Result<()> {
+        let limits = &self.pace.limits;
+        let blocked = self.blocked.get_or_insert_with(|| {
+            let since = Instant::now();
+            self.timer.as_mut().reset(since + limits.answer_timeout);
+            Blocked { since, room: None, has_reader: false }
+        });
+        self.pace.is_blocked.set(true);
+        let counted = if self.pace.is_sending.get() { answer::BUFFER_BYTES } else { 0 };
+        let more = bytes.saturating_sub(counted);
+        if more > blocked.room.as_ref().map_or(0, Reserved::bytes) {
+            blocked.room = None;
+            blocked.room = limits.answers.reserve(more);
+            if blocked.room.is_none() {
+                self.abandon();
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The client has taken something.
+    fn unblock(&mut self, cx: &Context<'_>) {
+        if let Some(blocked) = self.blocked.take() {
+            self.pace.is_blocked.set(false);
+            // A large answer ends by itself only when it is asked once more.
+            if blocked.has_reader || self.pace.is_sending.get() {
+                cx.waker().wake_by_ref();
+            }
+        }
     }
 }
 
@@ -93,10 +236,22 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, into);
-        // The server reads until nothing is there, so what comes byte by byte ends here, too.
-        if read.is_pending() {
+        // Each further request could bring an answer that nobody reads.
+        if let Some(blocked) = &mut self.blocked {
+            blocked.has_reader = true;
             self.check(cx)?;
+            return Poll::Pending;
+        }
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        match read {
+            // The server reads until nothing is there, so what comes byte by byte ends here, too.
+            Poll::Pending => self.check(cx)?,
+            Poll::Ready(Ok(())) if into.filled().len() == before && into.remaining() > 0 => {
+                self.pace.half_closed.set(Some(Instant::now()));
+                self.pace.half_closes.notify_waiters();
+            }
+            Poll::Ready(_) => {}
         }
         read
     }
@@ -104,10 +259,20 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        // Its answer is behind it already: the body need not be sent.
+        if self.pace.has_asked.take() && from.len() > CONTINUE.len() && from.starts_with(CONTINUE) {
+            return Poll::Ready(Ok(CONTINUE.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, from);
         match written {
-            Poll::Pending => self.check(cx)?,
-            Poll::Ready(Ok(1..)) => self.pace.since.set(Instant::now()),
+            Poll::Pending => {
+                self.block(from.len())?;
+                self.check(cx)?;
+            }
+            Poll::Ready(Ok(1..)) => {
+                self.pace.since.set(Instant::now());
+                self.unblock(cx);
+            }
             Poll::Ready(_) => {}
         }
         written

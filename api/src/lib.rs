@@ -3,6 +3,7 @@
 //! It never waits for the store to accept a write. The consumer is not used here, but for one
 //! place: `main.rs` runs it in this process when the queue is the embedded one.
 pub mod accept;
+pub mod answer;
 pub mod auth;
 pub mod batcher;
 pub mod body;
@@ -14,6 +15,7 @@ pub mod definitions;
 pub mod document_cache;
 pub mod key_command;
 pub mod measure;
+pub mod memory_budget;
 pub mod openapi;
 pub mod parameters;
 pub mod period;

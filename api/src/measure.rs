@@ -110,6 +110,20 @@ impl CacheReads {
     }
 }
 
+/// Room that clients take.
+pub struct Room {
+    /// Requests refused because too many were in work.
+    pub shed: IntCounter,
+    /// Bodies refused because others needed the room of what had arrived.
+    pub bodies_refused: IntCounter,
+    /// Large answers that are not sent yet, in bytes.
+    pub answers_bytes: IntGauge,
+    /// Large answers refused because too many were not sent yet.
+    pub answers_refused: IntCounter,
+    /// Connections closed because their client took nothing of an answer.
+    pub unread_closed: IntCounter,
+}
+
 pub struct Metrics {
     /// Items answered with 202, by `kind`.
     pub accepted: IntCounterVec,
@@ -121,8 +135,7 @@ pub struct Metrics {
     /// Traces that found no room in their message.
     pub traces_dropped: IntCounter,
     pub in_flight: IntGauge,
-    /// Requests refused because too many were in work.
-    pub shed: IntCounter,
+    pub room: Room,
     pub cache_reads_by_outcome: CacheReads,
     /// Requests that were refused before their handlers, by `reason`.
     pub refused: IntCounterVec,
@@ -210,10 +223,7 @@ fn register() -> prometheus::Result<Metrics> {
             "traces of requests that found no room in their message"
         )?,
         in_flight: register_int_gauge!("forebay_http_in_flight", "requests in work")?,
-        shed: register_int_counter!(
-            "forebay_http_shed_total",
-            "requests refused because too many were in work"
-        )?,
+        room: register_room()?,
         cache_reads_by_outcome: CacheReads::of(&counted(
             "forebay_api_cache_reads_total",
             "reads through the cache by outcome",
@@ -246,5 +256,30 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         waits: WAITS.iter().map(|word| waits.with_label_values(&[*word])).collect(),
         requests: ROUTES.iter().map(by_class).collect(),
+    })
+}
+
+fn register_room() -> prometheus::Result<Room> {
+    Ok(Room {
+        shed: register_int_counter!(
+            "forebay_http_shed_total",
+            "requests refused because too many were in work"
+        )?,
+        bodies_refused: register_int_counter!(
+            "forebay_http_bodies_refused_total",
+            "bodies refused because others needed the room of what had arrived"
+        )?,
+        answers_bytes: register_int_gauge!(
+            "forebay_http_answers_bytes",
+            "room taken by large answers that are not sent yet"
+        )?,
+        answers_refused: register_int_counter!(
+            "forebay_http_answers_refused_total",
+            "large answers refused because too many were not sent yet"
+        )?,
+        unread_closed: register_int_counter!(
+            "forebay_http_unread_closed_total",
+            "connections closed because their clients took nothing of an answer"
+        )?,
     })
 }

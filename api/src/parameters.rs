@@ -11,13 +11,21 @@ use crate::problem::Problem;
 pub const PAGE_LIMIT_DEFAULT: u32 = 100;
 pub const PAGE_LIMIT_MAX: u32 = 1_000;
 
+/// Most parameters of one query. No route knows as many.
+const PARAMETERS_MAX: usize = 64;
+
 /// Names and values, decoded, in the order of the query.
 #[derive(Debug)]
 pub struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    /// Reads a query; 422 when a parameter stands there twice.
+    /// Reads a query; 422 when there are too many parameters, or one stands there twice.
     pub fn of(query: &str) -> Result<Self, Problem> {
+        let given = query.split('&').filter(|parameter| !parameter.is_empty());
+        if given.take(PARAMETERS_MAX + 1).count() > PARAMETERS_MAX {
+            let detail = format!("has more than {PARAMETERS_MAX} parameters");
+            return Err(Problem::invalid_parameter("query", detail));
+        }
         let pairs = Query::<Vec<(String, String)>>::from_query(query)
             .map_err(|error| Problem::invalid_parameter("query", shorten(&error.to_string())))?
             .into_inner();
@@ -131,6 +139,15 @@ mod tests {
         assert_eq!(refused(&none("sort=up").expect_err("unknown")), "sort");
         none("").expect("nothing");
         none("&").expect("nothing");
+    }
+
+    #[test]
+    fn more_parameters_than_any_route_knows_are_refused_before_they_are_compared() {
+        let query =
+            |count: usize| (0..count).map(|index| format!("p{index}=1")).collect::<Vec<_>>().join("&");
+        assert_eq!(Parameters::of(&query(PARAMETERS_MAX)).expect("as many").0.len(), PARAMETERS_MAX);
+        assert_eq!(refused(&Parameters::of(&query(PARAMETERS_MAX + 1)).expect_err("too many")), "query");
+        Parameters::of(&"&".repeat(60_000)).expect("none").finish().expect("none");
     }
 
     #[test]

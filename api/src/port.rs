@@ -1,7 +1,10 @@
 //! The public port: listens, and serves what a worker's application answers on connections that are
 //! given up in time. What `actix_web::HttpServer` puts together, which takes no connections but its own.
+use std::future::ready;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_http::{HttpService, Protocol, Request, Response};
@@ -9,17 +12,23 @@ use actix_server::Server;
 use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::AppConfig;
+use actix_web::error::Error;
 use anyhow::Context;
 use shared::config;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::connection::Connection;
+use crate::answer::PART_BYTES_MAX;
+use crate::connection::{Connection, ConnectionLimits, Pace};
+use crate::memory_budget::MemoryBudget;
 
 /// How long the head of a request may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client may take to close its side.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bytes that the system holds of what one client does not read; by itself it would take megabytes.
+const SEND_BUFFER_BYTES: u32 = 128 << 10;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 8_192;
@@ -40,7 +49,13 @@ where
     let listeners = listen(host, port).with_context(taken)?;
     let address = listeners.first().context("the server has no address")?.local_addr()?;
     let keep_alive = Duration::from_millis(config.keep_alive_ms);
-    let stall = Duration::from_millis(config.stall_timeout_ms);
+    // An idle connection is mostly closed by the server itself, before its patience ends.
+    let limits = Arc::new(ConnectionLimits {
+        patience: keep_alive + Duration::from_millis(config.stall_timeout_ms),
+        answer_timeout: Duration::from_millis(config.answer_timeout_ms),
+        half_closed_wait: Duration::from_millis(config.half_closed_wait_ms),
+        answers: MemoryBudget::new(config.answers_bytes_max),
+    });
     let mut builder = Server::build()
         .workers(config.workers())
         .max_concurrent_connections(config.connections_max)
@@ -48,10 +63,10 @@ where
         .disable_signals();
     let stopping = builder.graceful_shutdown_signal();
     for listener in listeners {
-        let (application, stopping) = (application.clone(), stopping.clone());
+        let (application, stopping, limits) = (application.clone(), stopping.clone(), limits.clone());
         let local = listener.local_addr()?;
         builder = builder.listen("http", listener, move || {
-            let stopping = stopping.clone();
+            let (stopping, limits) = (stopping.clone(), limits.clone());
             let http = HttpService::build()
                 .graceful_shutdown_signal(move || {
                     let stopping = stopping.clone();
@@ -61,15 +76,21 @@ where
                 .client_request_timeout(HEAD_TIMEOUT)
                 .client_disconnect_timeout(DISCONNECT_TIMEOUT)
                 .h1_allow_half_closed(true)
+                .h1_write_buffer_size(PART_BYTES_MAX)
+                .expect(fn_service(|request: Request| {
+                    if let Some(pace) = request.conn_data::<Rc<Pace>>() {
+                        pace.ask();
+                    }
+                    ready(Ok::<_, Error>(request))
+                }))
                 .local_addr(local)
                 .on_connect_ext(|connection: &Connection, known| {
                     known.insert(connection.pace().clone());
                 })
                 .finish(map_config(application().into_factory(), |()| AppConfig::default()));
-            fn_service(move |stream: TcpStream| async move {
+            fn_service(move |stream: TcpStream| {
                 let peer = stream.peer_addr().ok();
-                // An idle one is mostly sent away by the server itself, before.
-                Ok((Connection::new(stream, keep_alive + stall), Protocol::Http1, peer))
+                ready(Ok((Connection::new(stream, limits.clone()), Protocol::Http1, peer)))
             })
             .and_then(http)
         })?;
@@ -94,6 +115,8 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A program that is started again must not wait for connections of the one before.
     socket.set_reuseaddr(true)?;
+    // Connections inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }

@@ -15,6 +15,7 @@ use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::{Error, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 
+use crate::answer;
 use crate::connection::Pace;
 use crate::measure::{Route, metrics};
 use crate::problem::Problem;
@@ -125,7 +126,8 @@ where
     let entered = gate.enter();
     // None in tests without a connection.
     let in_work = request.conn_data::<Rc<Pace>>().map(Pace::begin);
-    let draining = gate.is_draining();
+    // No protocol is offered: whoever asks for another one gets this, once.
+    let closes = gate.is_draining() || request.head().upgrade();
     let route = Route::of(request.method(), request.path());
     let answer = match &entered {
         Some(_) => Ok(service.call(request)),
@@ -143,14 +145,17 @@ where
                 }
             }
             Err(request) => {
-                metrics().shed.inc();
+                metrics().room.shed.inc();
                 request.into_response(Problem::overloaded().error_response())
             }
         };
+        if let Some(in_work) = in_work.as_ref().filter(|_| answer::is_large(&response)) {
+            response = answer::counted(response, in_work.pace());
+        }
         metrics().answered(route, response.status().as_u16(), started.elapsed());
         response.headers_mut().insert(X_REQUEST_ID, id);
         // Asked again: a stop also hurries those who waited meanwhile.
-        if draining || entered.as_ref().is_some_and(|entered| entered.0.is_draining()) {
+        if closes || entered.as_ref().is_some_and(|entered| entered.0.is_draining()) {
             // A header of this name would be left out.
             response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
         }

@@ -24,12 +24,13 @@ use tokio::task::JoinHandle;
 use crate::accept::identity::RecentKeys;
 use crate::auth::Door;
 use crate::batcher::{BatchLimits, Batcher};
-use crate::body::{BodyBudget, BodyLimits};
+use crate::body::BodyLimits;
 use crate::cache::{CacheLimits, CounterCache};
 use crate::cache_events::CacheEvents;
 use crate::clock_check::ClockCheck;
 use crate::definitions::Definitions;
 use crate::document_cache::DocumentCache;
+use crate::memory_budget::MemoryBudget;
 use crate::problem::Problem;
 use crate::read_cache::{ReadCache, ReadLimits};
 use crate::request::{Gate, RequestIds, serve};
@@ -60,9 +61,9 @@ pub struct Parts {
     pub batcher: Batcher,
     pub ids: IdKeys,
     pub body_limits: BodyLimits,
-    pub body_budget: Arc<BodyBudget>,
+    pub body_budget: Arc<MemoryBudget>,
     /// For what requests keep while they wait.
-    pub waiting_budget: Arc<BodyBudget>,
+    pub waiting_budget: Arc<MemoryBudget>,
     pub cache: Arc<CounterCache>,
     pub metrics: Arc<MetricsParts>,
     pub store: Arc<dyn Store>,
@@ -205,8 +206,8 @@ struct Assembly {
     id_floor: IdFloor,
     health: Arc<HealthView>,
     body_limits: BodyLimits,
-    body_budget: Arc<BodyBudget>,
-    waiting_budget: Arc<BodyBudget>,
+    body_budget: Arc<MemoryBudget>,
+    waiting_budget: Arc<MemoryBudget>,
     batch_limits: BatchLimits,
     waiters: Arc<Waiters>,
     waits: WaitLimits,
@@ -262,8 +263,8 @@ impl Assembly {
                 item_bytes_max: config.server.item_bytes_max,
                 timeout: Duration::from_millis(config.server.body_timeout_ms),
             },
-            body_budget: Arc::new(BodyBudget::new(config.server.bodies_bytes_max)),
-            waiting_budget: Arc::new(BodyBudget::new(config.server.bodies_bytes_max / 2)),
+            body_budget: MemoryBudget::new(config.server.bodies_bytes_max),
+            waiting_budget: MemoryBudget::new(config.server.bodies_bytes_max / 2),
             batch_limits: BatchLimits {
                 items_max: config.queue.message_items_max,
                 bytes_max: config.queue.message_bytes_max,

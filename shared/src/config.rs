@@ -46,8 +46,14 @@ pub struct Server {
     /// Data of the documents of one page in bytes; a page ends before the document that is beyond, but has one
     /// at least.
     pub page_bytes_max: usize,
-    /// Bytes of request bodies in memory at once in the whole process; beyond them 503.
+    /// Bytes of request bodies in memory at once in the whole process, as far as they have arrived. Beyond them
+    /// the largest of those that more is awaited of get 503.
     pub bodies_bytes_max: usize,
+    /// Bytes of answers in memory at once in the whole process, until they are sent. Beyond them large answers
+    /// get 503.
+    pub answers_bytes_max: usize,
+    /// How long a client may take nothing of its answer before its connection is closed, in milliseconds.
+    pub answer_timeout_ms: u64,
     /// How long a request body may take to arrive, in milliseconds.
     pub body_timeout_ms: u64,
     /// How long a write may wait for its confirm before 503, in milliseconds.
@@ -67,8 +73,11 @@ pub struct Server {
     /// How long an idle connection is kept, in milliseconds.
     pub keep_alive_ms: u64,
     /// How much longer than `keep_alive_ms` a connection may stand still in the middle of something, in
-    /// milliseconds: half a request, the rest of a refused body, an answer that nobody reads.
+    /// milliseconds: half a request, the rest of a refused body.
     pub stall_timeout_ms: u64,
+    /// How long a request still waits for an outcome or a change once its client has closed its half of the
+    /// connection, in milliseconds. It may have gone: only an answer shows.
+    pub half_closed_wait_ms: u64,
     /// After a stop signal: how long requests are still served before the port closes, in milliseconds.
     pub drain_grace_ms: u64,
     /// After the port is closed: how long open requests may take, in milliseconds.
@@ -232,6 +241,8 @@ impl Default for Server {
             item_bytes_max: 256 << 10,
             page_bytes_max: 1 << 20,
             bodies_bytes_max: 256 << 20,
+            answers_bytes_max: 64 << 20,
+            answer_timeout_ms: 15_000,
             body_timeout_ms: 10_000,
             accept_timeout_ms: 2_000,
             wait_ms_max: 30_000,
@@ -241,6 +252,7 @@ impl Default for Server {
             connections_max: 25_000,
             keep_alive_ms: 75_000,
             stall_timeout_ms: 30_000,
+            half_closed_wait_ms: 2_000,
             drain_grace_ms: 0,
             shutdown_timeout_ms: 10_000,
         }

@@ -1,5 +1,6 @@
 //! What a request wants done with its writes, read from its headers: `Prefer` (RFC 7240),
 //! `Idempotency-Key` and `traceparent` (W3C Trace Context).
+use std::rc::Rc;
 use std::time::Duration;
 
 use actix_web::HttpRequest;
@@ -9,7 +10,9 @@ use shared::api_key::Principal;
 use shared::keyed::KEY_LENGTH_MAX;
 use shared::trace::TraceParent;
 
+use crate::answer::PART_BYTES_MAX;
 use crate::auth::principal_of;
+use crate::connection::Pace;
 use crate::problem::Problem;
 use crate::server::Shared;
 
@@ -33,6 +36,8 @@ pub struct Terms {
     pub is_preferred: bool,
     /// Of a request whose trace is kept by whoever began it.
     pub trace: Option<TraceParent>,
+    /// Of the connection on which an answer may wait; `None` without one.
+    pub pace: Option<Rc<Pace>>,
 }
 
 impl Terms {
@@ -46,6 +51,7 @@ impl Terms {
             principal: principal_of(request),
             is_preferred: wait.is_some(),
             trace: trace_of(headers),
+            pace: request.conn_data().cloned(),
         })
     }
 
@@ -54,6 +60,12 @@ impl Terms {
         let terms = Self::of(request, shared)?;
         let short = shared.waits.short_wait;
         Ok(Self { wait: terms.wait.or((!short.is_zero()).then_some(short)), ..terms })
+    }
+
+    /// Whether an answer of so many bytes finds room. To be asked before a write is done: its answer is not
+    /// refused afterwards.
+    pub fn has_room_for_answer(&self, bytes: usize) -> bool {
+        bytes <= PART_BYTES_MAX || self.pace.as_ref().is_none_or(|pace| pace.answers().has_room(bytes))
     }
 
     /// `wait=N` for `Preference-Applied`, when the client asked for it.

@@ -69,7 +69,7 @@ impl Rig {
         actix_web::rt::spawn(async move {
             let kind = Kind::Increment;
             let load = Load { kind, json: encoded.as_bytes(), items, is_awaited: items == 1, trace: None };
-            batcher.accept(load).await
+            batcher.begin(load)?.confirmed().await
         })
     }
 

@@ -82,23 +82,6 @@ fn the_number_of_items_is_limited_on_both_sides() {
 }
 
 #[test]
-fn bodies_share_a_budget_and_give_their_part_back() {
-    use actix_web::test::TestRequest;
-    let limits =
-        BodyLimits { bytes_max: 60, items_max: 1, item_bytes_max: 60, timeout: Duration::from_secs(1) };
-    let budget = BodyBudget::new(100);
-    let announced = TestRequest::default().insert_header((CONTENT_LENGTH, "60")).to_http_request();
-    let chunked = TestRequest::default().insert_header((TRANSFER_ENCODING, "chunked")).to_http_request();
-    let empty = TestRequest::default().to_http_request();
-    let held = budget.reserve(&announced, &limits).expect("fits");
-    let refused = budget.reserve(&chunked, &limits).expect_err("would be 120 of 100");
-    assert_eq!(refused.status().as_u16(), 503);
-    budget.reserve(&empty, &limits).expect("needs nothing");
-    drop(held);
-    budget.reserve(&chunked, &limits).expect("fits again");
-}
-
-#[test]
 fn quoted_input_is_cut() {
     let long = format!(r#"{{"x":"{}"}}"#, "y".repeat(5_000));
     let problem = shown(&one::<Point>(long.as_bytes(), 9_000).expect_err("a string"));
@@ -160,7 +143,7 @@ fn the_only_charset_is_utf_8() {
     let read = |content_type: &'static str| {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        classify(&headers, Bytes::from_static(b"{}")).map_err(|problem| problem.status().as_u16())
+        MediaType::of(&headers).map_err(|problem| problem.status().as_u16())
     };
     for good in [
         "application/json",

@@ -74,8 +74,9 @@ pub async fn put(
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", &name)?;
     parameters::none(request.query_string())?;
-    let _reserved = shared.body_budget.reserve(&request, &shared.body_limits)?;
-    let definition = match body::read(&request, payload, &shared.body_limits).await? {
+    let limits = &shared.body_limits;
+    let (body, _reserved) = body::read(&request, payload, limits, &shared.body_budget).await?;
+    let definition = match body {
         Body::One(json) | Body::Array(json) => definition_of(body::one(&json, shared.body_limits.bytes_max)?),
         Body::Empty => return Err(Problem::malformed("a definition is a JSON object; there is no body")),
         Body::Lines(_) => {

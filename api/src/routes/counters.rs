@@ -1,4 +1,5 @@
 //! Counters: increments in, values out.
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};
 use crate::accept::{self, Accepted, Draft, OwnKey, Settled, Terms};
 use crate::body::{self, Body, Items};
 use crate::cache::{Cached, Outcome, guarded};
+use crate::connection::{Pace, while_there};
 use crate::measure::metrics;
 use crate::parameters::{self, ListParams, check_parameter, page_of};
 use crate::problem::Problem;
@@ -124,13 +126,13 @@ pub async fn increment_named(
     parameters::none(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
-    let reserved = shared.body_budget.reserve(request, limits)?;
     let name: Arc<str> = name.into();
     let draft = |item: IncrementBody| Draft {
         write: Write::Increment(Increment { counter: name.clone(), by: item.by }),
         own_key: item.idempotency_key.map(OwnKey::into_text),
     };
-    let items: Items<IncrementBody> = match body::read(request, payload, limits).await? {
+    let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
+    let items: Items<IncrementBody> = match body {
         Body::Empty => {
             let item = IncrementBody { by: one(), idempotency_key: None };
             return accept::single(shared, terms, draft(item), present).await;
@@ -146,6 +148,7 @@ pub async fn increment_named(
     };
     let Items { valid, rejected } = items;
     let valid = valid.into_iter().map(|(index, item)| (index, draft(item))).collect();
+    drop(reserved);
     accept::many(shared, terms, Items { valid, rejected }).await
 }
 
@@ -184,7 +187,7 @@ pub async fn get(
     let (mut cached, mut outcome) = read(&shared, &name).await?;
     let wait = wait_of(headers, shared.waits.wait_max).filter(|_| is_known(&cached));
     if let Some(wait) = wait {
-        (cached, outcome) = read_changed(&shared, &name, wait, &is_known).await?;
+        (cached, outcome) = read_changed(&shared, &name, wait, request.conn_data(), &is_known).await?;
     }
     let Some(counter) = &cached.counter else {
         return Err(Problem::not_found("this counter was never written"));
@@ -215,6 +218,7 @@ async fn read_changed(
     shared: &Shared,
     name: &str,
     wait: Duration,
+    pace: Option<&Rc<Pace>>,
     is_known: &impl Fn(&Cached) -> bool,
 ) -> Result<(Arc<Cached>, Outcome), Problem> {
     let deadline = Instant::now() + wait;
@@ -225,7 +229,7 @@ async fn read_changed(
             return Ok((cached, outcome));
         }
         let Some(mut waiter) = waiter else { return Ok((cached, outcome)) };
-        if waiter.outcome(deadline).await.is_none() {
+        if while_there(pace, waiter.outcome(deadline)).await.is_none() {
             return read(shared, name).await;
         }
     }

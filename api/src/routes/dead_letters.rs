@@ -221,8 +221,9 @@ pub async fn redrive(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     parameters::none(request.query_string())?;
-    let _reserved = shared.body_budget.reserve(&request, &shared.body_limits)?;
-    let asked: RedriveBody = match body::read(&request, payload, &shared.body_limits).await? {
+    let limits = &shared.body_limits;
+    let (body, _reserved) = body::read(&request, payload, limits, &shared.body_budget).await?;
+    let asked: RedriveBody = match body {
         Body::One(json) | Body::Array(json) => body::one(&json, shared.body_limits.item_bytes_max)?,
         Body::Empty => return Err(Problem::malformed("a redrive is a JSON object; there is no body")),
         Body::Lines(_) => {

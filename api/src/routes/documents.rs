@@ -112,8 +112,7 @@ pub async fn post_into(
     parameters::none(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
-    let reserved = shared.body_budget.reserve(request, limits)?;
-    let body = body::read(request, payload, limits).await?;
+    let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
     let checker = shared.definitions.checker(collection).await;
     let draft = |raw: &RawValue| draft(raw, collection, checker.as_deref(), limits.item_bytes_max);
     let drafts = match body {
@@ -124,7 +123,8 @@ pub async fn post_into(
             // Needed only by an answer that waited, and kept for it only where there is room.
             let mut terms = terms.clone();
             let data = terms.wait.and_then(|_| data_of(&draft));
-            let kept = data.as_ref().and_then(|data| shared.waiting_budget.reserve_bytes(data.len()));
+            let kept = data.as_ref().filter(|data| terms.has_room_for_answer(data.len()));
+            let kept = kept.and_then(|data| shared.waiting_budget.reserve(data.len()));
             terms.wait = terms.wait.filter(|_| kept.is_some());
             let data = terms.wait.and(data).unwrap_or_default();
             let stored = |settled: &Settled<'_>| {
@@ -145,6 +145,7 @@ pub async fn post_into(
         Body::Array(json) => body::array_raw(&json, limits.items_max, draft)?,
         Body::Lines(text) => body::lines_raw(&text, limits.items_max, draft)?,
     };
+    drop(reserved);
     accept::many(shared, terms, drafts).await
 }
 

@@ -70,8 +70,8 @@ pub async fn record_on(
 ) -> Result<HttpResponse, Problem> {
     parameters::none(request.query_string())?;
     let limits = &shared.body_limits;
-    let reserved = shared.body_budget.reserve(request, limits)?;
-    let points = match body::read(request, payload, limits).await? {
+    let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
+    let points = match body {
         Body::Empty => return Err(Problem::malformed("a point is a JSON object; there is no body")),
         Body::One(json) => {
             let draft = body::one::<Point>(&json, limits.item_bytes_max)?.into_draft();
@@ -92,6 +92,7 @@ pub async fn record_on(
     };
     let Items { valid, rejected } = points;
     let valid = valid.into_iter().map(|(index, point)| (index, point.into_draft())).collect();
+    drop(reserved);
     accept::many(shared, terms, Items { valid, rejected }).await
 }
 

@@ -1,4 +1,5 @@
 //! Receipts: what became of a write.
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use actix_web::web::{Path, ThinData};
@@ -11,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};
 use crate::cache::guarded;
+use crate::connection::{Pace, while_there};
 use crate::parameters::Parameters;
 use crate::problem::Problem;
 use crate::routes::counters::unavailable;
@@ -164,7 +166,7 @@ pub async fn get(
     let receipt = match wait {
         None => read(&shared, id, payload).await?,
         Some(wait) => {
-            let (receipt, helped) = read_after(&shared, id, payload, wait).await?;
+            let (receipt, helped) = read_after(&shared, id, payload, wait, request.conn_data()).await?;
             if helped {
                 response.insert_header((PREFERENCE_APPLIED, applied(wait)));
             }
@@ -180,12 +182,13 @@ async fn read_after(
     id: ItemId,
     payload: Option<Fingerprint>,
     wait: Duration,
+    pace: Option<&Rc<Pace>>,
 ) -> Result<(Receipt, bool), Problem> {
     let deadline = Instant::now() + wait;
     let waiter = shared.waiters.seat().map(|seat| seat.wait_for(id.key(), payload));
     let receipt = read(shared, id, payload).await?;
     let Some(mut waiter) = waiter.filter(|_| !receipt.is_settled()) else { return Ok((receipt, false)) };
-    match waiter.outcome(deadline).await {
+    match while_there(pace, waiter.outcome(deadline)).await {
         Some(outcome) => Ok((Receipt::after(shared, id.key(), payload, outcome).await, true)),
         None => Ok((receipt, false)),
     }

@@ -15,7 +15,7 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
 /// Least and greatest value, by setting.
-pub const RANGES: [(&str, u64, u64); 46] = [
+pub const RANGES: &[(&str, u64, u64)] = &[
     ("cache.bytes_max", 0, TIB),
     ("cache.negative_ttl_ms", 0, YEAR_MS),
     ("cache.stale_ms_max", 0, YEAR_MS),
@@ -42,11 +42,14 @@ pub const RANGES: [(&str, u64, u64); 46] = [
     ("retention.minutes_hours", 1, 100 * 366 * 24),
     ("retention.points_days", 1, 100 * 366),
     ("server.accept_timeout_ms", 1, HOUR_MS),
+    ("server.answer_timeout_ms", 1, DAY_MS),
+    ("server.answers_bytes_max", 1, TIB),
     ("server.bodies_bytes_max", 1, TIB),
     ("server.body_bytes_max", 1, GIB),
     ("server.body_timeout_ms", 1, DAY_MS),
     ("server.connections_max", 1, 10_000_000),
     ("server.drain_grace_ms", 0, HOUR_MS),
+    ("server.half_closed_wait_ms", 0, DAY_MS),
     ("server.in_flight_max", 1, 10_000_000),
     ("server.item_bytes_max", 1, GIB),
     ("server.items_max", 1, ITEMS_PER_MESSAGE_MAX as u64),
@@ -75,10 +78,10 @@ pub fn range_of(key: &str) -> Option<(u64, u64)> {
 /// The settings that are outside of their range, with the reason.
 pub(super) fn outside(config: &Config) -> Vec<(&'static str, String)> {
     let values = serde_json::to_value(config).expect("settings are plain values");
-    let reason = |(key, least, greatest): (&'static str, u64, u64)| {
+    let reason = |&(key, least, greatest): &(&'static str, u64, u64)| {
         let value = values.pointer(&format!("/{}", key.replace('.', "/"))).and_then(Value::as_u64)?;
         let is_within = (least..=greatest).contains(&value);
         (!is_within).then(|| (key, format!("{value} is not from {least} to {greatest}")))
     };
-    RANGES.into_iter().filter_map(reason).collect()
+    RANGES.iter().filter_map(reason).collect()
 }
