@@ -88,8 +88,6 @@ pub struct Metrics {
     pub store_seconds: HistogramVec,
     /// Times that a queue session had to be rebuilt.
     pub queue_sessions_lost: IntCounter,
-    /// Publishing channels that were replaced because they refused everything.
-    pub queue_channels_renewed: IntCounter,
     /// Events that were dropped because the channel was full.
     pub events_dropped: IntCounter,
 }
@@ -116,11 +114,6 @@ pub fn metrics() -> &'static Metrics {
             queue_sessions_lost: register_int_counter!(
                 "forebay_queue_sessions_lost_total",
                 "queue sessions that had to be rebuilt"
-            )
-            .expect(registered),
-            queue_channels_renewed: register_int_counter!(
-                "forebay_queue_channels_renewed_total",
-                "publishing channels that were replaced because they refused everything"
             )
             .expect(registered),
             events_dropped: register_int_counter!(
