@@ -29,6 +29,7 @@ use crate::cache_events::CacheEvents;
 use crate::clock_check::ClockCheck;
 use crate::definitions::Definitions;
 use crate::document_cache::DocumentCache;
+use crate::foreign_readers::ForeignReaders;
 use crate::problem::Problem;
 use crate::read_cache::{ReadCache, ReadLimits};
 use crate::request::{Gate, RequestIds, serve};
@@ -277,6 +278,9 @@ impl Assembly {
         backend: &Backend,
         shutdown: &Shutdown,
     ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
+        let consumers_heard = Arc::default();
+        let foreign_readers =
+            ForeignReaders { queue: backend.queue.clone(), heard: Arc::clone(&consumers_heard) };
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
@@ -285,6 +289,7 @@ impl Assembly {
             waiters: self.waiters.clone(),
             recent_keys: self.recent_keys.clone(),
             clock: self.clock.clone(),
+            consumers_heard,
         };
         let probe = StoreProbe {
             backend: backend.clone(),
@@ -298,6 +303,7 @@ impl Assembly {
             shutdown::watched(cache_events.run(shutdown.clone())),
             shutdown::watched(doubts),
             shutdown::watched(probe.run(shutdown.clone())),
+            shutdown::watched(foreign_readers.run(shutdown.clone())),
         ];
         if let Door::Keyed(keys) = &*self.door {
             tasks.push(shutdown::watched(keys.clone().follow(shutdown.clone())));

@@ -37,4 +37,5 @@ mod store_troubles;
 mod support;
 mod sync_order;
 mod traces;
+mod versions;
 mod waits;
