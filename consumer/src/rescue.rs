@@ -9,7 +9,8 @@ use std::sync::Arc;
 use shared::backend::Backend;
 use shared::event::{Event, Events};
 use shared::store::{
-    DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Store, StoreError,
+    DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Store,
+    StoreError,
 };
 use uuid::Uuid;
 
@@ -43,27 +44,34 @@ impl Rescue {
 
     /// Looks through the next page.
     pub async fn step(&mut self) -> Result<(), StoreError> {
-        let kind = Some(MESSAGE_KIND.to_owned());
-        let filter = DeadLetterFilter { kind, reason: Some(REASONS[self.reason].name().into()), id: None };
-        let page = DeadLetterPage { filter, discarded: false, after: self.after, limit: PAGE_LIMIT };
-        let letters = self.store.dead_letters(page).await?;
-        self.after = letters.last().map(|letter| letter.id);
+        let letters = self.next_page().await?;
         if letters.is_empty() {
-            self.reason = (self.reason + 1) % REASONS.len();
             return Ok(());
         }
         // Bodies are large.
         let readable = tokio::task::spawn_blocking(move || {
-            letters
-                .into_iter()
-                .filter(|letter| letter.is_readable_message())
-                .map(|letter| letter.id)
-                .collect()
+            letters.into_iter().filter(DeadLetter::is_readable_message).map(|letter| letter.id).collect()
         });
         let readable: Vec<Uuid> = readable.await.map_err(|stopped| {
             StoreError::Unavailable(format!("reading set-aside messages failed: {stopped}").into())
         })?;
         self.redrive(readable.into_iter().filter(|id| !self.tried.contains(id)).collect()).await
+    }
+
+    /// Empty when there is none for any reason, or none behind the page before.
+    async fn next_page(&mut self) -> Result<Vec<DeadLetter>, StoreError> {
+        for _ in REASONS {
+            let reason = Some(REASONS[self.reason].name().to_owned());
+            let filter = DeadLetterFilter { kind: Some(MESSAGE_KIND.into()), reason, id: None };
+            let page = DeadLetterPage { filter, discarded: false, after: self.after, limit: PAGE_LIMIT };
+            let letters = self.store.dead_letters(page).await?;
+            self.after = letters.last().map(|letter| letter.id);
+            if !letters.is_empty() {
+                return Ok(letters);
+            }
+            self.reason = (self.reason + 1) % REASONS.len();
+        }
+        Ok(Vec::new())
     }
 
     async fn redrive(&mut self, ids: Vec<Uuid>) -> Result<(), StoreError> {

@@ -15,7 +15,7 @@ const STORE: &str = "store.db";
 /// What a file carries before it met another.
 const NONE: i32 = 0;
 
-/// Refuses a queue whose store is missing or another one. Creates nothing.
+/// Refuses a queue whose store is missing or another one. Makes neither file.
 pub async fn check(directory: &Path) -> anyhow::Result<()> {
     let (queue, store) = (number_in(directory, QUEUE).await?, number_in(directory, STORE).await?);
     if queue != NONE && queue != store {
