@@ -2,6 +2,7 @@
 //! missed. Whether something was is checked before anybody is answered from an event.
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::event::{Body, Committed, Continuity, Event, Events, Heed, SILENCE_MAX, Signal};
@@ -28,6 +29,8 @@ pub struct CacheEvents {
     pub waiters: Arc<Waiters>,
     pub recent_keys: RecentKeys,
     pub clock: ClockCheck,
+    /// Consumers whose events come.
+    pub consumers_heard: Arc<AtomicUsize>,
 }
 
 impl CacheEvents {
@@ -60,6 +63,7 @@ impl CacheEvents {
                     let now = Instant::now();
                     self.heed(continuity.check_silence(now));
                     self.waiters.set_consumers_away(consumers.are_away(now));
+                    self.consumers_heard.store(consumers.0.len(), Ordering::Relaxed);
                     self.waiters.release_if_away();
                 }
                 () = shutdown.requested() => return,
@@ -104,6 +108,8 @@ impl Consumers {
         let is_away = match event.body {
             Body::Heartbeat { store_away } => store_away,
             Body::Committed(_) => false,
+            // Nothing about the store, but its publisher lives.
+            Body::Unknown => self.0.get(&event.publisher).is_some_and(|(_, is_away)| *is_away),
             Body::Goodbye => {
                 self.0.remove(&event.publisher);
                 return;
@@ -140,6 +146,8 @@ mod tests {
         assert!(consumers.are_away(now));
         consumers.hear(&event(2, Body::Committed(Committed::default())), now);
         assert!(!consumers.are_away(now), "it has just committed");
+        consumers.hear(&event(2, Body::Unknown), now);
+        assert!(!consumers.are_away(now), "nothing new about the store");
         consumers.hear(&event(2, Body::Goodbye), now);
         assert!(consumers.are_away(now));
         assert!(!consumers.are_away(now + SILENCE_MAX), "nobody is heard any more");

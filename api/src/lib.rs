@@ -13,6 +13,7 @@ pub mod clock_check;
 pub mod connection;
 pub mod definitions;
 pub mod document_cache;
+pub mod foreign_readers;
 pub mod key_command;
 pub mod measure;
 pub mod memory_budget;

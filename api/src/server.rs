@@ -31,6 +31,7 @@ use crate::clock_check::ClockCheck;
 use crate::definitions::Definitions;
 use crate::document_cache::DocumentCache;
 use crate::memory_budget::MemoryBudget;
+use crate::foreign_readers::ForeignReaders;
 use crate::problem::Problem;
 use crate::read_cache::{ReadCache, ReadLimits};
 use crate::request::{Gate, RequestIds, serve};
@@ -292,6 +293,9 @@ impl Assembly {
         backend: &Backend,
         shutdown: &Shutdown,
     ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
+        let consumers_heard = Arc::default();
+        let foreign_readers =
+            ForeignReaders { queue: backend.queue.clone(), heard: Arc::clone(&consumers_heard) };
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
@@ -300,6 +304,7 @@ impl Assembly {
             waiters: self.waiters.clone(),
             recent_keys: self.recent_keys.clone(),
             clock: self.clock.clone(),
+            consumers_heard,
         };
         let probe = StoreProbe {
             backend: backend.clone(),
@@ -315,6 +320,9 @@ impl Assembly {
             ),
             shutdown::watched(self.progress.clone().watching("waits", doubts)),
             shutdown::watched(self.progress.clone().watching("store_probe", probe.run(shutdown.clone()))),
+            shutdown::watched(
+                self.progress.clone().watching("foreign_readers", foreign_readers.run(shutdown.clone())),
+            ),
         ];
         if let Door::Keyed(keys) = &*self.door {
             let follow = keys.clone().follow(shutdown.clone());

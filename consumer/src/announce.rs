@@ -233,6 +233,7 @@ mod tests {
                 }
                 Body::Heartbeat { .. } => {}
                 Body::Goodbye => goodbye = true,
+                Body::Unknown => panic!("nobody publishes that"),
             }
         }
         assert_eq!(changes, 2_500);

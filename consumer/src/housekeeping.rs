@@ -18,6 +18,7 @@ use shared::store::{Hold, Holder, Housekept, Retention, Store, StoreError};
 
 use crate::horizon::{Watch, forget_before_ms};
 use crate::measure::metrics;
+use crate::rescue::Rescue;
 use crate::status::Status;
 
 /// How often it begins anew, give or take a fifth, so that consumers do not keep in step.
@@ -47,6 +48,7 @@ pub struct Housekeeping {
     watch: Watch,
     /// To be forgotten with the next round.
     silent: Vec<Holder>,
+    rescue: Rescue,
 }
 
 impl Housekeeping {
@@ -72,6 +74,7 @@ impl Housekeeping {
             retention,
             watch: Watch::default(),
             silent: Vec::new(),
+            rescue: Rescue::new(backend),
         }
     }
 
@@ -113,6 +116,9 @@ impl Housekeeping {
                         (started.elapsed() * PAUSE_SHARE).max(PAUSE_MIN)
                     } else {
                         tell(std::mem::take(&mut round));
+                        if let Err(error) = self.rescue.step().await {
+                            tracing::debug!(%error, "set-aside messages are looked through later");
+                        }
                         EVERY.mul_f64(rand::rng().random_range(0.8..=1.2))
                     }
                 }

@@ -382,8 +382,9 @@ pub(crate) fn count(messages: &[Message], applied: &Applied) {
             }
         }
     }
-    for told in applied.keyed.iter().filter(|told| told.verdict == KeyedVerdict::Applied) {
-        counts[told.item.kind() as usize - 1] += 1;
+    let applied_keyed = applied.keyed.iter().filter(|told| told.verdict == KeyedVerdict::Applied);
+    for kind in applied_keyed.filter_map(|told| told.item.kind()) {
+        counts[kind as usize - 1] += 1;
     }
     for (kind, count) in Kind::ALL.into_iter().zip(counts) {
         metrics().applied.with_label_values(&[kind.name()]).inc_by(count);

@@ -9,6 +9,7 @@ pub mod housekeeping;
 pub mod ingest;
 pub mod measure;
 pub mod merge;
+mod rescue;
 pub mod status;
 mod told;
 

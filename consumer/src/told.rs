@@ -42,7 +42,7 @@ fn log_set_aside(ids: &IdKeys, messages: &[Message], deliveries: &[Delivery], ap
     for aside in applied.set_aside.iter().take(SET_ASIDE_LINES_MAX) {
         tracing::warn!(
             item.id = %ids.sign(aside.item),
-            item.kind = aside.item.kind().name(),
+            item.kind = aside.item.kind_name(),
             item.reason = aside.reason.name(),
             trace.id = traces.get(&aside.item).map(TraceParent::trace_id),
             "item set aside"

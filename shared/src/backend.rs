@@ -21,7 +21,7 @@ use crate::event::in_process::InProcessEvents;
 use crate::event::rabbitmq::RabbitEvents;
 use crate::id::{IdFloor, IdKeys};
 use crate::progress::Progress;
-use crate::queue::embedded::EmbeddedQueue;
+use crate::queue::embedded::{EmbeddedQueue, pairing};
 use crate::queue::rabbitmq::{RabbitQueue, RabbitSettings};
 use crate::queue::{Queue, QueueLimits};
 use crate::shutdown::Shutdown;
@@ -213,9 +213,16 @@ async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Back
         bytes_max: config.queue.bytes_max,
         confirm_timeout: Duration::from_millis(config.queue.confirm_timeout_ms),
     };
+    pairing::check(directory).await?;
+    let queue = EmbeddedQueue::open(directory, limits).await?;
+    let store = SqliteStore::open(directory, &config.store).await?;
+    if let Err(error) = pairing::tie(directory).await {
+        // A full disk must not keep what waits from being applied.
+        tracing::warn!(error = format!("{error:#}"), "queue and store could not be tied to each other");
+    }
     Ok(Backend {
-        queue: EmbeddedQueue::open(directory, limits).await?,
-        store: SqliteStore::open(directory, &config.store).await?,
+        queue,
+        store,
         events: InProcessEvents::start(),
         ids,
         id_floor: IdFloor::default(),

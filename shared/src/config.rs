@@ -188,8 +188,9 @@ pub struct Auth {
     /// Keys of clients: `{id, sha256, principal, scopes, expires_at}`, one line of `forebay-api keys new` each.
     /// With none here and no `auth.keys_file` the service is open.
     pub keys: Vec<ApiKey>,
-    /// File with more keys, a list in YAML or JSON; empty for none. A change counts within seconds, without a
-    /// restart; a file that cannot be read leaves the keys as they were.
+    /// File with more keys, a list in YAML or JSON; empty for none. A change counts within seconds, once
+    /// two looks in a row found the same, without a restart; a file that cannot be read leaves the keys as they were.
+    /// Replace it by a rename, so that nobody ever sees a part of it.
     pub keys_file: String,
     /// Whether everybody who reaches the port may use the admin routes while there are no keys.
     pub admin_without_keys: bool,

@@ -6,6 +6,7 @@
 //! changed". No acknowledgement of a queue message waits for an event.
 pub mod in_process;
 pub mod rabbitmq;
+mod read;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -88,6 +89,9 @@ pub enum Body {
     },
     /// The publisher stops; its silence means nothing from now on.
     Goodbye,
+    /// A body that only a newer build knows. It is numbered like a commit.
+    #[serde(skip)]
+    Unknown,
 }
 
 /// What one transaction did, or a part of it: a large one is told in several events. What a
@@ -114,6 +118,10 @@ pub struct Committed {
     /// Messages that were applied: each item of them that is neither failed nor keyed is, too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<Uuid>,
+    /// Items of which an event of another version says something that this build cannot read: only
+    /// the store knows what they came to.
+    #[serde(skip)]
+    pub unclear: Vec<ItemKey>,
 }
 
 /// Value and version of a counter right after one increment.
@@ -192,7 +200,7 @@ impl Continuity {
     pub fn hear(&mut self, event: &Event, now: Instant) -> Heed {
         let known = self.publishers.get(&event.publisher).map_or(0, |heard| heard.number);
         let expected = match event.body {
-            Body::Committed(_) => known + 1,
+            Body::Committed(_) | Body::Unknown => known + 1,
             Body::Heartbeat { .. } | Body::Goodbye => known,
         };
         if matches!(event.body, Body::Goodbye) {
@@ -265,6 +273,15 @@ mod tests {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
         assert_eq!(continuity.hear(&Event::something_changed(9), now), Heed::Hole);
         assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
+    }
+
+    #[test]
+    fn a_body_of_a_newer_version_is_numbered_like_a_change_and_is_no_hole() {
+        let (mut continuity, now) = (Continuity::default(), Instant::now());
+        for heard in [changed(1), event(2, Body::Unknown), event(2, HEARTBEAT), changed(3)] {
+            assert_eq!(continuity.hear(&heard, now), Heed::Complete, "{heard:?}");
+        }
+        assert_eq!(continuity.hear(&event(5, Body::Unknown), now), Heed::Hole);
     }
 
     #[test]

@@ -74,6 +74,9 @@ impl Kind {
     }
 }
 
+/// The word for a kind that this build does not know.
+pub const UNKNOWN_KIND: &str = "unknown";
+
 /// The identity of one queue message: the unit of redelivery and of the ledger.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId(u128);
@@ -131,12 +134,15 @@ impl ItemKey {
         Self(hashed(hash) | (kind as u128) << 28)
     }
 
-    /// `None` when `uuid` does not have the layout of an item's key, or has a check.
+    /// `None` when `uuid` does not have the layout of an item's key, or has a check. The kind may be
+    /// one that only a newer build knows.
     pub fn from_uuid(uuid: Uuid) -> Option<Self> {
         let key = Self(uuid.as_u128());
-        let shaped = key.0 & ((0xF << 76) | (0b11 << 62)) == VERSION_AND_VARIANT;
-        let known = Kind::from_bits(key.kind_bits()).is_some();
-        (shaped && known && key.0 & CHECK_BITS == 0).then_some(key)
+        (key.has_layout() && key.0 & CHECK_BITS == 0).then_some(key)
+    }
+
+    fn has_layout(self) -> bool {
+        self.0 & ((0xF << 76) | (0b11 << 62)) == VERSION_AND_VARIANT && self.kind_bits() != 0
     }
 
     pub fn is_keyed(self) -> bool {
@@ -159,8 +165,14 @@ impl ItemKey {
         (message, index)
     }
 
-    pub fn kind(self) -> Kind {
-        Kind::from_bits(self.kind_bits()).expect("a key is made from a kind")
+    /// `None` when only a newer build knows it.
+    pub fn kind(self) -> Option<Kind> {
+        Kind::from_bits(self.kind_bits())
+    }
+
+    /// [`Kind::name`], or [`UNKNOWN_KIND`].
+    pub fn kind_name(self) -> &'static str {
+        self.kind().map_or(UNKNOWN_KIND, Kind::name)
     }
 
     pub fn as_uuid(self) -> Uuid {
@@ -211,9 +223,7 @@ impl FromStr for ItemId {
             return Err(NotAnId);
         }
         let bits = Uuid::try_parse(text).map_err(|_| NotAnId)?.as_u128();
-        let shaped = bits & ((0xF << 76) | (0b11 << 62)) == VERSION_AND_VARIANT;
-        let kind = Kind::from_bits(ItemKey(bits).kind_bits());
-        if shaped && kind.is_some() { Ok(Self(bits)) } else { Err(NotAnId) }
+        if ItemKey(bits).has_layout() { Ok(Self(bits)) } else { Err(NotAnId) }
     }
 }
 
@@ -318,7 +328,7 @@ impl IdKeys {
     }
 
     /// How people see what is stored under `id`: an item's as its client knows it, with its check.
-    /// What is no id of an item, as far as this build knows, has none.
+    /// What is no id of an item has none.
     pub fn shown(&self, id: Uuid) -> String {
         ItemKey::from_uuid(id).map_or_else(|| id.to_string(), |key| self.sign(key).to_string())
     }

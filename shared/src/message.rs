@@ -273,7 +273,7 @@ fn decode_item(raw: &RawValue, accepted_at_ms: i64) -> Option<Entry> {
     Some(checked.map_or_else(
         |detail| {
             let keyed = members.get("keyed").and_then(|raw| serde_json::from_str::<Keyed>(raw.get()).ok());
-            let keyed = keyed.filter(|keyed| keyed.id.is_keyed() && keyed.id.kind() == kind);
+            let keyed = keyed.filter(|keyed| keyed.id.is_keyed() && keyed.id.kind() == Some(kind));
             Entry::Unreadable { kind, keyed, json: raw.get().into(), detail }
         },
         Entry::Item,

@@ -37,6 +37,11 @@ pub trait Queue: Send + Sync {
     /// way to it. An error when that cannot be known.
     async fn has_dead(&self) -> Result<bool, QueueError>;
 
+    /// How many read it, as its server counts; `None` where nobody else can.
+    async fn readers(&self) -> Result<Option<u32>, QueueError> {
+        Ok(None)
+    }
+
     /// What hears the ends of the tasks that it runs by itself: none of them ends before
     /// [`close`](Self::close), so the program must when one does.
     fn over(&self) -> Vec<Shutdown> {

@@ -90,8 +90,6 @@ pub struct Metrics {
     pub store_seconds: HistogramVec,
     /// Times that a queue session had to be rebuilt.
     pub queue_sessions_lost: IntCounter,
-    /// Publishing channels that were replaced because they refused everything.
-    pub queue_channels_renewed: IntCounter,
     /// How long a loop has stood still beyond its limit, 0 while it moves; by `loop`.
     pub stuck_seconds: IntGaugeVec,
     /// Events that were dropped because the channel was full.
@@ -120,11 +118,6 @@ pub fn metrics() -> &'static Metrics {
             queue_sessions_lost: register_int_counter!(
                 "forebay_queue_sessions_lost_total",
                 "queue sessions that had to be rebuilt"
-            )
-            .expect(registered),
-            queue_channels_renewed: register_int_counter!(
-                "forebay_queue_channels_renewed_total",
-                "publishing channels that were replaced because they refused everything"
             )
             .expect(registered),
             stuck_seconds: register_int_gauge_vec!(

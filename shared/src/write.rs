@@ -140,13 +140,13 @@ impl Item {
 
     /// What no consumer may apply, however it came into a message that was accepted at that time.
     pub fn check(&self, accepted_at_ms: i64) -> Result<(), Invalid> {
-        if self.keyed.is_some_and(|keyed| !keyed.id.is_keyed() || keyed.id.kind() != self.kind()) {
+        if self.keyed.is_some_and(|keyed| !keyed.id.is_keyed() || keyed.id.kind() != Some(self.kind())) {
             return Err(Invalid::Keyed);
         }
         match &self.write {
             Write::Increment(increment) => check_name(&increment.counter)?,
             Write::Document(document) => check_name(&document.collection)?,
-            Write::Delete(delete) if delete.document.kind() != Kind::Document => {
+            Write::Delete(delete) if delete.document.kind() != Some(Kind::Document) => {
                 return Err(Invalid::NoDocument);
             }
             Write::Delete(delete) => check_name(&delete.collection)?,

@@ -1,5 +1,7 @@
 //! The keys in force: those of the configuration, and those of a file that is read again when it
-//! changes. A file that cannot be read changes nothing, and is told of until it can be.
+//! changes. A file that cannot be read changes nothing, and is logged until it can be. A change counts
+//! once two looks in a row found the same: half of a list is a list, too, and a file that is rewritten
+//! in place must not lock clients out meanwhile.
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -72,19 +74,27 @@ impl Keys {
 
     /// Takes what the file holds now.
     fn take(&self, watched: &mut Watched, text: Result<String, String>) {
-        if watched.text == text.as_deref().ok().map(ToOwned::to_owned) && watched.text.is_some() {
+        let found = text.as_ref().ok();
+        if watched.text.is_some() && watched.text.as_ref() == found {
+            watched.last = None;
+            return;
+        }
+        if found.is_some() && watched.last.as_ref() != found {
+            watched.last = found.cloned();
             return;
         }
         let reloads = &metrics().key_reloads;
         match text.and_then(|text| Ok((ring_of(&self.configured, &text)?, text))) {
             Ok((ring, text)) => {
                 let is_first = watched.text.is_none() && watched.trouble.is_none();
-                *watched = Watched { text: Some(text), trouble: None };
+                *watched = Watched { text: Some(text), ..Watched::default() };
                 tell(&ring);
-                *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
+                let keys = ring.len();
+                let before =
+                    std::mem::replace(&mut *self.ring.write().unwrap_or_else(PoisonError::into_inner), ring);
                 if !is_first {
                     reloads.with_label_values(&["loaded"]).inc();
-                    tracing::info!("api keys were read again");
+                    tracing::info!(keys, keys.before = before.len(), "api keys were read again");
                 }
             }
             Err(reason) => {
@@ -96,7 +106,8 @@ impl Keys {
                         "auth.keys_file cannot be read: the keys before it stay in force"
                     );
                 }
-                *watched = Watched { text: None, trouble: Some(reason) };
+                let last = watched.last.take();
+                *watched = Watched { text: None, last, trouble: Some(reason) };
             }
         }
     }
@@ -107,6 +118,8 @@ impl Keys {
 struct Watched {
     /// The content that is in force.
     text: Option<String>,
+    /// Another content, which the look before found.
+    last: Option<String>,
     trouble: Option<String>,
 }
 
@@ -143,6 +156,26 @@ mod tests {
         serde_json::to_string(keys).expect("plain values")
     }
 
+    /// Half of a list is a list.
+    #[test]
+    fn a_file_that_is_cut_while_it_is_rewritten_locks_nobody_out() {
+        let ((one, first), (other, second)) = (made("one"), made("other"));
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let entry = |key: &ApiKey| format!("- {}\n", serde_json::to_string(key).expect("plain values"));
+        let whole = entry(&first) + &entry(&second);
+        std::fs::write(file.path(), &whole).expect("is written");
+        let keys_file = file.path().to_str().expect("text").to_owned();
+        let keys = Keys::read(&Auth { keys_file, ..Auth::default() }).expect("keys");
+        let opened = || [&one, &other].map(|text| keys.open(Token::parse(text).expect("a key"), 0).is_ok());
+        let mut watched = Watched::default();
+        for text in [&whole, &whole, &entry(&first), &String::new(), &entry(&first), &whole, &entry(&first)] {
+            keys.take(&mut watched, Ok(text.clone()));
+            assert_eq!((opened(), &watched.trouble), ([true, true], &None), "{text}");
+        }
+        keys.take(&mut watched, Ok(entry(&first)));
+        assert_eq!(opened(), [true, false], "it stays so");
+    }
+
     #[test]
     fn a_change_counts_and_what_cannot_be_read_leaves_the_keys_as_they_were() {
         let ((fixed, in_config), (old, first), (new, second)) = (made("fixed"), made("old"), made("new"));
@@ -156,19 +189,23 @@ mod tests {
         };
         assert_eq!(opened(&keys), [true, true, false]);
         let mut watched = Watched::default();
-        keys.take(&mut watched, Ok(list(&[&first])));
-        keys.take(&mut watched, Ok(list(&[&second])));
+        let take_twice = |watched: &mut Watched, text: Result<String, String>| {
+            keys.take(watched, text.clone());
+            keys.take(watched, text);
+        };
+        take_twice(&mut watched, Ok(list(&[&first])));
+        take_twice(&mut watched, Ok(list(&[&second])));
         assert_eq!(opened(&keys), [true, false, true]);
         for broken in [Ok(String::new()), Ok("- {id: x}".into()), Ok(list(&[&in_config])), Err("gone".into())]
         {
-            keys.take(&mut watched, broken);
+            take_twice(&mut watched, broken);
             assert!(watched.trouble.is_some());
             assert_eq!(opened(&keys), [true, false, true]);
         }
         // The same as before the trouble, and then a list of none: the file closes, it never opens.
-        keys.take(&mut watched, Ok(list(&[&second])));
+        take_twice(&mut watched, Ok(list(&[&second])));
         assert_eq!((opened(&keys), &watched.trouble), ([true, false, true], &None));
-        keys.take(&mut watched, Ok("[]".into()));
+        take_twice(&mut watched, Ok("[]".into()));
         assert_eq!(opened(&keys), [true, false, false]);
         file.close().expect("is removed");
         assert!(Keys::read(&auth).expect_err("no file").to_string().contains("auth.keys_file"));

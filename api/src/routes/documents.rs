@@ -280,7 +280,7 @@ pub async fn get(
 /// The id of a document that some replica issued.
 fn issued(shared: &Shared, id: &str) -> Result<ItemId, Problem> {
     let id = id.parse::<ItemId>().ok().filter(|id| shared.ids.recognises(*id));
-    id.filter(|id| id.key().kind() == Kind::Document)
+    id.filter(|id| id.key().kind() == Some(Kind::Document))
         .ok_or_else(|| Problem::not_found("this id was never issued for a document"))
 }
 

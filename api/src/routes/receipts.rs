@@ -24,6 +24,7 @@ use crate::waiters::Outcome;
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Receipt {
     id: String,
+    /// `unknown` when only a newer version knows it.
     #[schema(example = "increment")]
     kind: &'static str,
     /// `accepted`: durable, not yet applied. `applied`: took effect. `failed`: set aside.
@@ -47,7 +48,7 @@ impl Receipt {
     fn accepted(id: ItemId) -> Self {
         Self {
             id: id.to_string(),
-            kind: id.key().kind().name(),
+            kind: id.key().kind_name(),
             status: "accepted",
             applied_at: None,
             failed_at: None,

@@ -137,6 +137,9 @@ impl Book {
         for told in &committed.keyed {
             self.hear_keyed(told, &mut answers);
         }
+        for item in &committed.unclear {
+            self.doubt(*item);
+        }
         for message in committed.messages.iter().filter_map(|id| MessageId::from_uuid(*id)) {
             self.hear_message(message, &mut answers);
         }

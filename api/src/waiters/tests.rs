@@ -91,6 +91,20 @@ async fn an_item_that_was_set_aside_is_told_with_its_reason_and_its_message_does
     assert_eq!(outcome(&mut waiting).await, Some(expected));
 }
 
+/// An event of a newer version says of it what this one cannot read.
+#[tokio::test]
+async fn an_unclear_item_is_not_settled_by_its_message_and_the_store_decides() {
+    let (waiters, message) = (waiters(), message());
+    let (unclear, clear) = (message.item(Kind::Increment, 0), message.item(Kind::Increment, 1));
+    let mut waiting = [wait(&waiters, unclear, None), wait(&waiters, clear, None)];
+    waiters.hear(&Committed { unclear: vec![unclear], ..named(message) });
+    assert_eq!((waiting[0].told(), waiting[1].told()), (None, Some(applied(None))));
+    let (items, mark) = waiters.lock().take_doubted(10);
+    assert_eq!(items, [unclear]);
+    waiters.learn(&items, vec![Some(fate(None))], mark);
+    assert!(matches!(waiting[0].told(), Some(Outcome::Applied { .. })));
+}
+
 #[tokio::test]
 async fn the_first_payload_under_a_key_is_applied_and_the_other_conflicts() {
     let waiters = waiters();

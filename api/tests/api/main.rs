@@ -42,4 +42,5 @@ mod support;
 mod sync_order;
 mod traces;
 mod unread;
+mod versions;
 mod waits;

@@ -17,6 +17,7 @@ on_both_pairs! {
     another_body_under_an_applied_id_becomes_a_dead_letter
     what_an_older_consumer_rejected_is_applied_by_a_newer_one
     what_an_older_consumer_buried_is_applied_by_a_redrive
+    what_an_older_consumer_buried_is_applied_by_a_newer_one_and_the_rest_stays_as_it_is
     while_the_store_is_away_a_dead_message_waits_and_nothing_is_lost
     a_store_that_takes_no_dead_letters_does_not_hinder_writes
     two_consumers_bury_each_message_once
@@ -187,6 +188,24 @@ async fn what_an_older_consumer_rejected_is_applied_by_a_newer_one(mut rig: Rig)
     .await;
     rig.wait_until_empty().await;
     assert_eq!((rig.value("newer").await, rig.letters().await), (Some(3), vec![]));
+    rig
+}
+
+async fn what_an_older_consumer_buried_is_applied_by_a_newer_one_and_the_rest_stays_as_it_is(
+    mut rig: Rig,
+) -> Rig {
+    let kind = shared::message::Undecodable::Kind(0);
+    let (message, newest) = (rig.message("rescued", 1), Bytes::from_static(b"later"));
+    for body in [&message.body, &newest] {
+        rig.backend.store.bury(DeadMessage::undecodable(body.clone(), &kind)).await.expect("is buried");
+    }
+    let before = rig.letter(id_of(&newest)).await;
+    rig.consuming(async {
+        assert!(matches!(rig.wait_for_fate(message.id).await, Fate::Applied { .. }));
+    })
+    .await;
+    assert_eq!((rig.value("rescued").await, rig.letter(id_of(&message.body)).await), (Some(1), None));
+    assert_eq!(rig.letter(id_of(&newest)).await, before);
     rig
 }
 

@@ -7,6 +7,7 @@
 //! [`crate::backend`] holds its lock.
 mod file;
 mod loader;
+pub mod pairing;
 mod shelf;
 mod subscription;
 mod writer;

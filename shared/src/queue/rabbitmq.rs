@@ -176,6 +176,12 @@ impl Queue for RabbitQueue {
         Ok(looked.map_err(|stopped| QueueError::Unavailable(stopped.into()))??)
     }
 
+    async fn readers(&self) -> Result<Option<u32>, QueueError> {
+        let looked = self.runtime.spawn(look::readers(Arc::clone(&self.settings))).await;
+        let looked = looked.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
+        Ok(Some(looked?))
+    }
+
     fn over(&self) -> Vec<Shutdown> {
         vec![self.supervisor_over.clone()]
     }

@@ -103,6 +103,13 @@ pub(super) fn message_of(letter: &DeadLetter) -> Result<Message, (Reason, String
     decode(&body).map_err(|error| (reason_of(&error), detail_of(&error.to_string())))
 }
 
+impl DeadLetter {
+    /// Whether it is a message that this build can read. Takes time with its size.
+    pub fn is_readable_message(&self) -> bool {
+        self.is_message() && message_of(self).is_ok()
+    }
+}
+
 /// Whether another body was applied under the id of its message. The ledger forgets that one, this row
 /// does not.
 fn is_reused(letter: &DeadLetter) -> bool {

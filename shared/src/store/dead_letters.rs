@@ -247,7 +247,7 @@ mod tests {
     fn letter(id: ItemKey, item: String) -> DeadLetter {
         DeadLetter {
             id: id.as_uuid(),
-            kind: id.kind().name().into(),
+            kind: id.kind_name().into(),
             reason: "unreadable".into(),
             detail: String::new(),
             item,

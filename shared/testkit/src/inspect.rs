@@ -45,6 +45,18 @@ pub async fn publish(amqp_url: &str, queue: &str, body: &[u8]) -> anyhow::Result
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
+/// Sends a transient message through `exchange`, to whatever is bound to it.
+pub async fn send(amqp_url: &str, exchange: &str, body: &[u8]) -> anyhow::Result<()> {
+    let asked = async {
+        let (connection, channel) = open(amqp_url).await?;
+        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+        channel.basic_publish(exchange.into(), "later".into(), options, body, properties).await?.await?;
+        connection.close(200, "done".into()).await?;
+        Ok(())
+    };
+    timeout(PATIENCE, asked).await.context("a server does not answer")?
+}
+
 /// Whether a broker lets us in; false after a while without an answer.
 pub async fn broker_answers(amqp_url: &str) -> bool {
     let asked = async {

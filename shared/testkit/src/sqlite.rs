@@ -3,7 +3,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection};
 
 /// What SQLite finds wrong with a file; nothing when it is sound.
 pub async fn integrity(file: &Path) -> anyhow::Result<Vec<String>> {
@@ -27,6 +27,14 @@ pub async fn count(file: &Path, table: &str) -> anyhow::Result<i64> {
     let count = sqlx::query_scalar(count).fetch_one(&mut connection).await?;
     connection.close().await?;
     Ok(count)
+}
+
+/// Runs one statement on a session of its own.
+pub async fn execute(file: &Path, statement: String) -> anyhow::Result<()> {
+    let mut connection = open(file).await?;
+    connection.execute(AssertSqlSafe(statement)).await?;
+    connection.close().await?;
+    Ok(())
 }
 
 async fn open(file: &Path) -> anyhow::Result<SqliteConnection> {

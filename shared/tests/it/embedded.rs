@@ -1,5 +1,6 @@
 //! What only the embedded form has: a file that survives, and its lock. The contract that it
 //! shares with RabbitMQ is tested in `queue.rs`.
+mod pairing;
 mod room;
 
 use std::collections::HashSet;

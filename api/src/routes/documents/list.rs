@@ -211,7 +211,7 @@ fn place_of(cursor: &str) -> Result<Uuid, Problem> {
     let plain = cursor.len() == 32 && !cursor.bytes().any(|byte| byte.is_ascii_uppercase());
     let place = Uuid::try_parse(cursor).ok().filter(|_| plain).and_then(ItemKey::from_uuid);
     place
-        .filter(|place| place.kind() == Kind::Document && !place.is_keyed())
+        .filter(|place| place.kind() == Some(Kind::Document) && !place.is_keyed())
         .map(ItemKey::as_uuid)
         .ok_or_else(|| Problem::invalid_parameter("after", "not the `next` of a page"))
 }

@@ -185,10 +185,10 @@ async fn bind(channel: &Channel, queue: &ShortString, names: &Names) -> Result<(
     call("queue.bind", bound).await
 }
 
-/// What cannot be read is something that was missed. Told once per session, since a publisher of
-/// another version would say it with each event.
+/// Takes an event that cannot be read for one that was missed. Logged once per session, since its
+/// publisher would send more of them.
 fn read(json: &[u8], has_warned: &mut bool) -> Signal {
-    match serde_json::from_slice::<Event>(json) {
+    match Event::read(json) {
         Ok(event) => Signal::Event(Arc::new(event)),
         Err(error) => {
             if !std::mem::replace(has_warned, true) {

@@ -34,6 +34,7 @@ fn routing_key(body: &Body) -> ShortString {
         Body::Committed(_) => "committed",
         Body::Heartbeat { .. } => "heartbeat",
         Body::Goodbye => "goodbye",
+        Body::Unknown => "unknown",
     }
     .into()
 }

@@ -1,10 +1,9 @@
 //! What the publisher does on an open session: send, wait for confirms, judge them.
 //!
-//! Only a positive confirm of a message that was not returned counts as durable. lapin attaches a
-//! returned message to whichever confirm completes next, so outcomes are judged together: all that
-//! are ready, returns first. Once a confirm takes too long the whole session is given up, since
-//! single confirms that are dropped leak and a channel that lost one cannot be trusted. A channel
-//! that refuses everything is replaced by a new one on the same session ([`super::refusals`] says when).
+//! Only a positive confirm counts as durable, and only in a session without a returned message
+//! ([`super::judged`]). Outcomes are judged together, all that are ready. Once a confirm takes too
+//! long the whole session is given up, since single confirms that are dropped leak and a channel
+//! that lost one cannot be trusted. So is a session that refuses everything ([`super::refusals`]).
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,14 +18,12 @@ use lapin::types::ShortString;
 use lapin::{Channel, Event};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::judged::{Judged, Landed};
+use super::judged::{Judge, Landed};
 use super::properties::properties_of;
 use super::publisher::{Job, Pump, SWEEP_EVERY};
-use super::refusals::Refusals;
-use super::{ConnectionEvents, Session, SessionError, call};
+use super::{ConnectionEvents, Session};
 use crate::message::Outgoing;
 use crate::queue::{Link, PublishError};
-use crate::telemetry::metrics;
 
 /// How a session ended.
 pub(super) enum Ended {
@@ -53,21 +50,20 @@ pub(super) struct Flow<'a> {
     queue: ShortString,
     events: ConnectionEvents,
     confirms: FuturesUnordered<BoxFuture<'static, Landed>>,
+    judge: Judge,
     /// By number, so that the first is the oldest.
     in_flight: BTreeMap<u64, Flight>,
     bytes_in_flight: usize,
     number: u64,
     is_blocked: bool,
     unblocked_at: Instant,
-    refusals: Refusals,
-    /// That the queue refuses everything was logged, and not yet that it takes messages again.
-    full_was_told: bool,
     was_useful: bool,
 }
 
 impl<'a> Flow<'a> {
     pub fn new(pump: &'a mut Pump, session: Session, channel: Channel) -> Self {
         let (events, queue) = (session.events(), pump.settings.names().writes);
+        pump.refusals.session_is_new();
         Self {
             // Asked after the listener is there, so that neither way misses it.
             is_blocked: session.is_blocked(),
@@ -77,12 +73,11 @@ impl<'a> Flow<'a> {
             queue,
             events,
             confirms: FuturesUnordered::new(),
+            judge: Judge::default(),
             in_flight: BTreeMap::new(),
             bytes_in_flight: 0,
             number: 0,
             unblocked_at: Instant::now(),
-            refusals: Refusals::none(),
-            full_was_told: false,
             was_useful: false,
         }
     }
@@ -111,8 +106,8 @@ impl<'a> Flow<'a> {
         loop {
             let now = Instant::now();
             self.show_link(now);
-            if self.in_flight.is_empty() && !self.is_blocked && self.refusals.want_new_channel(now) {
-                self.renew_channel().await.map_err(|error| error.to_string())?;
+            if !self.is_blocked && self.pump.refusals.session_is_useless(now) {
+                return Err("the queue refuses all messages".into());
             }
             self.send();
             if self.pump.is_finished() && self.nobody_waits() {
@@ -130,14 +125,13 @@ impl<'a> Flow<'a> {
     }
 
     /// Sends what waits, as far as it may be in flight. While the broker is blocked lapin would
-    /// only pile it up, and before a new channel is opened everything on the old one has landed.
+    /// only pile it up.
     fn send(&mut self) {
         self.pump.take_ready_jobs();
         let (count_max, bytes_max) =
             (self.pump.settings.in_flight_max, self.pump.settings.in_flight_bytes_max);
         let now = Instant::now();
-        let may_send = !self.is_blocked && !self.refusals.want_new_channel(now);
-        while may_send && self.in_flight.len() < count_max && self.bytes_in_flight < bytes_max {
+        while !self.is_blocked && self.in_flight.len() < count_max && self.bytes_in_flight < bytes_max {
             let Some(job) = self.pump.waiting.pop_front() else { break };
             if job.is_over(now) {
                 continue;
@@ -173,7 +167,7 @@ impl<'a> Flow<'a> {
     }
 
     /// All outcomes that are there. A return is attached to a confirm that completed no later
-    /// than the one of the returned message, so it is among them. `FuturesUnordered` may yield
+    /// than the one of the returned message, so it is among them, or was before. `FuturesUnordered` may yield
     /// before it has looked at everything, and then wakes itself; hence the waker of its own.
     fn drain_ready(&mut self, landed: &mut Vec<Landed>) {
         let woken = Arc::new(Woken(AtomicBool::new(false)));
@@ -190,8 +184,7 @@ impl<'a> Flow<'a> {
 
     /// Answers the callers. On an error what is not answered is still in flight.
     fn judge(&mut self, landed: Vec<Landed>) -> Result<(), String> {
-        let in_flight = &self.in_flight;
-        let judged = Judged::of(landed, |number| in_flight[&number].job.message.id);
+        let judged = self.judge.judge(landed);
         for (number, answer) in judged.answers {
             self.answer(number, answer);
         }
@@ -204,39 +197,28 @@ impl<'a> Flow<'a> {
         self.was_useful = true;
         match answer {
             Ok(()) => self.note_taken(),
-            Err(_) => self.refusals.refused(Instant::now()),
+            Err(_) => self.pump.refusals.refused(Instant::now()),
         }
         flight.job.answer(answer);
     }
 
     fn note_taken(&mut self) {
-        self.refusals.taken();
-        if std::mem::take(&mut self.full_was_told) {
+        self.pump.refusals.taken();
+        if std::mem::take(&mut self.pump.full_was_told) {
             tracing::info!("queue takes messages again");
         }
     }
 
     fn show_link(&mut self, now: Instant) {
-        let is_full = self.refusals.show_full(now);
-        if is_full && !self.full_was_told {
+        let is_full = self.pump.refusals.show_full(now);
+        if is_full && !std::mem::replace(&mut self.pump.full_was_told, true) {
             tracing::warn!("queue refuses all messages");
-            self.full_was_told = true;
         }
         self.pump.link.set(match (self.is_blocked, is_full) {
             (true, _) => Link::Blocked,
             (false, true) => Link::Full,
             (false, false) => Link::Up,
         });
-    }
-
-    /// Nothing is in flight, so that no confirm can be missed.
-    async fn renew_channel(&mut self) -> Result<(), SessionError> {
-        tracing::debug!("publishing goes on on a new channel");
-        metrics().queue_channels_renewed.inc();
-        call("channel.close", self.channel.close(200, "it refuses everything".into())).await?;
-        self.channel = Arc::new(self.session.publishing_channel().await?);
-        self.refusals.channel_is_new();
-        Ok(())
     }
 
     fn nobody_waits(&self) -> bool {

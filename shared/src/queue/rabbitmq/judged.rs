@@ -1,13 +1,22 @@
-//! Which publishes are durable, by the confirms and returns that landed together. Pure: lapin attaches
-//! a returned message to whichever confirm completes next, so they are judged together.
+//! Decides which publishes are durable, by their confirms and returns. Pure.
+//!
+//! lapin answers an acknowledgement of several publishes confirm by confirm, in no order, and gives
+//! the first return that waits to the first confirm that it answers. Both may happen in several
+//! parts. So a return says nothing about the confirm that carries it, only about its session:
+//! from the first return on, no acknowledgement of the session counts. A confirm that carries a
+//! return is answered before the confirm of the returned message, so no acknowledgement came too early.
 use lapin::Confirmation;
 
-use super::properties::id_of;
-use crate::id::MessageId;
 use crate::queue::PublishError;
 
 /// The outcome of one publish, by its number.
 pub(super) type Landed = (u64, lapin::Result<Confirmation>);
+
+/// Judges all outcomes of one session.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    has_returns: bool,
+}
 
 /// What outcomes that landed together say.
 #[derive(Debug, PartialEq)]
@@ -18,99 +27,78 @@ pub(super) struct Judged {
     pub failure: Option<String>,
 }
 
-impl Judged {
-    /// `id` tells the message of a publish.
-    pub fn of(landed: Vec<Landed>, id: impl Fn(u64) -> MessageId) -> Self {
-        let returned: Vec<_> = landed.iter().filter_map(|(_, outcome)| returned_id(outcome)).collect();
-        // A returned message without an id could be any.
-        let is_returned =
-            |id: MessageId| returned.iter().any(|returned| returned.is_none_or(|one| one == id));
-        let mut failure = (!returned.is_empty()).then(|| "no queue takes the messages".to_owned());
+impl Judge {
+    pub fn judge(&mut self, landed: Vec<Landed>) -> Judged {
+        self.has_returns |= landed.iter().any(|(_, outcome)| carries_return(outcome));
+        let mut failure = self.has_returns.then(|| "no queue takes the messages".to_owned());
         let mut answers = Vec::with_capacity(landed.len());
         for (number, outcome) in landed {
             match outcome {
-                Ok(Confirmation::Ack(_)) if is_returned(id(number)) => {}
+                Ok(Confirmation::Ack(_)) if self.has_returns => {}
                 Ok(Confirmation::Ack(_)) => answers.push((number, Ok(()))),
                 Ok(Confirmation::Nack(_)) => answers.push((number, Err(PublishError::Full))),
                 Ok(Confirmation::NotRequested) => failure = Some("the channel has no confirms".into()),
                 Err(error) => failure = failure.or(Some(error.to_string())),
             }
         }
-        Self { answers, failure }
+        Judged { answers, failure }
     }
 }
 
-/// `None` when the outcome carries no returned message, the inner one when that has no id of ours.
-#[expect(clippy::option_option, reason = "a return without a readable id is not the absence of a return")]
-fn returned_id(outcome: &lapin::Result<Confirmation>) -> Option<Option<MessageId>> {
-    let Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = outcome else {
-        return None;
-    };
-    Some(id_of(&message.delivery.properties))
+fn carries_return(outcome: &lapin::Result<Confirmation>) -> bool {
+    matches!(outcome, Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))))
 }
 
 #[cfg(test)]
 mod tests {
-    use lapin::BasicProperties;
     use lapin::message::{BasicReturnMessage, Delivery};
 
     use super::*;
-    use crate::id::IdIssuer;
 
-    fn ids() -> Vec<MessageId> {
-        let mut issuer = IdIssuer::new(1, 1);
-        (0..4).map(|_| issuer.next(1_763_600_000_000)).collect()
-    }
-
-    fn returned(id: Option<MessageId>) -> BasicReturnMessage {
-        let mut delivery = Delivery::mock(0, "".into(), "".into(), false, Vec::new());
-        if let Some(id) = id {
-            delivery.properties = BasicProperties::default().with_message_id(id.to_string().into());
-        }
-        BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
-    }
-
-    fn judge(outcomes: Vec<lapin::Result<Confirmation>>) -> Judged {
-        let ids = ids();
-        let landed =
-            outcomes.into_iter().enumerate().map(|(index, outcome)| (index as u64, outcome)).collect();
-        Judged::of(landed, |number| ids[usize::try_from(number).expect("small")])
+    fn returned() -> Option<BasicReturnMessage> {
+        let delivery = Delivery::mock(0, "".into(), "".into(), false, Vec::new());
+        Some(BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() })
     }
 
     #[test]
-    fn a_return_speaks_of_its_own_message_whichever_confirm_carries_it() {
-        let carried_by_another =
-            vec![Ok(Confirmation::Ack(None)), Ok(Confirmation::Ack(Some(returned(Some(ids()[0])))))];
-        let judged = judge(carried_by_another);
-        assert_eq!(judged.answers, [(1, Ok(()))]);
-        assert!(judged.failure.is_some());
-        let carried_by_itself =
-            vec![Ok(Confirmation::Ack(Some(returned(Some(ids()[0]))))), Ok(Confirmation::Ack(None))];
-        assert_eq!(judge(carried_by_itself).answers, [(1, Ok(()))]);
+    fn after_a_return_no_acknowledgement_of_the_session_counts_in_whatever_parts_they_come() {
+        let mut judge = Judge::default();
+        let before = judge.judge(vec![(1, Ok(Confirmation::Ack(None)))]);
+        assert_eq!(before, Judged { answers: vec![(1, Ok(()))], failure: None });
+        // Two returns, of 2 and 3, carried by 4 and 5, and answered in two parts.
+        let first =
+            judge.judge(vec![(2, Ok(Confirmation::Ack(None))), (4, Ok(Confirmation::Ack(returned())))]);
+        assert_eq!(first.answers, []);
+        assert!(first.failure.is_some());
+        let second = judge.judge(vec![(3, Ok(Confirmation::Ack(None)))]);
+        assert_eq!(second.answers, []);
+        assert!(second.failure.is_some());
+        let third =
+            judge.judge(vec![(5, Ok(Confirmation::Ack(returned()))), (6, Ok(Confirmation::Nack(None)))]);
+        assert_eq!(third.answers, [(6, Err(PublishError::Full))], "a refusal is never durable");
     }
 
     #[test]
-    fn a_return_without_an_id_leaves_no_acknowledgement_trusted() {
-        let judged = judge(vec![
-            Ok(Confirmation::Ack(None)),
-            Ok(Confirmation::Nack(Some(returned(None)))),
-            Ok(Confirmation::Ack(None)),
-        ]);
+    fn a_return_that_a_refusal_carries_counts_as_well() {
+        let mut judge = Judge::default();
+        let outcomes = [Confirmation::Ack(None), Confirmation::Nack(returned()), Confirmation::Ack(None)];
+        let judged = judge.judge((0..).zip(outcomes.map(Ok)).collect());
         assert_eq!(judged.answers, [(1, Err(PublishError::Full))]);
         assert!(judged.failure.is_some());
     }
 
     #[test]
     fn only_a_positive_confirm_counts_and_an_error_ends_the_session() {
-        let judged = judge(vec![
-            Ok(Confirmation::Ack(None)),
-            Ok(Confirmation::Nack(None)),
-            Err(lapin::ErrorKind::MissingHeartbeatError.into()),
-            Ok(Confirmation::NotRequested),
+        let judged = Judge::default().judge(vec![
+            (0, Ok(Confirmation::Ack(None))),
+            (1, Ok(Confirmation::Nack(None))),
+            (2, Err(lapin::ErrorKind::MissingHeartbeatError.into())),
+            (3, Ok(Confirmation::NotRequested)),
         ]);
         assert_eq!(judged.answers, [(0, Ok(())), (1, Err(PublishError::Full))]);
         assert!(judged.failure.is_some());
-        let good = judge(vec![Ok(Confirmation::Ack(None)), Ok(Confirmation::Nack(None))]);
+        let good =
+            Judge::default().judge(vec![(0, Ok(Confirmation::Ack(None))), (1, Ok(Confirmation::Nack(None)))]);
         assert_eq!(good.failure, None);
     }
 }

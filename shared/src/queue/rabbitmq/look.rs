@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lapin::Queue;
 use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use tokio::sync::Mutex;
 
 use super::{RabbitSettings, Session, SessionError, call, topology};
@@ -58,21 +59,10 @@ impl Look {
             }
             topology::restore_dead_exchange(&session, &names, self.settings.settle).await?;
         }
-        let ready = self.count(&session).await?;
+        let ready = found(&session, names.dead).await?.message_count();
         kept.session = Some(session);
         let on_their_way = kept.missed_at.is_some_and(|at| at.elapsed() < ON_THEIR_WAY_MAX);
         Ok(ready > 0 || on_their_way)
-    }
-
-    /// By a passive declare, on a channel of its own, because an error closes the channel.
-    async fn count(&self, session: &Session) -> Result<u32, SessionError> {
-        let channel = session.channel().await?;
-        let mut options = QueueDeclareOptions::default();
-        (options.passive, options.durable) = (true, true);
-        let declared = channel.queue_declare(self.settings.names().dead, options, FieldTable::default());
-        let ready = call("queue.declare", declared).await?.message_count();
-        call("channel.close", channel.close(200, "done".into())).await?;
-        Ok(ready)
     }
 
     pub async fn close(&self) {
@@ -81,4 +71,23 @@ impl Look {
             session.close().await;
         }
     }
+}
+
+/// How many read the queue of writes, on a session that is not kept.
+pub(super) async fn readers(settings: Arc<RabbitSettings>) -> Result<u32, SessionError> {
+    let session = Session::open(&settings, NAME).await?;
+    let readers = found(&session, settings.names().writes).await?.consumer_count();
+    session.close().await;
+    Ok(readers)
+}
+
+/// By a passive declare, on a channel of its own, because an error closes the channel.
+async fn found(session: &Session, queue: ShortString) -> Result<Queue, SessionError> {
+    let channel = session.channel().await?;
+    let mut options = QueueDeclareOptions::default();
+    (options.passive, options.durable) = (true, true);
+    let declared = channel.queue_declare(queue, options, FieldTable::default());
+    let found = call("queue.declare", declared).await?;
+    call("channel.close", channel.close(200, "done".into())).await?;
+    Ok(found)
 }

@@ -3,9 +3,7 @@ use std::sync::Arc;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use uuid::Uuid;
 
-use crate::id::MessageId;
 use crate::message::Outgoing;
 
 /// AMQP's number for a message that survives a restart of the broker.
@@ -23,12 +21,6 @@ pub(super) fn properties_of(message: &Outgoing) -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert(TRACES.into(), AMQPValue::LongString(traces.as_bytes().into()));
     properties.with_headers(headers)
-}
-
-/// `None` when it has no id of ours.
-pub(super) fn id_of(properties: &BasicProperties) -> Option<MessageId> {
-    let id = properties.message_id().as_ref()?;
-    Uuid::try_parse(id.as_str()).ok().and_then(MessageId::from_uuid)
 }
 
 /// `None` also when somebody put something else there.

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::flow::{Ended, Flow};
+use super::refusals::Refusals;
 use super::{LogOnce, Names, RabbitSettings, Session, SessionError, topology};
 use crate::backoff::Backoff;
 use crate::message::Outgoing;
@@ -73,6 +74,8 @@ pub(super) fn start(
         waiting: VecDeque::new(),
         stopping,
         phase: Phase::Open,
+        refusals: Refusals::default(),
+        full_was_told: false,
     };
     (Arc::new(RabbitPublisher { jobs: sender, link }), shutdown::watched(pump.run()))
 }
@@ -149,6 +152,9 @@ pub(super) struct Pump {
     pub waiting: VecDeque<Job>,
     stopping: Shutdown,
     phase: Phase,
+    pub refusals: Refusals,
+    /// A log line says that the queue refuses everything, and none yet that it takes messages again.
+    pub full_was_told: bool,
 }
 
 impl Pump {

@@ -83,7 +83,7 @@ pub async fn bury(connection: &mut PgConnection, set_aside: &[SetAside]) -> Resu
     let mut rows: Vec<&SetAside> = set_aside.iter().collect();
     rows.sort_unstable_by_key(|aside| aside.item);
     let ids: Vec<Uuid> = rows.iter().map(|aside| aside.item.as_uuid()).collect();
-    let kinds: Vec<&str> = rows.iter().map(|aside| aside.item.kind().name()).collect();
+    let kinds: Vec<&str> = rows.iter().map(|aside| aside.item.kind_name()).collect();
     let reasons: Vec<&str> = rows.iter().map(|aside| aside.reason.name()).collect();
     let details: Vec<&str> = rows.iter().map(|aside| &*aside.detail).collect();
     let items: Vec<&str> = rows.iter().map(|aside| &*aside.json).collect();

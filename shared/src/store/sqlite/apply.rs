@@ -141,7 +141,7 @@ async fn bury(connection: &mut SqliteConnection, set_aside: &[SetAside], now_ms:
     }
     let row = |aside: &SetAside| {
         let id = aside.item.as_uuid().simple().to_string();
-        let (kind, reason) = (aside.item.kind().name(), aside.reason.name());
+        let (kind, reason) = (aside.item.kind_name(), aside.reason.name());
         serde_json::json!([id, kind, reason, aside.detail, aside.json, aside.accepted_at_ms])
     };
     let rows: Vec<_> = set_aside.iter().map(row).collect();

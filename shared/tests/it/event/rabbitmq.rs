@@ -1,14 +1,15 @@
 //! What only a broker can do to events.
-use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
-use lapin::{BasicProperties, Connection, ConnectionProperties};
-use shared::event::Signal;
+use lapin::options::ExchangeDeleteOptions;
+use lapin::{Connection, ConnectionProperties};
+use serde_json::json;
 use shared::event::rabbitmq::RabbitEvents;
+use shared::event::{Body, Event, Signal};
 use shared::queue::QueueLimits;
 use shared::queue::rabbitmq::RabbitSettings;
-use testkit::Isolated;
 use testkit::proxy::Proxy;
+use testkit::{Isolated, inspect};
 
-use super::{Arc, Duration, Events, Instant, PATIENCE, changed, connected, next, reaches, signal};
+use super::{Arc, Duration, Events, Instant, PATIENCE, changed, connected, event, next, reaches, signal};
 
 fn open(url: &str, isolated: &Isolated) -> Arc<RabbitEvents> {
     let limits = QueueLimits { bytes_max: 1 << 20, confirm_timeout: PATIENCE };
@@ -54,15 +55,41 @@ async fn an_unreadable_event_is_an_interruption_and_the_next_one_comes() {
     testkit::isolated("event", |isolated| async move {
         let events = open(&isolated.amqp_url, &isolated);
         let mut stream = connected(events.as_ref()).await;
-        let connection = Connection::connect(&isolated.amqp_url, ConnectionProperties::default()).await;
-        let channel = connection.as_ref().expect("a broker").create_channel().await.expect("a channel");
         let exchange = format!("{}.events.v1", isolated.prefix);
-        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        let sent = channel.basic_publish(exchange.into(), "changed".into(), options, b"{}", properties);
-        sent.await.expect("sent");
+        inspect::send(&isolated.amqp_url, &exchange, b"{}").await.expect("sent");
         assert_eq!(next(stream.as_mut()).await, Signal::Interrupted);
         events.publish(changed(7, 1));
         assert_eq!(next(stream.as_mut()).await, signal(changed(7, 1)));
+    })
+    .await;
+}
+
+/// A newer version says more, in entries, members and bodies that this build does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_a_newer_version_come_with_what_is_known_of_them_and_interrupt_nothing() {
+    testkit::isolated("event", |isolated| async move {
+        let events = open(&isolated.amqp_url, &isolated);
+        let mut stream = connected(events.as_ref()).await;
+        let exchange = format!("{}.events.v1", isolated.prefix);
+        let Event { body, .. } = changed(7, 1);
+        let mut committed = serde_json::to_value(&body).expect("JSON");
+        committed["committed"]["counters"][0]["unit"] = "later".into();
+        committed["committed"]["counters"].as_array_mut().expect("a list").push(json!({"gauge": 1.5}));
+        committed["committed"]["keyed"] = json!([{"job": "later"}]);
+        committed["committed"]["jobs"] = json!([{"job": 1}]);
+        let newer = [
+            committed,
+            json!({"checkpoint": {"at": 5}}),
+            json!({"heartbeat": {"store_away": false, "load": 1}}),
+        ];
+        for (number, body) in [1, 2, 2].into_iter().zip(newer) {
+            let event = json!({"publisher": 7, "number": number, "store_time_ms": 1_763_600_000_000_i64,
+                "body": body, "region": "eu"});
+            inspect::send(&isolated.amqp_url, &exchange, event.to_string().as_bytes()).await.expect("sent");
+        }
+        assert_eq!(next(stream.as_mut()).await, signal(changed(7, 1)));
+        assert_eq!(next(stream.as_mut()).await, signal(event(7, 2, Body::Unknown)));
+        assert_eq!(next(stream.as_mut()).await, signal(event(7, 2, Body::Heartbeat { store_away: false })));
     })
     .await;
 }

@@ -269,17 +269,17 @@ async fn programs_that_start_together_on_a_new_broker_all_come_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queue_that_stays_full_is_shown_and_tried_on_new_channels_and_takes_again_once_there_is_room() {
+async fn a_queue_that_stays_full_is_shown_and_tried_on_new_sessions_and_takes_again_once_there_is_room() {
     testkit::isolated("rabbit", |isolated| async move {
         let queue = open(&isolated, QueueLimits { bytes_max: 100_000, ..LIMITS });
         let publisher = queue.publisher();
-        let renewed = || shared::telemetry::metrics().queue_channels_renewed.get();
-        let (mut taken, renewed_before) = (fill(publisher.as_ref(), 5_000).await, renewed());
+        let lost = || shared::telemetry::metrics().queue_sessions_lost.get();
+        let (mut taken, lost_before) = (fill(publisher.as_ref(), 5_000).await, lost());
         assert_eq!(publisher.link(), Link::Up, "one refusal is no state");
         let deadline = in_time();
-        while publisher.link() != Link::Full || renewed() < renewed_before + 2 {
-            assert!(Instant::now() < deadline, "{:?}, {} renewed", publisher.link(), renewed());
-            // A new channel may find that there is still a little room.
+        while publisher.link() != Link::Full || lost() == lost_before {
+            assert!(Instant::now() < deadline, "{:?}, {} lost", publisher.link(), lost());
+            // A new session may find that there is still a little room.
             let message = message(5_000);
             match publisher.publish(message.clone(), in_time()).await {
                 Ok(()) => taken.push(message),

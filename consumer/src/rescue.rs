@@ -1,0 +1,97 @@
+//! Applies whole messages that an older consumer set aside and that this build can read, so that
+//! versions side by side lose no time of a person. Called by the housekeeping, one page a round.
+//!
+//! Only messages: their writes have receipts that say `accepted`. An item that failed was told so to
+//! its client, who may have sent it again; a person decides about it.
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use shared::backend::Backend;
+use shared::event::{Event, Events};
+use shared::store::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Store,
+    StoreError,
+};
+use uuid::Uuid;
+
+use crate::measure::metrics;
+
+/// Reasons for which a newer build may read what an older one could not.
+const REASONS: [Reason; 2] = [Reason::UnknownVersion, Reason::UnknownKind];
+
+/// Messages of one page at most.
+const PAGE_LIMIT: u32 = 100;
+
+/// Ids of messages that are remembered as tried at most.
+const TRIED_MAX: usize = 10_000;
+
+pub struct Rescue {
+    store: Arc<dyn Store>,
+    events: Arc<dyn Events>,
+    /// Which of [`REASONS`] is looked for.
+    reason: usize,
+    /// The last message of the page before.
+    after: Option<Uuid>,
+    /// Tried by this process, and still there: they need a person.
+    tried: HashSet<Uuid>,
+}
+
+impl Rescue {
+    pub fn new(backend: &Backend) -> Self {
+        let (store, events) = (backend.store.clone(), backend.events.clone());
+        Self { store, events, reason: 0, after: None, tried: HashSet::new() }
+    }
+
+    /// Looks through the next page.
+    pub async fn step(&mut self) -> Result<(), StoreError> {
+        let letters = self.next_page().await?;
+        if letters.is_empty() {
+            return Ok(());
+        }
+        // Bodies are large.
+        let readable = tokio::task::spawn_blocking(move || {
+            letters.into_iter().filter(DeadLetter::is_readable_message).map(|letter| letter.id).collect()
+        });
+        let readable: Vec<Uuid> = readable.await.map_err(|stopped| {
+            StoreError::Unavailable(format!("reading set-aside messages failed: {stopped}").into())
+        })?;
+        self.redrive(readable.into_iter().filter(|id| !self.tried.contains(id)).collect()).await
+    }
+
+    /// Empty when there is none for any reason, or none behind the page before.
+    async fn next_page(&mut self) -> Result<Vec<DeadLetter>, StoreError> {
+        for _ in REASONS {
+            let reason = Some(REASONS[self.reason].name().to_owned());
+            let filter = DeadLetterFilter { kind: Some(MESSAGE_KIND.into()), reason, id: None };
+            let page = DeadLetterPage { filter, discarded: false, after: self.after, limit: PAGE_LIMIT };
+            let letters = self.store.dead_letters(page).await?;
+            self.after = letters.last().map(|letter| letter.id);
+            if !letters.is_empty() {
+                return Ok(letters);
+            }
+            self.reason = (self.reason + 1) % REASONS.len();
+        }
+        Ok(Vec::new())
+    }
+
+    async fn redrive(&mut self, ids: Vec<Uuid>) -> Result<(), StoreError> {
+        let mut applied = 0;
+        for id in &ids {
+            if self.tried.len() >= TRIED_MAX {
+                self.tried.clear();
+            }
+            let filter = DeadLetterFilter { id: Some(*id), ..DeadLetterFilter::default() };
+            let asked = Redrive { filter, after: None, limit: 1, dry_run: false, force: false };
+            let done = self.store.redrive(asked).await?;
+            self.tried.insert(*id);
+            applied += done.items.iter().filter(|item| item.outcome == RedriveOutcome::Applied).count();
+        }
+        if applied > 0 {
+            metrics().dead_messages.with_label_values(&["applied"]).inc_by(applied as u64);
+            tracing::info!(messages = applied, "messages that an older version set aside were applied");
+            // Replicas look for themselves.
+            self.events.publish(Event::something_changed(rand::random()));
+        }
+        Ok(())
+    }
+}
