@@ -19,8 +19,15 @@ pub const NAME_LENGTH_MAX: usize = 128;
 /// Largest magnitude of a point's value: sums of more points than anybody can send stay finite.
 pub const VALUE_MAX: f64 = 1e290;
 
-/// How far before its accept time a point may lie, in milliseconds: 90 days.
-pub const POINT_AGE_MS_MAX: i64 = 90 * 24 * 60 * 60 * 1_000;
+/// A year of 365.25 days, in milliseconds.
+pub const YEAR_MS: i64 = 31_557_600_000;
+
+/// How many years before its accept time a point may lie, whatever an API allows: back to 1970 and not
+/// further, where questions about ranges begin.
+pub const POINT_YEARS_MAX: u32 = 50;
+
+/// [`POINT_YEARS_MAX`] in milliseconds.
+pub const POINT_AGE_MS_MAX: i64 = POINT_YEARS_MAX as i64 * YEAR_MS;
 
 /// How far after its accept time a point may lie, in milliseconds: one hour.
 pub const POINT_AHEAD_MS_MAX: i64 = 60 * 60 * 1_000;
@@ -194,7 +201,7 @@ pub enum Invalid {
     Name,
     #[error("a value is a number from -{VALUE_MAX:e} to {VALUE_MAX:e}")]
     Value,
-    #[error("a timestamp lies between 90 days before and one hour after it is accepted")]
+    #[error("a timestamp lies between {POINT_YEARS_MAX} years before and one hour after it is accepted")]
     Time,
     #[error("only documents can be deleted")]
     NoDocument,

@@ -7,6 +7,7 @@ use crate::id::ITEMS_PER_MESSAGE_MAX;
 use crate::message::ENVELOPE_BYTES_MAX;
 use crate::store::BODY_BYTES_MAX;
 use crate::telemetry;
+use crate::write::POINT_YEARS_MAX;
 
 /// The most messages that may be unacknowledged; quorum queues take no more.
 const PREFETCH_MAX: u16 = 2_000;
@@ -40,6 +41,8 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     demand("server.items_max", server.items_max <= ITEMS_PER_MESSAGE_MAX, items.clone());
     demand("queue.message_items_max", queue.message_items_max <= ITEMS_PER_MESSAGE_MAX, items);
     demand("queue.prefetch", queue.prefetch <= PREFETCH_MAX, format!("is more than {PREFETCH_MAX}"));
+    let years = format!("is more than {POINT_YEARS_MAX}");
+    demand("server.point_years_max", server.point_years_max <= POINT_YEARS_MAX, years);
     let waits = format!("leaves no room for others in server.in_flight_max, {}", server.in_flight_max);
     demand("server.waiters_max", server.waiters_max < server.in_flight_max, waits);
     let largest = config.message_bytes_bound();
@@ -76,6 +79,7 @@ fn at_least_one(config: &Config) -> Vec<(&'static str, String)> {
         ("server.body_bytes_max", server.body_bytes_max == 0),
         ("server.items_max", server.items_max == 0),
         ("server.item_bytes_max", server.item_bytes_max == 0),
+        ("server.point_years_max", server.point_years_max == 0),
         ("ids.remembered_for_hours", config.ids.remembered_for_hours == 0),
         ("retention.points_days", config.retention.points_days == 0),
         ("retention.minutes_hours", config.retention.minutes_hours == 0),
