@@ -17,6 +17,7 @@ mod documents;
 mod documents_input;
 mod documents_outages;
 mod faults;
+mod heavy;
 mod idle;
 mod keys;
 mod limits;

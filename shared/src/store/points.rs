@@ -58,20 +58,20 @@ fn finest(age_ms: i64) -> Resolution {
     }
 }
 
-/// What a batch adds to one rollup, and the rollup as stored; `None` when there is none.
+/// Addition of a batch to one rollup, beside that rollup as it is stored; `None` when it is new.
 pub struct Addition<K> {
     pub key: K,
     pub added: Rollup,
     pub stored: Option<Vec<u8>>,
 }
 
-/// The rollups of a part as they are to be stored, or the first key whose rollup cannot be read.
+/// Merges a part and encodes it; or gives the first key whose rollup cannot be read.
 /// One part takes some tens of milliseconds, away from the threads that serve others.
 pub async fn merged<K: Send + 'static>(
     part: Vec<Addition<K>>,
 ) -> Result<Result<Vec<(K, Vec<u8>)>, (K, Corrupt)>, StoreError> {
     let merge = |Addition { key, mut added, stored }: Addition<K>| {
-        // Merging changes nothing about what is added: the larger one takes the smaller one.
+        // The stored one is the larger one, mostly by far: it takes up the other.
         match stored.map(|stored| Rollup::decode(&stored)).transpose() {
             Ok(None) => {}
             Ok(Some(mut stored)) => {
@@ -85,7 +85,8 @@ pub async fn merged<K: Send + 'static>(
     blocking(move || part.into_iter().map(merge).collect()).await
 }
 
-/// The page that these rows are: the store stopped once they held [`PAGE_BYTES_MAX`].
+/// Decodes the rows of a page, of which there are more once these hold [`PAGE_BYTES_MAX`]; or gives the
+/// first period whose rollup cannot be read.
 pub async fn page(rows: Vec<(i32, Vec<u8>)>) -> Result<Result<RollupPage, (i32, Corrupt)>, StoreError> {
     let bytes: usize = rows.iter().map(|(_, data)| data.len()).sum();
     let next = rows.last().filter(|_| bytes >= PAGE_BYTES_MAX).map(|(period, _)| period.saturating_add(1));

@@ -2,7 +2,7 @@
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use shared::clock;
-use shared::write::{self, Write, YEAR_MS, check_name, check_time, check_value};
+use shared::write::{self, Write, check_name, check_time, check_value};
 use utoipa::ToSchema;
 
 use crate::accept::{Draft, OwnKey};
@@ -59,15 +59,11 @@ impl PointStored {
 }
 
 impl Point {
-    /// Refuses a point that is more than `years_max` years old.
+    /// Refuses a time that is more than `years_max` years old, or too far ahead.
     pub fn into_draft(self, years_max: u32) -> Result<Draft, Problem> {
         let Self { at_ms, value, kind, idempotency_key } = self;
-        if at_ms < clock::now_ms() - i64::from(years_max) * YEAR_MS {
-            let detail = format!(
-                "a timestamp lies between {years_max} years before and one hour after it is accepted"
-            );
-            return Err(Problem::invalid_at("/timestamp", detail));
-        }
+        check_time(at_ms, clock::now_ms(), years_max)
+            .map_err(|error| Problem::invalid_at("/timestamp", error.to_string()))?;
         let own_key = idempotency_key.map(OwnKey::into_text);
         Ok(Draft { write: Write::Point(write::Point { kind, at_ms, value }), own_key })
     }
@@ -75,10 +71,8 @@ impl Point {
 
 fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let at_ms = time_text::parse(&text)
-        .ok_or_else(|| D::Error::custom("not a time with a zone, such as 2026-11-20T08:00:00Z (RFC 3339)"))?;
-    check_time(at_ms, clock::now_ms()).map_err(D::Error::custom)?;
-    Ok(at_ms)
+    time_text::parse(&text)
+        .ok_or_else(|| D::Error::custom("not a time with a zone, such as 2026-11-20T08:00:00Z (RFC 3339)"))
 }
 
 fn value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {

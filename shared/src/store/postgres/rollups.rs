@@ -79,7 +79,7 @@ pub async fn merge(
 }
 
 /// Locks all rows, then merges one part after the other. The data of the first part comes with the
-/// locks: more are rare.
+/// locks; most batches have no other.
 async fn merge_into_stored(
     connection: &mut PgConnection,
     known: &KnownRollups,
@@ -105,7 +105,7 @@ async fn merge_into_stored(
             return Ok(());
         }
         let part: Vec<Key> = later[..part_length(&later)].iter().map(|row| row.key).collect();
-        // Locked already: nobody changed them.
+        // Locked already, so unchanged: this reads their data.
         rows = lock(connection, &part).await?;
         rows.extend(later.into_iter().skip(part.len()));
     }

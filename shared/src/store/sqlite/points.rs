@@ -134,8 +134,7 @@ async fn merge(
     Ok(())
 }
 
-/// What is stored under the first of these keys, and the last key that was looked for where a part
-/// was full.
+/// Reads the rollups under these keys until a part is full; then also gives the last key of the part.
 async fn stored(
     connection: &mut SqliteConnection,
     added: &BTreeMap<Key, Rollup>,
