@@ -52,6 +52,22 @@ pub struct Items<T> {
     pub rejected: Vec<Rejected>,
 }
 
+impl<T> Items<T> {
+    /// Checks or changes the valid items further; those that fail are rejected, too.
+    pub fn and_then<U>(self, take: impl Fn(T) -> Result<U, Problem>) -> Items<U> {
+        let Self { valid, mut rejected } = self;
+        let mut taken = Vec::with_capacity(valid.len());
+        for (index, item) in valid {
+            match take(item) {
+                Ok(item) => taken.push((index, item)),
+                Err(problem) => rejected.push(Rejected { index, problem }),
+            }
+        }
+        rejected.sort_by_key(|rejected| rejected.index);
+        Items { valid: taken, rejected }
+    }
+}
+
 /// Reads the whole body within the limits, with the room that it takes.
 pub async fn read<'a>(
     request: &HttpRequest,

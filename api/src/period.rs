@@ -1,10 +1,11 @@
 //! Which periods of time a question about metrics means, and which rollups answer it.
 //!
-//! Pure: the handlers pass the time in. Rollups of different lengths hold the same points, and
-//! merging them is exact, so it does not matter for the figures which ones a range is made of.
+//! Pure: the handlers pass the time in. Rollups of different lengths that are [`Kept`] hold the same
+//! points, and merging them is exact, so it does not matter for the figures which ones a range is
+//! made of.
 use shared::config;
 use shared::rollup::Resolution;
-use shared::store::points::MINUTES_BACK_MS_MAX;
+use shared::store::points::{HOURS_BACK_MS_MAX, MINUTES_BACK_MS_MAX};
 use time::{Date, Month, OffsetDateTime};
 
 use self::Resolution::{Day, Hour, Minute};
@@ -114,11 +115,11 @@ impl Period {
 }
 
 impl Kept {
-    /// Points that are old when they come write no minutes, whatever the retention is; and where
-    /// hours are gone, minutes are of no use.
+    /// Points that are old when they come write no minutes, or no hours either, whatever the
+    /// retention is; and where hours are gone, minutes are of no use.
     pub fn at(now_ms: i64, retention: &config::Retention) -> Self {
         let minutes_ms = (i64::from(retention.minutes_hours) * Hour.period_ms()).min(MINUTES_BACK_MS_MAX);
-        let hours_ms = i64::from(retention.hours_days) * DAY_MS;
+        let hours_ms = (i64::from(retention.hours_days) * DAY_MS).min(HOURS_BACK_MS_MAX);
         Self {
             minutes_since_ms: now_ms - minutes_ms.min(hours_ms) + MARGIN_MS,
             hours_since_ms: now_ms - hours_ms + MARGIN_MS,

@@ -19,6 +19,7 @@ use shared::progress::Progress;
 use shared::queue::Publisher;
 use shared::shutdown::{self, Shutdown, Trigger};
 use shared::store::Store;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::accept::identity::RecentKeys;
@@ -36,7 +37,7 @@ use crate::problem::Problem;
 use crate::read_cache::{ReadCache, ReadLimits};
 use crate::request::{Gate, RequestIds, serve};
 use crate::routes::health::HealthView;
-use crate::routes::metrics::MetricsParts;
+use crate::routes::metrics::{MetricsParts, PAGES_MAX};
 use crate::store_probe::StoreProbe;
 use crate::waiters::{Waiters, doubts};
 use crate::{openapi, port, routes};
@@ -233,6 +234,8 @@ impl Assembly {
         let metrics = Arc::new(MetricsParts {
             cache: ReadCache::new(store_breaker.clone(), metrics_limits(&config.cache)),
             retention: config.retention.clone(),
+            point_years_max: config.server.point_years_max,
+            turn: Arc::new(Semaphore::new(PAGES_MAX)),
         });
         let gate = Gate::new(config.server.in_flight_max);
         let waiters = Waiters::new(config.server.waiters_max, store_breaker.clone());

@@ -19,6 +19,12 @@ fn rollup(values: &[f64]) -> Rollup {
     rollup
 }
 
+/// A value in each bin that a sketch can have.
+fn widest() -> Rollup {
+    let rising = (0..2_770).map(|bin| 1e-9 * (f64::from(bin) / 50.1 + 0.001).exp());
+    rollup(&rising.flat_map(|value| [value, -value]).collect::<Vec<_>>())
+}
+
 fn add(c: &mut Criterion) {
     let values = values(1_000);
     let mut group = c.benchmark_group("add");
@@ -40,18 +46,20 @@ fn merge(c: &mut Criterion) {
             b.iter_batched_ref(|| into.clone(), |into| into.merge(black_box(&other)), BatchSize::SmallInput);
         });
     }
+    let (widest, other) = (widest(), rollup(&[1.0]));
+    group.bench_function("1 value into the widest", |b| {
+        b.iter_batched_ref(|| widest.clone(), |into| into.merge(black_box(&other)), BatchSize::SmallInput);
+    });
     group.finish();
 }
 
 fn encode_and_decode(c: &mut Criterion) {
     let mut group = c.benchmark_group("bytes");
-    for number in [1, 20, 100_000] {
-        let rollup = rollup(&values(number));
+    let small = [1, 20, 100_000].map(|number| (format!("{number} values"), rollup(&values(number))));
+    for (name, rollup) in small.into_iter().chain([("the widest".into(), widest())]) {
         let bytes = rollup.encode();
-        group.bench_function(format!("encode {number} values"), |b| b.iter(|| black_box(&rollup).encode()));
-        group.bench_function(format!("decode {number} values"), |b| {
-            b.iter(|| Rollup::decode(black_box(&bytes)));
-        });
+        group.bench_function(format!("encode {name}"), |b| b.iter(|| black_box(&rollup).encode()));
+        group.bench_function(format!("decode {name}"), |b| b.iter(|| Rollup::decode(black_box(&bytes))));
     }
     group.finish();
 }

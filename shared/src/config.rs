@@ -43,6 +43,9 @@ pub struct Server {
     pub items_max: usize,
     /// Largest item in bytes, as it stands in its request.
     pub item_bytes_max: usize,
+    /// How many years before it is accepted a point may lie, 50 at most. Points older than 90 days change
+    /// only the rollups of their day.
+    pub point_years_max: u32,
     /// Data of the documents of one page in bytes; a page ends before the document that is beyond, but has one
     /// at least.
     pub page_bytes_max: usize,
@@ -204,7 +207,8 @@ pub struct Retention {
     pub points_days: u32,
     /// Hours of rollups per minute.
     pub minutes_hours: u32,
-    /// Days of rollups per hour; those per day are kept.
+    /// Days of rollups per hour; those per day are kept. Beyond 90 they answer nothing, because older points
+    /// come to days only.
     pub hours_days: u32,
     /// Days that a dead letter is kept after it was discarded; the others stay until somebody decides.
     /// With an Idempotency-Key never for a shorter time than its key (`ids.remembered_for_hours`).
@@ -240,6 +244,7 @@ impl Default for Server {
             body_bytes_max: 1 << 20,
             items_max: 1_000,
             item_bytes_max: 256 << 10,
+            point_years_max: 20,
             page_bytes_max: 1 << 20,
             bodies_bytes_max: 256 << 20,
             answers_bytes_max: 64 << 20,

@@ -13,7 +13,7 @@ mod sum;
 #[cfg(test)]
 mod tests;
 
-pub use self::bytes::Corrupt;
+pub use self::bytes::{BYTES_MAX, Corrupt};
 
 /// How long the periods of a rollup are. The numbers are stored: do not change them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,10 +86,11 @@ impl Rollup {
         self.sum.round()
     }
 
-    /// The sum by the count, and never outside of the extremes, where the two roundings (three for
-    /// counts above 2⁵³) would lead: the mean of equal values is that value. `None` without values.
+    /// The exact sum divided by the count, rounded once, half to even. Never outside of the
+    /// extremes, where a sum that stopped at the largest number would lead. `None` without values.
     pub fn mean(&self) -> Option<f64> {
-        (self.count() > 0).then(|| (self.sum() / self.count() as f64).clamp(self.min, self.max))
+        // Adding zero takes the sign of minus zero away.
+        (self.count() > 0).then(|| (self.sum.divided_by(self.count()) + 0.0).clamp(self.min, self.max))
     }
 
     pub fn min(&self) -> Option<f64> {
@@ -101,9 +102,10 @@ impl Rollup {
     }
 
     /// The value of which a share `q` (above 0, at most 1) of the values is not larger: that of
-    /// rank ⌈q × count⌉, within 1 %, or within 1e-9 where its magnitude is below that. The product
-    /// is an f64, so that ranks of more than 2⁵³ values are rounded. The first and the last rank
-    /// are answered exactly. `None` without values.
+    /// rank ⌈q × count⌉, within 1 % for magnitudes from 1e-9 to 1e15; within 1e-9 below them. For one
+    /// beyond 1e15 the answer has its sign and a magnitude from 1e15 (less 1 %) up to its own. The
+    /// product is an f64, so that ranks of more than 2⁵³ values are rounded. The first and the last
+    /// rank are answered exactly. `None` without values.
     pub fn quantile(&self, q: f64) -> Option<f64> {
         let count = self.count();
         #[expect(

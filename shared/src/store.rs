@@ -68,8 +68,9 @@ pub trait Store: Send + Sync {
     /// Documents that are not deleted, by descending place.
     async fn documents(&self, page: DocumentPage) -> Result<Vec<Document>, StoreError>;
 
-    /// The rollups of one type in a range of periods, ascending; empty for an unknown type.
-    async fn rollups(&self, range: RollupRange) -> Result<Vec<(i32, Rollup)>, StoreError>;
+    /// The rollups of one type in a range of periods, ascending; none for an unknown type. A page ends
+    /// once it holds [`points::PAGE_BYTES_MAX`].
+    async fn rollups(&self, range: RollupRange) -> Result<RollupPage, StoreError>;
 
     /// Names of the metric types that have points, bytewise.
     async fn metric_types(&self, page: NamePage) -> Result<Vec<Arc<str>>, StoreError>;
@@ -175,6 +176,14 @@ pub struct RollupRange {
     pub resolution: Resolution,
     pub from: i32,
     pub below: i32,
+}
+
+/// Rollups by period, ascending.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RollupPage {
+    pub rollups: Vec<(i32, Rollup)>,
+    /// Where the next page begins; `None` on the last one.
+    pub next: Option<i32>,
 }
 
 /// How long things are kept, in milliseconds.

@@ -19,8 +19,15 @@ pub const NAME_LENGTH_MAX: usize = 128;
 /// Largest magnitude of a point's value: sums of more points than anybody can send stay finite.
 pub const VALUE_MAX: f64 = 1e290;
 
-/// How far before its accept time a point may lie, in milliseconds: 90 days.
-pub const POINT_AGE_MS_MAX: i64 = 90 * 24 * 60 * 60 * 1_000;
+/// A year of 365.25 days, in milliseconds.
+pub const YEAR_MS: i64 = 31_557_600_000;
+
+/// How many years before its accept time a point may lie, whatever an API allows: back to 1970 and not
+/// further, where questions about ranges begin.
+pub const POINT_YEARS_MAX: u32 = 50;
+
+/// [`POINT_YEARS_MAX`] in milliseconds.
+pub const POINT_AGE_MS_MAX: i64 = POINT_YEARS_MAX as i64 * YEAR_MS;
 
 /// How far after its accept time a point may lie, in milliseconds: one hour.
 pub const POINT_AHEAD_MS_MAX: i64 = 60 * 60 * 1_000;
@@ -153,7 +160,7 @@ impl Item {
             Write::Point(point) => {
                 check_name(&point.kind)?;
                 check_value(point.value)?;
-                check_distance(point.at_ms, accepted_at_ms, POINT_TOLERANCE_MS)?;
+                check_distance(point.at_ms, accepted_at_ms, POINT_YEARS_MAX, POINT_TOLERANCE_MS)?;
             }
         }
         Ok(())
@@ -177,14 +184,15 @@ pub fn check_value(value: f64) -> Result<(), Invalid> {
 }
 
 /// Times of points, seen from when they were accepted.
-pub fn check_time(at_ms: i64, accepted_at_ms: i64) -> Result<(), Invalid> {
-    check_distance(at_ms, accepted_at_ms, 0)
+pub fn check_time(at_ms: i64, accepted_at_ms: i64, years_max: u32) -> Result<(), Invalid> {
+    check_distance(at_ms, accepted_at_ms, years_max, 0)
 }
 
-fn check_distance(at_ms: i64, accepted_at_ms: i64, tolerance_ms: i64) -> Result<(), Invalid> {
+fn check_distance(at_ms: i64, accepted_at_ms: i64, years_max: u32, tolerance_ms: i64) -> Result<(), Invalid> {
     let ahead_ms = at_ms.saturating_sub(accepted_at_ms);
-    let allowed = -POINT_AGE_MS_MAX - tolerance_ms..=POINT_AHEAD_MS_MAX + tolerance_ms;
-    if allowed.contains(&ahead_ms) { Ok(()) } else { Err(Invalid::Time) }
+    let age_ms_max = i64::from(years_max) * YEAR_MS;
+    let allowed = -age_ms_max - tolerance_ms..=POINT_AHEAD_MS_MAX + tolerance_ms;
+    if allowed.contains(&ahead_ms) { Ok(()) } else { Err(Invalid::Time(years_max)) }
 }
 
 /// Why an item cannot be applied.
@@ -194,8 +202,8 @@ pub enum Invalid {
     Name,
     #[error("a value is a number from -{VALUE_MAX:e} to {VALUE_MAX:e}")]
     Value,
-    #[error("a timestamp lies between 90 days before and one hour after it is accepted")]
-    Time,
+    #[error("a timestamp lies between {0} years before and one hour after it is accepted")]
+    Time(u32),
     #[error("only documents can be deleted")]
     NoDocument,
     #[error("its id is not that of a keyed item of its kind")]
@@ -292,16 +300,18 @@ mod tests {
         }
         let now_ms = 1_763_600_000_000;
         for good in [now_ms, now_ms - POINT_AGE_MS_MAX, now_ms + POINT_AHEAD_MS_MAX] {
-            assert_eq!(check_time(good, now_ms), Ok(()), "{good}");
+            assert_eq!(check_time(good, now_ms, 50), Ok(()), "{good}");
         }
+        assert_eq!(check_time(now_ms - YEAR_MS, now_ms, 1), Ok(()));
+        assert_eq!(check_time(now_ms - YEAR_MS - 1, now_ms, 1), Err(Invalid::Time(1)));
         let at_the_edge = |at_ms| {
             let write = Write::Point(Point { kind: "t".into(), at_ms, value: 1.0 });
             Item { write, keyed: None }.check(now_ms)
         };
         assert_eq!(at_the_edge(now_ms + POINT_AHEAD_MS_MAX + POINT_TOLERANCE_MS), Ok(()));
-        assert_eq!(at_the_edge(now_ms - POINT_AGE_MS_MAX - POINT_TOLERANCE_MS - 1), Err(Invalid::Time));
+        assert_eq!(at_the_edge(now_ms - POINT_AGE_MS_MAX - POINT_TOLERANCE_MS - 1), Err(Invalid::Time(50)));
         for bad in [now_ms - POINT_AGE_MS_MAX - 1, now_ms + POINT_AHEAD_MS_MAX + 1, i64::MIN, i64::MAX] {
-            assert_eq!(check_time(bad, now_ms), Err(Invalid::Time), "{bad}");
+            assert_eq!(check_time(bad, now_ms, 50), Err(Invalid::Time(50)), "{bad}");
         }
     }
 

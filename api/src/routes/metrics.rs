@@ -2,20 +2,23 @@
 //!
 //! Reads are answered from rollups, never from points, through the cache of reads.
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
-use actix_web::web::{Payload, ThinData};
+use actix_web::web::{self, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use shared::clock;
 use shared::rollup::Rollup;
-use shared::store::{RollupRange, Store, StoreError};
+use shared::store::{RollupPage, RollupRange, Store, StoreError};
 use shared::write::Write;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-use self::figures::{Bucket, Series, Summary};
+use self::figures::{Filling, Series, Summary};
 use self::point::{Point, PointStored};
 use self::question::{Question, Shape};
 use crate::accept::{self, Accepted, Terms};
-use crate::body::{self, Body, Items};
+use crate::body::{self, Body};
 use crate::cache::{Outcome, guarded};
 use crate::parameters::{self, ListParams, page_of};
 use crate::period::{Buckets, Piece};
@@ -23,6 +26,13 @@ use crate::problem::Problem;
 use crate::read_cache::{Answer, ReadKey};
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::server::Shared;
+
+/// Pages of rollups in memory at once, of all answers. A page is up to 1 MiB of stored bytes, eight
+/// times that once it is read.
+pub const PAGES_MAX: usize = 4;
+
+/// How long a page waits for its turn.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(2);
 
 pub mod figures;
 pub mod point;
@@ -69,12 +79,12 @@ pub async fn record_on(
     terms: &Terms,
 ) -> Result<HttpResponse, Problem> {
     parameters::none(request.query_string())?;
-    let limits = &shared.body_limits;
+    let (limits, years_max) = (&shared.body_limits, shared.metrics.point_years_max);
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
     let points = match body {
         Body::Empty => return Err(Problem::malformed("a point is a JSON object; there is no body")),
         Body::One(json) => {
-            let draft = body::one::<Point>(&json, limits.item_bytes_max)?.into_draft();
+            let draft = body::one::<Point>(&json, limits.item_bytes_max)?.into_draft(years_max)?;
             // Needed only by an answer that waited.
             let point = terms.wait.map(|_| draft.write.clone());
             // The request may wait for long now, and nothing of its body is needed.
@@ -90,10 +100,9 @@ pub async fn record_on(
         Body::Array(json) => body::array::<Point>(&json, limits)?,
         Body::Lines(text) => body::lines::<Point>(&text, limits)?,
     };
-    let Items { valid, rejected } = points;
-    let valid = valid.into_iter().map(|(index, point)| (index, point.into_draft())).collect();
+    let points = points.and_then(|point| point.into_draft(years_max));
     drop(reserved);
-    accept::many(shared, terms, Items { valid, rejected }).await
+    accept::many(shared, terms, points).await
 }
 
 /// Takes points, waiting a moment for them to be applied.
@@ -125,10 +134,12 @@ pub async fn record_short(
 ///
 /// Either `period`, the current calendar period in UTC, or `from` and `to`. A range whose edges
 /// lie where minutes (hours) are no longer kept is widened to whole hours (days); `from` and `to`
-/// of the answer tell what was summarised. Percentiles are those of rank ⌈q × count⌉ within 1 %
-/// of the value (within 1e-9 where its magnitude is below that); count, sum and extremes are
-/// exact, the sum and the average rounded once. Answered from memory; how it was found stands in
-/// `Cache-Status`, how old it is in `Age`.
+/// of the answer tell what was summarised. Points that were older than 48 hours (90 days) when
+/// they were accepted are in the figures of whole hours (days) only. Percentiles are those of rank
+/// ⌈q × count⌉ within 1 % of the value for magnitudes from 1e-9 to 1e15; within 1e-9 below them,
+/// and of a value beyond them they say its sign and a magnitude from 1e15 up to its own. Count,
+/// sum and extremes are exact, the sum and the average rounded once. Answered from memory; how it
+/// was found stands in `Cache-Status`, how old it is in `Age`.
 #[utoipa::path(
     get,
     path = "/v1/metrics/summary",
@@ -173,7 +184,8 @@ pub async fn summary_short(request: HttpRequest, shared: ThinData<Shared>) -> Re
 /// Summarises the points of one type in buckets of equal length.
 ///
 /// Buckets are aligned to multiples of `step` since 1970 in UTC, so the first and the last one may
-/// reach beyond the range; 1,000 at most. The figures are those of summaries.
+/// reach beyond the range; 1,000 at most. The figures are those of summaries; points that were
+/// older than 48 hours (90 days) when they were accepted are in buckets of whole hours (days) only.
 #[utoipa::path(
     get,
     path = "/v1/metrics/series",
@@ -230,7 +242,8 @@ async fn answer(
 ) -> Result<HttpResponse, Problem> {
     let load = || {
         let (store, question) = (shared.store.clone(), question.clone());
-        async move { compute(&*store, &question).await }
+        let turn = Arc::clone(&shared.metrics.turn);
+        async move { compute(&*store, &turn, &question).await }
     };
     let read = shared.metrics.cache.get(question, load).await;
     let (answer, outcome) = read.map_err(|error| unavailable(&error))?;
@@ -251,36 +264,53 @@ fn respond(request: &HttpRequest, answer: &Answer, outcome: Outcome) -> HttpResp
 }
 
 /// The body of an answer, from the store.
-async fn compute(store: &dyn Store, question: &Question) -> Result<Vec<u8>, StoreError> {
+async fn compute(store: &dyn Store, turn: &Semaphore, question: &Question) -> Result<Vec<u8>, StoreError> {
     let kind = question.tag();
     let body = match question.shape {
         Shape::Summary(answered) => {
             let mut whole = Rollup::default();
             for piece in question.span.pieces() {
-                for (_, rollup) in rollups(store, kind, piece).await? {
-                    whole.merge(&rollup);
-                }
+                let add = |whole: &mut Rollup, _, rollup: &Rollup| whole.merge(rollup);
+                whole = fold(store, turn, (kind, piece), whole, add).await?;
             }
             serde_json::to_vec(&Summary::new(kind, answered.name(), question.span, &whole))
         }
         Shape::Series { step_ms, resolution } => {
             let buckets = Buckets { span: question.span, step_ms, resolution };
-            let mut merged: Vec<_> = buckets.spans().map(|span| (span, Rollup::default())).collect();
-            for (period, rollup) in rollups(store, kind, buckets.piece()).await? {
-                if let Some((_, bucket)) = buckets.index_of(period).and_then(|index| merged.get_mut(index)) {
-                    bucket.merge(&rollup);
-                }
-            }
-            let items = merged.iter().map(|(span, rollup)| Bucket::new(*span, rollup)).collect();
-            serde_json::to_vec(&Series::new(kind, &buckets, items))
+            let series = fold(store, turn, (kind, buckets.piece()), Filling::new(buckets), Filling::add);
+            serde_json::to_vec(&Series::new(kind, &buckets, series.await?.finish()))
         }
     };
     Ok(body.expect("figures have a JSON form"))
 }
 
-async fn rollups(store: &dyn Store, kind: &str, piece: Piece) -> Result<Vec<(i32, Rollup)>, StoreError> {
-    let Piece { resolution, from, below } = piece;
-    store.rollups(RollupRange { kind: kind.to_owned(), resolution, from, below }).await
+/// Adds the rollups of a piece to `whole`, by ascending period. A page is in memory at a time, and
+/// added away from the workers; pages of all answers take turns.
+async fn fold<T: Send + 'static>(
+    store: &dyn Store,
+    turn: &Semaphore,
+    (kind, piece): (&str, Piece),
+    mut whole: T,
+    add: impl Fn(&mut T, i32, &Rollup) + Copy + Send + 'static,
+) -> Result<T, StoreError> {
+    let Piece { resolution, mut from, below } = piece;
+    loop {
+        let wait = timeout(TURN_WAIT_MAX, turn.acquire()).await;
+        let _turn = wait.map_err(|_| StoreError::Busy("no turn to read rollups in time".into()))?;
+        let range = RollupRange { kind: kind.to_owned(), resolution, from, below };
+        let RollupPage { rollups, next } = store.rollups(range).await?;
+        if !rollups.is_empty() {
+            let merging = web::block(move || {
+                rollups.iter().for_each(|(period, rollup)| add(&mut whole, *period, rollup));
+                whole
+            });
+            whole = merging.await.map_err(|_| StoreError::Unavailable("merging rollups failed".into()))?;
+        }
+        match next {
+            Some(next) => from = next,
+            None => return Ok(whole),
+        }
+    }
 }
 
 /// What the handlers here need beside what all need.
@@ -288,4 +318,8 @@ pub struct MetricsParts {
     pub cache: Arc<crate::read_cache::ReadCache<Question>>,
     /// What the consumer keeps.
     pub retention: shared::config::Retention,
+    /// How old points may be.
+    pub point_years_max: u32,
+    /// Turns of pages of rollups.
+    pub turn: Arc<Semaphore>,
 }

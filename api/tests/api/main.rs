@@ -19,6 +19,7 @@ mod documents_outages;
 mod extremes;
 mod faults;
 mod heads;
+mod heavy;
 mod idle;
 mod keys;
 mod limits;

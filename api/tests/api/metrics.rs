@@ -2,6 +2,7 @@
 use api::time_text::rfc3339;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
+use shared::write::YEAR_MS;
 
 use crate::support::{Installation, cluster_with, json, on_both_pairs, problem};
 
@@ -55,7 +56,7 @@ async fn wait_for_count(installation: &Installation, kind: &str, rest: &str, cou
         .await
 }
 
-/// Compares the figures with what sorting and adding up gives. `sum` is the exact sum, rounded.
+/// Compares the figures with what sorting and adding up gives. `sum` is the exact sum.
 fn assert_figures(figures: &Value, values: &[f64], sum: f64) {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -72,8 +73,7 @@ fn assert_figures(figures: &Value, values: &[f64], sum: f64) {
     assert_eq!(figures["min"].as_f64(), Some(sorted[0]));
     assert_eq!(figures["max"].as_f64(), Some(sorted[count - 1]));
     let average = figures["average_value"].as_f64().expect("a number");
-    let expected = sum / count as f64;
-    assert!((average - expected).abs() <= expected.abs() * 1e-15, "{average} for {expected}");
+    assert_eq!(average.to_bits(), (sum / count as f64).to_bits(), "{average}");
     for (name, percent) in [("p50", 50), ("p95", 95), ("p99", 99)] {
         let expected = sorted[(count * percent).div_ceil(100) - 1];
         let told = figures[name].as_f64().expect("a number");
@@ -191,7 +191,7 @@ on_both_pairs! {
         let with = |timestamp: &str, value: &str, kind: &str| {
             format!(r#"{{"timestamp":{timestamp},"value":{value},"type":{kind}}}"#)
         };
-        let (at, old) = (format!("\"{now}\""), rfc3339(now_ms() - 90 * DAY_MS - MINUTE_MS));
+        let (at, old) = (format!("\"{now}\""), rfc3339(now_ms() - 20 * YEAR_MS - MINUTE_MS));
         let (ahead, long) = (rfc3339(now_ms() + HOUR_MS + MINUTE_MS), format!("\"{}\"", "x".repeat(129)));
         let with_time = |timestamp: &str| with(&format!("\"{timestamp}\""), "1", "\"bad\"");
         let value = |value: &str| with(&at, value, "\"bad\"");
@@ -271,15 +271,45 @@ on_both_pairs! {
     }
 
     async fn times_with_any_offset_are_taken_up_to_both_ends_of_what_is_allowed(installation) {
-        let edges = [now_ms() - 90 * DAY_MS + MINUTE_MS, now_ms() + HOUR_MS - MINUTE_MS];
+        let edges = [now_ms() - 20 * YEAR_MS + MINUTE_MS, now_ms() - 90 * DAY_MS, now_ms() + HOUR_MS - MINUTE_MS];
         for at_ms in edges {
             let shifted = rfc3339(at_ms + 2 * HOUR_MS).replace('Z', "456+02:00");
             let body = json!({"timestamp": shifted, "value": 1, "type": "edges"}).to_string();
             assert_eq!(installation.post("/v1/metrics", &body).await.status(), 202, "{shifted}");
             wait_for_count(&installation, "edges", &range(at_ms - 1, at_ms + 1), 1).await;
         }
-        let both = range(now_ms() - 91 * DAY_MS, now_ms() + DAY_MS);
+        let both = range(now_ms() - 92 * DAY_MS, now_ms() + DAY_MS);
         wait_for_count(&installation, "edges", &both, 2).await;
+    }
+
+    async fn a_past_of_years_is_in_the_figures_of_days_and_in_none_finer(installation) {
+        let noon_ms = (now_ms() - 285 * DAY_MS) / DAY_MS * DAY_MS + DAY_MS / 2;
+        let body = point("past", noon_ms, 12.5).to_string();
+        assert!([201, 202].contains(&installation.post("/api/metrics", &body).await.status().as_u16()));
+        let years_ago = |years: i64| point("past", noon_ms - years * 365 * DAY_MS, 1.0);
+        let many = json!([years_ago(1), years_ago(21), years_ago(19), years_ago(60), {"value": 1}]).to_string();
+        let told = json(installation.post("/v1/metrics", &many).await).await;
+        assert_eq!(told["accepted"], 2);
+        let rejected = told["rejected"].as_array().expect("an array");
+        assert_eq!(rejected.iter().map(|item| &item["index"]).collect::<Vec<_>>(), [1, 3, 4]);
+        for item in &rejected[..2] {
+            assert_eq!(item["problem"]["errors"][0]["pointer"], "/timestamp", "{item}");
+        }
+        let detail = &rejected[1]["problem"]["errors"][0]["detail"];
+        assert!(detail.as_str().expect("text").contains("20 years"), "{detail}");
+        let all_bad = installation.post("/v1/metrics", &json!([years_ago(21)]).to_string()).await;
+        assert_eq!(problem(all_bad, 422).await["rejected"][0]["index"], 0);
+        for years in [0, 1, 19] {
+            let at_ms = noon_ms - years * 365 * DAY_MS;
+            let hour = range(at_ms, at_ms + HOUR_MS);
+            let figures = wait_for_count(&installation, "past", &hour, 1).await;
+            // Widened to the day.
+            let day_ms = at_ms - DAY_MS / 2;
+            assert_eq!((&figures["from"], &figures["to"]), (&rfc3339(day_ms).into(), &rfc3339(day_ms + DAY_MS).into()));
+            let days = json(ask(&installation, 0, "series", "past", &format!("{hour}&step=day")).await).await;
+            assert_eq!(days["buckets"][0]["count"], 1);
+            problem(ask(&installation, 0, "series", "past", &format!("{hour}&step=hour")).await, 422).await;
+        }
     }
 
     async fn media_types_encodings_and_sizes_are_checked(installation) {

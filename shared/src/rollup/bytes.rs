@@ -14,11 +14,17 @@
 //! Varints are little-endian groups of seven bits, as short as possible. What is read is not
 //! trusted: it is checked, never indexed by, and nothing is allocated for what is not there.
 use super::Rollup;
-use super::sketch::{Bin, SMALLEST, Sketch};
+use super::sketch::{BINS_MAX, Bin, SMALLEST, Sketch};
 use super::sum::{PARTS_MAX, Sum};
 use crate::write::check_value;
 
 const VERSION: u8 = 1;
+
+/// Bytes of an encoded rollup at most: a key of one byte and a count of nine in each bin, the sum's
+/// parts, and what stands around them. With fewer than two million values in each bin they are
+/// less than half of it. Builds that kept every bin wrote more; such a rollup comes within this at
+/// its next write.
+pub const BYTES_MAX: usize = 10 * BINS_MAX + 8 * PARTS_MAX + 64;
 
 /// The bytes are no rollup that this build can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +53,7 @@ impl Rollup {
         bytes
     }
 
-    /// Reads what [`Rollup::encode`] wrote, and nothing else.
+    /// Reads what [`Rollup::encode`] wrote, or that of an earlier build, and nothing else.
     pub fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
         let mut reader = Reader(bytes);
         if reader.byte()? != VERSION {
@@ -66,7 +72,7 @@ struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
     fn rollup(&mut self, bins: u64) -> Result<Rollup, Corrupt> {
-        let sketch = Sketch::from_bins(self.bins(bins)?).ok_or(Corrupt)?;
+        let sketch = self.sketch(bins)?;
         let (min, max) = (self.value()?, self.value()?);
         let ends = sketch.bins().first().zip(sketch.bins().last()).ok_or(Corrupt)?;
         if min > max || side(min) != ends.0.key.signum() || side(max) != ends.1.key.signum() {
@@ -80,19 +86,18 @@ impl Reader<'_> {
         Ok(Rollup { sketch, sum: Sum::from_parts(parts).ok_or(Corrupt)?, min, max })
     }
 
-    fn bins(&mut self, number: u64) -> Result<Vec<Bin>, Corrupt> {
+    fn sketch(&mut self, bins: u64) -> Result<Sketch, Corrupt> {
         // A bin takes two bytes at least.
-        let number =
-            usize::try_from(number).ok().filter(|number| *number <= self.0.len() / 2).ok_or(Corrupt)?;
-        let mut bins = Vec::with_capacity(number);
-        let (mut key, mut count) = (unzigzag(self.small()?), self.varint()?);
-        bins.push(Bin { key, count });
-        for _ in 1..number {
-            key = key.checked_add_unsigned(self.small()?).ok_or(Corrupt)?;
-            count = self.varint()?;
-            bins.push(Bin { key, count });
+        let bins = usize::try_from(bins).ok().filter(|bins| *bins <= self.0.len() / 2).ok_or(Corrupt)?;
+        let mut sketch = Sketch::with_capacity(bins);
+        let mut key = unzigzag(self.small()?);
+        sketch.push(Bin { key, count: self.varint()? }).ok_or(Corrupt)?;
+        for _ in 1..bins {
+            let distance = Some(self.small()?).filter(|distance| *distance > 0).ok_or(Corrupt)?;
+            key = key.checked_add_unsigned(distance).ok_or(Corrupt)?;
+            sketch.push(Bin { key, count: self.varint()? }).ok_or(Corrupt)?;
         }
-        Ok(bins)
+        Ok(sketch)
     }
 
     /// A value in the form in which it is added.

@@ -1,11 +1,15 @@
 //! How many values lie in which bin, where bins grow with the values: a DDSketch (Ch. Masson,
-//! J. E. Rim, H. K. Lee, VLDB 2019) that keeps every bin which was ever hit.
+//! J. E. Rim, H. K. Lee, VLDB 2019) over a fixed range of magnitudes, so with [`BINS_MAX`] bins.
 //!
-//! It never collapses bins, so that the error holds at both ends. Their number is bounded by the
-//! values themselves: about 50 bins for each factor of e between the smallest and the largest.
+//! A value beyond the range counts in the outermost bin of its side. Which bin a value lands in
+//! depends on the value alone, never on what came before: merging stays exact in any order, which
+//! a sketch that collapses its smallest bins would lose.
 
 /// Smaller magnitudes count as zero.
 pub const SMALLEST: f64 = 1e-9;
+
+/// Larger magnitudes count in the bin of this one.
+pub const LARGEST: f64 = 1e15;
 
 /// ln of [`SMALLEST`].
 const LN_SMALLEST: f64 = -20.723_265_836_946_41;
@@ -18,8 +22,14 @@ const BINS_PER_E: f64 = 50.1;
 /// tanh(1 / (2 × [`BINS_PER_E`])).
 const ERROR: f64 = 0.009_979_708_592_053_198;
 
-/// No value up to `write::VALUE_MAX` has a larger key.
-pub const KEY_MAX: i32 = 34_500;
+/// The key of [`LARGEST`].
+pub const KEY_MAX: i32 = 2_769;
+
+/// Largest key in stored sketches of builds that kept every bin up to `write::VALUE_MAX`.
+const STORED_KEY_MAX: i32 = 34_500;
+
+/// Bins of a sketch at most: zero, and both signs.
+pub const BINS_MAX: usize = 2 * KEY_MAX as usize + 1;
 
 /// Values that are told apart by their bin only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,12 +48,25 @@ pub struct Sketch {
 }
 
 impl Sketch {
-    /// `None` when the bins are not sorted, are empty or hold more than can be counted.
-    pub fn from_bins(bins: Vec<Bin>) -> Option<Self> {
-        let sorted = bins.windows(2).all(|pair| pair[0].key < pair[1].key);
-        let within = bins.iter().all(|bin| bin.count > 0 && bin.key.unsigned_abs() <= KEY_MAX.unsigned_abs());
-        let count = bins.iter().try_fold(0_u64, |count, bin| count.checked_add(bin.count))?;
-        (sorted && within).then_some(Self { bins, count })
+    pub fn with_capacity(bins: usize) -> Self {
+        Self { bins: Vec::with_capacity(bins.min(BINS_MAX)), count: 0 }
+    }
+
+    /// Appends a stored bin, whose key must be the largest so far. Keys of earlier builds beyond
+    /// [`BINS_MAX`] come into the outermost bins. `None` for a bin that no sketch has: empty, out
+    /// of order, or with more values than can be counted.
+    pub fn push(&mut self, bin: Bin) -> Option<()> {
+        if bin.count == 0 || bin.key.unsigned_abs() > STORED_KEY_MAX.unsigned_abs() {
+            return None;
+        }
+        self.count = self.count.checked_add(bin.count)?;
+        let key = bin.key.clamp(-KEY_MAX, KEY_MAX);
+        match self.bins.last_mut() {
+            Some(last) if last.key == key && key.abs() == KEY_MAX => last.count += bin.count,
+            Some(last) if last.key >= key => return None,
+            _ => self.bins.push(Bin { key, ..bin }),
+        }
+        Some(())
     }
 
     pub fn bins(&self) -> &[Bin] {
@@ -108,7 +131,8 @@ impl Sketch {
         }
     }
 
-    /// About the value of a rank, counted from 1 upwards; 0 past the last.
+    /// About the value of a rank, counted from 1 upwards; 0 past the last. Beyond [`LARGEST`] only
+    /// that: the value's sign and the largest magnitude of the range.
     pub fn value_at(&self, rank: u64) -> f64 {
         let mut seen = 0_u64;
         let holds = |bin: &&Bin| {
@@ -132,7 +156,7 @@ fn seek(bins: &[Bin], mut from: usize, key: i32) -> usize {
 }
 
 fn key_of(value: f64) -> i32 {
-    let magnitude = value.abs();
+    let magnitude = value.abs().min(LARGEST);
     if magnitude < SMALLEST {
         return 0;
     }
@@ -155,18 +179,28 @@ mod tests {
     use super::*;
     use crate::write::VALUE_MAX;
 
+    fn sketch(bins: &[(i32, u64)]) -> Option<Sketch> {
+        let mut sketch = Sketch::default();
+        bins.iter().try_for_each(|(key, count)| sketch.push(Bin { key: *key, count: *count }))?;
+        Some(sketch)
+    }
+
     #[test]
     fn the_constants_are_what_they_are_said_to_be() {
         assert!((LN_SMALLEST - SMALLEST.ln()).abs() < 1e-14);
         assert!((ERROR - (0.5 / BINS_PER_E).tanh()).abs() < 1e-16, "{}", (0.5 / BINS_PER_E).tanh());
-        assert!(key_of(VALUE_MAX) <= KEY_MAX && key_of(VALUE_MAX) > KEY_MAX - 100, "{}", key_of(VALUE_MAX));
+        let unbounded = ((VALUE_MAX.ln() - LN_SMALLEST) * BINS_PER_E).ceil();
+        assert!((0.0..100.0).contains(&(f64::from(STORED_KEY_MAX) - unbounded)), "{unbounded}");
         assert_eq!((key_of(SMALLEST), key_of(-SMALLEST)), (1, -1));
+        assert_eq!((key_of(LARGEST), key_of(-LARGEST)), (KEY_MAX, -KEY_MAX));
+        assert_eq!((key_of(VALUE_MAX), key_of(-VALUE_MAX)), (KEY_MAX, -KEY_MAX));
+        assert_eq!(key_of(LARGEST / 1.03), KEY_MAX - 1);
         assert_eq!((key_of(0.0), key_of(9.999e-10), key_of(-5e-324)), (0, 0, 0));
     }
 
     #[test]
     fn on_either_side_of_every_border_the_answer_is_within_one_per_cent() {
-        for key in 1..=KEY_MAX {
+        for key in 1..KEY_MAX {
             let border = (LN_SMALLEST + f64::from(key) / BINS_PER_E).exp();
             for value in [border.next_down(), border, border.next_up(), border * (1.0 - 1e-12)] {
                 let answer = value_of(key_of(value));
@@ -178,25 +212,29 @@ mod tests {
 
     #[test]
     fn keys_grow_with_the_values() {
-        let rising = [-1e290, -2.0, -1.0, -1e-9, 0.0, 1e-9, 1e-8, 0.5, 1.0, 1e290].map(key_of);
+        let rising = [-1e15, -2.0, -1.0, -1e-9, 0.0, 1e-9, 1e-8, 0.5, 1.0, 1e14, 1e290].map(key_of);
         assert!(rising.is_sorted_by(|a, b| a < b), "{rising:?}");
     }
 
     #[test]
     fn bins_that_no_sketch_has_are_refused() {
-        let bins =
-            |keys: &[(i32, u64)]| keys.iter().map(|(key, count)| Bin { key: *key, count: *count }).collect();
-        assert!(Sketch::from_bins(bins(&[(-5, 1), (0, 2), (7, u64::MAX - 3)])).is_some());
+        assert!(sketch(&[(-5, 1), (0, 2), (7, u64::MAX - 3)]).is_some());
         for bad in
             [&[(1, 1), (1, 1)][..], &[(2, 1), (1, 1)], &[(1, 0)], &[(1, u64::MAX), (2, 1)], &[(i32::MIN, 1)]]
         {
-            assert!(Sketch::from_bins(bins(bad)).is_none(), "{bad:?}");
+            assert!(sketch(bad).is_none(), "{bad:?}");
         }
     }
 
     #[test]
+    fn bins_of_earlier_builds_beyond_the_range_come_into_the_outermost_ones() {
+        let wide = [(-STORED_KEY_MAX, 1), (-KEY_MAX, 2), (0, 4), (KEY_MAX, 8), (20_000, 16), (34_500, 32)];
+        assert_eq!(sketch(&wide), sketch(&[(-KEY_MAX, 3), (0, 4), (KEY_MAX, 56)]));
+    }
+
+    #[test]
     fn counts_past_their_range_stay_at_its_end() {
-        let full = Sketch::from_bins(vec![Bin { key: 3, count: u64::MAX }]).expect("counted");
+        let full = sketch(&[(3, u64::MAX)]).expect("counted");
         let mut twice = full.clone();
         twice.merge(&full);
         assert_eq!(twice, full);

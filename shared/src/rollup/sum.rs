@@ -7,6 +7,9 @@
 /// before it, and f64 reaches from 2¹⁰²³ to 2⁻¹⁰⁷⁴.
 pub const PARTS_MAX: usize = 40;
 
+/// Neighbours that a rounded quotient is moved to at most.
+const QUOTIENT_STEPS_MAX: u32 = 4;
+
 /// The sum is `head` plus all of `tail`. Empty: 0.
 #[derive(Clone, Debug, Default)]
 pub struct Sum {
@@ -68,6 +71,49 @@ impl Sum {
             }
         }
         high
+    }
+
+    /// The f64 that is nearest to the sum divided by `count`, above 0; between two, the even one.
+    /// The exact remainder of a quotient decides whether a neighbour is nearer: a remainder of a
+    /// product with an integer is a multiple of the smallest f64, so nothing is lost to underflow.
+    pub fn divided_by(&self, count: u64) -> f64 {
+        let mut quotient = self.round() / count as f64;
+        // Two units of the last place off at most; more only for a sum that stopped at its end.
+        for _ in 0..QUOTIENT_STEPS_MAX {
+            let mut remainder = self.clone();
+            remainder.subtract_product(quotient, count);
+            let neighbour = match remainder.head {
+                rest if rest > 0.0 => quotient.next_up(),
+                rest if rest < 0.0 => quotient.next_down(),
+                _ => return quotient,
+            };
+            if !neighbour.is_finite() {
+                return quotient;
+            }
+            // Twice the remainder against the distance of the two quotients times the count.
+            let mut excess = remainder.clone();
+            excess.merge(&remainder);
+            excess.subtract_product(neighbour - quotient, count);
+            let is_beyond = excess.head * remainder.head.signum();
+            if is_beyond < 0.0 || (is_beyond == 0.0 && quotient.to_bits().is_multiple_of(2)) {
+                return quotient;
+            }
+            quotient = neighbour;
+            if is_beyond == 0.0 {
+                return quotient;
+            }
+        }
+        quotient
+    }
+
+    /// Exact: a count above 2⁵³ comes in two parts, and what rounding takes from a product is an f64.
+    fn subtract_product(&mut self, factor: f64, count: u64) {
+        for part in [count >> 32 << 32, count & 0xFFFF_FFFF] {
+            let part = part as f64;
+            let product = factor * part;
+            self.add(-product);
+            self.add(-factor.mul_add(part, -product));
+        }
     }
 
     /// The only parts for this sum of which each is the rounded sum of itself and all that follow,

@@ -38,13 +38,13 @@ use self::session::Session;
 use super::page::Bounds;
 use super::{
     Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
-    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
+    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
+    StoreError, Stored,
 };
 use crate::collection::{Collection, Definition};
 use crate::config;
 use crate::id::{ItemKey, MessageId};
 use crate::message::Message;
-use crate::rollup::Rollup;
 
 /// See the module.
 pub struct PostgresStore {
@@ -153,9 +153,9 @@ impl Store for PostgresStore {
         work.await
     }
 
-    async fn rollups(&self, range: RollupRange) -> Result<Vec<(i32, Rollup)>, StoreError> {
+    async fn rollups(&self, range: RollupRange) -> Result<RollupPage, StoreError> {
         if range.kind.contains('\0') {
-            return Ok(Vec::new());
+            return Ok(RollupPage::default());
         }
         let work = self.session.run("rollups", self.read_timeout, move |connection| {
             Box::pin(async move { rollups::range(connection, &range).await })

@@ -30,7 +30,8 @@ use super::ledger::TooOld;
 use super::page::Bounds;
 use super::{
     Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
-    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
+    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
+    StoreError, Stored,
 };
 use crate::clock;
 use crate::collection::{Collection, Definition};
@@ -38,7 +39,6 @@ use crate::config;
 use crate::id::{ItemKey, MessageId};
 use crate::keyed::Fingerprint;
 use crate::message::Message;
-use crate::rollup::Rollup;
 
 /// See the module.
 pub struct SqliteStore {
@@ -160,7 +160,7 @@ impl Store for SqliteStore {
         work.await
     }
 
-    async fn rollups(&self, range: RollupRange) -> Result<Vec<(i32, Rollup)>, StoreError> {
+    async fn rollups(&self, range: RollupRange) -> Result<RollupPage, StoreError> {
         let work = self.files.read("rollups", move |connection| {
             Box::pin(async move { points::range(connection, range).await })
         });

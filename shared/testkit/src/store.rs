@@ -5,10 +5,10 @@ use async_trait::async_trait;
 use shared::collection::{Collection, Definition};
 use shared::id::ItemKey;
 use shared::message::Message;
-use shared::rollup::Rollup;
 use shared::store::{
     Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
-    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
+    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
+    StoreError, Stored,
 };
 use uuid::Uuid;
 
@@ -43,7 +43,7 @@ pub trait Layer: Send + Sync {
         self.behind().document(collection, id).await
     }
 
-    async fn rollups(&self, range: RollupRange) -> Answer<Vec<(i32, Rollup)>> {
+    async fn rollups(&self, range: RollupRange) -> Answer<RollupPage> {
         self.behind().rollups(range).await
     }
 
@@ -102,7 +102,7 @@ impl<L: Layer> Store for Layered<L> {
         self.0.behind().documents(page).await
     }
 
-    async fn rollups(&self, range: RollupRange) -> Answer<Vec<(i32, Rollup)>> {
+    async fn rollups(&self, range: RollupRange) -> Answer<RollupPage> {
         self.0.rollups(range).await
     }
 

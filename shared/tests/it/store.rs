@@ -1,6 +1,7 @@
 //! The store's contract. `contract` holds what both implementations must do, `postgres` and
 //! `sqlite` what only one of them can get wrong.
 mod contract;
+mod heavy;
 mod interruption;
 mod postgres;
 mod proxy;

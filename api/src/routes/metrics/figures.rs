@@ -13,7 +13,7 @@ use crate::time_text::rfc3339;
 pub struct Figures {
     #[schema(example = 3)]
     count: u64,
-    /// The exact sum divided by the count.
+    /// The exact sum divided by the count, rounded once.
     #[schema(example = 15.0)]
     average_value: Option<f64>,
     #[schema(example = 10.0)]
@@ -23,13 +23,13 @@ pub struct Figures {
     /// The exact sum, rounded once.
     #[schema(example = 45.0)]
     sum: f64,
-    /// The value of rank ⌈0.5 × count⌉, within 1 %.
+    /// The value of rank ⌈0.5 × count⌉, within 1 % for magnitudes from 1e-9 to 1e15.
     #[schema(example = 10.0)]
     p50: Option<f64>,
-    /// The value of rank ⌈0.95 × count⌉, within 1 %.
+    /// The value of rank ⌈0.95 × count⌉, within 1 % for magnitudes from 1e-9 to 1e15.
     #[schema(example = 25.0)]
     p95: Option<f64>,
-    /// The value of rank ⌈0.99 × count⌉, within 1 %.
+    /// The value of rank ⌈0.99 × count⌉, within 1 % for magnitudes from 1e-9 to 1e15.
     #[schema(example = 25.0)]
     p99: Option<f64>,
 }
@@ -125,6 +125,42 @@ pub struct Bucket {
 impl Bucket {
     pub fn new(span: Span, rollup: &Rollup) -> Self {
         Self { from: rfc3339(span.from_ms), to: rfc3339(span.to_ms), figures: Figures::of(rollup) }
+    }
+}
+
+/// The buckets of a series while rollups are added by ascending period: only the last one that has
+/// points is a rollup, those before it are figures already.
+pub struct Filling {
+    buckets: Buckets,
+    done: Vec<Bucket>,
+    current: Rollup,
+}
+
+impl Filling {
+    pub fn new(buckets: Buckets) -> Self {
+        Self { buckets, done: Vec::new(), current: Rollup::default() }
+    }
+
+    pub fn add(&mut self, period: i32, rollup: &Rollup) {
+        if let Some(index) = self.buckets.index_of(period) {
+            self.finish_before(index);
+            self.current.merge(rollup);
+        }
+    }
+
+    pub fn finish(mut self) -> Vec<Bucket> {
+        let count = self.buckets.spans().count();
+        self.finish_before(count);
+        self.done
+    }
+
+    /// Closes the current bucket and adds empty ones, until `index` is the next one to be closed.
+    fn finish_before(&mut self, index: usize) {
+        let missing = index.saturating_sub(self.done.len());
+        for span in self.buckets.spans().skip(self.done.len()).take(missing) {
+            let rollup = std::mem::take(&mut self.current);
+            self.done.push(Bucket::new(span, &rollup));
+        }
     }
 }
 

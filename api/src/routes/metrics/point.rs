@@ -7,14 +7,17 @@ use utoipa::ToSchema;
 
 use crate::accept::{Draft, OwnKey};
 use crate::parameters::{DOTS, is_dots};
+use crate::problem::Problem;
 use crate::time_text;
 
 /// One measurement.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
-    /// When it was measured: RFC 3339 with a zone, from 90 days back to one hour ahead. Kept in
-    /// milliseconds.
+    /// When it was measured: RFC 3339 with a zone, from 20 years back (`server.point_years_max`) to one
+    /// hour ahead. Kept in milliseconds. A point that is older than 48 hours when it is accepted changes
+    /// no figures per minute, one older than 90 days none per hour either: such a past is answered by
+    /// summaries and series of whole days.
     #[serde(rename = "timestamp", deserialize_with = "timestamp")]
     #[schema(value_type = String, format = DateTime, example = "2026-11-20T08:00:00.250+01:00")]
     at_ms: i64,
@@ -56,19 +59,20 @@ impl PointStored {
 }
 
 impl Point {
-    pub fn into_draft(self) -> Draft {
+    /// Refuses a time that is more than `years_max` years old, or too far ahead.
+    pub fn into_draft(self, years_max: u32) -> Result<Draft, Problem> {
         let Self { at_ms, value, kind, idempotency_key } = self;
+        check_time(at_ms, clock::now_ms(), years_max)
+            .map_err(|error| Problem::invalid_at("/timestamp", error.to_string()))?;
         let own_key = idempotency_key.map(OwnKey::into_text);
-        Draft { write: Write::Point(write::Point { kind, at_ms, value }), own_key }
+        Ok(Draft { write: Write::Point(write::Point { kind, at_ms, value }), own_key })
     }
 }
 
 fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let at_ms = time_text::parse(&text)
-        .ok_or_else(|| D::Error::custom("not a time with a zone, such as 2026-11-20T08:00:00Z (RFC 3339)"))?;
-    check_time(at_ms, clock::now_ms()).map_err(D::Error::custom)?;
-    Ok(at_ms)
+    time_text::parse(&text)
+        .ok_or_else(|| D::Error::custom("not a time with a zone, such as 2026-11-20T08:00:00Z (RFC 3339)"))
 }
 
 fn value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
@@ -92,7 +96,8 @@ mod tests {
     fn read(value: &str) -> Result<write::Point, serde_json::Value> {
         let now = time_text::rfc3339(clock::now_ms());
         let json = format!(r#"{{"timestamp":"{now}","value":{value},"type":"t"}}"#);
-        match body::one::<Point>(json.as_bytes(), 9_000).map(|point| point.into_draft().write) {
+        let point = body::one::<Point>(json.as_bytes(), 9_000).and_then(|point| point.into_draft(20));
+        match point.map(|draft| draft.write) {
             Ok(Write::Point(point)) => Ok(point),
             Ok(other) => panic!("{other:?}"),
             Err(problem) => Err(serde_json::to_value(problem).expect("serialises")),

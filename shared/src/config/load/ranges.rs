@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::id::ITEMS_PER_MESSAGE_MAX;
+use crate::write::POINT_YEARS_MAX;
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
@@ -55,6 +56,7 @@ pub const RANGES: &[(&str, u64, u64)] = &[
     ("server.items_max", 1, ITEMS_PER_MESSAGE_MAX as u64),
     ("server.keep_alive_ms", 0, DAY_MS),
     ("server.page_bytes_max", 0, GIB),
+    ("server.point_years_max", 1, POINT_YEARS_MAX as u64),
     ("server.port", 0, 65_535),
     ("server.short_wait_ms", 0, HOUR_MS),
     ("server.shutdown_timeout_ms", 0, HOUR_MS),

@@ -1,9 +1,10 @@
-//! Rollups: merged here, one row per resolution, type and period, written in the order of keys.
+//! Rollups: merged here, one row per resolution, type and period, written in the order of keys, in
+//! parts of [`PART_BYTES_MAX`] bytes of stored rollups.
 //!
 //! Rows that are not known to be there are inserted first, then the others are locked, and none is
 //! inserted after a lock: the other order deadlocks. A row is known when the transaction that
 //! inserted it, or found it, has committed; so nobody waits for a row that he could have locked.
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 
 use sqlx::PgConnection;
@@ -11,10 +12,10 @@ use sqlx::PgConnection;
 use super::failure::Failure;
 use super::keys::corrupt;
 use super::points::TypeIds;
-use crate::rollup::{Resolution, Rollup};
-use crate::store::RollupRange;
+use crate::rollup::{Corrupt, Resolution, Rollup};
 use crate::store::plan::Task;
-use crate::store::points::rollups;
+use crate::store::points::{Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, merged, page, rollups};
+use crate::store::{RollupPage, RollupRange};
 use crate::write::Point;
 
 /// Keys remembered, of twelve bytes each. Keys beyond are inserted in vain before they are locked.
@@ -72,10 +73,60 @@ pub async fn merge(
         added.remove(&key);
     }
     if !added.is_empty() {
-        lock(connection, known, &mut added).await?;
-        update(connection, &added).await?;
+        merge_into_stored(connection, known, added).await?;
     }
     Ok(keys)
+}
+
+/// Locks all rows, then merges one part after the other. The data of the first part comes with the
+/// locks; most batches have no other.
+async fn merge_into_stored(
+    connection: &mut PgConnection,
+    known: &KnownRollups,
+    mut added: BTreeMap<Key, Rollup>,
+) -> Result<(), Failure> {
+    let keys: Vec<Key> = added.keys().copied().collect();
+    let mut rows = lock(connection, &keys).await?;
+    if rows.len() < keys.len() {
+        let found: HashSet<Key> = rows.iter().map(|row| row.key).collect();
+        known.forget(keys.iter().filter(|key| !found.contains(*key)));
+        return Err(Failure::Vanished("a rollup"));
+    }
+    loop {
+        let later = rows.split_off(part_length(&rows));
+        let addition = |Locked { key, data, .. }| Addition {
+            key,
+            added: added.remove(&key).expect("it was asked for, once"),
+            stored: data,
+        };
+        let part = merged(rows.into_iter().map(addition).collect()).await?;
+        update(connection, &part.map_err(|(key, error)| unreadable(key, error))?).await?;
+        if later.is_empty() {
+            return Ok(());
+        }
+        let part: Vec<Key> = later[..part_length(&later)].iter().map(|row| row.key).collect();
+        // Locked already, so unchanged: this reads their data.
+        rows = lock(connection, &part).await?;
+        rows.extend(later.into_iter().skip(part.len()));
+    }
+}
+
+/// A row that is locked. Its data stays in the store when others before it fill a part.
+struct Locked {
+    key: Key,
+    bytes: usize,
+    data: Option<Vec<u8>>,
+}
+
+/// How many rows are in the next part: as many as the statement of [`lock`] gives data of.
+fn part_length(rows: &[Locked]) -> usize {
+    let mut before = 0;
+    let is_within = |row: &&Locked| {
+        let is_within = before < PART_BYTES_MAX;
+        before += row.bytes;
+        is_within
+    };
+    rows.iter().take_while(is_within).count()
 }
 
 /// Arrays of a statement.
@@ -115,45 +166,40 @@ async fn insert(
     Ok(inserted.map(|row| (row.resolution, row.r#type, row.period)).collect())
 }
 
-/// Locks rows in the order of their keys and merges what they hold into `added`. The locks are
-/// taken in a subquery per key, which the planner cannot reorder and which finds its row by the
-/// primary key, however many rows there are.
-async fn lock(
-    connection: &mut PgConnection,
-    known: &KnownRollups,
-    added: &mut BTreeMap<Key, Rollup>,
-) -> Result<(), Failure> {
-    let (resolutions, types, periods) = columns(added.keys());
+/// Locks rows in the order of their keys. The locks are taken in a subquery per key, which the
+/// planner cannot reorder and which finds its row by the primary key, however many rows there are.
+async fn lock(connection: &mut PgConnection, keys: &[Key]) -> Result<Vec<Locked>, Failure> {
+    let (resolutions, types, periods) = columns(keys.iter());
     let rows = sqlx::query!(
-        r#"select key.resolution as "resolution!", key.type as "type!", key.period as "period!", row.data
+        r#"select key.resolution as "resolution!", key.type as "type!", key.period as "period!",
+               row.bytes as "bytes!",
+               case when coalesce(
+                   sum(row.bytes) over (rows between unbounded preceding and 1 preceding), 0
+               ) < $4 then row.data end as "data?"
            from unnest($1::int2[], $2::int4[], $3::int4[]) as key (resolution, type, period)
            cross join lateral (
-               select data from rollups
+               select octet_length(data) as bytes, data from rollups
                where rollups.resolution = key.resolution and rollups.type = key.type
                    and rollups.period = key.period
                for no key update
            ) as row"#,
         &resolutions,
         &types,
-        &periods
+        &periods,
+        PART_BYTES_MAX as i64
     );
-    let rows = rows.fetch_all(connection).await?;
-    if rows.len() < added.len() {
-        let found: BTreeSet<Key> = rows.iter().map(|row| (row.resolution, row.r#type, row.period)).collect();
-        known.forget(added.keys().filter(|key| !found.contains(*key)));
-        return Err(Failure::Vanished("a rollup"));
-    }
-    for row in rows {
-        let key = (row.resolution, row.r#type, row.period);
-        let stored = decode(key, &row.data)?;
-        added.get_mut(&key).expect("it was asked for").merge(&stored);
-    }
-    Ok(())
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    let locked = rows.map(|row| Locked {
+        key: (row.resolution, row.r#type, row.period),
+        bytes: usize::try_from(row.bytes).unwrap_or(0),
+        data: row.data,
+    });
+    Ok(locked.collect())
 }
 
-async fn update(connection: &mut PgConnection, merged: &BTreeMap<Key, Rollup>) -> Result<(), Failure> {
-    let (resolutions, types, periods) = columns(merged.keys());
-    let data: Vec<Vec<u8>> = merged.values().map(Rollup::encode).collect();
+async fn update(connection: &mut PgConnection, merged: &[(Key, Vec<u8>)]) -> Result<(), Failure> {
+    let (resolutions, types, periods) = columns(merged.iter().map(|(key, _)| key));
+    let data: Vec<&[u8]> = merged.iter().map(|(_, data)| &data[..]).collect();
     sqlx::query!(
         "update rollups set data = merged.data
          from unnest($1::int2[], $2::int4[], $3::int4[], $4::bytea[])
@@ -163,31 +209,37 @@ async fn update(connection: &mut PgConnection, merged: &BTreeMap<Key, Rollup>) -
         &resolutions,
         &types,
         &periods,
-        &data
+        &data as &[&[u8]]
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// The rollups of one type in a range, ascending.
-pub async fn range(
-    connection: &mut PgConnection,
-    range: &RollupRange,
-) -> Result<Vec<(i32, Rollup)>, Failure> {
+/// The rollups of one type in a range, ascending, up to the one that fills a page.
+pub async fn range(connection: &mut PgConnection, range: &RollupRange) -> Result<RollupPage, Failure> {
     let resolution = range.resolution as i16;
     let rows = sqlx::query!(
-        "select type, period, data from rollups
-         where type = (select id from metric_types where name = $1)
-             and resolution = $2 and period >= $3 and period < $4
+        "select type, period, data from (
+             select type, period, data, sum(octet_length(data)) over (
+                 order by period rows between unbounded preceding and 1 preceding
+             ) as before
+             from rollups
+             where type = (select id from metric_types where name = $1)
+                 and resolution = $2 and period >= $3 and period < $4
+         ) as row
+         where coalesce(before, 0) < $5
          order by period",
         range.kind,
         resolution,
         range.from,
-        range.below
+        range.below,
+        PAGE_BYTES_MAX as i64
     );
-    let rows = rows.fetch_all(connection).await?.into_iter();
-    rows.map(|row| Ok((row.period, decode((resolution, row.r#type, row.period), &row.data)?))).collect()
+    let rows = rows.fetch_all(connection).await?;
+    let kind = rows.first().map_or(0, |row| row.r#type);
+    let page = page(rows.into_iter().map(|row| (row.period, row.data)).collect()).await?;
+    page.map_err(|(period, error)| unreadable((resolution, kind, period), error))
 }
 
 /// Deletes rollups of hours before `before`, `rows_max` at most, in the order of types: one look
@@ -214,9 +266,6 @@ pub async fn prune_hours(connection: &mut PgConnection, before: i32, rows_max: i
     Ok(deleted.execute(connection).await?.rows_affected())
 }
 
-fn decode(key: Key, data: &[u8]) -> Result<Rollup, Failure> {
-    let (resolution, id, period) = key;
-    Rollup::decode(data).map_err(|error| {
-        corrupt(&format!("rollup of resolution {resolution}, type {id}, period {period}: {error}"))
-    })
+fn unreadable((resolution, id, period): Key, error: Corrupt) -> Failure {
+    corrupt(&format!("rollup of resolution {resolution}, type {id}, period {period}: {error}"))
 }

@@ -2,6 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use time::OffsetDateTime;
 
@@ -10,8 +11,8 @@ use super::{json, values};
 use crate::rollup::{Corrupt, Rollup};
 use crate::store::page::Bounds;
 use crate::store::plan::Task;
-use crate::store::points::{RollupKey, rollups};
-use crate::store::{RollupRange, StoreError};
+use crate::store::points::{Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, RollupKey, merged, page, rollups};
+use crate::store::{RollupPage, RollupRange, StoreError};
 use crate::write::Point;
 
 pub const TYPES: &str = "select name, id from metric_types \
@@ -23,9 +24,11 @@ pub const ADD_TYPES: &str = "insert into metric_types (name) \
 pub const NAMES: &str = "select name from metric_types \
     where name > ?1 and name >= ?2 and name < ?3 order by name limit ?4";
 
-pub const FIND: &str = "select resolution, type, period, data from rollups \
-    where (resolution, type, period) in \
-    (select value ->> 0, value ->> 1, value ->> 2 from json_each(?1))";
+/// In the order of the keys: a cross join is not reordered.
+pub const FIND: &str = "select rollups.resolution, rollups.type, rollups.period, rollups.data \
+    from json_each(?1) as key cross join rollups \
+    on rollups.resolution = key.value ->> 0 and rollups.type = key.value ->> 1 \
+    and rollups.period = key.value ->> 2";
 
 const PUT: (&str, &str) = (
     "insert into rollups (resolution, type, period, data)",
@@ -37,6 +40,9 @@ pub const RANGE: &str = "select period, data from rollups \
     and period >= ?3 and period < ?4 order by period";
 
 type Ids = HashMap<String, i64>;
+
+/// Resolution, type and period.
+type Key = (i16, i64, i32);
 
 /// Writes types, raw points and rollups; returns the types, sorted.
 pub async fn apply(
@@ -56,7 +62,7 @@ pub async fn apply(
     for (table, points) in days {
         insert(connection, &table, &points, &ids).await?;
     }
-    merge(connection, &rollups(points), &ids).await?;
+    merge(connection, rollups(points), &ids).await?;
     Ok(names.into_iter().map(Arc::from).collect())
 }
 
@@ -99,52 +105,72 @@ async fn insert(
     .await
 }
 
+/// In parts, by ascending key.
 async fn merge(
     connection: &mut SqliteConnection,
-    added: &BTreeMap<RollupKey<'_>, Rollup>,
+    added: BTreeMap<RollupKey<'_>, Rollup>,
     ids: &Ids,
 ) -> Result<(), Failure> {
-    let key = |(resolution, kind, period): &RollupKey<'_>| (*resolution as i16, ids[*kind], *period);
-    let keys: Vec<_> = added.keys().map(key).collect();
-    let rows = sqlx::query_as::<_, (i16, i64, i32, Vec<u8>)>(FIND).bind(json(&keys));
-    let rows = rows.fetch_all(&mut *connection).await?.into_iter();
-    let stored: HashMap<_, _> =
-        rows.map(|(resolution, kind, period, data)| ((resolution, kind, period), data)).collect();
-    let mut merged = Vec::with_capacity(added.len());
-    for (name, added) in added {
-        let key = key(name);
-        let data = match stored.get(&key) {
-            None => added.encode(),
-            Some(data) => {
-                let mut rollup = decode(name.1, data)?;
-                rollup.merge(added);
-                rollup.encode()
-            }
-        };
-        merged.push((key, data));
+    let key = |(resolution, kind, period): RollupKey<'_>| (resolution as i16, ids[kind], period);
+    let mut added: BTreeMap<Key, Rollup> =
+        added.into_iter().map(|(name, rollup)| (key(name), rollup)).collect();
+    while !added.is_empty() {
+        let (mut stored, last) = stored(connection, &added).await?;
+        let later = last.map_or_else(BTreeMap::new, |last| {
+            let mut later = added.split_off(&last);
+            added.extend(later.remove_entry(&last));
+            later
+        });
+        let addition = |(key, added)| Addition { key, added, stored: stored.remove(&key) };
+        let part = merged(added.into_iter().map(addition).collect()).await?;
+        let name = |id: i64| ids.iter().find(|(_, known)| **known == id).map_or("a type", |(name, _)| name);
+        let part = part.map_err(|((_, id, _), error)| unreadable(name(id), error))?;
+        values::insert(connection, PUT, 4, &part, |query, ((resolution, kind, period), data)| {
+            query.bind(*resolution).bind(*kind).bind(*period).bind(&data[..])
+        })
+        .await?;
+        added = later;
     }
-    merged.sort_unstable_by_key(|(key, _)| *key);
-    values::insert(connection, PUT, 4, &merged, |query, ((resolution, kind, period), data)| {
-        query.bind(*resolution).bind(*kind).bind(*period).bind(&data[..])
-    })
-    .await
+    Ok(())
+}
+
+/// Reads the rollups under these keys until a part is full; then also gives the last key of the part.
+async fn stored(
+    connection: &mut SqliteConnection,
+    added: &BTreeMap<Key, Rollup>,
+) -> Result<(HashMap<Key, Vec<u8>>, Option<Key>), Failure> {
+    let keys: Vec<&Key> = added.keys().collect();
+    let mut rows = sqlx::query_as::<_, (i16, i64, i32, Vec<u8>)>(FIND).bind(json(&keys)).fetch(connection);
+    let (mut stored, mut bytes) = (HashMap::new(), 0);
+    while let Some((resolution, kind, period, data)) = rows.try_next().await? {
+        let key = (resolution, kind, period);
+        bytes += data.len();
+        stored.insert(key, data);
+        if bytes >= PART_BYTES_MAX {
+            return Ok((stored, Some(key)));
+        }
+    }
+    Ok((stored, None))
 }
 
 /// What cannot be read was written by a newer build: nothing is lost by waiting for one.
-fn decode(kind: &str, data: &[u8]) -> Result<Rollup, StoreError> {
-    let unreadable = |error: Corrupt| {
-        StoreError::Unavailable(format!("a rollup of {kind} cannot be read: {error}").into())
-    };
-    Rollup::decode(data).map_err(unreadable)
+fn unreadable(kind: &str, error: Corrupt) -> StoreError {
+    StoreError::Unavailable(format!("a rollup of {kind} cannot be read: {error}").into())
 }
 
-pub async fn range(
-    connection: &mut SqliteConnection,
-    range: RollupRange,
-) -> Result<Vec<(i32, Rollup)>, Failure> {
+/// Up to the one that fills a page.
+pub async fn range(connection: &mut SqliteConnection, range: RollupRange) -> Result<RollupPage, Failure> {
     let query = sqlx::query_as::<_, (i32, Vec<u8>)>(RANGE).bind(range.resolution as i16).bind(&*range.kind);
-    let rows = query.bind(range.from).bind(range.below).fetch_all(connection).await?;
-    rows.into_iter().map(|(period, data)| Ok((period, decode(&range.kind, &data)?))).collect()
+    let mut stream = query.bind(range.from).bind(range.below).fetch(connection);
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES_MAX
+        && let Some((period, data)) = stream.try_next().await?
+    {
+        bytes += data.len();
+        rows.push((period, data));
+    }
+    let page = page(rows).await?;
+    Ok(page.map_err(|(_, error)| unreadable(&range.kind, error))?)
 }
 
 pub async fn names(connection: &mut SqliteConnection, bounds: Bounds) -> Result<Vec<Arc<str>>, Failure> {

@@ -55,7 +55,7 @@ async fn what_was_answered_survives_a_kill_in_the_middle() {
         }
         let day = Resolution::Day;
         let range = RollupRange { kind: "t".into(), resolution: day, from: 0, below: i32::MAX };
-        let [(_, day)] = &store.rollups(range).await.expect("is read")[..] else { panic!("one day") };
+        let [(_, day)] = &store.rollups(range).await.expect("is read").rollups[..] else { panic!("one day") };
         assert_eq!(i64::try_from(day.count()).expect("small"), value);
     }
 }

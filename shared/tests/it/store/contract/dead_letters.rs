@@ -197,7 +197,7 @@ async fn every_kind_of_item_takes_effect_when_it_is_redriven([one, other]: [Arc<
     let found = DocumentPage { collection: "c".into(), filters, before: None, limit: 9 };
     assert_eq!(other.documents(found).await.expect("is read"), [stored]);
     let range = RollupRange { kind: "t".into(), resolution: Resolution::Minute, from: 0, below: i32::MAX };
-    assert_eq!(other.rollups(range).await.expect("is read")[0].1.count(), 1);
+    assert_eq!(other.rollups(range).await.expect("is read").rollups[0].1.count(), 1);
     assert_eq!(standing(&other, "a").await, (2, 1));
     for key in keys {
         assert!(matches!(fate(&other, key).await, Some(Fate::Applied { .. })), "{key}");

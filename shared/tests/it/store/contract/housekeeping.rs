@@ -187,7 +187,9 @@ async fn periods(store: &Arc<dyn Store>, resolution: Resolution) -> Vec<i32> {
     let mut periods = Vec::new();
     for kind in ["a", "b"] {
         let range = RollupRange { kind: kind.into(), resolution, from: i32::MIN, below: i32::MAX };
-        periods.extend(store.rollups(range).await.expect("is read").into_iter().map(|(period, _)| period));
+        periods.extend(
+            store.rollups(range).await.expect("is read").rollups.into_iter().map(|(period, _)| period),
+        );
     }
     periods
 }

@@ -211,7 +211,7 @@ async fn every_index_and_every_kind_has_its_own_key([one, other]: [Arc<dyn Store
     assert!(matches!(stored, Some(Stored::Document(_))), "{stored:?}");
     let day = shared::rollup::Resolution::Day;
     let range = RollupRange { kind: "t".into(), resolution: day, from: 0, below: i32::MAX };
-    let rollups = other.rollups(range).await.expect("is read");
+    let rollups = other.rollups(range).await.expect("is read").rollups;
     assert_eq!(rollups.iter().map(|(_, rollup)| rollup.count()).collect::<Vec<_>>(), [1]);
     for kind in Kind::ALL {
         assert!(matches!(fate(&other, identity(kind, "k", 0)).await, Some(Fate::Applied { .. })), "{kind:?}");

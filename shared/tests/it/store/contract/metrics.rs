@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shared::message::Message;
 use shared::rollup::Resolution;
 use shared::store::{NamePage, RollupRange, Store};
-use shared::write::{Item, Write};
+use shared::write::{Item, POINT_AGE_MS_MAX, Write};
 use tokio::sync::Barrier;
 
 use crate::store::sent::point;
@@ -13,7 +13,7 @@ use crate::store::{Messages, NOON_MS, apply};
 
 on_both!(
     points_come_to_rollups_of_minutes_hours_and_days,
-    old_points_have_no_rollup_of_their_minute,
+    old_points_have_no_rollup_of_their_minute_and_older_ones_none_of_their_hour,
     points_that_come_again_add_nothing,
     points_at_two_stores_at_once_are_all_counted,
     types_are_told_in_pages,
@@ -32,7 +32,7 @@ async fn figures(store: &Arc<dyn Store>, kind: &str, resolution: Resolution) -> 
 
 async fn range(store: &Arc<dyn Store>, kind: &str, resolution: Resolution, from: i32, below: i32) -> Figures {
     let range = RollupRange { kind: kind.into(), resolution, from, below };
-    let rollups = store.rollups(range).await.expect("is read");
+    let rollups = store.rollups(range).await.expect("is read").rollups;
     assert!(rollups.is_sorted_by(|(one, _), (next, _)| one < next), "ascending");
     let figures = rollups
         .iter()
@@ -90,22 +90,28 @@ async fn points_come_to_rollups_of_minutes_hours_and_days([one, other]: [Arc<dyn
     assert_eq!(figures(&other, "a", Resolution::Day).await.len(), 3);
 }
 
-async fn old_points_have_no_rollup_of_their_minute([one, other]: [Arc<dyn Store>; 2]) {
+async fn old_points_have_no_rollup_of_their_minute_and_older_ones_none_of_their_hour(
+    [one, other]: [Arc<dyn Store>; 2],
+) {
     let mut messages = Messages::new();
     // By the time at which they were accepted, 7 ms after noon.
     let items = [
         point("t", NOON_MS + 7 - 2 * DAY_MS, 1.0),
         point("t", NOON_MS + 6 - 2 * DAY_MS, 2.0),
-        point("t", NOON_MS - 90 * DAY_MS + 7, 4.0),
+        point("t", NOON_MS + 7 - 90 * DAY_MS, 4.0),
         point("t", NOON_MS + HOUR_MS, 8.0),
+        // Older ones have none of their hour either.
+        point("t", NOON_MS + 6 - 90 * DAY_MS, 16.0),
+        point("t", NOON_MS - 20 * 365 * DAY_MS, 32.0),
+        point("t", NOON_MS - POINT_AGE_MS_MAX, 64.0),
     ];
     let applied = apply(&one, &[messages.of(&items)]).await;
     assert!(applied.set_aside.is_empty());
     let minutes = figures(&other, "t", Resolution::Minute).await;
     assert_eq!(minutes, expected(&[items[0].clone(), items[3].clone()], "t", Resolution::Minute));
-    for resolution in [Resolution::Hour, Resolution::Day] {
-        assert_eq!(figures(&other, "t", resolution).await, expected(&items, "t", resolution));
-    }
+    let hours = figures(&other, "t", Resolution::Hour).await;
+    assert_eq!(hours, expected(&items[..4], "t", Resolution::Hour));
+    assert_eq!(figures(&other, "t", Resolution::Day).await, expected(&items, "t", Resolution::Day));
 }
 
 async fn points_that_come_again_add_nothing([one, other]: [Arc<dyn Store>; 2]) {

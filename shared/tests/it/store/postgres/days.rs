@@ -37,7 +37,14 @@ async fn counted(store: &Arc<dyn Store>, kind: &str) -> [u64; 3] {
     let mut counts = [0; 3];
     for (count, resolution) in counts.iter_mut().zip(Resolution::ALL) {
         let range = RollupRange { kind: kind.into(), resolution, from: i32::MIN, below: i32::MAX };
-        *count = store.rollups(range).await.expect("is read").iter().map(|(_, rollup)| rollup.count()).sum();
+        *count = store
+            .rollups(range)
+            .await
+            .expect("is read")
+            .rollups
+            .iter()
+            .map(|(_, rollup)| rollup.count())
+            .sum();
     }
     counts
 }

@@ -220,11 +220,12 @@ async fn rollups_are_found_by_key() {
             &plan(
                 &mut session,
                 &["for no key update", "lateral"],
-                "'{1,1,2}', '{1,2,1}', '{490000,490001,20400}'",
+                "'{1,1,2}', '{1,2,1}', '{490000,490001,20400}', 1000000",
             )
             .await,
         );
-        let range = plan(&mut session, &["from rollups", "period >= $3"], "'t5', 1, 490000, 490010").await;
+        let range =
+            plan(&mut session, &["from rollups", "period >= $3"], "'t5', 1, 490000, 490010, 1000000").await;
         assert!(!range.contains("Seq Scan on rollups"), "{range}");
         // Where nothing is old, nothing but one place per type is looked at.
         let prune = statement(&["delete from rollups_hour"]);

@@ -232,7 +232,7 @@ async fn opposite_orders_of_everything_meet_no_deadlock() {
         assert_eq!(standing(&stores[0], "old3").await, (2 * ROUNDS, 2 * ROUNDS));
         let range =
             RollupRange { kind: "old0".into(), resolution: Resolution::Day, from: 0, below: i32::MAX };
-        let days = stores[1].rollups(range).await.expect("is read");
+        let days = stores[1].rollups(range).await.expect("is read").rollups;
         let counted: u64 = days.iter().map(|(_, rollup)| rollup.count()).sum();
         assert_eq!(i64::try_from(counted), Ok(2 * ROUNDS * 13));
         assert_no_deadlock(stores, &url).await;
