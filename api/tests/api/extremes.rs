@@ -61,7 +61,7 @@ async fn runs(config: &Config, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_number_within_its_range_keeps_a_program_from_running() {
-    for (key, least, greatest) in RANGES {
+    for &(key, least, greatest) in RANGES {
         // A port that may be taken, or be forbidden.
         let values = if key.ends_with(".port") { vec![0] } else { vec![least, least + 1, greatest] };
         for value in values {
