@@ -2,6 +2,7 @@
 //! `sqlite` what only one of them can get wrong.
 mod contract;
 mod interruption;
+mod lists;
 mod postgres;
 mod proxy;
 mod sent;

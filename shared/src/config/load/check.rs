@@ -96,6 +96,7 @@ fn at_least_one(config: &Config) -> Vec<(&'static str, String)> {
         ("queue.merge_items_max", queue.merge_items_max == 0),
         ("queue.merge_bytes_max", queue.merge_bytes_max == 0),
         ("store.connections_max", store.connections_max == 0),
+        ("store.list_connections_max", store.list_connections_max == 0),
         ("store.connect_timeout_ms", store.connect_timeout_ms == 0),
         ("store.read_timeout_ms", store.read_timeout_ms == 0),
         ("store.write_timeout_ms", store.write_timeout_ms == 0),

@@ -21,7 +21,7 @@ pub const ADD_TYPES: &str = "insert into metric_types (name) \
     select value from json_each(?1) where true on conflict do nothing returning name, id";
 
 pub const NAMES: &str = "select name from metric_types \
-    where name > ?1 and name >= ?2 and name < ?3 order by name limit ?4";
+    where name <> ?1 and name >= ?2 and name < ?3 order by name limit ?4";
 
 pub const FIND: &str = "select resolution, type, period, data from rollups \
     where (resolution, type, period) in \
