@@ -69,9 +69,10 @@ const SPELLINGS_MAX: usize = 4;
 ///
 /// The newest accepted come first. A page ends early, with `next`, where its documents grow larger
 /// than `server.page_bytes_max`, or where filters that hardly ever match together leave much to search:
-/// then it may hold no item at all, and only a `next` of null says that there are no more. Any other parameter is the name of an indexed field: the text of a
-/// string, a number, `true`, `false` or `null`; all of them must match. A number is found however
-/// it is spelled; `1.0` finds the string `1.0`, too.
+/// then it may hold no item at all, and only a `next` of null says that there are no more. Any other
+/// parameter is the name of an indexed field: the text of a string, a number, `true`, `false` or
+/// `null`; all of them must match. A number is found however it is spelled; `1.0` finds the string
+/// `1.0`, too.
 #[utoipa::path(
     get,
     path = "/v1/data/{collection}",
