@@ -104,7 +104,7 @@ impl Housekeeping {
     /// Works until the shutdown. What is under way then is awaited: it is small.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut backoff = Backoff::new(FIRST_RETRY_AFTER, EVERY);
-        let (mut round, mut away) = (Housekept::default(), false);
+        let (mut round, mut away, mut overdue) = (Housekept::default(), false, 0);
         while !shutdown.is_requested() {
             let started = Instant::now();
             let pause = match self.step().await {
@@ -115,6 +115,13 @@ impl Housekeeping {
                     if part.more {
                         (started.elapsed() * PAUSE_SHARE).max(PAUSE_MIN)
                     } else {
+                        if round.overdue > overdue {
+                            tracing::warn!(
+                                partitions = round.overdue,
+                                "old partitions cannot be dropped, some transaction never ends"
+                            );
+                        }
+                        overdue = round.overdue;
                         tell(std::mem::take(&mut round));
                         if let Err(error) = self.rescue.step().await {
                             tracing::debug!(%error, "set-aside messages are looked through later");
@@ -140,6 +147,7 @@ impl Housekeeping {
 
 /// Counts a part in.
 fn plus(round: Housekept, part: Housekept) -> Housekept {
+    metrics().overdue_partitions.set(i64::try_from(part.overdue).unwrap_or(i64::MAX));
     metrics().housekept_rows.inc_by(part.rows);
     metrics().housekept_partitions.inc_by(part.partitions);
     Housekept { rows: round.rows + part.rows, partitions: round.partitions + part.partitions, ..part }

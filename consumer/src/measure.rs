@@ -34,6 +34,8 @@ pub struct Metrics {
     pub housekept_rows: IntCounter,
     /// Partitions that it dropped.
     pub housekept_partitions: IntCounter,
+    /// Partitions that could not be dropped for more than a day.
+    pub overdue_partitions: IntGauge,
 }
 
 /// Registered at first use with Prometheus' default registry.
@@ -106,6 +108,10 @@ fn register() -> prometheus::Result<Metrics> {
         housekept_partitions: register_int_counter!(
             "forebay_consumer_housekept_partitions_total",
             "partitions dropped because they were older than their retention"
+        )?,
+        overdue_partitions: register_int_gauge!(
+            "forebay_consumer_overdue_partitions",
+            "partitions that are there although they should have been dropped more than a day ago"
         )?,
     })
 }

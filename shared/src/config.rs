@@ -145,6 +145,11 @@ pub struct Store {
     pub url: String,
     /// Connections of one process.
     pub connections_max: u32,
+    /// Connections that lists, pages and series may use at once; one is always left for the rest.
+    pub list_connections_max: u32,
+    /// Whether a pooler, such as PgBouncer, stands before Postgres: nothing is then expected of a
+    /// connection beyond its transaction.
+    pub pooler: bool,
     /// How long getting a connection may take, in milliseconds.
     pub connect_timeout_ms: u64,
     /// How long one read may take, in milliseconds.
@@ -307,6 +312,8 @@ impl Default for Store {
         Self {
             url: "embedded:./forebay-data".into(),
             connections_max: 8,
+            list_connections_max: 4,
+            pooler: false,
             connect_timeout_ms: 1_000,
             read_timeout_ms: 2_000,
             write_timeout_ms: 30_000,

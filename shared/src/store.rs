@@ -65,8 +65,9 @@ pub trait Store: Send + Sync {
     /// One document: `None` while it has not come.
     async fn document(&self, collection: &str, id: ItemKey) -> Result<Option<Stored>, StoreError>;
 
-    /// Documents that are not deleted, by descending place.
-    async fn documents(&self, page: DocumentPage) -> Result<Vec<Document>, StoreError>;
+    /// Documents that are not deleted, by descending place. The work of one call is bounded, however
+    /// little the filters leave.
+    async fn documents(&self, page: DocumentPage) -> Result<DocumentsFound, StoreError>;
 
     /// The rollups of one type in a range of periods, ascending; none for an unknown type. A page ends
     /// once it holds [`points::PAGE_BYTES_MAX`].
@@ -148,6 +149,18 @@ pub struct DocumentPage {
     pub limit: u32,
 }
 
+/// The documents of a page. Fewer than its limit, without `stopped_at`, are the last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DocumentsFound {
+    pub documents: Vec<Document>,
+    /// The search ended at [`SEARCH_STEPS_MAX`] or at its time, before the page was full: it goes on
+    /// before this place, which is that of a document of the collection.
+    pub stopped_at: Option<Uuid>,
+}
+
+/// Index entries that the search for one page of filtered documents looks up at most.
+pub const SEARCH_STEPS_MAX: i32 = 10_000;
+
 /// A document as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
@@ -167,6 +180,15 @@ pub enum Stored {
     Document(Document),
     /// It was deleted, perhaps before it came.
     Deleted,
+}
+
+impl Stored {
+    fn into_document(self) -> Option<Document> {
+        match self {
+            Self::Document(document) => Some(document),
+            Self::Deleted => None,
+        }
+    }
 }
 
 /// Rollups of one type whose period is `from <= period < below`.
@@ -238,6 +260,8 @@ pub struct Held {
 pub struct Housekept {
     pub rows: u64,
     pub partitions: u64,
+    /// Partitions that are there although they should have gone more than a day ago.
+    pub overdue: u64,
     /// There is more to delete: call again.
     pub more: bool,
 }

@@ -262,6 +262,34 @@ on_both_pairs! {
         assert_eq!(refused["errors"][0]["parameter"], "ok");
     }
 
+    /// More of them than the search for one page looks at: the page is empty, and its `next` leads on.
+    async fn a_search_that_finds_nothing_for_long_ends_its_page_with_a_next(installation) {
+        define(&installation, "turns", &json!({"indexed": ["f", "g"]})).await;
+        let both = send(&installation, "turns", r#"{"f":1,"g":1,"n":7}"#).await;
+        wait_until_stored(&installation, "turns", &both).await;
+        let by_turns = r#"{"f":1},{"g":1},"#.repeat(500);
+        let batch = format!("[{}]", by_turns.trim_end_matches(','));
+        let mut last = String::new();
+        for _ in 0..12 {
+            let accepted = json(installation.post("/v1/data/turns", &batch).await).await;
+            assert_eq!(accepted["accepted"], 1_000);
+            accepted["ids"][999].as_str().expect("an id").clone_into(&mut last);
+        }
+        wait_until_stored(&installation, "turns", &last).await;
+        let path = "/v1/data/turns?f=1&g=1";
+        let (items, next) = list(&installation, path).await;
+        assert!(items.is_empty(), "{items:?}");
+        let (mut items, mut next) = (items, Some(next.expect("there is more to search")));
+        while let Some(after) = next {
+            assert!(items.is_empty(), "{items:?}");
+            (items, next) = list(&installation, &format!("{path}&after={after}")).await;
+        }
+        assert_eq!(items, [json!(7)]);
+        // Also where each spelling is a search of its own.
+        let (items, next) = list(&installation, "/v1/data/turns?f=1.0&g=1.0").await;
+        assert!(items.is_empty() && next.is_some());
+    }
+
     async fn a_schema_refuses_what_does_not_hold_it(installation) {
         let schema = json!({"properties": {"n": {"type": "integer"}}, "required": ["n"]});
         assert_eq!(define(&installation, "strict", &json!({"schema": schema})).await.status(), 200);

@@ -56,7 +56,7 @@ fn scripted(
 }
 
 async fn it_goes_on_at_once_while_there_is_more_and_after_an_error_while_writes_are_applied(rig: Rig) -> Rig {
-    let more = Ok(Housekept { rows: 5, partitions: 0, more: true });
+    let more = Ok(Housekept { rows: 5, more: true, ..Housekept::default() });
     let away = Err(StoreError::Unavailable("away".into()));
     let (mut rig, layer) = scripted(rig, [more.clone(), more.clone(), away, more.clone(), more]);
     for _ in 0..10 {
@@ -85,7 +85,7 @@ async fn it_goes_on_at_once_while_there_is_more_and_after_an_error_while_writes_
 
 /// By the clock alone what a first attempt left would be gone when its repetition is read.
 async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> Rig {
-    let more = Ok(Housekept { rows: 1, partitions: 0, more: true });
+    let more = Ok(Housekept { rows: 1, more: true, ..Housekept::default() });
     let (rig, layer) = scripted(rig, vec![more; 100_000]);
     let asked = || layer.0.asked.lock().expect("no panic").len();
     let last = || layer.0.asked.lock().expect("no panic").last().map(|retention| retention.forget_before_ms);
@@ -114,7 +114,7 @@ async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> R
 
 /// Another consumer holds an older message.
 async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
-    let more = Ok(Housekept { rows: 1, partitions: 0, more: true });
+    let more = Ok(Housekept { rows: 1, more: true, ..Housekept::default() });
     let (rig, layer) = scripted(rig, vec![more; 100_000]);
     let last = || layer.0.asked.lock().expect("no panic").last().and_then(|asked| asked.forget_before_ms);
     let (now_ms, day_ms) = (shared::clock::now_ms(), 24 * 3_600_000);
@@ -184,7 +184,7 @@ impl Rig {
 
 /// There is always more to delete, and a pause is always under way or about to be.
 async fn it_does_not_hold_up_a_stop(rig: Rig) -> Rig {
-    let more = Ok(Housekept { rows: 1, partitions: 0, more: true });
+    let more = Ok(Housekept { rows: 1, more: true, ..Housekept::default() });
     let (rig, layer) = scripted(rig, vec![more; 100_000]);
     let asked = || layer.0.asked.lock().expect("no panic").len();
     rig.consuming(wait_for("housekeeping", async || asked() >= 3)).await;
@@ -196,7 +196,7 @@ async fn it_does_not_hold_up_a_stop(rig: Rig) -> Rig {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_exchange_that_is_deleted_under_a_consumer_is_made_again_and_dead_letters_come() {
     crate::cluster("exchange", |rig| async move {
-        let more = Ok(Housekept { rows: 1, partitions: 0, more: true });
+        let more = Ok(Housekept { rows: 1, more: true, ..Housekept::default() });
         let (mut rig, _layer) = scripted(rig, vec![more; 100_000]);
         let (good, bad) =
             (rig.message("good", 1), Outgoing { body: "no json".into(), ..rig.message("bad", 1) });

@@ -1,7 +1,8 @@
 //! From a page of names to bounds that an index takes, for both stores.
 use super::NamePage;
 
-/// Names on the page are `> after`, `>= from` and `< below`, compared by bytes.
+/// Names on the page are `>= from` and `< below`, compared by bytes, without `after`. One bound from
+/// below: of two, SQLite would seek by the one that it likes and read all names up to the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bounds {
     pub after: String,
@@ -24,7 +25,7 @@ impl Bounds {
         let mut after = after.unwrap_or_default();
         after.truncate(after.find('\0').unwrap_or(after.len()));
         let below = format!("{prefix}{}", char::MAX);
-        Some(Self { after, from: prefix, below, limit: limit.into() })
+        Some(Self { from: prefix.max(after.clone()), after, below, limit: limit.into() })
     }
 }
 
@@ -41,7 +42,7 @@ mod tests {
         ) {
             let page = NamePage { prefix: prefix.clone(), after: Some(after.clone()), limit: 1 };
             let held = Bounds::of(page)
-                .is_some_and(|b| name > b.after && name >= b.from && name < b.below);
+                .is_some_and(|b| name != b.after && name >= b.from && name < b.below);
             prop_assert_eq!(held, name.starts_with(&prefix) && name > after);
         }
     }

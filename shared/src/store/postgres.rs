@@ -17,28 +17,29 @@ mod housekeeping;
 mod keys;
 mod known;
 mod ledger;
+mod limits;
 mod listing;
 mod partitions;
 mod points;
 mod read;
+mod retire;
 mod rollups;
 mod schema;
 mod session;
 mod sift;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use self::known::Known;
-use self::session::Session;
+use self::session::{Class, Limit, Session};
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
-    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, Held,
+    Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
     StoreError, Stored,
 };
 use crate::collection::{Collection, Definition};
@@ -50,8 +51,9 @@ use crate::message::Message;
 pub struct PostgresStore {
     session: Session,
     known: Arc<Known>,
-    read_timeout: Duration,
-    write_timeout: Duration,
+    read_timeout: Limit,
+    list_timeout: Limit,
+    write_timeout: Limit,
 }
 
 impl PostgresStore {
@@ -61,8 +63,9 @@ impl PostgresStore {
         Ok(Arc::new(Self {
             session: Session::new(config).context("store.url")?,
             known: Arc::default(),
-            read_timeout: Duration::from_millis(config.read_timeout_ms),
-            write_timeout: Duration::from_millis(config.write_timeout_ms),
+            read_timeout: Limit::new(Class::Read, config.read_timeout_ms),
+            list_timeout: Limit::new(Class::List, config.read_timeout_ms),
+            write_timeout: Limit::new(Class::Write, config.write_timeout_ms),
         }))
     }
 }
@@ -91,7 +94,7 @@ impl Store for PostgresStore {
 
     async fn counters(&self, page: NamePage) -> Result<Vec<Counter>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.session.run("counters", self.read_timeout, move |connection| {
+        let work = self.session.run("counters", self.list_timeout, move |connection| {
             Box::pin(async move { read::counters(connection, &bounds).await })
         });
         work.await
@@ -142,13 +145,15 @@ impl Store for PostgresStore {
         work.await
     }
 
-    async fn documents(&self, page: DocumentPage) -> Result<Vec<Document>, StoreError> {
+    async fn documents(&self, page: DocumentPage) -> Result<DocumentsFound, StoreError> {
         let has_nul = |(field, value): &(String, String)| field.contains('\0') || value.contains('\0');
         if page.limit == 0 || page.collection.contains('\0') || page.filters.iter().any(has_nul) {
-            return Ok(Vec::new());
+            return Ok(DocumentsFound::default());
         }
-        let work = self.session.run("documents", self.read_timeout, move |connection| {
-            Box::pin(async move { listing::page(connection, &page).await })
+        // The search ends by itself well before the server would end it.
+        let search_time_max = self.list_timeout.time / 4;
+        let work = self.session.run("documents", self.list_timeout, move |connection| {
+            Box::pin(async move { listing::page(connection, &page, search_time_max).await })
         });
         work.await
     }
@@ -157,7 +162,7 @@ impl Store for PostgresStore {
         if range.kind.contains('\0') {
             return Ok(RollupPage::default());
         }
-        let work = self.session.run("rollups", self.read_timeout, move |connection| {
+        let work = self.session.run("rollups", self.list_timeout, move |connection| {
             Box::pin(async move { rollups::range(connection, &range).await })
         });
         work.await
@@ -165,7 +170,7 @@ impl Store for PostgresStore {
 
     async fn metric_types(&self, page: NamePage) -> Result<Vec<Arc<str>>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.session.run("metric_types", self.read_timeout, move |connection| {
+        let work = self.session.run("metric_types", self.list_timeout, move |connection| {
             Box::pin(async move { read::metric_types(connection, &bounds).await })
         });
         work.await
@@ -182,7 +187,7 @@ impl Store for PostgresStore {
         if page.filter.has_nul() {
             return Ok(Vec::new());
         }
-        let work = self.session.run("dead_letters", self.read_timeout, move |connection| {
+        let work = self.session.run("dead_letters", self.list_timeout, move |connection| {
             Box::pin(async move { dead_letters::page(connection, &page).await })
         });
         work.await
@@ -214,7 +219,7 @@ impl Store for PostgresStore {
     }
 
     async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError> {
-        let (known, limit) = (Arc::clone(&self.known), self.write_timeout / 2);
+        let (known, limit) = (Arc::clone(&self.known), self.write_timeout.time / 2);
         let work = self.session.run("housekeep", self.write_timeout, move |connection| {
             Box::pin(async move { housekeeping::housekeep(connection, &known, retention, limit).await })
         });
@@ -247,6 +252,6 @@ impl Store for PostgresStore {
     }
 
     async fn close(&self) {
-        self.session.close(self.write_timeout).await;
+        self.session.close(self.write_timeout.time).await;
     }
 }

@@ -29,8 +29,8 @@ use self::files::Files;
 use super::ledger::TooOld;
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
-    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, Held,
+    Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
     StoreError, Stored,
 };
 use crate::clock;
@@ -50,7 +50,7 @@ pub struct SqliteStore {
 const COUNTER: &str = "select name, value, version, updated_at_ms from counters where name = ?1";
 
 const COUNTERS: &str = "select name, value, version, updated_at_ms from counters \
-    where name > ?1 and name >= ?2 and name < ?3 order by name limit ?4";
+    where name <> ?1 and name >= ?2 and name < ?3 order by name limit ?4";
 
 const FATES: &str = "with item (number, id, message) as materialized \
     (select key, unhex(value ->> 0), unhex(value ->> 1) from json_each(?1)) \
@@ -66,7 +66,7 @@ impl SqliteStore {
     /// runtime: all work is done on that one, from wherever the store is used.
     pub async fn open(directory: &Path, config: &config::Store) -> Result<Arc<Self>, StoreError> {
         let read_timeout = Duration::from_millis(config.read_timeout_ms);
-        let files = Files::open(directory, read_timeout).await?;
+        let files = Files::open(directory, read_timeout, config.list_connections_max).await?;
         Ok(Arc::new(Self { files, definitions: Arc::default(), last_key: Mutex::default() }))
     }
 }
@@ -94,7 +94,7 @@ impl Store for SqliteStore {
 
     async fn counters(&self, page: NamePage) -> Result<Vec<Counter>, StoreError> {
         let Some(Bounds { after, from, below, limit }) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.files.read("counters", move |connection| {
+        let work = self.files.list("counters", move |connection| {
             Box::pin(async move {
                 let query = sqlx::query(COUNTERS).bind(after).bind(from).bind(below).bind(limit);
                 let rows = query.fetch_all(connection).await?;
@@ -153,15 +153,15 @@ impl Store for SqliteStore {
         work.await
     }
 
-    async fn documents(&self, page: DocumentPage) -> Result<Vec<Document>, StoreError> {
-        let work = self.files.read("documents", move |connection| {
+    async fn documents(&self, page: DocumentPage) -> Result<DocumentsFound, StoreError> {
+        let work = self.files.list("documents", move |connection| {
             Box::pin(async move { documents::page(connection, page).await })
         });
         work.await
     }
 
     async fn rollups(&self, range: RollupRange) -> Result<RollupPage, StoreError> {
-        let work = self.files.read("rollups", move |connection| {
+        let work = self.files.list("rollups", move |connection| {
             Box::pin(async move { points::range(connection, range).await })
         });
         work.await
@@ -169,7 +169,7 @@ impl Store for SqliteStore {
 
     async fn metric_types(&self, page: NamePage) -> Result<Vec<Arc<str>>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.files.read("metric_types", move |connection| {
+        let work = self.files.list("metric_types", move |connection| {
             Box::pin(async move { points::names(connection, bounds).await })
         });
         work.await
@@ -183,7 +183,7 @@ impl Store for SqliteStore {
     }
 
     async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError> {
-        let work = self.files.read("dead_letters", move |connection| {
+        let work = self.files.list("dead_letters", move |connection| {
             Box::pin(async move { dead_letters::page(connection, &page).await })
         });
         work.await
@@ -316,7 +316,7 @@ mod tests {
         documents::PLAIN,
         documents::KEYED,
         documents::PAGE,
-        documents::FILTERED,
+        documents::SEARCH,
         points::TYPES,
         points::ADD_TYPES,
         points::NAMES,
@@ -325,7 +325,7 @@ mod tests {
     ];
 
     /// What may be scanned: lists that a statement brings along.
-    const LISTS: [&str; 6] = ["json_each", "item", "doomed", "entry", "filter", "CONSTANT"];
+    const LISTS: [&str; 6] = ["json_each", "item", "doomed", "entry", "walk", "CONSTANT"];
 
     async fn plan(connection: &mut SqliteConnection, statement: &str) -> Vec<String> {
         let explain = sqlx::AssertSqlSafe(format!("explain query plan {statement}"));
@@ -385,8 +385,8 @@ mod tests {
             (documents::FORGET, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (documents::KEYED, "documents_id (collection=? AND id=?)"),
             (documents::PAGE, "documents_1 (collection=? AND place<?)"),
-            (documents::FILTERED, "PRIMARY KEY (collection=? AND field=? AND value=? AND place<?)"),
-            (documents::FILTERED, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
+            (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place<?)"),
+            (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (points::FIND, "rollups_1 (resolution=? AND type=? AND period=?)"),
             (points::RANGE, "rollups_1 (resolution=? AND type=? AND period>? AND period<?)"),
             (dead_letters::PAGE, "dead_letters_1 (id>? AND id<?)"),

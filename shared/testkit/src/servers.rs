@@ -4,6 +4,7 @@
 //! The programs are those of Debian's packages or of the `PATH`. They refuse to run as root, so
 //! root starts them as the packages' own users. Everything that is started here dies with the
 //! thread that started it (`setpriv --pdeathsig`), however that came to its end.
+pub mod pgbouncer;
 pub mod postgres;
 pub mod rabbitmq;
 

@@ -6,8 +6,8 @@ use shared::collection::{Collection, Definition};
 use shared::id::ItemKey;
 use shared::message::Message;
 use shared::store::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
-    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, Held,
+    Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
     StoreError, Stored,
 };
 use uuid::Uuid;
@@ -98,7 +98,7 @@ impl<L: Layer> Store for Layered<L> {
         self.0.document(collection, id).await
     }
 
-    async fn documents(&self, page: DocumentPage) -> Answer<Vec<Document>> {
+    async fn documents(&self, page: DocumentPage) -> Answer<DocumentsFound> {
         self.0.behind().documents(page).await
     }
 

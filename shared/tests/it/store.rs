@@ -3,6 +3,7 @@
 mod contract;
 mod heavy;
 mod interruption;
+mod lists;
 mod postgres;
 mod proxy;
 mod sent;

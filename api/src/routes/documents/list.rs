@@ -1,6 +1,7 @@
 //! Lists of documents: newest first, a page at a time, filtered by indexed fields.
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::web::{Path, ThinData};
@@ -8,7 +9,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
 use shared::collection::{index_text, index_text_of_number};
 use shared::id::{ItemKey, Kind};
-use shared::store::{Document, DocumentPage};
+use shared::store::{Document, DocumentPage, DocumentsFound};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ use crate::time_text::rfc3339;
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DocumentsBody {
     items: Vec<DocumentBody>,
-    /// Pass it as `after` to get the next page; null on the last one.
+    /// Pass it as `after` to get the next page, also when this one is empty; null on the last one.
     next: Option<String>,
 }
 
@@ -58,15 +59,20 @@ type Filters = Vec<(String, String)>;
 /// Documents that are read at once: as many of the largest fit into memory for many requests.
 const ROWS_AT_ONCE: u32 = 64;
 
+/// A page whose reading took longer ends with what it has.
+const PAGE_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// Ways to spell the filters of one request, each of which costs a read.
 const SPELLINGS_MAX: usize = 4;
 
 /// Lists the documents of a collection.
 ///
 /// The newest accepted come first. A page ends early, with `next`, where its documents grow larger
-/// than `server.page_bytes_max`. Any other parameter is the name of an indexed field: the text of a
-/// string, a number, `true`, `false` or `null`; all of them must match. A number is found however
-/// it is spelled; `1.0` finds the string `1.0`, too.
+/// than `server.page_bytes_max`, or where filters that hardly ever match together leave much to search:
+/// then it may hold no item at all, and only a `next` of null says that there are no more. Any other
+/// parameter is the name of an indexed field: the text of a string, a number, `true`, `false` or
+/// `null`; all of them must match. A number is found however it is spelled; `1.0` finds the string
+/// `1.0`, too.
 #[utoipa::path(
     get,
     path = "/v1/data/{collection}",
@@ -105,17 +111,25 @@ pub async fn list_of(
         check_indexed(shared, collection, &filters).await?;
     }
     let spelled = spellings(&filters)?;
+    let begun = Instant::now();
     let mut page = Page { body: r#"{"items":["#.to_owned(), count: 0, bytes: 0, last: None };
     let has_next = loop {
         // One more than asked for tells whether there is a next page.
         let rows = (limit - page.count + 1).min(ROWS_AT_ONCE);
-        let documents = read(shared, collection, &spelled, before, rows).await?;
-        let is_last = documents.len() < rows as usize;
-        if !documents.into_iter().all(|document| page.take(shared, limit, &document)) {
+        let found = read(shared, collection, &spelled, before, rows).await?;
+        let is_last = found.documents.len() < rows as usize;
+        if !found.documents.iter().all(|document| page.take(shared, limit, document)) {
+            break true;
+        }
+        if found.stopped_at.is_some() {
+            page.last = found.stopped_at;
             break true;
         }
         if is_last {
             break false;
+        }
+        if page.count > 0 && begun.elapsed() > PAGE_TIME_MAX {
+            break true;
         }
         before = page.last;
     };
@@ -130,6 +144,7 @@ struct Page {
     count: u32,
     /// Of data.
     bytes: usize,
+    /// Where the next page goes on: the place of the last document, or where the search stopped.
     last: Option<Uuid>,
 }
 
@@ -159,26 +174,32 @@ impl Page {
 }
 
 /// The next documents in the order of the list. No document is found by two spellings: each has one
-/// value in a field.
+/// value in a field. What lies beyond the place at which any search stopped comes with the next page.
 async fn read(
     shared: &Shared,
     collection: &str,
     spelled: &[Filters],
     before: Option<Uuid>,
     limit: u32,
-) -> Result<Vec<Document>, Problem> {
-    let mut documents = Vec::new();
+) -> Result<DocumentsFound, Problem> {
+    let mut all = DocumentsFound::default();
     for filters in spelled {
         let page =
             DocumentPage { collection: collection.to_owned(), filters: filters.clone(), before, limit };
         let read = guarded(&shared.store_breaker, shared.store.documents(page));
-        documents.append(&mut read.await.map_err(|error| unavailable(&error))?);
+        let mut found = read.await.map_err(|error| unavailable(&error))?;
+        all.documents.append(&mut found.documents);
+        all.stopped_at = all.stopped_at.max(found.stopped_at);
     }
     if spelled.len() > 1 {
-        documents.sort_unstable_by_key(|document| Reverse(document.place));
-        documents.truncate(limit as usize);
+        all.documents.retain(|document| all.stopped_at.is_none_or(|place| document.place >= place));
+        all.documents.sort_unstable_by_key(|document| Reverse(document.place));
+        if all.documents.len() >= limit as usize {
+            all.documents.truncate(limit as usize);
+            all.stopped_at = None;
+        }
     }
-    Ok(documents)
+    Ok(all)
 }
 
 /// What the index is asked for. A text such as `1.0` may be meant as a string, or as the number that

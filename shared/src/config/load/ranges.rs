@@ -68,6 +68,7 @@ pub const RANGES: &[(&str, u64, u64)] = &[
     ("store.connect_timeout_ms", 1, HOUR_MS),
     // The pool makes room for all of them at once.
     ("store.connections_max", 1, 1_000),
+    ("store.list_connections_max", 1, 1_000),
     ("store.read_timeout_ms", 1, HOUR_MS),
     ("store.write_timeout_ms", 1, DAY_MS),
 ];

@@ -91,11 +91,14 @@ pub async fn one(connection: &mut PgConnection, id: Uuid) -> Result<Option<DeadL
 }
 
 pub async fn discard(connection: &mut PgConnection, id: Uuid) -> Result<bool, Failure> {
+    let mut transaction = session::begin(connection).await?;
     let discarded = sqlx::query!(
         "update dead_letters set discarded_at = coalesce(discarded_at, clock_timestamp()) where id = $1",
         id
     );
-    Ok(discarded.execute(connection).await?.rows_affected() > 0)
+    let discarded = discarded.execute(&mut *transaction).await?.rows_affected() > 0;
+    transaction.commit().await?;
+    Ok(discarded)
 }
 
 /// Step by step, for as long as there is time. What the server refuses together is halved, until it
@@ -107,7 +110,9 @@ pub async fn redrive(
 ) -> Result<RedrivenPage, Failure> {
     let begun = Instant::now();
     let page_asked = redrive.page();
-    let letters = page(connection, &page_asked).await?;
+    let mut transaction = session::begin(connection).await?;
+    let letters = page(&mut transaction, &page_asked).await?;
+    transaction.commit().await?;
     let mut done = RedrivenPage { items: Vec::new(), next: page_asked.next(&letters) };
     let mut steps: VecDeque<&[DeadLetter]> = steps(&letters).collect();
     let mut reached = None;
@@ -127,7 +132,7 @@ pub async fn redrive(
                 let detail = Refusal { code, message }.detail();
                 let refused = failed(step[0].id, Reason::RefusedByStore.name(), detail);
                 if !redrive.dry_run {
-                    keep(connection, std::slice::from_ref(&refused)).await?;
+                    keep_one(connection, &refused).await?;
                 }
                 done.items.push(refused);
             }
@@ -220,6 +225,13 @@ async fn within(
 pub async fn take(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
     sqlx::query!("delete from dead_letters where id = any($1)", ids).execute(connection).await?;
     Ok(())
+}
+
+/// [`keep`] in a transaction of its own.
+pub async fn keep_one(connection: &mut PgConnection, redriven: &Redriven) -> Result<(), Failure> {
+    let mut transaction = session::begin(connection).await?;
+    keep(&mut transaction, std::slice::from_ref(redriven)).await?;
+    Ok(transaction.commit().await?)
 }
 
 /// Takes the rows that nobody else has, and reads them again.

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::apply::{Choice, Learned, Path, Patience, within};
-use super::dead_letters::{keep, lock, take};
+use super::dead_letters::{keep_one, lock, take};
 use super::failure::Failure;
 use super::known::Known;
 use super::partitions::days_of;
@@ -92,7 +92,7 @@ pub async fn redrive(
         Err((reason, detail)) => failed_again(letter, reason, detail),
     };
     if !redrive.dry_run {
-        keep(connection, std::slice::from_ref(&redriven)).await?;
+        keep_one(connection, &redriven).await?;
     }
     Ok(vec![redriven])
 }

@@ -63,6 +63,11 @@ impl Failure {
             || matches!(self.sqlstate().as_deref(), Some("42P01" | "42703"))
     }
 
+    /// Of a partition that is taken away: others were at it, or did not let go of it in time.
+    pub fn is_about_partition(&self) -> bool {
+        matches!(self.sqlstate().as_deref(), Some("55000" | "42P01" | "57014"))
+    }
+
     /// "numeric value out of range".
     pub fn is_out_of_range(&self) -> bool {
         self.sqlstate().as_deref() == Some("22003")
@@ -109,7 +114,7 @@ impl From<Failure> for StoreError {
         let text = match failure {
             Failure::Told(told) => return told,
             Failure::Sql(sqlx::Error::Database(error)) => match error.code() {
-                Some(code) => format!("{} ({code})", error.message()),
+                Some(code) => format!("{} ({code}){}", error.message(), hint(&code, error.message())),
                 None => error.message().to_owned(),
             },
             Failure::Sql(sqlx::Error::PoolTimedOut) => "no connection within the time limit".to_owned(),
@@ -118,4 +123,14 @@ impl From<Failure> for StoreError {
         };
         told(text.into())
     }
+}
+
+/// What a pooler that nobody spoke of answers, and what to do.
+fn hint(code: &str, message: &str) -> &'static str {
+    let is_of_pooler = match code {
+        "08P01" => message.starts_with("unsupported startup parameter"),
+        "42P05" | "26000" => message.starts_with("prepared statement"),
+        _ => false,
+    };
+    if is_of_pooler { "; a pooler stands before the server: set store.pooler to true" } else { "" }
 }

@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::known::Known;
 use super::partitions::{self, DAY_MS, Table};
 use super::read::{from_ms, now_ms};
+use super::retire::{Retired, retire};
 use super::session::begin;
 use super::{collections, dead_letters, documents, fields, keys, ledger, rollups};
 use crate::id::MessageId;
@@ -26,6 +27,10 @@ use crate::store::{Housekept, Retention, StoreError};
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7904;
 /// Partitions that one call drops at most, of each table.
 const PARTITIONS_MAX: usize = 10;
+/// Days past its retention after which a partition is overdue: a whole one is in use anyway.
+const OVERDUE_DAYS: i64 = 1;
+/// Of each table, counted at most.
+const OVERDUE_MAX: usize = 1_000;
 
 /// What could not be done in a call that does the rest.
 #[derive(Default)]
@@ -65,8 +70,13 @@ pub async fn housekeep(
     retention: Retention,
     limit: Duration,
 ) -> Result<Housekept, Failure> {
-    let begin = Instant::now();
-    let now_ms = now_ms(connection).await?;
+    let begun = Instant::now();
+    let now_ms = {
+        let mut transaction = begin(connection).await?;
+        let now_ms = now_ms(&mut transaction).await?;
+        transaction.commit().await?;
+        now_ms
+    };
     let mut failed = Failed::default();
     for day in partitions::days_ahead(now_ms) {
         failed.note("partitions", known.partitions.ensure(connection, &BTreeSet::from([day])).await);
@@ -75,11 +85,27 @@ pub async fn housekeep(
     let mut kept = Housekept::default();
     let rows_max = i64::from(retention.rows_max);
     let mut documents_left = rows_max;
-    for step in steps(connection, now_ms, &retention, &mut kept.more, &mut failed).await {
+    let (mut many, mut in_use) = (false, BTreeSet::new());
+    for step in steps(connection, now_ms, &retention, &mut many, &mut failed).await {
         let is_documents = matches!(step, Step::Documents { .. });
-        if begin.elapsed() > limit || (is_documents && documents_left == 0) {
+        if begun.elapsed() > limit || (is_documents && documents_left == 0) {
             kept.more = true;
             break;
+        }
+        if let Step::Partition { table, name } = &step {
+            // Who uses one partition of a table keeps the others, too.
+            if !in_use.contains(table) {
+                let retired = retire(connection, ADVISORY_LOCK, *table, name).await;
+                match failed.note(name, retired) {
+                    Some(Retired::Dropped) => kept.partitions += 1,
+                    Some(Retired::InUse) => drop(in_use.insert(*table)),
+                    Some(Retired::Elsewhere) => break,
+                    None => {}
+                }
+                // Who still remembers it finds out by the server's refusal.
+                known.partitions.forget();
+            }
+            continue;
         }
         let rows_max = if is_documents { documents_left } else { rows_max };
         let Some(done) = failed.note(step.name(), run(connection, known, &step, rows_max).await) else {
@@ -91,9 +117,11 @@ pub async fn housekeep(
             documents_left = documents_left.saturating_sub_unsigned(done.rows).max(0);
         }
         kept.rows += done.rows;
-        kept.partitions += done.partitions;
         kept.more |= done.more;
     }
+    kept.more |= many && kept.partitions > 0;
+    kept.overdue =
+        failed.note("overdue partitions", overdue(connection, now_ms, &retention).await).unwrap_or(0);
     failed.into_result(kept)
 }
 
@@ -105,8 +133,7 @@ struct Forget {
 }
 
 enum Step {
-    Partition { name: String },
-    Ledger { partition: String },
+    Partition { table: Table, name: String },
     Hours { before: i32 },
     Keys(Forget),
     Deleted(Forget),
@@ -118,7 +145,7 @@ enum Step {
 impl Step {
     fn name(&self) -> &str {
         match self {
-            Self::Partition { name } | Self::Ledger { partition: name } => name,
+            Self::Partition { name, .. } => name,
             Self::Hours { .. } => "rollups of hours",
             Self::Keys(_) => "keys",
             Self::Deleted(_) => "deleted documents",
@@ -129,28 +156,46 @@ impl Step {
     }
 }
 
+/// The day before which partitions are old, of each table that has some.
+fn days(now_ms: i64, retention: &Retention) -> impl Iterator<Item = (Table, i64)> + use<> {
+    let points_ms = now_ms.saturating_sub(retention.points_ms);
+    let minutes_ms = now_ms.saturating_sub(retention.minutes_ms);
+    let tables = [
+        (Table::Points, Some(points_ms)),
+        (Table::Minutes, Some(minutes_ms)),
+        (Table::Ledger, retention.forget_before_ms),
+    ];
+    tables.into_iter().filter_map(|(table, before_ms)| Some((table, before_ms?.max(0) / DAY_MS)))
+}
+
+/// Partitions that should have gone [`OVERDUE_DAYS`] ago.
+async fn overdue(connection: &mut PgConnection, now_ms: i64, retention: &Retention) -> Result<u64, Failure> {
+    let mut transaction = begin(connection).await?;
+    let mut overdue = 0;
+    for (table, day) in days(now_ms, retention) {
+        let names = partitions::older(&mut transaction, table, day - OVERDUE_DAYS, OVERDUE_MAX).await?;
+        overdue += names.len() as u64;
+    }
+    transaction.commit().await?;
+    Ok(overdue)
+}
+
 /// What there is to do.
 async fn steps(
     connection: &mut PgConnection,
     now_ms: i64,
     retention: &Retention,
-    more: &mut bool,
+    many: &mut bool,
     failed: &mut Failed,
 ) -> Vec<Step> {
     let mut steps = Vec::new();
-    for (table, kept_ms) in [(Table::Points, retention.points_ms), (Table::Minutes, retention.minutes_ms)] {
-        let before_day = now_ms.saturating_sub(kept_ms).max(0) / DAY_MS;
-        let names = partitions::older(connection, table, before_day, PARTITIONS_MAX).await;
-        let names = failed.note("old partitions", names).unwrap_or_default();
-        *more |= names.len() >= PARTITIONS_MAX;
-        steps.extend(names.into_iter().map(|name| Step::Partition { name }));
+    let partitions = failed.note("old partitions", old_partitions(connection, now_ms, retention).await);
+    for (table, names) in partitions.unwrap_or_default() {
+        *many |= names.len() >= PARTITIONS_MAX;
+        steps.extend(names.into_iter().map(|name| Step::Partition { table, name }));
     }
     steps.push(Step::Hours { before: Resolution::Hour.period_of(now_ms.saturating_sub(retention.hours_ms)) });
     if let Some(before_ms) = retention.forget_before_ms {
-        let names = partitions::older(connection, Table::Ledger, before_ms.max(0) / DAY_MS, PARTITIONS_MAX);
-        let names = failed.note("old partitions", names.await).unwrap_or_default();
-        *more |= names.len() >= PARTITIONS_MAX;
-        steps.extend(names.into_iter().map(|partition| Step::Ledger { partition }));
         let forget = Forget { before_ms, remembered_ms: retention.remembered_ms };
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
         steps.push(Step::Keys(forget));
@@ -163,13 +208,30 @@ async fn steps(
     steps
 }
 
+async fn old_partitions(
+    connection: &mut PgConnection,
+    now_ms: i64,
+    retention: &Retention,
+) -> Result<Vec<(Table, Vec<String>)>, Failure> {
+    let mut transaction = begin(connection).await?;
+    let mut old = Vec::new();
+    for (table, day) in days(now_ms, retention) {
+        old.push((table, partitions::older(&mut transaction, table, day, PARTITIONS_MAX).await?));
+    }
+    transaction.commit().await?;
+    Ok(old)
+}
+
 /// The collections that hold documents which are too old.
 async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec<String>, Failure> {
-    let bounds = collections::retentions(connection).await?.into_iter().map(|(collection, days)| {
+    let mut transaction = begin(connection).await?;
+    let bounds = collections::retentions(&mut transaction).await?.into_iter().map(|(collection, days)| {
         let before_ms = now_ms.saturating_sub(i64::from(days) * DAY_MS);
         (collection, MessageId::lowest_at(before_ms))
     });
-    documents::old(connection, bounds.collect()).await
+    let old = documents::old(&mut transaction, bounds.collect()).await?;
+    transaction.commit().await?;
+    Ok(old)
 }
 
 /// One step in a transaction, and what is remembered of it; `None` when another process is at it.
@@ -199,8 +261,6 @@ async fn run(
     };
     transaction.commit().await?;
     match step {
-        // Who still remembers it finds out by the server's refusal.
-        Step::Partition { .. } | Step::Ledger { .. } => known.partitions.forget(),
         Step::Hours { before } if !done.more => known.hours_pruned_before.store(*before, Ordering::Relaxed),
         Step::Keys(_) => known.looked_at_keys(last_key),
         _ => {}
@@ -215,22 +275,15 @@ async fn within(
     rows_max: i64,
 ) -> Result<(Housekept, Option<keys::Place>), Failure> {
     let nothing = Housekept::default();
-    let dropped = Housekept { partitions: 1, ..nothing };
     let rows = match step {
-        Step::Partition { name } => {
-            partitions::discard(connection, name).await?;
-            return Ok((dropped, None));
-        }
-        Step::Ledger { partition } => {
-            ledger::forget(connection, partition).await?;
-            return Ok((dropped, None));
-        }
+        // Not within a transaction.
+        Step::Partition { .. } => return Ok((nothing, None)),
         Step::Keys(forget) => {
             let Some((_, before_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((nothing, None));
             };
             let pruned = keys::prune(connection, from_ms(before_ms), known.last_key(), rows_max).await?;
-            let done = Housekept { rows: pruned.rows, partitions: 0, more: pruned.more };
+            let done = Housekept { rows: pruned.rows, more: pruned.more, ..nothing };
             return Ok((done, pruned.last));
         }
         // Hours grow old once in an hour, and to look for them costs a look per type.
@@ -259,7 +312,7 @@ async fn within(
     };
     // Documents go by pages, of which only an empty one is the last.
     let is_full = rows >= rows_max.unsigned_abs() || matches!(step, Step::Documents { .. });
-    Ok((Housekept { rows, partitions: 0, more: rows > 0 && is_full }, None))
+    Ok((Housekept { rows, more: rows > 0 && is_full, ..nothing }, None))
 }
 
 /// The floor, and before when keys may be forgotten; `None` while no ledger row was.

@@ -8,7 +8,6 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::failure::Failure;
-use super::partitions;
 use super::read::from_ms;
 use crate::id::MessageId;
 use crate::message::Message;
@@ -17,9 +16,10 @@ use crate::store::{SetAside, ledger};
 /// Writes the ledger rows and returns the messages that had none, in the order of the batch, and
 /// which of them lie at or below the floor. Another transaction that holds the same id is waited for.
 ///
-/// The floor is read by the statement that inserts. That has locked the ledger before it took its
-/// snapshot, and [`forget`] raises the floor under a lock that excludes it: either it sees the floor
-/// raised, or the row that it inserts is there when a partition is dropped
+/// The floor is read by the statement that inserts. A partition is detached before it is dropped, which waits
+/// for who may still insert into it, and only then is the floor raised for the last time: either the row
+/// that this inserts is there when that is done, or there is no partition for it. The next one for that
+/// day is made after the drop, and who inserts there sees the floor raised
 /// (`a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_aside`).
 pub async fn enter<'a>(
     connection: &mut PgConnection,
@@ -55,22 +55,13 @@ pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, Failure> {
     Ok(sqlx::query_scalar!("select id from ledger_floor where one").fetch_one(connection).await?)
 }
 
-/// Drops a partition of the ledger and raises the floor to the last id in it, as
-/// [`partitions::discard`] does: not while somebody holds the ledger for longer than it waits.
-pub async fn forget(connection: &mut PgConnection, partition: &str) -> Result<(), Failure> {
-    partitions::wait_briefly(connection).await?;
-    // Who enters a message holds this one from before its statement until its commit. From here on
-    // nobody does, and the last id in the partition stays the last.
-    connection.execute("lock table only applied_message in access exclusive mode").await?;
-    let is_there = sqlx::query_scalar!(r#"select to_regclass($1) is not null as "is!""#, partition);
-    if is_there.fetch_one(&mut *connection).await? {
-        let raise = format!(
-            "update ledger_floor set id = greatest(ledger_floor.id, last.id)
-             from (select id from {partition} order by id desc limit 1) as last where one"
-        );
-        connection.execute(AssertSqlSafe(raise)).await?;
-        partitions::discard(connection, partition).await?;
-    }
+/// Raises the floor to the last id in a partition of the ledger.
+pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Result<(), Failure> {
+    let raise = format!(
+        "update ledger_floor set id = greatest(ledger_floor.id, last.id)
+         from (select id from {partition} order by id desc limit 1) as last where one and ledger_floor.id < last.id"
+    );
+    connection.execute(AssertSqlSafe(raise)).await?;
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Pages are read along an index and end at their limit. The planner must not see a chance to sort
 //! or to read a table from its beginning: `pages_of_documents_are_read_along_their_keys`.
+use std::time::Duration;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -10,7 +12,7 @@ use super::failure::Failure;
 use super::keys::{fingerprint, item};
 use super::read::to_ms;
 use crate::id::ItemKey;
-use crate::store::{Document, DocumentPage, Stored};
+use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 
 /// A row of `documents` with what `keyed_writes` holds of it.
 struct DocumentRow {
@@ -64,62 +66,108 @@ pub async fn document(
 }
 
 /// Documents that are not deleted, newest first.
-pub async fn page(connection: &mut PgConnection, page: &DocumentPage) -> Result<Vec<Document>, Failure> {
-    let before = page.before.unwrap_or(Uuid::max());
-    let limit = i64::from(page.limit);
-    let rows = match &page.filters[..] {
-        [] => {
-            let rows = sqlx::query_as!(
-                DocumentRow,
-                r#"select place, document.id, data, accepted_at,
-                       (select fingerprint from keyed_writes where id = document.id) as fingerprint
-                   from documents as document
-                   where collection = $1 and place < $2 and data is not null
-                   order by place desc limit $3"#,
-                page.collection,
-                before,
-                limit
-            );
-            rows.fetch_all(connection).await?
+pub async fn page(
+    connection: &mut PgConnection,
+    page: &DocumentPage,
+    search_time_max: Duration,
+) -> Result<DocumentsFound, Failure> {
+    if !page.filters.is_empty() {
+        return search(connection, page, search_time_max).await;
+    }
+    let rows = sqlx::query_as!(
+        DocumentRow,
+        r#"select place, document.id, data, accepted_at,
+               (select fingerprint from keyed_writes where id = document.id) as fingerprint
+           from documents as document
+           where collection = $1 and place < $2 and data is not null
+           order by place desc limit $3"#,
+        page.collection,
+        page.before.unwrap_or(Uuid::max()),
+        i64::from(page.limit)
+    );
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    let documents = rows.filter_map(|row| row.read().map(Stored::into_document).transpose());
+    Ok(DocumentsFound { documents: documents.collect::<Result<_, _>>()?, stopped_at: None })
+}
+
+/// A step of the search that found a document, or at which it stopped.
+struct Step {
+    place: Uuid,
+    id: Option<Uuid>,
+    data: Option<String>,
+    accepted_at: Option<OffsetDateTime>,
+    fingerprint: Option<Vec<u8>>,
+    decided: Uuid,
+    is_stopped: bool,
+}
+
+/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place
+/// at or before the one reached. As many filters in a row that agree on a place have found a document.
+/// So the rarest filter decides how many steps there are.
+///
+/// A search that stops has decided at least one place, which takes as many steps as there are filters.
+async fn search(
+    connection: &mut PgConnection,
+    page: &DocumentPage,
+    time_max: Duration,
+) -> Result<DocumentsFound, Failure> {
+    let (fields, values): (Vec<&str>, Vec<&str>) =
+        page.filters.iter().map(|(field, value)| (&**field, &**value)).unzip();
+    let steps = sqlx::query_as!(
+        Step,
+        r#"with recursive walk as (
+               select 0 as step, $4::uuid as place, cardinality($2::text[]) as agreed, 0 as found,
+                      null::uuid as passed, false as is_stopped
+               union all
+               select walk.step + 1, next.place, agreed.filters,
+                      walk.found + (agreed.filters = cardinality($2::text[]))::int4,
+                      case when next.place < walk.place then walk.place else walk.passed end,
+                      walk.step + 1 >= cardinality($2::text[]) and (walk.step + 1 >= $6
+                          or clock_timestamp() >= statement_timestamp() + $7 * interval '1 ms')
+               from walk
+               cross join lateral (
+                   select place from document_fields
+                   where collection = $1
+                       and field = ($2::text[])[walk.step % cardinality($2::text[]) + 1]
+                       and value = ($3::text[])[walk.step % cardinality($2::text[]) + 1]
+                       and place <= walk.place
+                       and (place < walk.place or walk.agreed < cardinality($2::text[]))
+                   order by place desc limit 1
+               ) as next
+               cross join lateral (
+                   select case when next.place = walk.place then walk.agreed + 1 else 1 end as filters
+               ) as agreed
+               where not walk.is_stopped and walk.found < $5
+           )
+           select walk.place as "place!", document.id as "id?", document.data as "data?",
+                  document.accepted_at as "accepted_at?",
+                  (select fingerprint from keyed_writes where id = document.id) as "fingerprint?",
+                  case when walk.agreed = cardinality($2::text[]) then walk.place else walk.passed end as "decided!",
+                  walk.is_stopped as "is_stopped!"
+           from walk left join lateral (
+               select id, data, accepted_at from documents
+               where walk.agreed = cardinality($2::text[])
+                   and collection = $1 and place = walk.place and data is not null
+               limit 1
+           ) as document on true
+           where walk.step > 0 and (walk.agreed = cardinality($2::text[]) or walk.is_stopped)"#,
+        page.collection,
+        &fields as &[&str],
+        &values as &[&str],
+        page.before.unwrap_or(Uuid::max()),
+        i32::try_from(page.limit).unwrap_or(i32::MAX),
+        SEARCH_STEPS_MAX,
+        time_max.as_secs_f64() * 1_000.0
+    );
+    let mut found = DocumentsFound::default();
+    for step in steps.fetch_all(connection).await? {
+        let Step { place, id, data, accepted_at, fingerprint, decided, is_stopped } = step;
+        if let Some(accepted_at) = accepted_at {
+            let row = DocumentRow { place, id, data, accepted_at, fingerprint };
+            found.documents.extend(row.read()?.into_document());
         }
-        [(field, value), others @ ..] => {
-            let (fields, values): (Vec<&str>, Vec<&str>) =
-                others.iter().map(|(field, value)| (&**field, &**value)).unzip();
-            // Subqueries instead of joins: they are looked up row by row, in the order of the first.
-            let rows = sqlx::query_as!(
-                DocumentRow,
-                r#"select document.place, document.id, document.data, document.accepted_at,
-                       (select fingerprint from keyed_writes where id = document.id) as fingerprint
-                   from document_fields as first
-                   cross join lateral (
-                       select place, id, data, accepted_at from documents
-                       where collection = first.collection and place = first.place and data is not null
-                       limit 1
-                   ) as document
-                   where first.collection = $1 and first.field = $2 and first.value = $3 and first.place < $4
-                       and coalesce((
-                           select bool_and(exists (
-                               select from document_fields as other
-                               where other.collection = $1 and other.field = filter.field
-                                   and other.value = filter.value and other.place = first.place
-                           )) from unnest($5::text[], $6::text[]) as filter (field, value)
-                       ), true)
-                   order by first.place desc limit $7"#,
-                page.collection,
-                field,
-                value,
-                before,
-                &fields as &[&str],
-                &values as &[&str],
-                limit
-            );
-            rows.fetch_all(connection).await?
-        }
-    };
-    let read = |row: DocumentRow| match row.read() {
-        Ok(Stored::Document(document)) => Some(Ok(document)),
-        Ok(Stored::Deleted) => None,
-        Err(failure) => Some(Err(failure)),
-    };
-    rows.into_iter().filter_map(read).collect()
+        let is_full = found.documents.len() >= page.limit as usize;
+        found.stopped_at = (is_stopped && !is_full).then_some(decided);
+    }
+    Ok(found)
 }

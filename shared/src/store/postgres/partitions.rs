@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use super::failure::Failure;
 use super::keys::corrupt;
 use super::read::clamp_ms;
+use super::retire::{self, State};
 use super::session::begin;
 use crate::id::MessageId;
 use crate::message::{Entry, Message};
@@ -97,33 +98,31 @@ pub fn days_ahead(now_ms: i64) -> BTreeSet<Day> {
 
 /// Made apart and then attached: that takes no lock against readers and writers of the table,
 /// whereas `create table … partition of` would wait for a running backup, and everybody for it
-/// (`a_partition_is_made_beside_a_running_backup`).
+/// (`a_partition_is_made_beside_a_running_backup`). A day that is being forgotten is forgotten first.
 async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), Failure> {
     let (parent, name) = (table.name(), table.partition(day));
     let (from, to) = table.bounds(day);
     let mut transaction = begin(connection).await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", ADVISORY_LOCK).execute(&mut *transaction).await?;
-    let found = sqlx::query!(
-        r#"select to_regclass($1) is not null as "is_there!",
-               exists (select from pg_inherits
-                       where inhrelid = to_regclass($1) and inhparent = to_regclass($2)) as "is_attached!""#,
-        name,
-        parent
-    );
-    let found = found.fetch_one(&mut *transaction).await?;
-    if !found.is_attached {
-        if found.is_there {
-            // An owner may have detached it to keep it: what it holds must not come back by itself.
-            let holds = AssertSqlSafe(format!("select exists (select from {name})"));
-            if sqlx::query_scalar::<_, bool>(holds).fetch_one(&mut *transaction).await? {
-                return Err(corrupt(&format!(
-                    "table {name} holds rows and is no partition of {parent}: attach it, or give it another name"
-                )));
-            }
-        } else {
-            let create = format!("create table {name} (like {parent} including all){}", table.settings());
-            transaction.execute(AssertSqlSafe(create)).await?;
+    let mut state = retire::state(&mut transaction, table, &name).await?;
+    if matches!(state, State::Pending | State::Detached) {
+        retire::finish(&mut transaction, table, &name, state).await?;
+        state = State::Missing;
+    }
+    if state == State::Foreign {
+        // An owner may have detached it to keep it: what it holds must not come back by itself.
+        let holds = AssertSqlSafe(format!("select exists (select from {name})"));
+        if sqlx::query_scalar::<_, bool>(holds).fetch_one(&mut *transaction).await? {
+            return Err(corrupt(&format!(
+                "table {name} holds rows and is no partition of {parent}: attach it, or give it another name"
+            )));
         }
+    }
+    if state == State::Missing {
+        let create = format!("create table {name} (like {parent} including all){}", table.settings());
+        transaction.execute(AssertSqlSafe(create)).await?;
+    }
+    if state != State::Attached {
         let attach =
             format!("alter table {parent} attach partition {name} for values from ({from}) to ({to})");
         transaction.execute(AssertSqlSafe(attach)).await?;
@@ -132,7 +131,8 @@ async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), 
     Ok(())
 }
 
-/// Names of partitions of days before `day`, from the oldest on, `limit` at most.
+/// Names of partitions of days before `day`, from the oldest on, `limit` at most; those that are being
+/// retired with them.
 pub async fn older(
     connection: &mut PgConnection,
     table: Table,
@@ -141,34 +141,24 @@ pub async fn older(
 ) -> Result<Vec<String>, Failure> {
     // Names of one length, which ends in the date, are in the order of their days.
     let rows = sqlx::query_scalar!(
-        r#"select relname::text as "name!" from pg_inherits join pg_class on pg_class.oid = inhrelid
-           where inhparent = to_regclass($1) and relname ~ ($2 || '_[0-9]{8}$')
+        r#"select relname::text as "name!" from pg_class left join pg_inherits on inhrelid = pg_class.oid
+           where relnamespace = (select relnamespace from pg_class where oid = to_regclass($1))
+               and relname ~ ('^' || $2 || '_[0-9]{8}$') and relkind = 'r'
                and relname::text collate "C" < $3
+               and (inhparent = to_regclass($1)
+                   or (inhparent is null and obj_description(pg_class.oid, 'pg_class') = $5))
            order by relname limit $4"#,
         table.name(),
         table.prefix(),
         table.partition(day),
-        i64::try_from(limit).unwrap_or(i64::MAX)
+        i64::try_from(limit).unwrap_or(i64::MAX),
+        retire::MARK
     );
     Ok(rows.fetch_all(connection).await?)
 }
 
-/// For the locks that a partition is dropped under: who comes later waits as long.
-pub async fn wait_briefly(connection: &mut PgConnection) -> Result<(), Failure> {
-    connection.execute("set local lock_timeout = '100ms'").await?;
-    Ok(())
-}
-
-/// Drops a partition at the end of the transaction, unless a reader or a writer holds its table
-/// for longer than this waits.
-pub async fn discard(connection: &mut PgConnection, name: &str) -> Result<(), Failure> {
-    wait_briefly(connection).await?;
-    connection.execute(AssertSqlSafe(format!("drop table if exists {name}"))).await?;
-    Ok(())
-}
-
 impl Table {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Ledger => "applied_message",
             Self::Points => "points",

@@ -43,7 +43,7 @@ pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<
     let rows = sqlx::query_as!(
         CounterRow,
         "select name, value, version, updated_at from counters
-         where name > $1 and name >= $2 and name < $3
+         where name <> $1 and name >= $2 and name < $3
          order by name
          limit $4",
         bounds.after,
@@ -58,7 +58,7 @@ pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<
 pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Arc<str>>, Failure> {
     let names = sqlx::query_scalar!(
         "select name from metric_types
-         where name > $1 and name >= $2 and name < $3
+         where name <> $1 and name >= $2 and name < $3
          order by name
          limit $4",
         bounds.after,

@@ -4,8 +4,8 @@
 //! or a column is missing; never migrated on the way.
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
-use sqlx::{PgConnection, PgPool};
 
 use super::failure::Failure;
 use crate::store::StoreError;
@@ -19,10 +19,11 @@ pub struct Schema {
 }
 
 impl Schema {
+    pub fn is_verified(&self) -> bool {
+        self.verified.load(Ordering::Acquire)
+    }
+
     pub async fn verify(&self, connection: &mut PgConnection) -> Result<(), Failure> {
-        if self.verified.load(Ordering::Acquire) {
-            return Ok(());
-        }
         let rows =
             sqlx::query_as!(Ran, "select version, checksum, success from _sqlx_migrations order by version");
         let ran = match rows.fetch_all(connection).await.map_err(Failure::from) {
@@ -40,9 +41,9 @@ impl Schema {
     }
 
     /// Waits for a migration that another process runs, then runs what is missing.
-    pub async fn migrate(&self, pool: &PgPool) -> Result<(), Failure> {
+    pub async fn migrate(&self, connection: &mut PgConnection) -> Result<(), Failure> {
         self.forget();
-        let migrated = MIGRATOR.run(pool).await;
+        let migrated = MIGRATOR.run_direct(None, connection, false).await;
         migrated.map_err(|error| StoreError::Unavailable(format!("cannot migrate: {error}").into()).into())
     }
 }

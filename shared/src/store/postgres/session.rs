@@ -16,7 +16,9 @@ use anyhow::Context;
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -24,6 +26,7 @@ use tokio::time::timeout;
 
 use super::database;
 use super::failure::Failure;
+use super::limits::{Begin, COMMITS, Limits};
 use super::schema::Schema;
 use crate::config;
 use crate::store::StoreError;
@@ -43,15 +46,53 @@ const LAST_WORD_MAX: Duration = Duration::from_millis(500);
 /// A migration may rewrite a table, and waits for the one that another process runs.
 const MIGRATE_TIMEOUT: Duration = Duration::from_mins(15);
 
-/// Stricter levels, should they be a default somewhere, would only fail more often, and see nothing
-/// of what was committed while a lock was waited for. In the same round trip the limit of reads,
-/// which sessions begin with, becomes that of writes.
-const BEGIN: &str = "begin isolation level read committed; \
-    select set_config('statement_timeout', current_setting('forebay.write_timeout_ms'), true)";
+/// What an operation is, which decides its connections and its limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Finds what it is asked for by key; one transaction.
+    Read,
+    /// A read that a client can make slow: those have a share of the connections.
+    List,
+    /// Begins transactions of its own, by [`begin`].
+    Write,
+}
+
+/// How long an operation may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub class: Class,
+    pub time: Duration,
+}
+
+impl Limit {
+    pub fn new(class: Class, time_ms: u64) -> Self {
+        Self { class, time: Duration::from_millis(time_ms) }
+    }
+}
+
+tokio::task_local! {
+    /// How the operation of this task begins a transaction.
+    static BEGIN: Arc<Begin>;
+}
 
 /// Begins a transaction that may write and wait for locks.
 pub async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Failure> {
-    Ok(connection.begin_with(BEGIN).await?)
+    let begin = BEGIN.get();
+    Ok(connection.begin_with(AssertSqlSafe(begin.write.clone())).await?)
+}
+
+/// Runs a statement that must not be within a transaction, for as long as a lock is waited for.
+pub async fn alone(connection: &mut PgConnection, statement: String) -> Result<(), Failure> {
+    let begin = BEGIN.get();
+    let Some(limit) = &begin.alone else {
+        connection.execute(AssertSqlSafe(statement)).await?;
+        return Ok(());
+    };
+    connection.execute(AssertSqlSafe(limit.clone())).await?;
+    let done = connection.execute(AssertSqlSafe(statement)).await;
+    connection.execute("reset statement_timeout").await?;
+    done?;
+    Ok(())
 }
 
 pub struct Session {
@@ -59,6 +100,9 @@ pub struct Session {
     /// One per connection. The pool's own time-out does not tell whether all were in use or the
     /// server did not open one.
     places: Arc<Semaphore>,
+    /// Those of them that [`Class::List`] may have.
+    list_places: Arc<Semaphore>,
+    begin: Arc<Begin>,
     /// Where connections live. Callers come from other threads' runtimes, which may end before
     /// the store does.
     runtime: Handle,
@@ -76,15 +120,24 @@ impl Session {
         let unlimited = plain_on_loopback(unlimited)
             .application_name("forebay")
             // Durations are a metric, errors are logged by whoever handles them.
-            .disable_statement_logging()
-            // A commit is followed by an acknowledgement: it must survive the server's crash
-            // even where the server, the database or the role says `off`.
-            .options([("synchronous_commit", "on")]);
-        let limited = limited(unlimited.clone(), config.read_timeout_ms, config.write_timeout_ms);
+            .disable_statement_logging();
+        let limits = Limits::new(config);
+        let (unlimited, limited) = if config.pooler {
+            // Nothing but what every pooler knows, and no statement that it would have to remember.
+            let plain = unlimited.extra_float_digits(None).statement_cache_capacity(0);
+            (plain.clone(), plain)
+        } else {
+            let unlimited = unlimited.options([COMMITS]);
+            (unlimited.clone(), unlimited.options(limits.of_session()))
+        };
         let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
+        let places = config.connections_max.max(1);
+        let list_places = config.list_connections_max.clamp(1, (places - 1).max(1));
         Ok(Self {
-            pool: pool(limited, config.connections_max, connect_timeout),
-            places: Arc::new(Semaphore::new(config.connections_max.max(1) as usize)),
+            pool: pool(limited, places, connect_timeout),
+            places: Arc::new(Semaphore::new(places as usize)),
+            list_places: Arc::new(Semaphore::new(list_places as usize)),
+            begin: Arc::new(if config.pooler { limits.begin_pooled() } else { limits.begin() }),
             runtime,
             schema: Arc::default(),
             unlimited,
@@ -94,29 +147,34 @@ impl Session {
 
     /// Runs `work` on a connection, for `limit` at most, after the schema was found to be right.
     /// Dropping the returned future ends the work and its connection.
-    pub async fn run<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, StoreError>
+    pub async fn run<T, F>(&self, operation: &str, limit: Limit, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
     {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
-        let (pool, schema) = (self.pool.clone(), Arc::clone(&self.schema));
-        let (places, patience) = (Arc::clone(&self.places), self.connect_timeout);
-        let outcome = self.spawned(async move {
+        let (pool, schema, begin) = (self.pool.clone(), Arc::clone(&self.schema), Arc::clone(&self.begin));
+        let mut places = vec![Arc::clone(&self.places)];
+        if limit.class == Class::List {
+            // First: who waits for it keeps no place from the rest.
+            places.insert(0, Arc::clone(&self.list_places));
+        }
+        let patience = self.connect_timeout;
+        let outcome = self.spawned(BEGIN.scope(Arc::clone(&begin), async move {
             let mut lease = Lease::take(&pool, places, patience).await?;
             let connection = lease.connection();
-            let bounded = timeout(limit + LAST_WORD_MAX.min(limit / 4), async {
-                schema.verify(connection).await?;
-                work(connection).await
+            let bounded = timeout(limit.time + LAST_WORD_MAX.min(limit.time / 4), async {
+                begin.verify(&schema, connection).await?;
+                begin.run(limit.class, connection, work).await
             });
-            let outcome = bounded.await.unwrap_or(Err(Failure::TimedOut(limit.as_millis())));
+            let outcome = bounded.await.unwrap_or(Err(Failure::TimedOut(limit.time.as_millis())));
             match &outcome {
                 Ok(_) => lease.give_back(),
                 Err(failure) if failure.is_schema_skew() => schema.forget(),
                 Err(_) => {}
             }
             outcome
-        });
+        }));
         let outcome = outcome.await;
         timer.observe_duration();
         outcome
@@ -126,12 +184,14 @@ impl Session {
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let schema = Arc::clone(&self.schema);
         let (options, connect_timeout) = (self.unlimited.clone(), self.connect_timeout);
-        let pool = pool(self.unlimited.clone(), 1, connect_timeout);
+        let (pool, begin) = (pool(self.unlimited.clone(), 1, connect_timeout), Arc::clone(&self.begin));
         let migration = async move {
             // Two connects at most, and a statement.
             let ensured = timeout(connect_timeout * 3, database::ensure(&options)).await;
             ensured.unwrap_or(Err(Failure::TimedOut(connect_timeout.as_millis() * 3)))?;
-            let migrated = timeout(MIGRATE_TIMEOUT, schema.migrate(&pool)).await;
+            let migrated =
+                timeout(MIGRATE_TIMEOUT, async { begin.migrate(&schema, &mut *pool.acquire().await?).await });
+            let migrated = migrated.await;
             migrated.unwrap_or(Err(Failure::TimedOut(MIGRATE_TIMEOUT.as_millis())))?;
             // A server that does not answer any more closes this connection by itself.
             let _ = timeout(GIVE_BACK_TIMEOUT, pool.close()).await;
@@ -166,16 +226,23 @@ impl Session {
     }
 }
 
-/// A borrowed connection and its place. Dropped without [`give_back`](Self::give_back) it is closed,
-/// and its place is free.
-struct Lease(Option<(PoolConnection<Postgres>, OwnedSemaphorePermit)>);
+/// A borrowed connection and its places. Dropped without [`give_back`](Self::give_back) it is closed,
+/// and its places are free.
+struct Lease(Option<(PoolConnection<Postgres>, Vec<OwnedSemaphorePermit>)>);
 
 impl Lease {
-    /// Waits for a place for `patience`, then for its connection for as long as the pool does.
-    async fn take(pool: &PgPool, places: Arc<Semaphore>, patience: Duration) -> Result<Self, Failure> {
-        let place = timeout(patience, places.acquire_owned()).await;
-        let place = place.map_err(|_| Failure::NoPlace(patience.as_millis()))?.expect("never closed");
-        Ok(Self(Some((pool.acquire().await?, place))))
+    /// Waits for the places, one after the other, for `patience`, then for its connection for as long
+    /// as the pool does.
+    async fn take(pool: &PgPool, places: Vec<Arc<Semaphore>>, patience: Duration) -> Result<Self, Failure> {
+        let taken = timeout(patience, async {
+            let mut taken = Vec::with_capacity(places.len());
+            for places in places {
+                taken.push(places.acquire_owned().await.expect("never closed"));
+            }
+            taken
+        });
+        let taken = taken.await.map_err(|_| Failure::NoPlace(patience.as_millis()))?;
+        Ok(Self(Some((pool.acquire().await?, taken))))
     }
 
     fn connection(&mut self) -> &mut PgConnection {
@@ -183,11 +250,11 @@ impl Lease {
     }
 
     fn give_back(&mut self) {
-        if let Some((mut connection, place)) = self.0.take() {
+        if let Some((mut connection, places)) = self.0.take() {
             tokio::spawn(async move {
                 // What dropping it would do, with a limit: the pool asks the server first.
                 let _ = timeout(GIVE_BACK_TIMEOUT, connection.return_to_pool()).await;
-                drop(place);
+                drop(places);
             });
         }
     }
@@ -195,7 +262,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some((connection, _place)) = self.0.take() {
+        if let Some((connection, _places)) = self.0.take() {
             // Closes the socket; the server rolls back what was open.
             drop(connection.detach());
         }
@@ -212,24 +279,6 @@ fn plain_on_loopback(options: PgConnectOptions) -> PgConnectOptions {
         PgSslMode::Prefer if loopback => options.ssl_mode(PgSslMode::Disable),
         _ => options,
     }
-}
-
-/// The server's own limits, for when the client has gone without a word: a statement ends, a
-/// transaction that hears nothing ends and its locks with it, and a wait for a lock ends early
-/// enough for another attempt.
-/// A read that nobody waits for any more must not go on: its limit is the session's, and [`begin`]
-/// sets that of writes.
-fn limited(options: PgConnectOptions, read_timeout_ms: u64, write_timeout_ms: u64) -> PgConnectOptions {
-    let limited = options.options([
-        ("statement_timeout", read_timeout_ms.max(1)),
-        ("forebay.write_timeout_ms", write_timeout_ms.max(1)),
-        ("idle_in_transaction_session_timeout", write_timeout_ms.max(1)),
-        ("lock_timeout", (write_timeout_ms / 4).max(1)),
-    ]);
-    // Statements look things up by key. A plan that was kept from when a partition was almost empty
-    // would read all of it for each key, until somebody analyses it. Where there is no other way,
-    // reading a table then looks so expensive that it would be compiled first.
-    limited.options([("enable_seqscan", "off"), ("jit", "off")])
 }
 
 fn pool(options: PgConnectOptions, connections_max: u32, connect_timeout: Duration) -> PgPool {

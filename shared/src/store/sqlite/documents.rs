@@ -17,7 +17,7 @@ use crate::collection::Checker;
 use crate::id::ItemKey;
 use crate::store::documents::{self, FieldRow, Row};
 use crate::store::plan::{Plan, Task};
-use crate::store::{Document, DocumentPage, SetAside, Stored};
+use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, SetAside, Stored};
 use crate::write::Delete;
 
 const INSERT: (&str, &str) =
@@ -73,18 +73,30 @@ pub const PAGE: &str = "select documents.place, documents.id, documents.data, \
     where documents.collection = ?1 and documents.place < ?2 and documents.data is not null \
     order by documents.place desc limit ?3";
 
-/// Walks the documents that match one filter and looks the others up.
-pub const FILTERED: &str = "select documents.place, documents.id, documents.data, \
-    documents.accepted_at_ms, keyed.fingerprint from document_fields as field \
-    cross join documents on documents.collection = field.collection \
-    and documents.place = field.place \
+/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place
+/// at or before the one reached. As many filters in a row that agree on a place have found a document.
+/// So the rarest filter decides how many steps there are. A search that stops has decided a place.
+pub const SEARCH: &str = "with recursive walk (step, place, agreed, found, passed) as ( \
+    select 0, ?2, json_array_length(?4), 0, null \
+    union all \
+    select step + 1, next.place, iif(next.place = walk.place, agreed + 1, 1), \
+    found + (iif(next.place = walk.place, agreed + 1, 1) = json_array_length(?4)), \
+    iif(next.place < walk.place, walk.place, passed) \
+    from walk cross join document_fields as next on next.collection = ?1 \
+    and next.field = ?4 ->> ('$[' || (step % json_array_length(?4)) || '][0]') \
+    and next.value = ?4 ->> ('$[' || (step % json_array_length(?4)) || '][1]') \
+    and next.place = (select place from document_fields as last where last.collection = ?1 \
+    and last.field = ?4 ->> ('$[' || (walk.step % json_array_length(?4)) || '][0]') \
+    and last.value = ?4 ->> ('$[' || (walk.step % json_array_length(?4)) || '][1]') \
+    and last.place <= walk.place and (last.place < walk.place or walk.agreed < json_array_length(?4)) \
+    order by last.place desc limit 1) \
+    where found < ?3 and step < ?5) \
+    select walk.place, documents.id, documents.data, documents.accepted_at_ms, keyed.fingerprint, \
+    iif(walk.agreed = json_array_length(?4), walk.place, walk.passed), walk.step >= ?5 from walk \
+    left join documents on walk.agreed = json_array_length(?4) and documents.collection = ?1 \
+    and documents.place = walk.place and documents.data is not null \
     left join keyed_writes as keyed on keyed.id = documents.id \
-    where field.collection = ?1 and field.place < ?2 and field.field = ?4 and field.value = ?5 \
-    and documents.data is not null and not exists (select 1 from json_each(?6) as filter \
-    where not exists (select 1 from document_fields as another \
-    where another.collection = ?1 and another.field = filter.value ->> 0 \
-    and another.value = filter.value ->> 1 and another.place = field.place)) \
-    order by field.place desc limit ?3";
+    where walk.step > 0 and (walk.agreed = json_array_length(?4) or walk.step >= ?5)";
 
 /// Writes documents, then deletes, then fields; returns what was set aside.
 pub async fn apply(
@@ -190,19 +202,25 @@ pub async fn one(
     Ok(Some(if is_deleted { Stored::Deleted } else { Stored::Document(document_of(&row)?) }))
 }
 
-pub async fn page(connection: &mut SqliteConnection, page: DocumentPage) -> Result<Vec<Document>, Failure> {
+pub async fn page(connection: &mut SqliteConnection, page: DocumentPage) -> Result<DocumentsFound, Failure> {
     let before = page.before.unwrap_or(Uuid::max());
-    let mut filters = page.filters.into_iter();
-    let query = match filters.next() {
-        None => sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit),
-        Some((field, value)) => {
-            let others = json(filters.as_slice());
-            let query = sqlx::query(FILTERED).bind(page.collection).bind(before).bind(page.limit);
-            query.bind(field).bind(value).bind(others)
+    if page.filters.is_empty() {
+        let rows = sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit);
+        let rows = rows.fetch_all(connection).await?;
+        let documents = rows.iter().map(document_of).collect::<Result<_, _>>()?;
+        return Ok(DocumentsFound { documents, stopped_at: None });
+    }
+    let search = sqlx::query(SEARCH).bind(page.collection).bind(before).bind(page.limit);
+    let mut steps = search.bind(json(&page.filters)).bind(SEARCH_STEPS_MAX).fetch(connection);
+    let mut found = DocumentsFound::default();
+    while let Some(step) = steps.try_next().await? {
+        if step.try_get::<Option<&str>, _>(2)?.is_some() {
+            found.documents.push(document_of(&step)?);
         }
-    };
-    let rows = query.fetch_all(connection).await?;
-    Ok(rows.iter().map(document_of).collect::<Result<_, _>>()?)
+        let is_full = found.documents.len() >= page.limit as usize;
+        found.stopped_at = if step.try_get(6)? && !is_full { Some(step.try_get(5)?) } else { None };
+    }
+    Ok(found)
 }
 
 fn document_of(row: &SqliteRow) -> Result<Document, sqlx::Error> {

@@ -12,8 +12,9 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::store::StoreError;
 use crate::store::schema::{Ran, compare};
@@ -55,6 +56,8 @@ struct Shared {
     read_timeout: Duration,
     writer: Mutex<Writer>,
     readers: SqlitePool,
+    /// Those of the readers that [`Files::list`] may have.
+    list_places: Semaphore,
     schema_verified: AtomicBool,
 }
 
@@ -66,8 +69,13 @@ enum Writer {
 }
 
 impl Files {
-    /// A read is ended after `read_timeout`.
-    pub async fn open(directory: &Path, read_timeout: Duration) -> Result<Self, StoreError> {
+    /// A read is ended after `read_timeout`. Lists have `list_readers_max` readers, and one less than all
+    /// at most.
+    pub async fn open(
+        directory: &Path,
+        read_timeout: Duration,
+        list_readers_max: u32,
+    ) -> Result<Self, StoreError> {
         let runtime = Handle::current();
         std::fs::create_dir_all(directory).map_err(|error| {
             StoreError::Unavailable(format!("cannot make the data directory: {error}").into())
@@ -87,6 +95,7 @@ impl Files {
             read_timeout,
             writer: Mutex::new(Writer::Open(writer)),
             readers,
+            list_places: Semaphore::new(list_readers_max.clamp(1, READERS_MAX - 1) as usize),
             schema_verified: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared), runtime })
@@ -118,20 +127,32 @@ impl Files {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
     {
-        let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let shared = Arc::clone(&self.shared);
-        let outcome = joined(self.runtime.spawn(async move {
-            let mut reader = shared.readers.acquire().await?;
-            // Also when nobody waits for it any more: readers are few, and a stop waits for them.
-            let deadline = Instant::now() + shared.read_timeout;
-            reader
-                .lock_handle()
-                .await?
-                .set_progress_handler(OPERATIONS_BETWEEN_LOOKS, move || Instant::now() < deadline);
-            shared.verify_schema(&mut reader).await?;
-            work(&mut reader).await
-        }));
-        let outcome = outcome.await;
+        self.timed(operation, async move { shared.read(work).await }).await
+    }
+
+    /// A read that a client can make slow: those have a share of the readers.
+    pub async fn list<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        let read = async move {
+            let place = timeout(READER_TIMEOUT, shared.list_places.acquire()).await;
+            let _place = place.map_err(|_| sqlx::Error::PoolTimedOut)?.expect("never closed");
+            shared.read(work).await
+        };
+        self.timed(operation, read).await
+    }
+
+    async fn timed<T: Send + 'static>(
+        &self,
+        operation: &str,
+        read: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
+        let outcome = joined(self.runtime.spawn(read)).await;
         timer.observe_duration();
         outcome
     }
@@ -203,6 +224,21 @@ impl Writer {
 }
 
 impl Shared {
+    async fn read<T, F>(&self, work: F) -> Result<T, Failure>
+    where
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send,
+    {
+        let mut reader = self.readers.acquire().await?;
+        // Also when nobody waits for it any more: readers are few, and a stop waits for them.
+        let deadline = Instant::now() + self.read_timeout;
+        reader
+            .lock_handle()
+            .await?
+            .set_progress_handler(OPERATIONS_BETWEEN_LOOKS, move || Instant::now() < deadline);
+        self.verify_schema(&mut reader).await?;
+        work(&mut reader).await
+    }
+
     async fn verify_schema(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
         if self.schema_verified.load(Ordering::Acquire) {
             return Ok(());

@@ -175,7 +175,10 @@ async fn run(
                 return Ok((Housekept::default(), None));
             };
             let pruned = keys::prune(connection, before_ms, after, rows_max).await?;
-            return Ok((Housekept { rows: pruned.rows, partitions: 0, more: pruned.more }, pruned.last));
+            return Ok((
+                Housekept { rows: pruned.rows, more: pruned.more, ..Housekept::default() },
+                pruned.last,
+            ));
         }
         Step::Rollups { resolution, below } => {
             let query = sqlx::query(ROLLUPS).bind(*resolution as i16).bind(*below).bind(rows_max);
@@ -187,7 +190,7 @@ async fn run(
             forget_discarded(connection, *discarded_before_ms, forget, rows_max).await?
         }
     };
-    Ok((Housekept { rows, partitions: 0, more: rows >= u64::from(rows_max) }, None))
+    Ok((Housekept { rows, more: rows >= u64::from(rows_max), ..Housekept::default() }, None))
 }
 
 /// The floor rises in the transaction in which the rows go.
@@ -261,10 +264,10 @@ async fn drop_points(
     );
     let rows = sqlx::query(AssertSqlSafe(delete)).execute(&mut *connection).await?.rows_affected();
     if rows >= u64::from(rows_max) {
-        return Ok(Housekept { rows, partitions: 0, more: true });
+        return Ok(Housekept { rows, more: true, ..Housekept::default() });
     }
     sqlx::query(AssertSqlSafe(format!("drop table {oldest}"))).execute(connection).await?;
-    Ok(Housekept { rows, partitions: 1, more: !others.is_empty() })
+    Ok(Housekept { rows, partitions: 1, more: !others.is_empty(), ..Housekept::default() })
 }
 
 async fn delete_documents(
@@ -295,5 +298,5 @@ async fn delete_documents(
         sqlx::query(DELETE_OLD).bind(collection).bind(last).execute(&mut *connection).await?;
     }
     let more = rows == rows_max || bytes >= PAGE_BYTES_MAX;
-    Ok(Housekept { rows: u64::from(rows), partitions: 0, more })
+    Ok(Housekept { rows: u64::from(rows), more, ..Housekept::default() })
 }

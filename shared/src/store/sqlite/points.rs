@@ -22,7 +22,7 @@ pub const ADD_TYPES: &str = "insert into metric_types (name) \
     select value from json_each(?1) where true on conflict do nothing returning name, id";
 
 pub const NAMES: &str = "select name from metric_types \
-    where name > ?1 and name >= ?2 and name < ?3 order by name limit ?4";
+    where name <> ?1 and name >= ?2 and name < ?3 order by name limit ?4";
 
 /// In the order of the keys: a cross join is not reordered.
 pub const FIND: &str = "select rollups.resolution, rollups.type, rollups.period, rollups.data \

@@ -3,7 +3,9 @@ mod commits;
 mod days;
 mod floor;
 mod plans;
+mod pooler;
 mod refused;
+mod retired;
 mod waits;
 
 use std::net::ToSocketAddrs;

@@ -195,7 +195,7 @@ async fn every_kind_of_item_takes_effect_when_it_is_redriven([one, other]: [Arc<
     assert_eq!(other.document("c", gone).await.expect("is read"), Some(Stored::Deleted));
     let filters = vec![("a".into(), "1".into())];
     let found = DocumentPage { collection: "c".into(), filters, before: None, limit: 9 };
-    assert_eq!(other.documents(found).await.expect("is read"), [stored]);
+    assert_eq!(other.documents(found).await.expect("is read").documents, [stored]);
     let range = RollupRange { kind: "t".into(), resolution: Resolution::Minute, from: 0, below: i32::MAX };
     assert_eq!(other.rollups(range).await.expect("is read").rollups[0].1.count(), 1);
     assert_eq!(standing(&other, "a").await, (2, 1));
@@ -277,7 +277,7 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
     let ends = [&later, &earlier].map(|message| message.item_key(0));
     apply(&one, &[earlier, later]).await;
     let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before: None, limit: 9 };
-    let listed = other.documents(page).await.expect("is read");
+    let listed = other.documents(page).await.expect("is read").documents;
     assert_eq!(listed.iter().map(|document| document.id).collect::<Vec<_>>(), [ends[0], keys[0], ends[1]]);
     assert_eq!(listed[1].fingerprint, Some(fingerprint(&items[0])));
     // A retry under the key finds it processed, and another payload is a conflict.
@@ -328,7 +328,7 @@ async fn a_redriven_document_that_was_deleted_stays_deleted([one, other]: [Arc<d
         assert_eq!(other.document("c", key).await.expect("is read"), Some(Stored::Deleted), "{key}");
     }
     let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before: None, limit: 9 };
-    assert_eq!(other.documents(page).await.expect("is read"), []);
+    assert_eq!(other.documents(page).await.expect("is read").documents, []);
 }
 
 async fn redrives_at_two_stores_at_once_apply_each_item_once(stores: [Arc<dyn Store>; 2]) {

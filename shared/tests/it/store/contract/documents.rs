@@ -31,7 +31,7 @@ async fn walk(store: &Arc<dyn Store>, collection: &str, limit: u32) -> Vec<Docum
     loop {
         let before = all.last().map(|document| document.place);
         let page = DocumentPage { collection: collection.into(), filters: Vec::new(), before, limit };
-        let documents = store.documents(page).await.expect("is read");
+        let documents = store.documents(page).await.expect("is read").documents;
         if documents.is_empty() {
             return all;
         }
@@ -100,7 +100,7 @@ async fn pages_are_newest_first_whatever_is_deleted_meanwhile([one, other]: [Arc
     }
     let page = async |before: Option<Uuid>, limit| {
         let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before, limit };
-        other.documents(page).await.expect("is read")
+        other.documents(page).await.expect("is read").documents
     };
     let first = page(None, 6).await;
     assert_eq!(first.len(), 6);
@@ -199,7 +199,7 @@ async fn documents_and_their_deletes_at_two_stores_at_once_end_deleted(stores: [
     for number in 0..20 {
         let filters = vec![("n".to_owned(), number.to_string())];
         let page = DocumentPage { collection: "c".into(), filters, before: None, limit: 100 };
-        assert_eq!(stores[1].documents(page).await.expect("is read"), []);
+        assert_eq!(stores[1].documents(page).await.expect("is read").documents, []);
     }
 }
 

@@ -135,7 +135,7 @@ async fn listed(store: &Arc<dyn Store>, collection: &str, filter: Option<&str>) 
     let value = |text: &str| index_value(&json!(text)).expect("is indexed");
     let filters = filter.map(|text| ("f".to_owned(), value(text))).into_iter().collect();
     let page = DocumentPage { collection: collection.into(), filters, before: None, limit: 1_000 };
-    store.documents(page).await.expect("is read").into_iter().map(|document| document.id).collect()
+    store.documents(page).await.expect("is read").documents.into_iter().map(|document| document.id).collect()
 }
 
 async fn documents_go_after_their_retention_with_their_fields([one, other]: [Arc<dyn Store>; 2]) {

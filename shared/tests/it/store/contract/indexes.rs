@@ -53,7 +53,7 @@ async fn find_page(
         |(field, value): &(&str, Value)| ((*field).to_owned(), index_value(value).expect("is indexed"));
     let filters = filters.iter().map(filter).collect();
     let page = DocumentPage { collection: "c".into(), filters, before, limit };
-    let documents = store.documents(page).await.expect("is read");
+    let documents = store.documents(page).await.expect("is read").documents;
     documents.into_iter().map(|document| (document.id, document.place)).collect()
 }
 

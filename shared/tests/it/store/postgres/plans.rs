@@ -68,14 +68,11 @@ async fn pages_of_documents_are_read_along_their_keys() {
         let last = "'ffffffff-ffff-ffff-ffff-ffffffffffff'";
         let words = ["from documents as document", "place < $2"];
         assert_by_keys(&plan(&mut session, &words, &format!("'c', {last}, 100")).await);
-        let words = ["from document_fields as first"];
-        for (field, others, values) in [
-            ("all", "'{}'", "'{}'"),
-            ("all", "'{few}'", "'{7}'"),
-            ("some", "'{all,few}'", "'{1,1}'"),
-            ("few", "'{some}'", "'{1}'"),
-        ] {
-            let parameters = format!("'c', '{field}', '1', {last}, {others}, {values}, 100");
+        let words = ["with recursive walk"];
+        for (fields, values) in
+            [("{all}", "{1}"), ("{all,few}", "{1,7}"), ("{some,all,few}", "{1,1,1}"), ("{few,some}", "{1,1}")]
+        {
+            let parameters = format!("'c', '{fields}', '{values}', {last}, 100, 10000, 500");
             assert_by_keys(&plan(&mut session, &words, &parameters).await);
         }
         // One by one, and where housekeeping looks for what is old.

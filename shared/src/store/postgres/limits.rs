@@ -1,0 +1,143 @@
+//! The server's own limits, for when the client has gone without a word: a statement ends, a
+//! transaction that hears nothing ends and its locks with it, and a wait for a lock ends early enough
+//! for another attempt.
+//!
+//! A connection that is ours has them from its start: a read needs no further round trip. One behind a
+//! pooler may lead to another session with each transaction, so each transaction sets them, and no
+//! statement runs outside of one: the client library prepares in one round trip what it executes in the
+//! next. What others prepared in a session is forgotten first, because the names may be the same.
+use futures_util::future::BoxFuture;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::failure::Failure;
+use super::schema::Schema;
+use super::session::Class;
+use crate::config;
+use crate::store::StoreError;
+
+/// A commit is followed by an acknowledgement: it must survive the server's crash even where the
+/// server, the database or the role says `off`.
+pub const COMMITS: (&str, &str) = ("synchronous_commit", "on");
+
+/// Statements look things up by key. A plan that was kept from when a partition was almost empty
+/// would read all of it for each key, until somebody analyses it. Where there is no other way,
+/// reading a table then looks so expensive that it would be compiled first.
+const PLANS: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
+
+/// Stricter levels, should they be a default somewhere, would only fail more often, and see nothing
+/// of what was committed while a lock was waited for.
+const LEVEL: &str = "begin isolation level read committed";
+
+/// Any number that nothing else uses; the same in every build.
+const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7919;
+
+/// In milliseconds.
+pub struct Limits {
+    read_ms: u64,
+    write_ms: u64,
+}
+
+impl Limits {
+    pub fn new(config: &config::Store) -> Self {
+        Self { read_ms: config.read_timeout_ms.max(1), write_ms: config.write_timeout_ms.max(1) }
+    }
+
+    /// Sessions begin with the limit of reads, because a read that nobody waits for any more must not go
+    /// on.
+    pub fn of_session(&self) -> Vec<(&'static str, String)> {
+        let plans = PLANS.map(|(name, value)| (name, value.to_owned()));
+        let mut options =
+            vec![("statement_timeout", self.read_ms.to_string()), ("forebay.session", "on".to_owned())];
+        options.extend(self.of_locks());
+        options.extend(plans);
+        options
+    }
+
+    fn of_locks(&self) -> [(&'static str, String); 2] {
+        [
+            ("idle_in_transaction_session_timeout", self.write_ms.to_string()),
+            ("lock_timeout", (self.write_ms / 4).max(1).to_string()),
+        ]
+    }
+
+    /// On connections that have the limits of a session.
+    pub fn begin(&self) -> Begin {
+        let write = format!("{LEVEL}; set local statement_timeout = {}", self.write_ms);
+        let alone = format!("set statement_timeout = {}", (self.write_ms / 4).max(1));
+        Begin { read: None, write, alone: Some(alone) }
+    }
+
+    /// On connections to a pooler.
+    pub fn begin_pooled(&self) -> Begin {
+        let common = [COMMITS].into_iter().chain(PLANS).map(|(name, value)| (name, value.to_owned()));
+        let common: String = common
+            .chain(self.of_locks())
+            .map(|(name, value)| format!("; set local {name} = {value}"))
+            .collect();
+        let with =
+            |limit_ms| format!("{LEVEL}; deallocate all; set local statement_timeout = {limit_ms}{common}");
+        Begin { read: Some(with(self.read_ms)), write: with(self.write_ms), alone: None }
+    }
+}
+
+/// A pooler may leave out what a session begins with, and say nothing.
+async fn is_ours(connection: &mut PgConnection) -> Result<(), Failure> {
+    let is_ours = sqlx::query_scalar!(r#"select current_setting('forebay.session', true) = 'on' as "is?""#);
+    if is_ours.fetch_one(connection).await? == Some(true) {
+        return Ok(());
+    }
+    let lost = "the session lacks its settings; a pooler stands before the server: set store.pooler to true";
+    Err(StoreError::Unavailable(lost.into()).into())
+}
+
+/// How transactions begin, in one round trip.
+pub struct Begin {
+    /// `None`: reads need no transaction.
+    read: Option<String>,
+    pub write: String,
+    /// Limits the statement that comes next, outside of a transaction; nothing can behind a pooler.
+    pub alone: Option<String>,
+}
+
+impl Begin {
+    /// Runs the work of an operation, within a transaction where it needs one and begins none itself.
+    pub async fn run<T, F>(&self, class: Class, connection: &mut PgConnection, work: F) -> Result<T, Failure>
+    where
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, Failure>>,
+    {
+        match &self.read {
+            Some(read) if class != Class::Write => {
+                let mut transaction = connection.begin_with(AssertSqlSafe(read.clone())).await?;
+                let done = work(&mut transaction).await?;
+                transaction.commit().await?;
+                Ok(done)
+            }
+            _ => work(connection).await,
+        }
+    }
+
+    pub async fn verify(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), Failure> {
+        if schema.is_verified() {
+            return Ok(());
+        }
+        let Some(read) = &self.read else {
+            is_ours(connection).await?;
+            return schema.verify(connection).await;
+        };
+        let mut transaction = connection.begin_with(AssertSqlSafe(read.clone())).await?;
+        let verified = schema.verify(&mut transaction).await;
+        transaction.rollback().await?;
+        verified
+    }
+
+    /// Behind a pooler all that is missing is one transaction, whose lock outlives that of the library.
+    pub async fn migrate(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), Failure> {
+        if self.read.is_none() {
+            return schema.migrate(connection).await;
+        }
+        let begin = format!("{LEVEL}; deallocate all; select pg_advisory_xact_lock({ADVISORY_LOCK})");
+        let mut transaction = connection.begin_with(AssertSqlSafe(begin)).await?;
+        schema.migrate(&mut transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+}
