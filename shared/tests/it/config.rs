@@ -322,7 +322,7 @@ fn numeric() -> impl Iterator<Item = String> {
 fn every_number_has_a_range_and_is_refused_by_name_outside_of_it() {
     let ranged: Vec<_> = RANGES.iter().map(|(key, ..)| (*key).to_owned()).collect();
     assert_eq!(numeric().collect::<Vec<_>>(), ranged, "one row for each, in their order");
-    for (key, least, greatest) in RANGES {
+    for &(key, least, greatest) in RANGES {
         let refused = |value: String| {
             let refused = given(Program::Api).flag(key, &value).refused();
             assert!(refused.contains(&format!("{key} (flag --set {key})")), "{key}={value}: {refused}");

@@ -97,7 +97,7 @@ async fn listed(store: &Arc<dyn Store>, fields: &[&str], limit: u32) -> (Vec<Uui
         }
         assert!(before.is_none_or(|before| next.is_some_and(|next| next < before)), "no progress");
         let next = next.expect("a place");
-        assert!(ItemKey::from_uuid(next).is_some_and(|place| place.kind() == Kind::Document), "{next}");
+        assert!(ItemKey::from_uuid(next).is_some_and(|place| place.kind() == Some(Kind::Document)), "{next}");
         before = Some(next);
     }
 }
