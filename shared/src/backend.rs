@@ -162,7 +162,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Backend> {
             let settings = RabbitSettings::from(config);
             Ok(Backend {
                 queue: RabbitQueue::start(settings.clone()),
-                store: PostgresStore::open(&config.store)?,
+                store: PostgresStore::open_with(&config.store, &config.collections)?,
                 events: RabbitEvents::start(settings),
                 ids: IdKeys::new(&config.ids.secrets),
                 id_floor: IdFloor::default(),
@@ -178,12 +178,13 @@ pub async fn open_store(config: &Config) -> anyhow::Result<OpenStore> {
         Pair::Embedded(directory) => {
             let lock = DirectoryLock::take(&directory)?;
             let ids = ids_of(config, &directory)?;
-            let store: Arc<dyn Store> = SqliteStore::open(&directory, &config.store).await?;
+            let store: Arc<dyn Store> =
+                SqliteStore::open_with(&directory, &config.store, &config.collections).await?;
             Ok(OpenStore { store, ids, directory: Some(lock) })
         }
         Pair::Cluster => {
             ensure!(!config.ids.secrets.is_empty(), "ids.secrets is not set");
-            let store: Arc<dyn Store> = PostgresStore::open(&config.store)?;
+            let store: Arc<dyn Store> = PostgresStore::open_with(&config.store, &config.collections)?;
             Ok(OpenStore { store, ids: IdKeys::new(&config.ids.secrets), directory: None })
         }
     }
@@ -206,7 +207,7 @@ async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Back
     };
     Ok(Backend {
         queue: EmbeddedQueue::open(directory, limits).await?,
-        store: SqliteStore::open(directory, &config.store).await?,
+        store: SqliteStore::open_with(directory, &config.store, &config.collections).await?,
         events: InProcessEvents::start(),
         ids,
         id_floor: IdFloor::default(),

@@ -77,6 +77,7 @@ fn at_least_one(config: &Config) -> Vec<(&'static str, String)> {
         ("server.items_max", server.items_max == 0),
         ("server.item_bytes_max", server.item_bytes_max == 0),
         ("ids.remembered_for_hours", config.ids.remembered_for_hours == 0),
+        ("collections.check_ms_max", config.collections.check_ms_max == 0),
         ("retention.points_days", config.retention.points_days == 0),
         ("retention.minutes_hours", config.retention.minutes_hours == 0),
         ("retention.hours_days", config.retention.hours_days == 0),
