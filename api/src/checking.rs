@@ -35,14 +35,19 @@ impl Checking {
         let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.turns).acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok).ok_or_else(Problem::overloaded)?;
         let budget = Budget::of_ms(self.ms_max);
-        let done = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let done = work(&budget);
             drop(turn);
             done
-        });
-        done.await.map_err(|error| {
-            tracing::error!(%error, "a check panicked");
-            Problem::internal()
-        })
+        };
+        off_worker(work).await
     }
+}
+
+/// Runs what takes milliseconds at most, whatever the client sent.
+pub async fn off_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "work off the worker panicked");
+        Problem::internal()
+    })
 }

@@ -120,9 +120,18 @@ impl Checker {
         if collection.definition.schema.is_none() {
             return Arc::new(Self::of_stored(name, &collection));
         }
-        let name = name.to_owned();
+        let (name, version) = (name.to_owned(), collection.version);
+        let indexed = collection.definition.indexed.clone();
         let compiling = tokio::task::spawn_blocking(move || Self::of_stored(&name, &collection));
-        Arc::new(compiling.await.expect("compiling does not panic, and is not aborted"))
+        match compiling.await {
+            Ok(checker) => Arc::new(checker),
+            Err(error) if error.is_panic() => {
+                let unusable = Some(bad("/schema", "the validator failed on it"));
+                Arc::new(Self { version, indexed, schema: None, unusable })
+            }
+            // The runtime ends, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Memory as far as it can be told, in bytes.

@@ -29,6 +29,8 @@ pub enum Overrun {
     Stack,
     #[error("a key has more than {MATCHED_KEY_BYTES_MAX} bytes, where the schema has patternProperties")]
     Key,
+    #[error("the validator failed on it")]
+    Panic,
 }
 
 /// CPU time that is left for the checks of one request, or of one batch.
@@ -75,10 +77,8 @@ impl Budget {
         let outcome = catch_unwind(AssertUnwindSafe(check));
         RUNNING.set(outer);
         self.left.set(deadline.saturating_sub(cpu_time()));
-        outcome.map_err(|payload| match payload.downcast::<Overrun>() {
-            Ok(overrun) => *overrun,
-            Err(panic) => resume_unwind(panic),
-        })
+        // A panic of the validator is about this document, too: it must not come back with every attempt.
+        outcome.map_err(|payload| payload.downcast().map_or(Overrun::Panic, |overrun| *overrun))
     }
 }
 

@@ -15,7 +15,7 @@ use regex_syntax::hir::{Class, Hir, HirKind, Look};
 use super::counted::{Counted, Counting};
 use super::meter::charge;
 
-/// States of all patterns of a schema together: 16 bytes each.
+/// States of all patterns of a schema together, each 24 bytes; a range of a class counts as one.
 pub const PATTERN_STATES_MAX: usize = 250_000;
 
 /// Why a pattern is not taken.
@@ -181,21 +181,21 @@ struct Compiler {
 
 impl Compiler {
     fn push(&mut self, state: State) -> Result<u32, BadPattern> {
-        self.spend()?;
+        self.spend(1)?;
         self.states.push(state);
         Ok(u32::try_from(self.states.len() - 1).expect("states are bounded"))
     }
 
     /// Also for what adds no state: its repetition would cost time all the same.
-    fn spend(&mut self) -> Result<(), BadPattern> {
-        self.left = self.left.checked_sub(1).ok_or(BadPattern::States)?;
+    fn spend(&mut self, states: usize) -> Result<(), BadPattern> {
+        self.left = self.left.checked_sub(states).ok_or(BadPattern::States)?;
         Ok(())
     }
 
     /// Returns where what matches `hir` and then goes on to `to` begins.
     fn add(&mut self, hir: &Hir, to: u32) -> Result<u32, BadPattern> {
         match hir.kind() {
-            HirKind::Empty => self.spend().map(|()| to),
+            HirKind::Empty => self.spend(1).map(|()| to),
             HirKind::Literal(literal) => {
                 let text = String::from_utf8_lossy(&literal.0);
                 text.chars()
@@ -203,7 +203,15 @@ impl Compiler {
                     .try_fold(to, |to, letter| self.push(State::Chars([(letter, letter)].into(), to)))
             }
             HirKind::Class(class) => {
-                let class = self.classes.entry(hir).or_insert_with(|| ranges(class)).clone();
+                let class = match self.classes.get(&std::ptr::from_ref(hir)) {
+                    Some(known) => Arc::clone(known),
+                    None => {
+                        let new = ranges(class);
+                        self.spend(new.len())?;
+                        self.classes.insert(hir, Arc::clone(&new));
+                        new
+                    }
+                };
                 self.push(State::Chars(class, to))
             }
             HirKind::Look(look) => self.push(State::Look(*look, to)),

@@ -23,7 +23,7 @@ const VERDICTS_MAX: usize = 10_000;
 const BUDGETS_PER_BATCH: u32 = 10;
 
 /// A check that was ended says something of this batch only: it is made again after this time.
-const OVERRUN_KEPT_FOR: Duration = Duration::from_secs(10);
+const OVERRUN_KEPT_FOR: Duration = Duration::from_mins(1);
 
 /// A document that needs a verdict.
 #[derive(Debug)]
@@ -84,13 +84,14 @@ impl Checks {
                 (all, *taken) = (all + used, *taken + used);
                 checked.map_err(|violation| (reason_of(&violation), violation.to_string()))
             };
-            found.push((key(collection, checker.version, data), (verdict, Instant::now())));
+            found.push((key(collection, checker.version, data), verdict));
         }
+        let now = Instant::now();
         let mut verdicts = self.lock();
         if verdicts.len() + found.len() > VERDICTS_MAX {
             verdicts.clear();
         }
-        verdicts.extend(found);
+        verdicts.extend(found.into_iter().map(|(key, verdict)| (key, (verdict, now))));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, (Verdict, Instant)>> {

@@ -11,6 +11,7 @@ use shared::write::{Document, Object, Write};
 
 use crate::accept::{Draft, OwnKey};
 use crate::body::{self, Body, BodyLimits, Items};
+use crate::checking::off_worker;
 use crate::problem::Problem;
 use crate::server::Shared;
 
@@ -37,10 +38,11 @@ pub async fn read(body: Body, collection: &str, shared: &Shared) -> Result<Draft
     let checker = shared.definitions.checker(collection).await;
     let reader = Reader { collection: collection.into(), checker, limits: shared.body_limits };
     let checks = reader.checker.as_deref().filter(|checker| !checker.takes_all());
-    if checks.is_none() && bytes <= INLINE_BYTES_MAX {
-        return reader.read(&body, &Budget::new(Duration::ZERO));
-    }
-    if checks.is_none_or(Checker::ends_at_once) && bytes <= INLINE_CHECKED_BYTES_MAX {
+    let Some(checks) = checks else {
+        let read = move || reader.read(&body, &Budget::new(Duration::ZERO));
+        return if bytes <= INLINE_BYTES_MAX { read() } else { off_worker(read).await? };
+    };
+    if checks.ends_at_once() && bytes <= INLINE_CHECKED_BYTES_MAX {
         let budget = Budget::new(INLINE_TIME_MAX);
         let drafts = reader.read(&body, &budget);
         if !budget.left().is_zero() {
