@@ -28,12 +28,6 @@ const WAIT_MAX: Duration = Duration::from_millis(250);
 /// Memory for definitions in bytes, as far as it can be told.
 const BYTES_MAX: u64 = 32 << 20;
 
-/// What an entry weighs beside its schema.
-const ENTRY_BYTES: usize = 1_000;
-
-/// How many times its text a compiled schema weighs.
-const COMPILED_FACTOR: usize = 16;
-
 /// Entries that nobody replaced are dropped after this time.
 const KEPT_FOR: Duration = Duration::from_mins(10);
 
@@ -70,7 +64,8 @@ impl Definitions {
     pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>) -> Arc<Self> {
         let weigh = |name: &Arc<str>, known: &Arc<Known>| {
             let schema = known.collection.definition.schema.as_ref().map_or(0, String::len);
-            u32::try_from(ENTRY_BYTES + name.len() + COMPILED_FACTOR * schema).unwrap_or(u32::MAX)
+            let compiled = known.checker.as_ref().map_or(0, |checker| checker.weight());
+            u32::try_from(name.len() + schema + compiled).unwrap_or(u32::MAX)
         };
         let entries = moka::sync::Cache::builder()
             .max_capacity(BYTES_MAX)
@@ -108,7 +103,7 @@ impl Definitions {
     /// The definition as it is now.
     pub async fn read(self: &Arc<Self>, name: &str) -> Loaded {
         let collection = guarded(&self.breaker, self.store.collection(name)).await?;
-        Ok(self.learn(name, collection))
+        Ok(self.learn(name, collection).await)
     }
 
     /// Replaces a definition and indexes what was there before. Goes on when the caller is gone.
@@ -117,7 +112,7 @@ impl Definitions {
         let work = async move {
             let store = &definitions.store;
             let collection = guarded(&definitions.breaker, store.define(&name, definition)).await?;
-            definitions.learn(&name, collection);
+            definitions.learn(&name, collection).await;
             definitions.index(&name).await?;
             definitions.read(&name).await
         };
@@ -161,12 +156,12 @@ impl Definitions {
     }
 
     /// Keeps the newer version: a reading may be overtaken by a change of our own.
-    fn learn(&self, name: &str, collection: Collection) -> Arc<Known> {
+    async fn learn(&self, name: &str, collection: Collection) -> Arc<Known> {
         let before = self.entries.get(name);
         let same = |known: &&Arc<Known>| known.collection.version == collection.version;
         let checker = match before.as_ref().filter(same) {
             Some(known) => known.checker.clone(),
-            None => usable(name, &collection),
+            None => usable(name, &collection).await,
         };
         let known = Arc::new(Known { collection, checker, read_at: Instant::now() });
         let _held = self.lock();
@@ -185,14 +180,9 @@ impl Definitions {
 }
 
 /// A definition that this build cannot use is the consumer's to judge.
-fn usable(name: &str, collection: &Collection) -> Option<Arc<Checker>> {
-    match Checker::new(collection) {
-        Ok(checker) => Some(Arc::new(checker)),
-        Err(error) => {
-            tracing::warn!(collection = name, %error, "stored definition cannot be used");
-            None
-        }
-    }
+async fn usable(name: &str, collection: &Collection) -> Option<Arc<Checker>> {
+    let checker = Checker::compiled(name, collection.clone()).await;
+    checker.unusable().is_none().then_some(checker)
 }
 
 async fn landed(mut load: watch::Receiver<Option<Loaded>>) -> Loaded {

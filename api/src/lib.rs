@@ -9,6 +9,7 @@ pub mod batcher;
 pub mod body;
 pub mod cache;
 pub mod cache_events;
+pub mod checking;
 pub mod clock_check;
 pub mod connection;
 pub mod definitions;

@@ -28,6 +28,7 @@ use crate::batcher::{BatchLimits, Batcher};
 use crate::body::BodyLimits;
 use crate::cache::{CacheLimits, CounterCache};
 use crate::cache_events::CacheEvents;
+use crate::checking::Checking;
 use crate::clock_check::ClockCheck;
 use crate::definitions::Definitions;
 use crate::document_cache::DocumentCache;
@@ -76,6 +77,7 @@ pub struct Parts {
     pub waits: WaitLimits,
     pub recent_keys: RecentKeys,
     pub definitions: Arc<Definitions>,
+    pub checking: Arc<Checking>,
     pub documents: Arc<DocumentCache>,
     pub events: Arc<dyn Events>,
     /// Data of one page of documents, in bytes.
@@ -215,6 +217,7 @@ struct Assembly {
     waits: WaitLimits,
     recent_keys: RecentKeys,
     definitions: Arc<Definitions>,
+    checking: Arc<Checking>,
     documents: Arc<DocumentCache>,
     events: Arc<dyn Events>,
     page_bytes_max: usize,
@@ -283,6 +286,7 @@ impl Assembly {
             },
             recent_keys: RecentKeys::default(),
             definitions,
+            checking: Checking::new(&config.collections),
             documents,
             events: backend.events.clone(),
             page_bytes_max: config.server.page_bytes_max,
@@ -375,6 +379,7 @@ impl Assembly {
             waits: self.waits,
             recent_keys: self.recent_keys.clone(),
             definitions: self.definitions.clone(),
+            checking: self.checking.clone(),
             documents: self.documents.clone(),
             events: self.events.clone(),
             page_bytes_max: self.page_bytes_max,

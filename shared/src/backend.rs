@@ -165,7 +165,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Backend> {
             let settings = RabbitSettings::from(config);
             Ok(Backend {
                 queue: RabbitQueue::start(settings.clone()),
-                store: PostgresStore::open(&config.store)?,
+                store: PostgresStore::open_with(&config.store, &config.collections)?,
                 events: RabbitEvents::start(settings),
                 ids: IdKeys::new(&config.ids.secrets),
                 id_floor: IdFloor::default(),
@@ -182,12 +182,13 @@ pub async fn open_store(config: &Config) -> anyhow::Result<OpenStore> {
         Pair::Embedded(directory) => {
             let lock = DirectoryLock::take(&directory)?;
             let ids = ids_of(config, &directory)?;
-            let store: Arc<dyn Store> = SqliteStore::open(&directory, &config.store).await?;
+            let store: Arc<dyn Store> =
+                SqliteStore::open_with(&directory, &config.store, &config.collections).await?;
             Ok(OpenStore { store, ids, directory: Some(lock) })
         }
         Pair::Cluster => {
             ensure!(!config.ids.secrets.is_empty(), "ids.secrets is not set");
-            let store: Arc<dyn Store> = PostgresStore::open(&config.store)?;
+            let store: Arc<dyn Store> = PostgresStore::open_with(&config.store, &config.collections)?;
             Ok(OpenStore { store, ids: IdKeys::new(&config.ids.secrets), directory: None })
         }
     }
@@ -215,7 +216,7 @@ async fn open_embedded(config: &Config, directory: &Path) -> anyhow::Result<Back
     };
     pairing::check(directory).await?;
     let queue = EmbeddedQueue::open(directory, limits).await?;
-    let store = SqliteStore::open(directory, &config.store).await?;
+    let store = SqliteStore::open_with(directory, &config.store, &config.collections).await?;
     if let Err(error) = pairing::tie(directory).await {
         // A full disk must not keep what waits from being applied.
         tracing::warn!(error = format!("{error:#}"), "queue and store could not be tied to each other");

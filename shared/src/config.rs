@@ -19,6 +19,7 @@ pub struct Config {
     pub store: Store,
     pub ids: Ids,
     pub cache: Cache,
+    pub collections: Collections,
     pub auth: Auth,
     pub retention: Retention,
     pub telemetry: Telemetry,
@@ -189,6 +190,16 @@ pub struct Cache {
     pub stale_ms_max: u64,
 }
 
+/// What the definitions of collections may cost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Collections {
+    /// CPU time that checking the documents of one request against their schema may take, in milliseconds;
+    /// what is beyond gets 422. Where the consumer has to check, each document has it for itself; one that
+    /// is beyond becomes a dead letter (`check_overrun`).
+    pub check_ms_max: u64,
+}
+
 /// Who may do what.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -331,6 +342,12 @@ impl Default for Ids {
 impl Default for Cache {
     fn default() -> Self {
         Self { bytes_max: 64 << 20, ttl_ms: 10_000, negative_ttl_ms: 1_000, stale_ms_max: 3_600_000 }
+    }
+}
+
+impl Default for Collections {
+    fn default() -> Self {
+        Self { check_ms_max: 100 }
     }
 }
 

@@ -9,6 +9,7 @@
 //! * Items are applied as if one after the other, in the order of messages and items; an item
 //!   that cannot be applied is set aside and the next one is applied.
 mod bodies;
+mod checks;
 mod dead_letters;
 mod documents;
 mod ledger;
@@ -333,6 +334,8 @@ pub enum Reason {
     CounterOverflow,
     /// Does not hold the schema of its collection, or a value that cannot be indexed.
     SchemaViolation,
+    /// Its check took more than `collections.check_ms_max`, or those of its batch together.
+    CheckOverrun,
     /// This build cannot use the definition of its collection, and nobody else checked it by that.
     DefinitionUnusable,
     Unreadable,
@@ -358,6 +361,7 @@ impl Reason {
         match self {
             Self::CounterOverflow => "counter_overflow",
             Self::SchemaViolation => "schema_violation",
+            Self::CheckOverrun => "check_overrun",
             Self::DefinitionUnusable => "definition_unusable",
             Self::Unreadable => "unreadable",
             Self::RefusedByStore => "refused_by_store",

@@ -76,7 +76,7 @@ async fn a_reading_from_before_a_change_does_not_hide_it() {
         async move { definitions.current("a").await.map(|known| known.collection.version) }
     });
     let answer = asked.recv().await.expect("the store is asked");
-    definitions.learn("a", at(5));
+    definitions.learn("a", at(5)).await;
     answer.send(Ok(at(4))).expect("awaited");
     assert_eq!(late.await.expect("no panic").expect("read"), 5);
     assert_eq!(version(&definitions).await, Some(5));
@@ -86,6 +86,6 @@ async fn a_reading_from_before_a_change_does_not_hide_it() {
 async fn a_definition_that_this_build_cannot_use_leaves_the_check_to_the_consumer() {
     let (definitions, _asked) = rig();
     let definition = Definition { schema: Some(r#"{"type":"unheard-of"}"#.into()), ..Definition::default() };
-    definitions.learn("a", Collection { definition, ..at(1) });
+    definitions.learn("a", Collection { definition, ..at(1) }).await;
     assert_eq!(version(&definitions).await, None);
 }

@@ -23,8 +23,10 @@ const ANY: &str = "{}";
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DefinitionBody {
-    /// JSON Schema, draft 2020-12 unless `$schema` says otherwise. Formats are not asserted,
-    /// patterns are those of the linear engine (no look-around), references stay inside.
+    /// JSON Schema, draft 2020-12 unless `$schema` says otherwise, 64 KiB at most. Formats are not
+    /// asserted. Patterns run in linear time: no look-around, no back-references, 250000 states at
+    /// most together. References are `#` or `#/…`; a schema that doubles its work with each level
+    /// of a document is refused.
     #[schema(value_type = Option<serde_json::Value>, example = json!({"required": ["sku"]}))]
     schema: Option<Box<RawValue>>,
     /// Up to 8 top-level members that documents can be filtered by.
@@ -83,7 +85,7 @@ pub async fn put(
             return Err(Problem::unsupported_media_type("a definition needs Content-Type: application/json"));
         }
     };
-    check_definition(&definition)?;
+    let definition = shared.checking.run(|_| check_definition(definition)).await??;
     let known = shared.definitions.define(&name, definition).await.map_err(|error| unavailable(&error))?;
     Ok(HttpResponse::Ok().json(shown(&name, &known.collection)))
 }
@@ -99,10 +101,11 @@ fn definition_of(body: DefinitionBody) -> Definition {
     definition
 }
 
-fn check_definition(definition: &Definition) -> Result<(), Problem> {
-    let collection = Collection { definition: definition.clone(), ..Collection::default() };
+fn check_definition(definition: Definition) -> Result<Definition, Problem> {
+    let collection = Collection { definition, ..Collection::default() };
     let refused = |pointer, detail| Problem::invalid(vec![Invalid { pointer, parameter: None, detail }]);
-    Checker::new(&collection).map(|_| ()).map_err(|bad| refused(Some(bad.pointer), bad.detail))
+    Checker::new(&collection).map_err(|bad| refused(Some(bad.pointer), bad.detail))?;
+    Ok(collection.definition)
 }
 
 /// Reads the definition of a collection.

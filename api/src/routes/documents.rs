@@ -4,19 +4,17 @@ use std::time::Duration;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION};
 use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::clock;
-use shared::collection::Checker;
 use shared::id::{ItemId, Kind};
-use shared::json;
 use shared::keyed::Fingerprint;
 use shared::store::Fate;
-use shared::write::{Delete, Document, Object, Write};
+use shared::write::{Delete, Write};
 use utoipa::ToSchema;
 
-use crate::accept::{self, Accepted, Draft, OwnKey, Settled, Terms};
-use crate::body::{self, Body};
+use crate::accept::{self, Accepted, Draft, Settled, Terms};
+use crate::body;
 use crate::cache::{Outcome, guarded};
 use crate::document_cache::{Cached, Found};
 use crate::parameters::{self, check_parameter};
@@ -26,7 +24,10 @@ use crate::routes::receipts::{forgotten, payload_of};
 use crate::server::Shared;
 use crate::time_text::rfc3339;
 
+mod drafts;
 pub mod list;
+
+use self::drafts::Drafts;
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -69,7 +70,10 @@ impl DocumentBody {
 ///
 /// Send one JSON object, an array of them, or one per line (NDJSON). The answer comes once they
 /// are durable, before they are stored. Where the collection has a schema each is checked against
-/// it. A member `idempotency_key` works like the header, for its item alone, and stays in the data.
+/// it, within `collections.check_ms_max` of CPU time for the request; what is beyond gets 422. A
+/// document has `server.item_bytes_max` bytes at most, and as many members as fit; arrays and objects
+/// are nested 64 deep at most, a number has 40 digits, an integer 64 bits, a key stands once in its
+/// object, and `\u0000` and halves of surrogate pairs are refused. A member `idempotency_key` works like the header, for its item alone, and stays in the data.
 #[utoipa::path(
     post,
     path = "/v1/data/{collection}",
@@ -113,13 +117,9 @@ pub async fn post_into(
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
-    let checker = shared.definitions.checker(collection).await;
-    let draft = |raw: &RawValue| draft(raw, collection, checker.as_deref(), limits.item_bytes_max);
-    let drafts = match body {
-        Body::Empty => return Err(Problem::malformed("a document is a JSON object; there is no body")),
-        Body::One(json) => {
-            let draft = body::one_raw(&json, draft)?;
-            drop((json, reserved));
+    match drafts::read(body, collection, shared).await? {
+        Drafts::One(draft) => {
+            drop(reserved);
             // Needed only by an answer that waited, and kept for it only where there is room.
             let mut terms = terms.clone();
             let data = terms.wait.and_then(|_| data_of(&draft));
@@ -140,13 +140,13 @@ pub async fn post_into(
                     .insert_header((CONTENT_TYPE, "application/json"));
                 Some(response.body(body))
             };
-            return accept::single(shared, &terms, draft, stored).await;
+            accept::single(shared, &terms, draft, stored).await
         }
-        Body::Array(json) => body::array_raw(&json, limits.items_max, draft)?,
-        Body::Lines(text) => body::lines_raw(&text, limits.items_max, draft)?,
-    };
-    drop(reserved);
-    accept::many(shared, terms, drafts).await
+        Drafts::Many(drafts) => {
+            drop(reserved);
+            accept::many(shared, terms, drafts).await
+        }
+    }
 }
 
 fn data_of(draft: &Draft) -> Option<String> {
@@ -154,55 +154,6 @@ fn data_of(draft: &Draft) -> Option<String> {
         Write::Document(document) => Some(document.data.as_str().to_owned()),
         _ => None,
     }
-}
-
-/// One document, checked.
-fn draft(
-    raw: &RawValue,
-    collection: &str,
-    checker: Option<&Checker>,
-    bytes_max: usize,
-) -> Result<Draft, Problem> {
-    let text = raw.get();
-    body::check_item_size(text.as_bytes(), bytes_max)?;
-    let data = Object::from_raw(raw).ok_or_else(|| Problem::invalid_at("", "a document is a JSON object"))?;
-    json::check(text).map_err(|flawed| Problem::invalid_at(flawed.pointer, flawed.flaw.to_string()))?;
-    let own_key = own_key(text)?;
-    if let Some(checker) = checker {
-        checker.check(text).map_err(|violation| Problem::invalid_at(violation.pointer, violation.detail))?;
-    }
-    let schema_version = checker.map(|checker| checker.version);
-    Ok(Draft {
-        write: Write::Document(Document { collection: collection.into(), schema_version, data }),
-        own_key,
-    })
-}
-
-/// The document's own `idempotency_key`.
-fn own_key(text: &str) -> Result<Option<Box<str>>, Problem> {
-    #[derive(Deserialize)]
-    struct Own<'a> {
-        #[serde(borrow, default, deserialize_with = "present")]
-        idempotency_key: Option<&'a RawValue>,
-    }
-
-    /// Keeps a null apart from none.
-    fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-        <&RawValue>::deserialize(deserializer).map(Some)
-    }
-
-    // Most documents have none, and need not be read once more. The name may be written in escapes.
-    if !text.contains("idempotency_key") && !text.contains('\\') {
-        return Ok(None);
-    }
-    let own: Own<'_> = serde_json::from_str(text)
-        .map_err(|error| Problem::invalid_at("", body::shorten(&error.to_string())))?;
-    let read = |raw: &RawValue| {
-        serde_json::from_str(raw.get())
-            .map(OwnKey::into_text)
-            .map_err(|error| Problem::invalid_at("/idempotency_key", body::shorten(&error.to_string())))
-    };
-    own.idempotency_key.map(read).transpose()
 }
 
 /// Reads a document.

@@ -62,7 +62,6 @@ on_both_pairs! {
             (422, Some("/idempotency_key"), &long_key),
             (422, None, &nested(65)),
             (422, None, &nested(100_000)),
-            (422, None, &members(1_001)),
         ];
         for (status, pointer, body) in cases {
             let response = send(&installation, &[JSON], *body).await;
@@ -83,7 +82,7 @@ on_both_pairs! {
         assert_eq!(largest.len(), limit);
         let longest_key = format!(r#"{{"idempotency_key":"{}"}}"#, "k".repeat(255));
         let good = [
-            largest, nested(64), members(1_000), longest_key,
+            largest, nested(64), members(15_000), longest_key,
             r#"{"a":[9223372036854775807,-9223372036854775808,5e-324,1.7976931348623157e308]}"#.into(),
             r#"{"":{"":"\ud83d\ude00 \u007f \uffff"}}"#.into(),
         ];

@@ -12,6 +12,7 @@ mod confirms;
 mod counters;
 mod crowd;
 mod dead_letters;
+mod dear_checks;
 mod disk_full;
 mod documents;
 mod documents_input;

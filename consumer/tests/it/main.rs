@@ -197,6 +197,7 @@ mod alarms;
 mod confirms;
 mod dead_letters;
 mod dead_queue;
+mod dear_documents;
 mod housekeeping;
 mod private;
 mod probe;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::checks::{Checks, Unchecked};
 use super::plan::Task;
 use super::{Reason, SetAside};
-use crate::collection::Checker;
+use crate::collection::{Checker, Violation};
 use crate::write::Document;
 
 /// The definitions that the transaction found, one for each of [`collections`].
@@ -51,9 +52,13 @@ pub fn collections<'a>(documents: &[Task<'a, Document>]) -> Vec<&'a str> {
     distinct.into_iter().collect()
 }
 
-/// Checks again what the API checked by another definition, or by none.
-pub fn rows<'a>(documents: &[Task<'a, Document>], checkers: &Checkers<impl BuildHasher>) -> Rows<'a> {
-    let mut rows = Rows::default();
+/// What the API checked by another definition, or by none, needs a verdict; `Err` names what has none.
+pub fn rows<'a>(
+    documents: &[Task<'a, Document>],
+    checkers: &Checkers<impl BuildHasher>,
+    checks: &Checks,
+) -> Result<Rows<'a>, Vec<Unchecked>> {
+    let (mut rows, mut unchecked) = (Rows::default(), Vec::new());
     for task in documents {
         let Document { collection, schema_version, data } = task.write;
         let (collection, data) = (&**collection, data.as_str());
@@ -64,8 +69,15 @@ pub fn rows<'a>(documents: &[Task<'a, Document>], checkers: &Checkers<impl Build
             rows.set_aside.push(task.set_aside(Reason::DefinitionUnusable, &detail));
             continue;
         }
-        let held = if is_checked { Ok(()) } else { checker.check(data) };
-        match held.and_then(|()| checker.index_values(data)) {
+        let takes_all = is_checked || checker.takes_all();
+        let known = || checks.verdict(collection, checker.version, data);
+        let Some(verdict) = takes_all.then_some(Ok(())).or_else(known) else {
+            let (collection, checker) = (collection.to_owned(), Arc::clone(checker));
+            unchecked.push(Unchecked { collection, checker, data: data.to_owned() });
+            continue;
+        };
+        let unindexable = |violation: Violation| (Reason::SchemaViolation, violation.to_string());
+        match verdict.and_then(|()| checker.index_values(data).map_err(unindexable)) {
             Ok(values) => {
                 let place = task.place();
                 let id = task.is_keyed().then(|| task.item().as_uuid());
@@ -79,12 +91,13 @@ pub fn rows<'a>(documents: &[Task<'a, Document>], checkers: &Checkers<impl Build
                 };
                 rows.fields.extend(values.into_iter().map(field));
             }
-            Err(violation) => {
-                rows.set_aside.push(task.set_aside(Reason::SchemaViolation, &violation.to_string()));
-            }
+            Err((reason, detail)) => rows.set_aside.push(task.set_aside(reason, &detail)),
         }
+    }
+    if !unchecked.is_empty() {
+        return Err(unchecked);
     }
     rows.documents.sort_unstable_by_key(|row| (row.collection, row.place));
     rows.fields.sort_unstable();
-    rows
+    Ok(rows)
 }

@@ -60,9 +60,13 @@ impl PostgresStore {
     /// Reads the settings and connects to nothing. Must be called on a runtime: all connections
     /// live on that one, from wherever the store is used.
     pub fn open(config: &config::Store) -> anyhow::Result<Arc<Self>> {
+        Self::open_with(config, &config::Collections::default())
+    }
+
+    pub fn open_with(config: &config::Store, collections: &config::Collections) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             session: Session::new(config).context("store.url")?,
-            known: Arc::default(),
+            known: Arc::new(Known::new(collections)),
             read_timeout: Limit::new(Class::Read, config.read_timeout_ms),
             list_timeout: Limit::new(Class::List, config.read_timeout_ms),
             write_timeout: Limit::new(Class::Write, config.write_timeout_ms),

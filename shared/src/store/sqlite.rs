@@ -25,7 +25,7 @@ use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 use self::collections::Cache;
-use self::files::Files;
+use self::files::{Failure, Files};
 use super::ledger::TooOld;
 use super::page::Bounds;
 use super::{
@@ -47,6 +47,9 @@ pub struct SqliteStore {
     last_key: housekeeping::LastKey,
 }
 
+/// Attempts of a transaction; a redrive finds unchecked documents step by step.
+const ATTEMPTS_MAX: usize = 50;
+
 const COUNTER: &str = "select name, value, version, updated_at_ms from counters where name = ?1";
 
 const COUNTERS: &str = "select name, value, version, updated_at_ms from counters \
@@ -62,23 +65,52 @@ const FATES: &str = "with item (number, id, message) as materialized \
     left join applied_message as message on message.id = item.message";
 
 impl SqliteStore {
+    /// Tries a transaction again for as long as it finds documents that nobody has checked yet.
+    async fn checked<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        for _ in 1..ATTEMPTS_MAX {
+            match attempt().await {
+                Err(Failure::Unchecked(documents)) => self.definitions.checks.check(documents).await,
+                outcome => return Ok(outcome?),
+            }
+        }
+        Ok(attempt().await?)
+    }
+
     /// Opens `store.db` in `directory`, which is made if it is not there. Must be called on a
     /// runtime: all work is done on that one, from wherever the store is used.
     pub async fn open(directory: &Path, config: &config::Store) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(directory, config, &config::Collections::default()).await
+    }
+
+    /// As [`open`](Self::open).
+    pub async fn open_with(
+        directory: &Path,
+        config: &config::Store,
+        collections: &config::Collections,
+    ) -> Result<Arc<Self>, StoreError> {
         let read_timeout = Duration::from_millis(config.read_timeout_ms);
         let files = Files::open(directory, read_timeout, config.list_connections_max).await?;
-        Ok(Arc::new(Self { files, definitions: Arc::default(), last_key: Mutex::default() }))
+        Ok(Arc::new(Self {
+            files,
+            definitions: Arc::new(Cache::new(collections)),
+            last_key: Mutex::default(),
+        }))
     }
 }
 
 #[async_trait]
 impl Store for SqliteStore {
     async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
-        let cache = Arc::clone(&self.definitions);
-        let work = self.files.write("apply", move |connection| {
-            Box::pin(async move { apply::apply(connection, &cache, &batch, TooOld::SetAside).await })
-        });
-        work.await
+        let attempt = || {
+            let (cache, batch) = (Arc::clone(&self.definitions), Arc::clone(&batch));
+            self.files.try_write("apply", move |connection| {
+                Box::pin(async move { apply::apply(connection, &cache, &batch, TooOld::SetAside).await })
+            })
+        };
+        self.checked(attempt).await
     }
 
     async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
@@ -197,11 +229,13 @@ impl Store for SqliteStore {
     }
 
     async fn redrive(&self, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
-        let cache = Arc::clone(&self.definitions);
-        let work = self.files.write("redrive", move |connection| {
-            Box::pin(async move { dead_letters::redrive(connection, &cache, &redrive).await })
-        });
-        work.await
+        let attempt = || {
+            let (cache, redrive) = (Arc::clone(&self.definitions), redrive.clone());
+            self.files.try_write("redrive", move |connection| {
+                Box::pin(async move { dead_letters::redrive(connection, &cache, &redrive).await })
+            })
+        };
+        self.checked(attempt).await
     }
 
     async fn discard(&self, id: Uuid) -> Result<bool, StoreError> {

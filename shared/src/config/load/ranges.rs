@@ -21,6 +21,7 @@ pub const RANGES: &[(&str, u64, u64)] = &[
     ("cache.negative_ttl_ms", 0, YEAR_MS),
     ("cache.stale_ms_max", 0, YEAR_MS),
     ("cache.ttl_ms", 0, YEAR_MS),
+    ("collections.check_ms_max", 1, HOUR_MS),
     ("ids.clock_skew_ms_max", 0, DAY_MS),
     ("ids.remembered_for_hours", 1, 10 * 366 * 24),
     ("ops.port", 0, 65_535),

@@ -129,7 +129,9 @@ impl Patience {
             return Err(failure);
         }
         self.attempts += 1;
-        if failure.is_missing_partition() {
+        if let Failure::Unchecked(documents) = failure {
+            known.checks.check(documents).await;
+        } else if failure.is_missing_partition() {
             known.partitions.forget();
         } else if failure.is_conflict() {
             tokio::time::sleep(self.backoff.delay()).await;
@@ -215,7 +217,7 @@ pub async fn take_effect(
     path: Path,
     applied: &mut Applied,
 ) -> Result<Learned, Failure> {
-    let written = documents::write(connection, &known.compiled, plan).await?;
+    let written = documents::write(connection, known, plan).await?;
     applied.set_aside.extend(written.set_aside);
     applied.deleted = written.deleted;
     let mut learned = Learned::default();

@@ -119,7 +119,7 @@ impl Compiled {
         let mut compiled = Checkers::new();
         for name in names {
             let collection = stored.remove(*name).unwrap_or_default();
-            compiled.insert((*name).to_owned(), Arc::new(Checker::of_stored(name, &collection)));
+            compiled.insert((*name).to_owned(), Checker::compiled(name, collection).await);
         }
         let mut known = self.known();
         let bytes: usize = known.values().chain(compiled.values()).map(|checker| checker.weight()).sum();

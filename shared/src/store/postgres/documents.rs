@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::collections::{self, Compiled, Found};
 use super::failure::Failure;
+use super::known::Known;
 use super::partitions::DAY_MS;
 use super::read::from_ms;
 use super::{fields, keys, ledger};
@@ -31,7 +32,7 @@ pub struct Written {
 
 pub async fn write(
     connection: &mut PgConnection,
-    compiled: &Compiled,
+    known: &Known,
     plan: &Plan<'_>,
 ) -> Result<Written, Failure> {
     let names: BTreeSet<&str> = documents::collections(&plan.documents)
@@ -47,8 +48,9 @@ pub async fn write(
         collections::hold_for_deletes(connection).await?;
     }
     let names: Vec<&str> = names.into_iter().collect();
-    let found = compiled.load(connection, &names).await?;
-    let rows = documents::rows(&plan.documents, &found.checkers);
+    let found = known.compiled.load(connection, &names).await?;
+    let rows =
+        documents::rows(&plan.documents, &found.checkers, &known.checks).map_err(Failure::Unchecked)?;
     ledger::bury(connection, &rows.set_aside).await?;
     let inserted = insert(connection, &rows.documents).await?;
     fields::insert(connection, fields::of_places(&rows.fields, &inserted)).await?;

@@ -1,5 +1,6 @@
 //! What can go wrong in an operation, and what it means for the next attempt.
 use crate::store::StoreError;
+use crate::store::checks::Unchecked;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -25,6 +26,9 @@ pub enum Failure {
     /// More of a batch is refused than speaks of its items: nothing of it is set aside.
     #[error("{0}")]
     GaveUp(String),
+    /// Documents have to be checked first, outside of any transaction.
+    #[error("definitions change faster than documents can be checked")]
+    Unchecked(Vec<Unchecked>),
     /// It may have been applied before, and nobody has decided.
     #[error("a message is older than what the ledger remembers")]
     TooOld,
@@ -100,6 +104,7 @@ impl Failure {
             | Self::NoPlace(_)
             | Self::Refused { .. }
             | Self::GaveUp(_)
+            | Self::Unchecked(_)
             | Self::TooOld
             | Self::Steps { .. } => None,
         }

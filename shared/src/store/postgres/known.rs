@@ -1,18 +1,21 @@
 //! What this process remembers of its database, to ask it less. All of it is bounded, may be
 //! forgotten at any time, and is remembered only after a commit.
-use std::sync::Mutex;
 use std::sync::atomic::AtomicI32;
+use std::sync::{Arc, Mutex};
 
 use super::collections::Compiled;
 use super::keys;
 use super::partitions::Partitions;
 use super::points::KnownTypes;
 use super::rollups::KnownRollups;
+use crate::config;
+use crate::store::checks::Checks;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Known {
     pub partitions: Partitions,
     pub compiled: Compiled,
+    pub checks: Arc<Checks>,
     pub types: KnownTypes,
     pub rollups: KnownRollups,
     /// The hour before which all rollups of hours were deleted last; 0 when none were.
@@ -22,6 +25,18 @@ pub struct Known {
 }
 
 impl Known {
+    pub fn new(config: &config::Collections) -> Self {
+        Self {
+            partitions: Partitions::default(),
+            compiled: Compiled::default(),
+            checks: Checks::new(config),
+            types: KnownTypes::default(),
+            rollups: KnownRollups::default(),
+            hours_pruned_before: AtomicI32::default(),
+            keys_pruned: Mutex::default(),
+        }
+    }
+
     pub fn last_key(&self) -> Option<keys::Place> {
         *self.keys_pruned.lock().expect("no code panics while it holds this lock")
     }

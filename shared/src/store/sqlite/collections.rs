@@ -12,6 +12,8 @@ use super::documents;
 use super::files::Failure;
 use super::json;
 use crate::collection::{Checker, Collection, Definition};
+use crate::config;
+use crate::store::checks::Checks;
 use crate::store::documents::KNOWN_BYTES_MAX;
 
 pub const ONE: &str = "select version, is_defined, schema, indexed, retention_days, index_before \
@@ -51,25 +53,33 @@ pub struct Known {
     pub has_indexes: bool,
 }
 
-/// Compiled definitions by name; each is used only while its version is the stored one.
-#[derive(Debug, Default)]
-pub struct Cache(Mutex<HashMap<String, Arc<Known>>>);
+/// Compiled definitions by name; each is used only while its version is the stored one. And what
+/// was found by them.
+#[derive(Debug)]
+pub struct Cache {
+    known: Mutex<HashMap<String, Arc<Known>>>,
+    pub checks: Arc<Checks>,
+}
 
 impl Known {
-    fn new(name: &str, collection: &Collection) -> Self {
-        let checker = Arc::new(Checker::of_stored(name, collection));
-        Self { checker, has_indexes: !collection.definition.indexed.is_empty() }
+    async fn new(name: &str, collection: Collection) -> Self {
+        let has_indexes = !collection.definition.indexed.is_empty();
+        Self { checker: Checker::compiled(name, collection).await, has_indexes }
     }
 }
 
 impl Cache {
+    pub fn new(config: &config::Collections) -> Self {
+        Self { known: Mutex::default(), checks: Checks::new(config) }
+    }
+
     fn get(&self, name: &str, version: i64) -> Option<Arc<Known>> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(name).filter(|known| known.checker.version == version).map(Arc::clone)
     }
 
     fn put(&self, name: &str, compiled: &Arc<Known>) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: usize = known.values().map(|known| known.checker.weight()).sum();
         if known.len() >= KNOWN_MAX || bytes + compiled.checker.weight() > KNOWN_BYTES_MAX {
             known.clear();
@@ -88,7 +98,7 @@ impl Cache {
         }
         let rows = sqlx::query_as::<_, (String, i64)>(VERSIONS).bind(json(names));
         let versions: HashMap<String, i64> = rows.fetch_all(&mut *connection).await?.into_iter().collect();
-        let undefined = Arc::new(Known::new("", &Collection::default()));
+        let undefined = Arc::new(Known::new("", Collection::default()).await);
         let mut loaded = HashMap::with_capacity(names.len());
         for name in names {
             let known = match versions.get(*name) {
@@ -104,7 +114,7 @@ impl Cache {
     }
 
     async fn compile(&self, connection: &mut SqliteConnection, name: &str) -> Result<Arc<Known>, Failure> {
-        let known = Arc::new(Known::new(name, &read(connection, name).await?.collection));
+        let known = Arc::new(Known::new(name, read(connection, name).await?.collection).await);
         self.put(name, &known);
         Ok(known)
     }

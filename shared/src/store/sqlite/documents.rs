@@ -109,7 +109,7 @@ pub async fn apply(
     let known = cache.load(connection, &names.into_iter().collect::<Vec<_>>()).await?;
     let checker = |(name, known): (&String, &Arc<Known>)| (name.clone(), Arc::clone(&known.checker));
     let checkers: HashMap<String, Arc<Checker>> = known.iter().map(checker).collect();
-    let rows = documents::rows(&plan.documents, &checkers);
+    let rows = documents::rows(&plan.documents, &checkers, &cache.checks).map_err(Failure::Unchecked)?;
     values::insert(connection, INSERT, 5, &rows.documents, |query, row: &Row<'_>| {
         query.bind(row.collection).bind(row.place).bind(row.id).bind(row.data).bind(row.accepted_at_ms)
     })

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::store::StoreError;
+use crate::store::checks::Unchecked;
 use crate::store::schema::{Ran, compare};
 use crate::telemetry::metrics;
 
@@ -41,6 +42,9 @@ pub enum Failure {
     /// Decided already what the caller is told.
     #[error(transparent)]
     Told(#[from] StoreError),
+    /// Documents have to be checked first, outside of any transaction.
+    #[error("definitions change faster than documents can be checked")]
+    Unchecked(Vec<Unchecked>),
     /// It may have been applied before, and nobody has decided.
     #[error("a message is older than what the ledger remembers")]
     TooOld,
@@ -107,6 +111,15 @@ impl Files {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
     {
+        Ok(self.try_write(operation, work).await?)
+    }
+
+    /// As [`write`](Self::write), for a caller that can mend a failure.
+    pub async fn try_write<T, F>(&self, operation: &str, work: F) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+    {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let shared = Arc::clone(&self.shared);
         let outcome = joined(self.runtime.spawn(async move {
@@ -154,7 +167,7 @@ impl Files {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let outcome = joined(self.runtime.spawn(read)).await;
         timer.observe_duration();
-        outcome
+        Ok(outcome?)
     }
 
     pub async fn migrate(&self) -> Result<(), StoreError> {
@@ -170,7 +183,7 @@ impl Files {
             let told = |error| StoreError::Unavailable(format!("cannot migrate: {error}").into());
             Ok(migrated.map_err(told)?)
         });
-        joined(migration).await
+        Ok(joined(migration).await?)
     }
 
     /// Waits for the write under way, moves the log into the database file and closes both.
@@ -258,15 +271,15 @@ impl Shared {
 }
 
 /// Waits for a task, which goes on when the wait is given up.
-async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, StoreError> {
+async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
     match task.await {
-        Ok(outcome) => Ok(outcome?),
+        Ok(outcome) => outcome,
         // Not raised again: whoever supervises writes must live on, and pause where all can see it.
         Err(error) if error.is_panic() => {
             tracing::error!(%error, "store operation panicked");
-            Err(StoreError::Unavailable("an operation panicked".into()))
+            Err(StoreError::Unavailable("an operation panicked".into()).into())
         }
-        Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into())),
+        Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into()).into()),
     }
 }
 

@@ -3,11 +3,12 @@ use std::sync::Arc;
 
 use shared::collection::Definition;
 use shared::id::{ItemKey, Kind};
-use shared::store::{Document, DocumentPage, Fate, Reason, Store, Stored};
+use shared::store::{DeadLetterFilter, Document, DocumentPage, Fate, Reason, Store, Stored};
 use shared::write::Item;
 use tokio::sync::Barrier;
 use uuid::Uuid;
 
+use super::dead_letters::{applied, everything, failed_again, redrive};
 use crate::store::sent::{checked_document, delete, document, fingerprint, identity, increment, with_key};
 use crate::store::{Messages, NOON_MS, apply, fate};
 
@@ -19,6 +20,7 @@ on_both!(
     a_document_that_was_checked_by_the_stored_definition_is_not_checked_again,
     a_document_that_does_not_hold_the_schema_is_set_aside,
     a_definition_that_cannot_be_used_stops_nothing_else,
+    documents_whose_check_costs_too_much_are_set_aside_alone,
 );
 
 async fn stored(store: &Arc<dyn Store>, collection: &str, id: ItemKey) -> Option<Stored> {
@@ -284,4 +286,31 @@ async fn a_definition_that_cannot_be_used_stops_nothing_else([one, other]: [Arc<
     assert_eq!(ids(&one, "c").await, [sent.item_key(3), before.item_key(1)]);
     assert_eq!(ids(&one, "free").await, [sent.item_key(4)]);
     while one.index_page("c").await.expect("is indexed") {}
+}
+
+async fn documents_whose_check_costs_too_much_are_set_aside_alone([one, other]: [Arc<dyn Store>; 2]) {
+    let mut messages = Messages::new();
+    let letter = |at: u32| if at.wrapping_mul(2_654_435_761) >> 31 == 0 { 'a' } else { 'b' };
+    let letters: String = (0..100_000).map(letter).collect();
+    let dear = |number| document("c", &format!(r#"{{"log":"{letters}","n":{number}}}"#));
+    let schema = Some(r#"{"properties":{"log":{"pattern":"a[ab]{9000}c"}}}"#.into());
+    one.define("c", Definition { schema, ..Definition::default() }).await.expect("is defined");
+    // More than a batch has time for: the last of them are not even begun.
+    let mut items: Vec<Item> = (0..15).map(dear).collect();
+    items.extend([document("c", r#"{"n":1}"#), document("free", "{}"), increment("a", 1)]);
+    items.rotate_right(3);
+    let sent = messages.of(&items);
+    let outcome = apply(&other, std::slice::from_ref(&sent)).await;
+    let aside: Vec<_> = outcome.set_aside.iter().map(|aside| (aside.item, aside.reason)).collect();
+    let expected: Vec<_> = (3..18).map(|index| (sent.item_key(index), Reason::CheckOverrun)).collect();
+    assert_eq!(aside, expected);
+    assert!(outcome.set_aside[0].detail.contains("collections.check_ms_max"));
+    assert!(outcome.set_aside[14].detail.contains("others of its collection"));
+    assert_eq!(outcome.counters.len(), 1);
+    assert_eq!(ids(&one, "c").await, [sent.item_key(0)]);
+    assert_eq!(ids(&one, "free").await, [sent.item_key(1)]);
+    let first = DeadLetterFilter { id: Some(sent.item_key(3).as_uuid()), ..everything() };
+    assert_eq!(failed_again(&redrive(&one, first, false).await).0, "check_overrun");
+    one.define("c", Definition::default()).await.expect("is removed");
+    assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 15);
 }
