@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::errors::{self, Kind};
+use super::values;
 use crate::auth::access::{Access, Need};
 
 /// Operations that are answered from memory; what is asked for with them has a tag.
@@ -24,6 +25,15 @@ const BODY_OPTIONAL: [&str; 2] = ["/v1/counters/{name}/increments", "/counter"];
 /// Bodies that are one object and never many.
 const ONE_ONLY: [&str; 2] = ["/v1/collections/{name}", "/v1/dead-letters/redrive"];
 
+/// `(operation, link, operation that it leads to, its parameters beside the id)`: what can be asked about the
+/// id of an answer.
+const LINKS: [(&str, &str, &str, Option<(&str, &str)>); 4] = [
+    ("create_document", "document", "get_document", Some(("collection", "$request.path.collection"))),
+    ("create_document", "deletion", "delete_document", Some(("collection", "$request.path.collection"))),
+    ("compat_create_document", "document", "get_document", Some(("collection", "default"))),
+    ("compat_create_document", "deletion", "delete_document", Some(("collection", "default"))),
+];
+
 /// Completes a generated document.
 pub fn complete(mut document: Value) -> Value {
     document["components"]["securitySchemes"]["key"] = json!({
@@ -36,18 +46,22 @@ pub fn complete(mut document: Value) -> Value {
     for (path, item) in members(&mut document["paths"]) {
         let access = Access::of(path);
         for (method, operation) in members(item) {
-            if !operation["requestBody"].is_null() && !ONE_ONLY.contains(&&**path) {
-                take_many(operation);
-                operation["requestBody"]["required"] = (!BODY_OPTIONAL.contains(&&**path)).into();
+            if !operation["requestBody"].is_null() {
+                complete_body(path, operation);
+            }
+            for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+                values::complete_parameter(path, parameter);
             }
             complete_operation(path, method, operation, &access);
         }
     }
+    values::complete_schemas(&mut document["components"]["schemas"]);
     document
 }
 
 fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &Access) {
     let need = need_of(access, method);
+    let id = operation["operationId"].as_str().expect("every operation has an id").to_owned();
     operation["security"] = need.scope().map_or(json!([]), |scope| json!([{"key": [scope.name()]}, {}]));
     let (is_keyed, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
     let has_body = !operation["requestBody"].is_null();
@@ -61,6 +75,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &
     errors::add(responses, kind, has_body, need);
     errors::add_method_not_allowed(responses, &access.methods());
     for (status, response) in responses {
+        if ["201", "202"].contains(&&**status) {
+            add_links(&id, response);
+        }
         let is_problem = response["content"].get("application/problem+json").is_some();
         // A GET tells in any case how long its answer holds; so do answers about what changes by itself.
         if is_problem || method == "get" || (path, method, &**status) == (DOCUMENT, "delete", "200") {
@@ -82,6 +99,26 @@ fn need_of(access: &Access, method: &str) -> Need {
     access.need(&method).expect("what is documented is in the table")
 }
 
+/// The id in an answer to a write names its receipt, and where the write brings a document, that too.
+fn add_links(operation: &str, response: &mut Value) {
+    let schema = response["content"]["application/json"]["schema"].to_string();
+    if !["Accepted", "DocumentBody", "PointStored"].iter().any(|name| schema.contains(&format!("/{name}\"")))
+    {
+        return;
+    }
+    let mut link = |name: &str, target: &str, beside: Option<(&str, &str)>| {
+        let mut parameters = json!({"id": "$response.body#/id"});
+        if let Some((parameter, value)) = beside {
+            parameters[parameter] = value.into();
+        }
+        response["links"][name] = json!({"operationId": target, "parameters": parameters});
+    };
+    link("receipt", "get_receipt", None);
+    for (_, name, target, beside) in LINKS.iter().filter(|(from, ..)| *from == operation) {
+        link(name, target, *beside);
+    }
+}
+
 /// The headers of what is answered from memory.
 fn add_cached(path: &str, status: &str, response: &mut Value) {
     let headers = &mut response["headers"];
@@ -92,6 +129,19 @@ fn add_cached(path: &str, status: &str, response: &mut Value) {
     if path == "/v1/counters/{name}" {
         headers["Vary"] = header("string", "`Prefer`");
     }
+}
+
+fn complete_body(path: &str, operation: &mut Value) {
+    let example = values::body_example(path);
+    if !ONE_ONLY.contains(&path) {
+        take_many(operation);
+        let body = &mut operation["requestBody"];
+        body["required"] = (!BODY_OPTIONAL.contains(&path)).into();
+        body["content"]["application/x-ndjson"]["example"] = format!("{example}\n{example}\n").into();
+    }
+    let body = &mut operation["requestBody"]["content"]["application/json"];
+    body["example"] = example;
+    values::complete_schema(&mut body["schema"]);
 }
 
 /// Where one item is taken, an array of them is, too, and answered with `ManyAccepted`.

@@ -73,6 +73,7 @@ impl DocumentBody {
 #[utoipa::path(
     post,
     path = "/v1/data/{collection}",
+    operation_id = "create_document",
     tag = "documents",
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
@@ -81,7 +82,7 @@ impl DocumentBody {
     ),
     request_body(
         content((Object = "application/json"), (String = "application/x-ndjson")),
-        description = "one object, or an array of them", example = json!({"sku": "A-1", "count": 3})
+        description = "one object, or an array of them"
     ),
     responses(
         (status = 201, description = "stored while the request waited", body = DocumentBody,
@@ -210,6 +211,7 @@ fn own_key(text: &str) -> Result<Option<Box<str>>, Problem> {
 #[utoipa::path(
     get,
     path = "/v1/data/{collection}/{id}",
+    operation_id = "get_document",
     tag = "documents",
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
@@ -348,6 +350,7 @@ fn past_retention() -> Problem {
 #[utoipa::path(
     delete,
     path = "/v1/data/{collection}/{id}",
+    operation_id = "delete_document",
     tag = "documents",
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
