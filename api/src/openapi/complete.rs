@@ -49,7 +49,8 @@ pub fn complete(mut document: Value) -> Value {
             if !operation["requestBody"].is_null() {
                 complete_body(path, operation);
             }
-            for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+            let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+            for parameter in parameters.into_iter().flatten() {
                 values::complete_parameter(path, parameter);
             }
             complete_operation(path, method, operation, &access);

@@ -58,6 +58,7 @@ fn shape_of(place: &str, name: &str) -> Option<Value> {
         ("query", "payload") => json!({"pattern": FINGERPRINT, "minLength": 32, "maxLength": 32}),
         ("query", "period") => json!({"enum": ["hourly", "daily", "weekly", "monthly"]}),
         ("query", "step") => json!({"pattern": "^(minute|hour|day|[0-9]{1,9}[mhd]?)$"}),
+        ("query", "reason") => json!({"pattern": "^[a-z_]{1,64}$"}),
         ("query", "kind") => json!({"enum": kinds()}),
         ("query", "fields") => json!({"additionalProperties": {"type": "string"}}),
         ("header", "Idempotency-Key") => json!({"pattern": KEY, "minLength": 1, "maxLength": 512}),
@@ -119,7 +120,7 @@ fn find_member<'a>(schema: &'a mut Value, name: &str) -> Option<&'a mut Value> {
     if schema["properties"][name].is_object() {
         return Some(&mut schema["properties"][name]);
     }
-    schema["allOf"].as_array_mut()?.iter_mut().find_map(|part| find_member(part, name))
+    schema.get_mut("allOf")?.as_array_mut()?.iter_mut().find_map(|part| find_member(part, name))
 }
 
 /// Completes a schema and those within.
@@ -163,4 +164,23 @@ fn extend(schema: &mut Value, shape: Value) {
 
 fn text_of(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::config::Retention;
+
+    use super::*;
+    use crate::routes::metrics::question;
+    use crate::time_text;
+
+    #[test]
+    fn the_example_of_a_series_is_taken_in_any_year() {
+        let example = |name| example_of("/v1/metrics/series", name).expect("an example");
+        let query = ["type", "from", "to", "step"].map(|name| format!("{name}={}", example(name))).join("&");
+        for now in ["2026-11-20T08:00:00Z", "2027-06-01T00:00:00Z", "2050-01-01T00:00:00Z"] {
+            let now_ms = time_text::parse(now).expect("a time");
+            question::series(&query, now_ms, &Retention::default()).expect(now);
+        }
+    }
 }
