@@ -43,11 +43,12 @@ pub fn complete(mut document: Value) -> Value {
         "description": "A key of this installation; what it may do are its scopes, of which `admin` includes the \
                         others. An installation without keys asks for none."
     });
+    let mut schemas = document["components"]["schemas"].take();
     for (path, item) in members(&mut document["paths"]) {
         let access = Access::of(path);
         for (method, operation) in members(item) {
             if !operation["requestBody"].is_null() {
-                complete_body(path, operation);
+                complete_body(path, operation, &mut schemas);
             }
             let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
             for parameter in parameters.into_iter().flatten() {
@@ -56,7 +57,8 @@ pub fn complete(mut document: Value) -> Value {
             complete_operation(path, method, operation, &access);
         }
     }
-    values::complete_schemas(&mut document["components"]["schemas"]);
+    values::complete_schemas(&mut schemas);
+    document["components"]["schemas"] = schemas;
     document
 }
 
@@ -76,7 +78,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &
     errors::add(responses, kind, has_body, need);
     errors::add_method_not_allowed(responses, &access.methods());
     for (status, response) in responses {
-        if ["201", "202"].contains(&&**status) {
+        if kind == Kind::Accept && ["201", "202"].contains(&&**status) {
             add_links(&id, response);
         }
         let is_problem = response["content"].get("application/problem+json").is_some();
@@ -102,11 +104,6 @@ fn need_of(access: &Access, method: &str) -> Need {
 
 /// The id in an answer to a write names its receipt, and where the write brings a document, that too.
 fn add_links(operation: &str, response: &mut Value) {
-    let schema = response["content"]["application/json"]["schema"].to_string();
-    if !["Accepted", "DocumentBody", "PointStored"].iter().any(|name| schema.contains(&format!("/{name}\"")))
-    {
-        return;
-    }
     let mut link = |name: &str, target: &str, beside: Option<(&str, &str)>| {
         let mut parameters = json!({"id": "$response.body#/id"});
         if let Some((parameter, value)) = beside {
@@ -132,30 +129,34 @@ fn add_cached(path: &str, status: &str, response: &mut Value) {
     }
 }
 
-fn complete_body(path: &str, operation: &mut Value) {
+fn complete_body(path: &str, operation: &mut Value, schemas: &mut Value) {
     let example = values::body_example(path);
     if !ONE_ONLY.contains(&path) {
-        take_many(operation);
+        take_many(operation, schemas);
         let body = &mut operation["requestBody"];
         body["required"] = (!BODY_OPTIONAL.contains(&path)).into();
         body["content"]["application/x-ndjson"]["example"] = format!("{example}\n{example}\n").into();
     }
-    let body = &mut operation["requestBody"]["content"]["application/json"];
-    body["example"] = example;
-    values::complete_schema(&mut body["schema"]);
+    operation["requestBody"]["content"]["application/json"]["example"] = example;
 }
 
-/// Where one item is taken, an array of them is, too, and answered with `ManyAccepted`.
-fn take_many(operation: &mut Value) {
+/// Where one item is taken, an array of them is, too, and answered with `ManyAccepted`. Both have a schema of
+/// their own, since generators name what has no name after an operation.
+fn take_many(operation: &mut Value, schemas: &mut Value) {
     let body = &mut operation["requestBody"]["content"]["application/json"]["schema"];
     let one = body.take();
-    *body = json!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]});
+    let name = one["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()).unwrap_or("Document");
+    let name = format!("{}OrMany", name.trim_end_matches("Body"));
+    *body = json!({"$ref": format!("#/components/schemas/{name}")});
+    schemas[name] = json!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]});
     let lines = &mut operation["requestBody"]["content"]["application/x-ndjson"];
     *lines = json!({"schema": {"type": "string", "description": "one item per line"}});
     let accepted = &mut operation["responses"]["202"];
     accepted["headers"]["Location"]["required"] = false.into();
     let answer = &mut accepted["content"]["application/json"]["schema"];
-    *answer = json!({"oneOf": [answer.take(), {"$ref": "#/components/schemas/ManyAccepted"}]});
+    let many = json!({"$ref": "#/components/schemas/ManyAccepted"});
+    schemas["AcceptedOrMany"] = json!({"oneOf": [answer.take(), many]});
+    *answer = json!({"$ref": "#/components/schemas/AcceptedOrMany"});
 }
 
 /// Whether it takes this header.
