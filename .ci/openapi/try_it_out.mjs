@@ -36,7 +36,7 @@ async function tryOut(page, block) {
   await block.locator(".try-out__btn").click();
   const expected = await filledIn(block, path);
   try {
-    const sent = page.waitForRequest((request) => request.resourceType() === "fetch", { timeout: 5000 });
+    const sent = page.waitForRequest((request) => request.resourceType() === "fetch", { timeout: 15000 });
     await block.locator(".execute").click();
     const request = await sent;
     const response = await request.response();

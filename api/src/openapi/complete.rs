@@ -135,7 +135,9 @@ fn complete_body(path: &str, operation: &mut Value, schemas: &mut Value) {
         take_many(operation, schemas);
         let body = &mut operation["requestBody"];
         body["required"] = (!BODY_OPTIONAL.contains(&path)).into();
-        body["content"]["application/x-ndjson"]["example"] = format!("{example}\n{example}\n").into();
+        // Not among the examples: testers of documents send only what they can serialise.
+        body["content"]["application/x-ndjson"]["schema"]["description"] =
+            format!("one item per line, such as `{example}`").into();
     }
     operation["requestBody"]["content"]["application/json"]["example"] = example;
 }
@@ -150,7 +152,7 @@ fn take_many(operation: &mut Value, schemas: &mut Value) {
     *body = json!({"$ref": format!("#/components/schemas/{name}")});
     schemas[name] = json!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]});
     let lines = &mut operation["requestBody"]["content"]["application/x-ndjson"];
-    *lines = json!({"schema": {"type": "string", "description": "one item per line"}});
+    *lines = json!({"schema": {"type": "string"}});
     let accepted = &mut operation["responses"]["202"];
     accepted["headers"]["Location"]["required"] = false.into();
     let answer = &mut accepted["content"]["application/json"]["schema"];

@@ -150,6 +150,9 @@ fn complete_member(name: &str, member: &mut Value) {
         "id" => extend(member, json!({"format": "uuid", "example": ID})),
         "ids" => extend(&mut member["items"], json!({"format": "uuid", "example": ID})),
         "payloads" => extend(&mut member["items"], json!({"pattern": FINGERPRINT})),
+        "schema" => {
+            extend(member, json!({"type": ["object", "boolean", "null"], "additionalProperties": true}))
+        }
         name if name.ends_with("_at") => extend(member, json!({"format": "date-time"})),
         _ => (),
     }
