@@ -1,19 +1,25 @@
 //! The OpenAPI 3.1 document, generated from the handlers, and Swagger UI.
 mod complete;
 mod errors;
+mod values;
 
 use std::sync::Arc;
 
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use actix_web::web::{self, Bytes, ServiceConfig};
+use actix_web::web::{self, ServiceConfig};
 use actix_web::{HttpResponse, Route};
 use serde_json::Value;
+use shared::clock;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::Config;
 
 use self::complete::complete;
 use crate::problem::Problem;
 use crate::routes;
+use crate::time_text::rfc3339;
+
+/// The time in the examples of points.
+pub const EXAMPLE_TIME: &str = "2026-11-20T08:00:00.250Z";
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +28,7 @@ use crate::routes;
         description = "Takes bursts of small writes, makes each one durable in milliseconds and applies it exactly once.",
         license(name = "MIT", identifier = "MIT")
     ),
+    servers((url = "/", description = "where this document is served")),
     paths(
         routes::counters::increment,
         routes::counters::get,
@@ -56,16 +63,17 @@ use crate::routes;
 )]
 pub struct Document;
 
-/// The document as it is served and committed.
+/// The document as it is committed.
 pub fn document() -> Value {
     complete(serde_json::to_value(Document::openapi()).expect("a document has a JSON form"))
 }
 
 /// `/openapi.json` and `/docs`.
 pub fn configure(config: &mut ServiceConfig) {
-    let text = Bytes::from(document().to_string());
+    let document: Arc<str> = document().to_string().into();
     let json = move || {
-        let text = text.clone();
+        // Points of now: what "Try it out" sends is found by the summary of today.
+        let text = document.replace(EXAMPLE_TIME, &rfc3339(clock::now_ms()));
         async { HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(text) }
     };
     let to_docs =

@@ -61,6 +61,11 @@ const TABLE: [(&str, &str, Need); 31] = [
     ("GET", "/docs/{file:.*}", Need::Public),
 ];
 
+/// `(method, path)` of all routes.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TABLE.iter().map(|(method, path, _)| (*method, *path))
+}
+
 /// The methods of one path.
 #[derive(Clone, Debug)]
 pub struct Access(Vec<(&'static str, Need)>);

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::errors::{self, Kind};
+use super::values;
 use crate::auth::access::{Access, Need};
 
 /// Operations that are answered from memory; what is asked for with them has a tag.
@@ -24,6 +25,15 @@ const BODY_OPTIONAL: [&str; 2] = ["/v1/counters/{name}/increments", "/counter"];
 /// Bodies that are one object and never many.
 const ONE_ONLY: [&str; 2] = ["/v1/collections/{name}", "/v1/dead-letters/redrive"];
 
+/// `(operation, link, operation that it leads to, its parameters beside the id)`: what can be asked about the
+/// id of an answer.
+const LINKS: [(&str, &str, &str, Option<(&str, &str)>); 4] = [
+    ("create_document", "document", "get_document", Some(("collection", "$request.path.collection"))),
+    ("create_document", "deletion", "delete_document", Some(("collection", "$request.path.collection"))),
+    ("compat_create_document", "document", "get_document", Some(("collection", "default"))),
+    ("compat_create_document", "deletion", "delete_document", Some(("collection", "default"))),
+];
+
 /// Completes a generated document.
 pub fn complete(mut document: Value) -> Value {
     document["components"]["securitySchemes"]["key"] = json!({
@@ -33,21 +43,28 @@ pub fn complete(mut document: Value) -> Value {
         "description": "A key of this installation; what it may do are its scopes, of which `admin` includes the \
                         others. An installation without keys asks for none."
     });
+    let mut schemas = document["components"]["schemas"].take();
     for (path, item) in members(&mut document["paths"]) {
         let access = Access::of(path);
         for (method, operation) in members(item) {
-            if !operation["requestBody"].is_null() && !ONE_ONLY.contains(&&**path) {
-                take_many(operation);
-                operation["requestBody"]["required"] = (!BODY_OPTIONAL.contains(&&**path)).into();
+            if !operation["requestBody"].is_null() {
+                complete_body(path, operation, &mut schemas);
+            }
+            let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+            for parameter in parameters.into_iter().flatten() {
+                values::complete_parameter(path, parameter);
             }
             complete_operation(path, method, operation, &access);
         }
     }
+    values::complete_schemas(&mut schemas);
+    document["components"]["schemas"] = schemas;
     document
 }
 
 fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &Access) {
     let need = need_of(access, method);
+    let id = operation["operationId"].as_str().expect("every operation has an id").to_owned();
     operation["security"] = need.scope().map_or(json!([]), |scope| json!([{"key": [scope.name()]}, {}]));
     let (is_keyed, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
     let has_body = !operation["requestBody"].is_null();
@@ -61,6 +78,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &
     errors::add(responses, kind, has_body, need);
     errors::add_method_not_allowed(responses, &access.methods());
     for (status, response) in responses {
+        if kind == Kind::Accept && ["201", "202"].contains(&&**status) {
+            add_links(&id, response);
+        }
         let is_problem = response["content"].get("application/problem+json").is_some();
         // A GET tells in any case how long its answer holds; so do answers about what changes by itself.
         if is_problem || method == "get" || (path, method, &**status) == (DOCUMENT, "delete", "200") {
@@ -82,6 +102,21 @@ fn need_of(access: &Access, method: &str) -> Need {
     access.need(&method).expect("what is documented is in the table")
 }
 
+/// The id in an answer to a write names its receipt, and where the write brings a document, that too.
+fn add_links(operation: &str, response: &mut Value) {
+    let mut link = |name: &str, target: &str, beside: Option<(&str, &str)>| {
+        let mut parameters = json!({"id": "$response.body#/id"});
+        if let Some((parameter, value)) = beside {
+            parameters[parameter] = value.into();
+        }
+        response["links"][name] = json!({"operationId": target, "parameters": parameters});
+    };
+    link("receipt", "get_receipt", None);
+    for (_, name, target, beside) in LINKS.iter().filter(|(from, ..)| *from == operation) {
+        link(name, target, *beside);
+    }
+}
+
 /// The headers of what is answered from memory.
 fn add_cached(path: &str, status: &str, response: &mut Value) {
     let headers = &mut response["headers"];
@@ -94,17 +129,36 @@ fn add_cached(path: &str, status: &str, response: &mut Value) {
     }
 }
 
-/// Where one item is taken, an array of them is, too, and answered with `ManyAccepted`.
-fn take_many(operation: &mut Value) {
+fn complete_body(path: &str, operation: &mut Value, schemas: &mut Value) {
+    let example = values::body_example(path);
+    if !ONE_ONLY.contains(&path) {
+        take_many(operation, schemas);
+        let body = &mut operation["requestBody"];
+        body["required"] = (!BODY_OPTIONAL.contains(&path)).into();
+        // Not among the examples: testers of documents send only what they can serialise.
+        body["content"]["application/x-ndjson"]["schema"]["description"] =
+            format!("one item per line, such as `{example}`").into();
+    }
+    operation["requestBody"]["content"]["application/json"]["example"] = example;
+}
+
+/// Where one item is taken, an array of them is, too, and answered with `ManyAccepted`. Both have a schema of
+/// their own, since generators name what has no name after an operation.
+fn take_many(operation: &mut Value, schemas: &mut Value) {
     let body = &mut operation["requestBody"]["content"]["application/json"]["schema"];
     let one = body.take();
-    *body = json!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]});
+    let name = one["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()).unwrap_or("Document");
+    let name = format!("{}OrMany", name.trim_end_matches("Body"));
+    *body = json!({"$ref": format!("#/components/schemas/{name}")});
+    schemas[name] = json!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}]});
     let lines = &mut operation["requestBody"]["content"]["application/x-ndjson"];
-    *lines = json!({"schema": {"type": "string", "description": "one item per line"}});
+    *lines = json!({"schema": {"type": "string"}});
     let accepted = &mut operation["responses"]["202"];
     accepted["headers"]["Location"]["required"] = false.into();
     let answer = &mut accepted["content"]["application/json"]["schema"];
-    *answer = json!({"oneOf": [answer.take(), {"$ref": "#/components/schemas/ManyAccepted"}]});
+    let many = json!({"$ref": "#/components/schemas/ManyAccepted"});
+    schemas["AcceptedOrMany"] = json!({"oneOf": [answer.take(), many]});
+    *answer = json!({"$ref": "#/components/schemas/AcceptedOrMany"});
 }
 
 /// Whether it takes this header.

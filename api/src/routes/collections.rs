@@ -30,10 +30,10 @@ pub struct DefinitionBody {
     #[schema(value_type = Option<serde_json::Value>, example = json!({"required": ["sku"]}))]
     schema: Option<Box<RawValue>>,
     /// Up to 8 top-level members that documents can be filtered by.
-    #[schema(example = json!(["sku"]))]
+    #[schema(max_items = 8, example = json!(["sku"]))]
     indexed: Option<Vec<String>>,
     /// Days that documents are kept, 1 to 36500; without it for ever.
-    #[schema(example = 30)]
+    #[schema(minimum = 1, maximum = 36500, example = 30)]
     retention_days: Option<u32>,
 }
 
@@ -61,6 +61,7 @@ pub struct CollectionBody {
 #[utoipa::path(
     put,
     path = "/v1/collections/{name}",
+    operation_id = "put_collection",
     tag = "collections",
     params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
     request_body(content = DefinitionBody),
@@ -114,6 +115,7 @@ fn check_definition(definition: Definition) -> Result<Definition, Problem> {
 #[utoipa::path(
     get,
     path = "/v1/collections/{name}",
+    operation_id = "get_collection",
     tag = "collections",
     params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
     responses(
@@ -138,6 +140,7 @@ pub async fn get(
 #[utoipa::path(
     delete,
     path = "/v1/collections/{name}",
+    operation_id = "delete_collection",
     tag = "collections",
     params(("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -")),
     responses(

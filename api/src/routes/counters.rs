@@ -82,6 +82,7 @@ pub struct CountersBody {
 #[utoipa::path(
     post,
     path = "/v1/counters/{name}/increments",
+    operation_id = "increment_counter",
     tag = "counters",
     params(
         ("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
@@ -158,6 +159,7 @@ pub async fn increment_named(
 #[utoipa::path(
     get,
     path = "/v1/counters/{name}",
+    operation_id = "get_counter",
     tag = "counters",
     params(
         ("name" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
@@ -277,6 +279,7 @@ pub fn describe_read(
 #[utoipa::path(
     get,
     path = "/v1/counters",
+    operation_id = "list_counters",
     tag = "counters",
     params(ListParams),
     responses(

@@ -139,6 +139,7 @@ pub struct RedrivenItem {
 #[utoipa::path(
     get,
     path = "/v1/dead-letters",
+    operation_id = "list_dead_letters",
     tag = "dead letters",
     params(ListParams),
     responses(
@@ -178,6 +179,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
 #[utoipa::path(
     get,
     path = "/v1/dead-letters/{id}",
+    operation_id = "get_dead_letter",
     tag = "dead letters",
     params(("id" = String, Path, description = "its id")),
     responses(
@@ -207,6 +209,7 @@ pub async fn get(
 #[utoipa::path(
     post,
     path = "/v1/dead-letters/redrive",
+    operation_id = "redrive_dead_letters",
     tag = "dead letters",
     request_body(content = RedriveBody),
     responses(
@@ -249,6 +252,7 @@ pub async fn redrive(
 #[utoipa::path(
     delete,
     path = "/v1/dead-letters/{id}",
+    operation_id = "delete_dead_letter",
     tag = "dead letters",
     params(("id" = String, Path, description = "its id")),
     responses(

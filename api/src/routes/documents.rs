@@ -77,6 +77,7 @@ impl DocumentBody {
 #[utoipa::path(
     post,
     path = "/v1/data/{collection}",
+    operation_id = "create_document",
     tag = "documents",
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
@@ -85,7 +86,7 @@ impl DocumentBody {
     ),
     request_body(
         content((Object = "application/json"), (String = "application/x-ndjson")),
-        description = "one object, or an array of them", example = json!({"sku": "A-1", "count": 3})
+        description = "one object, or an array of them"
     ),
     responses(
         (status = 201, description = "stored while the request waited", body = DocumentBody,
@@ -162,6 +163,7 @@ fn data_of(draft: &Draft) -> Option<String> {
 #[utoipa::path(
     get,
     path = "/v1/data/{collection}/{id}",
+    operation_id = "get_document",
     tag = "documents",
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
@@ -300,6 +302,7 @@ fn past_retention() -> Problem {
 #[utoipa::path(
     delete,
     path = "/v1/data/{collection}/{id}",
+    operation_id = "delete_document",
     tag = "documents",
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),

@@ -63,7 +63,7 @@ pub struct HealthShape {
 }
 
 /// The process answers.
-#[utoipa::path(get, path = "/livez", tag = "health", responses(
+#[utoipa::path(get, path = "/livez", operation_id = "get_livez", tag = "health", responses(
     (status = 200, description = "alive", body = String, content_type = "text/plain; charset=utf-8")
 ))]
 pub async fn livez() -> HttpResponse {
@@ -71,7 +71,7 @@ pub async fn livez() -> HttpResponse {
 }
 
 /// Requests may be sent here. A dependency that is away does not make a replica unready.
-#[utoipa::path(get, path = "/readyz", tag = "health", responses(
+#[utoipa::path(get, path = "/readyz", operation_id = "get_readyz", tag = "health", responses(
     (status = 200, description = "ready", body = String, content_type = "text/plain; charset=utf-8"),
     (status = 503, description = "stopping", body = String, content_type = "text/plain; charset=utf-8")
 ))]
@@ -90,7 +90,7 @@ fn word(mut response: HttpResponseBuilder, word: &'static str) -> HttpResponse {
 }
 
 /// What works: 200 while something durable can be accepted.
-#[utoipa::path(get, path = "/health", tag = "health", responses(
+#[utoipa::path(get, path = "/health", operation_id = "get_health", tag = "health", responses(
     (status = 200, description = "`ok` or `degraded`", body = HealthShape),
     (status = 503, description = "`down`", body = HealthShape)
 ))]

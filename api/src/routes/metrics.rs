@@ -46,6 +46,7 @@ pub mod question;
 #[utoipa::path(
     post,
     path = "/v1/metrics",
+    operation_id = "record_metric",
     tag = "metrics",
     params(
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds until a single point is applied"),
@@ -109,6 +110,7 @@ pub async fn record_on(
 #[utoipa::path(
     post,
     path = "/api/metrics",
+    operation_id = "compat_record_metric",
     tag = "short paths",
     params(
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, instead of a moment, until it is applied"),
@@ -143,6 +145,7 @@ pub async fn record_short(
 #[utoipa::path(
     get,
     path = "/v1/metrics/summary",
+    operation_id = "get_metric_summary",
     tag = "metrics",
     params(
         question::SummaryParams,
@@ -167,6 +170,7 @@ pub async fn summary(request: HttpRequest, shared: ThinData<Shared>) -> Result<H
 #[utoipa::path(
     get,
     path = "/api/metrics/summary",
+    operation_id = "compat_get_metric_summary",
     tag = "short paths",
     params(
         question::SummaryParams,
@@ -189,6 +193,7 @@ pub async fn summary_short(request: HttpRequest, shared: ThinData<Shared>) -> Re
 #[utoipa::path(
     get,
     path = "/v1/metrics/series",
+    operation_id = "get_metric_series",
     tag = "metrics",
     params(
         question::SeriesParams,
@@ -214,6 +219,7 @@ pub async fn series(request: HttpRequest, shared: ThinData<Shared>) -> Result<Ht
 #[utoipa::path(
     get,
     path = "/v1/metrics/types",
+    operation_id = "list_metric_types",
     tag = "metrics",
     params(ListParams),
     responses(

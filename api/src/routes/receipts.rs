@@ -139,6 +139,7 @@ pub struct ReceiptParams {
 #[utoipa::path(
     get,
     path = "/v1/receipts/{id}",
+    operation_id = "get_receipt",
     tag = "receipts",
     params(
         ("id" = String, Path, description = "an id from a 202"),

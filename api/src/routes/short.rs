@@ -24,6 +24,7 @@ pub struct Count {
 #[utoipa::path(
     post,
     path = "/counter",
+    operation_id = "compat_increment_counter",
     tag = "short paths",
     params(
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, instead of a moment, until it is applied"),
@@ -52,6 +53,7 @@ pub async fn increment(
 #[utoipa::path(
     get,
     path = "/counter",
+    operation_id = "compat_get_counter",
     tag = "short paths",
     params(("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")),
     responses(

@@ -16,6 +16,7 @@ const NAME: &str = "default";
 #[utoipa::path(
     post,
     path = "/data",
+    operation_id = "compat_create_document",
     tag = "short paths",
     params(
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, instead of a moment, until it is applied"),
@@ -23,7 +24,7 @@ const NAME: &str = "default";
     ),
     request_body(
         content((Object = "application/json"), (String = "application/x-ndjson")),
-        description = "one object, or an array of them", example = json!({"sku": "A-1", "count": 3})
+        description = "one object, or an array of them"
     ),
     responses(
         (status = 201, description = "stored while the request waited", body = DocumentBody,
@@ -44,6 +45,7 @@ pub async fn post(
 #[utoipa::path(
     get,
     path = "/data",
+    operation_id = "compat_list_documents",
     tag = "short paths",
     params(list::DocumentsParams),
     responses(

@@ -27,6 +27,7 @@ mod limits;
 mod load;
 mod metrics;
 mod openapi;
+mod openapi_document;
 mod operations;
 mod outages;
 mod panics;

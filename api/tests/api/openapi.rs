@@ -1,6 +1,5 @@
-//! The OpenAPI document: committed as it is generated, and kept by every operation it names.
+//! The OpenAPI document is kept by every operation it names: requests, and their answers checked against it.
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use api::time_text::rfc3339;
 use reqwest::{Method, Response};
@@ -8,40 +7,6 @@ use serde_json::{Value, json};
 use shared::clock;
 
 use crate::support::{Installation, cluster_with, embedded, json};
-
-/// Where the committed document lies; `UPDATE_DOCS=1` writes it.
-const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
-
-#[test]
-fn the_committed_document_is_the_generated_one() {
-    let generated = format!("{:#}\n", api::openapi::document());
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(COMMITTED, &generated).expect("is written");
-    }
-    let committed = std::fs::read_to_string(Path::new(COMMITTED)).expect("is committed");
-    assert!(committed == generated, "docs/openapi.json is not what the code says: run `just docs`");
-}
-
-#[test]
-fn every_operation_tells_its_purpose_its_errors_and_an_example() {
-    let document = document();
-    for (method, path, operation) in operations(&document) {
-        let told = |what: &str| operation[what].as_str().is_some_and(|text| !text.is_empty());
-        assert!(told("operationId") && told("summary"), "{method} {path}");
-        let responses = operation["responses"].as_object().expect("responses");
-        for (status, response) in responses {
-            let content = &response["content"];
-            let is_problem = content.get("application/problem+json").is_some();
-            let has_error_status = status.starts_with('4') || status.starts_with('5');
-            // Health paths answer 503 with their own body.
-            let health = ["/readyz", "/health"].contains(&path);
-            assert!(is_problem == has_error_status || health, "{method} {path} {status}: {content}");
-            if status == "503" {
-                assert!(response["headers"].get("Retry-After").is_some(), "{method} {path} {status}");
-            }
-        }
-    }
-}
 
 /// One request to each operation, in an order in which each finds what it needs; `{…}` in a path
 /// stands for what an earlier answer brought.
@@ -272,7 +237,8 @@ fn document() -> Value {
     api::openapi::document()
 }
 
-fn operations(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
+/// `(method, path, operation)` of all.
+pub fn operations(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
     let paths = document["paths"].as_object().expect("paths");
     paths.iter().flat_map(|(path, item)| {
         item.as_object()

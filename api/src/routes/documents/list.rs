@@ -76,6 +76,7 @@ const SPELLINGS_MAX: usize = 4;
 #[utoipa::path(
     get,
     path = "/v1/data/{collection}",
+    operation_id = "list_documents",
     tag = "documents",
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),

@@ -76,7 +76,7 @@ pub struct ExternalData {
     /// `disabled`: no such service is configured.
     #[schema(example = "disabled")]
     status: &'static str,
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = serde_json::Value, required = false)]
     external_metric_context: Option<serde_json::Value>,
 }
 

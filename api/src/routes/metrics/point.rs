@@ -6,6 +6,7 @@ use shared::write::{self, Write, check_name, check_time, check_value};
 use utoipa::ToSchema;
 
 use crate::accept::{Draft, OwnKey};
+use crate::openapi::EXAMPLE_TIME;
 use crate::parameters::{DOTS, is_dots};
 use crate::problem::Problem;
 use crate::time_text;
@@ -19,7 +20,7 @@ pub struct Point {
     /// no figures per minute, one older than 90 days none per hour either: such a past is answered by
     /// summaries and series of whole days.
     #[serde(rename = "timestamp", deserialize_with = "timestamp")]
-    #[schema(value_type = String, format = DateTime, example = "2026-11-20T08:00:00.250+01:00")]
+    #[schema(value_type = String, format = DateTime, example = json!(EXAMPLE_TIME))]
     at_ms: i64,
     /// From -1e290 to 1e290, kept as a 64-bit floating point number.
     #[serde(deserialize_with = "value")]

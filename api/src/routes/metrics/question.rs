@@ -23,7 +23,7 @@ const AHEAD_MS_MAX: i64 = 366 * DAY_MS;
 #[expect(dead_code, reason = "only their description is used")]
 pub struct SummaryParams {
     /// The metric type.
-    #[param(rename = "type", required = true, example = "response_time")]
+    #[param(rename = "type", required = true)]
     kind: Option<String>,
     /// `hourly`, `daily`, `weekly` (from Monday) or `monthly`: the current calendar period in UTC.
     #[param(example = "daily")]
@@ -42,7 +42,7 @@ pub struct SummaryParams {
 #[expect(dead_code, reason = "only their description is used")]
 pub struct SeriesParams {
     /// The metric type.
-    #[param(rename = "type", required = true, example = "response_time")]
+    #[param(rename = "type", required = true)]
     kind: Option<String>,
     /// RFC 3339 with a zone (write `+` as `%2B`).
     #[param(required = true, format = DateTime)]
@@ -53,7 +53,7 @@ pub struct SeriesParams {
     /// Length of a bucket: `minute`, `hour`, `day`, seconds, or a number with `m`, `h` or `d`; a
     /// multiple of a minute. Steps that are no multiple of an hour reach 48 hours back, those that
     /// are none of a day 90 days.
-    #[param(required = true, example = "5m")]
+    #[param(required = true)]
     step: Option<String>,
 }
 
