@@ -1,9 +1,7 @@
 //! Programs with a thread that does not come back: the operations port says so, and a signal ends them.
 //!
-//! The threads are blocked from outside: they write to a standard error that nobody reads, or open a pipe
-//! that nobody writes to.
+//! The threads are blocked from outside: they write to a standard error that nobody reads.
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -174,22 +172,6 @@ async fn starting(mut command: Command) -> Child {
     })
     .await;
     child
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_is_blocked_is_ended_by_a_signal() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let pipe = directory.path().join("keys");
-    let made = Command::new("mkfifo").arg(&pipe).status().expect("it is installed");
-    assert!(made.success() && pipe.metadata().expect("it is there").file_type().is_fifo());
-    let mut child = starting(program(directory.path(), &[("AUTH__KEYS_FILE", "keys")])).await;
-    // Being stuck in there, it must not come to listen.
-    assert!(child.try_wait().expect("it is our child").is_none());
-    kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
-    let (code, took) = ended(&mut child).await;
-    let _ = child.kill();
-    assert!(code.is_some(), "it ends by itself");
-    assert!(took < SHUTDOWN_TIMEOUT + MARGIN, "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
