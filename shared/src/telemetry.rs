@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::sync::LazyLock;
 
-use prometheus::{HistogramVec, IntCounter, IntGaugeVec, histogram_opts, opts};
-use prometheus::{register_histogram_vec, register_int_counter, register_int_gauge_vec};
+use prometheus::{HistogramVec, IntCounter, IntGauge, IntGaugeVec, histogram_opts, opts};
+use prometheus::{register_histogram_vec, register_int_counter, register_int_gauge, register_int_gauge_vec};
 use tracing::Subscriber;
 use tracing::field::Field;
 use tracing_subscriber::field::MakeExt;
@@ -88,6 +88,8 @@ pub struct Metrics {
     pub store_seconds: HistogramVec,
     /// Times that a queue session had to be rebuilt.
     pub queue_sessions_lost: IntCounter,
+    /// Readers of the queue that are no consumers of this service.
+    pub queue_foreign_readers: IntGauge,
     /// Events that were dropped because the channel was full.
     pub events_dropped: IntCounter,
 }
@@ -114,6 +116,11 @@ pub fn metrics() -> &'static Metrics {
             queue_sessions_lost: register_int_counter!(
                 "forebay_queue_sessions_lost_total",
                 "queue sessions that had to be rebuilt"
+            )
+            .expect(registered),
+            queue_foreign_readers: register_int_gauge!(
+                "forebay_queue_foreign_readers",
+                "readers of the queue that are no consumers of this service, by two looks in a row"
             )
             .expect(registered),
             events_dropped: register_int_counter!(
