@@ -29,7 +29,7 @@ pub struct CacheEvents {
     pub waiters: Arc<Waiters>,
     pub recent_keys: RecentKeys,
     pub clock: ClockCheck,
-    /// Consumers whose events come.
+    /// Consumers whose events arrive.
     pub consumers_heard: Arc<AtomicUsize>,
 }
 

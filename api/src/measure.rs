@@ -147,8 +147,6 @@ pub struct Metrics {
     pub redriven: IntCounterVec,
     /// Times that events were or may have been missed.
     pub event_holes: IntCounter,
-    /// Readers of the queue that are no consumers of this service.
-    pub foreign_readers: IntGauge,
     /// Difference of this replica's clock to the store's, in milliseconds.
     pub clock_skew_ms: IntGauge,
     /// Requests that wait for an outcome or a change.
@@ -246,10 +244,6 @@ fn register() -> prometheus::Result<Metrics> {
         event_holes: register_int_counter!(
             "forebay_api_event_holes_total",
             "times that events were or may have been missed and cached values became old"
-        )?,
-        foreign_readers: register_int_gauge!(
-            "forebay_api_foreign_readers",
-            "readers of the queue that are no consumers of this service, by two looks in a row"
         )?,
         clock_skew_ms: register_int_gauge!(
             "forebay_api_clock_skew_milliseconds",

@@ -1,8 +1,8 @@
-//! Applies whole messages that an older consumer set aside and that this build can read, so that
-//! versions side by side lose no time of a person. Called by the housekeeping, one page a round.
+//! Applies whole messages that an older consumer set aside and that this build can read. Called by the
+//! housekeeping, one page a round; holds nothing up.
 //!
-//! Only messages: their writes have receipts that say `accepted`. An item that failed was told so to
-//! its client, who may have sent it again; a person decides about it.
+//! Items are left alone. Receipts of a message's writes say `accepted`; the receipt of an item says
+//! `failed`, and its client may have sent it again, so a person decides.
 use std::collections::HashSet;
 use std::sync::Arc;
 

@@ -209,7 +209,7 @@ pub struct Auth {
     pub keys: Vec<ApiKey>,
     /// File with more keys, a list in YAML or JSON; empty for none. A change counts within seconds, once
     /// two looks in a row found the same, without a restart; a file that cannot be read leaves the keys as they were.
-    /// Replace it by a rename, so that nobody ever sees a part of it.
+    /// Replace it by a rename, which never shows a part of it.
     pub keys_file: String,
     /// Whether everybody who reaches the port may use the admin routes while there are no keys.
     pub admin_without_keys: bool,

@@ -37,7 +37,7 @@ pub trait Queue: Send + Sync {
     /// way to it. An error when that cannot be known.
     async fn has_dead(&self) -> Result<bool, QueueError>;
 
-    /// How many read it, as its server counts; `None` where nobody else can.
+    /// Readers of the queue as its server counts them; `None` where there can be no others.
     async fn readers(&self) -> Result<Option<u32>, QueueError> {
         Ok(None)
     }

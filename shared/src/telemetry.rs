@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::sync::LazyLock;
 
-use prometheus::{HistogramVec, IntCounter, IntGaugeVec, histogram_opts, opts};
-use prometheus::{register_histogram_vec, register_int_counter, register_int_gauge_vec};
+use prometheus::{HistogramVec, IntCounter, IntGauge, IntGaugeVec, histogram_opts, opts};
+use prometheus::{register_histogram_vec, register_int_counter, register_int_gauge, register_int_gauge_vec};
 use tracing::Subscriber;
 use tracing::field::Field;
 use tracing_subscriber::field::MakeExt;
@@ -92,6 +92,8 @@ pub struct Metrics {
     pub queue_sessions_lost: IntCounter,
     /// How long a loop has stood still beyond its limit, 0 while it moves; by `loop`.
     pub stuck_seconds: IntGaugeVec,
+    /// Readers of the queue that are no consumers of this service.
+    pub queue_foreign_readers: IntGauge,
     /// Events that were dropped because the channel was full.
     pub events_dropped: IntCounter,
 }
@@ -126,6 +128,11 @@ pub fn metrics() -> &'static Metrics {
                     "how long a loop that must move has stood still; 0 while it moves"
                 ),
                 &["loop"]
+            )
+            .expect(registered),
+            queue_foreign_readers: register_int_gauge!(
+                "forebay_queue_foreign_readers",
+                "readers of the queue that are no consumers of this service, by two looks in a row"
             )
             .expect(registered),
             events_dropped: register_int_counter!(

@@ -177,8 +177,15 @@ impl Queue for RabbitQueue {
     }
 
     async fn readers(&self) -> Result<Option<u32>, QueueError> {
-        let looked = self.runtime.spawn(look::readers(Arc::clone(&self.settings))).await;
-        let looked = looked.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
+        let (settings, mut stopping) = (Arc::clone(&self.settings), self.stopping.clone());
+        let looked = self.runtime.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stopping.requested() => Err(SessionError::Closed),
+                looked = look::readers(settings) => looked,
+            }
+        });
+        let looked = looked.await.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
         Ok(Some(looked?))
     }
 

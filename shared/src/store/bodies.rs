@@ -104,7 +104,7 @@ pub(super) fn message_of(letter: &DeadLetter) -> Result<Message, (Reason, String
 }
 
 impl DeadLetter {
-    /// Whether it is a message that this build can read. Takes time with its size.
+    /// Tells if it is a message that this build can read. Takes time with its size.
     pub fn is_readable_message(&self) -> bool {
         self.is_message() && message_of(self).is_ok()
     }

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection
 const QUEUE: &str = "queue.db";
 const STORE: &str = "store.db";
 
-/// What a file carries before it met another.
+/// The number of a file that met no other yet.
 const NONE: i32 = 0;
 
 /// Refuses a queue whose store is missing or another one. Makes neither file.

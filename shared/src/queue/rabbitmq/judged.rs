@@ -55,9 +55,9 @@ mod tests {
 
     use super::*;
 
-    fn returned() -> Option<BasicReturnMessage> {
+    fn returned() -> BasicReturnMessage {
         let delivery = Delivery::mock(0, "".into(), "".into(), false, Vec::new());
-        Some(BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() })
+        BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
     }
 
     #[test]
@@ -67,21 +67,22 @@ mod tests {
         assert_eq!(before, Judged { answers: vec![(1, Ok(()))], failure: None });
         // Two returns, of 2 and 3, carried by 4 and 5, and answered in two parts.
         let first =
-            judge.judge(vec![(2, Ok(Confirmation::Ack(None))), (4, Ok(Confirmation::Ack(returned())))]);
+            judge.judge(vec![(2, Ok(Confirmation::Ack(None))), (4, Ok(Confirmation::Ack(Some(returned()))))]);
         assert_eq!(first.answers, []);
         assert!(first.failure.is_some());
         let second = judge.judge(vec![(3, Ok(Confirmation::Ack(None)))]);
         assert_eq!(second.answers, []);
         assert!(second.failure.is_some());
-        let third =
-            judge.judge(vec![(5, Ok(Confirmation::Ack(returned()))), (6, Ok(Confirmation::Nack(None)))]);
+        let third = judge
+            .judge(vec![(5, Ok(Confirmation::Ack(Some(returned())))), (6, Ok(Confirmation::Nack(None)))]);
         assert_eq!(third.answers, [(6, Err(PublishError::Full))], "a refusal is never durable");
     }
 
     #[test]
     fn a_return_that_a_refusal_carries_counts_as_well() {
         let mut judge = Judge::default();
-        let outcomes = [Confirmation::Ack(None), Confirmation::Nack(returned()), Confirmation::Ack(None)];
+        let outcomes =
+            [Confirmation::Ack(None), Confirmation::Nack(Some(returned())), Confirmation::Ack(None)];
         let judged = judge.judge((0..).zip(outcomes.map(Ok)).collect());
         assert_eq!(judged.answers, [(1, Err(PublishError::Full))]);
         assert!(judged.failure.is_some());

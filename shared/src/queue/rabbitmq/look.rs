@@ -73,7 +73,7 @@ impl Look {
     }
 }
 
-/// How many read the queue of writes, on a session that is not kept.
+/// Counts the readers of the queue of writes, on a session that is not kept.
 pub(super) async fn readers(settings: Arc<RabbitSettings>) -> Result<u32, SessionError> {
     let session = Session::open(&settings, NAME).await?;
     let readers = found(&session, settings.names().writes).await?.consumer_count();
@@ -81,7 +81,7 @@ pub(super) async fn readers(settings: Arc<RabbitSettings>) -> Result<u32, Sessio
     Ok(readers)
 }
 
-/// By a passive declare, on a channel of its own, because an error closes the channel.
+/// Declares it passively, on a channel of its own, because an error closes the channel.
 async fn found(session: &Session, queue: ShortString) -> Result<Queue, SessionError> {
     let channel = session.channel().await?;
     let mut options = QueueDeclareOptions::default();

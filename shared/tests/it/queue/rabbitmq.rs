@@ -252,6 +252,24 @@ async fn a_queue_with_other_arguments_is_explained_and_used_once_it_was_deleted(
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_readers_of_the_queue_are_counted_also_those_of_other_programs() {
+    testkit::isolated("rabbit", |isolated| async move {
+        let queue = open(&isolated, LIMITS);
+        link_becomes(&queue, Link::Up).await;
+        let readers = async || queue.readers().await.expect("is looked at");
+        assert_eq!(readers().await, Some(0));
+        let subscription = queue.subscribe(1).await.expect("subscribed");
+        let connection = raw_connection(&isolated).await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let (name, options) = (format!("{}.writes.v1", isolated.prefix), BasicConsumeOptions::default());
+        let foreign = channel.basic_consume(name.into(), "".into(), options, FieldTable::default()).await;
+        assert_eq!(readers().await, Some(2));
+        drop((subscription, foreign, channel));
+    })
+    .await;
+}
+
 /// On RabbitMQ 3.10 two declarations of a new quorum queue can crash each other's channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_that_start_together_on_a_new_broker_all_come_up() {
