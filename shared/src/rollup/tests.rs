@@ -156,7 +156,9 @@ fn a_quotient_of_whole_numbers_is_that_of_real_arithmetic() {
 
 fn sum_of(values: &[f64]) -> Sum {
     let mut sum = Sum::default();
-    values.iter().for_each(|value| sum.add(*value));
+    for value in values {
+        sum.add(*value);
+    }
     sum
 }
 
