@@ -307,7 +307,9 @@ async fn fold<T: Send + 'static>(
         let RollupPage { rollups, next } = store.rollups(range).await?;
         if !rollups.is_empty() {
             let merging = web::block(move || {
-                rollups.iter().for_each(|(period, rollup)| add(&mut whole, *period, rollup));
+                for (period, rollup) in &rollups {
+                    add(&mut whole, *period, rollup);
+                }
                 whole
             });
             whole = merging.await.map_err(|_| StoreError::Unavailable("merging rollups failed".into()))?;

@@ -312,6 +312,15 @@ on_both_pairs! {
         }
     }
 
+    async fn an_average_is_the_exact_sum_divided_by_the_count_and_rounded_once(installation) {
+        let values = [45.91, 26.93, 54.8, 95.71, 0.57, 78.37, 82.05, 88.62, 74.05, 80.91];
+        let at_ms = now_ms();
+        record(&installation, &values.map(|value| point("average", at_ms, value))).await;
+        let figures = wait_for_count(&installation, "average", &around_now(), values.len()).await;
+        // Adding up and dividing gives 62.791999999999994.
+        assert_eq!(figures["average_value"].as_f64(), Some(62.792));
+    }
+
     async fn media_types_encodings_and_sizes_are_checked(installation) {
         let good = point("bad", now_ms(), 1.0).to_string();
         let send = async |headers: &[(&str, &str)], body: String| {

@@ -149,13 +149,16 @@ fn a_quotient_of_whole_numbers_is_that_of_real_arithmetic() {
     assert_eq!(sum_of(&[5e-324]).divided_by(2).to_bits(), 0);
     assert_eq!(sum_of(&[5e-324; 2]).divided_by(3).to_bits(), 1);
     // The rounded sum by the count is another number.
-    let values = [0.1, 0.2, 0.3, 1e-17, 0.7, 0.11, 0.13];
-    assert_eq!(Exact::sum(&values).divide(7).to_bits(), sum_of(&values).divided_by(7).to_bits());
+    let values = [45.91, 26.93, 54.8, 95.71, 0.57, 78.37, 82.05, 88.62, 74.05, 80.91];
+    assert_eq!(sum_of(&values).divided_by(10).to_bits(), 62.792_f64.to_bits());
+    assert_ne!((sum_of(&values).round() / 10.0).to_bits(), 62.792_f64.to_bits());
 }
 
 fn sum_of(values: &[f64]) -> Sum {
     let mut sum = Sum::default();
-    values.iter().for_each(|value| sum.add(*value));
+    for value in values {
+        sum.add(*value);
+    }
     sum
 }
 

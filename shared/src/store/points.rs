@@ -51,10 +51,12 @@ pub fn rollups<'a>(points: &[Task<'a, Point>]) -> BTreeMap<RollupKey<'a>, Rollup
 
 /// The shortest period that a point of this age is kept in.
 fn finest(age_ms: i64) -> Resolution {
-    match age_ms {
-        ..=MINUTES_BACK_MS_MAX => Resolution::Minute,
-        ..=HOURS_BACK_MS_MAX => Resolution::Hour,
-        _ => Resolution::Day,
+    if age_ms <= MINUTES_BACK_MS_MAX {
+        Resolution::Minute
+    } else if age_ms <= HOURS_BACK_MS_MAX {
+        Resolution::Hour
+    } else {
+        Resolution::Day
     }
 }
 

@@ -186,7 +186,7 @@ async fn lock(connection: &mut PgConnection, keys: &[Key]) -> Result<Vec<Locked>
         &resolutions,
         &types,
         &periods,
-        PART_BYTES_MAX as i64
+        i64::try_from(PART_BYTES_MAX).unwrap_or(i64::MAX)
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
     let locked = rows.map(|row| Locked {
@@ -234,7 +234,7 @@ pub async fn range(connection: &mut PgConnection, range: &RollupRange) -> Result
         resolution,
         range.from,
         range.below,
-        PAGE_BYTES_MAX as i64
+        i64::try_from(PAGE_BYTES_MAX).unwrap_or(i64::MAX)
     );
     let rows = rows.fetch_all(connection).await?;
     let kind = rows.first().map_or(0, |row| row.r#type);

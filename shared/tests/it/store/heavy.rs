@@ -171,8 +171,8 @@ async fn a_batch_over_many_heavy_rollups_is_merged_in_parts(stores: [Arc<dyn Sto
     expected.add(2.5);
     for kind in &kinds {
         for resolution in Resolution::ALL {
-            let stored = all(&stores[0], kind, resolution).await.concat();
-            assert!(stored.len() == 1 && stored[0].1 == expected, "{kind} {resolution:?}");
+            let found = all(&stores[0], kind, resolution).await.concat();
+            assert!(found.len() == 1 && found[0].1 == expected, "{kind} {resolution:?}");
         }
     }
 }
