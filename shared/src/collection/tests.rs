@@ -144,7 +144,7 @@ fn a_check_ends_with_its_budget_whatever_makes_it_dear() {
         ("multiples", items(json!({"not": { "anyOf": multiples }})), &many("0.1")),
         ("references", references, &many("0.1")),
         ("an enum", items(json!({"not": {"enum": numbers}})), &many("-1.5")),
-        ("keys", json!({"patternProperties": {"a[ab]{900}c": false}}), &Value::from(keys).to_string()),
+        ("keys", json!({"patternProperties": {"a[ab]{200}c": false}}), &Value::from(keys).to_string()),
     ] {
         let checker = with_schema(&schema).expect(name);
         let begin = std::time::Instant::now();
