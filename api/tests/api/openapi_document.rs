@@ -53,6 +53,23 @@ fn every_operation_has_a_summary_and_its_errors_are_problems() {
     }
 }
 
+#[test]
+fn every_operation_declares_the_common_refusals_with_an_example() {
+    let document = document();
+    for (method, path, operation) in operations(&document) {
+        let is_health = operation["tags"][0] == "health";
+        let has_body = operation.get("requestBody").is_some();
+        let common = ["405", "500", "503"].iter();
+        let guarded = ["400", "401", "403", "421", "422"].iter().filter(|_| !is_health);
+        let with_body = ["408", "413", "415"].iter().filter(|_| has_body);
+        for status in common.chain(guarded).chain(with_body) {
+            let problem = &operation["responses"][status]["content"]["application/problem+json"];
+            let example = &problem["example"];
+            assert_eq!(example["status"].to_string(), **status, "{method} {path}: {problem}");
+        }
+    }
+}
+
 /// A path that is not in the table of routes cannot be registered; each operation is sent a request by
 /// `every_operation_answers_as_it_is_documented`.
 #[test]
