@@ -3,13 +3,16 @@
 //! [`Consumer::run`] is the whole program but for its command line, so that the API can run it in its own
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
 pub mod announce;
+mod attempts;
 pub mod dead_queue;
 pub mod horizon;
 pub mod housekeeping;
 pub mod ingest;
 pub mod measure;
 pub mod merge;
+mod settle;
 pub mod status;
+pub mod suspects;
 mod told;
 
 use std::sync::Arc;
@@ -24,9 +27,10 @@ use tokio::task::JoinHandle;
 use crate::announce::Announcer;
 use crate::dead_queue::DeadQueue;
 use crate::housekeeping::Housekeeping;
-use crate::ingest::{Ingest, PROBE_HELD_MAX};
+use crate::ingest::Ingest;
 use crate::merge::MergeLimits;
 use crate::status::Status;
+use crate::suspects::Pace;
 
 /// How long a part of the housekeeping may go on after the ingest has stopped.
 const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);
@@ -58,7 +62,7 @@ impl Consumer {
                 linger_max: Duration::from_millis(queue.linger_ms_max),
             },
             prefetch: queue.prefetch,
-            probe_held_max: PROBE_HELD_MAX,
+            pace: Pace::default(),
             status: Arc::new(Status::default()),
         };
         let dead_queue = DeadQueue {
@@ -66,7 +70,7 @@ impl Consumer {
             store: backend.store.clone(),
             ids: backend.ids.clone(),
             announcer: announcer.clone(),
-            held_max: PROBE_HELD_MAX,
+            pace: Pace::default(),
             status: ingest.status.clone(),
         };
         let housekeeping = Housekeeping::new(config, backend, ingest.status.clone(), publisher);

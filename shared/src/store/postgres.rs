@@ -4,6 +4,7 @@
 //! `apply` is the one transaction that writes, `partitions` and `schema` are what must exist
 //! before it, `read` is the rest. Nothing here decides when or how much to write.
 mod apply;
+mod attempts;
 mod collections;
 mod counters;
 mod database;
@@ -14,6 +15,7 @@ mod failure;
 mod fields;
 mod holders;
 mod housekeeping;
+mod isolate;
 mod keys;
 mod known;
 mod ledger;
@@ -24,8 +26,8 @@ mod read;
 mod rollups;
 mod schema;
 mod session;
-mod sift;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,12 +35,14 @@ use anyhow::Context;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use self::failure::Failure;
 use self::known::Known;
 use self::session::Session;
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, Held, Hold,
-    Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, Document, DocumentPage, Fate, GiveUp, Held,
+    Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupRange, Store, StoreError,
+    Stored,
 };
 use crate::collection::{Collection, Definition};
 use crate::config;
@@ -69,10 +73,46 @@ impl PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
-        let known = Arc::clone(&self.known);
-        let work = self.session.run("apply", self.write_timeout, move |connection| {
-            Box::pin(async move { apply::apply(connection, &known, &batch).await })
+    async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Result<Applied, StoreError> {
+        let (known, limit) = (Arc::clone(&self.known), self.write_timeout.min(limit));
+        let work = self.session.run("apply", limit, move |connection| {
+            Box::pin(async move {
+                let applied = apply::apply(connection, &known, &batch, limit).await;
+                applied.map_err(Failure::of_transaction)
+            })
+        });
+        work.await
+    }
+
+    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError> {
+        let (known, limit) = (Arc::clone(&self.known), self.write_timeout);
+        let work = self.session.run("give_up_on", limit, move |connection| {
+            Box::pin(async move {
+                let applied = apply::give_up_on(connection, &known, &message, &give_up, limit).await;
+                applied.map_err(Failure::of_transaction)
+            })
+        });
+        work.await
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.session.run("probe", self.read_timeout, |connection| Box::pin(attempts::probe(connection))).await
+    }
+
+    async fn begin_attempts(
+        &self,
+        messages: Arc<[MessageId]>,
+        again: bool,
+    ) -> Result<HashMap<MessageId, u32>, StoreError> {
+        let work = self.session.run("begin_attempts", self.read_timeout, move |connection| {
+            Box::pin(async move { attempts::begin(connection, &messages, again).await })
+        });
+        work.await
+    }
+
+    async fn end_attempts(&self, messages: Arc<[MessageId]>) -> Result<(), StoreError> {
+        let work = self.session.run("end_attempts", self.read_timeout, move |connection| {
+            Box::pin(async move { attempts::end(connection, &messages).await })
         });
         work.await
     }

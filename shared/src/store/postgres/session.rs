@@ -16,7 +16,7 @@ use anyhow::Context;
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Postgres, Transaction};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -52,6 +52,23 @@ const BEGIN: &str = "begin isolation level read committed; \
 /// Begins a transaction that may write and wait for locks.
 pub async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Failure> {
     Ok(connection.begin_with(BEGIN).await?)
+}
+
+/// The same with less time, `limit` for each statement, and less for each wait for a lock: who holds
+/// it is not to be taken for what is slow.
+pub async fn begin_for(
+    connection: &mut PgConnection,
+    limit: Duration,
+) -> Result<Transaction<'_, Postgres>, Failure> {
+    let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(2);
+    let write_ms = "current_setting('forebay.write_timeout_ms')::int";
+    let begin = format!(
+        "begin isolation level read committed; select \
+         set_config('statement_timeout', least({write_ms}, {limit_ms})::text, true), \
+         set_config('lock_timeout', greatest(least({write_ms} / 4, {limit_ms} / 2), 1)::text, true)"
+    );
+    // Numbers only.
+    Ok(connection.begin_with(AssertSqlSafe(begin)).await?)
 }
 
 pub struct Session {
@@ -159,7 +176,7 @@ impl Session {
             // Not raised again: whoever supervises writes must live on, and pause where all can see it.
             Err(error) if error.is_panic() => {
                 tracing::error!(%error, "store operation panicked");
-                Err(StoreError::Unavailable("an operation panicked".into()))
+                Err(StoreError::Failed("an operation panicked".into()))
             }
             Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into())),
         }

@@ -30,6 +30,12 @@ const OPERATIONS_BETWEEN_LOOKS: i32 = 10_000;
 /// A backup tool may hold the file for a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// SQLITE_TOOBIG, SQLITE_CONSTRAINT and SQLITE_MISMATCH, and whatever is one of them, as the refusal of
+/// a trigger is.
+fn is_about_values(code: Option<&str>) -> bool {
+    code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| matches!(code & 0xff, 18..=20))
+}
+
 /// SQLITE_INTERRUPT.
 const INTERRUPTED: &str = "9";
 
@@ -48,6 +54,7 @@ pub enum Failure {
 pub struct Files {
     shared: Arc<Shared>,
     runtime: Handle,
+    write_timeout: Duration,
 }
 
 struct Shared {
@@ -66,8 +73,12 @@ enum Writer {
 }
 
 impl Files {
-    /// A read is ended after `read_timeout`.
-    pub async fn open(directory: &Path, read_timeout: Duration) -> Result<Self, StoreError> {
+    /// A read is ended after `read_timeout`, a write after `write_timeout`.
+    pub async fn open(
+        directory: &Path,
+        read_timeout: Duration,
+        write_timeout: Duration,
+    ) -> Result<Self, StoreError> {
         let runtime = Handle::current();
         std::fs::create_dir_all(directory).map_err(|error| {
             StoreError::Unavailable(format!("cannot make the data directory: {error}").into())
@@ -89,7 +100,7 @@ impl Files {
             readers,
             schema_verified: AtomicBool::new(false),
         };
-        Ok(Self { shared: Arc::new(shared), runtime })
+        Ok(Self { shared: Arc::new(shared), runtime, write_timeout })
     }
 
     /// Runs `work` in a transaction that holds the write lock from its beginning.
@@ -98,11 +109,20 @@ impl Files {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
     {
+        self.write_within(operation, self.write_timeout, work).await
+    }
+
+    /// The same; a statement that goes on after `limit` is ended by SQLite itself.
+    pub async fn write_within<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+    {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let shared = Arc::clone(&self.shared);
         let outcome = joined(self.runtime.spawn(async move {
             let mut writer = shared.writer.lock().await;
-            let outcome = writer.transaction(&shared, work).await;
+            let outcome = writer.transaction(&shared, limit, work).await;
             if outcome.is_err() {
                 writer.replace_later().await;
             }
@@ -173,7 +193,7 @@ impl Files {
 }
 
 impl Writer {
-    async fn transaction<T, F>(&mut self, shared: &Shared, work: F) -> Result<T, Failure>
+    async fn transaction<T, F>(&mut self, shared: &Shared, limit: Duration, work: F) -> Result<T, Failure>
     where
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send,
     {
@@ -187,7 +207,13 @@ impl Writer {
         // A transaction that began as a reader and then writes is refused at once, whatever the
         // busy timeout says.
         let mut transaction = connection.begin_with("begin immediate").await?;
+        let deadline = Instant::now() + limit;
+        transaction
+            .lock_handle()
+            .await?
+            .set_progress_handler(OPERATIONS_BETWEEN_LOOKS, move || Instant::now() < deadline);
         let done = work(&mut transaction).await?;
+        transaction.lock_handle().await?.remove_progress_handler();
         transaction.commit().await?;
         Ok(done)
     }
@@ -228,7 +254,7 @@ async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, StoreError
         // Not raised again: whoever supervises writes must live on, and pause where all can see it.
         Err(error) if error.is_panic() => {
             tracing::error!(%error, "store operation panicked");
-            Err(StoreError::Unavailable("an operation panicked".into()))
+            Err(StoreError::Failed("an operation panicked".into()))
         }
         Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into())),
     }
@@ -260,7 +286,10 @@ impl From<Failure> for StoreError {
             // A file opens at once: others use all readers.
             Failure::Sql(sqlx::Error::PoolTimedOut) => Self::Busy("no free connection in time".into()),
             Failure::Sql(sqlx::Error::Database(error)) if error.code().as_deref() == Some(INTERRUPTED) => {
-                Self::Busy("the read took too long and was ended".into())
+                Self::Busy("the statement took too long and was ended".into())
+            }
+            Failure::Sql(sqlx::Error::Database(error)) if is_about_values(error.code().as_deref()) => {
+                Self::Failed(error.message().into())
             }
             other => Self::Unavailable(other.to_string().into()),
         }
