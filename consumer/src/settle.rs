@@ -25,6 +25,9 @@ const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
 /// The time of a batch is doubled while all of its messages are slow, up to this.
 const BATCH_TIME_GROWN_MAX: Duration = Duration::from_mins(1);
 
+/// How long the same message is tried at a store that answers and takes it not, before another one is.
+const KEPT_MIN: Duration = Duration::from_secs(1);
+
 impl Session<'_> {
     /// Notes redelivered messages before they are tried. Those that a process noted which ended
     /// meanwhile leave the batch: each of them is tried alone.
@@ -216,6 +219,7 @@ impl Session<'_> {
                     self.refuse_reused_id(&mut batch, id).await?;
                     break;
                 }
+                Err(_) if since.elapsed() < KEPT_MIN => {}
                 // It answers, and takes not this message: another one may tell more.
                 Err(error) => match self.suspects.take_oldest_if_full() {
                     None => {

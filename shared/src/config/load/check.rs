@@ -5,11 +5,9 @@ use crate::api_key::KeyRing;
 use crate::config::Config;
 use crate::id::ITEMS_PER_MESSAGE_MAX;
 use crate::message::ENVELOPE_BYTES_MAX;
+use crate::queue::PREFETCH_MAX;
 use crate::store::BODY_BYTES_MAX;
 use crate::telemetry;
-
-/// The most messages that may be unacknowledged; quorum queues take no more.
-const PREFETCH_MAX: u16 = 2_000;
 
 /// By how much an item can be longer in a message than it was in its request: its names, its id and
 /// the words around them.

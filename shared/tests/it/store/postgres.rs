@@ -1,4 +1,5 @@
 //! What only the store on Postgres can get wrong.
+mod alone;
 mod commits;
 mod days;
 mod floor;
