@@ -47,6 +47,16 @@ impl Attempts {
         noted.get(&message).copied().unwrap_or(0)
     }
 
+    /// Messages failed alone, and will be tried again by this process, which may end of it. What names
+    /// the server may be said of any message: that attempt is over.
+    pub async fn hold_aside(&mut self, messages: Vec<MessageId>, error: &StoreError) {
+        if matches!(error, StoreError::Failed(_)) {
+            self.begin(messages).await;
+        } else {
+            self.end(messages).await;
+        }
+    }
+
     async fn note(
         &mut self,
         messages: &[MessageId],

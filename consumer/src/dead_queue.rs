@@ -90,7 +90,8 @@ impl DeadQueue {
 
     async fn settle(&self, task: &mut Task, delivery: &Delivery) -> Result<(), StoreError> {
         if let Task::Apply(message) = task {
-            match self.store.apply([message.clone()].into()).await {
+            let limit = self.pace.batch_time_max;
+            match self.store.apply_within([message.clone()].into(), limit).await {
                 Ok(applied) => {
                     self.tell(message, delivery, &applied);
                     return Ok(());
@@ -198,7 +199,10 @@ impl Session<'_> {
     ) -> Result<bool, Lost> {
         let message = if let Task::Apply(message) = &task { Some(message.id) } else { None };
         let settled = self.settle(&delivery, &mut task, shutdown).await?;
-        self.attempts.end(message).await;
+        match (&settled, message) {
+            (Settled::Aside(_, error), Some(id)) => self.attempts.hold_aside(vec![id], error).await,
+            _ => self.attempts.end(message).await,
+        }
         match settled {
             Settled::Taken => self.subscription.ack(vec![delivery]).await?,
             Settled::Stopping => {
@@ -291,6 +295,13 @@ impl Session<'_> {
 
     /// A suspect left the suspects; `false` when asked to stop.
     async fn end(&mut self, ended: Ended, shutdown: &mut Shutdown) -> Result<bool, Lost> {
+        let id = ended.message();
+        let goes_on = self.settle_ended(ended, shutdown).await?;
+        self.attempts.end([id]).await;
+        Ok(goes_on)
+    }
+
+    async fn settle_ended(&mut self, ended: Ended, shutdown: &mut Shutdown) -> Result<bool, Lost> {
         match ended {
             Ended::Applied { suspect, applied, given_up } => {
                 metrics().given_up.inc_by(u64::from(given_up));

@@ -174,7 +174,7 @@ pub(crate) struct Session<'a> {
     pub batch_time: Duration,
     /// Pauses while nothing is committed.
     pub backoff: Backoff,
-    /// A message was put aside for what may be the server's fault, and nothing was committed since.
+    /// A message was held aside, and nothing was committed since.
     pub is_unwell: bool,
     previous_messages: usize,
     progressed: bool,

@@ -13,7 +13,7 @@ use shared::queue::{Delivery, Lost};
 use shared::shutdown::Shutdown;
 use shared::store::{Applied, StoreError};
 
-use crate::ingest::{Batch, Held, Session, Settled};
+use crate::ingest::{Batch, Held, Session, Settled, answered};
 use crate::measure::{count, metrics};
 use crate::merge::Size;
 use crate::suspects::{Ended, STRIKES_MAX, answers};
@@ -27,6 +27,13 @@ const BATCH_TIME_GROWN_MAX: Duration = Duration::from_mins(1);
 
 /// How long the same message is tried at a store that answers and takes it not, before another one is.
 const KEPT_MIN: Duration = Duration::from_secs(1);
+
+/// The answer of a store for which a message waits.
+struct Refused {
+    error: StoreError,
+    /// It took a write of its own.
+    probed: bool,
+}
 
 impl Session<'_> {
     /// Notes redelivered messages before they are tried. Those that a process noted which ended
@@ -146,24 +153,33 @@ impl Session<'_> {
         }
         if is_slow && !has_failed {
             // All of it together takes longer, so it is not one message.
-            self.batch_time = (self.batch_time * 2).min(BATCH_TIME_GROWN_MAX);
+            self.grow_batch_time();
         }
         Ok(settled)
     }
 
-    /// An error that names the server, after another one of that kind without a commit in between.
+    fn grow_batch_time(&mut self) {
+        self.batch_time = (self.batch_time * 2).min(BATCH_TIME_GROWN_MAX);
+    }
+
+    /// An error that names the server, after another failure without a commit in between.
     fn must_be_the_store(&self, error: &StoreError) -> bool {
         !matches!(error, StoreError::Failed(_)) && (self.is_unwell || self.suspects.is_full())
     }
 
     /// A message failed alone while the store answers.
     async fn hold_aside(&mut self, one: Batch, error: &StoreError) -> Result<(), Lost> {
-        self.attempts.end(one.ids()).await;
+        let ids: Vec<MessageId> = one.ids().collect();
         if self.suspects.is_full() {
             tracing::warn!(%error, "a message failed alone and is given back: too many are held aside");
+            self.attempts.end(ids).await;
             return self.subscription.give_back(one.deliveries).await;
         }
-        self.is_unwell |= !matches!(error, StoreError::Failed(_));
+        self.attempts.hold_aside(ids, error).await;
+        if self.is_unwell {
+            self.grow_batch_time();
+        }
+        self.is_unwell = true;
         for (delivery, message) in pairs(one) {
             self.suspects.add(delivery, message, error, self.ingest.status.commits());
         }
@@ -199,10 +215,7 @@ impl Session<'_> {
                 self.subscription.give_back(batch.deliveries).await?;
                 return Err(Lost("a message was held for long and is given back".into()));
             }
-            if !answers(&self.ingest.store).await {
-                continue;
-            }
-            let Some(outcome) = self.ingest.apply(&batch, self.batch_time, shutdown).await else {
+            let Some(outcome) = answered(self.probe_then_apply(&batch), shutdown).await else {
                 return self.stop(batch).await;
             };
             match outcome {
@@ -215,26 +228,32 @@ impl Session<'_> {
                     self.open_window().await?;
                     return Ok(Settled::Acknowledged);
                 }
-                Err(StoreError::DigestMismatch(id)) => {
+                Err(Refused { error: StoreError::DigestMismatch(id), .. }) => {
                     self.refuse_reused_id(&mut batch, id).await?;
                     break;
                 }
-                Err(_) if since.elapsed() < KEPT_MIN => {}
+                Err(Refused { error, probed }) if !probed || since.elapsed() < KEPT_MIN => {
+                    tracing::debug!(%error, "store is still away");
+                }
                 // It answers, and takes not this message: another one may tell more.
-                Err(error) => match self.suspects.take_oldest_if_full() {
-                    None => {
-                        self.hold_aside(batch, &error).await?;
-                        break;
-                    }
-                    Some(suspect) => {
-                        self.hold_aside(batch, &error).await?;
-                        batch = Batch::of(suspect.delivery, suspect.message);
-                    }
-                },
+                Err(Refused { error, .. }) => {
+                    let other = self.suspects.take_oldest_if_full();
+                    self.hold_aside(batch, &error).await?;
+                    let Some(suspect) = other else { break };
+                    batch = Batch::of(suspect.delivery, suspect.message);
+                }
             }
         }
         self.open_window().await?;
         Ok(Settled::Aside)
+    }
+
+    /// However long the probe takes.
+    async fn probe_then_apply(&self, batch: &Batch) -> Result<Applied, Refused> {
+        let store = &self.ingest.store;
+        store.probe().await.map_err(|error| Refused { error, probed: false })?;
+        let applied = store.apply_within(batch.messages.clone(), self.batch_time).await;
+        applied.map_err(|error| Refused { error, probed: true })
     }
 
     /// The commit is known: tell the replicas, then acknowledge.
@@ -254,6 +273,13 @@ impl Session<'_> {
 
     /// A suspect left the suspects.
     pub(crate) async fn end(&mut self, ended: Ended) -> Result<(), Lost> {
+        let id = ended.message();
+        self.settle_ended(ended).await?;
+        self.attempts.end([id]).await;
+        Ok(())
+    }
+
+    async fn settle_ended(&mut self, ended: Ended) -> Result<(), Lost> {
         match ended {
             Ended::Applied { suspect, applied, given_up } => {
                 if given_up {

@@ -36,7 +36,7 @@ const PROMPT: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// The time of a transaction before its messages are tried one by one. More for a batch that
-    /// turns out to be slow as a whole; a suspect gets twice as much with each strike, and at last as
+    /// turns out to be slow as a whole; a suspect gets twice as much with each failure, and at last as
     /// much as the store allows.
     pub batch_time_max: Duration,
     /// The pause before a suspect is tried again, doubled each time.
@@ -123,6 +123,16 @@ pub enum Ended {
     Rejected(Suspect, Option<MessageId>),
     /// It was held for long.
     GivenBack(Suspect),
+}
+
+impl Ended {
+    pub fn message(&self) -> MessageId {
+        match self {
+            Self::Applied { suspect, .. } | Self::Rejected(suspect, _) | Self::GivenBack(suspect) => {
+                suspect.message.id
+            }
+        }
+    }
 }
 
 /// The outcome of one trial.
@@ -269,9 +279,10 @@ impl Suspects {
                 suspect.is_running = true;
                 let (number, step, store) = (suspect.number, suspect.step, Arc::clone(&self.store));
                 let (message, why) = (suspect.message.clone(), Arc::clone(&suspect.why));
-                let limit = match suspect.strikes {
-                    strikes if strikes + 1 >= STRIKES_MAX => Duration::MAX,
-                    strikes => self.pace.batch_time_max * (1 << strikes),
+                let limit = if suspect.strikes + 1 >= STRIKES_MAX {
+                    Duration::MAX
+                } else {
+                    self.pace.batch_time_max.saturating_mul(1 << suspect.failures.min(16))
                 };
                 self.trials.spawn(async move { (number, tried(&store, message, step, why, limit).await) });
             }
@@ -322,9 +333,8 @@ async fn tried(
     why: Arc<str>,
     limit: Duration,
 ) -> Outcome {
-    if !answers(store).await {
-        return Outcome::Unclear("the store does not answer before".into());
-    }
+    // A store that is slow may take it all the same.
+    let answered_before = answers(store).await;
     let applied = match step {
         Step::Try => store.apply_within([message].into(), limit).await,
         Step::Search => store.give_up_on(message, GiveUp { why, search: true }).await,
@@ -334,7 +344,7 @@ async fn tried(
         Ok(applied) => Outcome::Applied(applied.into()),
         Err(StoreError::DigestMismatch(id)) => Outcome::Reused(id),
         Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => Outcome::Unclear(why),
-        Err(StoreError::Failed(why)) if answers(store).await => Outcome::Failed(why),
+        Err(StoreError::Failed(why)) if answered_before && answers(store).await => Outcome::Failed(why),
         Err(StoreError::Failed(why)) => Outcome::Unclear(why),
     }
 }

@@ -7,8 +7,10 @@ use consumer::merge::MergeLimits;
 use consumer::suspects::{Pace, STRIKES_MAX};
 use shared::queue::Subscription;
 use shared::store::GiveUp;
+use testkit::trouble::{Trouble, is_sleeping};
 use tokio::task::JoinHandle;
 
+use crate::stops::Process;
 use crate::*;
 
 on_both_pairs! {
@@ -427,4 +429,62 @@ async fn a_good_message_whose_consumer_is_killed_again_and_again_is_applied(mut 
     let left = rig.backend.store.begin_attempts(heavy.into(), false).await.expect("it answers");
     assert_eq!(left.len(), 3, "no attempt is noted any more");
     rig
+}
+
+/// The trigger makes the server busy with it; the kill comes from outside, as that of a kernel without
+/// memory does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_at_one_message_each_time_gives_it_up() {
+    cluster("killed_at_one", |mut rig| async move {
+        let database = rig.config.store.url.clone();
+        Trouble::heavy(HEAVY).begin(&database).await;
+        let message = rig.message(HEAVY, 1);
+        let heavy = message.id;
+        rig.publish(message).await;
+        let port = testkit::servers::free_address().expect("a port").port();
+        let mut kills = 0;
+        let mut process = Process::start(&rig.config, port);
+        while kills <= STRIKES_MAX {
+            wait_for("it is tried", async || is_sleeping(&database).await).await;
+            drop(process);
+            kills += 1;
+            // The server notices nothing of it until the statement's limit.
+            wait_for("its session ends", async || !is_sleeping(&database).await).await;
+            process = Process::start(&rig.config, port);
+        }
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        let begun = Instant::now();
+        while fate_of(&rig, heavy).await.is_none() {
+            tick.tick().await;
+            let message = rig.message("bystander", 1);
+            rig.publish(message).await;
+            assert!(begun.elapsed() < PATIENCE, "in vain");
+            assert!(!is_sleeping(&database).await, "it is tried once more");
+        }
+        let fate = fate_of(&rig, heavy).await;
+        assert!(is_given_up(fate.as_ref()), "{fate:?}");
+        process.ends_in_time().await;
+        rig
+    })
+    .await;
+}
+
+/// With a program as it is started by anybody: the statement itself takes too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_gets_past_a_heavy_message() {
+    cluster("heavy", |mut rig| async move {
+        let database = rig.config.store.url.clone();
+        Trouble::heavy(HEAVY).begin(&database).await;
+        let port = testkit::servers::free_address().expect("a port").port();
+        let process = Process::start(&rig.config, port);
+        process.wait_for_health("\"status\":\"ok\"").await;
+        let message = rig.message(HEAVY, 1);
+        rig.publish(message).await;
+        let mut sick = Sick::new(&mut rig, Ailment::None);
+        let begun = Instant::now();
+        sick.bystand(async |_| begun.elapsed() > Duration::from_secs(8)).await;
+        process.ends_in_time().await;
+        rig
+    })
+    .await;
 }

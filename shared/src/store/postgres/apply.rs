@@ -11,7 +11,7 @@
 //!
 //! What the server refuses for what an item holds is searched for by `isolate`, inside the same
 //! transaction.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
@@ -121,7 +121,7 @@ async fn attempt(
     batch: &[&Message],
     mut mode: Mode<'_>,
 ) -> Result<Applied, Failure> {
-    let mut patience = Patience::new();
+    let mut patience = Patience::new(mode.limit);
     loop {
         match try_once(connection, known, batch, mode).await {
             Err(Failure::Overflow) => mode.choice = Choice::All(Path::Exact),
@@ -135,16 +135,20 @@ async fn attempt(
 pub struct Patience {
     backoff: Backoff,
     attempts: u32,
+    begun: Instant,
+    limit: Duration,
 }
 
 impl Patience {
-    pub fn new() -> Self {
-        Self { backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), attempts: 1 }
+    /// No other attempt begins in the second half of `limit`: it might not come to its end, and what
+    /// waited for a lock is not to be taken for what is slow.
+    pub fn new(limit: Duration) -> Self {
+        Self { backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), attempts: 1, begun: Instant::now(), limit }
     }
 
     /// Returns when another attempt may help, and the failure when none will.
     pub async fn bear(&mut self, known: &Known, failure: Failure) -> Result<(), Failure> {
-        if self.attempts >= ATTEMPTS_MAX {
+        if self.attempts >= ATTEMPTS_MAX || self.begun.elapsed() >= self.limit / 2 {
             return Err(failure);
         }
         self.attempts += 1;

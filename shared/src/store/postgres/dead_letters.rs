@@ -4,7 +4,7 @@
 //! and deletes the rows last. Rows that another redrive holds are passed over; who discards one
 //! waits, and finds it gone.
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -130,7 +130,7 @@ async fn attempt(
     {
         return dead_messages::redrive(connection, known, letter, redrive).await;
     }
-    let (mut patience, mut all) = (Patience::new(), true);
+    let (mut patience, mut all) = (Patience::new(Duration::MAX), true);
     loop {
         match try_once(connection, known, letters, redrive, all).await {
             Err(Failure::Refused { .. }) if all => all = false,

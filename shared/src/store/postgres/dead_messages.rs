@@ -122,7 +122,7 @@ async fn attempt(
     message: &Message,
     redrive: &Redrive,
 ) -> Result<bool, Failure> {
-    let mut patience = Patience::new();
+    let mut patience = Patience::new(REDRIVE_LIMIT);
     // Messages are few: the exact path knows at once what overflows.
     let mut mode = Mode {
         choice: Choice::All(Path::Exact),

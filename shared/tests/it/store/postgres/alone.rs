@@ -75,7 +75,8 @@ async fn a_transaction_that_waits_for_a_lock_is_not_taken_for_a_slow_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_items_that_take_too_long_alone_are_set_aside_and_the_others_are_applied() {
     testkit::isolated("slow_items", async |isolated| {
-        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let config = postgres_config(&isolated.database_url);
+        let store = postgres(&shared::config::Store { write_timeout_ms: 12_000, ..config }).await;
         let mut session = session(&isolated.database_url).await;
         sleep_at(&mut session, "documents", "new.data like '%heavy%'").await;
         let mut messages = Messages::new();
