@@ -4,6 +4,7 @@
 //! one message is kept, the others are given back once, and nothing is consumed. When it answers, the
 //! messages are applied one by one, small ones first; one that fails alone is held aside as a suspect,
 //! and everything else goes on.
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use shared::id::MessageId;
 use shared::message::Message;
 use shared::queue::{Delivery, Lost};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, StoreError};
+use shared::store::{Applied, Store, StoreError};
 
 use crate::ingest::{Batch, Held, Session, Settled, answered};
 use crate::measure::{count, metrics};
@@ -215,7 +216,9 @@ impl Session<'_> {
                 self.subscription.give_back(batch.deliveries).await?;
                 return Err(Lost("a message was held for long and is given back".into()));
             }
-            let Some(outcome) = answered(self.probe_then_apply(&batch), shutdown).await else {
+            let Some(outcome) =
+                answered(probe_then_apply(&self.ingest.store, &batch, self.batch_time), shutdown).await
+            else {
                 return self.stop(batch).await;
             };
             match outcome {
@@ -246,14 +249,6 @@ impl Session<'_> {
         }
         self.open_window().await?;
         Ok(Settled::Aside)
-    }
-
-    /// However long the probe takes.
-    async fn probe_then_apply(&self, batch: &Batch) -> Result<Applied, Refused> {
-        let store = &self.ingest.store;
-        store.probe().await.map_err(|error| Refused { error, probed: false })?;
-        let applied = store.apply_within(batch.messages.clone(), self.batch_time).await;
-        applied.map_err(|error| Refused { error, probed: true })
     }
 
     /// The commit is known: tell the replicas, then acknowledge.
@@ -351,6 +346,17 @@ impl Session<'_> {
         self.ingest.status.store_away.store(away, Ordering::Relaxed);
         metrics().paused.set(i64::from(away));
     }
+}
+
+/// However long the probe takes.
+async fn probe_then_apply(
+    store: &Arc<dyn Store>,
+    batch: &Batch,
+    limit: Duration,
+) -> Result<Applied, Refused> {
+    store.probe().await.map_err(|error| Refused { error, probed: false })?;
+    let applied = store.apply_within(batch.messages.clone(), limit).await;
+    applied.map_err(|error| Refused { error, probed: true })
 }
 
 fn pairs(batch: Batch) -> Vec<(Delivery, Message)> {
