@@ -217,7 +217,7 @@ pub async fn guarded<T>(
     };
     let result = read.await;
     match &result {
-        Err(StoreError::Unavailable(why)) => {
+        Err(StoreError::Unavailable(why) | StoreError::Failed(why)) => {
             tracing::debug!(error = &**why, "read failed");
             permit.failure(Instant::now());
         }

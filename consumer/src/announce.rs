@@ -102,7 +102,7 @@ impl Announcer {
                     () = shutdown.requested() => return,
                 };
                 // One that is busy is there.
-                status.tell_silent(matches!(answer, Err(StoreError::Unavailable(_))));
+                status.tell_silent(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::Failed(_))));
                 if let Ok(now_ms) = answer {
                     self.learn_clock(now_ms);
                 }

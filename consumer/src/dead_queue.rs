@@ -2,24 +2,27 @@
 //! any other becomes a dead letter, where a person finds it.
 //!
 //! One message at a time, and acknowledged only once it is committed. While the store is away, or
-//! takes no dead letters, the message in hand waits and the others stay in the queue. Nothing is
-//! rejected here: behind the dead queue there is no further one. The ingest does not wait for it.
+//! takes no dead letters, the message in hand waits and the others stay in the queue. One that fails
+//! alone while the store answers is held aside, as the ingest does, and in the end kept as a whole.
+//! Nothing is rejected here: behind the dead queue there is no further one. The ingest does not wait
+//! for it.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use shared::backoff::Backoff;
 use shared::id::IdKeys;
-use shared::message::{Message, decode};
+use shared::message::Message;
 use shared::progress::Mark;
 use shared::queue::{Delivery, Lost, Queue, QueueError, Subscription};
 use shared::shutdown::Shutdown;
 use shared::store::{Applied, DeadMessage, Store, StoreError};
 
 use crate::announce::Announcer;
-use crate::ingest::{answered, count};
-use crate::measure::metrics;
+use crate::attempts::Attempts;
+use crate::ingest::{answered, decoded};
+use crate::measure::{count, metrics};
 use crate::status::Status;
+use crate::suspects::{Ended, Pace, STRIKES_MAX, Suspects, answers};
 use crate::told;
 
 /// How often the depth of the queue is asked for, at most.
@@ -31,8 +34,7 @@ pub struct DeadQueue {
     /// For log lines, which name items as their clients know them.
     pub ids: IdKeys,
     pub announcer: Arc<Announcer>,
-    /// [`PROBE_HELD_MAX`](crate::ingest::PROBE_HELD_MAX).
-    pub held_max: Duration,
+    pub pace: Pace,
     /// Moves with each attempt at the message in hand; idle while there is none.
     pub in_hand: Mark,
     pub status: Arc<Status>,
@@ -42,17 +44,20 @@ impl DeadQueue {
     /// Works until the shutdown; a lost session is rebuilt for ever.
     pub async fn run(self, mut shutdown: Shutdown) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let mut attempts = Attempts::new(self.store.clone());
         while !shutdown.is_requested() {
             let opened = tokio::select! {
-                opened = self.open() => opened,
+                opened = self.open(&mut attempts) => opened,
                 () = shutdown.requested() => return,
             };
             let why = match opened {
                 Ok(mut session) => {
                     backoff.reset();
-                    let ended = session.run(&mut shutdown).await;
+                    let outcome = session.run(&mut shutdown).await;
+                    drop(session);
                     self.in_hand.idle();
-                    match ended {
+                    attempts.end_all().await;
+                    match outcome {
                         Ok(()) => return,
                         Err(lost) => lost.to_string(),
                     }
@@ -69,10 +74,11 @@ impl DeadQueue {
         }
     }
 
-    async fn open(&self) -> Result<Session<'_>, QueueError> {
+    async fn open<'r>(&'r self, attempts: &'r mut Attempts) -> Result<Session<'r>, QueueError> {
         let mut subscription = self.queue.subscribe_dead(1).await?;
         look(subscription.as_mut()).await.map_err(|lost| QueueError::Unavailable(lost.into()))?;
-        Ok(Session { reader: self, subscription, looked: Instant::now() })
+        let suspects = Suspects::new(self.store.clone(), self.pace);
+        Ok(Session { reader: self, subscription, suspects, attempts, looked: Instant::now() })
     }
 
     /// Applies or buries. `None` when a stop was requested and the store takes too long for it: the
@@ -82,28 +88,29 @@ impl DeadQueue {
         task: &mut Task,
         delivery: &Delivery,
         shutdown: &mut Shutdown,
-    ) -> Option<Result<(), Arc<str>>> {
+    ) -> Option<Result<(), StoreError>> {
         self.in_hand.moved();
         let settled = answered(self.settle(task, delivery), shutdown).await;
         self.in_hand.moved();
         settled
     }
 
-    async fn settle(&self, task: &mut Task, delivery: &Delivery) -> Result<(), Arc<str>> {
+    async fn settle(&self, task: &mut Task, delivery: &Delivery) -> Result<(), StoreError> {
         if let Task::Apply(message) = task {
-            match self.store.apply([message.clone()].into()).await {
+            let limit = self.pace.batch_time_max;
+            match self.store.apply_within([message.clone()].into(), limit).await {
                 Ok(applied) => {
                     self.tell(message, delivery, &applied);
                     return Ok(());
                 }
-                Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => return Err(why),
                 Err(StoreError::DigestMismatch(id)) => {
                     *task = Task::Bury(DeadMessage::reused(delivery.body.clone(), id));
                 }
+                Err(error) => return Err(error),
             }
         }
         if let Task::Bury(dead) = task {
-            self.store.bury(dead.clone()).await.map_err(|error| Arc::from(error.to_string()))?;
+            self.store.bury(dead.clone()).await?;
             let (reason, traces) = (dead.reason().name(), told::trace_ids(delivery));
             metrics().dead_messages.with_label_values(&[reason]).inc();
             tracing::error!(
@@ -120,6 +127,7 @@ impl DeadQueue {
     /// The commit is known. What it set aside is told as the ingest tells it.
     fn tell(&self, message: &Message, delivery: &Delivery, applied: &Applied) {
         let messages = std::slice::from_ref(message);
+        self.status.committed();
         self.announcer.committed(applied, 1);
         count(messages, applied);
         metrics().dead_messages.with_label_values(&["applied"]).inc();
@@ -139,17 +147,29 @@ enum Task {
 }
 
 impl Task {
-    fn of(body: Bytes) -> Self {
-        match decode(&body) {
+    async fn of(delivery: &Delivery) -> Result<Self, Lost> {
+        Ok(match decoded(delivery).await? {
             Ok(message) => Self::Apply(message),
-            Err(error) => Self::Bury(DeadMessage::undecodable(body, &error)),
-        }
+            Err(error) => Self::Bury(DeadMessage::undecodable(delivery.body.clone(), &error)),
+        })
     }
+}
+
+/// How a message left the session.
+enum Settled {
+    Taken,
+    /// Its message failed alone.
+    Aside(Message, StoreError),
+    /// Its message brought down its consumer, too often.
+    Crashed(Message),
+    Stopping,
 }
 
 struct Session<'r> {
     reader: &'r DeadQueue,
     subscription: Box<dyn Subscription>,
+    suspects: Suspects,
+    attempts: &'r mut Attempts,
     looked: Instant,
 }
 
@@ -157,70 +177,159 @@ impl Session<'_> {
     async fn run(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
         loop {
             self.look_when_due().await?;
+            let commits = self.reader.status.commits();
             let delivery = tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(()),
+                ended = self.suspects.ended(commits) => {
+                    if !self.end(ended, shutdown).await? {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 delivery = self.subscription.next() => delivery?,
                 () = tokio::time::sleep(LOOK_EVERY) => continue,
             };
-            if !self.settle(&delivery, shutdown).await? {
-                return self.subscription.give_back(vec![delivery]).await;
+            let task = Task::of(&delivery).await?;
+            if !self.take(delivery, task, shutdown).await? {
+                return Ok(());
             }
-            self.subscription.ack(vec![delivery]).await?;
             self.reader.in_hand.idle();
         }
     }
 
-    /// Returns once the store has taken the message; `false` when asked to stop before.
-    async fn settle(&mut self, delivery: &Delivery, shutdown: &mut Shutdown) -> Result<bool, Lost> {
-        let (reader, mut task) = (self.reader, Task::of(delivery.body.clone()));
-        let _burying = match &task {
+    /// Settles a message; `false` when asked to stop before.
+    async fn take(
+        &mut self,
+        delivery: Delivery,
+        mut task: Task,
+        shutdown: &mut Shutdown,
+    ) -> Result<bool, Lost> {
+        let message = if let Task::Apply(message) = &task { Some(message.id) } else { None };
+        let settled = self.settle(&delivery, &mut task, shutdown).await?;
+        match (&settled, message) {
+            (Settled::Aside(_, error), Some(id)) => self.attempts.hold_aside(vec![id], error).await,
+            _ => self.attempts.end(message).await,
+        }
+        match settled {
+            Settled::Taken => self.subscription.ack(vec![delivery]).await?,
+            Settled::Stopping => {
+                self.subscription.give_back(vec![delivery]).await?;
+                return Ok(false);
+            }
+            Settled::Aside(message, error) => {
+                self.suspects.add(delivery, message, &error, self.reader.status.commits());
+                self.open_window().await?;
+            }
+            Settled::Crashed(message) => {
+                self.suspects.add_crashed(delivery, message, self.reader.status.commits());
+                self.open_window().await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// One message beside those that are held aside.
+    async fn open_window(&mut self) -> Result<(), Lost> {
+        self.subscription.set_window(1 + u16::try_from(self.suspects.len()).unwrap_or(0)).await
+    }
+
+    /// Returns once the store has taken the message, or another one should be tried.
+    async fn settle(
+        &mut self,
+        delivery: &Delivery,
+        task: &mut Task,
+        shutdown: &mut Shutdown,
+    ) -> Result<Settled, Lost> {
+        let reader = self.reader;
+        let _burying = match &*task {
             Task::Apply(message) => {
                 reader.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
+                let is_noted = delivery.redelivered && !self.suspects.is_full();
+                if is_noted && self.attempts.again(message.id).await > STRIKES_MAX {
+                    return Ok(Settled::Crashed(message.clone()));
+                }
                 None
             }
             Task::Bury(_) => Some(reader.status.begin_burying()),
         };
-        match reader.settle_in_time(&mut task, delivery, shutdown).await {
-            Some(Ok(())) => Ok(true),
-            Some(Err(why)) => self.wait(&mut task, delivery, &why, shutdown).await,
-            None => Ok(false),
+        match reader.settle_in_time(task, delivery, shutdown).await {
+            Some(Ok(())) => Ok(Settled::Taken),
+            Some(Err(error)) => self.wait(task, delivery, error, shutdown).await,
+            None => Ok(Settled::Stopping),
         }
     }
 
-    /// Tries again until the store takes it; `false` when asked to stop before.
+    /// Tries again until the store takes it, or answers and does not take it.
     async fn wait(
         &mut self,
         task: &mut Task,
         delivery: &Delivery,
-        why: &str,
+        mut error: StoreError,
         shutdown: &mut Shutdown,
-    ) -> Result<bool, Lost> {
-        tracing::warn!(error = why, "a message of the dead queue waits for the store");
+    ) -> Result<Settled, Lost> {
+        tracing::warn!(%error, "a message of the dead queue waits for the store");
         metrics().dead_paused.set(1);
         let (since, mut backoff) =
             (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(5)));
-        loop {
+        let settled = loop {
+            if let Task::Apply(message) = &*task
+                && !self.suspects.is_full()
+                && answers(&self.reader.store).await
+            {
+                break Settled::Aside(message.clone(), error);
+            }
             tokio::select! {
                 () = tokio::time::sleep(backoff.delay()) => {}
-                () = shutdown.requested() => return Ok(false),
+                () = shutdown.requested() => break Settled::Stopping,
                 // The window is full: it can only be lost.
                 more = self.subscription.next() => self.subscription.give_back(vec![more?]).await?,
             }
             self.look_when_due().await?;
             match self.reader.settle_in_time(task, delivery, shutdown).await {
-                Some(Ok(())) => break,
-                None => return Ok(false),
+                Some(Ok(())) => break Settled::Taken,
+                None => break Settled::Stopping,
                 // The end of the session does that.
-                Some(Err(_)) if since.elapsed() > self.reader.held_max => {
+                Some(Err(_)) if since.elapsed() > self.reader.pace.held_max => {
                     return Err(Lost("the message was held for long and is given back".into()));
                 }
-                Some(Err(why)) => tracing::debug!(error = &*why, "the store does not take it yet"),
+                Some(Err(again)) => error = again,
             }
-        }
+        };
         metrics().dead_paused.set(0);
         tracing::info!(waited.seconds = since.elapsed().as_secs(), "reading the dead queue goes on");
-        Ok(true)
+        Ok(settled)
+    }
+
+    /// A suspect left the suspects; `false` when asked to stop.
+    async fn end(&mut self, ended: Ended, shutdown: &mut Shutdown) -> Result<bool, Lost> {
+        let id = ended.message();
+        let goes_on = self.settle_ended(ended, shutdown).await?;
+        self.attempts.end([id]).await;
+        Ok(goes_on)
+    }
+
+    async fn settle_ended(&mut self, ended: Ended, shutdown: &mut Shutdown) -> Result<bool, Lost> {
+        match ended {
+            Ended::Applied { suspect, applied, given_up } => {
+                metrics().given_up.inc_by(u64::from(given_up));
+                self.reader.tell(&suspect.message, &suspect.delivery, &applied);
+                self.subscription.ack(vec![suspect.delivery]).await?;
+                Ok(true)
+            }
+            Ended::Rejected(suspect, reused) => {
+                let body = suspect.delivery.body.clone();
+                let dead = match reused {
+                    Some(id) => DeadMessage::reused(body, id),
+                    None => DeadMessage::not_applied(body, &suspect.why),
+                };
+                self.take(suspect.delivery, Task::Bury(dead), shutdown).await
+            }
+            Ended::GivenBack(suspect) => {
+                self.subscription.give_back(vec![suspect.delivery]).await?;
+                Ok(true)
+            }
+        }
     }
 
     async fn look_when_due(&mut self) -> Result<(), Lost> {

@@ -1,26 +1,28 @@
 //! Applies queued writes to the store: several messages → one transaction → commit → events → ack.
 //!
-//! A message is acknowledged only after a commit that contains it (or contained it before). While
-//! the store is away one message is kept as the probe, the others are given back once, and nothing
-//! is consumed until the probe's own transaction commits. Nothing here sets an item aside: the
-//! store decides that, inside the transaction.
-use std::collections::HashSet;
+//! A message is acknowledged only after a commit that contains it (or contained it before). Here is
+//! the session: what comes next, and which messages share a transaction. `settle` applies them and
+//! finds out whether the store or a message is the reason when that fails, `suspects` holds messages
+//! that failed alone. Nothing here sets an item aside: the store does that, inside the transaction.
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shared::backoff::Backoff;
-use shared::id::{IdKeys, Kind, MessageId};
-use shared::message::{Message, decode};
+use shared::id::{IdKeys, MessageId};
+use shared::message::{Message, Undecodable, decode};
 use shared::progress::Mark;
 use shared::queue::{Delivery, Lost, Queue, Subscription};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, KeyedVerdict, Store, StoreError};
+use shared::store::{Applied, Store, StoreError};
 
 use crate::announce::Announcer;
+use crate::attempts::Attempts;
 use crate::measure::metrics;
 use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
 use crate::status::Status;
+use crate::suspects::{Ended, Pace, Suspects};
 use crate::told;
 
 /// How long a message is held that waits for the store, unless told otherwise: a broker takes one away
@@ -31,8 +33,12 @@ pub const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 /// messages are given back, and the ledger knows whether it was committed.
 pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A failed transaction is tried once more after this, before it counts as an outage.
-const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
+/// Pauses between probes of a store that is away.
+const PROBE_PAUSE_MIN: Duration = Duration::from_millis(200);
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// A larger body is not decoded on a thread of the runtime, where the broker's heartbeats are sent.
+const DECODED_HERE_BYTES_MAX: usize = 64 << 10;
 
 pub struct Ingest {
     pub queue: Arc<dyn Queue>,
@@ -42,8 +48,7 @@ pub struct Ingest {
     pub announcer: Arc<Announcer>,
     pub limits: MergeLimits,
     pub prefetch: u16,
-    /// [`PROBE_HELD_MAX`].
-    pub probe_held_max: Duration,
+    pub pace: Pace,
     /// Moves with each step of a batch; idle while there is none.
     pub in_hand: Mark,
     pub status: Arc<Status>,
@@ -53,6 +58,7 @@ impl Ingest {
     /// Works until the shutdown; a lost session is rebuilt for ever.
     pub async fn run(&self, mut shutdown: Shutdown) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut attempts = Attempts::new(self.store.clone());
         while !shutdown.is_requested() {
             let subscribed = tokio::select! {
                 subscribed = self.queue.subscribe(1) => subscribed,
@@ -62,19 +68,19 @@ impl Ingest {
                 Ok(subscription) => {
                     self.status.consuming.store(true, Ordering::Relaxed);
                     tracing::info!("consuming");
-                    let mut session = Session::new(self, subscription);
-                    let ended = session.run(&mut shutdown).await;
+                    let mut session = Session::new(self, subscription, &mut attempts);
+                    let outcome = session.run(&mut shutdown).await;
                     self.in_hand.idle();
-                    match ended {
+                    if session.progressed {
+                        backoff.reset();
+                    }
+                    // Another consumer may get the messages, and no commit here would take it back.
+                    session.store_is_away(false);
+                    drop(session);
+                    attempts.end_all().await;
+                    match outcome {
                         Ok(()) => return,
-                        Err(lost) => {
-                            if session.progressed {
-                                backoff.reset();
-                            }
-                            // Another consumer may get the probe, and no commit here would take it back.
-                            session.store_is_away(false);
-                            lost.to_string()
-                        }
+                        Err(lost) => lost.to_string(),
                     }
                 }
                 Err(error) => error.to_string(),
@@ -90,13 +96,14 @@ impl Ingest {
     }
 
     /// `None` when a stop was requested and the store takes too long for it.
-    async fn apply(
+    pub(crate) async fn apply(
         &self,
-        messages: &Arc<[Message]>,
+        batch: &Batch,
+        limit: Duration,
         shutdown: &mut Shutdown,
     ) -> Option<Result<Applied, StoreError>> {
         self.in_hand.moved();
-        let applied = answered(self.store.apply(messages.clone()), shutdown).await;
+        let applied = answered(self.store.apply_within(batch.messages.clone(), limit), shutdown).await;
         self.in_hand.moved();
         applied
     }
@@ -113,75 +120,154 @@ pub(crate) async fn answered<T>(asked: impl Future<Output = T>, shutdown: &mut S
 }
 
 /// Messages that go into one transaction; `deliveries[i]` brought `messages[i]`.
-struct Batch {
-    messages: Arc<[Message]>,
-    deliveries: Vec<Delivery>,
+pub(crate) struct Batch {
+    pub messages: Arc<[Message]>,
+    pub deliveries: Vec<Delivery>,
+}
+
+impl Batch {
+    pub fn of(delivery: Delivery, message: Message) -> Self {
+        Self { messages: [message].into(), deliveries: vec![delivery] }
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = MessageId> {
+        self.messages.iter().map(|message| message.id)
+    }
+}
+
+impl FromIterator<(Delivery, Message)> for Batch {
+    fn from_iter<I: IntoIterator<Item = (Delivery, Message)>>(held: I) -> Self {
+        let (deliveries, messages): (_, Vec<_>) = held.into_iter().unzip();
+        Self { messages: messages.into(), deliveries }
+    }
 }
 
 /// A delivery that was read.
-struct Held {
-    delivery: Delivery,
-    message: Message,
-    size: Size,
+pub(crate) struct Held {
+    pub delivery: Delivery,
+    pub message: Message,
+    pub size: Size,
 }
 
 /// How a batch left the session.
-#[derive(PartialEq)]
-enum Settled {
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Settled {
     Acknowledged,
+    /// Nothing was committed; it is held aside or with somebody else.
+    Aside,
     Stopping,
 }
 
-struct Session<'a> {
-    ingest: &'a Ingest,
-    subscription: Box<dyn Subscription>,
-    window: Window,
+/// What comes next.
+enum Next {
+    Message(Held),
+    /// One that may have brought its consumer down: it is tried alone.
+    Again(Held),
+    Ended(Ended),
+    Stopping,
+}
+
+pub(crate) struct Session<'a> {
+    pub ingest: &'a Ingest,
+    pub subscription: Box<dyn Subscription>,
+    pub window: Window,
     /// Delivered and decoded, but did not fit into the batch before.
-    pending: Option<Held>,
+    pub pending: Option<Held>,
+    /// Noted by a process that ended meanwhile.
+    pub again: VecDeque<Held>,
+    pub suspects: Suspects,
+    pub attempts: &'a mut Attempts,
+    /// The time of the next transaction.
+    pub batch_time: Duration,
+    /// Pauses while nothing is committed.
+    pub backoff: Backoff,
+    /// A message was held aside, and nothing was committed since.
+    pub is_unwell: bool,
     previous_messages: usize,
     progressed: bool,
 }
 
 impl<'a> Session<'a> {
-    fn new(ingest: &'a Ingest, subscription: Box<dyn Subscription>) -> Self {
-        let window = Window::new(ingest.prefetch);
-        Self { ingest, subscription, window, pending: None, previous_messages: 0, progressed: false }
+    fn new(ingest: &'a Ingest, subscription: Box<dyn Subscription>, attempts: &'a mut Attempts) -> Self {
+        Self {
+            ingest,
+            subscription,
+            window: Window::new(ingest.prefetch),
+            pending: None,
+            again: VecDeque::new(),
+            suspects: Suspects::new(ingest.store.clone(), ingest.pace),
+            attempts,
+            batch_time: ingest.pace.batch_time_max,
+            backoff: Backoff::new(PROBE_PAUSE_MIN, PROBE_PAUSE_MAX),
+            is_unwell: false,
+            previous_messages: 0,
+            progressed: false,
+        }
     }
 
     async fn run(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
-        while let Some(first) = self.first(shutdown).await? {
+        loop {
+            let next = self.next(shutdown).await?;
             self.ingest.in_hand.moved();
-            let batch = self.gather(first, shutdown).await?;
-            self.previous_messages = batch.messages.len();
-            if self.settle(batch, shutdown).await? == Settled::Stopping {
-                break;
-            }
-            self.progressed = true;
-            if let Some(window) = self.window.grow() {
-                self.subscription.set_window(window).await?;
+            let settled = match next {
+                Next::Stopping => break,
+                Next::Ended(ended) => {
+                    self.end(ended).await?;
+                    self.ingest.in_hand.idle();
+                    continue;
+                }
+                Next::Again(held) => self.try_again(held, shutdown).await?,
+                Next::Message(first) => {
+                    let batch = self.gather(first, shutdown).await?;
+                    self.previous_messages = batch.messages.len();
+                    let batch = self.note(batch).await;
+                    self.settle(batch, shutdown).await?
+                }
+            };
+            match settled {
+                Settled::Stopping => break,
+                Settled::Aside => {}
+                Settled::Acknowledged => {
+                    self.progressed = true;
+                    if self.window.grow().is_some() {
+                        self.open_window().await?;
+                    }
+                }
             }
             self.ingest.in_hand.idle();
         }
         self.stop_deliveries(Vec::new()).await
     }
 
-    /// Waits for the message that begins the next batch; `None` when asked to stop.
-    async fn first(&mut self, shutdown: &mut Shutdown) -> Result<Option<Held>, Lost> {
+    /// Waits for what comes next. Messages that are tried alone take turns with batches.
+    async fn next(&mut self, shutdown: &mut Shutdown) -> Result<Next, Lost> {
         // Asked before anything else: under a backlog there is always a next message.
         if shutdown.is_requested() {
-            return Ok(None);
+            return Ok(Next::Stopping);
+        }
+        if self.previous_messages > 0
+            && let Some(held) = self.again.pop_front()
+        {
+            self.previous_messages = 0;
+            return Ok(Next::Again(held));
         }
         if let Some(pending) = self.pending.take() {
-            return Ok(Some(pending));
+            return Ok(Next::Message(pending));
         }
+        let commits = self.ingest.status.commits();
         loop {
             let delivery = tokio::select! {
                 biased;
-                () = shutdown.requested() => return Ok(None),
+                () = shutdown.requested() => return Ok(Next::Stopping),
+                ended = self.suspects.ended(commits) => return Ok(Next::Ended(ended)),
                 delivery = self.subscription.next() => delivery?,
+                () = std::future::ready(()), if !self.again.is_empty() => {
+                    let held = self.again.pop_front().expect("it is not empty");
+                    return Ok(Next::Again(held));
+                }
             };
             if let Some(held) = self.read(delivery).await? {
-                return Ok(Some(held));
+                return Ok(Next::Message(held));
             }
         }
     }
@@ -216,14 +302,12 @@ impl<'a> Session<'a> {
         };
         metrics().batches.with_label_values(&[why.name()]).inc();
         metrics().batch_items.observe(size.items as f64);
-        let (deliveries, messages): (Vec<_>, Vec<_>) =
-            held.into_iter().map(|held| (held.delivery, held.message)).unzip();
-        Ok(Batch { messages: messages.into(), deliveries })
+        Ok(held.into_iter().map(|held| (held.delivery, held.message)).collect())
     }
 
     /// Decodes; what is no message for this build goes to the dead queue, and only that.
     async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
-        match decode(&delivery.body) {
+        match decoded(&delivery).await? {
             Ok(message) => {
                 self.ingest.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
                 metrics().accepted_at_seen.set(message.accepted_at_ms / 1_000);
@@ -239,157 +323,14 @@ impl<'a> Session<'a> {
             }
         }
     }
-
-    /// Applies and acknowledges, however long the store takes to come back.
-    async fn settle(&mut self, mut batch: Batch, shutdown: &mut Shutdown) -> Result<Settled, Lost> {
-        let mut failed_before = false;
-        while !batch.messages.is_empty() {
-            let Some(outcome) = self.ingest.apply(&batch.messages, shutdown).await else {
-                tracing::warn!("transaction given up by the stop, its messages are given back");
-                self.stop_deliveries(batch.deliveries).await?;
-                return Ok(Settled::Stopping);
-            };
-            match outcome {
-                Ok(applied) => {
-                    self.acknowledge(batch, &applied).await?;
-                    break;
-                }
-                Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut batch, id).await?,
-                Err(StoreError::Unavailable(why) | StoreError::Busy(why)) if failed_before => {
-                    return self.wait_for_store(batch, &why, shutdown).await;
-                }
-                Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => {
-                    tracing::info!(error = &*why, "transaction failed, trying once more");
-                    failed_before = true;
-                    tokio::time::sleep(SECOND_TRY_AFTER).await;
-                }
-            }
-        }
-        Ok(Settled::Acknowledged)
-    }
-
-    /// The commit is known: tell the replicas, then acknowledge.
-    async fn acknowledge(&mut self, batch: Batch, applied: &Applied) -> Result<(), Lost> {
-        self.store_is_away(false);
-        self.ingest.announcer.committed(applied, batch.messages.len());
-        count(&batch.messages, applied);
-        told::log(&self.ingest.ids, &batch.messages, &batch.deliveries, applied);
-        self.subscription.ack(batch.deliveries).await
-    }
-
-    /// Another body under an id that was applied: never applied, never acknowledged as if it had
-    /// been. Whoever reads the dead queue keeps it for a person, and the rest goes on.
-    async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
-        let index = batch.messages.iter().position(|message| message.id == id);
-        let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
-        let traces = told::trace_ids(&batch.deliveries[index]);
-        tracing::error!(message.id = %id, trace.ids = traces, "message id was applied with another body: rejected");
-        metrics().rejected.with_label_values(&["digest_mismatch"]).inc();
-        let mut messages = batch.messages.to_vec();
-        messages.remove(index);
-        batch.messages = messages.into();
-        self.subscription.reject(batch.deliveries.remove(index)).await
-    }
-
-    /// Keeps one message as the probe until its transaction commits.
-    async fn wait_for_store(
-        &mut self,
-        mut batch: Batch,
-        why: &str,
-        shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
-        tracing::warn!(error = why, "store is away, consuming paused");
-        self.store_is_away(true);
-        self.window.shrink();
-        self.stop_deliveries(batch.deliveries.split_off(1)).await?;
-        batch.messages = [batch.messages[0].clone()].into();
-        let (since, mut backoff) =
-            (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(2)));
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(backoff.delay()) => {}
-                () = shutdown.requested() => {
-                    self.subscription.give_back(batch.deliveries).await?;
-                    return Ok(Settled::Stopping);
-                }
-                straggler = self.subscription.next() => self.subscription.give_back(vec![straggler?]).await?,
-            }
-            let Some(outcome) = self.ingest.apply(&batch.messages, shutdown).await else {
-                self.subscription.give_back(batch.deliveries).await?;
-                return Ok(Settled::Stopping);
-            };
-            match outcome {
-                Ok(applied) => {
-                    tracing::info!(
-                        away.seconds = since.elapsed().as_secs(),
-                        "store is back, consuming resumes"
-                    );
-                    self.acknowledge(batch, &applied).await?;
-                    break;
-                }
-                Err(StoreError::DigestMismatch(id)) => {
-                    self.refuse_reused_id(&mut batch, id).await?;
-                    break;
-                }
-                Err(_) if since.elapsed() > self.ingest.probe_held_max => {
-                    self.subscription.give_back(batch.deliveries).await?;
-                    return Err(Lost("the probe was held for long and is given back".into()));
-                }
-                Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => {
-                    tracing::debug!(error = &*why, "store is still away");
-                }
-            }
-        }
-        self.store_is_away(false);
-        self.subscription.set_window(self.window.get()).await?;
-        Ok(Settled::Acknowledged)
-    }
-
-    /// Stops deliveries and gives back everything in hand that is not applied, once.
-    async fn stop_deliveries(&mut self, mut back: Vec<Delivery>) -> Result<(), Lost> {
-        self.subscription.set_window(0).await?;
-        back.extend(self.pending.take().map(|held| held.delivery));
-        while let Some(delivery) = self.subscription.try_next()? {
-            back.push(delivery);
-        }
-        self.subscription.give_back(back).await
-    }
-
-    fn store_is_away(&self, away: bool) {
-        self.ingest.status.store_away.store(away, Ordering::Relaxed);
-        metrics().paused.set(i64::from(away));
-    }
 }
 
-/// Counts what a commit did.
-pub(crate) fn count(messages: &[Message], applied: &Applied) {
-    let mut fresh: HashSet<_> = applied.fresh.iter().collect();
-    let set_aside: HashSet<_> = applied.set_aside.iter().map(|aside| aside.item).collect();
-    let mut counts = [0; Kind::ALL.len()];
-    for message in messages {
-        // Removed, because a batch may hold two deliveries of one message.
-        if !fresh.remove(&message.id) {
-            metrics().duplicates.inc();
-            continue;
-        }
-        let waited_ms = applied.committed_at_ms.saturating_sub(message.accepted_at_ms).max(0);
-        metrics().accept_to_applied.observe(waited_ms as f64 / 1_000.0);
-        for (index, entry) in message.entries.iter().enumerate() {
-            let is_aside = !set_aside.is_empty() && set_aside.contains(&message.item_key(index));
-            // Keyed ones have verdicts.
-            if entry.keyed().is_none() && !is_aside {
-                counts[entry.kind() as usize - 1] += 1;
-            }
-        }
+/// Decodes a body; a large one on a thread that nobody else waits for.
+pub(crate) async fn decoded(delivery: &Delivery) -> Result<Result<Message, Undecodable>, Lost> {
+    if delivery.body.len() <= DECODED_HERE_BYTES_MAX {
+        return Ok(decode(&delivery.body));
     }
-    let applied_keyed = applied.keyed.iter().filter(|told| told.verdict == KeyedVerdict::Applied);
-    for kind in applied_keyed.filter_map(|told| told.item.kind()) {
-        counts[kind as usize - 1] += 1;
-    }
-    for (kind, count) in Kind::ALL.into_iter().zip(counts) {
-        metrics().applied.with_label_values(&[kind.name()]).inc_by(count);
-    }
-    for set_aside in &applied.set_aside {
-        metrics().set_aside.with_label_values(&[set_aside.reason.name()]).inc();
-    }
+    let body = delivery.body.clone();
+    let decoding = tokio::task::spawn_blocking(move || decode(&body));
+    decoding.await.map_err(|error| Lost(format!("a message could not be read: {error}").into()))
 }

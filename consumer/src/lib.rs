@@ -3,6 +3,7 @@
 //! [`Consumer::run`] is the whole program but for its command line, so that the API can run it in its own
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
 pub mod announce;
+mod attempts;
 pub mod dead_queue;
 pub mod horizon;
 pub mod housekeeping;
@@ -10,7 +11,9 @@ pub mod ingest;
 pub mod measure;
 pub mod merge;
 mod rescue;
+mod settle;
 pub mod status;
+pub mod suspects;
 mod told;
 
 use std::sync::Arc;
@@ -26,9 +29,10 @@ use tokio::task::JoinHandle;
 use crate::announce::Announcer;
 use crate::dead_queue::DeadQueue;
 use crate::housekeeping::Housekeeping;
-use crate::ingest::{Ingest, PROBE_HELD_MAX, STOP_PATIENCE};
+use crate::ingest::{Ingest, STOP_PATIENCE};
 use crate::merge::MergeLimits;
 use crate::status::Status;
+use crate::suspects::Pace;
 
 /// How long a part of the housekeeping may go on after the ingest has stopped.
 const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);
@@ -70,7 +74,7 @@ impl Consumer {
                 linger_max: Duration::from_millis(queue.linger_ms_max),
             },
             prefetch: queue.prefetch,
-            probe_held_max: PROBE_HELD_MAX,
+            pace: Pace::default(),
             in_hand: in_hand("ingest"),
             status: Arc::new(Status::default()),
         };
@@ -79,7 +83,7 @@ impl Consumer {
             store: backend.store.clone(),
             ids: backend.ids.clone(),
             announcer: announcer.clone(),
-            held_max: PROBE_HELD_MAX,
+            pace: Pace::default(),
             in_hand: in_hand("dead_queue"),
             status: ingest.status.clone(),
         };

@@ -1,8 +1,12 @@
 //! The consumer's own metrics.
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
 use prometheus::{register_histogram, register_int_counter, register_int_counter_vec, register_int_gauge};
+use shared::id::Kind;
+use shared::message::Message;
+use shared::store::{Applied, KeyedVerdict};
 
 pub struct Metrics {
     /// Items applied, by `kind`.
@@ -11,6 +15,11 @@ pub struct Metrics {
     pub set_aside: IntCounterVec,
     /// Messages that had been applied before and changed nothing.
     pub duplicates: IntCounter,
+    /// Messages that failed alone and are held aside.
+    pub suspects: IntGauge,
+    /// Messages that were given up after they had failed alone too often: their items, or a part of
+    /// them, are dead letters.
+    pub given_up: IntCounter,
     /// Messages moved to the dead queue, by `reason`.
     pub rejected: IntCounterVec,
     /// Messages of the dead queue that were dealt with, by `outcome`: `applied`, or why they are
@@ -59,6 +68,14 @@ fn register() -> prometheus::Result<Metrics> {
         duplicates: register_int_counter!(
             "forebay_consumer_messages_duplicate_total",
             "messages that had been applied before and changed nothing"
+        )?,
+        suspects: register_int_gauge!(
+            "forebay_consumer_suspects",
+            "messages that failed alone and are held aside, to be tried again"
+        )?,
+        given_up: register_int_counter!(
+            "forebay_consumer_messages_given_up_total",
+            "messages that failed alone too often, whose items were put into dead_letters"
         )?,
         rejected: register_int_counter_vec!(
             opts!("forebay_consumer_messages_rejected_total", "messages moved to the dead queue"),
@@ -114,4 +131,37 @@ fn register() -> prometheus::Result<Metrics> {
             "partitions that are there although they should have been dropped more than a day ago"
         )?,
     })
+}
+
+/// Counts what a commit did.
+pub(crate) fn count(messages: &[Message], applied: &Applied) {
+    let mut fresh: HashSet<_> = applied.fresh.iter().collect();
+    let set_aside: HashSet<_> = applied.set_aside.iter().map(|aside| aside.item).collect();
+    let mut counts = [0; Kind::ALL.len()];
+    for message in messages {
+        // Removed, because a batch may hold two deliveries of one message.
+        if !fresh.remove(&message.id) {
+            metrics().duplicates.inc();
+            continue;
+        }
+        let waited_ms = applied.committed_at_ms.saturating_sub(message.accepted_at_ms).max(0);
+        metrics().accept_to_applied.observe(waited_ms as f64 / 1_000.0);
+        for (index, entry) in message.entries.iter().enumerate() {
+            let is_aside = !set_aside.is_empty() && set_aside.contains(&message.item_key(index));
+            // Keyed ones have verdicts.
+            if entry.keyed().is_none() && !is_aside {
+                counts[entry.kind() as usize - 1] += 1;
+            }
+        }
+    }
+    let applied_keyed = applied.keyed.iter().filter(|told| told.verdict == KeyedVerdict::Applied);
+    for kind in applied_keyed.filter_map(|told| told.item.kind()) {
+        counts[kind as usize - 1] += 1;
+    }
+    for (kind, count) in Kind::ALL.into_iter().zip(counts) {
+        metrics().applied.with_label_values(&[kind.name()]).inc_by(count);
+    }
+    for set_aside in &applied.set_aside {
+        metrics().set_aside.with_label_values(&[set_aside.reason.name()]).inc();
+    }
 }

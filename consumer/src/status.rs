@@ -1,6 +1,6 @@
 //! What the parts of a consumer know of each other: `/health` tells some of it, housekeeping decides
 //! by some of it what may be forgotten. It holds no connection and asks nobody.
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::horizon::Oldest;
@@ -12,6 +12,8 @@ pub struct Status {
     pub store_away: AtomicBool,
     /// The store did not answer when it was asked for its time, as it is while nothing is applied.
     store_silent: AtomicBool,
+    /// Transactions that were committed.
+    commits: AtomicU64,
     /// Of the messages that this consumer holds or may be given.
     pub oldest: Oldest,
     /// A message of the dead queue is in hand that this build cannot read.
@@ -30,6 +32,15 @@ impl Drop for Burying<'_> {
 impl Status {
     pub fn store_is_away(&self) -> bool {
         self.store_away.load(Ordering::Relaxed) || self.store_silent.load(Ordering::Relaxed)
+    }
+
+    pub fn committed(&self) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many transactions were committed since the start.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     pub fn tell_silent(&self, is_silent: bool) {

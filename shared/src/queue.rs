@@ -20,6 +20,9 @@ use bytes::Bytes;
 use crate::message::Outgoing;
 use crate::shutdown::Shutdown;
 
+/// The most messages that may be unacknowledged; quorum queues take no more.
+pub const PREFETCH_MAX: u16 = 2_000;
+
 /// One end of the queue for each side.
 #[async_trait]
 pub trait Queue: Send + Sync {

@@ -21,7 +21,9 @@ mod schema;
 pub mod sqlite;
 pub mod sums;
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -41,7 +43,32 @@ pub use self::dead_letters::{
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Applies a batch of messages with different ids.
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError>;
+    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+        self.apply_within(batch, Duration::MAX).await
+    }
+
+    /// The same in less time than a write may take: for `limit`, when that is less.
+    async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Result<Applied, StoreError>;
+
+    /// Ends a message that failed alone, time and again: what fails of it is set aside as
+    /// [`Reason::NotApplied`], in the transaction of its ledger row.
+    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError>;
+
+    /// Commits a small write of its own: whether the store takes writes now.
+    async fn probe(&self) -> Result<(), StoreError>;
+
+    /// Notes, before messages are tried, that an attempt begins: only those of a process that ended
+    /// meanwhile stay noted. Without `again` only what was not noted before is, so that the messages
+    /// that are missing in the answer were noted by such a process; with `again` each is counted. The
+    /// answer holds the counts of those that were noted now.
+    async fn begin_attempts(
+        &self,
+        messages: Arc<[MessageId]>,
+        again: bool,
+    ) -> Result<HashMap<MessageId, u32>, StoreError>;
+
+    /// Forgets the attempts at messages, which are over.
+    async fn end_attempts(&self, messages: Arc<[MessageId]>) -> Result<(), StoreError>;
 
     async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError>;
 
@@ -267,6 +294,16 @@ pub struct Housekept {
     pub more: bool,
 }
 
+/// How a message is ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GiveUp {
+    /// Its detail in the dead letters, without values.
+    pub why: Arc<str>,
+    /// Applies what can be applied, and searches for the items that fail alone, where the store can;
+    /// otherwise all are set aside without another try.
+    pub search: bool,
+}
+
 /// What one committed `apply` did.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Applied {
@@ -285,6 +322,25 @@ pub struct Applied {
     pub types: Vec<Arc<str>>,
     /// By the store's clock, in milliseconds since 1970.
     pub committed_at_ms: i64,
+}
+
+impl Applied {
+    /// Adds what a later part of the same transaction did.
+    fn absorb(&mut self, later: Self) {
+        let Self { counters, standings, set_aside, deleted, types, .. } = later;
+        let changed: HashSet<Arc<str>> = counters.iter().map(|counter| counter.name.clone()).collect();
+        self.counters.retain(|counter| !changed.contains(&counter.name));
+        self.counters.extend(counters);
+        self.counters.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        self.standings.extend(standings);
+        self.set_aside.extend(set_aside);
+        self.deleted.extend(deleted);
+        self.deleted.sort_unstable();
+        self.deleted.dedup();
+        self.types.extend(types);
+        self.types.sort_unstable();
+        self.types.dedup();
+    }
 }
 
 /// A counter right after one increment.
@@ -339,6 +395,9 @@ pub enum Reason {
     /// This build cannot use the definition of its collection, and nobody else checked it by that.
     DefinitionUnusable,
     Unreadable,
+    /// It failed, or brought its consumer down, time and again while others were applied: by itself,
+    /// or as a part of a message of which nobody could know which item does.
+    NotApplied,
     /// The server refused it with a code of [`postgres`]' short list, also when it was alone.
     RefusedByStore,
     /// Of a whole message: not one of any version that this build knows.
@@ -364,6 +423,7 @@ impl Reason {
             Self::CheckOverrun => "check_overrun",
             Self::DefinitionUnusable => "definition_unusable",
             Self::Unreadable => "unreadable",
+            Self::NotApplied => "not_applied",
             Self::RefusedByStore => "refused_by_store",
             Self::Undecodable => "undecodable",
             Self::UnknownVersion => "unknown_version",
@@ -404,6 +464,10 @@ pub enum StoreError {
     /// need not suffer.
     #[error("the store is busy: {0}")]
     Busy(Arc<str>),
+    /// It answers others, and failed here: a time limit, a panic, a refusal of which it is not known
+    /// what it means. When what was asked is the reason, the same call fails again.
+    #[error("the store failed: {0}")]
+    Failed(Arc<str>),
     /// A message with this id and another body was applied before: never acknowledge it.
     #[error("message {0} was applied with another body")]
     DigestMismatch(MessageId),

@@ -317,7 +317,9 @@ pub fn unavailable(error: &StoreError) -> Problem {
     tracing::debug!(%error, "read answered with 503");
     match error {
         StoreError::Busy(_) => Problem::store_busy(),
-        StoreError::Unavailable(_) | StoreError::DigestMismatch(_) => Problem::store_unavailable(),
+        StoreError::Unavailable(_) | StoreError::Failed(_) | StoreError::DigestMismatch(_) => {
+            Problem::store_unavailable()
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 use bytes::Bytes;
 use consumer::announce::Announcer;
 use consumer::dead_queue::DeadQueue;
-use consumer::ingest::PROBE_HELD_MAX;
+use consumer::suspects::Pace;
 use shared::id::BodyId;
 use shared::queue::{Delivery, Subscription};
 use shared::store::{DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome};
@@ -89,7 +89,7 @@ impl Rig {
             store: store.clone(),
             ids: ids.clone(),
             announcer: Arc::new(Announcer::new(events.clone(), 1)),
-            held_max: PROBE_HELD_MAX,
+            pace: Pace::default(),
             in_hand: self.backend.progress.register("dead_queue", PATIENCE),
             status: Arc::default(),
         }
@@ -102,7 +102,8 @@ async fn a_dead_message_that_was_held_for_long_is_given_back_and_not_lost(mut ri
     rig.reject_all(1).await;
     rig.store.0.is_full_of_the_dead.store(true, Ordering::Relaxed);
     let (trigger, shutdown) = shutdown::channel();
-    let reader = DeadQueue { held_max: Duration::from_millis(300), ..rig.reader() };
+    let reader =
+        DeadQueue { pace: Pace { held_max: Duration::from_millis(300), ..Pace::default() }, ..rig.reader() };
     let task = tokio::spawn(reader.run(shutdown));
     wait_for("attempts", async || rig.store.0.unburied.load(Ordering::Relaxed) >= 2).await;
     let mut other = rig.backend.queue.subscribe_dead(1).await.expect("subscribed");
@@ -238,7 +239,7 @@ async fn while_the_store_is_away_a_dead_message_waits_and_nothing_is_lost(mut ri
     }
     rig.store.0.away.store(true, Ordering::Relaxed);
     rig.consuming(async {
-        wait_for("attempts", async || rig.store.0.failed.load(Ordering::Relaxed) >= 3).await;
+        rig.wait_for_failures(3).await;
         assert_eq!(rig.letters().await, []);
         rig.store.0.away.store(false, Ordering::Relaxed);
         for number in 0..5 {

@@ -26,6 +26,8 @@ struct Switched {
     /// While somebody holds it, what is committed is not answered.
     answering: tokio::sync::Mutex<()>,
     failed: AtomicUsize,
+    /// Probes in vain.
+    unanswered: AtomicUsize,
     /// Takes everything but dead letters.
     is_full_of_the_dead: AtomicBool,
     /// Dead letters that were not taken.
@@ -52,6 +54,15 @@ impl Layer for Switched {
         }
         drop(self.answering.lock().await);
         outcome
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        let probed = match self.away.load(Ordering::Relaxed) {
+            true => Err(StoreError::Unavailable("away".into())),
+            false => self.store.probe().await,
+        };
+        self.unanswered.fetch_add(usize::from(probed.is_err()), Ordering::Relaxed);
+        probed
     }
 
     async fn bury(&self, message: DeadMessage) -> Result<(), StoreError> {
@@ -83,6 +94,7 @@ impl Rig {
             asked: Mutex::default(),
             answering: tokio::sync::Mutex::default(),
             failed: AtomicUsize::new(0),
+            unanswered: AtomicUsize::new(0),
             is_full_of_the_dead: AtomicBool::new(false),
             unburied: AtomicUsize::new(0),
             burying: tokio::sync::Mutex::default(),
@@ -113,6 +125,13 @@ impl Rig {
         trigger.request();
         task.await.expect("the consumer does not panic");
         outcome
+    }
+
+    /// Waits until the store was asked in vain so often.
+    async fn wait_for_failures(&self, count: usize) {
+        let asked = [&self.store.0.failed, &self.store.0.unanswered];
+        let in_vain = || asked.iter().map(|asked| asked.load(Ordering::Relaxed)).sum::<usize>();
+        wait_for("probes", async || in_vain() >= count).await;
     }
 
     async fn value(&self, counter: &str) -> Option<i64> {
@@ -204,13 +223,14 @@ mod probe;
 mod stops;
 mod store_away;
 mod stuck;
+mod suspects;
 mod watched;
 
 on_both_pairs! {
     what_waits_is_merged_into_few_transactions
     what_is_no_message_is_rejected_and_the_rest_is_applied
     a_reused_id_is_never_applied_and_does_not_block_the_rest
-    while_the_store_is_away_one_message_probes_and_afterwards_all_are_applied
+    while_the_store_is_away_one_message_waits_and_afterwards_all_are_applied
     a_stop_under_a_backlog_does_not_wait_for_its_end
     a_stop_while_the_store_is_away_keeps_everything_for_the_next_consumer
 }
@@ -274,14 +294,14 @@ impl Replacing for Vec<u8> {
     }
 }
 
-async fn while_the_store_is_away_one_message_probes_and_afterwards_all_are_applied(mut rig: Rig) -> Rig {
+async fn while_the_store_is_away_one_message_waits_and_afterwards_all_are_applied(mut rig: Rig) -> Rig {
     rig.store.0.away.store(true, Ordering::Relaxed);
     for _ in 0..30 {
         let message = rig.message("outage", 1);
         rig.publish(message).await;
     }
     rig.consuming(async {
-        wait_for("probes", async || rig.store.0.failed.load(Ordering::Relaxed) >= 4).await;
+        rig.wait_for_failures(5).await;
         rig.store.0.away.store(false, Ordering::Relaxed);
         rig.wait_for_value("outage", 30).await;
     })
@@ -313,7 +333,7 @@ async fn a_stop_while_the_store_is_away_keeps_everything_for_the_next_consumer(m
         let message = rig.message("kept", 1);
         rig.publish(message).await;
     }
-    rig.consuming(wait_for("probes", async || rig.store.0.failed.load(Ordering::Relaxed) >= 3)).await;
+    rig.consuming(rig.wait_for_failures(4)).await;
     rig.store.0.away.store(false, Ordering::Relaxed);
     rig.consuming(rig.wait_for_value("kept", 10)).await;
     rig

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use consumer::announce::Announcer;
 use consumer::ingest::Ingest;
 use consumer::merge::MergeLimits;
+use consumer::suspects::Pace;
 use shared::queue::{Delivery, Lost, Publisher, Queue, QueueError, Subscription};
 
 use crate::*;
@@ -127,7 +128,7 @@ impl Rig {
                 linger_max: Duration::from_millis(settings.linger_ms_max),
             },
             prefetch: settings.prefetch,
-            probe_held_max: HELD_MAX,
+            pace: Pace { held_max: HELD_MAX, ..Pace::default() },
             in_hand: self.backend.progress.register("ingest", PATIENCE),
             status: Arc::default(),
         };

@@ -1,7 +1,5 @@
 //! The store is there and cannot be used. Each way of it pauses the ingest, sets nothing aside,
 //! spends no delivery count and heals by itself, whatever SQLSTATE it comes with.
-use std::sync::atomic::Ordering;
-
 use shared::store::Fate;
 use testkit::inspect;
 use testkit::trouble::{Trouble, give_to};
@@ -12,6 +10,9 @@ use crate::{Rig, base_config, wait_for};
 const BEFORE: u32 = 30;
 /// Messages that come while the store is away.
 const DURING: u32 = 40;
+
+/// Messages that one consumer has in hand at most by then.
+const HELD_ASIDE_MAX: u32 = 10;
 
 /// The database, as the role sees it, is in `trouble` for a while.
 async fn survives(word: &str, role: Option<&str>, trouble: impl FnOnce(&str) -> Trouble) {
@@ -45,14 +46,15 @@ async fn through(mut rig: Rig, database_url: &str, trouble: &Trouble) -> Rig {
         for message in during {
             rig.publish(message).await;
         }
-        wait_for("probes", async || rig.store.0.failed.load(Ordering::Relaxed) >= 4).await;
-        // All but the probe are left to the queue, and nobody takes them.
+        rig.wait_for_failures(4).await;
+        // A message, and a few that were tried in its stead where the store answers: all others are left
+        // to the queue, and nobody takes them.
         let waiting = async || inspect::waiting(&broker, &writes).await.expect("the broker answers");
-        wait_for("a pause", async || waiting().await == DURING - 1).await;
+        wait_for("a pause", async || waiting().await >= DURING - HELD_ASIDE_MAX).await;
         let counts = inspect::delivery_counts(&broker, &writes).await.expect("the broker answers");
-        assert_eq!(u32::try_from(counts.len()).expect("few"), DURING - 1);
+        assert!(u32::try_from(counts.len()).expect("few") >= DURING - HELD_ASIDE_MAX, "{counts:?}");
         assert!(counts.iter().all(|count| *count <= 1), "{counts:?}");
-        assert_eq!(rig.store.0.asked.lock().expect("no panic").last(), Some(&1), "one message probes");
+        assert_eq!(rig.store.0.asked.lock().expect("no panic").last(), Some(&1), "one message at a time");
         trouble.end(database_url).await;
         rig.wait_for_value("away", i64::from(BEFORE + DURING)).await;
         for id in ids {

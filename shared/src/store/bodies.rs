@@ -47,6 +47,11 @@ impl DeadMessage {
         Self { body, reason: Reason::DigestMismatch, detail: mismatch(id) }
     }
 
+    /// It can be read, and failed alone too often, also without its items.
+    pub fn not_applied(body: Bytes, why: &str) -> Self {
+        Self { body, reason: Reason::NotApplied, detail: why.to_owned() }
+    }
+
     pub fn id(&self) -> BodyId {
         BodyId::of(&self.body)
     }

@@ -34,7 +34,11 @@ impl<T> Clone for Task<'_, T> {
 
 impl<T> Copy for Task<'_, T> {}
 
-impl<T> Task<'_, T> {
+impl<'a, T> Task<'a, T> {
+    fn position(&self) -> Place<'a> {
+        Place { message: self.message, index: self.index }
+    }
+
     pub fn item(&self) -> ItemKey {
         self.message.item_key(self.index)
     }
@@ -53,6 +57,19 @@ impl<T> Task<'_, T> {
     }
 
     pub fn set_aside(&self, reason: Reason, detail: &str) -> SetAside {
+        set_aside(self.message, self.index, reason, detail)
+    }
+}
+
+/// An item of a message.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub message: &'a Message,
+    pub index: usize,
+}
+
+impl Place<'_> {
+    pub fn set_aside(self, reason: Reason, detail: &str) -> SetAside {
         set_aside(self.message, self.index, reason, detail)
     }
 }
@@ -130,12 +147,31 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    /// Keeps the items for which `keep` holds, given their message and index.
-    pub fn retain(&mut self, mut keep: impl FnMut(&Message, usize) -> bool) {
-        self.increments.retain(|task| keep(task.message, task.index));
-        self.documents.retain(|task| keep(task.message, task.index));
-        self.deletes.retain(|task| keep(task.message, task.index));
-        self.points.retain(|task| keep(task.message, task.index));
+    /// The items that take effect, in the order of these messages and of their items.
+    pub fn places(&self, messages: &[&'a Message]) -> Vec<Place<'a>> {
+        let ranks: HashMap<MessageId, usize> =
+            messages.iter().enumerate().map(|(rank, message)| (message.id, rank)).collect();
+        let increments = self.increments.iter().map(Task::position);
+        let documents = self.documents.iter().map(Task::position);
+        let deletes = self.deletes.iter().map(Task::position);
+        let points = self.points.iter().map(Task::position);
+        let mut places: Vec<_> = increments.chain(documents).chain(deletes).chain(points).collect();
+        places.sort_by_key(|place| (ranks.get(&place.message.id).copied(), place.index));
+        places
+    }
+
+    /// What only these items ask for.
+    pub fn part(&self, places: &[Place<'a>]) -> Self {
+        let places: HashSet<ItemKey> = places.iter().map(|place| place.message.place(place.index)).collect();
+        let is_in = |message: &Message, index| places.contains(&message.place(index));
+        Self {
+            increments: only(&self.increments, is_in),
+            documents: only(&self.documents, is_in),
+            deletes: only(&self.deletes, is_in),
+            points: only(&self.points, is_in),
+            aside: Vec::new(),
+            keyed: Vec::new(),
+        }
     }
 
     fn add(&mut self, message: &'a Message, index: usize, entry: &'a Entry) {
@@ -160,6 +196,10 @@ impl<'a> Plan<'a> {
         };
         self.keyed.iter().filter(|outcome| !is_aside(outcome)).copied().collect()
     }
+}
+
+fn only<'a, T>(tasks: &[Task<'a, T>], is_in: impl Fn(&Message, usize) -> bool) -> Vec<Task<'a, T>> {
+    tasks.iter().filter(|task| is_in(task.message, task.index)).copied().collect()
 }
 
 fn judge(processed: &mut Earlier, Keyed { id, fingerprint }: Keyed) -> KeyedVerdict {

@@ -4,6 +4,7 @@
 //! `apply` is the one transaction that writes, `partitions` and `schema` are what must exist
 //! before it, `read` is the rest. Nothing here decides when or how much to write.
 mod apply;
+mod attempts;
 mod collections;
 mod counters;
 mod database;
@@ -14,6 +15,7 @@ mod failure;
 mod fields;
 mod holders;
 mod housekeeping;
+mod isolate;
 mod keys;
 mod known;
 mod ledger;
@@ -26,21 +28,23 @@ mod retire;
 mod rollups;
 mod schema;
 mod session;
-mod sift;
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use self::failure::Failure;
 use self::known::Known;
 use self::session::{Class, Limit, Session};
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, Held,
-    Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
-    StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, GiveUp,
+    Held, Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange,
+    Store, StoreError, Stored,
 };
 use crate::collection::{Collection, Definition};
 use crate::config;
@@ -76,10 +80,47 @@ impl PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+    async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Result<Applied, StoreError> {
+        let limit = self.write_timeout.time.min(limit);
         let known = Arc::clone(&self.known);
-        let work = self.session.run("apply", self.write_timeout, move |connection| {
-            Box::pin(async move { apply::apply(connection, &known, &batch).await })
+        let work = self.session.run("apply", self.write_timeout.within(limit), move |connection| {
+            Box::pin(async move {
+                let applied = apply::apply(connection, &known, &batch, limit).await;
+                applied.map_err(Failure::of_transaction)
+            })
+        });
+        work.await
+    }
+
+    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError> {
+        let (known, limit) = (Arc::clone(&self.known), self.write_timeout.time);
+        let work = self.session.run("give_up_on", self.write_timeout, move |connection| {
+            Box::pin(async move {
+                let applied = apply::give_up_on(connection, &known, &message, &give_up, limit).await;
+                applied.map_err(Failure::of_transaction)
+            })
+        });
+        work.await
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.session.run("probe", self.read_timeout, |connection| Box::pin(attempts::probe(connection))).await
+    }
+
+    async fn begin_attempts(
+        &self,
+        messages: Arc<[MessageId]>,
+        again: bool,
+    ) -> Result<HashMap<MessageId, u32>, StoreError> {
+        let work = self.session.run("begin_attempts", self.read_timeout, move |connection| {
+            Box::pin(async move { attempts::begin(connection, &messages, again).await })
+        });
+        work.await
+    }
+
+    async fn end_attempts(&self, messages: Arc<[MessageId]>) -> Result<(), StoreError> {
+        let work = self.session.run("end_attempts", self.read_timeout, move |connection| {
+            Box::pin(async move { attempts::end(connection, &messages).await })
         });
         work.await
     }

@@ -5,6 +5,7 @@
 //! counters always take the exact path of [`sums`](super::sums): SQLite itself would turn an
 //! integer that overflows into a REAL.
 mod apply;
+mod attempts;
 mod collections;
 mod dead_letters;
 mod documents;
@@ -15,6 +16,7 @@ mod keys;
 mod points;
 mod values;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,9 +31,9 @@ use self::files::{Failure, Files};
 use super::ledger::TooOld;
 use super::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, Held,
-    Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
-    StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, GiveUp,
+    Held, Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange,
+    Store, StoreError, Stored,
 };
 use crate::clock;
 use crate::collection::{Collection, Definition};
@@ -45,6 +47,7 @@ pub struct SqliteStore {
     files: Files,
     definitions: Arc<Cache>,
     last_key: housekeeping::LastKey,
+    write_timeout: Duration,
 }
 
 /// Attempts of a transaction; a redrive finds unchecked documents step by step.
@@ -92,25 +95,59 @@ impl SqliteStore {
         collections: &config::Collections,
     ) -> Result<Arc<Self>, StoreError> {
         let read_timeout = Duration::from_millis(config.read_timeout_ms);
-        let files = Files::open(directory, read_timeout, config.list_connections_max).await?;
+        let write_timeout = Duration::from_millis(config.write_timeout_ms);
+        let files = Files::open(directory, read_timeout, write_timeout, config.list_connections_max).await?;
         Ok(Arc::new(Self {
             files,
             definitions: Arc::new(Cache::new(collections)),
             last_key: Mutex::default(),
+            write_timeout,
         }))
     }
 }
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+    async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Result<Applied, StoreError> {
+        let limit = self.write_timeout.min(limit);
         let attempt = || {
             let (cache, batch) = (Arc::clone(&self.definitions), Arc::clone(&batch));
-            self.files.try_write("apply", move |connection| {
+            self.files.try_write("apply", limit, move |connection| {
                 Box::pin(async move { apply::apply(connection, &cache, &batch, TooOld::SetAside).await })
             })
         };
-        self.checked(attempt).await
+        self.checked(attempt).await.map_err(failed_in_time)
+    }
+
+    /// SQLite refuses no single item, so there is nothing to search for.
+    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError> {
+        let work = self.files.write("give_up_on", move |connection| {
+            Box::pin(async move { apply::give_up_on(connection, &message, &give_up.why).await })
+        });
+        work.await
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        let work = self.files.write("probe", |connection| Box::pin(attempts::probe(connection)));
+        work.await
+    }
+
+    async fn begin_attempts(
+        &self,
+        messages: Arc<[MessageId]>,
+        again: bool,
+    ) -> Result<HashMap<MessageId, u32>, StoreError> {
+        let work = self.files.write("begin_attempts", move |connection| {
+            Box::pin(async move { attempts::begin(connection, &messages, again).await })
+        });
+        work.await
+    }
+
+    async fn end_attempts(&self, messages: Arc<[MessageId]>) -> Result<(), StoreError> {
+        let work = self.files.write("end_attempts", move |connection| {
+            Box::pin(async move { attempts::end(connection, &messages).await })
+        });
+        work.await
     }
 
     async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
@@ -231,7 +268,7 @@ impl Store for SqliteStore {
     async fn redrive(&self, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
         let attempt = || {
             let (cache, redrive) = (Arc::clone(&self.definitions), redrive.clone());
-            self.files.try_write("redrive", move |connection| {
+            self.files.try_write("redrive", self.write_timeout, move |connection| {
                 Box::pin(async move { dead_letters::redrive(connection, &cache, &redrive).await })
             })
         };
@@ -306,6 +343,14 @@ fn fingerprint_of(bytes: Vec<u8>) -> Result<Fingerprint, sqlx::Error> {
     bytes.try_into().map(Fingerprint).map_err(|bytes| sqlx::Error::Decode(wrong(bytes).into()))
 }
 
+/// A write that was ended at its time limit may be what takes so long.
+fn failed_in_time(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Busy(why) => StoreError::Failed(why),
+        other => other,
+    }
+}
+
 /// Many rows for one statement.
 fn json<T: serde::Serialize + ?Sized>(rows: &T) -> String {
     serde_json::to_string(rows).expect("text and integers have a JSON form")
@@ -374,6 +419,7 @@ mod tests {
             include_str!("../../migrations/sqlite/0001_ledger_and_counters.sql"),
             include_str!("../../migrations/sqlite/0002_documents_metrics_keys.sql"),
             include_str!("../../migrations/sqlite/0003_floor_and_retention.sql"),
+            include_str!("../../migrations/sqlite/0004_message_attempts.sql"),
         ] {
             sqlx::raw_sql(schema).execute(&mut connection).await.expect("migrates");
         }
@@ -394,6 +440,9 @@ mod tests {
             keys::FORGET,
             holders::TELL,
             holders::LEAVE,
+            attempts::PROBE,
+            attempts::BEGIN,
+            attempts::END,
         ];
         for statement in LOOK_UPS.into_iter().chain(housekeeping) {
             let steps = plan(&mut connection, statement).await;

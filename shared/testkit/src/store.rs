@@ -1,14 +1,16 @@
 //! A store in front of another one, for tests that make single operations fail or wait.
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use shared::collection::{Collection, Definition};
-use shared::id::ItemKey;
+use shared::id::{ItemKey, MessageId};
 use shared::message::Message;
 use shared::store::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, Held,
-    Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange, Store,
-    StoreError, Stored,
+    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, GiveUp,
+    Held, Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange,
+    Store, StoreError, Stored,
 };
 use uuid::Uuid;
 
@@ -21,6 +23,19 @@ pub trait Layer: Send + Sync {
 
     async fn apply(&self, batch: Arc<[Message]>) -> Answer<Applied> {
         self.behind().apply(batch).await
+    }
+
+    /// Without the limit, for layers that override [`apply`](Self::apply) only.
+    async fn apply_within(&self, batch: Arc<[Message]>, _limit: Duration) -> Answer<Applied> {
+        self.apply(batch).await
+    }
+
+    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Answer<Applied> {
+        self.behind().give_up_on(message, give_up).await
+    }
+
+    async fn probe(&self) -> Answer<()> {
+        self.behind().probe().await
     }
 
     async fn bury(&self, message: DeadMessage) -> Answer<()> {
@@ -68,6 +83,30 @@ pub struct Layered<L>(pub L);
 impl<L: Layer> Store for Layered<L> {
     async fn apply(&self, batch: Arc<[Message]>) -> Answer<Applied> {
         self.0.apply(batch).await
+    }
+
+    async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Answer<Applied> {
+        self.0.apply_within(batch, limit).await
+    }
+
+    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Answer<Applied> {
+        self.0.give_up_on(message, give_up).await
+    }
+
+    async fn probe(&self) -> Answer<()> {
+        self.0.probe().await
+    }
+
+    async fn begin_attempts(
+        &self,
+        messages: Arc<[MessageId]>,
+        again: bool,
+    ) -> Answer<HashMap<MessageId, u32>> {
+        self.0.behind().begin_attempts(messages, again).await
+    }
+
+    async fn end_attempts(&self, messages: Arc<[MessageId]>) -> Answer<()> {
+        self.0.behind().end_attempts(messages).await
     }
 
     async fn counter(&self, name: &str) -> Answer<Option<Counter>> {

@@ -71,6 +71,20 @@ impl Trouble {
         Self { begins, ends: vec![Statement::Within("drop trigger full_disk on applied_message".into())] }
     }
 
+    /// A transaction with this counter takes longer than anybody waits.
+    pub fn heavy(counter: &str) -> Self {
+        let begins = [
+            format!(
+                "create function sleep() returns trigger language plpgsql as $$ begin \
+                 if new.name = '{counter}' then perform pg_sleep(600); end if; return new; end $$"
+            ),
+            "create trigger heavy before insert or update on counters for each row execute function sleep()"
+                .to_owned(),
+        ];
+        let begins = begins.map(Statement::Within).into();
+        Self { begins, ends: vec![Statement::Within("drop trigger heavy on counters".into())] }
+    }
+
     pub async fn begin(&self, database_url: &str) {
         for statement in &self.begins {
             statement.run(database_url).await;
@@ -90,4 +104,14 @@ pub async fn give_to(database_url: &str, role: &str) -> String {
     Statement::About(owned).run(database_url).await;
     let server = database_url.rsplit_once('@').map_or(database_url, |(_, server)| server);
     format!("postgres://{role}:{role}@{server}")
+}
+
+/// Whether a session of this database is in the middle of a [`Trouble::heavy`] transaction.
+pub async fn is_sleeping(database_url: &str) -> bool {
+    let database = name_of(database_url);
+    let raise = format!(
+        "do $$ begin if not exists (select from pg_stat_activity \
+         where datname = '{database}' and wait_event = 'PgSleep') then raise exception 'nobody'; end if; end $$"
+    );
+    execute(&admin_database_url(), raise).await.is_ok()
 }

@@ -69,7 +69,9 @@ async fn apply_until_known(store: &Arc<dyn Store>, batch: &[Message]) -> Applied
     loop {
         match store.apply(batch.into()).await {
             Ok(applied) => return applied,
-            Err(StoreError::Unavailable(_) | StoreError::Busy(_)) => tokio::task::yield_now().await,
+            Err(StoreError::Unavailable(_) | StoreError::Busy(_) | StoreError::Failed(_)) => {
+                tokio::task::yield_now().await
+            }
             Err(error) => panic!("{error}"),
         }
     }
@@ -88,7 +90,16 @@ async fn standing(store: &Arc<dyn Store>, name: &str) -> (i64, i64) {
 fn unavailable(error: StoreError) -> String {
     match error {
         StoreError::Unavailable(text) => text.to_string(),
-        other @ (StoreError::Busy(_) | StoreError::DigestMismatch(_)) => panic!("{other}"),
+        other @ (StoreError::Busy(_) | StoreError::Failed(_) | StoreError::DigestMismatch(_)) => {
+            panic!("{other}")
+        }
+    }
+}
+
+fn failed(error: StoreError) -> String {
+    match error {
+        StoreError::Failed(text) => text.to_string(),
+        other => panic!("{other}"),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::file::Lane;
-use crate::queue::Lost;
+use crate::queue::{Lost, PREFETCH_MAX};
 
 /// Bodies kept ready ahead of the subscribers; what is beyond stays in the file only.
 const READY_BYTES_MAX: usize = 8 << 20;
@@ -50,9 +50,11 @@ struct Inner {
     ready_bytes: usize,
     loaded: u64,
     committed: u64,
-    /// Up to here messages were in the file when it was opened: an earlier process may have
-    /// delivered them.
+    /// Up to here messages were in the file when it was opened.
     found: u64,
+    /// How many of those an earlier process may have delivered: it held no more than the largest
+    /// window, and they come first.
+    found_in_hand: usize,
     /// Given back or left behind, to be delivered before anything else.
     returned: BTreeMap<u64, Bytes>,
     leases: HashMap<u64, Lease>,
@@ -95,7 +97,12 @@ pub(super) struct Range {
 impl Shelf {
     /// Of a file whose last message is `last_seq`.
     pub(super) fn new(last_seq: u64) -> Self {
-        let inner = Inner { committed: last_seq, found: last_seq, ..Inner::default() };
+        let inner = Inner {
+            committed: last_seq,
+            found: last_seq,
+            found_in_hand: PREFETCH_MAX.into(),
+            ..Inner::default()
+        };
         Self { inner: Mutex::new(inner), arrived: Notify::new(), wanted: Notify::new() }
     }
 
@@ -257,7 +264,9 @@ impl Inner {
         }
         let (seq, body) = self.ready.pop_front()?;
         self.ready_bytes -= body.len();
-        Some(self.taken(seq, body, seq <= self.found))
+        let may_be_known = seq <= self.found && self.found_in_hand > 0;
+        self.found_in_hand -= usize::from(may_be_known);
+        Some(self.taken(seq, body, may_be_known))
     }
 
     fn taken(&self, seq: u64, body: Bytes, redelivered: bool) -> Taken {

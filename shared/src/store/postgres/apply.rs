@@ -9,26 +9,24 @@
 //! error of a statement ends the transaction: the client library calls the commit of an aborted
 //! one a success (`a_batch_whose_statement_failed_is_never_reported_as_applied`).
 //!
-//! What the server refuses for what an item holds is searched for by `sift`, which tries parts of
-//! the batch here; then the batch is applied without it.
-use std::collections::HashSet;
-use std::time::Duration;
+//! What the server refuses for what an item holds is searched for by `isolate`, inside the same
+//! transaction.
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
 use super::counters::{add_merged, add_one_by_one};
 use super::failure::Failure;
+use super::isolate::{self, Rest, Search};
 use super::known::Known;
 use super::partitions::days_of;
 use super::points::TypeIds;
-use super::sift::{self, Refused};
 use super::{documents, keys, ledger, points, read, rollups, session};
 use crate::backoff::Backoff;
-use crate::id::ItemKey;
 use crate::message::Message;
 use crate::store::ledger::{TooOld, distinct};
 use crate::store::plan::Plan;
-use crate::store::{Applied, SetAside};
+use crate::store::{Applied, GiveUp, Reason};
 
 /// Attempts after a deadlock, a lock that did not come, or a partition that went.
 const ATTEMPTS_MAX: u32 = 5;
@@ -43,37 +41,47 @@ pub enum Path {
     Exact,
 }
 
-/// Which items of a batch a transaction applies; they are named by their places.
+/// Which items of a batch a transaction applies.
 #[derive(Clone, Copy)]
 pub enum Choice<'c> {
-    All,
-    /// Rolled back in any case: a look at whether the server takes them.
-    Only(&'c HashSet<ItemKey>),
-    /// Those are set aside.
-    Without(&'c Refused),
+    /// All or nothing.
+    All(Path),
+    /// All but those that the server does not take, which are set aside.
+    Isolate(Search),
+    /// None: all are set aside, with this detail.
+    None(&'c str),
 }
 
-impl Choice<'_> {
-    /// Narrows a plan, and says what is set aside by that and by itself.
-    fn narrow(self, plan: &mut Plan<'_>) -> Vec<SetAside> {
-        let mut aside = std::mem::take(&mut plan.aside);
-        match self {
-            Choice::All => {}
-            Choice::Only(places) => {
-                // The server may refuse these texts, which says nothing of the items that are tried.
-                aside.clear();
-                plan.retain(|message, index| places.contains(&message.place(index)));
-            }
-            Choice::Without(refused) => {
-                aside.iter_mut().for_each(sift::spell_in_ascii);
-                plan.retain(|message, index| {
-                    let refusal = refused.get(&message.place(index));
-                    aside.extend(refusal.map(|refusal| refusal.set_aside(message, index)));
-                    refusal.is_none()
-                });
-            }
+/// How a batch is applied.
+#[derive(Clone, Copy)]
+pub struct Mode<'c> {
+    pub choice: Choice<'c>,
+    pub too_old: TooOld,
+    /// Of the whole transaction and of each of its statements.
+    pub limit: Duration,
+}
+
+impl Mode<'_> {
+    fn with(self, choice: Choice<'_>) -> Mode<'_> {
+        Mode { choice, ..self }
+    }
+
+    /// The time that each statement has.
+    pub fn statement_limit(self) -> Duration {
+        match self.choice {
+            Choice::Isolate(search) => search.part_limit(self.limit),
+            Choice::All(_) | Choice::None(_) => self.limit,
         }
-        aside
+    }
+
+    /// A refusal that no item is the reason for speaks of the server.
+    pub fn judged(self, failure: Failure) -> Failure {
+        match (failure.of_batch(), self.choice) {
+            (Failure::Refused { code, message }, Choice::Isolate(_) | Choice::None(_)) => {
+                isolate::give_up(&format!("it refuses any batch: {message} ({code})"))
+            }
+            (failure, _) => failure,
+        }
     }
 }
 
@@ -81,31 +89,42 @@ pub async fn apply(
     connection: &mut PgConnection,
     known: &Known,
     batch: &[Message],
+    limit: Duration,
 ) -> Result<Applied, Failure> {
     let batch = distinct(batch)?;
-    match attempt(connection, known, &batch, Choice::All, TooOld::SetAside).await {
+    let mode = Mode { choice: Choice::All(Path::Merged), too_old: TooOld::SetAside, limit };
+    match attempt(connection, known, &batch, mode).await {
         Err(Failure::Refused { .. }) => {
-            let refused = sift::refused(connection, known, &batch, TooOld::SetAside).await?;
-            attempt(connection, known, &batch, Choice::Without(&refused), TooOld::SetAside).await
+            attempt(connection, known, &batch, mode.with(Choice::Isolate(Search::Refused))).await
         }
         outcome => outcome,
     }
 }
 
+/// Ends a message that failed alone, time and again: without the items that fail alone, or without
+/// all of them.
+pub async fn give_up_on(
+    connection: &mut PgConnection,
+    known: &Known,
+    message: &Message,
+    give_up: &GiveUp,
+    limit: Duration,
+) -> Result<Applied, Failure> {
+    let choice = if give_up.search { Choice::Isolate(Search::Slow) } else { Choice::None(&give_up.why) };
+    attempt(connection, known, &[message], Mode { choice, too_old: TooOld::SetAside, limit }).await
+}
+
 /// One transaction, tried again where that may help.
-pub async fn attempt(
+async fn attempt(
     connection: &mut PgConnection,
     known: &Known,
     batch: &[&Message],
-    choice: Choice<'_>,
-    too_old: TooOld,
+    mut mode: Mode<'_>,
 ) -> Result<Applied, Failure> {
-    let mut patience = Patience::new();
-    let mut path = Path::Merged;
+    let mut patience = Patience::new(mode.limit);
     loop {
-        let outcome = try_once(connection, known, batch, path, choice, too_old).await;
-        match outcome {
-            Err(Failure::Overflow) if path == Path::Merged => path = Path::Exact,
+        match try_once(connection, known, batch, mode).await {
+            Err(Failure::Overflow) => mode.choice = Choice::All(Path::Exact),
             Err(failure) => patience.bear(known, failure).await?,
             applied => return applied,
         }
@@ -116,16 +135,20 @@ pub async fn attempt(
 pub struct Patience {
     backoff: Backoff,
     attempts: u32,
+    begun: Instant,
+    limit: Duration,
 }
 
 impl Patience {
-    pub fn new() -> Self {
-        Self { backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), attempts: 1 }
+    /// No other attempt begins in the second half of `limit`: it might not come to its end, and what
+    /// waited for a lock is not to be taken for what is slow.
+    pub fn new(limit: Duration) -> Self {
+        Self { backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), attempts: 1, begun: Instant::now(), limit }
     }
 
     /// Returns when another attempt may help, and the failure when none will.
     pub async fn bear(&mut self, known: &Known, failure: Failure) -> Result<(), Failure> {
-        if self.attempts >= ATTEMPTS_MAX {
+        if self.attempts >= ATTEMPTS_MAX || self.begun.elapsed() >= self.limit / 2 {
             return Err(failure);
         }
         self.attempts += 1;
@@ -146,17 +169,11 @@ async fn try_once(
     connection: &mut PgConnection,
     known: &Known,
     batch: &[&Message],
-    path: Path,
-    choice: Choice<'_>,
-    too_old: TooOld,
+    mode: Mode<'_>,
 ) -> Result<Applied, Failure> {
     known.partitions.ensure(connection, &days_of(batch)).await?;
-    let mut transaction = session::begin(connection).await?;
-    match within(&mut transaction, known, batch, path, choice, too_old).await {
-        Ok((applied, _)) if matches!(choice, Choice::Only(_)) => {
-            transaction.rollback().await?;
-            Ok(applied)
-        }
+    let mut transaction = session::begin_for(connection, mode.statement_limit()).await?;
+    match within(&mut transaction, known, batch, mode).await {
         Ok((applied, learned)) => {
             transaction.commit().await?;
             learned.remember(known);
@@ -164,7 +181,7 @@ async fn try_once(
         }
         Err(failure) => {
             transaction.rollback().await?;
-            Err(failure.of_batch())
+            Err(mode.judged(failure))
         }
     }
 }
@@ -177,6 +194,11 @@ pub struct Learned {
 }
 
 impl Learned {
+    pub fn absorb(&mut self, later: Self) {
+        self.types.extend(later.types);
+        self.rollups.extend(later.rollups);
+    }
+
     pub fn remember(self, known: &Known) {
         known.types.remember(&self.types);
         known.rollups.remember(self.rollups);
@@ -188,17 +210,30 @@ pub async fn within(
     connection: &mut PgConnection,
     known: &Known,
     batch: &[&Message],
-    path: Path,
-    choice: Choice<'_>,
-    too_old: TooOld,
+    mode: Mode<'_>,
 ) -> Result<(Applied, Learned), Failure> {
     let (fresh, old) = ledger::enter(connection, batch).await?;
-    let old = too_old.set_aside(old).ok_or(Failure::TooOld)?;
+    let old = mode.too_old.set_aside(old).ok_or(Failure::TooOld)?;
     let earlier = keys::enter(connection, &fresh).await?;
     let mut plan = Plan::of(&fresh, &old, &earlier);
-    let mut applied = Applied { set_aside: choice.narrow(&mut plan), ..Applied::default() };
+    let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
+    if let Choice::None(why) = mode.choice {
+        let aside = plan.places(&fresh).into_iter();
+        applied.set_aside.extend(aside.map(|place| place.set_aside(Reason::NotApplied, why)));
+    }
+    if !matches!(mode.choice, Choice::All(_)) {
+        // The server may refuse other texts.
+        applied.set_aside.iter_mut().for_each(isolate::spell_in_ascii);
+    }
     ledger::bury(connection, &applied.set_aside).await?;
-    let learned = take_effect(connection, known, &plan, path, &mut applied).await?;
+    let learned = match mode.choice {
+        Choice::All(path) => take_effect(connection, known, &plan, path, &mut applied).await?,
+        Choice::Isolate(search) => {
+            let rest = Rest { plan: &plan, places: plan.places(&fresh), search, limit: mode.limit };
+            rest.take_effect(connection, known, &mut applied).await?
+        }
+        Choice::None(_) => Learned::default(),
+    };
     applied.committed_at_ms = match applied.counters.iter().map(|counter| counter.updated_at_ms).max() {
         Some(last) => last,
         None => read::now_ms(connection).await?,

@@ -3,8 +3,8 @@
 //! A redrive locks rows, writes what their items ask for in the order of tables that `apply` keeps,
 //! and deletes the rows last. Rows that another redrive holds are passed over; who discards one
 //! waits, and finds it gone.
-use std::collections::{BTreeSet, VecDeque};
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -13,19 +13,17 @@ use uuid::Uuid;
 use super::apply::{Learned, Path, Patience, take_effect};
 use super::dead_messages;
 use super::failure::Failure;
+use super::isolate::{Rest, Search};
 use super::keys;
 use super::known::Known;
 use super::partitions::{Day, Table, days_of};
 use super::read::to_ms;
 use super::session;
-use super::sift::Refusal;
 use crate::id::MessageId;
 use crate::message::Message;
-use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, failed, steps};
+use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, steps};
 use crate::store::plan::Plan;
-use crate::store::{
-    Applied, DeadLetter, DeadLetterPage, Reason, Redrive, RedriveOutcome, Redriven, RedrivenPage,
-};
+use crate::store::{Applied, DeadLetter, DeadLetterPage, Redrive, RedriveOutcome, Redriven, RedrivenPage};
 
 /// A row of `dead_letters`.
 struct Row {
@@ -101,8 +99,7 @@ pub async fn discard(connection: &mut PgConnection, id: Uuid) -> Result<bool, Fa
     Ok(discarded)
 }
 
-/// Step by step, for as long as there is time. What the server refuses together is halved, until it
-/// is known what it refuses alone.
+/// Step by step, for as long as there is time. Items that the server refuses stay.
 pub async fn redrive(
     connection: &mut PgConnection,
     known: &Known,
@@ -114,30 +111,13 @@ pub async fn redrive(
     let letters = page(&mut transaction, &page_asked).await?;
     transaction.commit().await?;
     let mut done = RedrivenPage { items: Vec::new(), next: page_asked.next(&letters) };
-    let mut steps: VecDeque<&[DeadLetter]> = steps(&letters).collect();
     let mut reached = None;
-    while let Some(step) = steps.pop_front() {
+    for step in steps(&letters) {
         if reached.is_some() && begun.elapsed() > REDRIVE_TIME_MAX {
             done.next = reached;
             break;
         }
-        match attempt(connection, known, step, redrive).await {
-            Err(Failure::Refused { .. }) if step.len() > 1 => {
-                let (one, other) = step.split_at(step.len() / 2);
-                steps.push_front(other);
-                steps.push_front(one);
-                continue;
-            }
-            Err(Failure::Refused { code, message }) => {
-                let detail = Refusal { code, message }.detail();
-                let refused = failed(step[0].id, Reason::RefusedByStore.name(), detail);
-                if !redrive.dry_run {
-                    keep_one(connection, &refused).await?;
-                }
-                done.items.push(refused);
-            }
-            outcome => done.items.extend(outcome?),
-        }
+        done.items.extend(attempt(connection, known, step, redrive).await?);
         reached = step.last().map(|last| last.id);
     }
     Ok(done)
@@ -155,9 +135,10 @@ async fn attempt(
     {
         return dead_messages::redrive(connection, known, letter, redrive).await;
     }
-    let mut patience = Patience::new();
+    let (mut patience, mut all) = (Patience::new(Duration::MAX), true);
     loop {
-        match try_once(connection, known, letters, redrive).await {
+        match try_once(connection, known, letters, redrive, all).await {
+            Err(Failure::Refused { .. }) if all => all = false,
             Err(failure) => patience.bear(known, failure).await?,
             redriven => return redriven,
         }
@@ -169,11 +150,12 @@ async fn try_once(
     known: &Known,
     letters: &[DeadLetter],
     redrive: &Redrive,
+    all: bool,
 ) -> Result<Vec<Redriven>, Failure> {
     // Before the transaction, which would hold its locks for longer.
     known.partitions.ensure(connection, &days(&Batch::of(letters, redrive.force).messages)).await?;
     let mut transaction = session::begin(connection).await?;
-    match within(&mut transaction, known, letters, redrive.force).await {
+    match within(&mut transaction, known, letters, redrive.force, all).await {
         Ok((redriven, _)) if redrive.dry_run => {
             transaction.rollback().await?;
             Ok(redriven)
@@ -196,12 +178,14 @@ fn days(messages: &[Message]) -> BTreeSet<Day> {
     days_of(&messages).into_iter().filter(|(table, _)| *table != Table::Ledger).collect()
 }
 
-/// All statements between `begin` and `commit`.
+/// All statements between `begin` and `commit`. Unless `all` are to be taken together, those that the
+/// server refuses are searched for.
 async fn within(
     connection: &mut PgConnection,
     known: &Known,
     letters: &[DeadLetter],
     force: bool,
+    all: bool,
 ) -> Result<(Vec<Redriven>, Learned), Failure> {
     let ids: Vec<Uuid> = letters.iter().map(|letter| letter.id).collect();
     let held = lock(connection, &ids).await?;
@@ -211,7 +195,13 @@ async fn within(
     let mut plan = Plan::redriven(&batch.messages);
     let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
     // Rows are few: the exact path knows at once what overflows.
-    let learned = take_effect(connection, known, &plan, Path::Exact, &mut applied).await?;
+    let learned = if all {
+        take_effect(connection, known, &plan, Path::Exact, &mut applied).await?
+    } else {
+        let places = plan.places(&batch.messages.iter().collect::<Vec<_>>());
+        let rest = Rest { plan: &plan, places, search: Search::AllRefused, limit: REDRIVE_TIME_MAX * 2 };
+        rest.take_effect(connection, known, &mut applied).await?
+    };
     let redriven = batch.settle(&applied.set_aside);
     let is_applied = |redriven: &&Redriven| redriven.outcome == RedriveOutcome::Applied;
     let applied: Vec<Uuid> = redriven.iter().filter(is_applied).map(|redriven| redriven.id).collect();

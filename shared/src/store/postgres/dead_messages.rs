@@ -1,13 +1,15 @@
 //! Messages that could not be applied as a whole, among the dead letters: buried, and redriven as if
 //! they came from the queue.
+use std::time::Duration;
+
 use sqlx::PgConnection;
 
-use super::apply::{Choice, Learned, Path, Patience, within};
+use super::apply::{Choice, Learned, Mode, Path, Patience, within};
 use super::dead_letters::{keep_one, lock, take};
 use super::failure::Failure;
+use super::isolate::{Refusal, Search};
 use super::known::Known;
 use super::partitions::days_of;
-use super::sift::{self, Refusal, Refused};
 use super::{ledger, session};
 use crate::message::Message;
 use crate::store::bodies::{
@@ -17,6 +19,9 @@ use crate::store::dead_letters::failed;
 use crate::store::{
     DeadLetter, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Redriven, StoreError,
 };
+
+/// Bounds the search for what the server refuses, below `store.write_timeout_ms`.
+const REDRIVE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Text that the server refuses is written in ASCII.
 pub async fn bury(connection: &mut PgConnection, message: &DeadMessage) -> Result<(), Failure> {
@@ -102,7 +107,8 @@ fn about_the_message(failure: Failure) -> Result<(Reason, String), Failure> {
     match failure {
         Failure::Told(StoreError::DigestMismatch(id)) => Ok((Reason::DigestMismatch, mismatch(id))),
         Failure::Refused { code, message } => {
-            Ok((Reason::RefusedByStore, Refusal { code, message }.detail()))
+            let reason = Reason::RefusedByStore;
+            Ok((reason, Refusal { reason, code, message }.detail()))
         }
         failure => Err(failure),
     }
@@ -116,13 +122,16 @@ async fn attempt(
     message: &Message,
     redrive: &Redrive,
 ) -> Result<bool, Failure> {
-    let (mut patience, mut refused) = (Patience::new(), None);
+    let mut patience = Patience::new(REDRIVE_LIMIT);
+    // Messages are few: the exact path knows at once what overflows.
+    let mut mode = Mode {
+        choice: Choice::All(Path::Exact),
+        too_old: too_old(letter, redrive.force),
+        limit: REDRIVE_LIMIT,
+    };
     loop {
-        match try_once(connection, known, letter, message, refused.as_ref(), redrive).await {
-            Err(Failure::Refused { .. }) if refused.is_none() => {
-                let too_old = too_old(letter, redrive.force);
-                refused = Some(sift::refused(connection, known, &[message], too_old).await?);
-            }
+        match try_once(connection, known, letter, message, mode, redrive).await {
+            Err(Failure::Refused { .. }) => mode.choice = Choice::Isolate(Search::Refused),
             Err(failure) => patience.bear(known, failure).await?,
             outcome => return outcome,
         }
@@ -135,12 +144,12 @@ async fn try_once(
     known: &Known,
     letter: &DeadLetter,
     message: &Message,
-    refused: Option<&Refused>,
+    mode: Mode<'_>,
     redrive: &Redrive,
 ) -> Result<bool, Failure> {
     known.partitions.ensure(connection, &days_of(&[message])).await?;
     let mut transaction = session::begin(connection).await?;
-    match applied_and_taken(&mut transaction, known, letter, message, refused, redrive.force).await {
+    match applied_and_taken(&mut transaction, known, letter, message, mode, redrive.force).await {
         Ok(learned) if redrive.dry_run => {
             transaction.rollback().await?;
             Ok(learned.is_some())
@@ -153,7 +162,7 @@ async fn try_once(
         }
         Err(failure) => {
             transaction.rollback().await?;
-            Err(failure.of_batch())
+            Err(mode.judged(failure))
         }
     }
 }
@@ -164,7 +173,7 @@ async fn applied_and_taken(
     known: &Known,
     letter: &DeadLetter,
     message: &Message,
-    refused: Option<&Refused>,
+    mode: Mode<'_>,
     force: bool,
 ) -> Result<Option<Learned>, Failure> {
     let Some(letter) = lock(connection, &[letter.id]).await?.pop() else { return Ok(None) };
@@ -175,9 +184,7 @@ async fn applied_and_taken(
     if may_repeat(message, floor) && !force {
         return Err(Failure::TooOld);
     }
-    let (choice, too_old) = (refused.map_or(Choice::All, Choice::Without), too_old(&letter, force));
-    // Messages are few: the exact path knows at once what overflows.
-    let (_, learned) = within(connection, known, &[message], Path::Exact, choice, too_old).await?;
+    let (_, learned) = within(connection, known, &[message], mode).await?;
     take(connection, &[letter.id]).await?;
     Ok(Some(learned))
 }

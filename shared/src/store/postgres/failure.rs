@@ -83,6 +83,35 @@ impl Failure {
         matches!(self, Self::NoPlace(_)) || self.sqlstate().as_deref() == Some("57014")
     }
 
+    /// The server ended a statement at its time limit.
+    pub fn is_statement_timeout(&self) -> bool {
+        self.sqlstate().as_deref() == Some("57014")
+    }
+
+    /// Of a transaction that wrote: the server answers, and what it was given may be the reason. No
+    /// lost connection, no full, slow, stopping or read-only server, no conflict, no other schema.
+    fn may_be_the_message(&self) -> bool {
+        let of_the_server = ["08", "25", "40", "42", "53", "55", "57", "58"];
+        match self {
+            Self::TimedOut(_) | Self::GaveUp(_) | Self::Refused { .. } => true,
+            Self::Sql(sqlx::Error::Database(_)) => self.sqlstate().is_some_and(|code| {
+                code == "57014" || !(code == "23514" || of_the_server.contains(&&code[..2.min(code.len())]))
+            }),
+            _ => false,
+        }
+    }
+
+    /// The word on a batch: [`StoreError::Failed`] when the batch itself may be the reason.
+    pub fn of_transaction(self) -> Self {
+        if !self.may_be_the_message() {
+            return self;
+        }
+        match StoreError::from(self) {
+            StoreError::Unavailable(why) | StoreError::Busy(why) => StoreError::Failed(why).into(),
+            other => other.into(),
+        }
+    }
+
     /// Of a statement that wrote a batch: whether it was refused for what an item holds.
     pub fn of_batch(self) -> Self {
         let code = self.sqlstate().filter(|code| ABOUT_VALUES.contains(&&**code));
@@ -115,7 +144,11 @@ impl From<Failure> for StoreError {
     /// Everything that was not decided before may pass by itself. No URL and no value of a
     /// parameter is in these texts.
     fn from(failure: Failure) -> Self {
-        let told = if failure.is_busy() { Self::Busy } else { Self::Unavailable };
+        let told = match failure {
+            _ if failure.is_busy() => Self::Busy,
+            Failure::TimedOut(_) => Self::Failed,
+            _ => Self::Unavailable,
+        };
         let text = match failure {
             Failure::Told(told) => return told,
             Failure::Sql(sqlx::Error::Database(error)) => match error.code() {

@@ -48,7 +48,9 @@ impl Failed {
         };
         self.is_schema_skew |= failure.is_schema_skew();
         let text = match StoreError::from(failure) {
-            StoreError::Unavailable(text) | StoreError::Busy(text) => text.to_string(),
+            StoreError::Unavailable(text) | StoreError::Busy(text) | StoreError::Failed(text) => {
+                text.to_string()
+            }
             other @ StoreError::DigestMismatch(_) => other.to_string(),
         };
         self.told.push(format!("{what}: {text}"));

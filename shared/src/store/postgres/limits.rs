@@ -6,6 +6,8 @@
 //! pooler may lead to another session with each transaction, so each transaction sets them, and no
 //! statement runs outside of one: the client library prepares in one round trip what it executes in the
 //! next. What others prepared in a session is forgotten first, because the names may be the same.
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -64,7 +66,7 @@ impl Limits {
     pub fn begin(&self) -> Begin {
         let write = format!("{LEVEL}; set local statement_timeout = {}", self.write_ms);
         let alone = format!("set statement_timeout = {}", (self.write_ms / 4).max(1));
-        Begin { read: None, write, alone: Some(alone) }
+        Begin { read: None, write, write_ms: self.write_ms, alone: Some(alone) }
     }
 
     /// On connections to a pooler.
@@ -76,7 +78,8 @@ impl Limits {
             .collect();
         let with =
             |limit_ms| format!("{LEVEL}; deallocate all; set local statement_timeout = {limit_ms}{common}");
-        Begin { read: Some(with(self.read_ms)), write: with(self.write_ms), alone: None }
+        let write_ms = self.write_ms;
+        Begin { read: Some(with(self.read_ms)), write: with(write_ms), write_ms, alone: None }
     }
 }
 
@@ -95,11 +98,20 @@ pub struct Begin {
     /// `None`: reads need no transaction.
     read: Option<String>,
     pub write: String,
+    write_ms: u64,
     /// Limits the statement that comes next, outside of a transaction; nothing can behind a pooler.
     pub alone: Option<String>,
 }
 
 impl Begin {
+    /// A transaction that writes, with `limit` for each statement and half of it for each lock at most.
+    pub fn within(&self, limit: Duration) -> String {
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).clamp(2, self.write_ms.max(2));
+        let lock_ms = (self.write_ms / 4).min(limit_ms / 2).max(1);
+        let write = &self.write;
+        format!("{write}; set local statement_timeout = {limit_ms}; set local lock_timeout = {lock_ms}")
+    }
+
     /// Runs the work of an operation, within a transaction where it needs one and begins none itself.
     pub async fn run<T, F>(&self, class: Class, connection: &mut PgConnection, work: F) -> Result<T, Failure>
     where

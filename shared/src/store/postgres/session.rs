@@ -68,6 +68,11 @@ impl Limit {
     pub fn new(class: Class, time_ms: u64) -> Self {
         Self { class, time: Duration::from_millis(time_ms) }
     }
+
+    /// The same class with another time.
+    pub fn within(self, time: Duration) -> Self {
+        Self { time, ..self }
+    }
 }
 
 tokio::task_local! {
@@ -79,6 +84,15 @@ tokio::task_local! {
 pub async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Failure> {
     let begin = BEGIN.get();
     Ok(connection.begin_with(AssertSqlSafe(begin.write.clone())).await?)
+}
+
+/// The same with less time, `limit` for each statement, and less for each wait for a lock: what waits is
+/// not to be taken for what is slow.
+pub async fn begin_for(
+    connection: &mut PgConnection,
+    limit: Duration,
+) -> Result<Transaction<'_, Postgres>, Failure> {
+    Ok(connection.begin_with(AssertSqlSafe(BEGIN.get().within(limit))).await?)
 }
 
 /// Runs a statement that must not be within a transaction, for as long as a lock is waited for.
@@ -219,7 +233,7 @@ impl Session {
             // Not raised again: whoever supervises writes must live on, and pause where all can see it.
             Err(error) if error.is_panic() => {
                 tracing::error!(%error, "store operation panicked");
-                Err(StoreError::Unavailable("an operation panicked".into()))
+                Err(StoreError::Failed("an operation panicked".into()))
             }
             Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into())),
         }

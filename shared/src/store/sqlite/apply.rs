@@ -15,7 +15,7 @@ use crate::message::Message;
 use crate::store::ledger::TooOld;
 use crate::store::plan::Plan;
 use crate::store::sums::{self, Folded, Standing};
-use crate::store::{Applied, Counter, SetAside, ledger};
+use crate::store::{Applied, Counter, Reason, SetAside, ledger};
 
 /// `where true` tells the parser that `on` begins no join.
 pub const ENTER: &str = "insert into applied_message (id, digest, applied_at_ms) \
@@ -63,6 +63,29 @@ pub async fn apply(
     applied.keyed = plan.keyed_outcomes(&applied.set_aside);
     applied.committed_at_ms = now_ms;
     Ok(applied)
+}
+
+/// Ends a message without applying any of its items: those that would take effect are set aside.
+pub async fn give_up_on(
+    connection: &mut SqliteConnection,
+    message: &Message,
+    why: &str,
+) -> Result<Applied, Failure> {
+    let now_ms = clock::now_ms();
+    let (fresh, old) = enter(connection, &[message], now_ms).await?;
+    let earlier = keys::enter(connection, &fresh, now_ms).await?;
+    let mut plan = Plan::of(&fresh, &old, &earlier);
+    let mut set_aside = std::mem::take(&mut plan.aside);
+    let places = plan.places(&fresh).into_iter();
+    set_aside.extend(places.map(|place| place.set_aside(Reason::NotApplied, why)));
+    bury(connection, &set_aside, now_ms).await?;
+    Ok(Applied {
+        fresh: fresh.iter().map(|message| message.id).collect(),
+        keyed: plan.keyed_outcomes(&set_aside),
+        set_aside,
+        committed_at_ms: now_ms,
+        ..Applied::default()
+    })
 }
 
 /// Writes the ledger rows and returns the messages that had none, in the order of the batch, and

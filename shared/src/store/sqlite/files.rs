@@ -32,6 +32,12 @@ const OPERATIONS_BETWEEN_LOOKS: i32 = 10_000;
 /// A backup tool may hold the file for a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// SQLITE_TOOBIG, SQLITE_CONSTRAINT and SQLITE_MISMATCH, and whatever is one of them, as the refusal of
+/// a trigger is.
+fn is_about_values(code: Option<&str>) -> bool {
+    code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| matches!(code & 0xff, 18..=20))
+}
+
 /// SQLITE_INTERRUPT.
 const INTERRUPTED: &str = "9";
 
@@ -53,6 +59,7 @@ pub enum Failure {
 pub struct Files {
     shared: Arc<Shared>,
     runtime: Handle,
+    write_timeout: Duration,
 }
 
 struct Shared {
@@ -73,11 +80,12 @@ enum Writer {
 }
 
 impl Files {
-    /// A read is ended after `read_timeout`. Lists have `list_readers_max` readers, and one less than all
-    /// at most.
+    /// A read is ended after `read_timeout`, a write after `write_timeout`. Lists have `list_readers_max`
+    /// readers, and one less than all at most.
     pub async fn open(
         directory: &Path,
         read_timeout: Duration,
+        write_timeout: Duration,
         list_readers_max: u32,
     ) -> Result<Self, StoreError> {
         let runtime = Handle::current();
@@ -102,7 +110,7 @@ impl Files {
             list_places: Semaphore::new(list_readers_max.clamp(1, READERS_MAX - 1) as usize),
             schema_verified: AtomicBool::new(false),
         };
-        Ok(Self { shared: Arc::new(shared), runtime })
+        Ok(Self { shared: Arc::new(shared), runtime, write_timeout })
     }
 
     /// Runs `work` in a transaction that holds the write lock from its beginning.
@@ -111,11 +119,12 @@ impl Files {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
     {
-        Ok(self.try_write(operation, work).await?)
+        Ok(self.try_write(operation, self.write_timeout, work).await?)
     }
 
-    /// As [`write`](Self::write), for a caller that can mend a failure.
-    pub async fn try_write<T, F>(&self, operation: &str, work: F) -> Result<T, Failure>
+    /// As [`write`](Self::write), for a caller that can mend a failure; a statement that goes on after
+    /// `limit` is ended by SQLite itself.
+    pub async fn try_write<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, Failure>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
@@ -124,7 +133,7 @@ impl Files {
         let shared = Arc::clone(&self.shared);
         let outcome = joined(self.runtime.spawn(async move {
             let mut writer = shared.writer.lock().await;
-            let outcome = writer.transaction(&shared, work).await;
+            let outcome = writer.transaction(&shared, limit, work).await;
             if outcome.is_err() {
                 writer.replace_later().await;
             }
@@ -207,7 +216,7 @@ impl Files {
 }
 
 impl Writer {
-    async fn transaction<T, F>(&mut self, shared: &Shared, work: F) -> Result<T, Failure>
+    async fn transaction<T, F>(&mut self, shared: &Shared, limit: Duration, work: F) -> Result<T, Failure>
     where
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send,
     {
@@ -221,7 +230,13 @@ impl Writer {
         // A transaction that began as a reader and then writes is refused at once, whatever the
         // busy timeout says.
         let mut transaction = connection.begin_with("begin immediate").await?;
+        let deadline = Instant::now() + limit;
+        transaction
+            .lock_handle()
+            .await?
+            .set_progress_handler(OPERATIONS_BETWEEN_LOOKS, move || Instant::now() < deadline);
         let done = work(&mut transaction).await?;
+        transaction.lock_handle().await?.remove_progress_handler();
         transaction.commit().await?;
         Ok(done)
     }
@@ -277,7 +292,7 @@ async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
         // Not raised again: whoever supervises writes must live on, and pause where all can see it.
         Err(error) if error.is_panic() => {
             tracing::error!(%error, "store operation panicked");
-            Err(StoreError::Unavailable("an operation panicked".into()).into())
+            Err(StoreError::Failed("an operation panicked".into()).into())
         }
         Err(_) => Err(StoreError::Unavailable("the runtime of the store has ended".into()).into()),
     }
@@ -309,7 +324,10 @@ impl From<Failure> for StoreError {
             // A file opens at once: others use all readers.
             Failure::Sql(sqlx::Error::PoolTimedOut) => Self::Busy("no free connection in time".into()),
             Failure::Sql(sqlx::Error::Database(error)) if error.code().as_deref() == Some(INTERRUPTED) => {
-                Self::Busy("the read took too long and was ended".into())
+                Self::Busy("the statement took too long and was ended".into())
+            }
+            Failure::Sql(sqlx::Error::Database(error)) if is_about_values(error.code().as_deref()) => {
+                Self::Failed(error.message().into())
             }
             other => Self::Unavailable(other.to_string().into()),
         }

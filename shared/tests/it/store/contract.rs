@@ -41,6 +41,7 @@ macro_rules! on_both {
     };
 }
 
+mod attempts;
 mod dead_letters;
 pub mod dead_messages;
 mod documents;

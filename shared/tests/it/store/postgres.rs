@@ -1,4 +1,5 @@
 //! What only the store on Postgres can get wrong.
+mod alone;
 mod commits;
 mod days;
 mod floor;
@@ -181,7 +182,7 @@ async fn a_server_that_falls_silent_costs_a_time_out_and_no_connection() {
             for call in silent.collect::<Vec<_>>() {
                 let (outcome, took) = call.await.expect("no panic");
                 match outcome {
-                    Err(StoreError::Unavailable(_)) => unavailable += 1,
+                    Err(StoreError::Unavailable(_) | StoreError::Failed(_)) => unavailable += 1,
                     // Behind those that hear nothing.
                     Err(StoreError::Busy(_)) => {}
                     other => panic!("{other:?}"),

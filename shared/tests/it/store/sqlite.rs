@@ -421,3 +421,29 @@ async fn large_documents_are_indexed_a_few_at_a_time() {
         assert_eq!(count, fields);
     }
 }
+
+/// A trigger that computes for long stands in for whatever takes so long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_takes_too_long_is_ended_and_others_go_on() {
+    let directory = Directory::new("long-write");
+    let store = directory.store().await;
+    execute(
+        &mut file(&directory).await,
+        "create trigger heavy before insert on counters when new.name = 'heavy' begin \
+         select count(*) from (with recursive n (i) as \
+             (select 1 union all select i + 1 from n where i < 1000000000) select i from n); end",
+    )
+    .await;
+    let mut messages = Messages::new();
+    let begun = std::time::Instant::now();
+    let heavy = messages.increments(&[("heavy", 1), ("a", 1)]);
+    let limit = std::time::Duration::from_millis(200);
+    let error = store.apply_within([heavy.clone()].into(), limit).await.expect_err("is ended");
+    assert!(matches!(error, StoreError::Failed(_)), "{error}");
+    apply(&store, &[messages.increments(&[("a", 1)])]).await;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(standing(&store, "a").await, (1, 1));
+    let why = "it took too long".into();
+    let given_up = shared::store::GiveUp { why, search: true };
+    assert_eq!(store.give_up_on(heavy, given_up).await.expect("is given up").set_aside.len(), 2);
+}

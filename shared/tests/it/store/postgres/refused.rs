@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use crate::store::contract::dead_messages::{body, bury, too_new};
 use crate::store::sent::{document, increment, point, with_key};
 use crate::store::{
-    Messages, NOON_MS, apply, fate, message, postgres, postgres_config, standing, unavailable,
+    Messages, NOON_MS, apply, failed, fate, message, postgres, postgres_config, standing, unavailable,
 };
 
 use super::{execute, ledger_rows, session};
@@ -234,7 +234,7 @@ async fn what_speaks_of_the_server_and_not_of_an_item_sets_nothing_aside() {
         for code in codes {
             object_to(&mut session, "documents", "new.data like '%poison%'", code).await;
             let refused = store.apply(batch.clone().into()).await.expect_err("is refused");
-            assert_eq!(matches!(refused, StoreError::Busy(_)), code == "57014", "{refused}");
+            assert_eq!(matches!(refused, StoreError::Failed(_)), code == "57014", "{refused}");
             assert!(refused.to_string().contains(code), "{refused}");
             assert_eq!(
                 (dead_letters(&mut session).await, standing(&store, "a").await),
@@ -245,7 +245,7 @@ async fn what_speaks_of_the_server_and_not_of_an_item_sets_nothing_aside() {
         execute(&mut session, "drop trigger object on documents").await;
         // Every batch, whatever is in it.
         object_to(&mut session, "applied_message", "true", "22001").await;
-        let refused = unavailable(store.apply(batch.clone().into()).await.expect_err("is refused"));
+        let refused = failed(store.apply(batch.clone().into()).await.expect_err("is refused"));
         assert!(refused.contains("any batch"), "{refused}");
         execute(&mut session, "drop trigger object on applied_message").await;
         assert_eq!(apply(&store, &batch).await.fresh.len(), 2);
@@ -267,7 +267,7 @@ async fn a_large_share_that_is_refused_alike_sets_nothing_aside() {
             (0..60).map(|number| messages.of(&[document("c", data(number))])).collect()
         };
         let refused = store.apply(batch_with(7).into()).await.expect_err("is refused");
-        assert!(unavailable(refused).contains("more than 6 of 60 items alike"));
+        assert!(failed(refused).contains("more than 6 of 60 items alike"));
         assert_eq!((dead_letters(&mut session).await, ledger_rows(&url).await), (0, 0));
         assert_eq!(apply(&store, &batch_with(6)).await.set_aside.len(), 6);
     })

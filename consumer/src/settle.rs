@@ -1,0 +1,369 @@
+//! Applies a batch and acknowledges it, and decides what failed when that fails: the store or a message.
+//!
+//! The store is asked by a small write of its own. When it does not answer, the batch waits for it:
+//! one message is kept, the others are given back once, and nothing is consumed. When it answers, the
+//! messages are applied one by one, small ones first; one that fails alone is held aside as a suspect,
+//! and everything else goes on.
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use shared::id::MessageId;
+use shared::message::Message;
+use shared::queue::{Delivery, Lost};
+use shared::shutdown::Shutdown;
+use shared::store::{Applied, Store, StoreError};
+
+use crate::ingest::{Batch, Held, Session, Settled, answered};
+use crate::measure::{count, metrics};
+use crate::merge::Size;
+use crate::suspects::{Ended, STRIKES_MAX, answers};
+use crate::told;
+
+/// A failed transaction is tried once more after this, before the store is asked.
+const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
+
+/// The time of a batch is doubled while all of its messages are slow, up to this.
+const BATCH_TIME_GROWN_MAX: Duration = Duration::from_mins(1);
+
+/// How long the same message is tried at a store that answers and takes it not, before another one is.
+const KEPT_MIN: Duration = Duration::from_secs(1);
+
+/// The answer of a store for which a message waits.
+struct Refused {
+    error: StoreError,
+    /// It took a write of its own.
+    probed: bool,
+}
+
+impl Session<'_> {
+    /// Notes redelivered messages before they are tried. Those that a process noted which ended
+    /// meanwhile leave the batch: each of them is tried alone.
+    pub(crate) async fn note(&mut self, batch: Batch) -> Batch {
+        let redelivered = batch.deliveries.iter().zip(batch.messages.iter());
+        let redelivered = redelivered.filter(|(delivery, _)| delivery.redelivered);
+        let others = self.attempts.begin(redelivered.map(|(_, message)| message.id).collect()).await;
+        if others.is_empty() {
+            return batch;
+        }
+        let (again, batch): (Vec<_>, Vec<_>) =
+            pairs(batch).into_iter().partition(|(_, message)| others.contains(&message.id));
+        let held = |(delivery, message): (Delivery, Message)| {
+            let size = Size::of(message.entries.len(), delivery.body.len());
+            Held { delivery, message, size }
+        };
+        self.again.extend(again.into_iter().map(held));
+        batch.into_iter().collect()
+    }
+
+    /// Tries a message alone that may have brought its consumer down, or gives it up.
+    pub(crate) async fn try_again(&mut self, held: Held, shutdown: &mut Shutdown) -> Result<Settled, Lost> {
+        let Held { delivery, message, .. } = held;
+        if self.attempts.again(message.id).await > STRIKES_MAX && !self.suspects.is_full() {
+            self.suspects.add_crashed(delivery, message, self.ingest.status.commits());
+            self.open_window().await?;
+            return Ok(Settled::Aside);
+        }
+        self.settle(Batch::of(delivery, message), shutdown).await
+    }
+
+    /// Applies and acknowledges, however long the store takes to come back.
+    pub(crate) async fn settle(
+        &mut self,
+        mut batch: Batch,
+        shutdown: &mut Shutdown,
+    ) -> Result<Settled, Lost> {
+        let mut failed_before = false;
+        while !batch.messages.is_empty() {
+            let begun = Instant::now();
+            let Some(outcome) = self.ingest.apply(&batch, self.batch_time, shutdown).await else {
+                return self.stop(batch).await;
+            };
+            match outcome {
+                Ok(applied) => {
+                    self.acknowledge(batch, &applied).await?;
+                    if begun.elapsed() < self.batch_time / 4 {
+                        self.batch_time = (self.batch_time / 2).max(self.ingest.pace.batch_time_max);
+                    }
+                    return Ok(Settled::Acknowledged);
+                }
+                Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut batch, id).await?,
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Busy(_))) if !failed_before => {
+                    tracing::info!(%error, "transaction failed, trying once more");
+                    failed_before = true;
+                    tokio::time::sleep(SECOND_TRY_AFTER).await;
+                }
+                Err(error) => return self.find_out(batch, error, shutdown).await,
+            }
+        }
+        Ok(Settled::Aside)
+    }
+
+    /// A batch failed: asks the store, then its messages one by one.
+    async fn find_out(
+        &mut self,
+        batch: Batch,
+        error: StoreError,
+        shutdown: &mut Shutdown,
+    ) -> Result<Settled, Lost> {
+        if !answers(&self.ingest.store).await {
+            return self.wait_for_store(batch, &error, shutdown).await;
+        }
+        if batch.messages.len() > 1 {
+            tracing::info!(%error, batch.messages = batch.messages.len(), "batch failed, applied one by one");
+            let is_slow = matches!(error, StoreError::Failed(_));
+            return self.one_by_one(batch, is_slow, shutdown).await;
+        }
+        if self.must_be_the_store(&error) {
+            return self.wait_for_store(batch, &error, shutdown).await;
+        }
+        self.hold_aside(batch, &error).await?;
+        Ok(Settled::Aside)
+    }
+
+    async fn one_by_one(
+        &mut self,
+        batch: Batch,
+        is_slow: bool,
+        shutdown: &mut Shutdown,
+    ) -> Result<Settled, Lost> {
+        let mut settled = Settled::Aside;
+        let mut has_failed = false;
+        let mut rest = pairs(batch);
+        // The next one is the last.
+        rest.sort_by_key(|(delivery, _)| std::cmp::Reverse(delivery.body.len()));
+        while let Some((delivery, message)) = rest.pop() {
+            let mut one = Batch::of(delivery, message);
+            let Some(outcome) = self.ingest.apply(&one, self.batch_time, shutdown).await else {
+                return self.stop(together(one, rest)).await;
+            };
+            match outcome {
+                Ok(applied) => {
+                    self.acknowledge(one, &applied).await?;
+                    settled = Settled::Acknowledged;
+                }
+                Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut one, id).await?,
+                Err(error) => {
+                    if !answers(&self.ingest.store).await || self.must_be_the_store(&error) {
+                        return self.wait_for_store(together(one, rest), &error, shutdown).await;
+                    }
+                    self.hold_aside(one, &error).await?;
+                    has_failed = true;
+                }
+            }
+        }
+        if is_slow && !has_failed {
+            // All of it together takes longer, so it is not one message.
+            self.grow_batch_time();
+        }
+        Ok(settled)
+    }
+
+    fn grow_batch_time(&mut self) {
+        self.batch_time = (self.batch_time * 2).min(BATCH_TIME_GROWN_MAX);
+    }
+
+    /// An error that names the server, after another failure without a commit in between.
+    fn must_be_the_store(&self, error: &StoreError) -> bool {
+        !matches!(error, StoreError::Failed(_)) && (self.is_unwell || self.suspects.is_full())
+    }
+
+    /// A message failed alone while the store answers.
+    async fn hold_aside(&mut self, one: Batch, error: &StoreError) -> Result<(), Lost> {
+        let ids: Vec<MessageId> = one.ids().collect();
+        if self.suspects.is_full() {
+            tracing::warn!(%error, "a message failed alone and is given back: too many are held aside");
+            self.attempts.end(ids).await;
+            return self.subscription.give_back(one.deliveries).await;
+        }
+        self.attempts.hold_aside(ids, error).await;
+        if self.is_unwell {
+            self.grow_batch_time();
+        }
+        self.is_unwell = true;
+        for (delivery, message) in pairs(one) {
+            self.suspects.add(delivery, message, error, self.ingest.status.commits());
+        }
+        self.open_window().await
+    }
+
+    /// Keeps one message and asks for the store until it answers; then that message is tried.
+    async fn wait_for_store(
+        &mut self,
+        mut batch: Batch,
+        why: &StoreError,
+        shutdown: &mut Shutdown,
+    ) -> Result<Settled, Lost> {
+        if !self.ingest.status.store_away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(error = %why, "store is away, consuming paused");
+        }
+        metrics().paused.set(1);
+        self.window.shrink();
+        let others = batch.deliveries.split_off(1);
+        batch.messages = [batch.messages[0].clone()].into();
+        self.stop_deliveries(others).await?;
+        let since = Instant::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.backoff.delay()) => {}
+                () = shutdown.requested() => return self.stop(batch).await,
+                straggler = self.subscription.next() => {
+                    self.subscription.give_back(vec![straggler?]).await?;
+                    continue;
+                }
+            }
+            if since.elapsed() > self.ingest.pace.held_max {
+                self.subscription.give_back(batch.deliveries).await?;
+                return Err(Lost("a message was held for long and is given back".into()));
+            }
+            let Some(outcome) =
+                answered(probe_then_apply(&self.ingest.store, &batch, self.batch_time), shutdown).await
+            else {
+                return self.stop(batch).await;
+            };
+            match outcome {
+                Ok(applied) => {
+                    tracing::info!(
+                        away.seconds = since.elapsed().as_secs(),
+                        "store is back, consuming resumes"
+                    );
+                    self.acknowledge(batch, &applied).await?;
+                    self.open_window().await?;
+                    return Ok(Settled::Acknowledged);
+                }
+                Err(Refused { error: StoreError::DigestMismatch(id), .. }) => {
+                    self.refuse_reused_id(&mut batch, id).await?;
+                    break;
+                }
+                Err(Refused { error, probed }) if !probed || since.elapsed() < KEPT_MIN => {
+                    tracing::debug!(%error, "store is still away");
+                }
+                // It answers, and takes not this message: another one may tell more.
+                Err(Refused { error, .. }) => {
+                    let other = self.suspects.take_oldest_if_full();
+                    self.hold_aside(batch, &error).await?;
+                    let Some(suspect) = other else { break };
+                    batch = Batch::of(suspect.delivery, suspect.message);
+                }
+            }
+        }
+        self.open_window().await?;
+        Ok(Settled::Aside)
+    }
+
+    /// The commit is known: tell the replicas, then acknowledge.
+    pub(crate) async fn acknowledge(&mut self, batch: Batch, applied: &Applied) -> Result<(), Lost> {
+        self.store_is_away(false);
+        self.ingest.status.committed();
+        self.is_unwell = false;
+        self.backoff.reset();
+        self.ingest.announcer.committed(applied, batch.messages.len());
+        count(&batch.messages, applied);
+        told::log(&self.ingest.ids, &batch.messages, &batch.deliveries, applied);
+        let ids: Vec<MessageId> = batch.ids().collect();
+        self.subscription.ack(batch.deliveries).await?;
+        self.attempts.end(ids).await;
+        Ok(())
+    }
+
+    /// A suspect left the suspects.
+    pub(crate) async fn end(&mut self, ended: Ended) -> Result<(), Lost> {
+        let id = ended.message();
+        self.settle_ended(ended).await?;
+        self.attempts.end([id]).await;
+        Ok(())
+    }
+
+    async fn settle_ended(&mut self, ended: Ended) -> Result<(), Lost> {
+        match ended {
+            Ended::Applied { suspect, applied, given_up } => {
+                if given_up {
+                    tracing::error!(
+                        message.id = %suspect.message.id,
+                        items.set_aside = applied.set_aside.len(),
+                        error = &*suspect.why,
+                        "message given up: it failed alone time and again"
+                    );
+                    metrics().given_up.inc();
+                }
+                self.acknowledge(Batch::of(suspect.delivery, suspect.message), &applied).await
+            }
+            Ended::Rejected(suspect, reused) => {
+                let mut batch = Batch::of(suspect.delivery, suspect.message);
+                if let Some(id) = reused {
+                    return self.refuse_reused_id(&mut batch, id).await;
+                }
+                let id = batch.messages[0].id;
+                tracing::error!(message.id = %id, error = &*suspect.why, "message rejected: it cannot even be given up");
+                metrics().rejected.with_label_values(&["not_applied"]).inc();
+                for delivery in batch.deliveries {
+                    self.subscription.reject(delivery).await?;
+                }
+                Ok(())
+            }
+            Ended::GivenBack(suspect) => self.subscription.give_back(vec![suspect.delivery]).await,
+        }
+    }
+
+    /// Another body under an id that was applied: never applied, never acknowledged as if it had
+    /// been. The reader of the dead queue keeps it for a person, and the rest goes on.
+    async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
+        let index = batch.messages.iter().position(|message| message.id == id);
+        let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
+        let traces = told::trace_ids(&batch.deliveries[index]);
+        tracing::error!(message.id = %id, trace.ids = traces, "message id was applied with another body: rejected");
+        metrics().rejected.with_label_values(&["digest_mismatch"]).inc();
+        let mut messages = batch.messages.to_vec();
+        messages.remove(index);
+        batch.messages = messages.into();
+        self.subscription.reject(batch.deliveries.remove(index)).await
+    }
+
+    async fn stop(&mut self, batch: Batch) -> Result<Settled, Lost> {
+        tracing::warn!("stopped before the end of a transaction, its messages are given back");
+        self.stop_deliveries(batch.deliveries).await?;
+        Ok(Settled::Stopping)
+    }
+
+    /// Stops deliveries and gives back everything in hand that is not applied, once; suspects are kept.
+    pub(crate) async fn stop_deliveries(&mut self, mut back: Vec<Delivery>) -> Result<(), Lost> {
+        self.subscription.set_window(0).await?;
+        back.extend(self.pending.take().map(|held| held.delivery));
+        back.extend(self.again.drain(..).map(|held| held.delivery));
+        while let Some(delivery) = self.subscription.try_next()? {
+            back.push(delivery);
+        }
+        self.subscription.give_back(back).await
+    }
+
+    /// Lets the window be used by messages that are not held aside.
+    pub(crate) async fn open_window(&mut self) -> Result<(), Lost> {
+        let held = u16::try_from(self.suspects.len()).unwrap_or(u16::MAX);
+        self.subscription.set_window(self.window.get().saturating_add(held)).await
+    }
+
+    pub(crate) fn store_is_away(&self, away: bool) {
+        self.ingest.status.store_away.store(away, Ordering::Relaxed);
+        metrics().paused.set(i64::from(away));
+    }
+}
+
+/// However long the probe takes.
+async fn probe_then_apply(
+    store: &Arc<dyn Store>,
+    batch: &Batch,
+    limit: Duration,
+) -> Result<Applied, Refused> {
+    store.probe().await.map_err(|error| Refused { error, probed: false })?;
+    let applied = store.apply_within(batch.messages.clone(), limit).await;
+    applied.map_err(|error| Refused { error, probed: true })
+}
+
+fn pairs(batch: Batch) -> Vec<(Delivery, Message)> {
+    batch.deliveries.into_iter().zip(batch.messages.iter().cloned()).collect()
+}
+
+/// The first is kept first.
+fn together(one: Batch, rest: Vec<(Delivery, Message)>) -> Batch {
+    pairs(one).into_iter().chain(rest).collect()
+}

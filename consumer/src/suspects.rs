@@ -1,0 +1,350 @@
+//! Messages that failed alone while the store answered: held aside, tried again one by one beside
+//! everything else, and given up after [`STRIKES_MAX`] failures.
+//!
+//! A strike is a failure of the message alone that the store blames on nothing else
+//! ([`StoreError::Failed`]), between two small writes of the store's own that succeed promptly, and
+//! with commits of others since the failure before. A lost connection, a conflict, a full, slow or
+//! stopping server is none, so an outage gives nothing up, and neither does a queue in which there is
+//! nothing else. It holds deliveries for a session, and settles none.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shared::id::MessageId;
+use shared::message::Message;
+use shared::queue::Delivery;
+use shared::store::{Applied, GiveUp, Store, StoreError};
+use tokio::task::JoinSet;
+
+use crate::measure::metrics;
+
+/// Failures after which a message is given up, and processes that it may bring down.
+pub const STRIKES_MAX: u32 = 5;
+
+/// How many are held aside by one session.
+const SUSPECTS_MAX: usize = 32;
+
+/// Bytes of their bodies.
+const SUSPECTS_BYTES_MAX: usize = 64 << 20;
+
+/// How many are tried at once, beside the batches.
+const TRIALS_MAX: usize = 4;
+
+/// A write of the store's own that takes longer does not say that it answers.
+const PROMPT: Duration = Duration::from_secs(1);
+
+/// How much time messages have.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The time of a transaction before its messages are tried one by one. More for a batch that
+    /// turns out to be slow as a whole; a suspect gets twice as much with each failure, and at last as
+    /// much as the store allows.
+    pub batch_time_max: Duration,
+    /// The pause before a suspect is tried again, doubled each time.
+    pub pause_min: Duration,
+    pub pause_max: Duration,
+    /// How long it is held: a broker takes a message away from a consumer that holds it for 30 minutes.
+    pub held_max: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            batch_time_max: Duration::from_secs(1),
+            pause_min: Duration::from_secs(1),
+            pause_max: Duration::from_secs(30),
+            held_max: crate::ingest::PROBE_HELD_MAX,
+        }
+    }
+}
+
+/// Whether the store commits a write of its own promptly.
+pub async fn answers(store: &Arc<dyn Store>) -> bool {
+    tokio::time::timeout(PROMPT, store.probe()).await.is_ok_and(|probed| probed.is_ok())
+}
+
+/// The next step with a suspect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Try,
+    /// Without the items that fail alone.
+    Search,
+    /// Without another try. Not before others were committed.
+    GiveUp,
+}
+
+/// A message that was delivered and is not applied.
+#[derive(Debug)]
+pub struct Suspect {
+    pub delivery: Delivery,
+    pub message: Message,
+    pub why: Arc<str>,
+    number: u64,
+    step: Step,
+    strikes: u32,
+    failures: u32,
+    /// Commits of others when it failed last.
+    commits: u64,
+    due: Instant,
+    since: Instant,
+    is_running: bool,
+}
+
+impl Suspect {
+    /// Decides what comes after a failure; `false` when nothing is left to try.
+    fn strike(&mut self, commits: u64) -> bool {
+        match self.step {
+            Step::Try => {
+                self.strikes += u32::from(commits > self.commits);
+                self.commits = commits;
+                if self.strikes >= STRIKES_MAX {
+                    self.step = Step::Search;
+                }
+                true
+            }
+            Step::Search => {
+                self.step = Step::GiveUp;
+                true
+            }
+            Step::GiveUp => false,
+        }
+    }
+
+    fn is_due(&self, now: Instant, commits: u64) -> bool {
+        !self.is_running && self.due <= now && (self.step != Step::GiveUp || commits > self.commits)
+    }
+}
+
+/// How a suspect left.
+#[derive(Debug)]
+pub enum Ended {
+    /// Wholly or in part; `given_up` after it failed too often.
+    Applied { suspect: Suspect, applied: Box<Applied>, given_up: bool },
+    /// The store takes not even its dead letters, or its id belongs to another body.
+    Rejected(Suspect, Option<MessageId>),
+    /// It was held for long.
+    GivenBack(Suspect),
+}
+
+impl Ended {
+    pub fn message(&self) -> MessageId {
+        match self {
+            Self::Applied { suspect, .. } | Self::Rejected(suspect, _) | Self::GivenBack(suspect) => {
+                suspect.message.id
+            }
+        }
+    }
+}
+
+/// The outcome of one trial.
+enum Outcome {
+    Applied(Box<Applied>),
+    Reused(MessageId),
+    Failed(Arc<str>),
+    /// The store may be the reason.
+    Unclear(Arc<str>),
+}
+
+pub struct Suspects {
+    store: Arc<dyn Store>,
+    pace: Pace,
+    held: Vec<Suspect>,
+    trials: JoinSet<(u64, Outcome)>,
+    next_number: u64,
+}
+
+impl Suspects {
+    pub fn new(store: Arc<dyn Store>, pace: Pace) -> Self {
+        Self { store, pace, held: Vec::new(), trials: JoinSet::new(), next_number: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    pub fn is_full(&self) -> bool {
+        let bytes: usize = self.held.iter().map(|suspect| suspect.delivery.body.len()).sum();
+        self.held.len() >= SUSPECTS_MAX || bytes >= SUSPECTS_BYTES_MAX
+    }
+
+    /// A message that failed alone. `commits` are those of others until then.
+    pub fn add(&mut self, delivery: Delivery, message: Message, error: &StoreError, commits: u64) {
+        let strikes = u32::from(matches!(error, StoreError::Failed(_)));
+        let due = Instant::now() + self.pace.pause_min;
+        self.hold(delivery, message, error.to_string().into(), (Step::Try, strikes), (commits, due));
+    }
+
+    /// A message that brought down too many processes.
+    pub fn add_crashed(&mut self, delivery: Delivery, message: Message, commits: u64) {
+        let why = "its consumer ended each time it was tried".into();
+        self.hold(delivery, message, why, (Step::GiveUp, STRIKES_MAX), (commits, Instant::now()));
+    }
+
+    fn hold(
+        &mut self,
+        delivery: Delivery,
+        message: Message,
+        why: Arc<str>,
+        (step, strikes): (Step, u32),
+        (commits, due): (u64, Instant),
+    ) {
+        tracing::warn!(
+            message.id = %message.id,
+            message.items = message.entries.len(),
+            message.bytes = delivery.body.len(),
+            error = &*why,
+            "message failed alone and is held aside"
+        );
+        metrics().suspects.inc();
+        let (number, since) = (self.next_number, Instant::now());
+        self.next_number += 1;
+        let (failures, is_running) = (1, false);
+        self.held.push(Suspect {
+            delivery,
+            message,
+            why,
+            number,
+            step,
+            strikes,
+            failures,
+            commits,
+            due,
+            since,
+            is_running,
+        });
+    }
+
+    /// Makes room: the one that waited longest and is not being tried.
+    pub fn take_oldest_if_full(&mut self) -> Option<Suspect> {
+        let index = self.held.iter().position(|suspect| !suspect.is_running && suspect.step == Step::Try)?;
+        self.is_full().then(|| self.remove(index))
+    }
+
+    /// All of them. What is being tried is left to its end or dropped: the ledger knows.
+    pub fn take_all(&mut self) -> Vec<Suspect> {
+        self.trials.abort_all();
+        metrics().suspects.sub(i64::try_from(self.held.len()).unwrap_or(0));
+        std::mem::take(&mut self.held)
+    }
+
+    fn remove(&mut self, index: usize) -> Suspect {
+        metrics().suspects.dec();
+        self.held.remove(index)
+    }
+
+    /// Waits for the end of a suspect; trials begin as they fall due. Pending while there are none.
+    /// Safe to cancel. `commits` are those of others: it is to be called again after each.
+    pub async fn ended(&mut self, commits: u64) -> Ended {
+        loop {
+            let now = Instant::now();
+            let is_old = |suspect: &Suspect| {
+                !suspect.is_running && now.duration_since(suspect.since) > self.pace.held_max
+            };
+            if let Some(index) = self.held.iter().position(is_old) {
+                return Ended::GivenBack(self.remove(index));
+            }
+            self.begin_trials(now, commits);
+            let next_due = self.held.iter().filter(|suspect| !suspect.is_running).map(|suspect| {
+                if suspect.is_due(now, commits) || suspect.due <= now { now + PROMPT } else { suspect.due }
+            });
+            let next_due = next_due.min();
+            let joined = tokio::select! {
+                joined = self.trials.join_next(), if !self.trials.is_empty() => joined,
+                () = tokio::time::sleep_until(next_due.unwrap_or(now).into()), if next_due.is_some() => continue,
+                else => std::future::pending().await,
+            };
+            let (number, outcome) = match joined {
+                Some(Ok(trial)) => trial,
+                // A defect: it does not say whose trial it was, so all of them begin again.
+                Some(Err(error)) => {
+                    tracing::error!(%error, "a trial failed");
+                    self.trials = JoinSet::new();
+                    self.held.iter_mut().for_each(|suspect| suspect.is_running = false);
+                    tokio::time::sleep(self.pace.pause_min).await;
+                    continue;
+                }
+                None => continue,
+            };
+            if let Some(ended) = self.judge(number, outcome, commits) {
+                return ended;
+            }
+        }
+    }
+
+    fn begin_trials(&mut self, now: Instant, commits: u64) {
+        for suspect in &mut self.held {
+            if self.trials.len() >= TRIALS_MAX {
+                break;
+            }
+            if suspect.is_due(now, commits) {
+                suspect.is_running = true;
+                let (number, step, store) = (suspect.number, suspect.step, Arc::clone(&self.store));
+                let (message, why) = (suspect.message.clone(), Arc::clone(&suspect.why));
+                let limit = if suspect.strikes + 1 >= STRIKES_MAX {
+                    Duration::MAX
+                } else {
+                    self.pace.batch_time_max.saturating_mul(1 << suspect.failures.min(16))
+                };
+                self.trials.spawn(async move { (number, tried(&store, message, step, why, limit).await) });
+            }
+        }
+    }
+
+    fn judge(&mut self, number: u64, outcome: Outcome, commits: u64) -> Option<Ended> {
+        let index = self.held.iter().position(|suspect| suspect.number == number)?;
+        let suspect = &mut self.held[index];
+        suspect.is_running = false;
+        match outcome {
+            Outcome::Applied(applied) => {
+                let given_up = suspect.step != Step::Try;
+                return Some(Ended::Applied { suspect: self.remove(index), applied, given_up });
+            }
+            Outcome::Reused(id) => return Some(Ended::Rejected(self.remove(index), Some(id))),
+            Outcome::Failed(why) => {
+                tracing::info!(message.id = %suspect.message.id, error = &*why, "message failed alone again");
+                if suspect.step == Step::Try {
+                    suspect.why = why;
+                }
+                if !suspect.strike(commits) {
+                    return Some(Ended::Rejected(self.remove(index), None));
+                }
+            }
+            Outcome::Unclear(why) => {
+                tracing::debug!(message.id = %suspect.message.id, error = &*why, "a trial says nothing");
+            }
+        }
+        let pause = self.pace.pause_min * (1 << suspect.failures.min(16));
+        suspect.failures += 1;
+        suspect.due = Instant::now() + pause.min(self.pace.pause_max);
+        None
+    }
+}
+
+impl Drop for Suspects {
+    fn drop(&mut self) {
+        self.take_all();
+    }
+}
+
+/// One trial, between two writes of the store's own.
+async fn tried(
+    store: &Arc<dyn Store>,
+    message: Message,
+    step: Step,
+    why: Arc<str>,
+    limit: Duration,
+) -> Outcome {
+    // A store that is slow may take it all the same.
+    let answered_before = answers(store).await;
+    let applied = match step {
+        Step::Try => store.apply_within([message].into(), limit).await,
+        Step::Search => store.give_up_on(message, GiveUp { why, search: true }).await,
+        Step::GiveUp => store.give_up_on(message, GiveUp { why, search: false }).await,
+    };
+    match applied {
+        Ok(applied) => Outcome::Applied(applied.into()),
+        Err(StoreError::DigestMismatch(id)) => Outcome::Reused(id),
+        Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => Outcome::Unclear(why),
+        Err(StoreError::Failed(why)) if answered_before && answers(store).await => Outcome::Failed(why),
+        Err(StoreError::Failed(why)) => Outcome::Unclear(why),
+    }
+}
