@@ -25,7 +25,7 @@ pub const PART_BYTES_MAX: usize = 16 << 10;
 /// Room in a connection's buffer that a large answer is counted with: two parts and the head.
 pub const BUFFER_BYTES: usize = 3 * PART_BYTES_MAX;
 
-/// Whether it is worth counting.
+/// Checks whether an answer is worth counting.
 pub fn is_large(response: &ServiceResponse<BoxBody>) -> bool {
     matches!(response.response().body().size(), BodySize::Sized(bytes) if bytes > PART_BYTES_MAX as u64)
 }
@@ -49,7 +49,7 @@ pub fn counted(response: ServiceResponse<BoxBody>, pace: &Rc<Pace>) -> ServiceRe
     })
 }
 
-/// What is left of an answer.
+/// The rest of an answer.
 struct Unsent {
     rest: Bytes,
     reserved: Reserved,

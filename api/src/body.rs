@@ -85,7 +85,7 @@ pub async fn read<'a>(
     if matches!(length, Length::Announced(0)) {
         return Ok((media_type.classify(Bytes::new())?, budget.arriving()));
     }
-    // Who asks before sending is spared the sending.
+    // A client that asks before it sends is spared the sending.
     if media_type == MediaType::Other && request.head().expect() {
         return Err(MediaType::unread());
     }
@@ -267,7 +267,7 @@ fn no_room(_: NoRoom) -> Problem {
     Problem::overloaded()
 }
 
-/// What a body is said to be.
+/// The media type that a body is sent with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MediaType {
     Json,

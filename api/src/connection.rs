@@ -25,7 +25,7 @@ use crate::memory_budget::{MemoryBudget, Reserved};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What holds for every connection of a server.
+/// Limits of every connection of a server.
 #[derive(Debug)]
 pub struct ConnectionLimits {
     /// How long it may stand still while no request is in work on it.
@@ -34,7 +34,7 @@ pub struct ConnectionLimits {
     pub answer_timeout: Duration,
     /// How long a request may still wait once the client has closed its half.
     pub half_closed_wait: Duration,
-    /// For what is not sent yet, on all connections.
+    /// Room for what is not sent yet, on all connections.
     pub answers: Arc<MemoryBudget>,
 }
 
@@ -51,7 +51,7 @@ pub struct Pace {
     is_sending: Cell<bool>,
     /// The request in work asked whether to send its body.
     has_asked: Cell<bool>,
-    /// When the client closed its half.
+    /// Time at which the client closed its half.
     half_closed: Cell<Option<Instant>>,
     half_closes: Notify,
 }
@@ -145,14 +145,14 @@ pub struct Connection {
     stream: TcpStream,
     pace: Rc<Pace>,
     timer: Pin<Box<Sleep>>,
-    /// While the client takes nothing.
+    /// Set while the client takes nothing.
     blocked: Option<Blocked>,
 }
 
 #[derive(Debug)]
 struct Blocked {
     since: Instant,
-    /// For what is written and not taken.
+    /// Room for what is written and not taken.
     room: Option<Reserved>,
     /// Somebody wanted to read meanwhile.
     has_reader: bool,

@@ -43,7 +43,7 @@ impl MemoryBudget {
         (before.saturating_add(bytes) <= self.bytes_max).then_some(reserved)
     }
 
-    /// Whether so much would fit now.
+    /// Checks that so much would fit now.
     pub fn has_room(&self, bytes: usize) -> bool {
         self.taken.load(Ordering::Relaxed).saturating_add(bytes) <= self.bytes_max
     }

@@ -36,7 +36,7 @@ pub struct Terms {
     pub is_preferred: bool,
     /// Of a request whose trace is kept by whoever began it.
     pub trace: Option<TraceParent>,
-    /// Of the connection on which an answer may wait; `None` without one.
+    /// The connection on which an answer may wait; `None` in tests without one.
     pub pace: Option<Rc<Pace>>,
 }
 
@@ -62,8 +62,8 @@ impl Terms {
         Ok(Self { wait: terms.wait.or((!short.is_zero()).then_some(short)), ..terms })
     }
 
-    /// Whether an answer of so many bytes finds room. To be asked before a write is done: its answer is not
-    /// refused afterwards.
+    /// Checks that an answer of so many bytes finds room, before a write is done: its answer is not refused
+    /// afterwards.
     pub fn has_room_for_answer(&self, bytes: usize) -> bool {
         bytes <= PART_BYTES_MAX || self.pace.as_ref().is_none_or(|pace| pace.answers().has_room(bytes))
     }
