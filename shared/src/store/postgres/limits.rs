@@ -1,4 +1,4 @@
-//! The server's own limits, for when the client has gone without a word: a statement ends, a
+//! Limits that the server keeps by itself when the client has gone without a word: a statement ends, a
 //! transaction that hears nothing ends and its locks with it, and a wait for a lock ends early enough
 //! for another attempt.
 //!

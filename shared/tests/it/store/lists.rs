@@ -18,22 +18,18 @@ const RARE: usize = 40_000;
 
 /// The values of a document: `all` of every one, `even` or `odd` by turns, `third`, and `rare`.
 fn fields_of(number: usize) -> impl Iterator<Item = &'static str> {
-    let parity = if number % 2 == 0 { "even" } else { "odd" };
-    let third = (number % 3 == 0).then_some("third");
-    let rare = (number % RARE == 0).then_some("rare");
+    let parity = if number.is_multiple_of(2) { "even" } else { "odd" };
+    let third = number.is_multiple_of(3).then_some("third");
+    let rare = number.is_multiple_of(RARE).then_some("rare");
     ["all", parity].into_iter().chain(third).chain(rare)
 }
 
 fn places() -> Vec<Uuid> {
     let mut issuer = IdIssuer::new(1, 2);
-    let place = |number: usize| (number / 1_000, u32::try_from(number % 1_000).expect("small"));
-    let mut message = issuer.next(NOON_MS);
     let mut places = Vec::with_capacity(DOCUMENTS);
-    for (batch, index) in (0..DOCUMENTS).map(place) {
-        if index == 0 {
-            message = issuer.next(NOON_MS + i64::try_from(batch).expect("small"));
-        }
-        places.push(message.item(Kind::Document, index as _).as_uuid());
+    for time_ms in (NOON_MS..).take(DOCUMENTS / 1_000) {
+        let message = issuer.next(time_ms);
+        places.extend((0..1_000).map(|index| message.item(Kind::Document, index).as_uuid()));
     }
     assert!(places.is_sorted());
     places
@@ -119,7 +115,7 @@ async fn the_search_ends_and_finds_all(store: Arc<dyn Store>, places: Vec<Uuid>)
     }
     assert_eq!(listed(&store, &["all", "none"], 10).await, (Vec::new(), 1));
     assert_eq!(listed(&store, &["none", "all"], 10).await, (Vec::new(), 1));
-    // Of those that never agree each page decides a part.
+    // Each page decides a part where the filters never agree.
     let steps = SEARCH_STEPS_MAX as usize;
     for fields in [&["even", "odd"][..], &["even", "odd", "all"]] {
         let (found, calls) = listed(&store, fields, 10).await;
