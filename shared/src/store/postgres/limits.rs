@@ -69,11 +69,10 @@ impl Limits {
 
     /// On connections to a pooler.
     pub fn begin_pooled(&self) -> Begin {
-        let common = [COMMITS].into_iter().chain(PLANS).map(|(name, value)| (name, value.to_owned()));
-        let common: String = common
-            .chain(self.of_locks())
-            .map(|(name, value)| format!("; set local {name} = {value}"))
-            .collect();
+        let fixed = [COMMITS].into_iter().chain(PLANS).map(|(name, value)| (name, value.to_owned()));
+        let settings =
+            fixed.chain(self.of_locks()).map(|(name, value)| format!("; set local {name} = {value}"));
+        let common = settings.collect::<Vec<_>>().concat();
         let with =
             |limit_ms| format!("{LEVEL}; deallocate all; set local statement_timeout = {limit_ms}{common}");
         Begin { read: Some(with(self.read_ms)), write: with(self.write_ms), alone: None }
