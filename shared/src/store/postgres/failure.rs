@@ -67,7 +67,7 @@ impl Failure {
             || matches!(self.sqlstate().as_deref(), Some("42P01" | "42703"))
     }
 
-    /// Of a partition that is taken away: others were at it, or did not let go of it in time.
+    /// The partition being retired is in use: others were at it, or did not let go of it in time.
     pub fn is_about_partition(&self) -> bool {
         matches!(self.sqlstate().as_deref(), Some("55000" | "42P01" | "57014"))
     }
@@ -163,7 +163,7 @@ impl From<Failure> for StoreError {
     }
 }
 
-/// What a pooler that nobody spoke of answers, and what to do.
+/// Advice beside an error that only a pooler causes.
 fn hint(code: &str, message: &str) -> &'static str {
     let is_of_pooler = match code {
         "08P01" => message.starts_with("unsupported startup parameter"),

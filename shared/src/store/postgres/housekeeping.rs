@@ -29,7 +29,7 @@ const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7904;
 const PARTITIONS_MAX: usize = 10;
 /// Days past its retention after which a partition is overdue: a whole one is in use anyway.
 const OVERDUE_DAYS: i64 = 1;
-/// Of each table, counted at most.
+/// Overdue partitions of each table that are counted at most.
 const OVERDUE_MAX: usize = 1_000;
 
 /// What could not be done in a call that does the rest.
@@ -95,16 +95,18 @@ pub async fn housekeep(
             break;
         }
         if let Step::Partition { table, name } = &step {
-            // Who uses one partition of a table keeps the others, too.
+            // A transaction that uses one partition of a table keeps the others, too.
             if !in_use.contains(table) {
                 let retired = retire(connection, ADVISORY_LOCK, *table, name).await;
                 match failed.note(name, retired) {
                     Some(Retired::Dropped) => kept.partitions += 1,
-                    Some(Retired::InUse) => drop(in_use.insert(*table)),
+                    Some(Retired::InUse) => {
+                        in_use.insert(*table);
+                    }
                     Some(Retired::Elsewhere) => break,
                     None => {}
                 }
-                // Who still remembers it finds out by the server's refusal.
+                // Other processes learn of it by the refusal of the server.
                 known.partitions.forget();
             }
             continue;

@@ -1,4 +1,4 @@
-//! The server's own limits, for when the client has gone without a word: a statement ends, a
+//! Limits that the server keeps by itself when the client has gone without a word: a statement ends, a
 //! transaction that hears nothing ends and its locks with it, and a wait for a lock ends early enough
 //! for another attempt.
 //!
@@ -71,11 +71,10 @@ impl Limits {
 
     /// On connections to a pooler.
     pub fn begin_pooled(&self) -> Begin {
-        let common = [COMMITS].into_iter().chain(PLANS).map(|(name, value)| (name, value.to_owned()));
-        let common: String = common
-            .chain(self.of_locks())
-            .map(|(name, value)| format!("; set local {name} = {value}"))
-            .collect();
+        let fixed = [COMMITS].into_iter().chain(PLANS).map(|(name, value)| (name, value.to_owned()));
+        let settings =
+            fixed.chain(self.of_locks()).map(|(name, value)| format!("; set local {name} = {value}"));
+        let common = settings.collect::<Vec<_>>().concat();
         let with =
             |limit_ms| format!("{LEVEL}; deallocate all; set local statement_timeout = {limit_ms}{common}");
         let write_ms = self.write_ms;

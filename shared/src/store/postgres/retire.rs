@@ -25,12 +25,12 @@ pub const MARK: &str = "forebay: being dropped";
 const USERS_TIME_MAX: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Where a partition stands.
+/// State of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Missing,
     Attached,
-    /// Being detached, or left by who did.
+    /// Being detached, or left in the middle of that.
     Pending,
     /// Detached to be dropped.
     Detached,
@@ -38,7 +38,7 @@ pub enum State {
     Foreign,
 }
 
-/// What came of one partition.
+/// Outcome for one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retired {
     Dropped,
@@ -121,7 +121,7 @@ async fn steps(
 }
 
 /// Ends the detaching of a partition where that was interrupted, and drops it, at the end of the transaction.
-/// Nobody enters anything into it any more, so that the last id in it stays the last.
+/// Nothing is inserted into it any more, so the last id in it stays the last.
 pub async fn finish(
     connection: &mut PgConnection,
     table: Table,
@@ -151,7 +151,7 @@ async fn is_mine(connection: &mut PgConnection, lock: i64) -> Result<bool, Failu
     Ok(is_mine.fetch_one(connection).await?)
 }
 
-/// For the locks that a partition is taken away under: who comes later waits as long.
+/// Limits the wait for locks: others queue behind it.
 async fn wait_briefly(connection: &mut PgConnection) -> Result<(), Failure> {
     connection.execute("set local lock_timeout = '100ms'").await?;
     Ok(())

@@ -46,7 +46,7 @@ const LAST_WORD_MAX: Duration = Duration::from_millis(500);
 /// A migration may rewrite a table, and waits for the one that another process runs.
 const MIGRATE_TIMEOUT: Duration = Duration::from_mins(15);
 
-/// What an operation is, which decides its connections and its limits.
+/// Kind of an operation, which decides its connections and its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Finds what it is asked for by key; one transaction.
@@ -114,7 +114,7 @@ pub struct Session {
     /// One per connection. The pool's own time-out does not tell whether all were in use or the
     /// server did not open one.
     places: Arc<Semaphore>,
-    /// Those of them that [`Class::List`] may have.
+    /// Limits the places that [`Class::List`] uses.
     list_places: Arc<Semaphore>,
     begin: Arc<Begin>,
     /// Where connections live. Callers come from other threads' runtimes, which may end before
@@ -170,7 +170,7 @@ impl Session {
         let (pool, schema, begin) = (self.pool.clone(), Arc::clone(&self.schema), Arc::clone(&self.begin));
         let mut places = vec![Arc::clone(&self.places)];
         if limit.class == Class::List {
-            // First: who waits for it keeps no place from the rest.
+            // First, so that waiting for it keeps no place from the rest.
             places.insert(0, Arc::clone(&self.list_places));
         }
         let patience = self.connect_timeout;

@@ -67,7 +67,7 @@ struct Shared {
     read_timeout: Duration,
     writer: Mutex<Writer>,
     readers: SqlitePool,
-    /// Those of the readers that [`Files::list`] may have.
+    /// Limits the readers that [`Files::list`] uses.
     list_places: Semaphore,
     schema_verified: AtomicBool,
 }

@@ -129,7 +129,7 @@ async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
     let store = directory.store().await;
     let indexed = Definition { indexed: vec!["f".into(), "g".into()], ..Definition::default() };
     store.define("c", indexed).await.expect("is defined");
-    // By turns, so that the search never finds one and never leaps far.
+    // Alternating, so that the search never finds one and never leaps far.
     let by_turns = [r#"{"f":"x"}"#, r#"{"g":"x"}"#];
     let items: Vec<_> = (0..1_000).map(|number| document("c", by_turns[number % 2])).collect();
     let mut messages = Messages::new();

@@ -100,9 +100,9 @@ async fn write_and_read(store: Arc<dyn Store>, now_ms: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_that_nobody_spoke_of_is_recognised() {
+async fn a_pooler_that_is_not_configured_is_recognised() {
     let Some(program) = program() else { return };
-    testkit::isolated("unspoken", async |isolated| {
+    testkit::isolated("unpooled", async |isolated| {
         let url = isolated.database_url;
         postgres(&postgres_config(&url)).await;
         let ignored = ("ignore_startup_parameters", "extra_float_digits,options");

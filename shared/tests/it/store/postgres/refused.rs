@@ -68,7 +68,7 @@ async fn a_message_is_buried_within_the_time_of_writes() {
     testkit::isolated("slowly", async |isolated| {
         let store = postgres(&postgres_config(&isolated.database_url)).await;
         let mut session = session(&isolated.database_url).await;
-        let limit = "(current_setting('forebay.write_timeout_ms') || 'ms')::interval";
+        let limit = "interval '30 s'";
         let other_limit = format!("current_setting('statement_timeout')::interval <> {limit}");
         let objection = format!("new.item ~ '[^\x01-\x7f]' or {other_limit}");
         object_to(&mut session, "dead_letters", &objection, "22P05").await;

@@ -32,7 +32,7 @@ async fn fill(store: &Arc<dyn Store>, days: i64) -> u64 {
         let at_ms = NOON_MS + day * DAY_MS;
         apply(store, &[messages.at(at_ms, &[point("t", at_ms, 1.0)]), dated(at_ms, &[("a", 1)])]).await;
     }
-    // The messages of points are all of noon's day.
+    // Each day has a partition of each table.
     u64::try_from(3 * days).expect("small")
 }
 
@@ -76,7 +76,7 @@ async fn days_are_dropped_beside_writers_without_a_gap() {
             if there(&mut session(&url).await).await == 0 {
                 break;
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "{dropped} of {all}");
+            assert!(begun.elapsed() < Duration::from_mins(1), "{dropped} of {all}");
         }
         is_done.store(true, Ordering::Relaxed);
         for writer in writers {
@@ -84,7 +84,7 @@ async fn days_are_dropped_beside_writers_without_a_gap() {
         }
         assert_eq!(there(&mut session(&url).await).await, 0);
         assert_eq!(housekeep(&stores[0]).await.overdue, 0);
-        // What was forgotten is not applied again.
+        // A message of a forgotten day is not applied.
         let late = dated(NOON_MS - 1, &[("a", 1)]);
         assert_eq!(apply(&stores[1], &[late]).await.set_aside.len(), 1);
         assert_eq!(standing(&stores[1], "a").await, (3, 3));
@@ -93,7 +93,7 @@ async fn days_are_dropped_beside_writers_without_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partitions_that_somebody_holds_are_told_as_overdue_and_stay_usable() {
+async fn partitions_that_a_transaction_holds_are_counted_as_overdue_and_stay_usable() {
     testkit::isolated("overdue", async |isolated| {
         let url = isolated.database_url;
         let store = postgres(&postgres_config(&url)).await;
