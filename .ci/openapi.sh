@@ -35,7 +35,8 @@ openapi_tools() {
   cat .ci/openapi/requirements.txt .ci/openapi/package.json >"$wanted"
   if ! cmp --silent "$wanted" "$tools/complete"; then
     rm -rf "$tools"
-    python3 -m venv "$tools" &&
+    need_venv &&
+      python3 -m venv "$tools" &&
       "$tools/bin/pip" --quiet --disable-pip-version-check install --requirement .ci/openapi/requirements.txt &&
       cp .ci/openapi/package.json "$tools" &&
       PATH=$tools/bin:$PATH "$tools/bin/npm" install --prefix "$tools" --no-package-lock --no-audit --no-fund \
