@@ -54,13 +54,16 @@ curl_like() {
 pypi_tool() {
   environment=$target/$1-$2
   "$environment/bin/$1" --version >/dev/null 2>&1 && return
-  if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-    apt_install python3-venv || {
-      echo "$1 cannot be installed: python3 with venv is missing (Debian: python3-venv)" >&2
-      return 1
-    }
-  fi
+  need_venv || return
   rm -rf "$environment"
   python3 -m venv "$environment"
   "$environment/bin/pip" --quiet --disable-pip-version-check install "$1==$2"
+}
+
+# Installs what virtual environments need where it is missing.
+need_venv() {
+  python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv || {
+    echo 'python3 with venv is missing (Debian: python3-venv)' >&2
+    return 1
+  }
 }

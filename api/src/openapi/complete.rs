@@ -25,15 +25,6 @@ const BODY_OPTIONAL: [&str; 2] = ["/v1/counters/{name}/increments", "/counter"];
 /// Bodies that are one object and never many.
 const ONE_ONLY: [&str; 2] = ["/v1/collections/{name}", "/v1/dead-letters/redrive"];
 
-/// `(operation, link, operation that it leads to, its parameters beside the id)`: what can be asked about the
-/// id of an answer.
-const LINKS: [(&str, &str, &str, Option<(&str, &str)>); 4] = [
-    ("create_document", "document", "get_document", Some(("collection", "$request.path.collection"))),
-    ("create_document", "deletion", "delete_document", Some(("collection", "$request.path.collection"))),
-    ("compat_create_document", "document", "get_document", Some(("collection", "default"))),
-    ("compat_create_document", "deletion", "delete_document", Some(("collection", "default"))),
-];
-
 /// Completes a generated document.
 pub fn complete(mut document: Value) -> Value {
     document["components"]["securitySchemes"]["key"] = json!({
@@ -104,17 +95,16 @@ fn need_of(access: &Access, method: &str) -> Need {
 
 /// The id in an answer to a write names its receipt, and where the write brings a document, that too.
 fn add_links(operation: &str, response: &mut Value) {
-    let mut link = |name: &str, target: &str, beside: Option<(&str, &str)>| {
-        let mut parameters = json!({"id": "$response.body#/id"});
-        if let Some((parameter, value)) = beside {
-            parameters[parameter] = value.into();
-        }
-        response["links"][name] = json!({"operationId": target, "parameters": parameters});
+    let id = "$response.body#/id";
+    response["links"]["receipt"] = json!({"operationId": "get_receipt", "parameters": {"id": id}});
+    let collection = match operation {
+        "create_document" => "$request.path.collection",
+        "compat_create_document" => "default",
+        _ => return,
     };
-    link("receipt", "get_receipt", None);
-    for (_, name, target, beside) in LINKS.iter().filter(|(from, ..)| *from == operation) {
-        link(name, target, *beside);
-    }
+    let parameters = json!({"collection": collection, "id": id});
+    response["links"]["document"] = json!({"operationId": "get_document", "parameters": parameters});
+    response["links"]["deletion"] = json!({"operationId": "delete_document", "parameters": parameters});
 }
 
 /// The headers of what is answered from memory.

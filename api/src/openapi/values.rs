@@ -151,7 +151,7 @@ fn complete_member(name: &str, member: &mut Value) {
         "ids" => extend(&mut member["items"], json!({"format": "uuid", "example": ID})),
         "payloads" => extend(&mut member["items"], json!({"pattern": FINGERPRINT})),
         "schema" => {
-            extend(member, json!({"type": ["object", "boolean", "null"], "additionalProperties": true}))
+            extend(member, json!({"type": ["object", "boolean", "null"], "additionalProperties": true}));
         }
         name if name.ends_with("_at") => extend(member, json!({"format": "date-time"})),
         _ => (),
