@@ -177,11 +177,10 @@ impl Session<'_> {
     async fn run(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
         loop {
             self.look_when_due().await?;
-            let commits = self.reader.status.commits();
             let delivery = tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(()),
-                ended = self.suspects.ended(commits) => {
+                ended = self.suspects.ended(&self.reader.status) => {
                     if !self.end(ended, shutdown).await? {
                         return Ok(());
                     }
@@ -231,7 +230,7 @@ impl Session<'_> {
 
     /// One message beside those that are held aside.
     async fn open_window(&mut self) -> Result<(), Lost> {
-        self.subscription.set_window(1 + u16::try_from(self.suspects.len()).unwrap_or(0)).await
+        self.subscription.set_window(1).await
     }
 
     /// Returns once the store has taken the message, or another one should be tried.

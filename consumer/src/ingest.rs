@@ -254,12 +254,11 @@ impl<'a> Session<'a> {
         if let Some(pending) = self.pending.take() {
             return Ok(Next::Message(pending));
         }
-        let commits = self.ingest.status.commits();
         loop {
             let delivery = tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(Next::Stopping),
-                ended = self.suspects.ended(commits) => return Ok(Next::Ended(ended)),
+                ended = self.suspects.ended(&self.ingest.status) => return Ok(Next::Ended(ended)),
                 delivery = self.subscription.next() => delivery?,
                 () = std::future::ready(()), if !self.again.is_empty() => {
                     let held = self.again.pop_front().expect("it is not empty");

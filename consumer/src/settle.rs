@@ -336,10 +336,9 @@ impl Session<'_> {
         self.subscription.give_back(back).await
     }
 
-    /// Lets the window be used by messages that are not held aside.
+    /// What is held aside stays on top of the window.
     pub(crate) async fn open_window(&mut self) -> Result<(), Lost> {
-        let held = u16::try_from(self.suspects.len()).unwrap_or(u16::MAX);
-        self.subscription.set_window(self.window.get().saturating_add(held)).await
+        self.subscription.set_window(self.window.get()).await
     }
 
     pub(crate) fn store_is_away(&self, away: bool) {

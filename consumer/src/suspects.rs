@@ -16,6 +16,7 @@ use shared::store::{Applied, GiveUp, Store, StoreError};
 use tokio::task::JoinSet;
 
 use crate::measure::metrics;
+use crate::status::Status;
 
 /// Failures after which a message is given up, and processes that it may bring down.
 pub const STRIKES_MAX: u32 = 5;
@@ -232,10 +233,10 @@ impl Suspects {
     }
 
     /// Waits for the end of a suspect; trials begin as they fall due. Pending while there are none.
-    /// Safe to cancel. `commits` are those of others: it is to be called again after each.
-    pub async fn ended(&mut self, commits: u64) -> Ended {
+    /// Safe to cancel. `status` tells the commits of others.
+    pub async fn ended(&mut self, status: &Status) -> Ended {
         loop {
-            let now = Instant::now();
+            let (now, commits) = (Instant::now(), status.commits());
             let is_old = |suspect: &Suspect| {
                 !suspect.is_running && now.duration_since(suspect.since) > self.pace.held_max
             };
@@ -264,7 +265,7 @@ impl Suspects {
                 }
                 None => continue,
             };
-            if let Some(ended) = self.judge(number, outcome, commits) {
+            if let Some(ended) = self.judge(number, outcome, status.commits()) {
                 return ended;
             }
         }

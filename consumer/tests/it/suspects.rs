@@ -301,9 +301,9 @@ async fn a_message_that_fails_while_the_store_comes_and_goes_is_applied_in_the_e
     for round in 0..2 * usize::try_from(STRIKES_MAX).expect("small") {
         sick.store.0.becomes(Ailment::Slow);
         sick.store.0.away.store(true, Ordering::Relaxed);
+        let tried = sick.store.0.tried();
         heavy.push(sick.publish(HEAVY).await);
         sick.publish("bystander").await;
-        let tried = sick.store.0.tried();
         wait_for("it is tried", async || sick.store.0.tried() > tried || round > 0).await;
         wait_for("an outage", async || sick.status.store_is_away()).await;
         sick.store.0.becomes(Ailment::None);

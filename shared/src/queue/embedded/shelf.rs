@@ -159,12 +159,12 @@ impl Shelf {
     }
 
     /// Hands the next message to `owner`, who may hold `window` at once.
-    pub(super) fn take(&self, owner: u64, window: u16) -> Result<Option<Taken>, Lost> {
+    pub(super) fn take(&self, owner: u64, window: usize) -> Result<Option<Taken>, Lost> {
         let mut inner = self.lock();
         if inner.closed {
             return Err(Lost("the queue is closed".into()));
         }
-        if inner.counts.get(&owner).is_some_and(|count| *count >= usize::from(window)) || window == 0 {
+        if inner.counts.get(&owner).is_some_and(|count| *count >= window) || window == 0 {
             return Ok(None);
         }
         let Some(taken) = inner.pop() else { return Ok(None) };
@@ -204,9 +204,13 @@ impl Shelf {
 
     /// Takes everything back that `owner` holds.
     pub(super) fn release(&self, owner: u64) {
+        self.give_back(&self.held_by(owner));
+    }
+
+    /// Messages in the hands of a subscriber.
+    pub(super) fn held_by(&self, owner: u64) -> Vec<u64> {
         let held = |(seq, lease): (&u64, &Lease)| (lease.owner == owner).then_some(*seq);
-        let seqs: Vec<u64> = self.lock().leases.iter().filter_map(held).collect();
-        self.give_back(&seqs);
+        self.lock().leases.iter().filter_map(held).collect()
     }
 
     /// From now on subscribers are told that the queue is gone.

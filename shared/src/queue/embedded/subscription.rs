@@ -1,5 +1,6 @@
 //! A subscriber of the embedded queue: a window over the shelf. It holds nothing but the number
 //! by which the shelf knows its leases.
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -14,6 +15,8 @@ use crate::queue::{Delivery, Lost, REJECTED_TWICE, Subscription};
 pub(super) struct EmbeddedSubscription {
     owner: u64,
     window: u16,
+    /// Handed out before the window was changed last, and not settled: they stay on top of it.
+    earlier: HashSet<u64>,
     lane: Lane,
     shelf: Arc<Shelf>,
     commands: mpsc::Sender<Command>,
@@ -29,7 +32,7 @@ impl EmbeddedSubscription {
         shelf: Arc<Shelf>,
         commands: mpsc::Sender<Command>,
     ) -> Self {
-        Self { owner, window, lane, shelf, commands, lost: None }
+        Self { owner, window, earlier: HashSet::new(), lane, shelf, commands, lost: None }
     }
 
     async fn settle(&mut self, deliveries: Vec<Delivery>, fate: Fate) -> Result<(), Lost> {
@@ -38,7 +41,8 @@ impl EmbeddedSubscription {
             return Ok(());
         }
         let (reply, answer) = oneshot::channel();
-        let seqs = deliveries.iter().map(|delivery| delivery.tag).collect();
+        let seqs: Vec<u64> = deliveries.iter().map(|delivery| delivery.tag).collect();
+        self.earlier.retain(|seq| !seqs.contains(seq));
         let command = Command::Settle(Settle { lane: self.lane, seqs, fate, reply });
         let settled = async {
             self.commands.send(command).await.map_err(|_| closed())?;
@@ -74,7 +78,8 @@ impl Subscription for EmbeddedSubscription {
 
     fn try_next(&mut self) -> Result<Option<Delivery>, Lost> {
         self.check()?;
-        let taken = self.shelf.take(self.owner, self.window)?;
+        let window = usize::from(self.window) + self.earlier.len();
+        let taken = self.shelf.take(self.owner, window)?;
         Ok(taken.map(|Taken { seq, body, traces, redelivered }| Delivery {
             body,
             traces,
@@ -90,6 +95,7 @@ impl Subscription for EmbeddedSubscription {
     async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
         self.check()?;
         let seqs: Vec<u64> = deliveries.iter().map(|delivery| delivery.tag).collect();
+        self.earlier.retain(|seq| !seqs.contains(seq));
         self.shelf.give_back(&seqs);
         Ok(())
     }
@@ -109,6 +115,7 @@ impl Subscription for EmbeddedSubscription {
     async fn set_window(&mut self, window: u16) -> Result<(), Lost> {
         self.check()?;
         self.window = window;
+        self.earlier = self.shelf.held_by(self.owner).into_iter().collect();
         Ok(())
     }
 }
