@@ -203,14 +203,14 @@ impl Compiler {
                     .try_fold(to, |to, letter| self.push(State::Chars([(letter, letter)].into(), to)))
             }
             HirKind::Class(class) => {
-                let class = match self.classes.get(&std::ptr::from_ref(hir)) {
-                    Some(known) => Arc::clone(known),
-                    None => {
-                        let new = ranges(class);
-                        self.spend(new.len())?;
-                        self.classes.insert(hir, Arc::clone(&new));
-                        new
-                    }
+                let known = self.classes.get(&std::ptr::from_ref(hir)).cloned();
+                let class = if let Some(known) = known {
+                    known
+                } else {
+                    let new = ranges(class);
+                    self.spend(new.len())?;
+                    self.classes.insert(hir, Arc::clone(&new));
+                    new
                 };
                 self.push(State::Chars(class, to))
             }
@@ -258,32 +258,35 @@ fn ranges(class: &Class) -> Arc<[(char, char)]> {
 /// The patterns of one schema: equal ones are compiled once.
 #[derive(Debug)]
 pub struct Patterns {
-    compiled: Mutex<(HashMap<Box<str>, Arc<Pattern>>, usize)>,
+    compiled: Mutex<Compiled>,
+}
+
+#[derive(Debug)]
+struct Compiled {
+    known: HashMap<Box<str>, Arc<Pattern>>,
+    states_left: usize,
 }
 
 impl Patterns {
     pub fn new() -> Self {
-        Self { compiled: Mutex::new((HashMap::new(), PATTERN_STATES_MAX)) }
+        let compiled = Compiled { known: HashMap::new(), states_left: PATTERN_STATES_MAX };
+        Self { compiled: Mutex::new(compiled) }
     }
 
     pub fn keyword(&self, pattern: &str) -> Result<PatternKeyword, BadPattern> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, states_left) = &mut *compiled;
-        let pattern = match known.get(pattern) {
-            Some(known) => Arc::clone(known),
-            None => {
-                let new = Arc::new(Pattern::new(pattern, states_left)?);
-                known.insert(pattern.into(), Arc::clone(&new));
-                new
-            }
-        };
-        Ok(PatternKeyword(pattern))
+        if let Some(known) = compiled.known.get(pattern) {
+            return Ok(PatternKeyword(Arc::clone(known)));
+        }
+        let new = Arc::new(Pattern::new(pattern, &mut compiled.states_left)?);
+        compiled.known.insert(pattern.into(), Arc::clone(&new));
+        Ok(PatternKeyword(new))
     }
 
     /// Memory in bytes.
     pub fn weight(&self) -> usize {
         let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        (PATTERN_STATES_MAX - compiled.1) * size_of::<State>()
+        (PATTERN_STATES_MAX - compiled.states_left) * size_of::<State>()
     }
 }
 

@@ -404,7 +404,7 @@ mod tests {
     ];
 
     /// What may be scanned: lists that a statement brings along.
-    const LISTS: [&str; 6] = ["json_each", "item", "doomed", "entry", "walk", "CONSTANT"];
+    const LISTS: [&str; 7] = ["json_each", "key", "item", "doomed", "entry", "walk", "CONSTANT"];
 
     async fn plan(connection: &mut SqliteConnection, statement: &str) -> Vec<String> {
         let explain = sqlx::AssertSqlSafe(format!("explain query plan {statement}"));
