@@ -2,7 +2,7 @@
 //! Triggers that sleep stand in for whatever takes so long.
 use std::time::{Duration, Instant};
 
-use shared::store::{Fate, GiveUp, Reason, Store};
+use shared::store::{Fate, GiveUp, Reason};
 
 use super::{execute, session};
 use crate::store::sent::{document, increment, point, with_key};
