@@ -118,6 +118,7 @@ impl Session<'_> {
             return self.wait_for_store(batch, &error, shutdown).await;
         }
         self.hold_aside(batch, &error).await?;
+        self.open_window().await?;
         Ok(Settled::Aside)
     }
 
@@ -152,6 +153,9 @@ impl Session<'_> {
                 }
             }
         }
+        if has_failed {
+            self.open_window().await?;
+        }
         if is_slow && !has_failed {
             // All of it together takes longer, so it is not one message.
             self.grow_batch_time();
@@ -168,7 +172,7 @@ impl Session<'_> {
         !matches!(error, StoreError::Failed(_)) && (self.is_unwell || self.suspects.is_full())
     }
 
-    /// A message failed alone while the store answers.
+    /// A message failed alone while the store answers. The window is to be opened for others.
     async fn hold_aside(&mut self, one: Batch, error: &StoreError) -> Result<(), Lost> {
         let ids: Vec<MessageId> = one.ids().collect();
         if self.suspects.is_full() {
@@ -184,7 +188,7 @@ impl Session<'_> {
         for (delivery, message) in pairs(one) {
             self.suspects.add(delivery, message, error, self.ingest.status.commits());
         }
-        self.open_window().await
+        Ok(())
     }
 
     /// Keeps one message and asks for the store until it answers; then that message is tried.

@@ -158,10 +158,6 @@ impl Suspects {
         Self { store, pace, held: Vec::new(), trials: JoinSet::new(), next_number: 0 }
     }
 
-    pub fn len(&self) -> usize {
-        self.held.len()
-    }
-
     pub fn is_full(&self) -> bool {
         let bytes: usize = self.held.iter().map(|suspect| suspect.delivery.body.len()).sum();
         self.held.len() >= SUSPECTS_MAX || bytes >= SUSPECTS_BYTES_MAX
@@ -344,8 +340,9 @@ async fn tried(
     match applied {
         Ok(applied) => Outcome::Applied(applied.into()),
         Err(StoreError::DigestMismatch(id)) => Outcome::Reused(id),
-        Err(StoreError::Unavailable(why) | StoreError::Busy(why)) => Outcome::Unclear(why),
         Err(StoreError::Failed(why)) if answered_before && answers(store).await => Outcome::Failed(why),
-        Err(StoreError::Failed(why)) => Outcome::Unclear(why),
+        Err(StoreError::Unavailable(why) | StoreError::Busy(why) | StoreError::Failed(why)) => {
+            Outcome::Unclear(why)
+        }
     }
 }

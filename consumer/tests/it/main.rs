@@ -57,9 +57,10 @@ impl Layer for Switched {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        let probed = match self.away.load(Ordering::Relaxed) {
-            true => Err(StoreError::Unavailable("away".into())),
-            false => self.store.probe().await,
+        let probed = if self.away.load(Ordering::Relaxed) {
+            Err(StoreError::Unavailable("away".into()))
+        } else {
+            self.store.probe().await
         };
         self.unanswered.fetch_add(usize::from(probed.is_err()), Ordering::Relaxed);
         probed

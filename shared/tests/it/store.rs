@@ -70,7 +70,7 @@ async fn apply_until_known(store: &Arc<dyn Store>, batch: &[Message]) -> Applied
         match store.apply(batch.into()).await {
             Ok(applied) => return applied,
             Err(StoreError::Unavailable(_) | StoreError::Busy(_) | StoreError::Failed(_)) => {
-                tokio::task::yield_now().await
+                tokio::task::yield_now().await;
             }
             Err(error) => panic!("{error}"),
         }

@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 
 use super::sent::{delete, document, increment, point, with_key};
-use super::{Directory, Messages, NOON_MS, apply, fate, standing, unavailable};
+use super::{Directory, Messages, NOON_MS, apply, failed, fate, standing, unavailable};
 
 const CHILD_DIRECTORY: &str = "FOREBAY_TEST_CHILD_DIRECTORY";
 
@@ -179,7 +179,7 @@ async fn a_batch_whose_statement_failed_is_never_reported_as_applied() {
         begin select raise(rollback, 'full'); end";
     execute(&mut file, trap).await;
     let batch = messages.each(&[("a", 1), ("trap", 1)]);
-    assert!(unavailable(store.apply(batch.clone().into()).await.expect_err("the trap")).contains("full"));
+    assert!(failed(store.apply(batch.clone().into()).await.expect_err("the trap")).contains("full"));
     assert_eq!(fate(&store, batch[0].item_key(0)).await, None);
     // The next batch does not inherit the failed transaction.
     apply(&store, &[messages.increments(&[("b", 1)])]).await;
@@ -329,7 +329,7 @@ async fn each_step_of_housekeeping_is_a_transaction_of_its_own() {
         forget_before_ms: Some(applied.committed_at_ms + DAY_MS),
         rows_max: 100,
     };
-    assert!(unavailable(store.housekeep(retention).await.expect_err("the trap")).contains("no"));
+    assert!(failed(store.housekeep(retention).await.expect_err("the trap")).contains("no"));
     let mut left = async || {
         let left = "select (select count(*) from sqlite_schema where name glob 'points_*'), \
             (select count(*) from rollups), (select count(*) from keyed_writes), \

@@ -55,7 +55,7 @@ async fn a_message_that_is_given_up_is_done_and_each_item_can_be_redriven([store
     assert_eq!((applied.fresh, applied.keyed.len()), (vec![message.id], 0));
     let aside: Vec<_> = applied.set_aside.iter().map(|aside| (aside.item, aside.reason)).collect();
     assert_eq!(aside, [0, 1, 2, 3].map(|index| (message.item_key(index), Reason::NotApplied)));
-    assert!(apply(&store, &[message.clone()]).await.fresh.is_empty(), "it is done for good");
+    assert!(apply(&store, std::slice::from_ref(&message)).await.fresh.is_empty(), "it is done for good");
     for index in 0..4 {
         let fate = fate(&store, message.item_key(index)).await;
         let Some(Fate::Failed { reason, detail, .. }) = fate else { panic!("{fate:?}") };
@@ -73,7 +73,7 @@ async fn a_message_that_is_given_up_is_done_and_each_item_can_be_redriven([store
 async fn a_message_that_was_applied_cannot_be_given_up([store, _]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
     let message = messages.increments(&[("a", 2)]);
-    apply(&store, &[message.clone()]).await;
+    apply(&store, std::slice::from_ref(&message)).await;
     let applied = store.give_up_on(message.clone(), given_up()).await.expect("it is there");
     assert!(applied.fresh.is_empty() && applied.set_aside.is_empty(), "{applied:?}");
     assert!(matches!(fate(&store, message.item_key(0)).await, Some(Fate::Applied { .. })));
