@@ -62,8 +62,8 @@ struct Fragile {
     ailment: Mutex<Ailment>,
     /// Neither does it take writes of its own.
     away: AtomicBool,
-    /// The next one it does not take.
-    upset: AtomicBool,
+    /// Until then neither.
+    upset_until: Mutex<Option<Instant>>,
     /// Takes no dead letters of items.
     keeps_all: AtomicBool,
     /// Transactions with a heavy message that were begun.
@@ -118,7 +118,8 @@ impl Layer for Fragile {
                     }
                 }
                 Ailment::Upsetting => {
-                    self.upset.store(true, Ordering::Relaxed);
+                    let until = Instant::now() + PACE.pause_min / 2;
+                    *self.upset_until.lock().expect("no panic") = Some(until);
                     return failed("no answer in time");
                 }
                 Ailment::Endless => std::future::pending().await,
@@ -140,7 +141,9 @@ impl Layer for Fragile {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        if self.away.load(Ordering::Relaxed) || self.upset.swap(false, Ordering::Relaxed) {
+        let upset_until = *self.upset_until.lock().expect("no panic");
+        let is_upset = upset_until.is_some_and(|until| Instant::now() < until);
+        if is_upset || self.away.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable("away".into()));
         }
         self.store.probe().await
@@ -161,7 +164,7 @@ impl<'r> Sick<'r> {
             store: rig.backend.store.clone(),
             ailment: Mutex::new(ailment),
             away: AtomicBool::new(false),
-            upset: AtomicBool::new(false),
+            upset_until: Mutex::new(None),
             keeps_all: AtomicBool::new(false),
             tried: AtomicUsize::new(0),
             given_up: AtomicUsize::new(0),
