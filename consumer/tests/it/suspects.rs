@@ -18,6 +18,7 @@ on_both_pairs! {
     a_message_whose_transaction_panics_is_given_up_and_others_are_applied_in_time
     a_message_at_which_the_store_is_busy_is_never_given_up_and_others_are_applied_in_time
     a_message_that_fails_while_the_store_comes_and_goes_is_applied_in_the_end
+    a_message_after_which_the_store_does_not_answer_is_never_given_up
     a_lone_message_that_fails_is_kept_until_it_can_be_applied
     a_message_that_can_not_even_be_given_up_is_kept_as_a_whole
     a_message_that_fails_in_the_dead_queue_is_in_nobodys_way
@@ -48,6 +49,8 @@ enum Ailment {
     Busy,
     /// It takes as long as there are messages.
     SlowTogether,
+    /// Afterwards the store does not answer for a moment.
+    Upsetting,
     /// The process ends before it does.
     Endless,
     None,
@@ -59,6 +62,8 @@ struct Fragile {
     ailment: Mutex<Ailment>,
     /// Neither does it take writes of its own.
     away: AtomicBool,
+    /// Until then neither.
+    upset_until: Mutex<Option<Instant>>,
     /// Takes no dead letters of items.
     keeps_all: AtomicBool,
     /// Transactions with a heavy message that were begun.
@@ -112,6 +117,11 @@ impl Layer for Fragile {
                         return failed("no answer in time");
                     }
                 }
+                Ailment::Upsetting => {
+                    let until = Instant::now() + PACE.pause_min / 2;
+                    *self.upset_until.lock().expect("no panic") = Some(until);
+                    return failed("no answer in time");
+                }
                 Ailment::Endless => std::future::pending().await,
                 Ailment::None => {}
             }
@@ -131,7 +141,9 @@ impl Layer for Fragile {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        if self.away.load(Ordering::Relaxed) {
+        let upset_until = *self.upset_until.lock().expect("no panic");
+        let is_upset = upset_until.is_some_and(|until| Instant::now() < until);
+        if is_upset || self.away.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable("away".into()));
         }
         self.store.probe().await
@@ -152,6 +164,7 @@ impl<'r> Sick<'r> {
             store: rig.backend.store.clone(),
             ailment: Mutex::new(ailment),
             away: AtomicBool::new(false),
+            upset_until: Mutex::new(None),
             keeps_all: AtomicBool::new(false),
             tried: AtomicUsize::new(0),
             given_up: AtomicUsize::new(0),
@@ -315,6 +328,23 @@ async fn a_message_that_fails_while_the_store_comes_and_goes_is_applied_in_the_e
         assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
     }
     assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
+    stop(ingest).await;
+    rig
+}
+
+async fn a_message_after_which_the_store_does_not_answer_is_never_given_up(mut rig: Rig) -> Rig {
+    let mut sick = Sick::new(&mut rig, Ailment::Upsetting);
+    let heavy = sick.publish(HEAVY).await;
+    let ingest = sick.ingest();
+    let mut written = 0;
+    while sick.store.0.tried() < 5 * STRIKES_MAX as usize {
+        sick.publish("bystander").await;
+        written += 1;
+        sick.rig.wait_for_value("bystander", written).await;
+    }
+    assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
+    sick.store.0.becomes(Ailment::None);
+    assert!(matches!(sick.rig.wait_for_fate(heavy).await, Fate::Applied { .. }));
     stop(ingest).await;
     rig
 }
