@@ -220,11 +220,11 @@ impl Session<'_> {
                 self.subscription.give_back(batch.deliveries).await?;
                 return Err(Lost("a message was held for long and is given back".into()));
             }
-            let Some(outcome) =
-                answered(probe_then_apply(&self.ingest.store, &batch, self.batch_time), shutdown).await
-            else {
-                return self.stop(batch).await;
-            };
+            self.ingest.in_hand.moved();
+            let asked = probe_then_apply(&self.ingest.store, &batch, self.batch_time);
+            let outcome = answered(asked, shutdown).await;
+            self.ingest.in_hand.moved();
+            let Some(outcome) = outcome else { return self.stop(batch).await };
             match outcome {
                 Ok(applied) => {
                     tracing::info!(
