@@ -25,6 +25,9 @@ on_both_pairs! {
     a_batch_that_is_slow_as_a_whole_is_applied
     a_message_that_ends_its_consumer_each_time_is_given_up
     a_good_message_whose_consumer_is_killed_again_and_again_is_applied
+    more_busy_messages_than_are_held_aside_are_in_nobodys_way
+    slow_messages_beside_others_take_turns_with_them
+    messages_that_are_given_back_again_and_again_are_applied_in_the_end
 }
 
 /// Instead of seconds.
@@ -33,6 +36,7 @@ const PACE: Pace = Pace {
     pause_min: Duration::from_millis(20),
     pause_max: Duration::from_millis(200),
     held_max: Duration::from_mins(15),
+    trials_max: 4,
 };
 
 /// Longest time until a write of somebody else is applied.
@@ -174,6 +178,10 @@ impl<'r> Sick<'r> {
     }
 
     fn ingest(&self) -> (JoinHandle<()>, shutdown::Trigger) {
+        self.ingest_at(PACE)
+    }
+
+    fn ingest_at(&self, pace: Pace) -> (JoinHandle<()>, shutdown::Trigger) {
         let (trigger, shutdown) = shutdown::channel();
         let settings = &self.rig.config.queue;
         let ingest = Ingest {
@@ -187,7 +195,7 @@ impl<'r> Sick<'r> {
                 linger_max: Duration::from_millis(settings.linger_ms_max),
             },
             prefetch: settings.prefetch,
-            pace: PACE,
+            pace,
             in_hand: self.rig.backend.progress.register("ingest", PATIENCE),
             status: self.status.clone(),
         };
@@ -460,6 +468,76 @@ async fn a_good_message_whose_consumer_is_killed_again_and_again_is_applied(mut 
     stop(ingest).await;
     let left = rig.backend.store.begin_attempts(heavy.into(), false).await.expect("it answers");
     assert_eq!(left.len(), 3, "no attempt is noted any more");
+    rig
+}
+
+/// As the lock of a row that somebody holds does.
+async fn more_busy_messages_than_are_held_aside_are_in_nobodys_way(mut rig: Rig) -> Rig {
+    const BUSY: usize = 40;
+    let mut sick = Sick::new(&mut rig, Ailment::Busy);
+    let ingest = sick.ingest();
+    let mut heavy = Vec::new();
+    for written in 0..BUSY {
+        heavy.push(sick.publish(HEAVY).await);
+        sick.publish("bystander").await;
+        sick.rig.wait_for_value("bystander", i64::try_from(written).expect("few") + 1).await;
+    }
+    let begun = Instant::now();
+    let mut written = i64::try_from(BUSY).expect("few");
+    while begun.elapsed() < 2 * BYSTANDER_MAX {
+        let since = Instant::now();
+        sick.publish("bystander").await;
+        written += 1;
+        sick.rig.wait_for_value("bystander", written).await;
+        assert!(since.elapsed() < BYSTANDER_MAX, "{written} took {:?}", since.elapsed());
+    }
+    sick.store.0.becomes(Ailment::None);
+    for id in heavy {
+        let fate = sick.rig.wait_for_fate(id).await;
+        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+    }
+    assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
+    stop(ingest).await;
+    rig
+}
+
+async fn slow_messages_beside_others_take_turns_with_them(mut rig: Rig) -> Rig {
+    const SLOW: usize = 10;
+    let mut sick = Sick::new(&mut rig, Ailment::Slow);
+    for _ in 0..SLOW {
+        sick.publish(HEAVY).await;
+    }
+    // The first of them share no batch with others, as the window is small.
+    let begun = Instant::now();
+    let ingest = sick.ingest();
+    sick.publish("bystander").await;
+    sick.rig.wait_for_value("bystander", 1).await;
+    let slow_max = PACE.batch_time_max * 4 * u32::try_from(SLOW).expect("few");
+    assert!(begun.elapsed() < slow_max, "{:?}", begun.elapsed());
+    stop(ingest).await;
+    rig
+}
+
+/// This process lives, so it counts none of it as a crash.
+async fn messages_that_are_given_back_again_and_again_are_applied_in_the_end(mut rig: Rig) -> Rig {
+    let mut sick = Sick::new(&mut rig, Ailment::Panicking);
+    let ingest = sick.ingest_at(Pace { held_max: Duration::from_millis(70), ..PACE });
+    let mut heavy = Vec::new();
+    for _ in 0..2 {
+        heavy.push(sick.publish(HEAVY).await);
+        let tried = sick.store.0.tried();
+        wait_for("it is tried", async || sick.store.0.tried() > tried).await;
+    }
+    wait_for("rounds", async || sick.store.0.tried() >= 20 * STRIKES_MAX as usize).await;
+    sick.publish("bystander").await;
+    sick.rig.wait_for_value("bystander", 1).await;
+    sick.store.0.becomes(Ailment::None);
+    for id in heavy {
+        let fate = sick.rig.wait_for_fate(id).await;
+        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+    }
+    assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
+    stop(ingest).await;
     rig
 }
 
