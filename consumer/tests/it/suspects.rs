@@ -28,6 +28,7 @@ on_both_pairs! {
     more_busy_messages_than_are_held_aside_are_in_nobodys_way
     slow_messages_beside_others_take_turns_with_them
     messages_that_are_given_back_again_and_again_are_applied_in_the_end
+    a_message_is_not_searched_while_the_store_does_not_answer
 }
 
 /// Instead of seconds.
@@ -55,6 +56,8 @@ enum Ailment {
     SlowTogether,
     /// Afterwards the store does not answer for a moment.
     Upsetting,
+    /// The same after the first search in a message that fails.
+    UpsetBySearch,
     /// The process ends before it does.
     Endless,
     None,
@@ -73,9 +76,16 @@ struct Fragile {
     /// Transactions with a heavy message that were begun.
     tried: AtomicUsize,
     given_up: AtomicUsize,
+    /// While the store did not answer.
+    given_up_upset: AtomicUsize,
 }
 
 impl Fragile {
+    fn is_upset(&self) -> bool {
+        let until = *self.upset_until.lock().expect("no panic");
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn is_heavy(message: &Message) -> bool {
         let heavy = format!("\"{HEAVY}\"");
         message.entries.iter().any(|entry| format!("{entry:?}").contains(&heavy))
@@ -112,7 +122,7 @@ impl Layer for Fragile {
                     tokio::time::sleep(limit).await;
                     return failed("no answer in time");
                 }
-                Ailment::Panicking => return failed("an operation panicked"),
+                Ailment::Panicking | Ailment::UpsetBySearch => return failed("an operation panicked"),
                 Ailment::Busy => return Err(StoreError::Busy("no free connection".into())),
                 Ailment::SlowTogether => {
                     let time = Duration::from_millis(20) * u32::try_from(batch.len()).expect("few");
@@ -137,7 +147,11 @@ impl Layer for Fragile {
     }
 
     async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError> {
-        self.given_up.fetch_add(1, Ordering::Relaxed);
+        let before = self.given_up.fetch_add(1, Ordering::Relaxed);
+        self.given_up_upset.fetch_add(usize::from(self.is_upset()), Ordering::Relaxed);
+        if before == 0 && *self.ailment.lock().expect("no panic") == Ailment::UpsetBySearch {
+            *self.upset_until.lock().expect("no panic") = Some(Instant::now() + 5 * PACE.pause_max);
+        }
         if give_up.search || self.keeps_all.load(Ordering::Relaxed) {
             return Err(StoreError::Failed("cannot be searched".into()));
         }
@@ -145,9 +159,7 @@ impl Layer for Fragile {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        let upset_until = *self.upset_until.lock().expect("no panic");
-        let is_upset = upset_until.is_some_and(|until| Instant::now() < until);
-        if is_upset || self.away.load(Ordering::Relaxed) {
+        if self.is_upset() || self.away.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable("away".into()));
         }
         self.store.probe().await
@@ -172,6 +184,7 @@ impl<'r> Sick<'r> {
             keeps_all: AtomicBool::new(false),
             tried: AtomicUsize::new(0),
             given_up: AtomicUsize::new(0),
+            given_up_upset: AtomicUsize::new(0),
         }));
         let announcer = Arc::new(Announcer::new(rig.backend.events.clone(), 1));
         Self { rig, store, announcer, status: Arc::default() }
@@ -553,6 +566,19 @@ async fn messages_that_are_given_back_again_and_again_are_applied_in_the_end(mut
         assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
     }
     assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
+    stop(ingest).await;
+    rig
+}
+
+/// What takes long then may be good.
+async fn a_message_is_not_searched_while_the_store_does_not_answer(mut rig: Rig) -> Rig {
+    let mut sick = Sick::new(&mut rig, Ailment::UpsetBySearch);
+    let ingest = sick.ingest();
+    let heavy = sick.publish(HEAVY).await;
+    sick.bystand(async |rig| fate_of(rig, heavy).await.is_some()).await;
+    assert!(is_given_up(sick.fate(heavy).await.as_ref()));
+    assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 3, "two searches, then without");
+    assert_eq!(sick.store.0.given_up_upset.load(Ordering::Relaxed), 0);
     stop(ingest).await;
     rig
 }
