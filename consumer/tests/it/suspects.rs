@@ -29,6 +29,7 @@ on_both_pairs! {
     slow_messages_beside_others_take_turns_with_them
     messages_that_are_given_back_again_and_again_are_applied_in_the_end
     a_message_is_not_searched_while_the_store_does_not_answer
+    a_message_that_failed_is_tried_again_under_a_backlog
 }
 
 /// Instead of seconds.
@@ -579,6 +580,24 @@ async fn a_message_is_not_searched_while_the_store_does_not_answer(mut rig: Rig)
     assert!(is_given_up(sick.fate(heavy).await.as_ref()));
     assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 3, "two searches, then without");
     assert_eq!(sick.store.0.given_up_upset.load(Ordering::Relaxed), 0);
+    stop(ingest).await;
+    rig
+}
+
+/// Every batch ends because the next message does not fit, so there is always one in hand.
+async fn a_message_that_failed_is_tried_again_under_a_backlog(mut rig: Rig) -> Rig {
+    const BACKLOG: i64 = 400;
+    rig.config.queue.merge_items_max = 1;
+    let mut sick = Sick::new(&mut rig, Ailment::Panicking);
+    sick.publish(HEAVY).await;
+    for _ in 0..BACKLOG {
+        sick.publish("bystander").await;
+    }
+    let ingest = sick.ingest();
+    wait_for("attempts", async || sick.store.0.tried() >= 3).await;
+    let applied = sick.rig.value("bystander").await;
+    assert!(applied < Some(BACKLOG), "the backlog came first");
+    sick.rig.wait_for_value("bystander", BACKLOG).await;
     stop(ingest).await;
     rig
 }
