@@ -354,3 +354,14 @@ async fn tried(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trials_leave_connections_to_everything_else() {
+        let trials = |connections_max| Pace::with_connections(connections_max).trials_max;
+        assert_eq!([None, Some(1), Some(8), Some(10), Some(100)].map(trials), [1, 1, 1, 2, 4]);
+    }
+}
