@@ -18,6 +18,9 @@ use super::meter::charge;
 /// States of all patterns of a schema together, each 24 bytes; a range of a class counts as one.
 pub const PATTERN_STATES_MAX: usize = 250_000;
 
+/// States whose marks are laid out, for each text, in the time of a step.
+const STATES_PER_STEP: usize = 64;
+
 /// Why a pattern is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
@@ -62,6 +65,7 @@ impl Pattern {
 
     /// Whether it matches anywhere in the text.
     pub fn is_match(&self, text: &str) -> bool {
+        charge(self.states.len() / STATES_PER_STEP);
         let mut matching = Matching { pattern: self, marks: vec![0; self.states.len()], open: Vec::new() };
         let (mut here, mut next) = (vec![self.start], Vec::new());
         let (mut before, mut rest, mut round) = (None, text.chars(), 1);

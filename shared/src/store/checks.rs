@@ -75,8 +75,12 @@ impl Checks {
     fn check_all(&self, documents: &[Unchecked]) {
         let batch_max = self.document_max * BUDGETS_PER_BATCH;
         let (mut all, mut by_collection) = (Duration::ZERO, HashMap::<&str, Duration>::new());
-        let mut found = Vec::with_capacity(documents.len());
+        self.make_room(documents.len());
         for Unchecked { collection, checker, data } in documents {
+            // Another transaction with it, or one that waited no longer, has found it meanwhile.
+            if self.verdict(collection, checker.version, data).is_some() {
+                continue;
+            }
             let taken = by_collection.entry(collection).or_default();
             let is_late = all >= batch_max && *taken >= self.document_max;
             let budget_max = if is_late { self.document_max / REST } else { self.document_max };
@@ -91,14 +95,16 @@ impl Checks {
                 ),
                 reason => (reason, violation.to_string()),
             });
-            found.push((key(collection, checker.version, data), verdict));
+            // At once: whoever waits no longer, and asks again, goes on from here.
+            self.lock().insert(key(collection, checker.version, data), (verdict, Instant::now()));
         }
-        let now = Instant::now();
+    }
+
+    fn make_room(&self, documents: usize) {
         let mut verdicts = self.lock();
-        if verdicts.len() + found.len() > VERDICTS_MAX {
+        if verdicts.len() + documents > VERDICTS_MAX {
             verdicts.clear();
         }
-        verdicts.extend(found.into_iter().map(|(key, verdict)| (key, (verdict, now))));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, (Verdict, Instant)>> {
@@ -114,4 +120,26 @@ fn reason_of(violation: &Violation) -> Reason {
 fn key(collection: &str, version: i64, data: &str) -> Key {
     let digest = Sha256::new().chain_update(version.to_be_bytes());
     digest.chain_update(collection).chain_update([0]).chain_update(data).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collection::Collection;
+
+    #[test]
+    fn what_was_found_before_is_not_checked_again() {
+        let checks = Checks::new(&config::Collections::default());
+        let checker = Arc::new(Checker::new(&Collection::default()).expect("a definition"));
+        let unchecked = |data: &str| Unchecked {
+            collection: "c".into(),
+            checker: Arc::clone(&checker),
+            data: data.into(),
+        };
+        let known: Verdict = Err((Reason::SchemaViolation, "found by another".into()));
+        checks.lock().insert(key("c", checker.version, "{}"), (known.clone(), Instant::now()));
+        checks.check_all(&[unchecked("{}"), unchecked(r#"{"a":1}"#)]);
+        assert_eq!(checks.verdict("c", checker.version, "{}"), Some(known));
+        assert_eq!(checks.verdict("c", checker.version, r#"{"a":1}"#), Some(Ok(())));
+    }
 }
