@@ -274,7 +274,7 @@ fn check_secrets(
         given if given.iter().any(|secret| secret == DEVELOPMENT_SECRET) => {
             Some("the development secret".into())
         }
-        _ if check::has_short_secret(config) => {
+        _ if check::signs_with_short_secret(config) => {
             Some(format!("a secret of less than {} bytes", check::SECRET_BYTES_MIN))
         }
         _ => None,

@@ -267,7 +267,7 @@ fn a_value_of_a_wrong_type_that_a_later_layer_replaces_is_no_problem() {
 
 #[test]
 fn a_short_secret_is_refused_where_others_depend_on_it() {
-    let short = |given: Given| given.env("FOREBAY__IDS__SECRETS", "0123456789abcdef, fifteen-letters");
+    let short = |given: Given| given.env("FOREBAY__IDS__SECRETS", "fifteen-letters, 0123456789abcdef");
     let refused = short(cluster(Program::Api)).refused();
     assert!(
         refused.contains("ids.secrets") && refused.contains("16") && !refused.contains("fifteen"),
@@ -281,6 +281,8 @@ fn a_short_secret_is_refused_where_others_depend_on_it() {
     short(given(Program::Api).profile("local")).loaded();
     short(embedded(given(Program::Api))).loaded();
     cluster(Program::Api).env("FOREBAY__IDS__SECRETS", "0123456789abcdef").loaded();
+    // What is rotated out goes on recognising what it has signed.
+    cluster(Program::Api).env("FOREBAY__IDS__SECRETS", "0123456789abcdef, fifteen-letters").loaded();
 }
 
 #[test]
@@ -300,11 +302,17 @@ fn a_file_of_variables_is_read_and_those_of_the_process_win() {
 
     std::fs::write(&path, "FOREBAY__SERVER__PROT=1").expect("writes");
     assert!(given.refused().contains("FOREBAY__SERVER__PORT"));
-    std::fs::write(&path, "no variable hunter2").expect("writes");
+    // Lines of other tools may be of another kind; those of Forebay's must be readable.
+    std::fs::write(&path, "a tool's own words\nFOREBAY__SERVER__HOST=b").expect("writes");
+    assert_eq!(given.loaded().config.server.host, "b");
+    std::fs::write(&path, "FOREBAY__SERVER__HOST hunter2").expect("writes");
     let refused = given.refused();
     assert!(refused.contains("NAME=value") && !refused.contains("hunter2"), "{refused}");
     std::fs::remove_file(&path).expect("it is there");
     assert_eq!(given.loaded().env_file, None);
+    std::fs::create_dir(&path).expect("makes a directory");
+    assert_eq!(given.loaded().env_file, None);
+    std::fs::remove_dir(&path).expect("it is there");
 }
 
 /// The numeric settings, by their defaults and the one that has none.

@@ -65,9 +65,10 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     found
 }
 
-/// Secrets that are guessed sooner than they are rotated.
-pub(super) fn has_short_secret(config: &Config) -> bool {
-    config.ids.secrets.iter().any(|secret| secret.len() < SECRET_BYTES_MIN)
+/// Whether ids are signed with a secret that is guessed sooner than it is rotated. One that only verifies
+/// may be short: an installation keeps the ids that it has issued.
+pub(super) fn signs_with_short_secret(config: &Config) -> bool {
+    config.ids.secrets.first().is_some_and(|secret| secret.len() < SECRET_BYTES_MIN)
 }
 
 /// Whether only this machine can be meant.

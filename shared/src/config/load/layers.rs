@@ -2,6 +2,7 @@
 //! origin, in the order in which later ones win.
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Yaml};
@@ -32,13 +33,20 @@ impl Env {
         let Some(path) = file else { return Ok(env) };
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(env),
+            // Environments of other tools are directories of this name.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+                return Ok(env);
+            }
             Err(source) => return Err(ConfigError::Unreadable { path: path.into(), source }),
         };
         env.file = Some(path.into());
         for line in dotenvy::from_read_iter(text.as_bytes()) {
-            // The text is not shown: it may be a secret.
-            let (name, value) = line.map_err(|_| ConfigError::NoVariables { path: path.into() })?;
+            let (name, value) = match line {
+                Ok(variable) => variable,
+                Err(dotenvy::Error::LineParse(line, _)) if !is_ours(&line) => continue,
+                // The text is not shown: it may be a secret.
+                Err(_) => return Err(ConfigError::NoVariables { path: path.into() }),
+            };
             if let Entry::Vacant(entry) = env.variables.entry(name) {
                 env.of_file.insert(entry.key().clone());
                 entry.insert(value);
@@ -57,6 +65,13 @@ impl Env {
             _ => format!("environment {name}"),
         }
     }
+}
+
+/// Whether a line that cannot be read sets a variable of Forebay's; others are for other tools.
+fn is_ours(line: &str) -> bool {
+    let line = line.trim_start();
+    let name = line.strip_prefix("export ").unwrap_or(line).trim_start();
+    name.starts_with("FOREBAY") || ALIASES.iter().any(|(alias, _)| name.starts_with(alias))
 }
 
 /// Values that must never be shown as they are.
