@@ -72,7 +72,8 @@ fn is_item_parameter(part: &[u8]) -> bool {
         && name
             .iter()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-.*".contains(byte));
-    let is_plain = |value: &[u8]| value.iter().all(|byte| byte.is_ascii_graphic() && *byte != b',');
+    let is_plain =
+        |value: &[u8]| value.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"'));
     is_name && !value.is_empty() && (value[0] == b'"' && unquoted(value).is_some() || is_plain(value))
 }
 

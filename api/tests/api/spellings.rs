@@ -85,7 +85,8 @@ on_both_pairs! {
         assert!(status.is_success(), "{dry}");
         let deleted = installation.at(0, Method::DELETE, &path).send().await.expect("an answer");
         assert_eq!(deleted.status(), 204);
-        problem(installation.get(&format!("/v1/dead-letters/{id}")).await, 404).await;
+        let letter = body_of(installation.get(&format!("/v1/dead-letters/{id}")).await).await;
+        assert!(letter["discarded_at"].is_string(), "{letter}");
     }
 
     async fn a_payload_under_a_key_is_its_json_without_loss(installation) {
