@@ -1,5 +1,6 @@
 //! The accept path of every write: check → place in the batch → confirm → 202, or for a request
 //! that waits: register → confirm or outcome, whichever comes first → 200, 201, 422 or 202.
+mod canonical;
 pub mod identity;
 pub mod terms;
 

@@ -21,9 +21,13 @@ use serde_path_to_error::Segment;
 use shared::json::{self, Flaw};
 
 use self::object::OfObject;
+use crate::header;
 use crate::measure::metrics;
 use crate::memory_budget::{Arriving, MemoryBudget, NoRoom};
 use crate::problem::{Problem, Rejected};
+
+/// That of UTF-8, which some editors and spreadsheets write before every text (RFC 8259, 8.1).
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Longest explanation of one error: it may quote the client.
 const DETAIL_LENGTH_MAX: usize = 200;
@@ -71,6 +75,31 @@ impl<T> Items<T> {
 /// Reads the whole body within the limits, with the room that it takes.
 pub async fn read<'a>(
     request: &HttpRequest,
+    payload: Payload,
+    limits: &BodyLimits,
+    budget: &'a MemoryBudget,
+) -> Result<(Body, Arriving<'a>), Problem> {
+    read_as(Taken::All, request, payload, limits, budget).await
+}
+
+/// Reads a body that is one JSON text, with the room that it takes; `None` without a body.
+pub async fn read_json<'a>(
+    request: &HttpRequest,
+    payload: Payload,
+    limits: &BodyLimits,
+    budget: &'a MemoryBudget,
+) -> Result<(Option<Bytes>, Arriving<'a>), Problem> {
+    let (body, arriving) = read_as(Taken::Json, request, payload, limits, budget).await?;
+    let json = match body {
+        Body::One(json) | Body::Array(json) | Body::Lines(json) => Some(json),
+        Body::Empty => None,
+    };
+    Ok((json, arriving))
+}
+
+async fn read_as<'a>(
+    taken: Taken,
+    request: &HttpRequest,
     mut payload: Payload,
     limits: &BodyLimits,
     budget: &'a MemoryBudget,
@@ -81,13 +110,13 @@ pub async fn read<'a>(
     if matches!(length, Length::Announced(length) if length > limits.bytes_max) {
         return Err(too_large(limits));
     }
-    let media_type = MediaType::of(headers)?;
+    let media_type = MediaType::of(headers, taken)?;
     if matches!(length, Length::Announced(0)) {
-        return Ok((media_type.classify(Bytes::new())?, budget.arriving()));
+        return Ok((media_type.classify(Bytes::new(), taken)?, budget.arriving()));
     }
     // A client that asks before it sends is spared the sending.
     if media_type == MediaType::Other && request.head().expect() {
-        return Err(MediaType::unread());
+        return Err(MediaType::unread(taken));
     }
     let mut arriving = budget.arriving();
     let bytes = {
@@ -100,16 +129,12 @@ pub async fn read<'a>(
                 .map_err(|_| Problem::body_timeout())?,
         }
     };
-    Ok((media_type.classify(bytes?)?, arriving))
+    Ok((media_type.classify(bytes?, taken)?, arriving))
 }
 
 /// Refuses what is sent in an encoding, even where no body is read.
 pub fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    if headers.contains_key(CONTENT_ENCODING) {
-        Err(Problem::unsupported_media_type("content encodings are not accepted on requests"))
-    } else {
-        Ok(())
-    }
+    if headers.contains_key(CONTENT_ENCODING) { Err(Problem::unsupported_encoding()) } else { Ok(()) }
 }
 
 /// Refuses an item that is larger than items may be, as it stands in its request.
@@ -267,6 +292,23 @@ fn no_room(_: NoRoom) -> Problem {
     Problem::overloaded()
 }
 
+/// What a route takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    All,
+    Json,
+}
+
+impl Taken {
+    /// For `Accept`, beside which every type that ends with `+json` is taken.
+    fn media_types(self) -> &'static str {
+        match self {
+            Self::All => "application/json, application/x-ndjson, application/ndjson, application/jsonl",
+            Self::Json => "application/json",
+        }
+    }
+}
+
 /// The media type that a body is sent with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MediaType {
@@ -277,47 +319,86 @@ enum MediaType {
 }
 
 impl MediaType {
-    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
-        let media_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-        let mut parts = media_type.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        let essence = parts.next().unwrap_or_default();
-        if parts.any(is_foreign_charset) {
-            return Err(Problem::unsupported_media_type("the only charset is utf-8"));
+    fn of(headers: &HeaderMap, taken: Taken) -> Result<Self, Problem> {
+        let mut given = headers.get_all(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let mut parts = header::parts(given.next().unwrap_or_default(), b';');
+        let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let refuse = |detail| Err(Problem::unsupported_media_type(detail, taken.media_types()));
+        if given.next().is_some() {
+            return refuse("Content-Type is given more than once");
         }
-        let is = |expected: &str| essence.eq_ignore_ascii_case(expected.as_bytes());
-        Ok(match () {
-            () if is("application/json") => Self::Json,
-            () if is("application/x-ndjson") => Self::Lines,
-            () => Self::Other,
+        for part in parts {
+            let (name, value) = header::parameter(part).unwrap_or((part, b""));
+            match header::unquoted(value) {
+                None => return refuse("a parameter of Content-Type has quotes that are no quoted string"),
+                Some(value)
+                    if name.eq_ignore_ascii_case(b"charset") && !value.eq_ignore_ascii_case(b"utf-8") =>
+                {
+                    return refuse("the only charset is utf-8");
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(match &*essence {
+            b"application/json" => Self::Json,
+            b"application/x-ndjson" | b"application/ndjson" | b"application/jsonl" if taken == Taken::All => {
+                Self::Lines
+            }
+            essence if has_json_suffix(essence) => Self::Json,
+            _ => Self::Other,
         })
     }
 
-    fn classify(self, bytes: Bytes) -> Result<Body, Problem> {
+    fn classify(self, mut bytes: Bytes, taken: Taken) -> Result<Body, Problem> {
+        if self != Self::Other && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes = bytes.slice(BYTE_ORDER_MARK.len()..);
+        }
         match self {
             Self::Lines => Ok(Body::Lines(bytes)),
             _ if bytes.is_empty() => Ok(Body::Empty),
-            Self::Other => Err(Self::unread()),
+            Self::Other => Err(Self::unread(taken)),
             Self::Json if bytes.trim_ascii_start().first() == Some(&b'[') => Ok(Body::Array(bytes)),
             Self::Json => Ok(Body::One(bytes)),
         }
     }
 
-    fn unread() -> Problem {
-        let detail = "a body needs Content-Type: application/json or application/x-ndjson";
-        Problem::unsupported_media_type(detail)
+    fn unread(taken: Taken) -> Problem {
+        let detail = match taken {
+            Taken::All => "a body needs Content-Type: application/json or application/x-ndjson",
+            Taken::Json => "a body needs Content-Type: application/json here",
+        };
+        Problem::unsupported_media_type(detail, taken.media_types())
     }
 }
 
-/// Whether a parameter of a media type names a charset that is not read.
-fn is_foreign_charset(parameter: &[u8]) -> bool {
-    let mut parts = parameter.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
-    let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let unquoted = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
-    name.eq_ignore_ascii_case(b"charset") && !unquoted.eq_ignore_ascii_case(b"utf-8")
+/// A type of JSON with a meaning of its own, as `application/cloudevents+json` (RFC 6839).
+fn has_json_suffix(essence: &[u8]) -> bool {
+    let is_name = |text: &[u8]| {
+        let part = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(byte);
+        !text.is_empty() && text.iter().all(part)
+    };
+    let mut halves = essence.splitn(2, |byte| *byte == b'/');
+    let (name, rest) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+    is_name(name) && rest.strip_suffix(b"+json").is_some_and(is_name)
 }
 
 fn one_borrowed<'a, T: serde::Deserialize<'a>>(json: &'a [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(json).map_err(|error| Problem::malformed(shorten(&error.to_string())))
+    serde_json::from_slice(json).map_err(|error| match misplaced_mark(json) {
+        Some(detail) => Problem::malformed(detail),
+        None => Problem::malformed(shorten(&error.to_string())),
+    })
+}
+
+/// What is said of a byte order mark where JSON should begin. That of UTF-8 is ignored before a body.
+fn misplaced_mark(json: &[u8]) -> Option<&'static str> {
+    let starts_with = |marks: &[&[u8]]| marks.iter().any(|mark| json.trim_ascii_start().starts_with(mark));
+    if starts_with(&[BYTE_ORDER_MARK]) {
+        Some("a byte order mark stands here; it is ignored only where a body begins, once")
+    } else if starts_with(&[b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"]) {
+        Some("a byte order mark says that this is UTF-16 or UTF-32; a body is UTF-8")
+    } else {
+        None
+    }
 }
 
 /// Why an item could not be read. Only now the path of the error is worth finding.

@@ -11,9 +11,10 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use actix_web::web::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -22,6 +23,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::answer;
 use crate::measure::metrics;
 use crate::memory_budget::{MemoryBudget, Reserved};
+use crate::refused_head;
+use crate::request::RequestIds;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -147,6 +150,26 @@ pub struct Connection {
     timer: Pin<Box<Sleep>>,
     /// Set while the client takes nothing.
     blocked: Option<Blocked>,
+    request_ids: Rc<RequestIds>,
+    targets: refused_head::Targets,
+    /// The last answer, in place of the HTTP library's.
+    refusal: Option<Refusal>,
+}
+
+/// How long the client may go on sending after the answer to a head that was refused: else the system
+/// would take the answer back.
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes that are read meanwhile.
+const REFUSAL_READ_MAX: usize = 1 << 20;
+
+#[derive(Debug)]
+struct Refusal {
+    left: Bytes,
+    /// Bytes of the answer in whose place it is sent.
+    instead_of: usize,
+    linger: Pin<Box<Sleep>>,
+    read: usize,
 }
 
 #[derive(Debug)]
@@ -159,10 +182,11 @@ struct Blocked {
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, limits: Arc<ConnectionLimits>) -> Self {
+    pub fn new(stream: TcpStream, limits: Arc<ConnectionLimits>, request_ids: Rc<RequestIds>) -> Self {
         let pace = Pace::new(limits);
         let timer = Box::pin(sleep_until(pace.since.get() + pace.limits.patience));
-        Self { stream, pace, timer, blocked: None }
+        let (targets, refusal) = (refused_head::Targets::default(), None);
+        Self { stream, pace, timer, blocked: None, request_ids, targets, refusal }
     }
 
     pub fn pace(&self) -> &Rc<Pace> {
@@ -194,6 +218,52 @@ impl Connection {
         if let Err(error) = self.stream.set_zero_linger() {
             tracing::debug!(%error, "an unread answer stays with the system for a while");
         }
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, from);
+        match written {
+            Poll::Pending => {
+                self.block(from.len())?;
+                self.check(cx)?;
+            }
+            Poll::Ready(Ok(1..)) => {
+                self.pace.since.set(Instant::now());
+                self.unblock(cx);
+            }
+            Poll::Ready(_) => {}
+        }
+        written
+    }
+
+    /// Sends the last answer, then reads for a while what the client still sends. The HTTP library closes
+    /// when this is done.
+    fn refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        while let Some(left) = self.refusal.as_ref().map(|refusal| refusal.left.clone()) {
+            if left.is_empty() {
+                break;
+            }
+            let sent = ready!(self.send(cx, &left))?;
+            if let Some(refusal) = &mut self.refusal {
+                refusal.left = left.slice(sent..);
+            }
+        }
+        let Some(refusal) = &mut self.refusal else { return Poll::Ready(Ok(0)) };
+        // The client sees the end of the answer, and closes its side.
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx)).ok();
+        let mut unread = [0; 8 << 10];
+        while refusal.read < REFUSAL_READ_MAX {
+            let mut into = ReadBuf::new(&mut unread);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut into) {
+                Poll::Ready(Ok(())) if !into.filled().is_empty() => refusal.read += into.filled().len(),
+                Poll::Ready(_) => break,
+                Poll::Pending if refusal.linger.as_mut().poll(cx).is_ready() => break,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let instead_of = refusal.instead_of;
+        self.refusal = None;
+        Poll::Ready(Ok(instead_of))
     }
 
     /// The client takes nothing of so much. Fails when there is no room for it.
@@ -251,7 +321,8 @@ impl AsyncRead for Connection {
                 self.pace.half_closed.set(Some(Instant::now()));
                 self.pace.half_closes.notify_waiters();
             }
-            Poll::Ready(_) => {}
+            Poll::Ready(Ok(())) => self.targets.take(&into.filled()[before..]),
+            Poll::Ready(Err(_)) => {}
         }
         read
     }
@@ -263,19 +334,18 @@ impl AsyncWrite for Connection {
         if self.pace.has_asked.take() && from.len() > CONTINUE.len() && from.starts_with(CONTINUE) {
             return Poll::Ready(Ok(CONTINUE.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write(cx, from);
-        match written {
-            Poll::Pending => {
-                self.block(from.len())?;
-                self.check(cx)?;
+        if self.refusal.is_none() {
+            match refused_head::find(from) {
+                None => return self.send(cx, from),
+                Some((start @ 1.., _)) => return self.send(cx, &from[..start]),
+                Some((0, status)) => {
+                    let left = refused_head::render(status, &self.targets, &self.request_ids.draw());
+                    let linger = Box::pin(sleep_until(Instant::now() + REFUSAL_LINGER));
+                    self.refusal = Some(Refusal { left, instead_of: from.len(), linger, read: 0 });
+                }
             }
-            Poll::Ready(Ok(1..)) => {
-                self.pace.since.set(Instant::now());
-                self.unblock(cx);
-            }
-            Poll::Ready(_) => {}
         }
-        written
+        self.refuse(cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

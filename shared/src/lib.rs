@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod clock;
 pub mod collection;
 pub mod config;
+pub mod decimal;
 pub mod event;
 pub mod id;
 pub mod json;

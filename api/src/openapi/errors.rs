@@ -71,6 +71,14 @@ pub fn add(responses: &mut Map<String, Value>, kind: Kind, has_body: bool, need:
             });
         }
     }
+    if let Some(response) = responses.get_mut("415") {
+        let header = |description: &str| json!({"description": description, "required": false, "schema": {"type": "string"}});
+        response["headers"]["Accept-Encoding"] = header("`identity`, when it was the encoding");
+        if has_body {
+            response["headers"]["Accept"] =
+                header("the media types that are taken, when it was the type; `+json` types, too");
+        }
+    }
     for (status, response) in responses {
         add_example(status, response);
     }

@@ -211,7 +211,7 @@ pub fn payload_of(query: &str) -> Result<Option<Fingerprint>, Problem> {
     let mut params = Parameters::of(query)?;
     let payload = params.take("payload");
     params.finish()?;
-    let parsed = payload.map(|payload| payload.parse()).transpose();
+    let parsed = payload.map(|payload| payload.to_ascii_lowercase().parse()).transpose();
     parsed.map_err(|error: shared::keyed::NotAFingerprint| {
         Problem::invalid_parameter("payload", error.to_string())
     })

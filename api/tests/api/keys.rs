@@ -215,7 +215,7 @@ on_both_pairs! {
             assert_eq!(refused["errors"][0]["pointer"], "/idempotency_key");
         }
         let (_, location) = accepted(post(&installation, 0, "a", json!({})).await).await;
-        for payload in ["x", "A0000000000000000000000000000000", ""] {
+        for payload in ["x", "g0000000000000000000000000000000", ""] {
             let path = location.split('=').next().expect("a path");
             problem(installation.get(&format!("{path}={payload}")).await, 422).await;
         }
