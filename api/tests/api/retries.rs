@@ -45,7 +45,7 @@ on_both_pairs! {
         installation.wait_until_heard().await;
         for path in ["/v1/data/again", "/data"] {
             let store = async |replica: usize, body: &'static str| {
-                let request = keyed(&installation, replica, path, "once").header("content-type", "application/json");
+                let request = keyed(&installation, replica, path, &path.replace('/', "-")).header("content-type", "application/json");
                 sent(request.body(body)).await
             };
             let made = answered(store(0, r#"{"a": 1, "b": 2}"#).await, 201).await;

@@ -1,5 +1,6 @@
 //! What every implementation of the events port holds.
 use super::{Arc, Body, Events, PATIENCE, changed, connected, event, next, signal};
+use shared::event::Event;
 
 /// Runs every contract test on every implementation; a new one is a line at the end.
 macro_rules! contract {
