@@ -30,6 +30,8 @@ pub struct BatchLimits {
     pub waiting_max: usize,
     /// From the first request of a message to its answer.
     pub accept_timeout: Duration,
+    /// When a write that met a queue which was just made is to come again.
+    pub settle: Duration,
 }
 
 /// Where the items of one request stand: `first` is the index of the first in the message.
@@ -182,6 +184,9 @@ impl Batcher {
     /// Refuses at once what has no chance.
     fn check_link(&self) -> Result<(), NotAccepted> {
         let (link, breaker) = (self.0.publisher.link(), &self.0.breaker);
+        if link == Link::Settling {
+            return Err(NotAccepted::Unavailable { retry_after: self.0.limits.settle });
+        }
         let retry_after = Duration::from_secs(1);
         if link == Link::Blocked || (link == Link::Down && !breaker.is_closed()) {
             return Err(NotAccepted::Unavailable { retry_after });

@@ -149,9 +149,11 @@ pub struct Metrics {
     pub event_holes: IntCounter,
     /// Difference of this replica's clock to the store's, in milliseconds.
     pub clock_skew_ms: IntGauge,
+    /// Consumers whose events arrive.
+    pub consumers: IntGauge,
     /// Requests that wait for an outcome or a change.
     pub waiters: IntGauge,
-    /// Requests that may not wait: too many do, or the store is known to be away.
+    /// Requests that may not wait: too many do, the store is known to be away, or no consumer runs.
     pub waits_refused: IntCounter,
     /// Waits by how they ended, in the order of `WAITS`.
     waits: Vec<Histogram>,
@@ -249,10 +251,11 @@ fn register() -> prometheus::Result<Metrics> {
             "forebay_api_clock_skew_milliseconds",
             "this replica's clock minus the store's"
         )?,
+        consumers: register_int_gauge!("forebay_consumers", "consumers whose events arrive")?,
         waiters: register_int_gauge!("forebay_api_waiters", "requests that wait for an outcome or a change")?,
         waits_refused: register_int_counter!(
             "forebay_api_waits_refused_total",
-            "requests that were answered at once because too many wait or the store is away"
+            "requests that were answered at once because too many wait or nothing is applied for now"
         )?,
         waits: WAITS.iter().map(|word| waits.with_label_values(&[*word])).collect(),
         requests: ROUTES.iter().map(by_class).collect(),

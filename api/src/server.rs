@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use actix_web::App;
@@ -209,6 +210,7 @@ struct Assembly {
     ids: IdKeys,
     id_floor: IdFloor,
     health: Arc<HealthView>,
+    consumers_heard: Arc<AtomicUsize>,
     body_limits: BodyLimits,
     body_budget: Arc<MemoryBudget>,
     waiting_budget: Arc<MemoryBudget>,
@@ -233,7 +235,8 @@ impl Assembly {
         let limits = cache_limits(&config.cache);
         let cache = CounterCache::new(backend.store.clone(), store_breaker.clone(), limits);
         let documents = DocumentCache::new(backend.store.clone(), store_breaker.clone(), limits);
-        let definitions = Definitions::new(backend.store.clone(), store_breaker.clone());
+        let definitions =
+            Definitions::new(backend.store.clone(), store_breaker.clone(), backend.events.clone());
         let metrics = Arc::new(MetricsParts {
             cache: ReadCache::new(store_breaker.clone(), metrics_limits(&config.cache)),
             retention: config.retention.clone(),
@@ -242,12 +245,15 @@ impl Assembly {
         });
         let gate = Gate::new(config.server.in_flight_max);
         let waiters = Waiters::new(config.server.waiters_max, store_breaker.clone());
+        let consumers_heard = Arc::<AtomicUsize>::default();
         let health = Arc::new(HealthView {
             publisher: publisher.clone(),
             publisher_breaker: publisher_breaker.clone(),
             store_breaker: store_breaker.clone(),
             waiters: waiters.clone(),
             gate: gate.clone(),
+            consumers_heard: consumers_heard.clone(),
+            has_opened: AtomicBool::new(false),
         });
         Self {
             publisher,
@@ -264,6 +270,7 @@ impl Assembly {
             ids: backend.ids.clone(),
             id_floor: backend.id_floor.clone(),
             health,
+            consumers_heard,
             body_limits: BodyLimits {
                 bytes_max: config.server.body_bytes_max,
                 items_max: config.server.items_max,
@@ -278,6 +285,7 @@ impl Assembly {
                 in_flight_max: config.queue.publishes_in_flight_max,
                 waiting_max: config.queue.messages_waiting_max,
                 accept_timeout: Duration::from_millis(config.server.accept_timeout_ms),
+                settle: Duration::from_millis(config.queue.settle_ms),
             },
             waiters,
             waits: WaitLimits {
@@ -300,18 +308,19 @@ impl Assembly {
         backend: &Backend,
         shutdown: &Shutdown,
     ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
-        let consumers_heard = Arc::default();
         let foreign_readers =
-            ForeignReaders { queue: backend.queue.clone(), heard: Arc::clone(&consumers_heard) };
+            ForeignReaders { queue: backend.queue.clone(), heard: self.consumers_heard.clone() };
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
             documents: self.documents.clone(),
+            definitions: self.definitions.clone(),
             metrics: self.metrics.cache.clone(),
             waiters: self.waiters.clone(),
             recent_keys: self.recent_keys.clone(),
             clock: self.clock.clone(),
-            consumers_heard,
+            consumers_heard: self.consumers_heard.clone(),
+            publisher: self.publisher.clone(),
         };
         let probe = StoreProbe {
             backend: backend.clone(),

@@ -68,6 +68,10 @@ pub trait Publisher: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     Up,
+    /// The first session is being opened.
+    Opening,
+    /// Connected, but the queue was just made: nothing is published to it before `queue.settle_ms`.
+    Settling,
     /// Not connected; the session is being rebuilt.
     Down,
     /// Connected, but the broker takes nothing (memory or disk alarm).

@@ -93,7 +93,7 @@ impl Watchdog {
                 let _ = first.send(signal);
             } else if signal == INTERRUPT && asked_at.elapsed() >= REPEATED_WITHIN {
                 return end_at_once(move || {
-                    tracing::warn!(signal, "stopping was interrupted, ending at once")
+                    tracing::warn!(signal, "stopping was interrupted, ending at once");
                 });
             }
         }

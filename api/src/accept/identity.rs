@@ -58,7 +58,14 @@ fn fingerprint(write: &Write) -> Fingerprint {
 /// Keys that were processed lately, with the payload that counts, as events told. What was only
 /// accepted is not remembered: another payload may have been processed first, elsewhere.
 #[derive(Clone)]
-pub struct RecentKeys(moka::sync::Cache<ItemKey, Fingerprint>);
+pub struct RecentKeys(moka::sync::Cache<ItemKey, Processed>);
+
+#[derive(Clone, Copy)]
+struct Processed {
+    fingerprint: Fingerprint,
+    /// It took effect, which does not change any more. What was set aside may be redriven.
+    is_applied: bool,
+}
 
 impl Default for RecentKeys {
     fn default() -> Self {
@@ -70,19 +77,39 @@ impl Default for RecentKeys {
 impl RecentKeys {
     /// Whether another payload was processed under this key.
     pub fn conflicts(&self, keyed: Keyed) -> bool {
-        self.0.get(&keyed.id).is_some_and(|known| known != keyed.fingerprint)
+        self.0.get(&keyed.id).is_some_and(|known| known.fingerprint != keyed.fingerprint)
+    }
+
+    /// Whether this payload took effect under this key.
+    pub fn is_applied(&self, keyed: Keyed) -> bool {
+        self.0.get(&keyed.id).is_some_and(|known| known.fingerprint == keyed.fingerprint && known.is_applied)
+    }
+
+    /// The store says that this payload took effect.
+    pub fn learn_applied(&self, keyed: Keyed) {
+        self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: true });
     }
 
     /// Takes what was processed under keys.
     pub fn hear(&self, committed: &Committed) {
-        for told in committed.keyed.iter().filter(|told| told.verdict != KeyedVerdict::Conflict) {
-            self.0.insert(told.item, told.fingerprint);
+        for told in &committed.keyed {
+            let keyed = Keyed { id: told.item, fingerprint: told.fingerprint };
+            match told.verdict {
+                KeyedVerdict::Applied => self.learn_applied(keyed),
+                KeyedVerdict::Repeated if self.is_applied(keyed) => {}
+                KeyedVerdict::Repeated => self.learn_processed(keyed),
+                KeyedVerdict::Conflict => {}
+            }
         }
         for failed in &committed.failed {
             if let Some(fingerprint) = failed.fingerprint {
-                self.0.insert(failed.item, fingerprint);
+                self.learn_processed(Keyed { id: failed.item, fingerprint });
             }
         }
+    }
+
+    fn learn_processed(&self, keyed: Keyed) {
+        self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: false });
     }
 }
 
@@ -186,5 +213,19 @@ mod tests {
             assert!(recent.conflicts(keyed(name, 2)) && !recent.conflicts(keyed(name, 1)), "{name}");
         }
         assert!(!recent.conflicts(keyed("loser", 1)) && !recent.conflicts(keyed("loser", 2)));
+        for (name, by, is_applied) in [
+            ("first", 1, true),
+            ("first", 2, false),
+            ("again", 1, false),
+            ("failed", 1, false),
+            ("loser", 1, false),
+        ] {
+            assert_eq!(recent.is_applied(keyed(name, by)), is_applied, "{name} {by}");
+        }
+        recent.hear(&Committed {
+            keyed: vec![told("first", 1, KeyedVerdict::Repeated)],
+            ..Committed::default()
+        });
+        assert!(recent.is_applied(keyed("first", 1)), "a repetition takes nothing back");
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::http::header::{
-    CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, VARY,
+    CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, VARY,
 };
 use actix_web::web::{Path, Payload, ThinData};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use serde::{Deserialize, Serialize};
 use shared::store::{Counter, ItemStanding, NamePage, StoreError};
 use shared::write::{Increment, Write};
@@ -24,6 +24,9 @@ use crate::parameters::{self, ListParams, check_parameter, page_of};
 use crate::problem::Problem;
 use crate::server::Shared;
 use crate::time_text::rfc3339;
+
+/// Marks a value that is not the one that the increment made, but the one that was read afterwards.
+pub const FOREBAY_VALUE: HeaderName = HeaderName::from_static("forebay-value");
 
 /// One increment.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -43,12 +46,13 @@ fn one() -> i64 {
     1
 }
 
-/// A counter right after one increment.
+/// A counter right after one increment, or as it is now: see the header `Forebay-Value`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StandingBody {
     #[schema(example = "page-views")]
     name: String,
-    /// The value that this increment made.
+    /// The value that this increment made. The present one where that is not kept: of a retry, or after an
+    /// outcome was lost on its way.
     #[schema(example = 42)]
     value: i64,
     #[schema(example = 40)]
@@ -97,8 +101,9 @@ pub struct CountersBody {
         description = "one increment, an array of them, or nothing"
     ),
     responses(
-        (status = 200, description = "applied while the request waited", body = StandingBody,
-         headers(("Preference-Applied" = String, description = "`wait=N` as granted"))),
+        (status = 200, description = "applied while the request waited, or before", body = StandingBody,
+         headers(("Preference-Applied" = String, description = "`wait=N` as granted"),
+                 ("Forebay-Value" = String, description = "`present`: the counter as it is now, because the value that this increment made is not known any more"))),
         (status = 202, description = "durable; the items of an array are told by index",
          body = Accepted, headers(("Location" = String, description = "the receipt")))
     )
@@ -110,11 +115,29 @@ pub async fn increment(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     let terms = Terms::of(&request, &shared)?;
-    let present = |settled: &Settled<'_>| {
-        let ItemStanding { value, version, .. } = settled.standing?;
-        Some(HttpResponse::Ok().json(StandingBody { name: name.clone(), value, version }))
+    let present = async |settled: &Settled<'_>| {
+        let (mut response, value, version) = standing_of(&shared, &name, settled).await?;
+        Some(response.json(StandingBody { name: name.clone(), value, version }))
     };
     increment_named(&request, payload, &name, &shared, &terms, present).await
+}
+
+/// Begins the answer to an increment that was applied: value and version right after it, or of now.
+pub async fn standing_of(
+    shared: &Shared,
+    name: &str,
+    settled: &Settled<'_>,
+) -> Option<(HttpResponseBuilder, i64, i64)> {
+    let mut response = HttpResponse::Ok();
+    if let Some(ItemStanding { value, version, .. }) = settled.standing {
+        return Some((response, value, version));
+    }
+    // Not through the cache, which may not have the event of this increment either.
+    let counter = guarded(&shared.store_breaker, shared.store.counter(name)).await.ok()??;
+    let (value, version) = (counter.value, counter.version);
+    shared.cache.learn(&[counter]);
+    response.insert_header((FOREBAY_VALUE, "present"));
+    Some((response, value, version))
 }
 
 /// Also behind the short path.
@@ -124,7 +147,7 @@ pub async fn increment_named(
     name: &str,
     shared: &Shared,
     terms: &Terms,
-    present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
+    present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", name)?;
     parameters::none(request.query_string())?;
@@ -258,16 +281,12 @@ pub fn count_read(outcome: Outcome) {
 }
 
 /// Says how a cached read was answered.
-pub fn describe(response: &mut actix_web::HttpResponseBuilder, cached: &Cached, outcome: Outcome) {
+pub fn describe(response: &mut HttpResponseBuilder, cached: &Cached, outcome: Outcome) {
     describe_read(response, cached.read_at, outcome);
 }
 
 /// The same for what the store said at that time.
-pub fn describe_read(
-    response: &mut actix_web::HttpResponseBuilder,
-    read_at: std::time::Instant,
-    outcome: Outcome,
-) {
+pub fn describe_read(response: &mut HttpResponseBuilder, read_at: std::time::Instant, outcome: Outcome) {
     let status = match outcome {
         Outcome::Hit => "forebay; hit",
         Outcome::Miss => "forebay; fwd=miss",

@@ -243,7 +243,8 @@ impl LinkState {
             Link::Up => 0,
             Link::Blocked => 1,
             Link::Full => 2,
-            Link::Down => 3,
+            // A file is opened before anybody publishes, and never has to settle.
+            Link::Down | Link::Opening | Link::Settling => 3,
         };
         self.0.store(word, Ordering::Relaxed);
     }

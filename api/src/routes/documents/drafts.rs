@@ -1,6 +1,7 @@
 //! The documents of a request, read and checked: on the worker where that is little, and else on a
 //! thread that nobody waits for.
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
@@ -35,8 +36,26 @@ pub async fn read(body: Body, collection: &str, shared: &Shared) -> Result<Draft
         Body::Empty => return Err(Problem::malformed("a document is a JSON object; there is no body")),
         Body::One(bytes) | Body::Array(bytes) | Body::Lines(bytes) => bytes.len(),
     };
+    let (body, refused) = (Arc::new(body), Arc::<AtomicBool>::default());
     let checker = shared.definitions.checker(collection).await;
-    let reader = Reader { collection: collection.into(), checker, limits: shared.body_limits };
+    let version = checker.as_ref().map(|checker| checker.version);
+    let reader = Reader {
+        collection: collection.into(),
+        checker,
+        limits: shared.body_limits,
+        refused: refused.clone(),
+    };
+    let drafts = read_by(reader.clone(), body.clone(), bytes, shared).await;
+    let Some(version) = version.filter(|_| refused.load(Ordering::Relaxed)) else { return drafts };
+    // Another replica may have replaced the definition a moment ago.
+    match shared.definitions.newer_checker(collection, version).await {
+        Some(newer) => read_by(Reader { checker: Some(newer), ..reader }, body, bytes, shared).await,
+        None => drafts,
+    }
+}
+
+/// Reads and checks where that keeps no worker.
+async fn read_by(reader: Reader, body: Arc<Body>, bytes: usize, shared: &Shared) -> Result<Drafts, Problem> {
     let checks = reader.checker.as_deref().filter(|checker| !checker.takes_all());
     let Some(checks) = checks else {
         let read = move || reader.read(&body, &Budget::new(Duration::ZERO));
@@ -52,11 +71,14 @@ pub async fn read(body: Body, collection: &str, shared: &Shared) -> Result<Draft
     shared.checking.run(move |budget| reader.read(&body, budget)).await?
 }
 
+#[derive(Clone)]
 struct Reader {
     collection: Box<str>,
     /// `None` when the definition is not known soon enough, or not usable here.
     checker: Option<Arc<Checker>>,
     limits: BodyLimits,
+    /// Set when a document does not hold the definition.
+    refused: Arc<AtomicBool>,
 }
 
 impl Reader {
@@ -83,7 +105,10 @@ impl Reader {
         let own_key = own_key(text)?;
         if let Some(checker) = &self.checker {
             let checked = checker.check(text, budget);
-            checked.map_err(|violation| Problem::invalid_at(violation.pointer, violation.detail))?;
+            checked.map_err(|violation| {
+                self.refused.store(true, Ordering::Relaxed);
+                Problem::invalid_at(violation.pointer, violation.detail)
+            })?;
         }
         let schema_version = self.checker.as_ref().map(|checker| checker.version);
         let collection = self.collection.clone();

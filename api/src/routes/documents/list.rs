@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{DocumentBody, render_into};
 use crate::body;
 use crate::cache::guarded;
+use crate::definitions::Known;
 use crate::parameters::{Parameters, check_parameter, limit_of};
 use crate::problem::Problem;
 use crate::routes::counters::unavailable;
@@ -247,9 +248,16 @@ async fn check_indexed(
     collection: &str,
     wanted: &[(String, Wanted)],
 ) -> Result<(), Problem> {
-    let known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
-    let indexed = &known.collection.definition.indexed;
-    if let Some((field, _)) = wanted.iter().find(|(field, _)| !indexed.contains(field)) {
+    let unknown = |known: &Known| {
+        let indexed = &known.collection.definition.indexed;
+        wanted.iter().find(|(field, _)| !indexed.contains(field)).map(|(field, _)| field)
+    };
+    let mut known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
+    if unknown(&known).is_some() || !known.collection.is_indexed {
+        // It may have been defined, or indexed, a moment ago by another replica.
+        known = shared.definitions.reread(collection).await.map_err(|error| unavailable(&error))?;
+    }
+    if let Some(field) = unknown(&known) {
         let detail = "neither limit, after nor an indexed field of this collection";
         return Err(Problem::invalid_parameter(body::shorten(field), detail));
     }
