@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use actix_web::HttpRequest;
+use actix_web::http::StatusCode;
 use actix_web::http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING,
 };
@@ -19,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
 use shared::json::{self, Flaw};
+use shared::read_error;
 
 use self::object::OfObject;
 use crate::measure::metrics;
@@ -146,7 +148,8 @@ pub fn array<T: DeserializeOwned>(json: &[u8], limits: &BodyLimits) -> Result<It
 
 /// Reads one item per line, blank lines aside. A syntax error spoils its line.
 pub fn lines<T: DeserializeOwned>(text: &[u8], limits: &BodyLimits) -> Result<Items<T>, Problem> {
-    Ok(each(lines_of(text, limits.items_max)?, |line| one(line, limits.item_bytes_max)))
+    let read = |line| one(line, limits.item_bytes_max);
+    Ok(each(lines_of(text, limits.items_max)?, |line| line.read(read)))
 }
 
 /// Takes one item as the client wrote it.
@@ -171,13 +174,35 @@ pub fn lines_raw<T>(
     items_max: usize,
     take: impl Fn(&RawValue) -> Result<T, Problem>,
 ) -> Result<Items<T>, Problem> {
-    Ok(each(lines_of(text, items_max)?, |line| one_raw(line, &take)))
+    Ok(each(lines_of(text, items_max)?, |line| line.read(|text| one_raw(text, &take))))
+}
+
+/// A line of a body, and which it is, from 1.
+struct Line<'a> {
+    text: &'a [u8],
+    number: usize,
+}
+
+impl<'a> Line<'a> {
+    /// Reads it; where it is no JSON the problem names the place in the body.
+    fn read<T>(&self, read: impl Fn(&'a [u8]) -> Result<T, Problem>) -> Result<T, Problem> {
+        read(self.text).map_err(|problem| {
+            // A size is refused before anything is read.
+            let broken = serde_json::from_slice::<&RawValue>(self.text).err();
+            match broken.filter(|_| problem.status() == StatusCode::BAD_REQUEST) {
+                Some(error) => not_json(&error, self.number),
+                None => problem,
+            }
+        })
+    }
 }
 
 /// The lines that hold something.
-fn lines_of(text: &[u8], items_max: usize) -> Result<impl Iterator<Item = &[u8]>, Problem> {
-    let blank = |line: &&[u8]| line.iter().all(u8::is_ascii_whitespace);
-    let lines = move || text.split(|byte| *byte == b'\n').filter(move |line| !blank(line));
+fn lines_of(text: &[u8], items_max: usize) -> Result<impl Iterator<Item = Line<'_>>, Problem> {
+    let blank = |line: &Line<'_>| line.text.iter().all(u8::is_ascii_whitespace);
+    let line = |(index, text)| Line { text, number: index + 1 };
+    let all = move || text.split(|byte| *byte == b'\n').enumerate().map(line);
+    let lines = move || all().filter(move |line| !blank(line));
     check_count(lines().take(items_max + 1).count(), items_max)?;
     Ok(lines())
 }
@@ -303,7 +328,8 @@ impl MediaType {
     }
 
     fn unread() -> Problem {
-        let detail = "a body needs Content-Type: application/json or application/x-ndjson";
+        let detail = "a body needs the header Content-Type: application/json, or application/x-ndjson for one item \
+                      per line (curl: -H 'Content-Type: application/json')";
         Problem::unsupported_media_type(detail)
     }
 }
@@ -317,7 +343,11 @@ fn is_foreign_charset(parameter: &[u8]) -> bool {
 }
 
 fn one_borrowed<'a, T: serde::Deserialize<'a>>(json: &'a [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(json).map_err(|error| Problem::malformed(shorten(&error.to_string())))
+    serde_json::from_slice(json).map_err(|error| not_json(&error, 1))
+}
+
+fn not_json(error: &serde_json::Error, line: usize) -> Problem {
+    Problem::malformed(shorten(&read_error::syntax(error, line)))
 }
 
 /// Why an item could not be read. Only now the path of the error is worth finding.
@@ -347,7 +377,7 @@ fn explain<T: DeserializeOwned>(json: &[u8]) -> Problem {
             Segment::Enum { .. } | Segment::Unknown => {}
         }
     }
-    let detail = shorten(&error.inner().to_string());
+    let detail = shorten(&read_error::plain(&error.inner().to_string()));
     Problem::invalid_at(shorten(&pointer), detail)
 }
 

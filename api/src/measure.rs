@@ -48,7 +48,7 @@ impl Route {
             ("/v1/metrics/series", _) => Self::Series,
             ("/v1/metrics/types", _) => Self::MetricTypes,
             ("/livez" | "/readyz" | "/health", _) => Self::Health,
-            ("/openapi.json", _) => Self::Docs,
+            ("/" | "/openapi.json", _) => Self::Docs,
             _ if path.starts_with("/v1/receipts/") => Self::Receipt,
             ("/data", _) if method == Method::POST => Self::Store,
             ("/data", _) => Self::Documents,
