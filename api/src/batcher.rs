@@ -91,7 +91,9 @@ pub enum WhyFlushed {
 }
 
 impl WhyFlushed {
-    fn name(self) -> &'static str {
+    pub const ALL: [Self; 4] = [Self::Idle, Self::Confirmed, Self::Items, Self::Bytes];
+
+    pub fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Confirmed => "confirmed",

@@ -14,6 +14,7 @@ use crate::accept::identity::RecentKeys;
 use crate::cache::CounterCache;
 use crate::clock_check::{Ahead, ClockCheck};
 use crate::document_cache::DocumentCache;
+use crate::measure::metrics;
 use crate::read_cache::ReadCache;
 use crate::routes::metrics::question::Question;
 use crate::waiters::Waiters;
@@ -64,6 +65,7 @@ impl CacheEvents {
                     self.heed(continuity.check_silence(now));
                     self.waiters.set_consumers_away(consumers.are_away(now));
                     self.consumers_heard.store(consumers.0.len(), Ordering::Relaxed);
+                    metrics().consumers.set(i64::try_from(consumers.0.len()).unwrap_or(i64::MAX));
                     self.waiters.release_if_away();
                 }
                 () = shutdown.requested() => return,

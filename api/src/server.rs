@@ -33,10 +33,10 @@ use crate::clock_check::ClockCheck;
 use crate::cors::Cors;
 use crate::definitions::Definitions;
 use crate::document_cache::DocumentCache;
-use crate::foreign_readers::ForeignReaders;
 use crate::memory_budget::MemoryBudget;
 use crate::path_prefix::PathPrefix;
 use crate::problem::Problem;
+use crate::queue_look::QueueLook;
 use crate::read_cache::{ReadCache, ReadLimits};
 use crate::request::{Gate, RequestIds, Wrapping, serve};
 use crate::routes::health::HealthView;
@@ -303,8 +303,7 @@ impl Assembly {
         shutdown: &Shutdown,
     ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
         let consumers_heard = Arc::default();
-        let foreign_readers =
-            ForeignReaders { queue: backend.queue.clone(), heard: Arc::clone(&consumers_heard) };
+        let queue_look = QueueLook { queue: backend.queue.clone(), heard: Arc::clone(&consumers_heard) };
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
@@ -329,9 +328,7 @@ impl Assembly {
             ),
             shutdown::watched(self.progress.clone().watching("waits", doubts)),
             shutdown::watched(self.progress.clone().watching("store_probe", probe.run(shutdown.clone()))),
-            shutdown::watched(
-                self.progress.clone().watching("foreign_readers", foreign_readers.run(shutdown.clone())),
-            ),
+            shutdown::watched(self.progress.clone().watching("queue_look", queue_look.run(shutdown.clone()))),
         ];
         if let Door::Keyed(keys) = &*self.door {
             let follow = keys.clone().follow(shutdown.clone());

@@ -162,6 +162,9 @@ pub struct Store {
     pub write_timeout_ms: u64,
     /// Whether the program brings the schema up to date at start.
     pub migrate: bool,
+    /// Whether a migration makes the database when there is none of that name. Only the profile `local` does:
+    /// elsewhere a name that does not exist is taken for a mistake.
+    pub create_database: bool,
 }
 
 /// Identity of writes.
@@ -336,6 +339,7 @@ impl Default for Store {
             read_timeout_ms: 2_000,
             write_timeout_ms: 30_000,
             migrate: true,
+            create_database: false,
         }
     }
 }

@@ -416,6 +416,22 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Self; 13] = [
+        Self::CounterOverflow,
+        Self::SchemaViolation,
+        Self::CheckOverrun,
+        Self::DefinitionUnusable,
+        Self::Unreadable,
+        Self::NotApplied,
+        Self::RefusedByStore,
+        Self::Undecodable,
+        Self::UnknownVersion,
+        Self::UnknownKind,
+        Self::DigestMismatch,
+        Self::TooLarge,
+        Self::TooOld,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::CounterOverflow => "counter_overflow",

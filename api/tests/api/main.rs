@@ -19,6 +19,7 @@ mod documents_input;
 mod documents_outages;
 mod extremes;
 mod faults;
+mod first_minutes;
 mod heads;
 mod heavy;
 mod idle;

@@ -128,7 +128,7 @@ fn with_nothing_set_the_api_is_embedded_and_the_consumer_local() {
     let consumer = given(Program::Consumer).loaded();
     assert_eq!(Pair::of(&consumer.config), Ok(Pair::Cluster));
     assert_eq!((consumer.profile, consumer.config.ops.port), (Some(Profile::Local), Some(9191)));
-    assert!(consumer.config.store.migrate);
+    assert!(consumer.config.store.migrate && consumer.config.store.create_database);
     assert_eq!(consumer.config.ids.secrets, given(Program::Api).profile("local").loaded().config.ids.secrets);
     assert!(consumer.warnings.is_empty());
 
@@ -179,7 +179,8 @@ fn a_deployed_profile_guesses_no_backend_and_does_not_migrate() {
     for profile in ["dev", "preprod", "prod"] {
         let unset = given(Program::Api).profile(profile).refused();
         assert!(unset.contains("queue.url") && unset.contains("AMQP_URL"), "{unset}");
-        assert!(!cluster(Program::Api).profile(profile).loaded().config.store.migrate);
+        let store = cluster(Program::Api).profile(profile).loaded().config.store;
+        assert!(!store.migrate && !store.create_database);
         let embedded = given(Program::Api)
             .profile(profile)
             .env("FOREBAY__QUEUE__URL", "embedded:/data")
@@ -353,7 +354,10 @@ fn a_wrong_type_is_refused_with_name_origin_and_what_was_expected() {
         assert!(env.contains(expected) && env.contains(value), "{env}");
     }
     let flag = given(Program::Api).flag("store.migrate", "maybe").refused();
-    assert!(flag.contains("store.migrate (flag --set store.migrate)") && flag.contains("bool"), "{flag}");
+    assert!(
+        flag.contains("store.migrate (flag --set store.migrate)") && flag.contains("expected true or false"),
+        "{flag}"
+    );
     let format = given(Program::Api).env("FOREBAY__TELEMETRY__LOG_FORMAT", "xml").refused();
     assert!(format.contains("telemetry.log_format") && format.contains("json"), "{format}");
     let secret = given(Program::Api).file("default: {ids: {secrets: hunter2}}").refused();

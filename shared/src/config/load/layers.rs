@@ -124,6 +124,7 @@ pub(super) fn built_in(program: Program, profile: Option<Profile>) -> Vec<Settin
         Some(Profile::Local) => vec![
             ("queue.url", "amqp://guest:guest@127.0.0.1:5672/%2f".into()),
             ("store.url", "postgres://postgres@127.0.0.1:5432/forebay".into()),
+            ("store.create_database", true.into()),
         ],
         // A file in a container's own disk would be a queue that forgets: somebody must choose.
         Some(Profile::Dev | Profile::Preprod | Profile::Prod) => {
