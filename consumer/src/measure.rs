@@ -49,6 +49,8 @@ pub struct Metrics {
     pub housekept_rows: IntCounter,
     /// Partitions that it dropped.
     pub housekept_partitions: IntCounter,
+    /// Dead letters that wait for somebody, when housekeeping counted last.
+    pub dead_letters: IntGauge,
     /// Partitions that could not be dropped for more than a day.
     pub overdue_partitions: IntGauge,
 }
@@ -175,6 +177,10 @@ fn register() -> prometheus::Result<Metrics> {
         housekept_partitions: register_int_counter!(
             "forebay_consumer_housekept_partitions_total",
             "partitions dropped because they were older than their retention"
+        )?,
+        dead_letters: register_int_gauge!(
+            "forebay_consumer_dead_letters_waiting",
+            "dead letters that are not discarded, among the 10000 first by id, counted about once a minute"
         )?,
         overdue_partitions: register_int_gauge!(
             "forebay_consumer_overdue_partitions",

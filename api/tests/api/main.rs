@@ -38,6 +38,7 @@ mod replaces;
 mod replicas;
 mod rolling;
 mod room;
+mod shipped;
 mod slow_clients;
 mod stops;
 mod store_troubles;
