@@ -199,14 +199,6 @@ fn register() -> prometheus::Result<Metrics> {
         ),
         &["route", "status"]
     )?;
-    // Each value that the label can have begins at 0, so that its first increase is seen.
-    let counted = |name: &str, help: &str, label: &str, values: &[&str]| {
-        let counters = register_int_counter_vec!(opts!(name, help), &[label])?;
-        for value in values {
-            counters.with_label_values(&[value]);
-        }
-        Ok::<_, prometheus::Error>(counters)
-    };
     let waits = register_histogram_vec!(
         histogram_opts!(
             "forebay_api_wait_seconds",
@@ -215,13 +207,9 @@ fn register() -> prometheus::Result<Metrics> {
         ),
         &["outcome"]
     )?;
+    let [accepted, batches, refused, key_reloads, redriven] = register_counted()?;
     Ok(Metrics {
-        accepted: counted(
-            "forebay_api_items_accepted_total",
-            "items that were made durable and answered with 202",
-            "kind",
-            &Kind::ALL.map(Kind::name),
-        )?,
+        accepted,
         confirm_seconds: register_histogram!(histogram_opts!(
             "forebay_api_confirm_seconds",
             "from the publish of a message to its confirm",
@@ -232,12 +220,7 @@ fn register() -> prometheus::Result<Metrics> {
             "items per message",
             items
         ))?,
-        batches: counted(
-            "forebay_api_batches_total",
-            "messages by why they were closed",
-            "why",
-            &WhyFlushed::ALL.map(WhyFlushed::name),
-        )?,
+        batches,
         traces_dropped: register_int_counter!(
             "forebay_api_traces_dropped_total",
             "traces of requests that found no room in their message"
@@ -250,25 +233,10 @@ fn register() -> prometheus::Result<Metrics> {
             "outcome",
             &[],
         )?),
-        refused: counted(
-            "forebay_api_refused_total",
-            "requests refused for key, host or origin",
-            "reason",
-            &Refusal::WORDS,
-        )?,
+        refused,
         api_keys: register_int_gauge!("forebay_api_keys", "API keys in force, expired ones included")?,
-        key_reloads: counted(
-            "forebay_api_key_reloads_total",
-            "changed or broken keys files read",
-            "outcome",
-            &["loaded", "failed"],
-        )?,
-        redriven: counted(
-            "forebay_api_items_redriven_total",
-            "dead letters that were tried once more by HTTP",
-            "outcome",
-            &["applied", "failed"],
-        )?,
+        key_reloads,
+        redriven,
         event_holes: register_int_counter!(
             "forebay_api_event_holes_total",
             "times that events were or may have been missed and cached values became old"
@@ -287,6 +255,51 @@ fn register() -> prometheus::Result<Metrics> {
         requests: ROUTES.iter().map(|_| Default::default()).collect(),
         request_seconds,
     })
+}
+
+/// A counter by one label. Each value that the label can have begins at 0, so that its first increase is seen.
+fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let counters = register_int_counter_vec!(opts!(name, help), &[label])?;
+    for value in values {
+        counters.with_label_values(&[value]);
+    }
+    Ok(counters)
+}
+
+/// The counters that have a label.
+fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
+    Ok([
+        counted(
+            "forebay_api_items_accepted_total",
+            "items that were made durable and answered with 202",
+            "kind",
+            &Kind::ALL.map(Kind::name),
+        )?,
+        counted(
+            "forebay_api_batches_total",
+            "messages by why they were closed",
+            "why",
+            &WhyFlushed::ALL.map(WhyFlushed::name),
+        )?,
+        counted(
+            "forebay_api_refused_total",
+            "requests refused for key, host or origin",
+            "reason",
+            &Refusal::WORDS,
+        )?,
+        counted(
+            "forebay_api_key_reloads_total",
+            "changed or broken keys files read",
+            "outcome",
+            &["loaded", "failed"],
+        )?,
+        counted(
+            "forebay_api_items_redriven_total",
+            "dead letters that were tried once more by HTTP",
+            "outcome",
+            &["applied", "failed"],
+        )?,
+    ])
 }
 
 fn register_room() -> prometheus::Result<Room> {

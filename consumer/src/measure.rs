@@ -101,19 +101,10 @@ fn register() -> prometheus::Result<Metrics> {
     )?)))?;
     let seconds = vec![0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0];
     let items = vec![1.0, 4.0, 16.0, 64.0, 250.0, 500.0, 1_000.0, 2_000.0, 4_000.0, 8_000.0];
+    let [applied, set_aside, rejected, dead_messages, batches] = register_counted()?;
     Ok(Metrics {
-        applied: counted(
-            "forebay_consumer_items_applied_total",
-            "items whose effect is committed",
-            "kind",
-            &Kind::ALL.map(Kind::name),
-        )?,
-        set_aside: counted(
-            "forebay_consumer_items_set_aside_total",
-            "items put into dead_letters",
-            "reason",
-            &Reason::ALL.map(Reason::name),
-        )?,
+        applied,
+        set_aside,
         duplicates: register_int_counter!(
             "forebay_consumer_messages_duplicate_total",
             "messages that had been applied before and changed nothing"
@@ -126,18 +117,8 @@ fn register() -> prometheus::Result<Metrics> {
             "forebay_consumer_messages_given_up_total",
             "messages that failed alone too often, whose items were put into dead_letters"
         )?,
-        rejected: counted(
-            "forebay_consumer_messages_rejected_total",
-            "messages moved to the dead queue",
-            "reason",
-            &["undecodable", "not_applied", "digest_mismatch"],
-        )?,
-        dead_messages: counted(
-            "forebay_consumer_dead_messages_total",
-            "messages of the dead queue that were applied after all, or kept as dead letters",
-            "outcome",
-            &["applied", "undecodable", "unknown_version", "unknown_kind", "digest_mismatch", "too_large"],
-        )?,
+        rejected,
+        dead_messages,
         dead_waiting: register_int_gauge!(
             "forebay_consumer_dead_queue_waiting",
             "messages in the dead queue when it was last looked at"
@@ -151,12 +132,7 @@ fn register() -> prometheus::Result<Metrics> {
             "items per transaction",
             items
         ))?,
-        batches: counted(
-            "forebay_consumer_batches_total",
-            "transactions by why they were not larger",
-            "stopped",
-            &WhyStopped::ALL.map(WhyStopped::name),
-        )?,
+        batches,
         accept_to_applied: register_histogram!(histogram_opts!(
             "forebay_consumer_accept_to_applied_seconds",
             "from accepting a message to its commit",
@@ -187,6 +163,42 @@ fn register() -> prometheus::Result<Metrics> {
             "partitions that are there although they should have been dropped more than a day ago"
         )?,
     })
+}
+
+/// The counters that have a label.
+fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
+    Ok([
+        counted(
+            "forebay_consumer_items_applied_total",
+            "items whose effect is committed",
+            "kind",
+            &Kind::ALL.map(Kind::name),
+        )?,
+        counted(
+            "forebay_consumer_items_set_aside_total",
+            "items put into dead_letters",
+            "reason",
+            &Reason::ALL.map(Reason::name),
+        )?,
+        counted(
+            "forebay_consumer_messages_rejected_total",
+            "messages moved to the dead queue",
+            "reason",
+            &["undecodable", "not_applied", "digest_mismatch"],
+        )?,
+        counted(
+            "forebay_consumer_dead_messages_total",
+            "messages of the dead queue that were applied after all, or kept as dead letters",
+            "outcome",
+            &["applied", "undecodable", "unknown_version", "unknown_kind", "digest_mismatch", "too_large"],
+        )?,
+        counted(
+            "forebay_consumer_batches_total",
+            "transactions by why they were not larger",
+            "stopped",
+            &WhyStopped::ALL.map(WhyStopped::name),
+        )?,
+    ])
 }
 
 /// Counts what a commit did.
