@@ -252,7 +252,7 @@ fn register() -> prometheus::Result<Metrics> {
             "requests that were answered at once because too many wait or the store is away"
         )?,
         waits: WAITS.iter().map(|word| waits.with_label_values(&[*word])).collect(),
-        requests: ROUTES.iter().map(|_| Default::default()).collect(),
+        requests: ROUTES.iter().map(|_| <[OnceLock<Histogram>; 5]>::default()).collect(),
         request_seconds,
     })
 }
