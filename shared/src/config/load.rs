@@ -327,7 +327,7 @@ fn wrong_type(error: figment::Error) -> Problem {
 pub(crate) fn reason_without_value(kind: &Kind) -> String {
     match kind {
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
-            format!("expected {}", read_error::expected(&expected.to_string()))
+            format!("expected {}", read_error::expected(expected))
         }
         Kind::UnknownVariant(_, known) => format!("expected one of {}", known.join(", ")),
         Kind::UnknownField(_, known) => format!("unknown member; there are {}", known.join(", ")),
