@@ -93,7 +93,9 @@ pub enum WhyFlushed {
 }
 
 impl WhyFlushed {
-    fn name(self) -> &'static str {
+    pub const ALL: [Self; 4] = [Self::Idle, Self::Confirmed, Self::Items, Self::Bytes];
+
+    pub fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Confirmed => "confirmed",
@@ -262,13 +264,13 @@ impl Batcher {
             Err(refused) => Err(NotAccepted::Unavailable { retry_after: refused.retry_after }),
             Ok(permit) => {
                 let outcome = self.0.publisher.publish(message, deadline).await;
-                match outcome {
+                match &outcome {
                     // A full queue answers: the link is fine.
                     Ok(()) | Err(PublishError::Full) => permit.success(),
                     // Most of its time went by behind others.
                     Err(PublishError::DeadlineExceeded) if deadline - started < fair_share => drop(permit),
-                    Err(PublishError::DeadlineExceeded | PublishError::Unavailable(_)) => {
-                        permit.failure(Instant::now());
+                    Err(error @ (PublishError::DeadlineExceeded | PublishError::Unavailable(_))) => {
+                        permit.failure(Instant::now(), error);
                     }
                 }
                 outcome.map_err(not_accepted)

@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use actix_web::HttpRequest;
+use actix_web::http::StatusCode;
 use actix_web::http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING,
 };
@@ -19,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
 use shared::json::{self, Flaw};
+use shared::read_error;
 
 use self::object::OfObject;
 use crate::header;
@@ -171,7 +173,8 @@ pub fn array<T: DeserializeOwned>(json: &[u8], limits: &BodyLimits) -> Result<It
 
 /// Reads one item per line, blank lines aside. A syntax error spoils its line.
 pub fn lines<T: DeserializeOwned>(text: &[u8], limits: &BodyLimits) -> Result<Items<T>, Problem> {
-    Ok(each(lines_of(text, limits.items_max)?, |line| one(line, limits.item_bytes_max)))
+    let read = |line| one(line, limits.item_bytes_max);
+    Ok(each(lines_of(text, limits.items_max)?, |line| line.read(read)))
 }
 
 /// Takes one item as the client wrote it.
@@ -196,13 +199,35 @@ pub fn lines_raw<T>(
     items_max: usize,
     take: impl Fn(&RawValue) -> Result<T, Problem>,
 ) -> Result<Items<T>, Problem> {
-    Ok(each(lines_of(text, items_max)?, |line| one_raw(line, &take)))
+    Ok(each(lines_of(text, items_max)?, |line| line.read(|text| one_raw(text, &take))))
+}
+
+/// A line of a body, and which it is, from 1.
+struct Line<'a> {
+    text: &'a [u8],
+    number: usize,
+}
+
+impl<'a> Line<'a> {
+    /// Reads it; where it is no JSON the problem names the place in the body.
+    fn read<T>(&self, read: impl Fn(&'a [u8]) -> Result<T, Problem>) -> Result<T, Problem> {
+        read(self.text).map_err(|problem| {
+            // A size is refused before anything is read.
+            let broken = serde_json::from_slice::<&RawValue>(self.text).err();
+            match broken.filter(|_| problem.status() == StatusCode::BAD_REQUEST) {
+                Some(error) => not_json(&error, self.number),
+                None => problem,
+            }
+        })
+    }
 }
 
 /// The lines that hold something.
-fn lines_of(text: &[u8], items_max: usize) -> Result<impl Iterator<Item = &[u8]>, Problem> {
-    let blank = |line: &&[u8]| line.iter().all(u8::is_ascii_whitespace);
-    let lines = move || text.split(|byte| *byte == b'\n').filter(move |line| !blank(line));
+fn lines_of(text: &[u8], items_max: usize) -> Result<impl Iterator<Item = Line<'_>>, Problem> {
+    let blank = |line: &Line<'_>| line.text.iter().all(u8::is_ascii_whitespace);
+    let line = |(index, text)| Line { text, number: index + 1 };
+    let all = move || text.split(|byte| *byte == b'\n').enumerate().map(line);
+    let lines = move || all().filter(move |line| !blank(line));
     check_count(lines().take(items_max + 1).count(), items_max)?;
     Ok(lines())
 }
@@ -364,8 +389,14 @@ impl MediaType {
 
     fn unread(taken: Taken) -> Problem {
         let detail = match taken {
-            Taken::All => "a body needs Content-Type: application/json or application/x-ndjson",
-            Taken::Json => "a body needs Content-Type: application/json here",
+            Taken::All => {
+                "a body needs the header Content-Type: application/json, or application/x-ndjson for one item \
+                 per line (curl: -H 'Content-Type: application/json')"
+            }
+            Taken::Json => {
+                "a body needs the header Content-Type: application/json here \
+                 (curl: -H 'Content-Type: application/json')"
+            }
         };
         Problem::unsupported_media_type(detail, taken.media_types())
     }
@@ -383,10 +414,14 @@ fn has_json_suffix(essence: &[u8]) -> bool {
 }
 
 fn one_borrowed<'a, T: serde::Deserialize<'a>>(json: &'a [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(json).map_err(|error| match misplaced_mark(json) {
+    serde_json::from_slice(json).map_err(|error| not_json(json, &error, 1))
+}
+
+fn not_json(json: &[u8], error: &serde_json::Error, line: usize) -> Problem {
+    match misplaced_mark(json) {
         Some(detail) => Problem::malformed(detail),
-        None => Problem::malformed(shorten(&error.to_string())),
-    })
+        None => Problem::malformed(shorten(&read_error::syntax(error, line))),
+    }
 }
 
 /// What is said of a byte order mark where JSON should begin. That of UTF-8 is ignored before a body.
@@ -428,7 +463,7 @@ fn explain<T: DeserializeOwned>(json: &[u8]) -> Problem {
             Segment::Enum { .. } | Segment::Unknown => {}
         }
     }
-    let detail = shorten(&error.inner().to_string());
+    let detail = shorten(&read_error::plain(&error.inner().to_string()));
     Problem::invalid_at(shorten(&pointer), detail)
 }
 

@@ -142,11 +142,13 @@ impl Problem {
             Refusal::AdminOff => Self::admin_off(),
             Refusal::NoHost => Self::malformed("Host is missing, there twice, or no host"),
             Refusal::OtherHost => {
-                let detail = "this service does not answer to this host: server.allowed_hosts names others";
+                let detail = "this service does not answer to this host: name it in server.allowed_hosts \
+                              (FOREBAY__SERVER__ALLOWED_HOSTS=host.example), or use API keys";
                 Self::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
             }
             Refusal::OtherOrigin => {
-                let detail = "sent by a page of another origin: server.allowed_hosts names others";
+                let detail = "sent by a page of another origin: let it in by auth.cors_origins \
+                              (FOREBAY__AUTH__CORS_ORIGINS=https://page.example)";
                 Self::new(StatusCode::FORBIDDEN, "cross_origin", detail)
             }
         }

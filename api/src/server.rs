@@ -31,13 +31,15 @@ use crate::cache::{CacheLimits, CounterCache};
 use crate::cache_events::CacheEvents;
 use crate::checking::Checking;
 use crate::clock_check::ClockCheck;
+use crate::cors::Cors;
 use crate::definitions::Definitions;
 use crate::document_cache::DocumentCache;
-use crate::foreign_readers::ForeignReaders;
 use crate::memory_budget::MemoryBudget;
+use crate::path_prefix::PathPrefix;
 use crate::problem::Problem;
+use crate::queue_look::QueueLook;
 use crate::read_cache::{ReadCache, ReadLimits};
-use crate::request::{Gate, RequestIds, serve};
+use crate::request::{Gate, RequestIds, Wrapping, serve};
 use crate::routes::health::HealthView;
 use crate::routes::metrics::{MetricsParts, PAGES_MAX};
 use crate::store_probe::StoreProbe;
@@ -308,8 +310,7 @@ impl Assembly {
         backend: &Backend,
         shutdown: &Shutdown,
     ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
-        let foreign_readers =
-            ForeignReaders { queue: backend.queue.clone(), heard: self.consumers_heard.clone() };
+        let queue_look = QueueLook { queue: backend.queue.clone(), heard: self.consumers_heard.clone() };
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
@@ -336,9 +337,7 @@ impl Assembly {
             ),
             shutdown::watched(self.progress.clone().watching("waits", doubts)),
             shutdown::watched(self.progress.clone().watching("store_probe", probe.run(shutdown.clone()))),
-            shutdown::watched(
-                self.progress.clone().watching("foreign_readers", foreign_readers.run(shutdown.clone())),
-            ),
+            shutdown::watched(self.progress.clone().watching("queue_look", queue_look.run(shutdown.clone()))),
         ];
         if let Door::Keyed(keys) = &*self.door {
             let follow = keys.clone().follow(shutdown.clone());
@@ -350,14 +349,22 @@ impl Assembly {
     /// Binds and runs the public port.
     fn serve_http(&self, config: &Config) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
         let assembly = self.clone();
+        let path_prefix = config.server.path_prefix.clone();
+        let cors_origins = config.auth.cors_origins.clone();
         port::serve(&config.server, move || {
             actix_web::rt::spawn(assembly.progress.clone().ticking("http_worker"));
-            let (gate, request_ids) = (assembly.gate.clone(), Rc::new(RequestIds::new(rand::random())));
+            let wrapping = Rc::new(Wrapping {
+                gate: assembly.gate.clone(),
+                ids: RequestIds::new(rand::random()),
+                prefix: PathPrefix::new(&path_prefix),
+                cors: Cors::new(&cors_origins),
+            });
+            let prefix = path_prefix.clone();
             App::new()
                 .app_data(ThinData(assembly.for_worker()))
-                .wrap_fn(move |request, service| serve(&gate, &request_ids, request, service))
+                .wrap_fn(move |request, service| serve(&wrapping, request, service))
                 .configure(routes::configure)
-                .configure(openapi::configure)
+                .configure(move |config| openapi::configure(config, &prefix))
                 .default_service(web::to(routes::no_such_path))
         })
     }

@@ -19,7 +19,7 @@ use shared::store::{Applied, Store, StoreError};
 
 use crate::announce::Announcer;
 use crate::attempts::Attempts;
-use crate::measure::metrics;
+use crate::measure::{metrics, show_oldest};
 use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
 use crate::status::Status;
 use crate::suspects::{Ended, Pace, Suspects};
@@ -70,6 +70,7 @@ impl Ingest {
                     tracing::info!("consuming");
                     let mut session = Session::new(self, subscription, &mut attempts);
                     let outcome = session.run(&mut shutdown).await;
+                    show_oldest(None);
                     self.in_hand.idle();
                     if session.progressed {
                         backoff.reset();
@@ -218,6 +219,7 @@ impl<'a> Session<'a> {
                 }
                 Next::Again(held) => self.try_again(held, shutdown).await?,
                 Next::Message(first) => {
+                    self.show_oldest(Some(first.message.accepted_at_ms));
                     let batch = self.gather(first, shutdown).await?;
                     self.previous_messages = batch.messages.len();
                     let batch = self.note(batch).await;
@@ -254,6 +256,7 @@ impl<'a> Session<'a> {
         if let Some(pending) = self.pending.take() {
             return Ok(Next::Message(pending));
         }
+        let mut is_idle = false;
         loop {
             let delivery = tokio::select! {
                 biased;
@@ -264,11 +267,23 @@ impl<'a> Session<'a> {
                     let held = self.again.pop_front().expect("it is not empty");
                     return Ok(Next::Again(held));
                 }
+                // Nothing is there: only what is held aside waits.
+                () = std::future::ready(()), if !is_idle => {
+                    self.show_oldest(None);
+                    is_idle = true;
+                    continue;
+                }
             };
             if let Some(held) = self.read(delivery).await? {
                 return Ok(Next::Message(held));
             }
         }
+    }
+
+    /// Names the older of what comes next and what is held aside.
+    fn show_oldest(&self, next_ms: Option<i64>) {
+        let again = self.again.iter().map(|held| held.message.accepted_at_ms);
+        show_oldest(next_ms.into_iter().chain(again).chain(self.suspects.oldest_ms()).min());
     }
 
     /// Adds what is there, and under load what comes within the linger.

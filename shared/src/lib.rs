@@ -19,6 +19,7 @@ pub mod ops;
 pub mod program;
 pub mod progress;
 pub mod queue;
+pub mod read_error;
 pub mod rollup;
 pub mod shutdown;
 pub mod signals;

@@ -10,7 +10,7 @@ const PROBLEM: &str = "application/problem+json";
 
 /// `(status, word of the problem type, detail)` of the examples.
 const EXAMPLES: [(&str, &str, &str); 14] = [
-    ("400", "malformed", "EOF while parsing an object at line 1 column 8"),
+    ("400", "malformed", "not JSON: the text ends within an object, at line 1 column 8"),
     ("401", "unauthorized", "this key is not known"),
     ("403", "forbidden", "this key lacks the scope write"),
     ("404", "not_found", "this id was never issued"),

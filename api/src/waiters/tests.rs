@@ -257,7 +257,7 @@ async fn all_are_released_while_the_store_is_away_and_when_the_process_stops() {
     waiters.set_consumers_away(false);
     let mut waiting = wait(&waiters, item, None);
     for _ in 0..BREAKER.failures_max {
-        breaker.permit(Instant::now()).expect("closed").failure(Instant::now());
+        breaker.permit(Instant::now()).expect("closed").failure(Instant::now(), &"away");
     }
     assert!(waiters.seat().is_none());
     waiters.release_if_vain();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use shared::collection::{Budget, Checker};
 use shared::json;
+use shared::read_error;
 use shared::write::{Document, Object, Write};
 
 use crate::accept::{Draft, OwnKey};
@@ -134,11 +135,11 @@ fn own_key(text: &str) -> Result<Option<Box<str>>, Problem> {
         return Ok(None);
     }
     let own: Own<'_> = serde_json::from_str(text)
-        .map_err(|error| Problem::invalid_at("", body::shorten(&error.to_string())))?;
+        .map_err(|error| Problem::invalid_at("", body::shorten(&read_error::plain(&error.to_string()))))?;
     let read = |raw: &RawValue| {
-        serde_json::from_str(raw.get())
-            .map(OwnKey::into_text)
-            .map_err(|error| Problem::invalid_at("/idempotency_key", body::shorten(&error.to_string())))
+        serde_json::from_str(raw.get()).map(OwnKey::into_text).map_err(|error| {
+            Problem::invalid_at("/idempotency_key", body::shorten(&read_error::plain(&error.to_string())))
+        })
     };
     own.idempotency_key.map(read).transpose()
 }

@@ -139,6 +139,7 @@ pub(super) fn built_in(program: Program, profile: Option<Profile>) -> Vec<Settin
         Some(Profile::Local) => vec![
             ("queue.url", "amqp://guest:guest@127.0.0.1:5672/%2f".into()),
             ("store.url", "postgres://postgres@127.0.0.1:5432/forebay".into()),
+            ("store.create_database", true.into()),
         ],
         // A file in a container's own disk would be a queue that forgets: somebody must choose.
         Some(Profile::Dev | Profile::Preprod | Profile::Prod) => {
@@ -287,7 +288,9 @@ pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<Problem>, warning
         let rest =
             variable.strip_prefix("FOREBAY").filter(|rest| rest.starts_with('_') && !rest.starts_with("__"));
         let Some(key) = rest.and_then(|rest| keys.get(&flat(rest))) else { continue };
-        if key.ends_with(".port") && (value.starts_with("tcp://") || value.starts_with("udp://")) {
+        if key.split_once('.').is_some_and(|(_, name)| name == "port")
+            && (value.starts_with("tcp://") || value.starts_with("udp://"))
+        {
             warnings.push(format!("{variable} is not read: the setting is {}", variable_of(key)));
         } else {
             let origin = env.origin(variable).trim_end_matches(&format!(" {variable}")).into();
