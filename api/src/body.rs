@@ -215,7 +215,7 @@ impl<'a> Line<'a> {
             // A size is refused before anything is read.
             let broken = serde_json::from_slice::<&RawValue>(self.text).err();
             match broken.filter(|_| problem.status() == StatusCode::BAD_REQUEST) {
-                Some(error) => not_json(&error, self.number),
+                Some(error) => not_json(self.text, &error, self.number),
                 None => problem,
             }
         })

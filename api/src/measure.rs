@@ -151,8 +151,6 @@ pub struct Metrics {
     pub redriven: IntCounterVec,
     /// Times that events were or may have been missed.
     pub event_holes: IntCounter,
-    /// Difference of this replica's clock to the store's, in milliseconds.
-    pub clock_skew_ms: IntGauge,
     /// Difference of this replica's clock to the store's.
     pub clock_skew_seconds: Gauge,
     /// Consumers whose events arrive.

@@ -121,7 +121,7 @@ fn is_request_id(given: &[u8]) -> bool {
 #[derive(Debug)]
 pub struct Wrapping {
     pub gate: Arc<Gate>,
-    pub ids: Rc<RequestIds>,
+    pub ids: RequestIds,
     pub prefix: PathPrefix,
     pub cors: Cors,
 }
