@@ -34,11 +34,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 const NOT_APPLIED: &str = "not_applied";
 const CHECK_OVERRUN: &str = "check_overrun";
 
-/// What became of the writes of others meanwhile.
+/// Writes of others meanwhile.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Beside {
     pub bystanders: usize,
-    /// From the attempt to write until it was applied.
+    /// Longest time from an attempt to write until it was applied.
     pub slowest_ms: u128,
     /// Items that were set aside, as they had to be.
     pub set_aside: usize,
@@ -53,7 +53,7 @@ impl fmt::Display for Beside {
     }
 }
 
-/// Where it is done.
+/// Place and tools of such a fault.
 pub struct Scene<'a> {
     pub number: usize,
     pub apis: Vec<SocketAddr>,
@@ -62,16 +62,16 @@ pub struct Scene<'a> {
     pub switch: &'a Switch,
 }
 
-/// The ids of items that were sent.
+/// Ids of items that were sent.
 #[derive(Default)]
 struct Sent {
-    /// Those that have to be set aside.
+    /// Items that have to be set aside.
     bad: BTreeSet<String>,
     good: Vec<String>,
 }
 
 impl Scene<'_> {
-    /// Messages with a document that the store cannot apply, between good ones.
+    /// Sends messages with a document that the store cannot apply, between good ones.
     pub async fn heavy(&self, weight: Weight, lasting: Duration) -> anyhow::Result<Beside> {
         let client = send::client()?;
         self.switch.on(weight).await?;
@@ -94,7 +94,7 @@ impl Scene<'_> {
         Ok(beside)
     }
 
-    /// Documents that were accepted before a definition by which their check costs too much.
+    /// Sends documents, then defines their collection so that their check costs too much.
     pub async fn slow_item(&self) -> anyhow::Result<Beside> {
         let (client, collection) = (send::client()?, format!("slow-{}", self.number));
         self.switch.on(self.switch.keeping()).await?;
@@ -110,7 +110,7 @@ impl Scene<'_> {
         Ok(beside)
     }
 
-    /// One after the other, so that each is a message. `all_bad` where items of a message share its fate:
+    /// Sends one request after the other, so that each is a message. `all_bad` where items of a message share its fate:
     /// then nobody else may write meanwhile.
     async fn send(
         &self,
@@ -219,7 +219,7 @@ impl Scene<'_> {
         let found: BTreeSet<&str> = letters.iter().map(|letter| &*letter.id).collect();
         beside.set_aside = found.len();
         if !beside.findings.is_empty() {
-            // Nobody waited for it.
+            // The watch ended early, so there may be fewer.
             return Ok(());
         }
         let missing = sent.bad.iter().filter(|id| !found.contains(id.as_str()));

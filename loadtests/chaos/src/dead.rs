@@ -41,7 +41,7 @@ impl Letter {
     }
 }
 
-/// Those with this reason, or all.
+/// Reads those with this reason, or all.
 pub async fn letters(client: &Client, api: SocketAddr, reason: Option<&str>) -> anyhow::Result<Vec<Letter>> {
     let filter = reason.map(|reason| format!("&reason={reason}")).unwrap_or_default();
     let items = pages(client, &format!("http://{api}/v1/dead-letters?limit=1000{filter}")).await?;
@@ -72,8 +72,8 @@ pub async fn redrive(client: &Client, api: SocketAddr, reason: &str) -> anyhow::
     }
 }
 
-/// Of a run that is over: nothing may be dead but what the store refused. Whole messages are compared
-/// with those that were poison by [`crate::leftovers`].
+/// Checks a run that is over: nothing may be dead but items that a trigger refused. [`crate::leftovers`]
+/// compares whole messages with those that were poison.
 pub async fn check(client: &Client, api: SocketAddr) -> anyhow::Result<Vec<String>> {
     Ok(unexpected(&letters(client, api, None).await?))
 }

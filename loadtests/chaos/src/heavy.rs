@@ -116,7 +116,7 @@ impl Switch {
     }
 }
 
-/// With random letters, so that a pattern has to follow thousands of states.
+/// Its letters are random, so that a pattern has to follow thousands of states.
 pub fn dear_document() -> String {
     let letter = |at: u32| if at.wrapping_mul(2_654_435_761) >> 31 == 0 { 'a' } else { 'b' };
     let letters: String = (0..DEAR_LETTERS).map(letter).collect();

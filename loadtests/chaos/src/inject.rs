@@ -57,7 +57,7 @@ pub struct Struck {
     pub bound: Bound,
     /// Of an outage that was watched.
     pub watched: Option<Watched>,
-    /// Of a fault that is a message.
+    /// Writes of others beside a fault that is a message.
     pub beside: Option<Beside>,
 }
 
