@@ -29,7 +29,7 @@ const MESSAGES_OF_ONE_WRITER: usize = 1;
 const BYSTANDER_EVERY: Duration = Duration::from_millis(100);
 /// Five failures, at growing intervals and with growing limits, take 80 s; a kill begins them anew.
 const SET_ASIDE_PATIENCE: Duration = Duration::from_mins(5);
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(20);
 const NOT_APPLIED: &str = "not_applied";
 const CHECK_OVERRUN: &str = "check_overrun";

@@ -12,7 +12,7 @@ use crate::holdings::pages;
 use crate::kind::Kind;
 use crate::refused::is_refused;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, Deserialize)]

@@ -21,7 +21,7 @@ pub const DEAR_SCHEMA: &str = r#"{"schema":{"properties":{"log":{"pattern":"a[ab
 pub const CHEAP_SCHEMA: &str = r#"{"schema":{}}"#;
 
 /// A file may be locked for as long as its writer has for a transaction.
-const SWITCH_PATIENCE: Duration = Duration::from_secs(60);
+const SWITCH_PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 const ON_POSTGRES: &str = r#"
