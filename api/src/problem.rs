@@ -43,7 +43,7 @@ pub struct Problem {
     refusal: Option<Refusal>,
     /// The header that says what is taken instead, with its value.
     #[serde(skip)]
-    taken: Option<(HeaderName, &'static str)>,
+    taken: Option<Box<(HeaderName, &'static str)>>,
 }
 
 /// One invalid part of a request.
@@ -190,14 +190,14 @@ impl Problem {
     /// 415 for a type, with those that are taken.
     pub fn unsupported_media_type(detail: &'static str, taken: &'static str) -> Self {
         let problem = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
-        Self { taken: Some((ACCEPT, taken)), ..problem }
+        Self { taken: Some(Box::new((ACCEPT, taken))), ..problem }
     }
 
     /// 415 for an encoding (RFC 9110, 12.5.3).
     pub fn unsupported_encoding() -> Self {
         let detail = "content encodings are not accepted on requests";
         let problem = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
-        Self { taken: Some((ACCEPT_ENCODING, "identity")), ..problem }
+        Self { taken: Some(Box::new((ACCEPT_ENCODING, "identity"))), ..problem }
     }
 
     /// 414 (RFC 9112, 3).
@@ -307,7 +307,7 @@ impl ResponseError for Problem {
             let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
             response.insert_header((RETRY_AFTER, seconds.to_string()));
         }
-        if let Some((name, taken)) = &self.taken {
+        if let Some((name, taken)) = self.taken.as_deref() {
             response.insert_header((name.clone(), *taken));
         }
         if let Some(challenge) = self.refusal.and_then(Refusal::challenge) {

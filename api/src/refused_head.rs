@@ -98,7 +98,9 @@ mod tests {
 
     fn has_long_target(chunks: &[&str]) -> bool {
         let mut targets = Targets::default();
-        chunks.iter().for_each(|chunk| targets.take(chunk.as_bytes()));
+        for chunk in chunks {
+            targets.take(chunk.as_bytes());
+        }
         targets.had_long_one
     }
 

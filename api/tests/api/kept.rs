@@ -254,7 +254,7 @@ on_both_pairs! {
                 })
                 .await;
             assert_eq!(stored["data"], json!({"s": text, (*text): [text]}), "{text:?}");
-            let encoded: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+            let encoded = text.bytes().fold(String::new(), |text, byte| text + &format!("%{byte:02X}"));
             answer = installation.get(&format!("/v1/data/odd?s={encoded}")).await;
             let page = body_of(answer).await;
             assert_eq!(page["items"].as_array().map(Vec::len), Some(1), "{text:?}: {page}");
