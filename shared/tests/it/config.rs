@@ -304,8 +304,10 @@ fn a_file_of_variables_is_read_and_those_of_the_process_win() {
     std::fs::write(&path, "FOREBAY__SERVER__PROT=1").expect("writes");
     assert!(given.refused().contains("FOREBAY__SERVER__PORT"));
     // Lines of other tools may be of another kind; those of Forebay's must be readable.
-    std::fs::write(&path, "a tool's own words\nFOREBAY__SERVER__HOST=b").expect("writes");
+    std::fs::write(&path, "words of a tool\nFOREBAY__SERVER__HOST=b").expect("writes");
     assert_eq!(given.loaded().config.server.host, "b");
+    std::fs::write(&path, "a tool's own words\nFOREBAY__SERVER__HOST=b").expect("writes");
+    assert!(given.refused().contains("NAME=value"), "not left out in silence");
     std::fs::write(&path, "FOREBAY__SERVER__HOST hunter2").expect("writes");
     let refused = given.refused();
     assert!(refused.contains("NAME=value") && !refused.contains("hunter2"), "{refused}");

@@ -67,11 +67,15 @@ impl Env {
     }
 }
 
-/// Whether a line that cannot be read sets a variable of Forebay's; others are for other tools.
-fn is_ours(line: &str) -> bool {
-    let line = line.trim_start();
-    let name = line.strip_prefix("export ").unwrap_or(line).trim_start();
-    name.starts_with("FOREBAY") || ALIASES.iter().any(|(alias, _)| name.starts_with(alias))
+/// Whether what cannot be read sets a variable of Forebay's; the rest is for other tools. It is several
+/// lines behind a quote that nothing closes.
+fn is_ours(text: &str) -> bool {
+    let sets_ours = |line: &str| {
+        let line = line.trim_start();
+        let name = line.strip_prefix("export ").unwrap_or(line).trim_start();
+        name.starts_with("FOREBAY") || ALIASES.iter().any(|(alias, _)| name.starts_with(alias))
+    };
+    text.lines().any(sets_ours)
 }
 
 /// Values that must never be shown as they are.
