@@ -17,18 +17,18 @@ pub struct Attempts {
     store: Arc<dyn Store>,
     /// Noted by this process, and not over: it lives, so they are not noted again.
     noted: HashSet<MessageId>,
-    /// Over, and still noted in the store.
-    ended: Vec<MessageId>,
+    /// Over, and still noted in the store: by this process, so it is no other's when it comes again.
+    ended: HashSet<MessageId>,
 }
 
 impl Attempts {
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, noted: HashSet::new(), ended: Vec::new() }
+        Self { store, noted: HashSet::new(), ended: HashSet::new() }
     }
 
     /// Notes these, and returns those that another process has noted and not ended.
     pub async fn begin(&mut self, messages: Vec<MessageId>) -> HashSet<MessageId> {
-        let messages: Vec<_> = messages.into_iter().filter(|id| !self.noted.contains(id)).collect();
+        let messages: Vec<_> = messages.into_iter().filter(|id| !self.is_own(*id)).collect();
         if messages.is_empty() {
             return HashSet::new();
         }
@@ -40,7 +40,7 @@ impl Attempts {
 
     /// Counts one more attempt at a message that is tried alone; 0 when that is not known.
     pub async fn again(&mut self, message: MessageId) -> u32 {
-        if self.noted.contains(&message) {
+        if self.is_own(message) {
             return 0;
         }
         let noted = self.note(&[message], true).await.unwrap_or_default();
@@ -55,6 +55,14 @@ impl Attempts {
         } else {
             self.end(messages).await;
         }
+    }
+
+    /// Noted by this process: the attempt goes on, uncounted.
+    fn is_own(&mut self, message: MessageId) -> bool {
+        if self.ended.remove(&message) {
+            self.noted.insert(message);
+        }
+        self.noted.contains(&message)
     }
 
     async fn note(
@@ -79,6 +87,14 @@ impl Attempts {
         }
     }
 
+    /// These go back to the queue, where another process may get them: it must not find them noted.
+    pub async fn give_back(&mut self, messages: &[MessageId]) {
+        self.end(messages.iter().copied()).await;
+        if messages.iter().any(|message| self.ended.contains(message)) {
+            self.forget().await;
+        }
+    }
+
     /// Nothing is in hand any more.
     pub async fn end_all(&mut self) {
         self.ended.extend(self.noted.drain());
@@ -89,7 +105,7 @@ impl Attempts {
     }
 
     async fn forget(&mut self) {
-        match self.store.end_attempts(self.ended.as_slice().into()).await {
+        match self.store.end_attempts(self.ended.iter().copied().collect()).await {
             Ok(()) => self.ended.clear(),
             Err(error) => tracing::debug!(%error, "ended attempts stay noted"),
         }

@@ -325,6 +325,7 @@ impl Session<'_> {
                 self.take(suspect.delivery, Task::Bury(dead), shutdown).await
             }
             Ended::GivenBack(suspect) => {
+                self.attempts.give_back(&[suspect.message.id]).await;
                 self.subscription.give_back(vec![suspect.delivery]).await?;
                 Ok(true)
             }

@@ -5,6 +5,7 @@
 //! finds out whether the store or a message is the reason when that fails, `suspects` holds messages
 //! that failed alone. Nothing here sets an item aside: the store does that, inside the transaction.
 use std::collections::VecDeque;
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -150,6 +151,13 @@ pub(crate) struct Held {
     pub size: Size,
 }
 
+impl From<(Delivery, Message)> for Held {
+    fn from((delivery, message): (Delivery, Message)) -> Self {
+        let size = Size::of(message.entries.len(), delivery.body.len());
+        Self { delivery, message, size }
+    }
+}
+
 /// How a batch left the session.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Settled {
@@ -164,6 +172,8 @@ enum Next {
     Message(Held),
     /// One that may have brought its consumer down: it is tried alone.
     Again(Held),
+    /// One of a batch in which another message took too long.
+    Alone(Held),
     Ended(Ended),
     Stopping,
 }
@@ -176,6 +186,12 @@ pub(crate) struct Session<'a> {
     pub pending: Option<Held>,
     /// Noted by a process that ended meanwhile.
     pub again: VecDeque<Held>,
+    /// Left of batches in which a message took too long: tried alone.
+    pub alone: VecDeque<Held>,
+    /// Failed alone while as many as may be are held aside.
+    pub surplus: Vec<Delivery>,
+    /// Messages of the present window that are held aside.
+    pub aside_of_window: usize,
     pub suspects: Suspects,
     pub attempts: &'a mut Attempts,
     /// The time of the next transaction.
@@ -196,6 +212,9 @@ impl<'a> Session<'a> {
             window: Window::new(ingest.prefetch),
             pending: None,
             again: VecDeque::new(),
+            alone: VecDeque::new(),
+            surplus: Vec::new(),
+            aside_of_window: 0,
             suspects: Suspects::new(ingest.store.clone(), ingest.pace),
             attempts,
             batch_time: ingest.pace.batch_time_max,
@@ -218,6 +237,7 @@ impl<'a> Session<'a> {
                     continue;
                 }
                 Next::Again(held) => self.try_again(held, shutdown).await?,
+                Next::Alone(held) => self.settle(Batch::of(held.delivery, held.message), shutdown).await?,
                 Next::Message(first) => {
                     self.show_oldest(Some(first.message.accepted_at_ms));
                     let batch = self.gather(first, shutdown).await?;
@@ -248,27 +268,27 @@ impl<'a> Session<'a> {
             return Ok(Next::Stopping);
         }
         if self.previous_messages > 0
-            && let Some(held) = self.again.pop_front()
+            && let Some(next) = self.next_alone()
         {
             self.previous_messages = 0;
-            return Ok(Next::Again(held));
-        }
-        if let Some(pending) = self.pending.take() {
-            return Ok(Next::Message(pending));
+            return Ok(next);
         }
         let mut is_idle = false;
         loop {
+            let has_pending = self.pending.is_some();
+            let has_alone = !self.again.is_empty() || !self.alone.is_empty();
             let delivery = tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(Next::Stopping),
                 ended = self.suspects.ended(&self.ingest.status) => return Ok(Next::Ended(ended)),
-                delivery = self.subscription.next() => delivery?,
-                () = std::future::ready(()), if !self.again.is_empty() => {
-                    let held = self.again.pop_front().expect("it is not empty");
-                    return Ok(Next::Again(held));
+                () = ready(()), if has_pending => {
+                    let pending = self.pending.take().expect("there is one");
+                    return Ok(Next::Message(pending));
                 }
+                delivery = self.subscription.next() => delivery?,
+                () = ready(()), if has_alone => return Ok(self.next_alone().expect("there is one")),
                 // Nothing is there: only what is held aside waits.
-                () = std::future::ready(()), if !is_idle => {
+                () = ready(()), if !is_idle => {
                     self.show_oldest(None);
                     is_idle = true;
                     continue;
@@ -282,8 +302,13 @@ impl<'a> Session<'a> {
 
     /// Names the older of what comes next and what is held aside.
     fn show_oldest(&self, next_ms: Option<i64>) {
-        let again = self.again.iter().map(|held| held.message.accepted_at_ms);
-        show_oldest(next_ms.into_iter().chain(again).chain(self.suspects.oldest_ms()).min());
+        let waiting = self.again.iter().chain(&self.alone).map(|held| held.message.accepted_at_ms);
+        show_oldest(next_ms.into_iter().chain(waiting).chain(self.suspects.oldest_ms()).min());
+    }
+
+    fn next_alone(&mut self) -> Option<Next> {
+        let again = self.again.pop_front().map(Next::Again);
+        again.or_else(|| self.alone.pop_front().map(Next::Alone))
     }
 
     /// Adds what is there, and under load what comes within the linger.
@@ -325,8 +350,7 @@ impl<'a> Session<'a> {
             Ok(message) => {
                 self.ingest.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
                 metrics().accepted_at_seen.set(message.accepted_at_ms / 1_000);
-                let size = Size::of(message.entries.len(), delivery.body.len());
-                Ok(Some(Held { delivery, message, size }))
+                Ok(Some((delivery, message).into()))
             }
             Err(error) => {
                 let (bytes, traces) = (delivery.body.len(), told::trace_ids(&delivery));

@@ -63,6 +63,8 @@ impl Consumer {
         // An attempt may wait for a connection, and then for its transaction.
         let step_ms = config.store.connect_timeout_ms.saturating_add(config.store.write_timeout_ms);
         let in_hand = |name| progress.register(name, Duration::from_millis(step_ms));
+        let is_embedded = backend.directory.is_some();
+        let pace = Pace::with_connections((!is_embedded).then_some(config.store.connections_max));
         let ingest = Ingest {
             queue: backend.queue.clone(),
             store: backend.store.clone(),
@@ -74,7 +76,7 @@ impl Consumer {
                 linger_max: Duration::from_millis(queue.linger_ms_max),
             },
             prefetch: queue.prefetch,
-            pace: Pace::default(),
+            pace,
             in_hand: in_hand("ingest"),
             status: Arc::new(Status::default()),
         };
@@ -83,7 +85,7 @@ impl Consumer {
             store: backend.store.clone(),
             ids: backend.ids.clone(),
             announcer: announcer.clone(),
-            pace: Pace::default(),
+            pace,
             in_hand: in_hand("dead_queue"),
             status: ingest.status.clone(),
         };

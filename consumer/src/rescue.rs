@@ -75,16 +75,27 @@ impl Rescue {
     }
 
     async fn redrive(&mut self, ids: Vec<Uuid>) -> Result<(), StoreError> {
-        let mut applied = 0;
+        let (mut applied, mut outcome) = (0, Ok(()));
         for id in &ids {
             if self.tried.len() >= TRIED_MAX {
                 self.tried.clear();
             }
             let filter = DeadLetterFilter { id: Some(*id), ..DeadLetterFilter::default() };
             let asked = Redrive { filter, after: None, limit: 1, dry_run: false, force: false };
-            let done = self.store.redrive(asked).await?;
+            let done = self.store.redrive(asked).await;
+            match done {
+                Ok(done) => {
+                    let outcomes = done.items.iter().map(|item| &item.outcome);
+                    applied += outcomes.filter(|outcome| **outcome == RedriveOutcome::Applied).count();
+                }
+                // It may be the message: the others do not wait for it.
+                Err(error @ StoreError::Failed(_)) => outcome = Err(error),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
             self.tried.insert(*id);
-            applied += done.items.iter().filter(|item| item.outcome == RedriveOutcome::Applied).count();
         }
         if applied > 0 {
             metrics().dead_messages.with_label_values(&["applied"]).inc_by(applied as u64);
@@ -92,6 +103,6 @@ impl Rescue {
             // Replicas look for themselves.
             self.events.publish(Event::something_changed(rand::random()));
         }
-        Ok(())
+        outcome
     }
 }

@@ -16,7 +16,6 @@ use shared::store::{Applied, Store, StoreError};
 
 use crate::ingest::{Batch, Held, Session, Settled, answered};
 use crate::measure::{count, metrics};
-use crate::merge::Size;
 use crate::suspects::{Ended, STRIKES_MAX, answers};
 use crate::told;
 
@@ -48,11 +47,7 @@ impl Session<'_> {
         }
         let (again, batch): (Vec<_>, Vec<_>) =
             pairs(batch).into_iter().partition(|(_, message)| others.contains(&message.id));
-        let held = |(delivery, message): (Delivery, Message)| {
-            let size = Size::of(message.entries.len(), delivery.body.len());
-            Held { delivery, message, size }
-        };
-        self.again.extend(again.into_iter().map(held));
+        self.again.extend(again.into_iter().map(Held::from));
         batch.into_iter().collect()
     }
 
@@ -61,7 +56,8 @@ impl Session<'_> {
         let Held { delivery, message, .. } = held;
         if self.attempts.again(message.id).await > STRIKES_MAX && !self.suspects.is_full() {
             self.suspects.add_crashed(delivery, message, self.ingest.status.commits());
-            self.open_window().await?;
+            self.aside_of_window += 1;
+            self.make_way(shutdown).await?;
             return Ok(Settled::Aside);
         }
         self.settle(Batch::of(delivery, message), shutdown).await
@@ -117,8 +113,8 @@ impl Session<'_> {
         if self.must_be_the_store(&error) {
             return self.wait_for_store(batch, &error, shutdown).await;
         }
-        self.hold_aside(batch, &error).await?;
-        self.open_window().await?;
+        self.hold_aside(batch, &error).await;
+        self.make_way(shutdown).await?;
         Ok(Settled::Aside)
     }
 
@@ -148,15 +144,18 @@ impl Session<'_> {
                     if !answers(&self.ingest.store).await || self.must_be_the_store(&error) {
                         return self.wait_for_store(together(one, rest), &error, shutdown).await;
                     }
-                    self.hold_aside(one, &error).await?;
+                    self.hold_aside(one, &error).await;
                     has_failed = true;
+                    if matches!(error, StoreError::Failed(_)) {
+                        // Each may take as long: they take turns with batches.
+                        self.alone.extend(rest.drain(..).rev().map(Held::from));
+                    }
                 }
             }
         }
         if has_failed {
-            self.open_window().await?;
-        }
-        if is_slow && !has_failed {
+            self.make_way(shutdown).await?;
+        } else if is_slow {
             // All of it together takes longer, so it is not one message.
             self.grow_batch_time();
         }
@@ -169,24 +168,42 @@ impl Session<'_> {
 
     /// An error that names the server, after another failure without a commit in between.
     fn must_be_the_store(&self, error: &StoreError) -> bool {
-        !matches!(error, StoreError::Failed(_)) && (self.is_unwell || self.suspects.is_full())
+        !matches!(error, StoreError::Failed(_)) && self.is_unwell
     }
 
-    /// A message failed alone while the store answers. The window is to be opened for others.
-    async fn hold_aside(&mut self, one: Batch, error: &StoreError) -> Result<(), Lost> {
+    /// A message failed alone while the store answers. Afterwards the others are made way for.
+    async fn hold_aside(&mut self, one: Batch, error: &StoreError) {
         let ids: Vec<MessageId> = one.ids().collect();
         if self.suspects.is_full() {
             tracing::warn!(%error, "a message failed alone and is given back: too many are held aside");
-            self.attempts.end(ids).await;
-            return self.subscription.give_back(one.deliveries).await;
+            self.attempts.give_back(&ids).await;
+            self.surplus.extend(one.deliveries);
+            return;
         }
         self.attempts.hold_aside(ids, error).await;
-        if self.is_unwell {
-            self.grow_batch_time();
-        }
         self.is_unwell = true;
+        self.aside_of_window += one.deliveries.len();
         for (delivery, message) in pairs(one) {
             self.suspects.add(delivery, message, error, self.ingest.status.commits());
+        }
+    }
+
+    /// Messages failed alone. What there is no room for comes again at the head of the queue: it is given
+    /// back after a pause, and the window grows beyond it. What is held aside leaves half of the window.
+    async fn make_way(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
+        let mut has_grown = false;
+        if !self.surplus.is_empty() {
+            tokio::select! {
+                () = tokio::time::sleep(self.backoff.delay()) => {}
+                () = shutdown.requested() => {}
+            }
+            self.subscription.give_back(std::mem::take(&mut self.surplus)).await?;
+            // Others are tried before the store counts as away.
+            self.is_unwell = false;
+            has_grown = self.window.grow().is_some();
+        }
+        if has_grown || self.aside_of_window * 2 >= usize::from(self.window.get()) {
+            self.open_window().await?;
         }
         Ok(())
     }
@@ -236,6 +253,7 @@ impl Session<'_> {
                     return Ok(Settled::Acknowledged);
                 }
                 Err(Refused { error: StoreError::DigestMismatch(id), .. }) => {
+                    self.store_is_away(false);
                     self.refuse_reused_id(&mut batch, id).await?;
                     break;
                 }
@@ -244,14 +262,13 @@ impl Session<'_> {
                 }
                 // It answers, and takes not this message: another one may tell more.
                 Err(Refused { error, .. }) => {
-                    let other = self.suspects.take_oldest_if_full();
-                    self.hold_aside(batch, &error).await?;
-                    let Some(suspect) = other else { break };
-                    batch = Batch::of(suspect.delivery, suspect.message);
+                    self.hold_aside(batch, &error).await;
+                    break;
                 }
             }
         }
         self.open_window().await?;
+        self.make_way(shutdown).await?;
         Ok(Settled::Aside)
     }
 
@@ -289,6 +306,9 @@ impl Session<'_> {
                         "message given up: it failed alone time and again"
                     );
                     metrics().given_up.inc();
+                } else if self.is_unwell {
+                    // It needed more time, and nothing else was committed meanwhile.
+                    self.grow_batch_time();
                 }
                 self.acknowledge(Batch::of(suspect.delivery, suspect.message), &applied).await
             }
@@ -305,7 +325,10 @@ impl Session<'_> {
                 }
                 Ok(())
             }
-            Ended::GivenBack(suspect) => self.subscription.give_back(vec![suspect.delivery]).await,
+            Ended::GivenBack(suspect) => {
+                self.attempts.give_back(&[suspect.message.id]).await;
+                self.subscription.give_back(vec![suspect.delivery]).await
+            }
         }
     }
 
@@ -333,7 +356,8 @@ impl Session<'_> {
     pub(crate) async fn stop_deliveries(&mut self, mut back: Vec<Delivery>) -> Result<(), Lost> {
         self.subscription.set_window(0).await?;
         back.extend(self.pending.take().map(|held| held.delivery));
-        back.extend(self.again.drain(..).map(|held| held.delivery));
+        back.extend(self.again.drain(..).chain(self.alone.drain(..)).map(|held| held.delivery));
+        back.append(&mut self.surplus);
         while let Some(delivery) = self.subscription.try_next()? {
             back.push(delivery);
         }
@@ -342,6 +366,7 @@ impl Session<'_> {
 
     /// What is held aside stays on top of the window.
     pub(crate) async fn open_window(&mut self) -> Result<(), Lost> {
+        self.aside_of_window = 0;
         self.subscription.set_window(self.window.get()).await
     }
 

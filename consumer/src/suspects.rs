@@ -27,7 +27,7 @@ const SUSPECTS_MAX: usize = 32;
 /// Bytes of their bodies.
 const SUSPECTS_BYTES_MAX: usize = 64 << 20;
 
-/// How many are tried at once, beside the batches.
+/// How many are tried at once, beside the batches, unless told otherwise.
 const TRIALS_MAX: usize = 4;
 
 /// A write of the store's own that takes longer does not say that it answers.
@@ -45,6 +45,16 @@ pub struct Pace {
     pub pause_max: Duration,
     /// How long it is held: a broker takes a message away from a consumer that holds it for 30 minutes.
     pub held_max: Duration,
+    /// How many suspects are tried at once.
+    pub trials_max: usize,
+}
+
+impl Pace {
+    /// Leaves connections to everything else; `None` is a store with a single writer.
+    pub fn with_connections(connections_max: Option<u32>) -> Self {
+        let trials_max = connections_max.map_or(1, |max| max.saturating_sub(2) as usize / 4);
+        Self { trials_max: trials_max.clamp(1, TRIALS_MAX), ..Self::default() }
+    }
 }
 
 impl Default for Pace {
@@ -54,6 +64,7 @@ impl Default for Pace {
             pause_min: Duration::from_secs(1),
             pause_max: Duration::from_secs(30),
             held_max: crate::ingest::PROBE_HELD_MAX,
+            trials_max: TRIALS_MAX,
         }
     }
 }
@@ -215,12 +226,6 @@ impl Suspects {
         });
     }
 
-    /// Makes room: the one that waited longest and is not being tried.
-    pub fn take_oldest_if_full(&mut self) -> Option<Suspect> {
-        let index = self.held.iter().position(|suspect| !suspect.is_running && suspect.step == Step::Try)?;
-        self.is_full().then(|| self.remove(index))
-    }
-
     /// All of them. What is being tried is left to its end or dropped: the ledger knows.
     pub fn take_all(&mut self) -> Vec<Suspect> {
         self.trials.abort_all();
@@ -274,7 +279,7 @@ impl Suspects {
 
     fn begin_trials(&mut self, now: Instant, commits: u64) {
         for suspect in &mut self.held {
-            if self.trials.len() >= TRIALS_MAX {
+            if self.trials.len() >= self.pace.trials_max {
                 break;
             }
             if suspect.is_due(now, commits) {
@@ -337,6 +342,9 @@ async fn tried(
 ) -> Outcome {
     // A store that is slow may take it all the same.
     let answered_before = answers(store).await;
+    if step != Step::Try && !answered_before {
+        return Outcome::Unclear("the store does not answer promptly".into());
+    }
     let applied = match step {
         Step::Try => store.apply_within([message].into(), limit).await,
         Step::Search => store.give_up_on(message, GiveUp { why, search: true }).await,

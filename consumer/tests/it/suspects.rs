@@ -25,6 +25,11 @@ on_both_pairs! {
     a_batch_that_is_slow_as_a_whole_is_applied
     a_message_that_ends_its_consumer_each_time_is_given_up
     a_good_message_whose_consumer_is_killed_again_and_again_is_applied
+    more_busy_messages_than_are_held_aside_are_in_nobodys_way
+    slow_messages_beside_others_take_turns_with_them
+    messages_that_are_given_back_again_and_again_are_applied_in_the_end
+    a_message_is_not_searched_while_the_store_does_not_answer
+    a_message_that_failed_is_tried_again_under_a_backlog
 }
 
 /// Instead of seconds.
@@ -33,6 +38,7 @@ const PACE: Pace = Pace {
     pause_min: Duration::from_millis(20),
     pause_max: Duration::from_millis(200),
     held_max: Duration::from_mins(15),
+    trials_max: 4,
 };
 
 /// Longest time until a write of somebody else is applied.
@@ -51,6 +57,8 @@ enum Ailment {
     SlowTogether,
     /// Afterwards the store does not answer for a moment.
     Upsetting,
+    /// The same after the first search in a message that fails.
+    UpsetBySearch,
     /// The process ends before it does.
     Endless,
     None,
@@ -69,9 +77,16 @@ struct Fragile {
     /// Transactions with a heavy message that were begun.
     tried: AtomicUsize,
     given_up: AtomicUsize,
+    /// While the store did not answer.
+    given_up_upset: AtomicUsize,
 }
 
 impl Fragile {
+    fn is_upset(&self) -> bool {
+        let until = *self.upset_until.lock().expect("no panic");
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn is_heavy(message: &Message) -> bool {
         let heavy = format!("\"{HEAVY}\"");
         message.entries.iter().any(|entry| format!("{entry:?}").contains(&heavy))
@@ -108,7 +123,7 @@ impl Layer for Fragile {
                     tokio::time::sleep(limit).await;
                     return failed("no answer in time");
                 }
-                Ailment::Panicking => return failed("an operation panicked"),
+                Ailment::Panicking | Ailment::UpsetBySearch => return failed("an operation panicked"),
                 Ailment::Busy => return Err(StoreError::Busy("no free connection".into())),
                 Ailment::SlowTogether => {
                     let time = Duration::from_millis(20) * u32::try_from(batch.len()).expect("few");
@@ -133,7 +148,11 @@ impl Layer for Fragile {
     }
 
     async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError> {
-        self.given_up.fetch_add(1, Ordering::Relaxed);
+        let before = self.given_up.fetch_add(1, Ordering::Relaxed);
+        self.given_up_upset.fetch_add(usize::from(self.is_upset()), Ordering::Relaxed);
+        if before == 0 && *self.ailment.lock().expect("no panic") == Ailment::UpsetBySearch {
+            *self.upset_until.lock().expect("no panic") = Some(Instant::now() + 5 * PACE.pause_max);
+        }
         if give_up.search || self.keeps_all.load(Ordering::Relaxed) {
             return Err(StoreError::Failed("cannot be searched".into()));
         }
@@ -141,9 +160,7 @@ impl Layer for Fragile {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        let upset_until = *self.upset_until.lock().expect("no panic");
-        let is_upset = upset_until.is_some_and(|until| Instant::now() < until);
-        if is_upset || self.away.load(Ordering::Relaxed) {
+        if self.is_upset() || self.away.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable("away".into()));
         }
         self.store.probe().await
@@ -168,12 +185,17 @@ impl<'r> Sick<'r> {
             keeps_all: AtomicBool::new(false),
             tried: AtomicUsize::new(0),
             given_up: AtomicUsize::new(0),
+            given_up_upset: AtomicUsize::new(0),
         }));
         let announcer = Arc::new(Announcer::new(rig.backend.events.clone(), 1));
         Self { rig, store, announcer, status: Arc::default() }
     }
 
     fn ingest(&self) -> (JoinHandle<()>, shutdown::Trigger) {
+        self.ingest_at(PACE)
+    }
+
+    fn ingest_at(&self, pace: Pace) -> (JoinHandle<()>, shutdown::Trigger) {
         let (trigger, shutdown) = shutdown::channel();
         let settings = &self.rig.config.queue;
         let ingest = Ingest {
@@ -187,7 +209,7 @@ impl<'r> Sick<'r> {
                 linger_max: Duration::from_millis(settings.linger_ms_max),
             },
             prefetch: settings.prefetch,
-            pace: PACE,
+            pace,
             in_hand: self.rig.backend.progress.register("ingest", PATIENCE),
             status: self.status.clone(),
         };
@@ -460,6 +482,123 @@ async fn a_good_message_whose_consumer_is_killed_again_and_again_is_applied(mut 
     stop(ingest).await;
     let left = rig.backend.store.begin_attempts(heavy.into(), false).await.expect("it answers");
     assert_eq!(left.len(), 3, "no attempt is noted any more");
+    rig
+}
+
+/// As the lock of a row that somebody holds does.
+async fn more_busy_messages_than_are_held_aside_are_in_nobodys_way(mut rig: Rig) -> Rig {
+    const BUSY: usize = 40;
+    let mut sick = Sick::new(&mut rig, Ailment::Busy);
+    let ingest = sick.ingest();
+    let mut heavy = Vec::new();
+    for written in 0..BUSY {
+        heavy.push(sick.publish(HEAVY).await);
+        sick.publish("bystander").await;
+        sick.rig.wait_for_value("bystander", i64::try_from(written).expect("few") + 1).await;
+    }
+    let begun = Instant::now();
+    let mut written = i64::try_from(BUSY).expect("few");
+    while begun.elapsed() < 2 * BYSTANDER_MAX {
+        let since = Instant::now();
+        sick.publish("bystander").await;
+        written += 1;
+        sick.rig.wait_for_value("bystander", written).await;
+        assert!(since.elapsed() < BYSTANDER_MAX, "{written} took {:?}", since.elapsed());
+    }
+    sick.store.0.becomes(Ailment::None);
+    for id in heavy {
+        let fate = sick.rig.wait_for_fate(id).await;
+        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+    }
+    assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
+    stop(ingest).await;
+    rig
+}
+
+async fn slow_messages_beside_others_take_turns_with_them(mut rig: Rig) -> Rig {
+    const BEFORE: i64 = 20;
+    const SLOW: u32 = 30;
+    let mut sick = Sick::new(&mut rig, Ailment::Slow);
+    let ingest = sick.ingest();
+    for _ in 0..BEFORE {
+        sick.publish("bystander").await;
+    }
+    sick.rig.wait_for_value("bystander", BEFORE).await;
+    // The window is open by now: some of these share a batch.
+    for _ in 0..SLOW {
+        sick.publish(HEAVY).await;
+    }
+    let begun = Instant::now();
+    sick.publish("bystander").await;
+    sick.rig.wait_for_value("bystander", BEFORE + 1).await;
+    assert!(begun.elapsed() < PACE.batch_time_max * 3 * SLOW, "{:?}", begun.elapsed());
+    stop(ingest).await;
+    rig
+}
+
+/// This process lives, so it counts none of it as a crash.
+async fn messages_that_are_given_back_again_and_again_are_applied_in_the_end(mut rig: Rig) -> Rig {
+    // Times at which nothing is held aside would begin the count anew.
+    let held_max = Duration::from_millis(200);
+    let pace = Pace { held_max, pause_max: PACE.pause_min, ..PACE };
+    let mut sick = Sick::new(&mut rig, Ailment::Panicking);
+    let ingest = sick.ingest_at(pace);
+    let mut heavy = Vec::new();
+    for _ in 0..2 {
+        heavy.push(sick.publish(HEAVY).await);
+        let tried = sick.store.0.tried();
+        wait_for("attempts", async || sick.store.0.tried() > tried + 3).await;
+    }
+    // Commits of others, too few for a message's strikes between two of its returns.
+    let mut tick = tokio::time::interval(held_max / 2);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for written in 1.. {
+        tick.tick().await;
+        sick.publish("bystander").await;
+        sick.rig.wait_for_value("bystander", written).await;
+        if sick.store.0.tried() >= 40 * STRIKES_MAX as usize {
+            break;
+        }
+        assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
+    }
+    sick.store.0.becomes(Ailment::None);
+    for id in heavy {
+        let fate = sick.rig.wait_for_fate(id).await;
+        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+    }
+    assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
+    stop(ingest).await;
+    rig
+}
+
+/// What takes long then may be good.
+async fn a_message_is_not_searched_while_the_store_does_not_answer(mut rig: Rig) -> Rig {
+    let mut sick = Sick::new(&mut rig, Ailment::UpsetBySearch);
+    let ingest = sick.ingest();
+    let heavy = sick.publish(HEAVY).await;
+    sick.bystand(async |rig| fate_of(rig, heavy).await.is_some()).await;
+    assert!(is_given_up(sick.fate(heavy).await.as_ref()));
+    assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 3, "two searches, then without");
+    assert_eq!(sick.store.0.given_up_upset.load(Ordering::Relaxed), 0);
+    stop(ingest).await;
+    rig
+}
+
+/// Every batch ends because the next message does not fit, so there is always one in hand.
+async fn a_message_that_failed_is_tried_again_under_a_backlog(mut rig: Rig) -> Rig {
+    const BACKLOG: i64 = 400;
+    rig.config.queue.merge_items_max = 1;
+    let mut sick = Sick::new(&mut rig, Ailment::Panicking);
+    sick.publish(HEAVY).await;
+    for _ in 0..BACKLOG {
+        sick.publish("bystander").await;
+    }
+    let ingest = sick.ingest();
+    wait_for("attempts", async || sick.store.0.tried() >= 3).await;
+    let applied = sick.rig.value("bystander").await;
+    assert!(applied < Some(BACKLOG), "the backlog came first");
+    sick.rig.wait_for_value("bystander", BACKLOG).await;
+    stop(ingest).await;
     rig
 }
 
