@@ -86,7 +86,7 @@ pub async fn put(
             return Err(Problem::unsupported_media_type("a definition needs Content-Type: application/json"));
         }
     };
-    let definition = shared.checking.run(|_| check_definition(definition)).await??;
+    let definition = shared.checking.compile(|| check_definition(definition)).await??;
     let known = shared.definitions.define(&name, definition).await.map_err(|error| unavailable(&error))?;
     Ok(HttpResponse::Ok().json(shown(&name, &known.collection)))
 }

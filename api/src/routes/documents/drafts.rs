@@ -49,7 +49,7 @@ pub async fn read(body: Body, collection: &str, shared: &Shared) -> Result<Draft
             return drafts;
         }
     }
-    shared.checking.run(move |budget| reader.read(&body, budget)).await?
+    shared.checking.check(move |budget| reader.read(&body, budget)).await?
 }
 
 struct Reader {
