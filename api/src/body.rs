@@ -6,6 +6,7 @@ mod object;
 
 use std::future::poll_fn;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use shared::json::{self, Flaw};
 use shared::read_error;
 
 use self::object::OfObject;
+use crate::connection::Pace;
 use crate::header;
 use crate::measure::metrics;
 use crate::memory_budget::{Arriving, MemoryBudget, NoRoom};
@@ -122,7 +124,8 @@ async fn read_as<'a>(
     }
     let mut arriving = budget.arriving();
     let bytes = {
-        let mut collected = pin!(collect(&mut payload, length, limits, &mut arriving));
+        let pace = request.conn_data::<Rc<Pace>>().map(|pace| &**pace);
+        let mut collected = pin!(collect(&mut payload, length, limits, &mut arriving, pace));
         // Most bodies are here with their head: no timer for those.
         match collected.as_mut().now_or_never() {
             Some(bytes) => bytes,
@@ -278,11 +281,15 @@ async fn collect(
     length: Length,
     limits: &BodyLimits,
     arriving: &mut Arriving<'_>,
+    pace: Option<&Pace>,
 ) -> Result<Bytes, Problem> {
     let mut first = Bytes::new();
     let mut whole: Option<BytesMut> = None;
     let mut bytes = 0;
-    while let Some(mut chunk) = next_chunk(payload, arriving).await? {
+    loop {
+        let missing = if let Length::Announced(length) = length { length - bytes } else { 0 };
+        let want = || pace.into_iter().for_each(|pace| pace.want(missing));
+        let Some(mut chunk) = next_chunk(payload, arriving, want).await? else { break };
         if let Length::Announced(length) = length {
             chunk.truncate(length - bytes);
         }
@@ -303,11 +310,18 @@ async fn collect(
     Ok(whole.map_or(first, BytesMut::freeze))
 }
 
-/// Gives up when the room of what has arrived is needed for others.
-async fn next_chunk(payload: &mut Payload, arriving: &mut Arriving<'_>) -> Result<Option<Bytes>, Problem> {
+/// Gives up when the room of what has arrived is needed for others. Calls `want` when it has to wait.
+async fn next_chunk(
+    payload: &mut Payload,
+    arriving: &mut Arriving<'_>,
+    want: impl Fn(),
+) -> Result<Option<Bytes>, Problem> {
     let next = poll_fn(|cx| match payload.poll_next_unpin(cx) {
         Poll::Ready(chunk) => Poll::Ready(Ok(chunk)),
-        Poll::Pending => arriving.poll_refused(cx).map(Err),
+        Poll::Pending => {
+            want();
+            arriving.poll_refused(cx).map(Err)
+        }
     });
     next.await.map_err(no_room)?.transpose().map_err(|_| Problem::malformed("the body could not be read"))
 }

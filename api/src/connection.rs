@@ -6,16 +6,19 @@
 //! hold a place for ever. Here, whatever comes in: while no request is in work on it, a connection on
 //! which nothing was written for its patience is closed; one whose client takes nothing of an answer
 //! is closed earlier, and until then nothing more is read from it.
-use std::cell::Cell;
+//!
+//! The HTTP server reads and decodes all that is there, also behind a request in work. So it gets
+//! [`READ_AHEAD_BYTES`] at a time, and behind a request in work no more than that.
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use actix_web::web::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -27,6 +30,9 @@ use crate::refused_head;
 use crate::request::RequestIds;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Bytes that are read behind a request in work, and before the server has decoded what it has.
+const READ_AHEAD_BYTES: usize = 1 << 10;
 
 /// Limits of every connection of a server.
 #[derive(Debug)]
@@ -57,6 +63,10 @@ pub struct Pace {
     /// Time at which the client closed its half.
     half_closed: Cell<Option<Instant>>,
     half_closes: Notify,
+    /// Bytes that may be read before a request ends or a body wants more.
+    read_ahead: Cell<usize>,
+    /// The reader that waits for that.
+    held_reader: RefCell<Option<Waker>>,
 }
 
 impl Pace {
@@ -70,6 +80,8 @@ impl Pace {
             has_asked: Cell::new(false),
             half_closed: Cell::new(None),
             half_closes: Notify::new(),
+            read_ahead: Cell::new(READ_AHEAD_BYTES),
+            held_reader: RefCell::new(None),
         })
     }
 
@@ -94,6 +106,27 @@ impl Pace {
 
     pub fn set_sending(&self, is_sending: bool) {
         self.is_sending.set(is_sending);
+        self.release_reader();
+    }
+
+    /// The body of the request in work needs so much more at least. Nothing is read behind it yet.
+    pub fn want(&self, bytes: usize) {
+        let wanted = bytes.saturating_add(READ_AHEAD_BYTES);
+        self.read_ahead.set(self.read_ahead.get().max(wanted));
+        self.release_reader();
+    }
+
+    fn is_busy(&self) -> bool {
+        self.in_work.get() > 0 || self.is_sending.get()
+    }
+
+    /// Wakes a reader that may read again.
+    fn release_reader(&self) {
+        if (!self.is_busy() || self.read_ahead.get() > 0)
+            && let Some(reader) = self.held_reader.take()
+        {
+            reader.wake();
+        }
     }
 
     /// Resolves when a request has waited for long enough after its client closed its half.
@@ -139,6 +172,7 @@ impl Drop for InWork {
     fn drop(&mut self) {
         self.0.in_work.set(self.0.in_work.get() - 1);
         self.0.since.set(Instant::now());
+        self.0.release_reader();
     }
 }
 
@@ -300,6 +334,28 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// No request is left undone, so what was read is decoded before more is read.
+    fn refill(&self) -> bool {
+        let is_idle = !self.pace.is_busy();
+        if is_idle {
+            self.pace.read_ahead.set(READ_AHEAD_BYTES);
+        }
+        is_idle
+    }
+
+    /// Reads nothing for now.
+    fn hold(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.refill() {
+            cx.waker().wake_by_ref();
+        } else {
+            self.pace.held_reader.replace(Some(cx.waker().clone()));
+        }
+        self.check(cx)?;
+        Poll::Pending
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -312,11 +368,20 @@ impl AsyncRead for Connection {
             self.check(cx)?;
             return Poll::Pending;
         }
+        let ahead = self.pace.read_ahead.get();
+        if ahead == 0 {
+            return self.hold(cx);
+        }
         let before = into.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        let mut part = (&mut self.stream).take(ahead as u64);
+        let read = Pin::new(&mut part).poll_read(cx, into);
+        self.pace.read_ahead.set(ahead - (into.filled().len() - before));
         match read {
             // The server reads until nothing is there, so what comes byte by byte ends here, too.
-            Poll::Pending => self.check(cx)?,
+            Poll::Pending => {
+                self.refill();
+                self.check(cx)?;
+            }
             Poll::Ready(Ok(())) if into.filled().len() == before && into.remaining() > 0 => {
                 self.pace.half_closed.set(Some(Instant::now()));
                 self.pace.half_closes.notify_waiters();

@@ -83,7 +83,7 @@ pub async fn put(
         Some(json) => definition_of(body::one(&json, shared.body_limits.bytes_max)?),
         None => return Err(Problem::malformed("a definition is a JSON object; there is no body")),
     };
-    let definition = shared.checking.run(|_| check_definition(definition)).await??;
+    let definition = shared.checking.compile(|| check_definition(definition)).await??;
     let known = shared.definitions.define(&name, definition).await.map_err(|error| unavailable(&error))?;
     Ok(HttpResponse::Ok().json(shown(&name, &known.collection)))
 }

@@ -37,6 +37,7 @@ mod openapi_document;
 mod operations;
 mod outages;
 mod panics;
+mod pipelined;
 mod process;
 mod receipts;
 mod replaces;

@@ -69,7 +69,7 @@ async fn read_by(reader: Reader, body: Arc<Body>, bytes: usize, shared: &Shared)
             return drafts;
         }
     }
-    shared.checking.run(move |budget| reader.read(&body, budget)).await?
+    shared.checking.check(move |budget| reader.read(&body, budget)).await?
 }
 
 #[derive(Clone)]
