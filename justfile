@@ -40,6 +40,10 @@ chaos-long *arguments:
 chaos-seeded *bugs:
     loadtests/chaos/seeded/run {{ bugs }}
 
+# Both programs as they are shipped, with their line tables beside them: `just ship out`
+ship folder *options:
+    .ci/ship {{ folder }} {{ options }}
+
 # Regenerates what is derived from code and committed: docs/configuration.md, docs/openapi.json
 docs:
     UPDATE_DOCS=1 cargo test -p shared --test it the_documented_settings_are_those_of_the_program

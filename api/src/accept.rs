@@ -1,5 +1,6 @@
 //! The accept path of every write: check → place in the batch → confirm → 202, or for a request
 //! that waits: register → confirm or outcome, whichever comes first → 200, 201, 422 or 202.
+mod canonical;
 pub mod identity;
 pub mod terms;
 
@@ -22,6 +23,7 @@ use utoipa::ToSchema;
 use self::terms::PREFERENCE_APPLIED;
 use crate::batcher::{Load, Pending};
 use crate::body::Items;
+use crate::cache::guarded;
 use crate::connection::while_there;
 use crate::problem::{Problem, Rejected};
 use crate::routes::receipts::Receipt;
@@ -58,6 +60,7 @@ pub struct Accepted {
     /// Names the write in receipts.
     #[schema(example = "019a9c1e-7a10-8c01-9f3c-5a1d10000a41")]
     pub id: String,
+    /// `accepted`, or `applied`: a retry of what is known to have taken effect.
     #[schema(example = "accepted")]
     pub status: &'static str,
     /// RFC 3339, UTC.
@@ -91,21 +94,22 @@ pub struct Draft {
 /// A single write that took effect while its request waited.
 #[derive(Debug)]
 pub struct Settled<'a> {
+    pub item: ItemKey,
     pub id: &'a str,
     pub accepted_at: &'a str,
-    /// Of an increment.
+    /// Of an increment, unless it is not known any more.
     pub standing: Option<ItemStanding>,
     /// False when an earlier request with the same key may have brought it.
     pub is_own: bool,
 }
 
 /// Makes one write durable and answers it: with `present` when it took effect in time (`None` there:
-/// something that must be told is not known), else with 202.
+/// what is to be answered cannot be read), else with 202.
 pub async fn single(
     shared: &Shared,
     terms: &Terms,
     draft: Draft,
-    present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
+    present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
     // Its body may have been on the way for long.
     shared.check_clock()?;
@@ -127,7 +131,12 @@ pub async fn single(
         keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
     let accepted = Single { shared, item, keyed, location: &location };
     let (Some(seat), Some(deadline)) = (seat, deadline) else {
-        return Ok(accepted.answer(&pending.confirmed().await?.accepted_at));
+        let accepted_at = pending.confirmed().await?.accepted_at;
+        return Ok(if deadline.is_some() && shared.waiters.consumers_are_missing() {
+            Box::pin(accepted.look_up(&accepted_at, terms, present)).await
+        } else {
+            accepted.answer(&accepted_at)
+        });
     };
     // Before anything yields, and with that before anything is sent.
     let waiter = seat.wait_for(item, keyed.map(|keyed| keyed.fingerprint));
@@ -151,7 +160,7 @@ impl Single<'_> {
         mut waiter: Waiter<Outcome>,
         deadline: Instant,
         terms: &Terms,
-        present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
+        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
     ) -> Result<HttpResponse, Problem> {
         let (accepted_at, pace) = (pending.placed.accepted_at.clone(), terms.pace.as_ref());
         let mut confirmed = pin!(pending.confirmed());
@@ -172,40 +181,78 @@ impl Single<'_> {
             if !is_confirmed {
                 confirmed.await?;
             }
-            return Ok(self.answer(&accepted_at));
+            return Ok(self.look_up(&accepted_at, terms, present).await);
         };
-        let applied = terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
+        Ok(self.settled(outcome, &accepted_at, terms, present).await)
+    }
+
+    /// Answers a write of which no event told anything. A keyed one may have been applied long ago: one read of
+    /// the store tells, unless it is known to be away.
+    async fn look_up(
+        &self,
+        accepted_at: &str,
+        terms: &Terms,
+        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
+    ) -> HttpResponse {
+        match self.outcome_in_store().await {
+            Some(outcome) => self.settled(outcome, accepted_at, terms, present).await,
+            None => self.answer(accepted_at),
+        }
+    }
+
+    async fn outcome_in_store(&self) -> Option<Outcome> {
+        let keyed = self.keyed.filter(|_| !self.shared.waiters.store_is_away())?;
+        let fates = guarded(&self.shared.store_breaker, self.shared.store.fates([self.item].into()));
+        let fate = fates.await.ok()?.pop()??;
+        Outcome::of(&fate, Some(keyed.fingerprint), None)
+    }
+
+    /// Answers with the outcome.
+    async fn settled(
+        &self,
+        outcome: Outcome,
+        accepted_at: &str,
+        terms: &Terms,
+        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
+    ) -> HttpResponse {
+        let Self { shared, item, keyed, .. } = *self;
         let mut response = match outcome {
             Outcome::Applied { standing, is_own } => {
+                if let Some(keyed) = keyed {
+                    shared.recent_keys.learn_applied(keyed);
+                }
                 let mut buffer = [0; 36];
-                let id = self.shared.ids.sign(self.item).encode(&mut buffer);
-                match present(&Settled { id, accepted_at: &accepted_at, standing, is_own }) {
+                let id = shared.ids.sign(item).encode(&mut buffer);
+                match present(&Settled { item, id, accepted_at, standing, is_own }).await {
                     Some(response) => response,
-                    None => return Ok(self.answer(&accepted_at)),
+                    None => return self.answer_as("applied", accepted_at),
                 }
             }
             failed @ Outcome::Failed { .. } => {
-                let payload = self.keyed.map(|keyed| keyed.fingerprint);
-                let receipt = Receipt::after(self.shared, self.item, payload, failed).await;
-                Problem::set_aside(receipt).error_response()
+                let payload = keyed.map(|keyed| keyed.fingerprint);
+                Problem::set_aside(Receipt::after(shared, item, payload, failed).await).error_response()
             }
-            Outcome::Conflict => {
-                Problem::conflict(Receipt::conflict(self.shared.ids.sign(self.item))).error_response()
-            }
+            Outcome::Conflict => Problem::conflict(Receipt::conflict(shared.ids.sign(item))).error_response(),
         };
-        if let Some(applied) = applied {
+        if let Some(applied) = terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
             response.headers_mut().insert(PREFERENCE_APPLIED, applied);
         }
-        Ok(response)
+        response
     }
 
     /// 202, once it is durable.
     fn answer(&self, accepted_at: &str) -> HttpResponse {
+        let is_applied = self.keyed.is_some_and(|keyed| self.shared.recent_keys.is_applied(keyed));
+        self.answer_as(if is_applied { "applied" } else { "accepted" }, accepted_at)
+    }
+
+    fn answer_as(&self, status: &str, accepted_at: &str) -> HttpResponse {
         let mut buffer = [0; 36];
         let id = self.shared.ids.sign(self.item).encode(&mut buffer);
         // By hand, because this is the hottest answer of the service; the test holds the shape.
         let body =
-            [r#"{"id":""#, id, r#"","status":"accepted","accepted_at":""#, accepted_at, r#""}"#].concat();
+            [r#"{"id":""#, id, r#"","status":""#, status, r#"","accepted_at":""#, accepted_at, r#""}"#]
+                .concat();
         let location = match self.keyed {
             None => [self.location, id].concat(),
             Some(Keyed { fingerprint, .. }) => format!("{}{id}?payload={fingerprint}", self.location),

@@ -41,6 +41,10 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// All words of [`Self::word`].
+    pub const WORDS: [&'static str; 9] =
+        ["no_key", "malformed", "unknown", "expired", "scope", "admin_off", "no_host", "host", "origin"];
+
     /// The label of its metric.
     pub fn word(self) -> &'static str {
         match self {
@@ -85,7 +89,10 @@ impl Door {
     /// An error when there are keys that cannot be read: nothing may be opened by a mistake in a file.
     pub fn of(config: &Config) -> Result<Self, KeysError> {
         if config.auth.is_open() {
-            let (hosts, is_admin_on) = (Hosts::of(&config.server), config.auth.admin_without_keys);
+            let (hosts, is_admin_on) = (
+                Hosts::of(&config.server).with_origins(&config.auth.cors_origins),
+                config.auth.admin_without_keys,
+            );
             return Ok(Self::Open { hosts, is_admin_on });
         }
         Keys::read(&config.auth).map(|keys| Self::Keyed(Arc::new(keys)))

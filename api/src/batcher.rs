@@ -30,6 +30,8 @@ pub struct BatchLimits {
     pub waiting_max: usize,
     /// From the first request of a message to its answer.
     pub accept_timeout: Duration,
+    /// When a write that met a queue which was just made is to come again.
+    pub settle: Duration,
 }
 
 /// Where the items of one request stand: `first` is the index of the first in the message.
@@ -91,7 +93,9 @@ pub enum WhyFlushed {
 }
 
 impl WhyFlushed {
-    fn name(self) -> &'static str {
+    pub const ALL: [Self; 4] = [Self::Idle, Self::Confirmed, Self::Items, Self::Bytes];
+
+    pub fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Confirmed => "confirmed",
@@ -182,6 +186,9 @@ impl Batcher {
     /// Refuses at once what has no chance.
     fn check_link(&self) -> Result<(), NotAccepted> {
         let (link, breaker) = (self.0.publisher.link(), &self.0.breaker);
+        if link == Link::Settling {
+            return Err(NotAccepted::Unavailable { retry_after: self.0.limits.settle });
+        }
         let retry_after = Duration::from_secs(1);
         if link == Link::Blocked || (link == Link::Down && !breaker.is_closed()) {
             return Err(NotAccepted::Unavailable { retry_after });
@@ -257,13 +264,13 @@ impl Batcher {
             Err(refused) => Err(NotAccepted::Unavailable { retry_after: refused.retry_after }),
             Ok(permit) => {
                 let outcome = self.0.publisher.publish(message, deadline).await;
-                match outcome {
+                match &outcome {
                     // A full queue answers: the link is fine.
                     Ok(()) | Err(PublishError::Full) => permit.success(),
                     // Most of its time went by behind others.
                     Err(PublishError::DeadlineExceeded) if deadline - started < fair_share => drop(permit),
-                    Err(PublishError::DeadlineExceeded | PublishError::Unavailable(_)) => {
-                        permit.failure(Instant::now());
+                    Err(error @ (PublishError::DeadlineExceeded | PublishError::Unavailable(_))) => {
+                        permit.failure(Instant::now(), error);
                     }
                 }
                 outcome.map_err(not_accepted)

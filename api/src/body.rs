@@ -6,10 +6,12 @@ mod object;
 
 use std::future::poll_fn;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
 use actix_web::HttpRequest;
+use actix_web::http::StatusCode;
 use actix_web::http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING,
 };
@@ -19,11 +21,17 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
 use shared::json::{self, Flaw};
+use shared::read_error;
 
 use self::object::OfObject;
+use crate::connection::Pace;
+use crate::header;
 use crate::measure::metrics;
 use crate::memory_budget::{Arriving, MemoryBudget, NoRoom};
 use crate::problem::{Problem, Rejected};
+
+/// That of UTF-8, which some editors and spreadsheets write before every text (RFC 8259, 8.1).
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Longest explanation of one error: it may quote the client.
 const DETAIL_LENGTH_MAX: usize = 200;
@@ -71,6 +79,31 @@ impl<T> Items<T> {
 /// Reads the whole body within the limits, with the room that it takes.
 pub async fn read<'a>(
     request: &HttpRequest,
+    payload: Payload,
+    limits: &BodyLimits,
+    budget: &'a MemoryBudget,
+) -> Result<(Body, Arriving<'a>), Problem> {
+    read_as(Taken::All, request, payload, limits, budget).await
+}
+
+/// Reads a body that is one JSON text, with the room that it takes; `None` without a body.
+pub async fn read_json<'a>(
+    request: &HttpRequest,
+    payload: Payload,
+    limits: &BodyLimits,
+    budget: &'a MemoryBudget,
+) -> Result<(Option<Bytes>, Arriving<'a>), Problem> {
+    let (body, arriving) = read_as(Taken::Json, request, payload, limits, budget).await?;
+    let json = match body {
+        Body::One(json) | Body::Array(json) | Body::Lines(json) => Some(json),
+        Body::Empty => None,
+    };
+    Ok((json, arriving))
+}
+
+async fn read_as<'a>(
+    taken: Taken,
+    request: &HttpRequest,
     mut payload: Payload,
     limits: &BodyLimits,
     budget: &'a MemoryBudget,
@@ -81,17 +114,18 @@ pub async fn read<'a>(
     if matches!(length, Length::Announced(length) if length > limits.bytes_max) {
         return Err(too_large(limits));
     }
-    let media_type = MediaType::of(headers)?;
+    let media_type = MediaType::of(headers, taken)?;
     if matches!(length, Length::Announced(0)) {
-        return Ok((media_type.classify(Bytes::new())?, budget.arriving()));
+        return Ok((media_type.classify(Bytes::new(), taken)?, budget.arriving()));
     }
     // A client that asks before it sends is spared the sending.
     if media_type == MediaType::Other && request.head().expect() {
-        return Err(MediaType::unread());
+        return Err(MediaType::unread(taken));
     }
     let mut arriving = budget.arriving();
     let bytes = {
-        let mut collected = pin!(collect(&mut payload, length, limits, &mut arriving));
+        let pace = request.conn_data::<Rc<Pace>>().map(|pace| &**pace);
+        let mut collected = pin!(collect(&mut payload, length, limits, &mut arriving, pace));
         // Most bodies are here with their head: no timer for those.
         match collected.as_mut().now_or_never() {
             Some(bytes) => bytes,
@@ -100,16 +134,12 @@ pub async fn read<'a>(
                 .map_err(|_| Problem::body_timeout())?,
         }
     };
-    Ok((media_type.classify(bytes?)?, arriving))
+    Ok((media_type.classify(bytes?, taken)?, arriving))
 }
 
 /// Refuses what is sent in an encoding, even where no body is read.
 pub fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    if headers.contains_key(CONTENT_ENCODING) {
-        Err(Problem::unsupported_media_type("content encodings are not accepted on requests"))
-    } else {
-        Ok(())
-    }
+    if headers.contains_key(CONTENT_ENCODING) { Err(Problem::unsupported_encoding()) } else { Ok(()) }
 }
 
 /// Refuses an item that is larger than items may be, as it stands in its request.
@@ -146,7 +176,8 @@ pub fn array<T: DeserializeOwned>(json: &[u8], limits: &BodyLimits) -> Result<It
 
 /// Reads one item per line, blank lines aside. A syntax error spoils its line.
 pub fn lines<T: DeserializeOwned>(text: &[u8], limits: &BodyLimits) -> Result<Items<T>, Problem> {
-    Ok(each(lines_of(text, limits.items_max)?, |line| one(line, limits.item_bytes_max)))
+    let read = |line| one(line, limits.item_bytes_max);
+    Ok(each(lines_of(text, limits.items_max)?, |line| line.read(read)))
 }
 
 /// Takes one item as the client wrote it.
@@ -171,13 +202,35 @@ pub fn lines_raw<T>(
     items_max: usize,
     take: impl Fn(&RawValue) -> Result<T, Problem>,
 ) -> Result<Items<T>, Problem> {
-    Ok(each(lines_of(text, items_max)?, |line| one_raw(line, &take)))
+    Ok(each(lines_of(text, items_max)?, |line| line.read(|text| one_raw(text, &take))))
+}
+
+/// A line of a body, and which it is, from 1.
+struct Line<'a> {
+    text: &'a [u8],
+    number: usize,
+}
+
+impl<'a> Line<'a> {
+    /// Reads it; where it is no JSON the problem names the place in the body.
+    fn read<T>(&self, read: impl Fn(&'a [u8]) -> Result<T, Problem>) -> Result<T, Problem> {
+        read(self.text).map_err(|problem| {
+            // A size is refused before anything is read.
+            let broken = serde_json::from_slice::<&RawValue>(self.text).err();
+            match broken.filter(|_| problem.status() == StatusCode::BAD_REQUEST) {
+                Some(error) => not_json(self.text, &error, self.number),
+                None => problem,
+            }
+        })
+    }
 }
 
 /// The lines that hold something.
-fn lines_of(text: &[u8], items_max: usize) -> Result<impl Iterator<Item = &[u8]>, Problem> {
-    let blank = |line: &&[u8]| line.iter().all(u8::is_ascii_whitespace);
-    let lines = move || text.split(|byte| *byte == b'\n').filter(move |line| !blank(line));
+fn lines_of(text: &[u8], items_max: usize) -> Result<impl Iterator<Item = Line<'_>>, Problem> {
+    let blank = |line: &Line<'_>| line.text.iter().all(u8::is_ascii_whitespace);
+    let line = |(index, text)| Line { text, number: index + 1 };
+    let all = move || text.split(|byte| *byte == b'\n').enumerate().map(line);
+    let lines = move || all().filter(move |line| !blank(line));
     check_count(lines().take(items_max + 1).count(), items_max)?;
     Ok(lines())
 }
@@ -228,11 +281,15 @@ async fn collect(
     length: Length,
     limits: &BodyLimits,
     arriving: &mut Arriving<'_>,
+    pace: Option<&Pace>,
 ) -> Result<Bytes, Problem> {
     let mut first = Bytes::new();
     let mut whole: Option<BytesMut> = None;
     let mut bytes = 0;
-    while let Some(mut chunk) = next_chunk(payload, arriving).await? {
+    loop {
+        let missing = if let Length::Announced(length) = length { length - bytes } else { 0 };
+        let want = || pace.into_iter().for_each(|pace| pace.want(missing));
+        let Some(mut chunk) = next_chunk(payload, arriving, want).await? else { break };
         if let Length::Announced(length) = length {
             chunk.truncate(length - bytes);
         }
@@ -253,11 +310,18 @@ async fn collect(
     Ok(whole.map_or(first, BytesMut::freeze))
 }
 
-/// Gives up when the room of what has arrived is needed for others.
-async fn next_chunk(payload: &mut Payload, arriving: &mut Arriving<'_>) -> Result<Option<Bytes>, Problem> {
+/// Gives up when the room of what has arrived is needed for others. Calls `want` when it has to wait.
+async fn next_chunk(
+    payload: &mut Payload,
+    arriving: &mut Arriving<'_>,
+    want: impl Fn(),
+) -> Result<Option<Bytes>, Problem> {
     let next = poll_fn(|cx| match payload.poll_next_unpin(cx) {
         Poll::Ready(chunk) => Poll::Ready(Ok(chunk)),
-        Poll::Pending => arriving.poll_refused(cx).map(Err),
+        Poll::Pending => {
+            want();
+            arriving.poll_refused(cx).map(Err)
+        }
     });
     next.await.map_err(no_room)?.transpose().map_err(|_| Problem::malformed("the body could not be read"))
 }
@@ -265,6 +329,23 @@ async fn next_chunk(payload: &mut Payload, arriving: &mut Arriving<'_>) -> Resul
 fn no_room(_: NoRoom) -> Problem {
     metrics().room.bodies_refused.inc();
     Problem::overloaded()
+}
+
+/// What a route takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    All,
+    Json,
+}
+
+impl Taken {
+    /// For `Accept`, beside which every type that ends with `+json` is taken.
+    fn media_types(self) -> &'static str {
+        match self {
+            Self::All => "application/json, application/x-ndjson, application/ndjson, application/jsonl",
+            Self::Json => "application/json",
+        }
+    }
 }
 
 /// The media type that a body is sent with.
@@ -277,47 +358,96 @@ enum MediaType {
 }
 
 impl MediaType {
-    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
-        let media_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-        let mut parts = media_type.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        let essence = parts.next().unwrap_or_default();
-        if parts.any(is_foreign_charset) {
-            return Err(Problem::unsupported_media_type("the only charset is utf-8"));
+    fn of(headers: &HeaderMap, taken: Taken) -> Result<Self, Problem> {
+        let mut given = headers.get_all(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let mut parts = header::parts(given.next().unwrap_or_default(), b';');
+        let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let refuse = |detail| Err(Problem::unsupported_media_type(detail, taken.media_types()));
+        if given.next().is_some() {
+            return refuse("Content-Type is given more than once");
         }
-        let is = |expected: &str| essence.eq_ignore_ascii_case(expected.as_bytes());
-        Ok(match () {
-            () if is("application/json") => Self::Json,
-            () if is("application/x-ndjson") => Self::Lines,
-            () => Self::Other,
+        for part in parts {
+            let (name, value) = header::parameter(part).unwrap_or((part, b""));
+            match header::unquoted(value) {
+                None => return refuse("a parameter of Content-Type has quotes that are no quoted string"),
+                Some(value)
+                    if name.eq_ignore_ascii_case(b"charset") && !value.eq_ignore_ascii_case(b"utf-8") =>
+                {
+                    return refuse("the only charset is utf-8");
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(match &*essence {
+            b"application/json" => Self::Json,
+            b"application/x-ndjson" | b"application/ndjson" | b"application/jsonl" if taken == Taken::All => {
+                Self::Lines
+            }
+            essence if has_json_suffix(essence) => Self::Json,
+            _ => Self::Other,
         })
     }
 
-    fn classify(self, bytes: Bytes) -> Result<Body, Problem> {
+    fn classify(self, mut bytes: Bytes, taken: Taken) -> Result<Body, Problem> {
+        if self != Self::Other && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes = bytes.slice(BYTE_ORDER_MARK.len()..);
+        }
         match self {
             Self::Lines => Ok(Body::Lines(bytes)),
             _ if bytes.is_empty() => Ok(Body::Empty),
-            Self::Other => Err(Self::unread()),
+            Self::Other => Err(Self::unread(taken)),
             Self::Json if bytes.trim_ascii_start().first() == Some(&b'[') => Ok(Body::Array(bytes)),
             Self::Json => Ok(Body::One(bytes)),
         }
     }
 
-    fn unread() -> Problem {
-        let detail = "a body needs Content-Type: application/json or application/x-ndjson";
-        Problem::unsupported_media_type(detail)
+    fn unread(taken: Taken) -> Problem {
+        let detail = match taken {
+            Taken::All => {
+                "a body needs the header Content-Type: application/json, or application/x-ndjson for one item \
+                 per line (curl: -H 'Content-Type: application/json')"
+            }
+            Taken::Json => {
+                "a body needs the header Content-Type: application/json here \
+                 (curl: -H 'Content-Type: application/json')"
+            }
+        };
+        Problem::unsupported_media_type(detail, taken.media_types())
     }
 }
 
-/// Whether a parameter of a media type names a charset that is not read.
-fn is_foreign_charset(parameter: &[u8]) -> bool {
-    let mut parts = parameter.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
-    let (name, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let unquoted = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
-    name.eq_ignore_ascii_case(b"charset") && !unquoted.eq_ignore_ascii_case(b"utf-8")
+/// A type of JSON with a meaning of its own, as `application/cloudevents+json` (RFC 6839).
+fn has_json_suffix(essence: &[u8]) -> bool {
+    let is_name = |text: &[u8]| {
+        let part = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(byte);
+        !text.is_empty() && text.iter().all(part)
+    };
+    let mut halves = essence.splitn(2, |byte| *byte == b'/');
+    let (name, rest) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+    is_name(name) && rest.strip_suffix(b"+json").is_some_and(is_name)
 }
 
 fn one_borrowed<'a, T: serde::Deserialize<'a>>(json: &'a [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(json).map_err(|error| Problem::malformed(shorten(&error.to_string())))
+    serde_json::from_slice(json).map_err(|error| not_json(json, &error, 1))
+}
+
+fn not_json(json: &[u8], error: &serde_json::Error, line: usize) -> Problem {
+    match misplaced_mark(json) {
+        Some(detail) => Problem::malformed(detail),
+        None => Problem::malformed(shorten(&read_error::syntax(error, line))),
+    }
+}
+
+/// What is said of a byte order mark where JSON should begin. That of UTF-8 is ignored before a body.
+fn misplaced_mark(json: &[u8]) -> Option<&'static str> {
+    let starts_with = |marks: &[&[u8]]| marks.iter().any(|mark| json.trim_ascii_start().starts_with(mark));
+    if starts_with(&[BYTE_ORDER_MARK]) {
+        Some("a byte order mark stands here; it is ignored only where a body begins, once")
+    } else if starts_with(&[b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"]) {
+        Some("a byte order mark says that this is UTF-16 or UTF-32; a body is UTF-8")
+    } else {
+        None
+    }
 }
 
 /// Why an item could not be read. Only now the path of the error is worth finding.
@@ -347,7 +477,7 @@ fn explain<T: DeserializeOwned>(json: &[u8]) -> Problem {
             Segment::Enum { .. } | Segment::Unknown => {}
         }
     }
-    let detail = shorten(&error.inner().to_string());
+    let detail = shorten(&read_error::plain(&error.inner().to_string()));
     Problem::invalid_at(shorten(&pointer), detail)
 }
 

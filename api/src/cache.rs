@@ -217,9 +217,9 @@ pub async fn guarded<T>(
     };
     let result = read.await;
     match &result {
-        Err(StoreError::Unavailable(why) | StoreError::Failed(why)) => {
-            tracing::debug!(error = &**why, "read failed");
-            permit.failure(Instant::now());
+        Err(error @ (StoreError::Unavailable(_) | StoreError::Failed(_))) => {
+            tracing::debug!(%error, "read failed");
+            permit.failure(Instant::now(), error);
         }
         // It is there: one read that takes too long, or a burst of them, must not end all others.
         Err(StoreError::Busy(_)) => drop(permit),

@@ -13,35 +13,69 @@ use crate::problem::Problem;
 /// How long a request waits for its turn before it gets 503.
 const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// CPU time of the first try: what takes longer waits among its kind, so that nothing else waits for it.
+const SHORT_TIME_MAX: Duration = Duration::from_millis(5);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Checking {
-    turns: Arc<Semaphore>,
-    ms_max: u64,
+    short: Arc<Semaphore>,
+    long: Arc<Semaphore>,
+    definitions: Arc<Semaphore>,
+    time_max: Duration,
 }
 
 impl Checking {
     pub fn new(config: &config::Collections) -> Arc<Self> {
         let threads = available_parallelism().map_or(1, |cores| (cores.get() - 1).max(1));
-        Arc::new(Self { turns: Arc::new(Semaphore::new(threads)), ms_max: config.check_ms_max })
+        let lane = |threads| Arc::new(Semaphore::new(threads));
+        let time_max = Duration::from_millis(config.check_ms_max);
+        Arc::new(Self { short: lane(threads), long: lane(threads), definitions: lane(1), time_max })
     }
 
-    /// Runs work on a thread of its own, with the budget of one request. It goes on to its end also
-    /// when nobody waits for it any more, and keeps its turn until then.
-    pub async fn run<T: Send + 'static>(
+    /// Checks documents with the budget of one request: first with a short one, and once more where
+    /// that is used up.
+    pub async fn check<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Budget) -> T + Send + 'static,
+        work: impl Fn(&Budget) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.turns).acquire_owned()).await;
-        let turn = turn.ok().and_then(Result::ok).ok_or_else(Problem::overloaded)?;
-        let budget = Budget::of_ms(self.ms_max);
-        let work = move || {
+        let budget = Budget::new(self.time_max.min(SHORT_TIME_MAX));
+        let first_try = move || {
             let done = work(&budget);
-            drop(turn);
-            done
+            (done, budget.left(), work)
         };
-        off_worker(work).await
+        let (done, left, work) = in_turn(&self.short, first_try).await?;
+        if !left.is_zero() || self.time_max <= SHORT_TIME_MAX {
+            return Ok(done);
+        }
+        drop(done);
+        let budget = Budget::new(self.time_max);
+        in_turn(&self.long, move || work(&budget)).await
     }
+
+    /// Compiles a definition.
+    pub async fn compile<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        in_turn(&self.definitions, work).await
+    }
+}
+
+/// Runs work on a thread of its own. It goes on to its end also when its request has gone, and keeps
+/// its turn until then.
+async fn in_turn<T: Send + 'static>(
+    lane: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(lane).acquire_owned()).await;
+    let turn = turn.ok().and_then(Result::ok).ok_or_else(Problem::overloaded)?;
+    off_worker(move || {
+        let done = work();
+        drop(turn);
+        done
+    })
+    .await
 }
 
 /// Runs what takes milliseconds at most, whatever the client sent.

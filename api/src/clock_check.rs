@@ -76,7 +76,7 @@ impl ClockCheck {
 
     /// This clock less the store's.
     fn differs_by(&self, skew_ms: i64) {
-        metrics().clock_skew_ms.set(skew_ms);
+        metrics().clock_skew_seconds.set(skew_ms as f64 / 1_000.0);
         let is_off = !self.is_within(skew_ms);
         if !is_off {
             self.0.lead_ms.store(self.lead_ms(Instant::now(), clock::now_ms()), Ordering::Relaxed);

@@ -6,15 +6,19 @@
 //! hold a place for ever. Here, whatever comes in: while no request is in work on it, a connection on
 //! which nothing was written for its patience is closed; one whose client takes nothing of an answer
 //! is closed earlier, and until then nothing more is read from it.
-use std::cell::Cell;
+//!
+//! The HTTP server reads and decodes all that is there, also behind a request in work. So it gets
+//! [`READ_AHEAD_BYTES`] at a time, and behind a request in work no more than that.
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use actix_web::web::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -22,8 +26,13 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::answer;
 use crate::measure::metrics;
 use crate::memory_budget::{MemoryBudget, Reserved};
+use crate::refused_head;
+use crate::request::RequestIds;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Bytes that are read behind a request in work, and before the server has decoded what it has.
+const READ_AHEAD_BYTES: usize = 1 << 10;
 
 /// Limits of every connection of a server.
 #[derive(Debug)]
@@ -54,6 +63,10 @@ pub struct Pace {
     /// Time at which the client closed its half.
     half_closed: Cell<Option<Instant>>,
     half_closes: Notify,
+    /// Bytes that may be read before a request ends or a body wants more.
+    read_ahead: Cell<usize>,
+    /// The reader that waits for that.
+    held_reader: RefCell<Option<Waker>>,
 }
 
 impl Pace {
@@ -67,6 +80,8 @@ impl Pace {
             has_asked: Cell::new(false),
             half_closed: Cell::new(None),
             half_closes: Notify::new(),
+            read_ahead: Cell::new(READ_AHEAD_BYTES),
+            held_reader: RefCell::new(None),
         })
     }
 
@@ -91,6 +106,27 @@ impl Pace {
 
     pub fn set_sending(&self, is_sending: bool) {
         self.is_sending.set(is_sending);
+        self.release_reader();
+    }
+
+    /// The body of the request in work needs so much more at least. Nothing is read behind it yet.
+    pub fn want(&self, bytes: usize) {
+        let wanted = bytes.saturating_add(READ_AHEAD_BYTES);
+        self.read_ahead.set(self.read_ahead.get().max(wanted));
+        self.release_reader();
+    }
+
+    fn is_busy(&self) -> bool {
+        self.in_work.get() > 0 || self.is_sending.get()
+    }
+
+    /// Wakes a reader that may read again.
+    fn release_reader(&self) {
+        if (!self.is_busy() || self.read_ahead.get() > 0)
+            && let Some(reader) = self.held_reader.take()
+        {
+            reader.wake();
+        }
     }
 
     /// Resolves when a request has waited for long enough after its client closed its half.
@@ -136,6 +172,7 @@ impl Drop for InWork {
     fn drop(&mut self) {
         self.0.in_work.set(self.0.in_work.get() - 1);
         self.0.since.set(Instant::now());
+        self.0.release_reader();
     }
 }
 
@@ -147,6 +184,26 @@ pub struct Connection {
     timer: Pin<Box<Sleep>>,
     /// Set while the client takes nothing.
     blocked: Option<Blocked>,
+    request_ids: Rc<RequestIds>,
+    targets: refused_head::Targets,
+    /// The last answer, in place of the HTTP library's.
+    refusal: Option<Refusal>,
+}
+
+/// How long the client may go on sending after the answer to a head that was refused: else the system
+/// would take the answer back.
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes that are read meanwhile.
+const REFUSAL_READ_MAX: usize = 1 << 20;
+
+#[derive(Debug)]
+struct Refusal {
+    left: Bytes,
+    /// Bytes of the answer in whose place it is sent.
+    instead_of: usize,
+    linger: Pin<Box<Sleep>>,
+    read: usize,
 }
 
 #[derive(Debug)]
@@ -159,10 +216,11 @@ struct Blocked {
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, limits: Arc<ConnectionLimits>) -> Self {
+    pub fn new(stream: TcpStream, limits: Arc<ConnectionLimits>, request_ids: Rc<RequestIds>) -> Self {
         let pace = Pace::new(limits);
         let timer = Box::pin(sleep_until(pace.since.get() + pace.limits.patience));
-        Self { stream, pace, timer, blocked: None }
+        let (targets, refusal) = (refused_head::Targets::default(), None);
+        Self { stream, pace, timer, blocked: None, request_ids, targets, refusal }
     }
 
     pub fn pace(&self) -> &Rc<Pace> {
@@ -194,6 +252,52 @@ impl Connection {
         if let Err(error) = self.stream.set_zero_linger() {
             tracing::debug!(%error, "an unread answer stays with the system for a while");
         }
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, from);
+        match written {
+            Poll::Pending => {
+                self.block(from.len())?;
+                self.check(cx)?;
+            }
+            Poll::Ready(Ok(1..)) => {
+                self.pace.since.set(Instant::now());
+                self.unblock(cx);
+            }
+            Poll::Ready(_) => {}
+        }
+        written
+    }
+
+    /// Sends the last answer, then reads for a while what the client still sends. The HTTP library closes
+    /// when this is done.
+    fn refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        while let Some(left) = self.refusal.as_ref().map(|refusal| refusal.left.clone()) {
+            if left.is_empty() {
+                break;
+            }
+            let sent = ready!(self.send(cx, &left))?;
+            if let Some(refusal) = &mut self.refusal {
+                refusal.left = left.slice(sent..);
+            }
+        }
+        let Some(refusal) = &mut self.refusal else { return Poll::Ready(Ok(0)) };
+        // The client sees the end of the answer, and closes its side.
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx)).ok();
+        let mut unread = [0; 8 << 10];
+        while refusal.read < REFUSAL_READ_MAX {
+            let mut into = ReadBuf::new(&mut unread);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut into) {
+                Poll::Ready(Ok(())) if !into.filled().is_empty() => refusal.read += into.filled().len(),
+                Poll::Ready(_) => break,
+                Poll::Pending if refusal.linger.as_mut().poll(cx).is_ready() => break,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let instead_of = refusal.instead_of;
+        self.refusal = None;
+        Poll::Ready(Ok(instead_of))
     }
 
     /// The client takes nothing of so much. Fails when there is no room for it.
@@ -230,6 +334,28 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// No request is left undone, so what was read is decoded before more is read.
+    fn refill(&self) -> bool {
+        let is_idle = !self.pace.is_busy();
+        if is_idle {
+            self.pace.read_ahead.set(READ_AHEAD_BYTES);
+        }
+        is_idle
+    }
+
+    /// Reads nothing for now.
+    fn hold(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.refill() {
+            cx.waker().wake_by_ref();
+        } else {
+            self.pace.held_reader.replace(Some(cx.waker().clone()));
+        }
+        self.check(cx)?;
+        Poll::Pending
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -242,16 +368,26 @@ impl AsyncRead for Connection {
             self.check(cx)?;
             return Poll::Pending;
         }
+        let ahead = self.pace.read_ahead.get();
+        if ahead == 0 {
+            return self.hold(cx);
+        }
         let before = into.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        let mut part = (&mut self.stream).take(ahead as u64);
+        let read = Pin::new(&mut part).poll_read(cx, into);
+        self.pace.read_ahead.set(ahead - (into.filled().len() - before));
         match read {
             // The server reads until nothing is there, so what comes byte by byte ends here, too.
-            Poll::Pending => self.check(cx)?,
+            Poll::Pending => {
+                self.refill();
+                self.check(cx)?;
+            }
             Poll::Ready(Ok(())) if into.filled().len() == before && into.remaining() > 0 => {
                 self.pace.half_closed.set(Some(Instant::now()));
                 self.pace.half_closes.notify_waiters();
             }
-            Poll::Ready(_) => {}
+            Poll::Ready(Ok(())) => self.targets.take(&into.filled()[before..]),
+            Poll::Ready(Err(_)) => {}
         }
         read
     }
@@ -263,19 +399,18 @@ impl AsyncWrite for Connection {
         if self.pace.has_asked.take() && from.len() > CONTINUE.len() && from.starts_with(CONTINUE) {
             return Poll::Ready(Ok(CONTINUE.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write(cx, from);
-        match written {
-            Poll::Pending => {
-                self.block(from.len())?;
-                self.check(cx)?;
+        if self.refusal.is_none() {
+            match refused_head::find(from) {
+                None => return self.send(cx, from),
+                Some((start @ 1.., _)) => return self.send(cx, &from[..start]),
+                Some((0, status)) => {
+                    let left = refused_head::render(status, &self.targets, &self.request_ids.draw());
+                    let linger = Box::pin(sleep_until(Instant::now() + REFUSAL_LINGER));
+                    self.refusal = Some(Refusal { left, instead_of: from.len(), linger, read: 0 });
+                }
             }
-            Poll::Ready(Ok(1..)) => {
-                self.pace.since.set(Instant::now());
-                self.unblock(cx);
-            }
-            Poll::Ready(_) => {}
         }
-        written
+        self.refuse(cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

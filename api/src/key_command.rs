@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use shared::api_key::{ApiKey, KeyId, Principal, Scope, Scopes, generate};
+use shared::clock;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -50,7 +51,10 @@ impl NewKey {
             self.expires.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose();
         let expires_at =
             expires_at.context("--expires is no RFC 3339 timestamp such as 2027-01-01T00:00:00Z")?;
-        ensure!(expires_at.is_none_or(|end| end > OffsetDateTime::now_utc()), "--expires is in the past");
+        ensure!(
+            expires_at.is_none_or(|end| end.unix_timestamp_nanos() / 1_000_000 > i128::from(clock::now_ms())),
+            "--expires is in the past"
+        );
         Ok(generate(
             KeyId::try_from(id).map_err(|reason| anyhow!("--id: {reason}"))?,
             Principal::try_from(principal).map_err(|reason| anyhow!("--principal: {reason}"))?,

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use api::greeting::{self, Facts};
 use api::key_command::KeysCommand;
 use api::openapi;
 use api::server::Server;
@@ -154,15 +155,8 @@ fn greet(config: &Config, server: &Server, embedded: bool) {
         let beyond = if address.ip().is_loopback() { "" } else { ", and it is more than loopback" };
         tracing::warn!("no API keys: whoever reaches {address} may read and write{beyond}");
     }
-    let data = config.store.url.strip_prefix("embedded:").map(|directory| format!(", data in {directory}"));
-    let text = format!(
-        "\nForebay listens on http://{address}{}\n\n  \
-         curl -X POST http://{address}/v1/counters/hello/increments\n  \
-         curl -X POST http://{address}/v1/counters/hello/increments -H 'Content-Type: application/json' -d '{{\"by\":41}}'\n  \
-         curl http://{address}/v1/counters/hello\n\n\
-         Docs: http://{address}/docs   Metrics: http://{ops}/metrics\n\n",
-        data.unwrap_or_default()
-    );
+    let facts = Facts { address, ops, is_in_container: greeting::is_in_container() };
+    let text = greeting::text(config, facts);
     // Whoever reads it may be gone already: no reason to stop.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -1,14 +1,18 @@
 //! The API's own metrics. Labels are route names, status classes and words of our own.
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use actix_web::http::Method;
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
+use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
 use prometheus::{
-    register_histogram, register_histogram_vec, register_int_counter, register_int_counter_vec,
-    register_int_gauge,
+    register_gauge, register_histogram, register_histogram_vec, register_int_counter,
+    register_int_counter_vec, register_int_gauge,
 };
+use shared::id::Kind;
 use shared::telemetry::LATENCY_BUCKETS;
+
+use crate::auth::Refusal;
+use crate::batcher::WhyFlushed;
 
 /// What a request was routed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,7 @@ impl Route {
             ("/v1/metrics/series", _) => Self::Series,
             ("/v1/metrics/types", _) => Self::MetricTypes,
             ("/livez" | "/readyz" | "/health", _) => Self::Health,
-            ("/openapi.json", _) => Self::Docs,
+            ("/" | "/openapi.json", _) => Self::Docs,
             _ if path.starts_with("/v1/receipts/") => Self::Receipt,
             ("/data", _) if method == Method::POST => Self::Store,
             ("/data", _) => Self::Documents,
@@ -147,22 +151,28 @@ pub struct Metrics {
     pub redriven: IntCounterVec,
     /// Times that events were or may have been missed.
     pub event_holes: IntCounter,
-    /// Difference of this replica's clock to the store's, in milliseconds.
-    pub clock_skew_ms: IntGauge,
+    /// Difference of this replica's clock to the store's.
+    pub clock_skew_seconds: Gauge,
+    /// Consumers whose events arrive.
+    pub consumers: IntGauge,
     /// Requests that wait for an outcome or a change.
     pub waiters: IntGauge,
-    /// Requests that may not wait: too many do, or the store is known to be away.
+    /// Requests that may not wait: too many do, the store is known to be away, or no consumer runs.
     pub waits_refused: IntCounter,
     /// Waits by how they ended, in the order of `WAITS`.
     waits: Vec<Histogram>,
-    /// By route and status class, resolved once.
-    requests: Vec<[Histogram; 5]>,
+    /// By route and status class, each there once such a request came.
+    requests: Vec<[OnceLock<Histogram>; 5]>,
+    request_seconds: HistogramVec,
 }
 
 impl Metrics {
     pub fn answered(&self, route: Route, status: u16, took: Duration) {
         let class = usize::from(status / 100).clamp(1, 5) - 1;
-        self.requests[route as usize][class].observe(took.as_secs_f64());
+        let of_class = self.requests[route as usize][class].get_or_init(|| {
+            self.request_seconds.with_label_values(&[ROUTES[route as usize].1, CLASSES[class]])
+        });
+        of_class.observe(took.as_secs_f64());
     }
 
     /// `word` is one of `WAITS`.
@@ -181,7 +191,7 @@ pub fn metrics() -> &'static Metrics {
 
 fn register() -> prometheus::Result<Metrics> {
     let items = vec![1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1_000.0, 4_000.0];
-    let requests: HistogramVec = register_histogram_vec!(
+    let request_seconds: HistogramVec = register_histogram_vec!(
         histogram_opts!(
             "forebay_http_request_seconds",
             "time from the request's head to the response's, by route and status class",
@@ -189,8 +199,6 @@ fn register() -> prometheus::Result<Metrics> {
         ),
         &["route", "status"]
     )?;
-    let counted =
-        |name: &str, help: &str, label: &str| register_int_counter_vec!(opts!(name, help), &[label]);
     let waits = register_histogram_vec!(
         histogram_opts!(
             "forebay_api_wait_seconds",
@@ -199,14 +207,9 @@ fn register() -> prometheus::Result<Metrics> {
         ),
         &["outcome"]
     )?;
-    let by_class =
-        |(_, route): &(Route, &str)| CLASSES.map(|class| requests.with_label_values(&[*route, class]));
+    let [accepted, batches, refused, key_reloads, redriven] = register_counted()?;
     Ok(Metrics {
-        accepted: counted(
-            "forebay_api_items_accepted_total",
-            "items that were made durable and answered with 202",
-            "kind",
-        )?,
+        accepted,
         confirm_seconds: register_histogram!(histogram_opts!(
             "forebay_api_confirm_seconds",
             "from the publish of a message to its confirm",
@@ -217,7 +220,7 @@ fn register() -> prometheus::Result<Metrics> {
             "items per message",
             items
         ))?,
-        batches: counted("forebay_api_batches_total", "messages by why they were closed", "why")?,
+        batches,
         traces_dropped: register_int_counter!(
             "forebay_api_traces_dropped_total",
             "traces of requests that found no room in their message"
@@ -228,35 +231,75 @@ fn register() -> prometheus::Result<Metrics> {
             "forebay_api_cache_reads_total",
             "reads through the cache by outcome",
             "outcome",
+            &[],
         )?),
-        refused: counted("forebay_api_refused_total", "requests refused for key, host or origin", "reason")?,
+        refused,
         api_keys: register_int_gauge!("forebay_api_keys", "API keys in force, expired ones included")?,
-        key_reloads: counted(
-            "forebay_api_key_reloads_total",
-            "changed or broken keys files read",
-            "outcome",
-        )?,
-        redriven: counted(
-            "forebay_api_items_redriven_total",
-            "dead letters that were tried once more by HTTP",
-            "outcome",
-        )?,
+        key_reloads,
+        redriven,
         event_holes: register_int_counter!(
             "forebay_api_event_holes_total",
             "times that events were or may have been missed and cached values became old"
         )?,
-        clock_skew_ms: register_int_gauge!(
-            "forebay_api_clock_skew_milliseconds",
+        clock_skew_seconds: register_gauge!(
+            "forebay_api_clock_skew_seconds",
             "this replica's clock minus the store's"
         )?,
+        consumers: register_int_gauge!("forebay_consumers", "consumers whose events arrive")?,
         waiters: register_int_gauge!("forebay_api_waiters", "requests that wait for an outcome or a change")?,
         waits_refused: register_int_counter!(
             "forebay_api_waits_refused_total",
-            "requests that were answered at once because too many wait or the store is away"
+            "requests that were answered at once because too many wait or nothing is applied for now"
         )?,
         waits: WAITS.iter().map(|word| waits.with_label_values(&[*word])).collect(),
-        requests: ROUTES.iter().map(by_class).collect(),
+        requests: ROUTES.iter().map(|_| <[OnceLock<Histogram>; 5]>::default()).collect(),
+        request_seconds,
     })
+}
+
+/// A counter by one label. Each value that the label can have begins at 0, so that its first increase is seen.
+fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let counters = register_int_counter_vec!(opts!(name, help), &[label])?;
+    for value in values {
+        counters.with_label_values(&[value]);
+    }
+    Ok(counters)
+}
+
+/// The counters that have a label.
+fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
+    Ok([
+        counted(
+            "forebay_api_items_accepted_total",
+            "items that were made durable and answered with 202",
+            "kind",
+            &Kind::ALL.map(Kind::name),
+        )?,
+        counted(
+            "forebay_api_batches_total",
+            "messages by why they were closed",
+            "why",
+            &WhyFlushed::ALL.map(WhyFlushed::name),
+        )?,
+        counted(
+            "forebay_api_refused_total",
+            "requests refused for key, host or origin",
+            "reason",
+            &Refusal::WORDS,
+        )?,
+        counted(
+            "forebay_api_key_reloads_total",
+            "changed or broken keys files read",
+            "outcome",
+            &["loaded", "failed"],
+        )?,
+        counted(
+            "forebay_api_items_redriven_total",
+            "dead letters that were tried once more by HTTP",
+            "outcome",
+            &["applied", "failed"],
+        )?,
+    ])
 }
 
 fn register_room() -> prometheus::Result<Room> {

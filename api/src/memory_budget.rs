@@ -28,6 +28,8 @@ pub struct NoRoom;
 struct Stalled {
     /// Dropping a sender wakes its body and takes its room.
     by_size: BTreeMap<(usize, u64), oneshot::Sender<()>>,
+    /// Sum of their sizes.
+    bytes: usize,
     id_last: u64,
 }
 
@@ -59,11 +61,15 @@ impl MemoryBudget {
         Arriving { budget: self, bytes: 0, stalled: None }
     }
 
-    /// Refuses the largest stalled bodies until there is room.
+    /// Refuses the largest stalled bodies until there is room; none where all of them were too few.
     fn make_room(&self) -> Result<(), NoRoom> {
         let mut stalled = self.lock();
+        if self.taken.load(Ordering::Relaxed).saturating_sub(stalled.bytes) > self.bytes_max {
+            return Err(NoRoom);
+        }
         while self.taken.load(Ordering::Relaxed) > self.bytes_max {
             let ((bytes, _), _) = stalled.by_size.pop_last().ok_or(NoRoom)?;
+            stalled.bytes -= bytes;
             self.taken.fetch_sub(bytes, Ordering::Relaxed);
         }
         Ok(())
@@ -123,6 +129,7 @@ impl Arriving<'_> {
             stalled.id_last += 1;
             let id = stalled.id_last;
             stalled.by_size.insert((self.bytes, id), keep);
+            stalled.bytes += self.bytes;
             (id, refused)
         });
         refused.poll_unpin(cx).map(|_| NoRoom)
@@ -131,11 +138,13 @@ impl Arriving<'_> {
     /// Leaves the list of bodies that stand still. Fails when its room was given to others.
     fn go_on(&mut self) -> Result<(), NoRoom> {
         let Some((id, _)) = self.stalled.take() else { return Ok(()) };
-        if self.budget.lock().by_size.remove(&(self.bytes, id)).is_none() {
+        let mut stalled = self.budget.lock();
+        if stalled.by_size.remove(&(self.bytes, id)).is_none() {
             // Whoever took it has counted it already.
             self.bytes = 0;
             return Err(NoRoom);
         }
+        stalled.bytes -= self.bytes;
         Ok(())
     }
 }
@@ -196,6 +205,30 @@ mod tests {
         assert_eq!(taken(&budget), 55);
         drop((bodies, newcomer));
         assert_eq!(taken(&budget), 0);
+    }
+
+    #[test]
+    fn bodies_that_stand_still_stay_where_all_of_them_make_no_room() {
+        let budget = MemoryBudget::new(100);
+        let (mut small, mut smaller) = (budget.arriving(), budget.arriving());
+        for (bytes, body) in [(20, &mut small), (10, &mut smaller)] {
+            body.grow(bytes).expect("fits");
+            assert!(!refused(body));
+        }
+        let held = budget.reserve(70).expect("fits");
+        assert_eq!(budget.arriving().grow(31), Err(NoRoom));
+        assert!(!refused(&mut small) && !refused(&mut smaller), "it was in vain");
+        assert_eq!(taken(&budget), 100);
+        let mut newcomer = budget.arriving();
+        newcomer.grow(30).expect("finds room");
+        assert!(refused(&mut small) && refused(&mut smaller));
+        drop((small, smaller, newcomer));
+        let mut next = budget.arriving();
+        next.grow(25).expect("fits");
+        assert!(!refused(&mut next));
+        next.grow(5).expect("goes on");
+        drop((next, held));
+        assert_eq!((taken(&budget), budget.lock().bytes), (0, 0));
     }
 
     #[test]

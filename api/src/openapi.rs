@@ -68,9 +68,14 @@ pub fn document() -> Value {
     complete(serde_json::to_value(Document::openapi()).expect("a document has a JSON form"))
 }
 
-/// `/openapi.json` and `/docs`.
-pub fn configure(config: &mut ServiceConfig) {
-    let document: Arc<str> = document().to_string().into();
+/// `/openapi.json`, `/docs` and the root, which leads there. The document names the path under which a
+/// proxy offers the service.
+pub fn configure(config: &mut ServiceConfig, path_prefix: &str) {
+    let mut document = document();
+    if !path_prefix.is_empty() {
+        document["servers"][0]["url"] = path_prefix.into();
+    }
+    let document: Arc<str> = document.to_string().into();
     let json = move || {
         // Points of now: what "Try it out" sends is found by the summary of today.
         let text = document.replace(EXAMPLE_TIME, &rfc3339(clock::now_ms()));
@@ -78,7 +83,7 @@ pub fn configure(config: &mut ServiceConfig) {
     };
     let to_docs =
         || async { HttpResponse::PermanentRedirect().insert_header(("Location", "/docs/")).finish() };
-    let swagger = Arc::new(Config::from("/openapi.json"));
+    let swagger = Arc::new(Config::from("../openapi.json"));
     let file = move |path: web::Path<String>| {
         let file = swagger_file(&path, swagger.clone());
         async { file }
@@ -87,6 +92,7 @@ pub fn configure(config: &mut ServiceConfig) {
     config
         .service(read("/openapi.json", web::route().to(json)))
         .service(read("/docs", web::route().to(to_docs)))
+        .service(read("/", web::route().to(to_docs)))
         .service(read("/docs/{file:.*}", web::route().to(file)));
 }
 

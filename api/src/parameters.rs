@@ -1,6 +1,7 @@
 //! The parameters of a query: read once, each taken by who knows it. What is left over, or stands
 //! there twice, is refused by its name: a filter that is ignored would answer another question.
 use actix_web::web::Query;
+use shared::read_error;
 use shared::store::NamePage;
 use shared::write::check_name;
 use utoipa::IntoParams;
@@ -27,7 +28,9 @@ impl Parameters {
             return Err(Problem::invalid_parameter("query", detail));
         }
         let pairs = Query::<Vec<(String, String)>>::from_query(query)
-            .map_err(|error| Problem::invalid_parameter("query", shorten(&error.to_string())))?
+            .map_err(|error| {
+                Problem::invalid_parameter("query", shorten(&read_error::plain(&error.to_string())))
+            })?
             .into_inner();
         let twice = |(index, (name, _)): &(usize, &(String, String))| {
             pairs[..*index].iter().any(|(before, _)| before == name)

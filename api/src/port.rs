@@ -20,6 +20,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::answer::PART_BYTES_MAX;
 use crate::connection::{Connection, ConnectionLimits, Pace};
 use crate::memory_budget::MemoryBudget;
+use crate::request::RequestIds;
 
 /// How long the head of a request may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,6 +68,7 @@ where
         let local = listener.local_addr()?;
         builder = builder.listen("http", listener, move || {
             let (stopping, limits) = (stopping.clone(), limits.clone());
+            let request_ids = Rc::new(RequestIds::new(rand::random()));
             let http = HttpService::build()
                 .graceful_shutdown_signal(move || {
                     let stopping = stopping.clone();
@@ -90,7 +92,11 @@ where
                 .finish(map_config(application().into_factory(), |()| AppConfig::default()));
             fn_service(move |stream: TcpStream| {
                 let peer = stream.peer_addr().ok();
-                ready(Ok((Connection::new(stream, limits.clone()), Protocol::Http1, peer)))
+                ready(Ok((
+                    Connection::new(stream, limits.clone(), request_ids.clone()),
+                    Protocol::Http1,
+                    peer,
+                )))
             })
             .and_then(http)
         })?;

@@ -5,7 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::http::header::{
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -39,6 +41,9 @@ pub struct Problem {
     /// Who asks is told how to be let in.
     #[serde(skip)]
     refusal: Option<Refusal>,
+    /// The header that says what is taken instead, with its value.
+    #[serde(skip)]
+    taken: Option<Box<(HeaderName, &'static str)>>,
 }
 
 /// One invalid part of a request.
@@ -75,6 +80,7 @@ impl Problem {
             receipt: None,
             retry_after: None,
             refusal: None,
+            taken: None,
         }
     }
 
@@ -136,11 +142,13 @@ impl Problem {
             Refusal::AdminOff => Self::admin_off(),
             Refusal::NoHost => Self::malformed("Host is missing, there twice, or no host"),
             Refusal::OtherHost => {
-                let detail = "this service does not answer to this host: server.allowed_hosts names others";
+                let detail = "this service does not answer to this host: name it in server.allowed_hosts \
+                              (FOREBAY__SERVER__ALLOWED_HOSTS=host.example), or use API keys";
                 Self::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
             }
             Refusal::OtherOrigin => {
-                let detail = "sent by a page of another origin: server.allowed_hosts names others";
+                let detail = "sent by a page of another origin: let it in by auth.cors_origins \
+                              (FOREBAY__AUTH__CORS_ORIGINS=https://page.example)";
                 Self::new(StatusCode::FORBIDDEN, "cross_origin", detail)
             }
         }
@@ -179,8 +187,35 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     }
 
-    pub fn unsupported_media_type(detail: &'static str) -> Self {
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    /// 415 for a type, with those that are taken.
+    pub fn unsupported_media_type(detail: &'static str, taken: &'static str) -> Self {
+        let problem = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
+        Self { taken: Some(Box::new((ACCEPT, taken))), ..problem }
+    }
+
+    /// 415 for an encoding (RFC 9110, 12.5.3).
+    pub fn unsupported_encoding() -> Self {
+        let detail = "content encodings are not accepted on requests";
+        let problem = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
+        Self { taken: Some(Box::new((ACCEPT_ENCODING, "identity"))), ..problem }
+    }
+
+    /// 414 (RFC 9112, 3).
+    pub fn target_too_long(bytes_max: usize) -> Self {
+        let detail = format!("a request target has {bytes_max} bytes at most");
+        Self::new(StatusCode::URI_TOO_LONG, "target_too_long", detail)
+    }
+
+    /// 431: too many fields, or too many bytes of them.
+    pub fn head_too_large() -> Self {
+        let detail = "the head of a request has 95 fields and 128 KiB at most";
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", detail)
+    }
+
+    /// 408 before there was a request.
+    pub fn head_timeout() -> Self {
+        let detail = "the head of the request took too long to arrive";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "head_timeout", detail)
     }
 
     pub fn internal() -> Self {
@@ -271,6 +306,9 @@ impl ResponseError for Problem {
             // Whole seconds, rounded up: never earlier than it makes sense.
             let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
             response.insert_header((RETRY_AFTER, seconds.to_string()));
+        }
+        if let Some((name, taken)) = self.taken.as_deref() {
+            response.insert_header((name.clone(), *taken));
         }
         if let Some(challenge) = self.refusal.and_then(Refusal::challenge) {
             response.insert_header((WWW_AUTHENTICATE, challenge));

@@ -17,7 +17,9 @@ use futures_util::FutureExt;
 
 use crate::answer;
 use crate::connection::Pace;
+use crate::cors::Cors;
 use crate::measure::{Route, metrics};
+use crate::path_prefix::PathPrefix;
 use crate::problem::Problem;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -74,10 +76,15 @@ impl RequestIds {
         Self(Cell::new(start))
     }
 
-    fn next(&self) -> HeaderValue {
+    /// The next one, as text.
+    pub fn draw(&self) -> String {
         let number = self.0.get().wrapping_add(1);
         self.0.set(number);
-        HeaderValue::from_str(&format!("{number:016x}")).expect("hexadecimal digits are visible")
+        format!("{number:016x}")
+    }
+
+    fn next(&self) -> HeaderValue {
+        HeaderValue::from_str(&self.draw()).expect("hexadecimal digits are visible")
     }
 }
 
@@ -105,11 +112,24 @@ impl ResponseError for Panicked {
     }
 }
 
+/// Without spaces: nothing that is copied into a head must look like another one.
+fn is_request_id(given: &[u8]) -> bool {
+    (1..=REQUEST_ID_LENGTH_MAX).contains(&given.len()) && given.iter().all(u8::is_ascii_graphic)
+}
+
+/// What a worker wraps its requests with.
+#[derive(Debug)]
+pub struct Wrapping {
+    pub gate: Arc<Gate>,
+    pub ids: RequestIds,
+    pub prefix: PathPrefix,
+    pub cors: Cors,
+}
+
 /// Wraps one request. Used with `App::wrap_fn`.
 pub fn serve<S, B>(
-    gate: &Arc<Gate>,
-    ids: &RequestIds,
-    request: ServiceRequest,
+    wrapping: &Rc<Wrapping>,
+    mut request: ServiceRequest,
     service: &S,
 ) -> impl Future<Output = Result<ServiceResponse<BoxBody>, Error>> + use<S, B>
 where
@@ -120,18 +140,26 @@ where
     let id = request
         .headers()
         .get(&X_REQUEST_ID)
-        .filter(|given| (1..=REQUEST_ID_LENGTH_MAX).contains(&given.len()) && given.to_str().is_ok())
+        .filter(|given| is_request_id(given.as_bytes()))
         .cloned()
-        .unwrap_or_else(|| ids.next());
-    let entered = gate.enter();
+        .unwrap_or_else(|| wrapping.ids.next());
+    let entered = wrapping.gate.enter();
     // None in tests without a connection.
     let in_work = request.conn_data::<Rc<Pace>>().map(Pace::begin);
     // No protocol is offered: whoever asks for another one gets this, once.
-    let closes = gate.is_draining() || request.head().upgrade();
+    let closes = wrapping.gate.is_draining() || request.head().upgrade();
+    wrapping.prefix.strip(&mut request);
+    let origin = wrapping.cors.asked(request.headers());
+    let preflight = wrapping.cors.preflight(request.method(), request.headers());
+    let wrapping = wrapping.clone();
     let route = Route::of(request.method(), request.path());
-    let answer = match &entered {
-        Some(_) => Ok(service.call(request)),
-        None => Err(request),
+    let answer = match (&entered, preflight) {
+        (Some(_), None) => Ok(service.call(request)),
+        (Some(_), Some(preflight)) => Err(request.into_response(preflight)),
+        (None, _) => {
+            metrics().room.shed.inc();
+            Err(request.into_response(Problem::overloaded().error_response()))
+        }
     };
     async move {
         let mut response = match answer {
@@ -144,16 +172,15 @@ where
                     return Err(Panicked { request_id: id }.into());
                 }
             }
-            Err(request) => {
-                metrics().room.shed.inc();
-                request.into_response(Problem::overloaded().error_response())
-            }
+            Err(answered) => answered,
         };
         if let Some(in_work) = in_work.as_ref().filter(|_| answer::is_large(&response)) {
             response = answer::counted(response, in_work.pace());
         }
         metrics().answered(route, response.status().as_u16(), started.elapsed());
         response.headers_mut().insert(X_REQUEST_ID, id);
+        wrapping.prefix.complete(&mut response);
+        wrapping.cors.complete(&mut response, origin);
         // Asked again: a stop also hurries those who waited meanwhile.
         if closes || entered.as_ref().is_some_and(|entered| entered.0.is_draining()) {
             // A header of this name would be left out.
@@ -177,14 +204,22 @@ mod tests {
 
     #[actix_web::test]
     async fn the_answer_after_a_panic_names_the_request() {
-        let (gate, ids) = (Gate::new(9), Rc::new(RequestIds::new(6)));
+        let wrapping = Rc::new(Wrapping {
+            gate: Gate::new(9),
+            ids: RequestIds::new(6),
+            prefix: PathPrefix::new(""),
+            cors: Cors::new(&[]),
+        });
         let app = App::new()
-            .wrap_fn(move |request, service| serve(&gate, &ids, request, service))
+            .wrap_fn(move |request, service| serve(&wrapping, request, service))
             .route("/", web::to(defect));
         let service = init_service(app).await;
-        for (given, expected) in
-            [(None, "0000000000000007"), (Some("abc"), "abc"), (Some(""), "0000000000000008")]
-        {
+        for (given, expected) in [
+            (None, "0000000000000007"),
+            (Some("abc"), "abc"),
+            (Some(""), "0000000000000008"),
+            (Some("a b"), "0000000000000009"),
+        ] {
             let mut request = TestRequest::get().uri("/");
             if let Some(given) = given {
                 request = request.insert_header((X_REQUEST_ID, given));

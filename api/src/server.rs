@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use actix_web::App;
@@ -30,13 +31,15 @@ use crate::cache::{CacheLimits, CounterCache};
 use crate::cache_events::CacheEvents;
 use crate::checking::Checking;
 use crate::clock_check::ClockCheck;
+use crate::cors::Cors;
 use crate::definitions::Definitions;
 use crate::document_cache::DocumentCache;
-use crate::foreign_readers::ForeignReaders;
 use crate::memory_budget::MemoryBudget;
+use crate::path_prefix::PathPrefix;
 use crate::problem::Problem;
+use crate::queue_look::QueueLook;
 use crate::read_cache::{ReadCache, ReadLimits};
-use crate::request::{Gate, RequestIds, serve};
+use crate::request::{Gate, RequestIds, Wrapping, serve};
 use crate::routes::health::HealthView;
 use crate::routes::metrics::{MetricsParts, PAGES_MAX};
 use crate::store_probe::StoreProbe;
@@ -209,6 +212,7 @@ struct Assembly {
     ids: IdKeys,
     id_floor: IdFloor,
     health: Arc<HealthView>,
+    consumers_heard: Arc<AtomicUsize>,
     body_limits: BodyLimits,
     body_budget: Arc<MemoryBudget>,
     waiting_budget: Arc<MemoryBudget>,
@@ -233,7 +237,8 @@ impl Assembly {
         let limits = cache_limits(&config.cache);
         let cache = CounterCache::new(backend.store.clone(), store_breaker.clone(), limits);
         let documents = DocumentCache::new(backend.store.clone(), store_breaker.clone(), limits);
-        let definitions = Definitions::new(backend.store.clone(), store_breaker.clone());
+        let definitions =
+            Definitions::new(backend.store.clone(), store_breaker.clone(), backend.events.clone());
         let metrics = Arc::new(MetricsParts {
             cache: ReadCache::new(store_breaker.clone(), metrics_limits(&config.cache)),
             retention: config.retention.clone(),
@@ -242,12 +247,15 @@ impl Assembly {
         });
         let gate = Gate::new(config.server.in_flight_max);
         let waiters = Waiters::new(config.server.waiters_max, store_breaker.clone());
+        let consumers_heard = Arc::<AtomicUsize>::default();
         let health = Arc::new(HealthView {
             publisher: publisher.clone(),
             publisher_breaker: publisher_breaker.clone(),
             store_breaker: store_breaker.clone(),
             waiters: waiters.clone(),
             gate: gate.clone(),
+            consumers_heard: consumers_heard.clone(),
+            has_opened: AtomicBool::new(false),
         });
         Self {
             publisher,
@@ -264,6 +272,7 @@ impl Assembly {
             ids: backend.ids.clone(),
             id_floor: backend.id_floor.clone(),
             health,
+            consumers_heard,
             body_limits: BodyLimits {
                 bytes_max: config.server.body_bytes_max,
                 items_max: config.server.items_max,
@@ -278,6 +287,7 @@ impl Assembly {
                 in_flight_max: config.queue.publishes_in_flight_max,
                 waiting_max: config.queue.messages_waiting_max,
                 accept_timeout: Duration::from_millis(config.server.accept_timeout_ms),
+                settle: Duration::from_millis(config.queue.settle_ms),
             },
             waiters,
             waits: WaitLimits {
@@ -300,18 +310,18 @@ impl Assembly {
         backend: &Backend,
         shutdown: &Shutdown,
     ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
-        let consumers_heard = Arc::default();
-        let foreign_readers =
-            ForeignReaders { queue: backend.queue.clone(), heard: Arc::clone(&consumers_heard) };
+        let queue_look = QueueLook { queue: backend.queue.clone(), heard: self.consumers_heard.clone() };
         let cache_events = CacheEvents {
             events: backend.events.clone(),
             cache: self.cache.clone(),
             documents: self.documents.clone(),
+            definitions: self.definitions.clone(),
             metrics: self.metrics.cache.clone(),
             waiters: self.waiters.clone(),
             recent_keys: self.recent_keys.clone(),
             clock: self.clock.clone(),
-            consumers_heard,
+            consumers_heard: self.consumers_heard.clone(),
+            publisher: self.publisher.clone(),
         };
         let probe = StoreProbe {
             backend: backend.clone(),
@@ -327,9 +337,7 @@ impl Assembly {
             ),
             shutdown::watched(self.progress.clone().watching("waits", doubts)),
             shutdown::watched(self.progress.clone().watching("store_probe", probe.run(shutdown.clone()))),
-            shutdown::watched(
-                self.progress.clone().watching("foreign_readers", foreign_readers.run(shutdown.clone())),
-            ),
+            shutdown::watched(self.progress.clone().watching("queue_look", queue_look.run(shutdown.clone()))),
         ];
         if let Door::Keyed(keys) = &*self.door {
             let follow = keys.clone().follow(shutdown.clone());
@@ -341,14 +349,22 @@ impl Assembly {
     /// Binds and runs the public port.
     fn serve_http(&self, config: &Config) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
         let assembly = self.clone();
+        let path_prefix = config.server.path_prefix.clone();
+        let cors_origins = config.auth.cors_origins.clone();
         port::serve(&config.server, move || {
             actix_web::rt::spawn(assembly.progress.clone().ticking("http_worker"));
-            let (gate, request_ids) = (assembly.gate.clone(), Rc::new(RequestIds::new(rand::random())));
+            let wrapping = Rc::new(Wrapping {
+                gate: assembly.gate.clone(),
+                ids: RequestIds::new(rand::random()),
+                prefix: PathPrefix::new(&path_prefix),
+                cors: Cors::new(&cors_origins),
+            });
+            let prefix = path_prefix.clone();
             App::new()
                 .app_data(ThinData(assembly.for_worker()))
-                .wrap_fn(move |request, service| serve(&gate, &request_ids, request, service))
+                .wrap_fn(move |request, service| serve(&wrapping, request, service))
                 .configure(routes::configure)
-                .configure(openapi::configure)
+                .configure(move |config| openapi::configure(config, &prefix))
                 .default_service(web::to(routes::no_such_path))
         })
     }

@@ -23,12 +23,16 @@ pub struct StoreProbe {
 impl StoreProbe {
     /// Runs until the shutdown.
     pub async fn run(self, mut shutdown: Shutdown) {
-        loop {
-            self.ask().await;
-            tokio::select! {
-                () = tokio::time::sleep(EVERY) => {}
-                () = shutdown.requested() => return,
+        let asking = async {
+            loop {
+                self.ask().await;
+                tokio::time::sleep(EVERY).await;
             }
+        };
+        // A stop does not wait for a server that is silent.
+        tokio::select! {
+            () = asking => {}
+            () = shutdown.requested() => {}
         }
     }
 

@@ -3,8 +3,8 @@
 //!
 //! A request takes a [`Seat`], registers before its write can be sent (or before it reads the
 //! store), and waits. Events settle it, and after a hole one batched read of the store does
-//! ([`doubts`]). It stops waiting when its time is up, when the store is known to be away or when
-//! the process stops. Nothing here knows HTTP, and nothing here promises: who is not answered
+//! ([`doubts`]). It stops waiting when its time is up, when the store is known to be away, when no
+//! consumer runs or when the process stops. Nothing here knows HTTP, and nothing here promises: who is not answered
 //! answers 202.
 mod book;
 pub mod doubts;
@@ -37,6 +37,28 @@ pub enum Outcome {
     Failed { reason: Box<str>, detail: Box<str> },
     /// Another payload was processed under its key.
     Conflict,
+}
+
+impl Outcome {
+    /// Of what the store knows. `payload` is the fingerprint of the caller's payload; `None` of what the store
+    /// has forgotten.
+    pub fn of(fate: &Fate, payload: Option<Fingerprint>, standing: Option<ItemStanding>) -> Option<Self> {
+        let has_other = |processed: &Option<Fingerprint>| {
+            payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
+        };
+        Some(match fate {
+            Fate::Forgotten => return None,
+            Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. }
+                if has_other(fingerprint) =>
+            {
+                Self::Conflict
+            }
+            Fate::Applied { fingerprint, .. } => Self::Applied { standing, is_own: fingerprint.is_none() },
+            Fate::Failed { reason, detail, .. } => {
+                Self::Failed { reason: reason.as_str().into(), detail: detail.as_str().into() }
+            }
+        })
+    }
 }
 
 /// A counter may have changed: look again.
@@ -73,6 +95,8 @@ pub struct Waiters {
     store_breaker: Arc<Breaker>,
     /// Every consumer that is heard says that it cannot reach the store.
     consumers_are_away: AtomicBool,
+    /// No consumer runs, as far as events show.
+    consumers_are_missing: AtomicBool,
     /// There are items in doubt.
     doubted: Notify,
 }
@@ -100,13 +124,14 @@ impl Waiters {
             open_max,
             store_breaker,
             consumers_are_away: AtomicBool::new(false),
+            consumers_are_missing: AtomicBool::new(false),
             doubted: Notify::new(),
         })
     }
 
-    /// To wait for an item: `None` when too many wait or the store is known to be away.
+    /// To wait for an item: `None` when too many wait, or nothing is applied for now.
     pub fn seat(self: &Arc<Self>) -> Option<Seat> {
-        if self.store_is_away() {
+        if self.is_vain() {
             metrics().waits_refused.inc();
             return None;
         }
@@ -167,9 +192,18 @@ impl Waiters {
         self.consumers_are_away.store(are_away, Ordering::Relaxed);
     }
 
-    /// Nobody waits for a store that is known to be away; to be called often.
-    pub fn release_if_away(&self) {
-        if self.store_is_away() {
+    /// Whether no consumer runs.
+    pub fn set_consumers_missing(&self, are_missing: bool) {
+        self.consumers_are_missing.store(are_missing, Ordering::Relaxed);
+    }
+
+    pub fn consumers_are_missing(&self) -> bool {
+        self.consumers_are_missing.load(Ordering::Relaxed)
+    }
+
+    /// Releases all waits for items while nothing is applied; to be called often.
+    pub fn release_if_vain(&self) {
+        if self.is_vain() {
             self.lock().release();
         }
     }
@@ -184,7 +218,12 @@ impl Waiters {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Whether it cannot be read from here, or no consumer can apply anything.
+    /// Whether nothing is applied for now: the store is known to be away, or no consumer runs.
+    fn is_vain(&self) -> bool {
+        self.store_is_away() || self.consumers_are_missing()
+    }
+
+    /// Whether it cannot be read from here, or no consumer that runs can apply anything.
     pub fn store_is_away(&self) -> bool {
         !self.store_breaker.is_closed() || self.consumers_are_away.load(Ordering::Relaxed)
     }

@@ -233,7 +233,7 @@ mod tests {
                 }
                 Body::Heartbeat { .. } => {}
                 Body::Goodbye => goodbye = true,
-                Body::Unknown => panic!("nobody publishes that"),
+                Body::Defined { .. } | Body::Unknown => panic!("no consumer publishes that"),
             }
         }
         assert_eq!(changes, 2_500);

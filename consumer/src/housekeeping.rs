@@ -148,6 +148,7 @@ impl Housekeeping {
 /// Counts a part in.
 fn plus(round: Housekept, part: Housekept) -> Housekept {
     metrics().overdue_partitions.set(i64::try_from(part.overdue).unwrap_or(i64::MAX));
+    metrics().dead_letters.set(i64::try_from(part.dead_letters).unwrap_or(i64::MAX));
     metrics().housekept_rows.inc_by(part.rows);
     metrics().housekept_partitions.inc_by(part.partitions);
     Housekept { rows: round.rows + part.rows, partitions: round.partitions + part.partitions, ..part }

@@ -20,7 +20,7 @@ use shared::store::{Applied, Store, StoreError};
 
 use crate::announce::Announcer;
 use crate::attempts::Attempts;
-use crate::measure::metrics;
+use crate::measure::{metrics, show_oldest};
 use crate::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
 use crate::status::Status;
 use crate::suspects::{Ended, Pace, Suspects};
@@ -71,6 +71,7 @@ impl Ingest {
                     tracing::info!("consuming");
                     let mut session = Session::new(self, subscription, &mut attempts);
                     let outcome = session.run(&mut shutdown).await;
+                    show_oldest(None);
                     self.in_hand.idle();
                     if session.progressed {
                         backoff.reset();
@@ -238,6 +239,7 @@ impl<'a> Session<'a> {
                 Next::Again(held) => self.try_again(held, shutdown).await?,
                 Next::Alone(held) => self.settle(Batch::of(held.delivery, held.message), shutdown).await?,
                 Next::Message(first) => {
+                    self.show_oldest(Some(first.message.accepted_at_ms));
                     let batch = self.gather(first, shutdown).await?;
                     self.previous_messages = batch.messages.len();
                     let batch = self.note(batch).await;
@@ -271,6 +273,7 @@ impl<'a> Session<'a> {
             self.previous_messages = 0;
             return Ok(next);
         }
+        let mut is_idle = false;
         loop {
             let has_pending = self.pending.is_some();
             let has_alone = !self.again.is_empty() || !self.alone.is_empty();
@@ -284,11 +287,23 @@ impl<'a> Session<'a> {
                 }
                 delivery = self.subscription.next() => delivery?,
                 () = ready(()), if has_alone => return Ok(self.next_alone().expect("there is one")),
+                // Nothing is there: only what is held aside waits.
+                () = ready(()), if !is_idle => {
+                    self.show_oldest(None);
+                    is_idle = true;
+                    continue;
+                }
             };
             if let Some(held) = self.read(delivery).await? {
                 return Ok(Next::Message(held));
             }
         }
+    }
+
+    /// Names the older of what comes next and what is held aside.
+    fn show_oldest(&self, next_ms: Option<i64>) {
+        let waiting = self.again.iter().chain(&self.alone).map(|held| held.message.accepted_at_ms);
+        show_oldest(next_ms.into_iter().chain(waiting).chain(self.suspects.oldest_ms()).min());
     }
 
     fn next_alone(&mut self) -> Option<Next> {

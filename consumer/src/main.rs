@@ -110,5 +110,6 @@ fn health(ingesting: &Ingesting, stopping: &Shutdown) -> Health {
         ready: !stopping.is_requested(),
         components: [("queue", word(consuming)), ("store", word(store))].into(),
         breakers: [].into(),
+        consumers: None,
     }
 }

@@ -1,12 +1,18 @@
 //! The consumer's own metrics.
 use std::collections::HashSet;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
 use prometheus::{register_histogram, register_int_counter, register_int_counter_vec, register_int_gauge};
+use shared::clock;
 use shared::id::Kind;
 use shared::message::Message;
-use shared::store::{Applied, KeyedVerdict};
+use shared::store::{Applied, KeyedVerdict, Reason};
+
+use crate::merge::WhyStopped;
 
 pub struct Metrics {
     /// Items applied, by `kind`.
@@ -43,6 +49,8 @@ pub struct Metrics {
     pub housekept_rows: IntCounter,
     /// Partitions that it dropped.
     pub housekept_partitions: IntCounter,
+    /// Dead letters that wait for somebody, when housekeeping counted last.
+    pub dead_letters: IntGauge,
     /// Partitions that could not be dropped for more than a day.
     pub overdue_partitions: IntGauge,
 }
@@ -53,18 +61,50 @@ pub fn metrics() -> &'static Metrics {
     &METRICS
 }
 
+/// A counter by one label. Each value that the label can have begins at 0, so that its first increase is seen.
+fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let counters = register_int_counter_vec!(opts!(name, help), &[label])?;
+    for value in values {
+        counters.with_label_values(&[value]);
+    }
+    Ok(counters)
+}
+
+/// Accept time of the oldest message in hand that is not applied, in milliseconds since 1970; 0 for none.
+static OLDEST_MS: AtomicI64 = AtomicI64::new(0);
+
+/// Names the oldest message in hand that is not applied.
+pub(crate) fn show_oldest(accepted_at_ms: Option<i64>) {
+    OLDEST_MS.store(accepted_at_ms.unwrap_or(0), Ordering::Relaxed);
+}
+
+/// A gauge whose value grows between two looks: it is computed when it is read.
+struct OldestUnapplied(Gauge);
+
+impl Collector for OldestUnapplied {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let oldest_ms = OLDEST_MS.load(Ordering::Relaxed);
+        let age_ms = if oldest_ms == 0 { 0 } else { clock::now_ms().saturating_sub(oldest_ms).max(0) };
+        self.0.set(age_ms as f64 / 1_000.0);
+        self.0.collect()
+    }
+}
+
 fn register() -> prometheus::Result<Metrics> {
+    prometheus::register(Box::new(OldestUnapplied(Gauge::new(
+        "forebay_consumer_oldest_unapplied_seconds",
+        "age of the oldest message in hand that is not applied; 0 when nothing waits",
+    )?)))?;
     let seconds = vec![0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0];
     let items = vec![1.0, 4.0, 16.0, 64.0, 250.0, 500.0, 1_000.0, 2_000.0, 4_000.0, 8_000.0];
+    let [applied, set_aside, rejected, dead_messages, batches] = register_counted()?;
     Ok(Metrics {
-        applied: register_int_counter_vec!(
-            opts!("forebay_consumer_items_applied_total", "items whose effect is committed"),
-            &["kind"]
-        )?,
-        set_aside: register_int_counter_vec!(
-            opts!("forebay_consumer_items_set_aside_total", "items put into dead_letters"),
-            &["reason"]
-        )?,
+        applied,
+        set_aside,
         duplicates: register_int_counter!(
             "forebay_consumer_messages_duplicate_total",
             "messages that had been applied before and changed nothing"
@@ -77,17 +117,8 @@ fn register() -> prometheus::Result<Metrics> {
             "forebay_consumer_messages_given_up_total",
             "messages that failed alone too often, whose items were put into dead_letters"
         )?,
-        rejected: register_int_counter_vec!(
-            opts!("forebay_consumer_messages_rejected_total", "messages moved to the dead queue"),
-            &["reason"]
-        )?,
-        dead_messages: register_int_counter_vec!(
-            opts!(
-                "forebay_consumer_dead_messages_total",
-                "messages of the dead queue that were applied after all, or kept as dead letters"
-            ),
-            &["outcome"]
-        )?,
+        rejected,
+        dead_messages,
         dead_waiting: register_int_gauge!(
             "forebay_consumer_dead_queue_waiting",
             "messages in the dead queue when it was last looked at"
@@ -101,10 +132,7 @@ fn register() -> prometheus::Result<Metrics> {
             "items per transaction",
             items
         ))?,
-        batches: register_int_counter_vec!(
-            opts!("forebay_consumer_batches_total", "transactions by why they were not larger"),
-            &["stopped"]
-        )?,
+        batches,
         accept_to_applied: register_histogram!(histogram_opts!(
             "forebay_consumer_accept_to_applied_seconds",
             "from accepting a message to its commit",
@@ -126,11 +154,51 @@ fn register() -> prometheus::Result<Metrics> {
             "forebay_consumer_housekept_partitions_total",
             "partitions dropped because they were older than their retention"
         )?,
+        dead_letters: register_int_gauge!(
+            "forebay_consumer_dead_letters_waiting",
+            "dead letters that are not discarded, among the 10000 first by id, counted about once a minute"
+        )?,
         overdue_partitions: register_int_gauge!(
             "forebay_consumer_overdue_partitions",
             "partitions that are there although they should have been dropped more than a day ago"
         )?,
     })
+}
+
+/// The counters that have a label.
+fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
+    Ok([
+        counted(
+            "forebay_consumer_items_applied_total",
+            "items whose effect is committed",
+            "kind",
+            &Kind::ALL.map(Kind::name),
+        )?,
+        counted(
+            "forebay_consumer_items_set_aside_total",
+            "items put into dead_letters",
+            "reason",
+            &Reason::ALL.map(Reason::name),
+        )?,
+        counted(
+            "forebay_consumer_messages_rejected_total",
+            "messages moved to the dead queue",
+            "reason",
+            &["undecodable", "not_applied", "digest_mismatch"],
+        )?,
+        counted(
+            "forebay_consumer_dead_messages_total",
+            "messages of the dead queue that were applied after all, or kept as dead letters",
+            "outcome",
+            &["applied", "undecodable", "unknown_version", "unknown_kind", "digest_mismatch", "too_large"],
+        )?,
+        counted(
+            "forebay_consumer_batches_total",
+            "transactions by why they were not larger",
+            "stopped",
+            &WhyStopped::ALL.map(WhyStopped::name),
+        )?,
+    ])
 }
 
 /// Counts what a commit did.

@@ -32,6 +32,9 @@ pub enum WhyStopped {
 }
 
 impl WhyStopped {
+    pub const ALL: [Self; 6] =
+        [Self::Items, Self::Bytes, Self::Window, Self::Drained, Self::Lingered, Self::Stopping];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Items => "items",

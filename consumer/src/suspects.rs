@@ -169,6 +169,11 @@ impl Suspects {
         Self { store, pace, held: Vec::new(), trials: JoinSet::new(), next_number: 0 }
     }
 
+    /// The accept time of the oldest that is held.
+    pub fn oldest_ms(&self) -> Option<i64> {
+        self.held.iter().map(|suspect| suspect.message.accepted_at_ms).min()
+    }
+
     pub fn is_full(&self) -> bool {
         let bytes: usize = self.held.iter().map(|suspect| suspect.delivery.body.len()).sum();
         self.held.len() >= SUSPECTS_MAX || bytes >= SUSPECTS_BYTES_MAX

@@ -2,7 +2,9 @@
 //! decide whether it closes again.
 //!
 //! One implementation for every dependency. It holds no timer and spawns nothing: time is read
-//! when a caller comes. Its state is a metric and on `/health`; each transition is one log line.
+//! when a caller comes. Its state is a metric and on `/health`; an outage is one log line with its reason
+//! when it opens, and one when it closes, however many probes fail in between.
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -116,7 +118,7 @@ impl Breaker {
                     return Err(Refused { retry_after: self.limits.open_for.saturating_sub(waited) });
                 }
                 *inner = Inner::HalfOpen { probes: 1 };
-                self.tell(State::HalfOpen);
+                self.show(State::HalfOpen);
                 true
             }
             Inner::HalfOpen { probes } if probes >= self.limits.probes_max => {
@@ -135,11 +137,12 @@ impl Breaker {
         let was_closed = matches!(*inner, Inner::Closed { .. });
         *inner = Inner::Closed { failures: 0 };
         if !was_closed {
-            self.tell(State::Closed);
+            self.show(State::Closed);
+            tracing::info!(breaker.name = self.name, breaker.state = "closed", "breaker closed");
         }
     }
 
-    fn failed(&self, now: Instant) {
+    fn failed(&self, now: Instant, why: &dyn fmt::Display) {
         let mut inner = self.lock();
         let opens = match *inner {
             Inner::Closed { ref mut failures } => {
@@ -151,19 +154,24 @@ impl Breaker {
             Inner::Open { .. } => false,
         };
         if opens {
+            let is_first = matches!(*inner, Inner::Closed { .. });
             *inner = Inner::Open { since: now };
-            self.tell(State::Open);
+            self.show(State::Open);
+            if is_first {
+                tracing::warn!(breaker.name = self.name, breaker.state = "open", error = %why, "breaker opened");
+            } else {
+                tracing::debug!(breaker.name = self.name, error = %why, "breaker stays open");
+            }
         }
     }
 
-    fn tell(&self, state: State) {
+    fn show(&self, state: State) {
         self.closed.store(state == State::Closed, Ordering::Relaxed);
         metrics().breaker_state.with_label_values(&[self.name]).set(match state {
             State::Closed => 0,
             State::HalfOpen => 1,
             State::Open => 2,
         });
-        tracing::warn!(breaker.name = self.name, breaker.state = state.name(), "breaker changed");
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -177,9 +185,10 @@ impl Permit<'_> {
         self.breaker.succeeded();
     }
 
-    pub fn failure(mut self, now: Instant) {
+    /// `why` is logged when it opens the breaker.
+    pub fn failure(mut self, now: Instant, why: &dyn fmt::Display) {
         self.reported = true;
-        self.breaker.failed(now);
+        self.breaker.failed(now, why);
     }
 }
 
@@ -202,7 +211,7 @@ mod tests {
         BreakerLimits { failures_max: 2, open_for: Duration::from_secs(1), probes_max: 1 };
 
     fn fail(breaker: &Breaker, now: Instant) {
-        breaker.permit(now).expect("closed").failure(now);
+        breaker.permit(now).expect("closed").failure(now, &"away");
     }
 
     #[test]
@@ -227,7 +236,7 @@ mod tests {
         let probe = breaker.permit(later).expect("half open");
         assert!(breaker.permit(later).is_err(), "one probe at a time");
         drop(probe);
-        breaker.permit(later).expect("the place is free").failure(later);
+        breaker.permit(later).expect("the place is free").failure(later, &"away");
         assert_eq!(breaker.state(), State::Open);
         breaker.permit(later + LIMITS.open_for).expect("half open").success();
         assert_eq!(breaker.state(), State::Closed);
@@ -239,7 +248,7 @@ mod tests {
         let straggler = breaker.permit(now).expect("closed");
         fail(&breaker, now);
         fail(&breaker, now);
-        straggler.failure(now + Duration::from_millis(900));
+        straggler.failure(now + Duration::from_millis(900), &"away");
         assert!(breaker.permit(now + LIMITS.open_for).is_ok());
     }
 }

@@ -8,6 +8,7 @@ mod index;
 mod meter;
 mod pattern;
 mod schema;
+mod wanted;
 
 use std::sync::Arc;
 
@@ -17,9 +18,10 @@ use serde_json::Value;
 use self::counted::Counting;
 use self::schema::Compiled;
 
-pub use self::index::{index_text, index_text_of_number, index_value};
+pub use self::index::{index_text, index_value};
 pub use self::meter::{Budget, Overrun};
 pub use self::schema::SCHEMA_BYTES_MAX;
+pub use self::wanted::{Wanted, has_all};
 
 /// Indexed fields of a collection at most: each costs a row per document.
 pub const INDEXED_MAX: usize = 8;

@@ -36,6 +36,9 @@ pub struct Server {
     /// Without API keys: names, without a port, under which clients may call the service beside loopback and
     /// `server.host`. A request to another name gets 421, because a web page could have sent it.
     pub allowed_hosts: Vec<String>,
+    /// Path under which a proxy offers the service, for example `/forebay`; empty for none. Requests are taken
+    /// with it and without it; `Location`, `/docs` and the OpenAPI document have it.
+    pub path_prefix: String,
     /// Worker threads, each with its own batcher. 0: the cores granted minus one, at least one.
     pub workers: usize,
     /// Largest request body in bytes.
@@ -159,6 +162,9 @@ pub struct Store {
     pub write_timeout_ms: u64,
     /// Whether the program brings the schema up to date at start.
     pub migrate: bool,
+    /// Whether a migration makes the database when there is none of that name. Only the profile `local` does:
+    /// elsewhere a name that does not exist is taken for a mistake.
+    pub create_database: bool,
 }
 
 /// Identity of writes.
@@ -213,6 +219,9 @@ pub struct Auth {
     pub keys_file: String,
     /// Whether everybody who reaches the port may use the admin routes while there are no keys.
     pub admin_without_keys: bool,
+    /// Origins, for example `https://app.example`, whose pages browsers let call the service and read its
+    /// answers (CORS), with a key where keys are needed and without cookies. None by default.
+    pub cors_origins: Vec<String>,
 }
 
 /// How long the consumer keeps what grows with time.
@@ -256,6 +265,7 @@ impl Default for Server {
             host: "127.0.0.1".into(),
             port: 8080,
             allowed_hosts: Vec::new(),
+            path_prefix: String::new(),
             workers: 0,
             body_bytes_max: 1 << 20,
             items_max: 1_000,
@@ -329,6 +339,7 @@ impl Default for Store {
             read_timeout_ms: 2_000,
             write_timeout_ms: 30_000,
             migrate: true,
+            create_database: false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What consumers tell the API replicas: changed values, so that caches follow without asking, and
-//! outcomes, so that whoever waits for one is answered.
+//! outcomes, so that whoever waits for one is answered. A replica tells the others that it replaced a
+//! definition.
 //!
 //! Events are best effort and never carry a promise: they are numbered per publisher, a heartbeat
 //! repeats the last number, and [`Continuity`] turns a hole or silence into "anything may have
@@ -77,6 +78,16 @@ impl Event {
     pub fn something_changed(publisher: u64) -> Self {
         Self { publisher, number: 1, store_time_ms: None, body: Body::Goodbye }
     }
+
+    /// From an API that replaced a definition. `publisher` is drawn at random.
+    pub fn defined(publisher: u64, collection: &str) -> Self {
+        Self {
+            publisher,
+            number: 1,
+            store_time_ms: None,
+            body: Body::Defined { collection: collection.into() },
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +97,10 @@ pub enum Body {
     Heartbeat {
         /// The publisher cannot reach the store: nobody need wait for an outcome of its.
         store_away: bool,
+    },
+    /// The definition of this collection was replaced. Said by an API, which is heard of no more.
+    Defined {
+        collection: Box<str>,
     },
     /// The publisher stops; its silence means nothing from now on.
     Goodbye,
@@ -200,10 +215,10 @@ impl Continuity {
     pub fn hear(&mut self, event: &Event, now: Instant) -> Heed {
         let known = self.publishers.get(&event.publisher).map_or(0, |heard| heard.number);
         let expected = match event.body {
-            Body::Committed(_) | Body::Unknown => known + 1,
+            Body::Committed(_) | Body::Defined { .. } | Body::Unknown => known + 1,
             Body::Heartbeat { .. } | Body::Goodbye => known,
         };
-        if matches!(event.body, Body::Goodbye) {
+        if matches!(event.body, Body::Goodbye | Body::Defined { .. }) {
             self.publishers.remove(&event.publisher);
         } else {
             let number = event.number.max(known);
@@ -282,6 +297,13 @@ mod tests {
             assert_eq!(continuity.hear(&heard, now), Heed::Complete, "{heard:?}");
         }
         assert_eq!(continuity.hear(&event(5, Body::Unknown), now), Heed::Hole);
+    }
+
+    #[test]
+    fn a_definition_that_was_replaced_is_no_hole_and_leaves_nobody_to_listen_for() {
+        let (mut continuity, now) = (Continuity::default(), Instant::now());
+        assert_eq!(continuity.hear(&Event::defined(9, "a"), now), Heed::Complete);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
     }
 
     #[test]

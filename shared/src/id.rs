@@ -217,9 +217,9 @@ impl ItemId {
 impl FromStr for ItemId {
     type Err = NotAnId;
 
-    /// Accepts the canonical form only, so that one id has one spelling.
+    /// Accepts the canonical form, in either case (RFC 9562, 4); shown in lower case.
     fn from_str(text: &str) -> Result<Self, NotAnId> {
-        if text.len() != 36 || text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        if text.len() != 36 {
             return Err(NotAnId);
         }
         let bits = Uuid::try_parse(text).map_err(|_| NotAnId)?.as_u128();
@@ -338,7 +338,7 @@ impl IdKeys {
         if let Ok(id) = text.parse::<ItemId>() {
             return self.recognises(id).then(|| id.key().as_uuid());
         }
-        Uuid::try_parse(text).ok().filter(|id| id.to_string() == text)
+        Uuid::try_parse(text).ok().filter(|_| text.len() == 36)
     }
 
     /// True when this installation issued `id`, under whichever secret is still listed.

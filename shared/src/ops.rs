@@ -36,6 +36,9 @@ pub struct Health {
     pub components: BTreeMap<&'static str, &'static str>,
     /// By name: `closed`, `half_open` or `open`.
     pub breakers: BTreeMap<&'static str, &'static str>,
+    /// Consumers that an API hears.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consumers: Option<usize>,
     /// Started and not draining. A dependency that is away does not change it.
     #[serde(skip)]
     pub ready: bool,

@@ -155,6 +155,7 @@ impl Loops {
 }
 
 /// Advances the clock, at most by two periods at once, and tells of what begins and ends to stand still.
+#[expect(clippy::disallowed_methods, reason = "a thread of its own, which must not depend on a runtime")]
 fn watch(loops: &Weak<Loops>, period: Duration) {
     let (mut before, mut known) = (Instant::now(), Vec::<&'static str>::new());
     loop {

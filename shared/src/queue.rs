@@ -40,8 +40,8 @@ pub trait Queue: Send + Sync {
     /// way to it. An error when that cannot be known.
     async fn has_dead(&self) -> Result<bool, QueueError>;
 
-    /// Readers of the queue as its server counts them; `None` where there can be no others.
-    async fn readers(&self) -> Result<Option<u32>, QueueError> {
+    /// What waits in the queue of writes, and who reads it; `None` where nobody can know.
+    async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
         Ok(None)
     }
 
@@ -53,6 +53,15 @@ pub trait Queue: Send + Sync {
 
     /// Answers what is in hand, then closes sessions and files.
     async fn close(&self);
+}
+
+/// A look at the queue of writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Messages that no consumer has taken.
+    pub messages: u64,
+    /// Readers as the server counts them; `None` where there can be no others than this process.
+    pub readers: Option<u32>,
 }
 
 #[async_trait]
@@ -68,6 +77,10 @@ pub trait Publisher: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     Up,
+    /// The first session is being opened.
+    Opening,
+    /// Connected, but the queue was just made: nothing is published to it before `queue.settle_ms`.
+    Settling,
     /// Not connected; the session is being rebuilt.
     Down,
     /// Connected, but the broker takes nothing (memory or disk alarm).

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
@@ -19,6 +19,9 @@ const REPEATED_WITHIN: Duration = Duration::from_millis(300);
 /// Time for the last log line. Standard error may be what the program is stuck at.
 const LAST_LINE_MAX: Duration = Duration::from_millis(500);
 
+/// Stages of a stop that may be announced before the thread has taken note of one.
+const STAGES_MAX: usize = 16;
+
 /// Sent by Ctrl-C.
 const INTERRUPT: &str = "SIGINT";
 
@@ -27,7 +30,7 @@ const INTERRUPT: &str = "SIGINT";
 /// SIGTERM and means no more by it.
 pub struct Signals {
     first: oneshot::Receiver<&'static str>,
-    stages: UnboundedSender<Duration>,
+    stages: Sender<Duration>,
 }
 
 impl Signals {
@@ -38,7 +41,7 @@ impl Signals {
         let context = runtime.enter();
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         drop(context);
-        let (stages, allowed) = unbounded_channel();
+        let (stages, allowed) = channel(STAGES_MAX);
         let (sender, first) = oneshot::channel();
         let watchdog = Watchdog { terminate, interrupt, allowed, stop_max };
         let thread = std::thread::Builder::new().name("signals".into());
@@ -58,14 +61,14 @@ impl Signals {
     /// ends by itself, within `stage_max`.
     pub fn allow(&self, stage_max: Duration) {
         // An error says that the thread is gone, which happens at the end of the process.
-        let _ = self.stages.send(stage_max);
+        let _ = self.stages.try_send(stage_max);
     }
 }
 
 struct Watchdog {
     terminate: Signal,
     interrupt: Signal,
-    allowed: UnboundedReceiver<Duration>,
+    allowed: Receiver<Duration>,
     stop_max: Duration,
 }
 
@@ -93,7 +96,7 @@ impl Watchdog {
                 let _ = first.send(signal);
             } else if signal == INTERRUPT && asked_at.elapsed() >= REPEATED_WITHIN {
                 return end_at_once(move || {
-                    tracing::warn!(signal, "stopping was interrupted, ending at once")
+                    tracing::warn!(signal, "stopping was interrupted, ending at once");
                 });
             }
         }

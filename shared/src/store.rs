@@ -283,6 +283,9 @@ pub struct Held {
     pub now_ms: i64,
 }
 
+/// Dead letters that a count looks at.
+pub const DEAD_LETTERS_COUNTED_MAX: i64 = 10_000;
+
 /// What one call of `housekeep` did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Housekept {
@@ -290,6 +293,8 @@ pub struct Housekept {
     pub partitions: u64,
     /// Partitions that are there although they should have gone more than a day ago.
     pub overdue: u64,
+    /// Dead letters that are not discarded, among the first [`DEAD_LETTERS_COUNTED_MAX`] by id.
+    pub dead_letters: u64,
     /// There is more to delete: call again.
     pub more: bool,
 }
@@ -416,6 +421,22 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Self; 13] = [
+        Self::CounterOverflow,
+        Self::SchemaViolation,
+        Self::CheckOverrun,
+        Self::DefinitionUnusable,
+        Self::Unreadable,
+        Self::NotApplied,
+        Self::RefusedByStore,
+        Self::Undecodable,
+        Self::UnknownVersion,
+        Self::UnknownKind,
+        Self::DigestMismatch,
+        Self::TooLarge,
+        Self::TooOld,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::CounterOverflow => "counter_overflow",

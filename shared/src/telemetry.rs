@@ -4,8 +4,10 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::sync::LazyLock;
 
-use prometheus::{HistogramVec, IntCounter, IntGauge, IntGaugeVec, histogram_opts, opts};
-use prometheus::{register_histogram_vec, register_int_counter, register_int_gauge, register_int_gauge_vec};
+use prometheus::{Gauge, HistogramVec, IntCounter, IntGauge, IntGaugeVec, histogram_opts, opts};
+use prometheus::{
+    register_gauge, register_histogram_vec, register_int_counter, register_int_gauge, register_int_gauge_vec,
+};
 use tracing::Subscriber;
 use tracing::field::Field;
 use tracing_subscriber::field::MakeExt;
@@ -94,6 +96,10 @@ pub struct Metrics {
     pub stuck_seconds: IntGaugeVec,
     /// Readers of the queue that are no consumers of this service.
     pub queue_foreign_readers: IntGauge,
+    /// Messages in the queue of writes that no consumer has taken.
+    pub queue_messages: IntGauge,
+    /// Age at most of the oldest of them while no consumer is heard.
+    pub queue_untaken_seconds: Gauge,
     /// Events that were dropped because the channel was full.
     pub events_dropped: IntCounter,
 }
@@ -102,6 +108,11 @@ pub struct Metrics {
 pub fn metrics() -> &'static Metrics {
     static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         let registered = "metric names are distinct";
+        let build = register_int_gauge_vec!(
+            opts!("forebay_build_info", "1, with the version of the program"),
+            &["version"]
+        );
+        build.expect(registered).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Metrics {
             breaker_state: register_int_gauge_vec!(
                 opts!("forebay_breaker_state", "0 closed, 1 half open, 2 open"),
@@ -133,6 +144,16 @@ pub fn metrics() -> &'static Metrics {
             queue_foreign_readers: register_int_gauge!(
                 "forebay_queue_foreign_readers",
                 "readers of the queue that are no consumers of this service, by two looks in a row"
+            )
+            .expect(registered),
+            queue_messages: register_int_gauge!(
+                "forebay_queue_messages",
+                "messages in the queue that no consumer has taken, by the last look"
+            )
+            .expect(registered),
+            queue_untaken_seconds: register_gauge!(
+                "forebay_queue_untaken_seconds",
+                "age at most of the oldest message in the queue while no consumer is heard, else 0"
             )
             .expect(registered),
             events_dropped: register_int_counter!(

@@ -2,8 +2,6 @@
 //!
 //! How an identity is made is part of what is stored: see `shared::keyed`. What is remembered here
 //! only spares a client the way through the queue: the store decides.
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,6 +12,7 @@ use shared::keyed::{Fingerprint, Keyed, fingerprint_of, id_of};
 use shared::store::KeyedVerdict;
 use shared::write::{Delete, Document, Increment, Point, Write};
 
+use super::canonical::canonical;
 use super::{Draft, Terms};
 
 /// Whose keys they are where nobody needs to say who he is. Keys of different principals never meet.
@@ -56,49 +55,17 @@ fn fingerprint(write: &Write) -> Fingerprint {
     }
 }
 
-/// JSON with sorted members and no spaces. Numbers that 64 bits do not hold count as the doubles
-/// that they are read as.
-fn canonical(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    match serde_json::from_str(json) {
-        Ok(value) => write_canonical(&mut text, &value),
-        // Not JSON for this reader, so the text itself says what it is.
-        Err(_) => text.push_str(json),
-    }
-    text
-}
-
-/// Sorted here, because the order of a parsed object's members depends on how a library is built.
-fn write_canonical(out: &mut String, value: &Value) {
-    match value {
-        Value::Object(members) => {
-            out.push('{');
-            for (position, (name, value)) in members.iter().collect::<BTreeMap<_, _>>().iter().enumerate() {
-                let comma = if position > 0 { "," } else { "" };
-                let name = Value::String((*name).clone());
-                write!(out, "{comma}{name}:").expect("a text takes everything");
-                write_canonical(out, value);
-            }
-            out.push('}');
-        }
-        Value::Array(items) => {
-            out.push('[');
-            for (position, item) in items.iter().enumerate() {
-                if position > 0 {
-                    out.push(',');
-                }
-                write_canonical(out, item);
-            }
-            out.push(']');
-        }
-        scalar => write!(out, "{scalar}").expect("a text takes everything"),
-    }
-}
-
 /// Keys that were processed lately, with the payload that counts, as events told. What was only
 /// accepted is not remembered: another payload may have been processed first, elsewhere.
 #[derive(Clone)]
-pub struct RecentKeys(moka::sync::Cache<ItemKey, Fingerprint>);
+pub struct RecentKeys(moka::sync::Cache<ItemKey, Processed>);
+
+#[derive(Clone, Copy)]
+struct Processed {
+    fingerprint: Fingerprint,
+    /// It took effect, which does not change any more. What was set aside may be redriven.
+    is_applied: bool,
+}
 
 impl Default for RecentKeys {
     fn default() -> Self {
@@ -110,19 +77,39 @@ impl Default for RecentKeys {
 impl RecentKeys {
     /// Whether another payload was processed under this key.
     pub fn conflicts(&self, keyed: Keyed) -> bool {
-        self.0.get(&keyed.id).is_some_and(|known| known != keyed.fingerprint)
+        self.0.get(&keyed.id).is_some_and(|known| known.fingerprint != keyed.fingerprint)
+    }
+
+    /// Whether this payload took effect under this key.
+    pub fn is_applied(&self, keyed: Keyed) -> bool {
+        self.0.get(&keyed.id).is_some_and(|known| known.fingerprint == keyed.fingerprint && known.is_applied)
+    }
+
+    /// The store says that this payload took effect.
+    pub fn learn_applied(&self, keyed: Keyed) {
+        self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: true });
     }
 
     /// Takes what was processed under keys.
     pub fn hear(&self, committed: &Committed) {
-        for told in committed.keyed.iter().filter(|told| told.verdict != KeyedVerdict::Conflict) {
-            self.0.insert(told.item, told.fingerprint);
+        for told in &committed.keyed {
+            let keyed = Keyed { id: told.item, fingerprint: told.fingerprint };
+            match told.verdict {
+                KeyedVerdict::Applied => self.learn_applied(keyed),
+                KeyedVerdict::Repeated if self.is_applied(keyed) => {}
+                KeyedVerdict::Repeated => self.learn_processed(keyed),
+                KeyedVerdict::Conflict => {}
+            }
         }
         for failed in &committed.failed {
             if let Some(fingerprint) = failed.fingerprint {
-                self.0.insert(failed.item, fingerprint);
+                self.learn_processed(Keyed { id: failed.item, fingerprint });
             }
         }
+    }
+
+    fn learn_processed(&self, keyed: Keyed) {
+        self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: false });
     }
 }
 
@@ -193,10 +180,11 @@ mod tests {
             r#"{"b":[1,{"y":null,"x":"\u00e4"}],"a":1.6}"#,
             r#"{"b":[{"y":null,"x":"\u00e4"},1],"a":1.5}"#,
             r#"{"b":[1,{"y":null,"x":"ae"}],"a":1.5}"#,
+            r#"{"b":[1.0,{"y":null,"x":"\u00e4"}],"a":1.5}"#,
+            r#"{"b":[1,{"y":null,"x":"\u00e4"}],"a":1.50000000000000000001}"#,
         ] {
             assert_ne!(fingerprint(&document(other)), base, "{other}");
         }
-        assert_eq!(canonical(r#"{"b" : [ ], "a\"" : {}}"#), r#"{"a\"":{},"b":[]}"#);
     }
 
     #[test]
@@ -225,5 +213,19 @@ mod tests {
             assert!(recent.conflicts(keyed(name, 2)) && !recent.conflicts(keyed(name, 1)), "{name}");
         }
         assert!(!recent.conflicts(keyed("loser", 1)) && !recent.conflicts(keyed("loser", 2)));
+        for (name, by, is_applied) in [
+            ("first", 1, true),
+            ("first", 2, false),
+            ("again", 1, false),
+            ("failed", 1, false),
+            ("loser", 1, false),
+        ] {
+            assert_eq!(recent.is_applied(keyed(name, by)), is_applied, "{name} {by}");
+        }
+        recent.hear(&Committed {
+            keyed: vec![told("first", 1, KeyedVerdict::Repeated)],
+            ..Committed::default()
+        });
+        assert!(recent.is_applied(keyed("first", 1)), "a repetition takes nothing back");
     }
 }

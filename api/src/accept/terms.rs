@@ -13,6 +13,7 @@ use shared::trace::TraceParent;
 use crate::answer::PART_BYTES_MAX;
 use crate::auth::principal_of;
 use crate::connection::Pace;
+use crate::header;
 use crate::problem::Problem;
 use crate::server::Shared;
 
@@ -84,40 +85,21 @@ pub fn applied(granted: Duration) -> String {
 pub fn wait_of(headers: &HeaderMap, wait_max: Duration) -> Option<Duration> {
     headers
         .get_all(PREFER)
-        .filter_map(|value| value.to_str().ok())
-        .find_map(wait_in)
+        .find_map(|value| wait_in(value.as_bytes()))
         .map(|seconds| Duration::from_secs(seconds).min(wait_max))
         .filter(|wait| !wait.is_zero())
 }
 
 /// The first `wait` with a number of seconds in one header.
-fn wait_in(value: &str) -> Option<u64> {
-    let preferences = parts(value, b',');
+fn wait_in(value: &[u8]) -> Option<u64> {
     // Behind a semicolon stand parameters, which `wait` does not have.
-    preferences.filter_map(|preference| parts(preference, b';').next()).find_map(|preference| {
-        let (name, value) = preference.split_once('=')?;
-        let (name, value) = (name.trim(), value.trim());
-        let digits = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value);
+    let first = |preference| header::parts(preference, b';').next();
+    header::parts(value, b',').filter_map(first).find_map(|preference| {
+        let (name, value) = header::parameter(preference)?;
+        let digits = String::from_utf8(header::unquoted(value)?.into_owned()).ok()?;
         let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         // More than fits is more than is granted.
-        (name.eq_ignore_ascii_case("wait") && is_number).then(|| digits.parse().unwrap_or(u64::MAX))
-    })
-}
-
-/// Splits at a separator outside of quoted strings.
-fn parts(text: &str, separator: u8) -> impl Iterator<Item = &str> {
-    let mut rest = Some(text);
-    std::iter::from_fn(move || {
-        let text = rest?;
-        let (mut quoted, mut escaped) = (false, false);
-        let end = text.bytes().position(|byte| {
-            let ends = byte == separator && !quoted;
-            quoted ^= byte == b'"' && !escaped;
-            escaped = byte == b'\\' && quoted && !escaped;
-            ends
-        });
-        rest = end.map(|end| &text[end + 1..]);
-        Some(&text[..end.unwrap_or(text.len())])
+        (name.eq_ignore_ascii_case(b"wait") && is_number).then(|| digits.parse().unwrap_or(u64::MAX))
     })
 }
 
@@ -137,7 +119,9 @@ fn key_of(headers: &HeaderMap) -> Result<Option<Box<str>>, Problem> {
     if given.next().is_some() {
         return Err(refuse("is given more than once"));
     }
-    let key = unquoted(value.as_bytes().trim_ascii())
+    let value = value.as_bytes().trim_ascii();
+    let key = if value.starts_with(b"\"") { header::item_string(value) } else { bare(value) };
+    let key = key
         .filter(|key| is_key(key))
         .ok_or_else(|| refuse("needs 1 to 255 printable ASCII characters, best between double quotes"))?;
     Ok(Some(key.into()))
@@ -149,26 +133,10 @@ fn is_key(key: &str) -> bool {
     (1..=KEY_LENGTH_MAX).contains(&key.len()) && key.bytes().all(printable)
 }
 
-/// The content of a string of RFC 8941, or a bare word without quotes in it.
-fn unquoted(value: &[u8]) -> Option<String> {
-    let Some(quoted) = value.strip_prefix(b"\"") else {
-        let is_bare = |byte: &u8| byte.is_ascii_graphic() && *byte != b'"';
-        return value.iter().all(is_bare).then(|| String::from_utf8_lossy(value).into_owned());
-    };
-    let mut content = String::with_capacity(quoted.len());
-    let mut bytes = quoted.strip_suffix(b"\"")?.iter();
-    while let Some(byte) = bytes.next() {
-        let byte = match byte {
-            b'\\' => bytes.next().filter(|escaped| matches!(escaped, b'"' | b'\\'))?,
-            b'"' => return None,
-            byte => byte,
-        };
-        if !byte.is_ascii_graphic() && *byte != b' ' {
-            return None;
-        }
-        content.push(char::from(*byte));
-    }
-    Some(content)
+/// A key without quotes around or in it: all of it, semicolons included.
+fn bare(value: &[u8]) -> Option<String> {
+    let is_bare = |byte: &u8| byte.is_ascii_graphic() && *byte != b'"';
+    value.iter().all(is_bare).then(|| String::from_utf8_lossy(value).into_owned())
 }
 
 /// `idempotency_key` of an item: the key space of the header.

@@ -27,7 +27,7 @@ impl Need {
 }
 
 /// `(method, path, what it needs)`; HEAD needs what GET needs.
-const TABLE: [(&str, &str, Need); 31] = [
+const TABLE: [(&str, &str, Need); 32] = [
     ("POST", "/v1/counters/{name}/increments", Need::Write),
     ("GET", "/v1/counters/{name}", Need::Read),
     ("GET", "/v1/counters", Need::Read),
@@ -57,6 +57,7 @@ const TABLE: [(&str, &str, Need); 31] = [
     ("GET", "/readyz", Need::Nothing),
     ("GET", "/health", Need::Nothing),
     ("GET", "/openapi.json", Need::Public),
+    ("GET", "/", Need::Public),
     ("GET", "/docs", Need::Public),
     ("GET", "/docs/{file:.*}", Need::Public),
 ];

@@ -19,11 +19,18 @@ pub struct Hosts {
     addresses: Vec<IpAddr>,
     /// It listens on every address. No name can be made to look like one.
     any_address: bool,
+    /// Pages of these may call, `auth.cors_origins`.
+    origins: Vec<String>,
 }
 
 impl Hosts {
     pub fn of(server: &config::Server) -> Self {
-        let mut hosts = Self { names: vec!["localhost".into()], addresses: Vec::new(), any_address: false };
+        let mut hosts = Self {
+            names: vec!["localhost".into()],
+            addresses: Vec::new(),
+            any_address: false,
+            origins: Vec::new(),
+        };
         for host in std::iter::once(&server.host).chain(&server.allowed_hosts) {
             match host.parse::<IpAddr>() {
                 Ok(address) if address.is_unspecified() => hosts.any_address = true,
@@ -32,6 +39,11 @@ impl Hosts {
             }
         }
         hosts
+    }
+
+    /// Lets pages of these origins call, too.
+    pub fn with_origins(self, origins: &[String]) -> Self {
+        Self { origins: origins.to_vec(), ..self }
     }
 
     /// Whether the client means this service.
@@ -55,7 +67,11 @@ impl Hosts {
     /// A page may be served from any address: one is known by being listed, or as that of this service.
     fn check_origin(&self, origin: Option<&HeaderValue>, own: Option<&str>) -> Result<(), Refusal> {
         let Some(origin) = origin else { return Ok(()) };
-        let host = origin.to_str().ok().and_then(|text| name_of(text.split_once("://")?.1));
+        let text = origin.to_str().ok();
+        if text.is_some_and(|text| self.origins.iter().any(|known| known.eq_ignore_ascii_case(text))) {
+            return Ok(());
+        }
+        let host = text.and_then(|text| name_of(text.split_once("://")?.1));
         let is_own = |host: &str| own.is_some_and(|own| own.eq_ignore_ascii_case(host));
         if host.is_some_and(|host| is_own(host) || self.knows(host)) {
             Ok(())

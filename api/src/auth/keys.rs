@@ -182,7 +182,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), list(&[&first])).expect("is written");
         let keys_file = file.path().to_str().expect("text").to_owned();
-        let auth = Auth { keys: vec![in_config.clone()], keys_file, admin_without_keys: false };
+        let auth = Auth { keys: vec![in_config.clone()], keys_file, ..Auth::default() };
         let keys = Keys::read(&auth).expect("keys");
         let opened = |keys: &Keys| {
             [&fixed, &old, &new].map(|text| keys.open(Token::parse(text).expect("a key"), 0).is_ok())

@@ -16,6 +16,7 @@ const LIMITS: BatchLimits = BatchLimits {
     in_flight_max: 2,
     waiting_max: 1,
     accept_timeout: Duration::from_mins(1),
+    settle: Duration::from_secs(2),
 };
 
 const BREAKER: BreakerLimits =
@@ -160,6 +161,9 @@ async fn a_blocked_broker_is_told_at_once_and_a_full_queue_does_not_open_the_bre
     let refused = rig.send(1).await.expect("no panic").expect_err("blocked");
     assert!(matches!(refused, NotAccepted::Unavailable { .. }));
     // Only publishing tells whether there is room again.
+    *rig.publisher.link.lock().expect("no panic") = Link::Settling;
+    let refused = rig.send(1).await.expect("no panic").expect_err("the queue was just made");
+    assert_eq!(refused, NotAccepted::Unavailable { retry_after: LIMITS.settle });
     *rig.publisher.link.lock().expect("no panic") = Link::Full;
     for expected in [Err(PublishError::Full), Ok(())] {
         let answer = rig.send(1);

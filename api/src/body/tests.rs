@@ -143,7 +143,7 @@ fn the_only_charset_is_utf_8() {
     let read = |content_type: &'static str| {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        MediaType::of(&headers).map_err(|problem| problem.status().as_u16())
+        MediaType::of(&headers, Taken::All).map_err(|problem| problem.status().as_u16())
     };
     for good in [
         "application/json",
@@ -151,6 +151,8 @@ fn the_only_charset_is_utf_8() {
         "application/json;charset=UTF-8;x=y",
         "application/json; Charset=\"utf-8\"",
         "application/json; x=latin1",
+        r#"application/json; x="a;charset=latin1""#,
+        r#"application/json; x="\";charset=latin1""#,
     ] {
         assert!(read(good).is_ok(), "{good}");
     }
@@ -159,6 +161,9 @@ fn the_only_charset_is_utf_8() {
         "application/json; x=y; charset=utf-16",
         "application/x-ndjson;CHARSET=\"iso-8859-1\"",
         "application/json; charset=",
+        "application/json; charset",
+        r#"application/json; x="a"; charset=latin1"#,
+        r#"application/json; x="a"#,
     ] {
         assert_eq!(read(bad).expect_err(bad), 415, "{bad}");
     }

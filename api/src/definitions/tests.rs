@@ -1,6 +1,7 @@
 //! Definitions over a store whose reads the test answers.
 use async_trait::async_trait;
 use shared::breaker::BreakerLimits;
+use shared::event::in_process::InProcessEvents;
 use testkit::store::{Layer, Layered};
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,7 +29,7 @@ fn rig() -> (Arc<Definitions>, mpsc::Receiver<oneshot::Sender<Read>>) {
     let (sender, asked) = mpsc::channel(8);
     let limits = BreakerLimits { failures_max: 100, open_for: Duration::from_secs(1), probes_max: 1 };
     let breaker = Arc::new(Breaker::new("test", limits));
-    (Definitions::new(Arc::new(Layered(Asked(sender))), breaker), asked)
+    (Definitions::new(Arc::new(Layered(Asked(sender))), breaker, InProcessEvents::start()), asked)
 }
 
 fn at(version: i64) -> Collection {
@@ -76,7 +77,7 @@ async fn a_reading_from_before_a_change_does_not_hide_it() {
         async move { definitions.current("a").await.map(|known| known.collection.version) }
     });
     let answer = asked.recv().await.expect("the store is asked");
-    definitions.learn("a", at(5)).await;
+    definitions.learn("a", at(5), 0).await;
     answer.send(Ok(at(4))).expect("awaited");
     assert_eq!(late.await.expect("no panic").expect("read"), 5);
     assert_eq!(version(&definitions).await, Some(5));
@@ -86,6 +87,46 @@ async fn a_reading_from_before_a_change_does_not_hide_it() {
 async fn a_definition_that_this_build_cannot_use_leaves_the_check_to_the_consumer() {
     let (definitions, _asked) = rig();
     let definition = Definition { schema: Some(r#"{"type":"unheard-of"}"#.into()), ..Definition::default() };
-    definitions.learn("a", Collection { definition, ..at(1) }).await;
+    definitions.learn("a", Collection { definition, ..at(1) }, 0).await;
     assert_eq!(version(&definitions).await, None);
+}
+
+#[tokio::test]
+async fn after_a_change_somewhere_an_earlier_reading_does_not_count() {
+    let (definitions, mut asked) = rig();
+    definitions.learn("a", at(1), 0).await;
+    assert_eq!(version(&definitions).await, Some(1));
+    definitions.distrust_all();
+    let waiting = tokio::spawn({
+        let definitions = definitions.clone();
+        async move { version(&definitions).await }
+    });
+    asked.recv().await.expect("the store is asked").send(Ok(at(2))).expect("awaited");
+    assert_eq!(waiting.await.expect("no panic"), Some(2));
+    assert_eq!(version(&definitions).await, Some(2));
+    assert!(asked.try_recv().is_err(), "one reading was enough");
+}
+
+#[tokio::test]
+async fn all_who_are_about_to_refuse_share_the_reading_that_begins_after_them() {
+    let (definitions, mut asked) = rig();
+    definitions.learn("a", at(1), 0).await;
+    let early = definitions.load("a", false);
+    let first = asked.recv().await.expect("the store is asked");
+    let mut newer = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let definitions = definitions.clone();
+        newer.spawn(async move { definitions.newer_checker("a", 1).await.map(|checker| checker.version) });
+    }
+    while definitions.lock().loads["a"].next.as_ref().is_none_or(|(sender, _)| sender.receiver_count() < 21) {
+        tokio::task::yield_now().await;
+    }
+    assert!(asked.try_recv().is_err(), "one at a time");
+    first.send(Ok(at(1))).expect("awaited");
+    assert_eq!(landed(early).await.expect("read").collection.version, 1);
+    asked.recv().await.expect("the store is asked again").send(Ok(at(2))).expect("awaited");
+    while let Some(version) = newer.join_next().await {
+        assert_eq!(version.expect("no panic"), Some(2));
+    }
+    assert!(asked.try_recv().is_err(), "two readings were enough");
 }

@@ -10,7 +10,7 @@ const PROBLEM: &str = "application/problem+json";
 
 /// `(status, word of the problem type, detail)` of the examples.
 const EXAMPLES: [(&str, &str, &str); 14] = [
-    ("400", "malformed", "EOF while parsing an object at line 1 column 8"),
+    ("400", "malformed", "not JSON: the text ends within an object, at line 1 column 8"),
     ("401", "unauthorized", "this key is not known"),
     ("403", "forbidden", "this key lacks the scope write"),
     ("404", "not_found", "this id was never issued"),
@@ -69,6 +69,14 @@ pub fn add(responses: &mut Map<String, Value>, kind: Kind, has_body: bool, need:
                 "required": status == "401",
                 "schema": {"type": "string"}
             });
+        }
+    }
+    if let Some(response) = responses.get_mut("415") {
+        let header = |description: &str| json!({"description": description, "required": false, "schema": {"type": "string"}});
+        response["headers"]["Accept-Encoding"] = header("`identity`, when it was the encoding");
+        if has_body {
+            response["headers"]["Accept"] =
+                header("the media types that are taken, when it was the type; `+json` types, too");
         }
     }
     for (status, response) in responses {

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use shared::collection::{Checker, Collection, Definition};
 use utoipa::ToSchema;
 
-use crate::body::{self, Body};
+use crate::body;
 use crate::parameters::{self, check_parameter};
 use crate::problem::{Invalid, Problem};
 use crate::routes::counters::unavailable;
@@ -78,15 +78,12 @@ pub async fn put(
     check_parameter("name", &name)?;
     parameters::none(request.query_string())?;
     let limits = &shared.body_limits;
-    let (body, _reserved) = body::read(&request, payload, limits, &shared.body_budget).await?;
+    let (body, _reserved) = body::read_json(&request, payload, limits, &shared.body_budget).await?;
     let definition = match body {
-        Body::One(json) | Body::Array(json) => definition_of(body::one(&json, shared.body_limits.bytes_max)?),
-        Body::Empty => return Err(Problem::malformed("a definition is a JSON object; there is no body")),
-        Body::Lines(_) => {
-            return Err(Problem::unsupported_media_type("a definition needs Content-Type: application/json"));
-        }
+        Some(json) => definition_of(body::one(&json, shared.body_limits.bytes_max)?),
+        None => return Err(Problem::malformed("a definition is a JSON object; there is no body")),
     };
-    let definition = shared.checking.run(|_| check_definition(definition)).await??;
+    let definition = shared.checking.compile(|| check_definition(definition)).await??;
     let known = shared.definitions.define(&name, definition).await.map_err(|error| unavailable(&error))?;
     Ok(HttpResponse::Ok().json(shown(&name, &known.collection)))
 }

@@ -3,9 +3,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, IF_NONE_MATCH, VARY};
+use actix_web::http::header::{
+    CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, VARY,
+};
 use actix_web::web::{Path, Payload, ThinData};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use serde::{Deserialize, Serialize};
 use shared::store::{Counter, ItemStanding, NamePage, StoreError};
 use shared::write::{Increment, Write};
@@ -16,11 +18,15 @@ use crate::accept::{self, Accepted, Draft, OwnKey, Settled, Terms};
 use crate::body::{self, Body, Items};
 use crate::cache::{Cached, Outcome, guarded};
 use crate::connection::{Pace, while_there};
+use crate::header;
 use crate::measure::metrics;
 use crate::parameters::{self, ListParams, check_parameter, page_of};
 use crate::problem::Problem;
 use crate::server::Shared;
 use crate::time_text::rfc3339;
+
+/// Marks a value that is not the one that the increment made, but the one that was read afterwards.
+pub const FOREBAY_VALUE: HeaderName = HeaderName::from_static("forebay-value");
 
 /// One increment.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -40,12 +46,13 @@ fn one() -> i64 {
     1
 }
 
-/// A counter right after one increment.
+/// A counter right after one increment, or as it is now: see the header `Forebay-Value`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StandingBody {
     #[schema(example = "page-views")]
     name: String,
-    /// The value that this increment made.
+    /// The value that this increment made. The present one where that is not kept: of a retry, or after an
+    /// outcome was lost on its way.
     #[schema(example = 42)]
     value: i64,
     #[schema(example = 40)]
@@ -94,8 +101,9 @@ pub struct CountersBody {
         description = "one increment, an array of them, or nothing"
     ),
     responses(
-        (status = 200, description = "applied while the request waited", body = StandingBody,
-         headers(("Preference-Applied" = String, description = "`wait=N` as granted"))),
+        (status = 200, description = "applied while the request waited, or before", body = StandingBody,
+         headers(("Preference-Applied" = String, description = "`wait=N` as granted"),
+                 ("Forebay-Value" = String, description = "`present`: the counter as it is now, because the value that this increment made is not known any more"))),
         (status = 202, description = "durable; the items of an array are told by index",
          body = Accepted, headers(("Location" = String, description = "the receipt")))
     )
@@ -107,11 +115,29 @@ pub async fn increment(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     let terms = Terms::of(&request, &shared)?;
-    let present = |settled: &Settled<'_>| {
-        let ItemStanding { value, version, .. } = settled.standing?;
-        Some(HttpResponse::Ok().json(StandingBody { name: name.clone(), value, version }))
+    let present = async |settled: &Settled<'_>| {
+        let (mut response, value, version) = standing_of(&shared, &name, settled).await?;
+        Some(response.json(StandingBody { name: name.clone(), value, version }))
     };
     increment_named(&request, payload, &name, &shared, &terms, present).await
+}
+
+/// Begins the answer to an increment that was applied: value and version right after it, or of now.
+pub async fn standing_of(
+    shared: &Shared,
+    name: &str,
+    settled: &Settled<'_>,
+) -> Option<(HttpResponseBuilder, i64, i64)> {
+    let mut response = HttpResponse::Ok();
+    if let Some(ItemStanding { value, version, .. }) = settled.standing {
+        return Some((response, value, version));
+    }
+    // Not through the cache, which may not have the event of this increment either.
+    let counter = guarded(&shared.store_breaker, shared.store.counter(name)).await.ok()??;
+    let (value, version) = (counter.value, counter.version);
+    shared.cache.learn(&[counter]);
+    response.insert_header((FOREBAY_VALUE, "present"));
+    Some((response, value, version))
 }
 
 /// Also behind the short path.
@@ -121,7 +147,7 @@ pub async fn increment_named(
     name: &str,
     shared: &Shared,
     terms: &Terms,
-    present: impl Fn(&Settled<'_>) -> Option<HttpResponse>,
+    present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", name)?;
     parameters::none(request.query_string())?;
@@ -255,16 +281,12 @@ pub fn count_read(outcome: Outcome) {
 }
 
 /// Says how a cached read was answered.
-pub fn describe(response: &mut actix_web::HttpResponseBuilder, cached: &Cached, outcome: Outcome) {
+pub fn describe(response: &mut HttpResponseBuilder, cached: &Cached, outcome: Outcome) {
     describe_read(response, cached.read_at, outcome);
 }
 
 /// The same for what the store said at that time.
-pub fn describe_read(
-    response: &mut actix_web::HttpResponseBuilder,
-    read_at: std::time::Instant,
-    outcome: Outcome,
-) {
+pub fn describe_read(response: &mut HttpResponseBuilder, read_at: std::time::Instant, outcome: Outcome) {
     let status = match outcome {
         Outcome::Hit => "forebay; hit",
         Outcome::Miss => "forebay; fwd=miss",
@@ -325,15 +347,7 @@ pub fn unavailable(error: &StoreError) -> Problem {
 
 /// Whether the client has what this tag names.
 pub fn has(headers: &HeaderMap, etag: &str) -> bool {
-    headers.get_all(IF_NONE_MATCH).any(|given| matches_etag(given.as_bytes(), etag))
-}
-
-/// `If-None-Match` compares weakly: `W/` does not matter.
-fn matches_etag(header: &[u8], etag: &str) -> bool {
-    header.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| {
-        let tag = tag.strip_prefix(b"W/").unwrap_or(tag);
-        tag == b"*" || tag == etag.as_bytes()
-    })
+    header::names_tag(headers.get_all(IF_NONE_MATCH).map(HeaderValue::as_bytes), etag.as_bytes())
 }
 
 #[cfg(test)]
@@ -346,15 +360,5 @@ mod tests {
         let counter = Counter { name: "a:b".into(), value: i64::MIN, version: 3, updated_at_ms: 0 };
         let rendered: serde_json::Value = serde_json::from_str(&render(&counter)).expect("JSON");
         assert_eq!(rendered, serde_json::to_value(CounterBody::from(counter)).expect("serialises"));
-    }
-
-    #[test]
-    fn if_none_match_takes_lists_weak_tags_and_the_star() {
-        for yes in ["\"7\"", "W/\"7\"", "\"1\", \"7\"", "*"] {
-            assert!(matches_etag(yes.as_bytes(), "\"7\""), "{yes}");
-        }
-        for no in ["\"8\"", "7", ""] {
-            assert!(!matches_etag(no.as_bytes(), "\"7\""), "{no}");
-        }
     }
 }

@@ -14,7 +14,7 @@ use shared::store::{
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::body::{self, Body};
+use crate::body;
 use crate::cache::{attempted, guarded};
 use crate::measure::metrics;
 use crate::parameters::{self, PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Parameters};
@@ -225,13 +225,10 @@ pub async fn redrive(
 ) -> Result<HttpResponse, Problem> {
     parameters::none(request.query_string())?;
     let limits = &shared.body_limits;
-    let (body, _reserved) = body::read(&request, payload, limits, &shared.body_budget).await?;
+    let (body, _reserved) = body::read_json(&request, payload, limits, &shared.body_budget).await?;
     let asked: RedriveBody = match body {
-        Body::One(json) | Body::Array(json) => body::one(&json, shared.body_limits.item_bytes_max)?,
-        Body::Empty => return Err(Problem::malformed("a redrive is a JSON object; there is no body")),
-        Body::Lines(_) => {
-            return Err(Problem::unsupported_media_type("a redrive needs Content-Type: application/json"));
-        }
+        Some(json) => body::one(&json, shared.body_limits.item_bytes_max)?,
+        None => return Err(Problem::malformed("a redrive is a JSON object; there is no body")),
     };
     let redrive = redrive_of(&shared, asked)?;
     let dry_run = redrive.dry_run;
@@ -321,8 +318,10 @@ fn limit_of(limit: Option<u32>) -> Result<u32, String> {
 
 /// A cursor is the last id before it, without its check.
 fn cursor_of(text: &str) -> Result<Uuid, String> {
-    let plain = text.len() == 32 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
-    Uuid::try_parse(text).ok().filter(|_| plain).ok_or_else(|| "not the `next` of a page".to_owned())
+    Uuid::try_parse(text)
+        .ok()
+        .filter(|_| text.len() == 32)
+        .ok_or_else(|| "not the `next` of a page".to_owned())
 }
 
 fn shown(shared: &Shared, letter: DeadLetter) -> DeadLetterBody {

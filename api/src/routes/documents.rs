@@ -3,13 +3,13 @@ use std::time::Duration;
 
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, LOCATION};
 use actix_web::web::{Path, Payload, ThinData};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::clock;
-use shared::id::{ItemId, Kind};
+use shared::id::{ItemId, ItemKey, Kind};
 use shared::keyed::Fingerprint;
-use shared::store::Fate;
+use shared::store::{Fate, StoreError, Stored};
 use shared::write::{Delete, Write};
 use utoipa::ToSchema;
 
@@ -89,7 +89,9 @@ impl DocumentBody {
         description = "one object, or an array of them"
     ),
     responses(
-        (status = 201, description = "stored while the request waited", body = DocumentBody,
+        (status = 200, description = "a retry of what was stored before and is deleted by now", body = DocumentBody,
+         example = json!({"id": "019a9c1e-7a10-8c01-9f3c-5a1d20000a41", "status": "deleted"})),
+        (status = 201, description = "stored while the request waited, or before", body = DocumentBody,
          headers(("Location" = String, description = "the document"), ("Preference-Applied" = String, description = "RFC 7240"))),
         (status = 202, description = "durable; the items of an array are told by index",
          body = Accepted, headers(("Location" = String, description = "the document")))
@@ -128,18 +130,12 @@ pub async fn post_into(
             let kept = kept.and_then(|data| shared.waiting_budget.reserve(data.len()));
             terms.wait = terms.wait.filter(|_| kept.is_some());
             let data = terms.wait.and(data).unwrap_or_default();
-            let stored = |settled: &Settled<'_>| {
-                // What an earlier request brought may be spelled otherwise, or deleted since.
-                if !settled.is_own {
-                    return None;
+            let stored = async |settled: &Settled<'_>| {
+                if settled.is_own {
+                    Some(created(collection, settled.id, settled.accepted_at, &data))
+                } else {
+                    stored_before(shared, collection, settled).await
                 }
-                let location = format!("/v1/data/{collection}/{}", settled.id);
-                let body = render(settled.id, settled.accepted_at, &data);
-                let mut response = HttpResponse::Created();
-                response
-                    .insert_header((LOCATION, location))
-                    .insert_header((CONTENT_TYPE, "application/json"));
-                Some(response.body(body))
             };
             accept::single(shared, &terms, draft, stored).await
         }
@@ -148,6 +144,28 @@ pub async fn post_into(
             accept::many(shared, terms, drafts).await
         }
     }
+}
+
+fn created(collection: &str, id: &str, accepted_at: &str, data: &str) -> HttpResponse {
+    HttpResponse::Created()
+        .insert_header((LOCATION, format!("/v1/data/{collection}/{id}")))
+        .insert_header((CONTENT_TYPE, "application/json"))
+        .body(render(id, accepted_at, data))
+}
+
+/// Answers with what an earlier request brought: it may be spelled otherwise, or deleted since.
+async fn stored_before(shared: &Shared, collection: &str, settled: &Settled<'_>) -> Option<HttpResponse> {
+    Some(match in_store(shared, collection, settled.item).await.ok()?? {
+        Stored::Document(document) => {
+            created(collection, settled.id, &rfc3339(document.accepted_at_ms), &document.data)
+        }
+        Stored::Deleted => DocumentBody::with(&settled.id, "deleted").answer(),
+    })
+}
+
+/// Reads a document past the cache.
+async fn in_store(shared: &Shared, collection: &str, id: ItemKey) -> Result<Option<Stored>, StoreError> {
+    guarded(&shared.store_breaker, shared.store.document(collection, id)).await
 }
 
 fn data_of(draft: &Draft) -> Option<String> {
@@ -219,7 +237,7 @@ pub async fn get(
             Found::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
             Found::Deleted => Err(deleted()),
             Found::Nothing if is_past_retention(&shared, &collection, id).await? => Err(past_retention()),
-            Found::Nothing => Err(Problem::not_found("this collection does not hold the document")),
+            Found::Nothing => Err(not_held()),
         },
         None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id).await? => {
             Err(past_retention())
@@ -292,13 +310,19 @@ fn deleted() -> Problem {
     Problem::not_found("this document was deleted")
 }
 
+fn not_held() -> Problem {
+    Problem::not_found("this collection does not hold the document")
+}
+
 fn past_retention() -> Problem {
     Problem::gone("the collection does not keep documents of this age")
 }
 
 /// Deletes a document.
 ///
-/// Doing it again changes nothing. A deletion wins over an insert that comes after it.
+/// Doing it again changes nothing. A deletion wins over an insert that comes after it. Where the document
+/// was stored in another collection it changes nothing either, which only a request that waits is told;
+/// the receipt says `applied`.
 #[utoipa::path(
     delete,
     path = "/v1/data/{collection}/{id}",
@@ -315,7 +339,7 @@ fn past_retention() -> Problem {
          example = json!({"id": "019a9c1e-7a10-8c01-9f3c-5a1d20000a41", "status": "deleted"})),
         (status = 202, description = "the deletion is durable; `id` is its own", body = Accepted,
          headers(("Location" = String, description = "the receipt of the deletion"))),
-        (status = 404, description = "never issued", body = Problem, content_type = "application/problem+json")
+        (status = 404, description = "never issued; or, to a request that waited, that the collection does not hold the document", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn delete(
@@ -330,11 +354,16 @@ pub async fn delete(
     let id = issued(&shared, &id)?;
     shared.check_clock()?;
     let terms = Terms::of(&request, &shared)?;
-    let write = Write::Delete(Delete { collection: collection.into(), document: id.key() });
-    let done = |_: &Settled<'_>| {
+    let write = Write::Delete(Delete { collection: collection.as_str().into(), document: id.key() });
+    let done = async |_: &Settled<'_>| {
         // Its event is on its way; who waited must not meet the document again.
         shared.documents.forget([id.key()]);
-        Some(DocumentBody::with(&id, "deleted").answer())
+        match in_store(&shared, &collection, id.key()).await.ok()? {
+            Some(Stored::Deleted) => Some(DocumentBody::with(&id, "deleted").answer()),
+            Some(Stored::Document(_)) => None,
+            // A deletion of what another collection holds leaves no trace.
+            None => Some(not_held().error_response()),
+        }
     };
     accept::single(&shared, &terms, Draft { write, own_key: None }, done).await
 }

@@ -1,6 +1,7 @@
 //! Health of this replica, the same on the public and on the operations port.
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use actix_web::web::ThinData;
 use actix_web::{HttpResponse, HttpResponseBuilder};
@@ -23,23 +24,35 @@ pub struct HealthView {
     pub store_breaker: Arc<Breaker>,
     pub waiters: Arc<Waiters>,
     pub gate: Arc<Gate>,
+    /// Consumers whose events arrive.
+    pub consumers_heard: Arc<AtomicUsize>,
+    /// The queue was open once, or could not be opened.
+    pub has_opened: AtomicBool,
 }
 
 impl HealthView {
-    /// `down` when nothing can be made durable, `degraded` when reads may be stale or refused.
+    /// `down` when nothing can be made durable, `degraded` when reads may be stale or refused, or nothing is
+    /// applied because no consumer runs.
     pub fn read(&self) -> Health {
-        let accepting = self.publisher.link() == Link::Up && self.publisher_breaker.check().is_ok();
+        let link = self.publisher.link();
+        if !matches!(link, Link::Opening | Link::Settling) {
+            self.has_opened.store(true, Ordering::Relaxed);
+        }
+        let accepting = link == Link::Up && self.publisher_breaker.check().is_ok();
         // Where only writing fails the values that are read stand still, which is as good as stale.
         let reading = !self.waiters.store_is_away();
+        let applying = reading && !self.waiters.consumers_are_missing();
         let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
         let breaker = |breaker: &Breaker| (breaker.name(), breaker.state().name());
         Health {
-            status: match (accepting, reading) {
+            status: match (accepting, applying) {
                 (true, true) => Status::Ok,
                 (true, false) => Status::Degraded,
                 (false, _) => Status::Down,
             },
-            ready: !self.gate.is_draining(),
+            // Both end by themselves. A queue that is made anew later takes no reads away.
+            ready: !self.gate.is_draining() && self.has_opened.load(Ordering::Relaxed),
+            consumers: Some(self.consumers_heard.load(Ordering::Relaxed)),
             components: BTreeMap::from([("queue", word(accepting)), ("store", word(reading))]),
             breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),
         }
@@ -50,7 +63,8 @@ impl HealthView {
 #[derive(Debug, ToSchema)]
 #[schema(as = Health)]
 pub struct HealthShape {
-    /// `ok`, `degraded` (reads may be stale or refused) or `down` (nothing can be made durable).
+    /// `ok`, `degraded` (reads may be stale or refused, or no consumer runs) or `down` (nothing can be made
+    /// durable).
     #[schema(example = "ok")]
     pub status: String,
     #[schema(example = "healthy")]
@@ -60,6 +74,9 @@ pub struct HealthShape {
     /// By name: `closed`, `half_open` or `open`.
     #[schema(example = json!({"publisher": "closed", "store": "closed"}))]
     pub breakers: BTreeMap<String, String>,
+    /// Consumers that this replica hears. With 0 writes are accepted and not applied.
+    #[schema(example = 2)]
+    pub consumers: u64,
 }
 
 /// The process answers.
@@ -70,10 +87,11 @@ pub async fn livez() -> HttpResponse {
     word(HttpResponse::Ok(), "ok")
 }
 
-/// Requests may be sent here. A dependency that is away does not make a replica unready.
+/// Requests may be sent here. A dependency that is away does not make a replica unready; a queue that was
+/// just made does, for `queue.settle_ms` after the start.
 #[utoipa::path(get, path = "/readyz", operation_id = "get_readyz", tag = "health", responses(
     (status = 200, description = "ready", body = String, content_type = "text/plain; charset=utf-8"),
-    (status = 503, description = "stopping", body = String, content_type = "text/plain; charset=utf-8")
+    (status = 503, description = "stopping, or not ready yet", body = String, content_type = "text/plain; charset=utf-8")
 ))]
 pub async fn readyz(shared: ThinData<Shared>) -> HttpResponse {
     if shared.health.read().ready {
@@ -81,7 +99,7 @@ pub async fn readyz(shared: ThinData<Shared>) -> HttpResponse {
     } else {
         let mut response = HttpResponse::ServiceUnavailable();
         response.insert_header(("Retry-After", "1"));
-        word(response, "stopping")
+        word(response, if shared.health.gate.is_draining() { "stopping" } else { "starting" })
     }
 }
 

@@ -90,7 +90,7 @@ pub async fn record_on(
             let point = terms.wait.map(|_| draft.write.clone());
             // The request may wait for long now, and nothing of its body is needed.
             drop((json, reserved));
-            let present = |settled: &accept::Settled<'_>| match &point {
+            let present = async |settled: &accept::Settled<'_>| match &point {
                 Some(Write::Point(point)) => {
                     Some(HttpResponse::Created().json(PointStored::new(settled.id, point)))
                 }

@@ -27,7 +27,8 @@ pub struct Receipt {
     /// `unknown` when only a newer version knows it.
     #[schema(example = "increment")]
     kind: &'static str,
-    /// `accepted`: durable, not yet applied. `applied`: took effect. `failed`: set aside.
+    /// `accepted`: durable, not yet applied. `applied`: took effect; of a deletion also that its collection
+    /// does not hold the document. `failed`: set aside.
     /// `conflict`: another payload was processed under its Idempotency-Key.
     #[schema(example = "applied")]
     status: &'static str,
@@ -211,7 +212,7 @@ pub fn payload_of(query: &str) -> Result<Option<Fingerprint>, Problem> {
     let mut params = Parameters::of(query)?;
     let payload = params.take("payload");
     params.finish()?;
-    let parsed = payload.map(|payload| payload.parse()).transpose();
+    let parsed = payload.map(|payload| payload.to_ascii_lowercase().parse()).transpose();
     parsed.map_err(|error: shared::keyed::NotAFingerprint| {
         Problem::invalid_parameter("payload", error.to_string())
     })

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::accept::{Accepted, Settled, Terms};
 use crate::parameters;
 use crate::problem::Problem;
-use crate::routes::counters::{describe, has, increment_named, read};
+use crate::routes::counters::{describe, has, increment_named, read, standing_of};
 use crate::server::Shared;
 
 /// The counter behind `/counter`.
@@ -32,7 +32,8 @@ pub struct Count {
     ),
     request_body(content = crate::routes::counters::IncrementBody, description = "one increment, an array of them, or nothing"),
     responses(
-        (status = 200, description = "applied in time: the count that this increment made", body = Count),
+        (status = 200, description = "applied in time: the count that this increment made", body = Count,
+         headers(("Forebay-Value" = String, description = "`present`: the count as it is now, because the one that this increment made is not known any more"))),
         (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the receipt")))
     )
 )]
@@ -42,9 +43,9 @@ pub async fn increment(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     let terms = Terms::short(&request, &shared)?;
-    let present = |settled: &Settled<'_>| {
-        let count = settled.standing?.value;
-        Some(HttpResponse::Ok().json(Count { count }))
+    let present = async |settled: &Settled<'_>| {
+        let (mut response, count, _) = standing_of(&shared, NAME, settled).await?;
+        Some(response.json(Count { count }))
     };
     increment_named(&request, payload, NAME, &shared, &terms, present).await
 }

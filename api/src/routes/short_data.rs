@@ -27,7 +27,8 @@ const NAME: &str = "default";
         description = "one object, or an array of them"
     ),
     responses(
-        (status = 201, description = "stored while the request waited", body = DocumentBody,
+        (status = 200, description = "a retry of what was stored before and is deleted by now", body = DocumentBody),
+        (status = 201, description = "stored while the request waited, or before", body = DocumentBody,
          headers(("Location" = String, description = "the document"))),
         (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the document")))
     )

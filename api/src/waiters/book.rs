@@ -251,7 +251,9 @@ impl Book {
         let mut answers = Answers::new();
         for (item, fate) in items.iter().zip(fates) {
             if let Some(fate) = fate.filter(|fate| *fate != Fate::Forgotten) {
-                self.settle(*item, &mut answers, |entry| entry.outcome_of(&fate));
+                self.settle(*item, &mut answers, |entry| {
+                    Outcome::of(&fate, entry.fingerprint, entry.standing)
+                });
                 continue;
             }
             for entry in self.items.get_mut(item).into_iter().flatten() {
@@ -293,23 +295,5 @@ impl Entry {
     /// Whether it is about another payload than the one that was processed.
     fn has_other(&self, processed: Option<Fingerprint>) -> bool {
         self.fingerprint.is_some_and(|own| processed.is_some_and(|processed| processed != own))
-    }
-
-    /// `None` of what the store has forgotten.
-    fn outcome_of(&self, fate: &Fate) -> Option<Outcome> {
-        Some(match fate {
-            Fate::Forgotten => return None,
-            Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. }
-                if self.has_other(*fingerprint) =>
-            {
-                Outcome::Conflict
-            }
-            Fate::Applied { fingerprint, .. } => {
-                Outcome::Applied { standing: self.standing, is_own: fingerprint.is_none() }
-            }
-            Fate::Failed { reason, detail, .. } => {
-                Outcome::Failed { reason: reason.as_str().into(), detail: detail.as_str().into() }
-            }
-        })
     }
 }

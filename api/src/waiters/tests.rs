@@ -246,21 +246,21 @@ async fn all_are_released_while_the_store_is_away_and_when_the_process_stops() {
     let waiters = Waiters::new(10, breaker.clone());
     let item = message().item(Kind::Increment, 0);
     let mut waiting = wait(&waiters, item, None);
-    waiters.release_if_away();
+    waiters.release_if_vain();
     assert_eq!(waiting.outcome(Instant::now()).await, None);
     assert_eq!(waiting.ended, Some("time_up"), "it was not released");
     let mut waiting = wait(&waiters, item, None);
     waiters.set_consumers_away(true);
-    waiters.release_if_away();
+    waiters.release_if_vain();
     assert_eq!(outcome(&mut waiting).await, None);
     assert!(waiters.seat().is_none(), "nobody waits for a store that is away");
     waiters.set_consumers_away(false);
     let mut waiting = wait(&waiters, item, None);
     for _ in 0..BREAKER.failures_max {
-        breaker.permit(Instant::now()).expect("closed").failure(Instant::now());
+        breaker.permit(Instant::now()).expect("closed").failure(Instant::now(), &"away");
     }
     assert!(waiters.seat().is_none());
-    waiters.release_if_away();
+    waiters.release_if_vain();
     assert_eq!(outcome(&mut waiting).await, None);
 
     let waiters = self::waiters();

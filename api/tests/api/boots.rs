@@ -20,6 +20,11 @@ struct Booted {
 }
 
 impl Booted {
+    /// A replica is ready once it has tried to open its queue.
+    async fn wait_until_ready(&self) {
+        wait_for("readiness", async || (self.get("/readyz").await.status() == 200).then_some(())).await;
+    }
+
     fn start(config: &Config) -> Self {
         let client = Client::builder().no_proxy().build().expect("a client");
         Self { api: Process::start(config), client }
@@ -73,7 +78,7 @@ async fn starts_without(word: &str, broker_is_away: bool, store_is_away: bool) {
         let backend = backend::open(&config).await.expect("the ports open");
         let consumer = RunningConsumer::start(&config, &backend);
 
-        assert_eq!(booted.get("/readyz").await.status(), 200);
+        booted.wait_until_ready().await;
         let ready = booted.client.get(format!("{}/readyz", booted.api.ops)).send().await.expect("an answer");
         assert_eq!(ready.status(), 200);
         let healthy = |is_away| if is_away { "unhealthy" } else { "healthy" };
@@ -142,7 +147,7 @@ async fn a_start_beside_a_newer_schema_accepts_writes_and_applies_nothing_until_
         let backend = backend::open(&config).await.expect("the ports open");
         let consumer = RunningConsumer::start(&config, &backend);
 
-        assert_eq!(booted.get("/readyz").await.status(), 200);
+        booted.wait_until_ready().await;
         booted.wait_for_health(("degraded", "healthy", "unhealthy")).await;
         for _ in 0..5 {
             assert_eq!(booted.write().await.status(), 202);

@@ -160,7 +160,7 @@ on_both_pairs! {
         problem(installation.get(&format!("/v1/data/there/{id}")).await, 404).await;
         let increment = installation.increment(0, "a", 1).await;
         let made_up = format!("{}0000", &id[..32]);
-        for never in [&increment, &made_up, "x", "%00", &id.to_uppercase()] {
+        for never in [&increment, &made_up, "x", "%00", &id.replace('-', "")] {
             let path = format!("/v1/data/here/{never}");
             problem(installation.get(&path).await, 404).await;
             problem(delete(&installation, &path).await, 404).await;

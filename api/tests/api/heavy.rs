@@ -51,7 +51,7 @@ fn heavy() -> Rollup {
     rollup
 }
 
-/// A line of this process's status, in bytes; the suite runs each test in a process.
+/// A line of this process's status, in bytes.
 fn memory(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("is read");
     let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is told");
@@ -61,6 +61,10 @@ fn memory(name: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn series_and_summaries_over_heavy_rollups_need_little_memory() {
+    testkit::alone::alone(asked()).await;
+}
+
+async fn asked() {
     let layered = |behind| -> Arc<dyn Store> { Arc::new(Layered(Heavy { behind, rollup: heavy() })) };
     embedded_over(&layered, |installation| async move {
         let now_ms = shared::clock::now_ms();

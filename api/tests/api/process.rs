@@ -91,6 +91,18 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// Threads that run, or wait for a core to do so.
+    pub fn running_threads(&self) -> Vec<u32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux");
+        let is_running = |path: std::path::PathBuf| {
+            // A thread may end meanwhile.
+            let stat = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
+        };
+        let running = tasks.map(|task| task.expect("an entry")).filter(|task| is_running(task.path()));
+        running.map(|task| task.file_name().to_string_lossy().parse().expect("a number")).collect()
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) {
         self.send(Signal::TERM);

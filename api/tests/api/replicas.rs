@@ -123,3 +123,44 @@ async fn a_consumer_that_stops_hands_over_what_it_holds() {
     })
     .await;
 }
+
+/// Replaces a definition at the first replica.
+async fn define(installation: &Installation, definition: serde_json::Value) {
+    let request = installation.at(0, Method::PUT, "/v1/collections/things").json(&definition);
+    assert_eq!(request.send().await.expect("an answer").status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_definition_holds_at_every_replica_at_once() {
+    cluster("defined", |installation| async move {
+        let post = async |replica: usize, data: serde_json::Value| {
+            let request = installation.at(replica, Method::POST, "/v1/data/things").json(&data);
+            request.send().await.expect("an answer").status().as_u16()
+        };
+        for round in 0..5 {
+            let only = |kind: &str| serde_json::json!({"schema": {"properties": {"n": {"type": kind}}}});
+            define(&installation, only("string")).await;
+            for replica in 0..2 {
+                assert_eq!(post(replica, serde_json::json!({"n": "text"})).await, 202, "{round}");
+            }
+            define(&installation, only("number")).await;
+            // What the older one would refuse is asked about.
+            assert_eq!(post(1, serde_json::json!({"n": 1})).await, 202, "{round}");
+            define(&installation, only("string")).await;
+            // What the older one would take is refused once the event has come, which nobody sees.
+            installation
+                .wait_for("a refusal without an expiry", async || {
+                    (post(1, serde_json::json!({"n": 1})).await == 422).then_some(())
+                })
+                .await;
+            let field = format!("f{round}");
+            let unknown = installation.at(1, Method::GET, &format!("/v1/data/things?{field}=1"));
+            assert_eq!(unknown.send().await.expect("an answer").status(), 422, "{round}");
+            define(&installation, serde_json::json!({"indexed": [field]})).await;
+            let list = installation.at(1, Method::GET, &format!("/v1/data/things?{field}=1"));
+            assert_eq!(list.send().await.expect("an answer").status(), 200, "{round}");
+        }
+        installation
+    })
+    .await;
+}

@@ -36,7 +36,7 @@ async fn stopped_under_load(config: &Config) -> Vec<(String, Ledger)> {
         let answer = client.get(format!("{}/readyz", api.ops)).send().await.expect("an answer");
         answer.status().as_u16()
     };
-    assert_eq!(ready().await, 200);
+    wait_for("readiness", async || (ready().await == 200).then_some(())).await;
     let clients: Vec<_> = [Kind::Single, Kind::Array, Kind::Wait]
         .into_iter()
         .flat_map(|kind| (0..CLIENTS).map(move |number| (kind, format!("{kind:?}-{number}"))))

@@ -194,6 +194,30 @@ async fn a_signal_under_a_backlog_leaves_exactly_what_was_not_applied() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_age_of_what_is_not_applied_grows_while_the_store_is_away_and_is_0_when_nothing_waits() {
+    beside_a_process("age", async |mut rig, config, proxies, port| {
+        let process = Process::start(&config, port);
+        let age = async || {
+            let (_, metrics) = process.page("/metrics").await?;
+            let name = "forebay_consumer_oldest_unapplied_seconds ";
+            metrics.lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok())
+        };
+        wait_for("nothing to do", async || age().await == Some(0.0)).await;
+        rig.publish_many("age", 1).await;
+        rig.wait_for_value("age", 1).await;
+        proxies.store.down(true);
+        rig.publish_many("age", 3).await;
+        wait_for("an age", async || age().await.is_some_and(|age| age > 1.0)).await;
+        proxies.store.down(false);
+        rig.wait_for_value("age", 4).await;
+        wait_for("nothing to do again", async || age().await == Some(0.0)).await;
+        process.ends_in_time().await;
+        rig
+    })
+    .await;
+}
+
 /// Takes the store away in the middle of a backlog, in one of two ways, and stops the consumer.
 async fn stops_without_the_store(word: &str, take_away: impl FnOnce(&Proxy)) {
     beside_a_process(word, async |mut rig, mut config, proxies, port| {

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::compare::{self, shortened};
+use crate::dead;
 use crate::holdings::{self, Questions, States};
 use crate::ledger::Entry;
 use crate::send;
@@ -55,6 +56,7 @@ pub async fn audit(entries: &[Entry], apis: &[SocketAddr]) -> anyhow::Result<Aud
     for api in apis {
         findings.extend(check_api(&client, *api, (entries, &asked), deadline).await?);
     }
+    findings.extend(dead::check(&client, address).await?);
     Ok(Audit { findings, receipts_checked, states: held.states })
 }
 

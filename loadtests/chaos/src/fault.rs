@@ -17,6 +17,10 @@ pub enum Class {
     BrokerCrash,
     MemoryAlarm,
     Poison,
+    /// A message that cannot be applied although the store is well.
+    Heavy,
+    /// Documents whose check costs too much.
+    SlowItem,
     /// Minutes without it; only where it is asked for.
     BrokerOutage,
     StoreOutage,
@@ -81,6 +85,27 @@ pub enum Poison {
     Refused,
 }
 
+/// The reason why a message cannot be applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weight {
+    /// Its statement takes longer than any limit.
+    Slow,
+    /// Its statement fails with a code that says nothing.
+    Failing,
+    /// The server runs out of memory for it.
+    Memory,
+    /// The server ends its session.
+    Session,
+}
+
+impl Weight {
+    /// A failure that names the server gives nothing up, however often it comes.
+    pub fn is_given_up(self) -> bool {
+        matches!(self, Self::Slow | Self::Failing)
+    }
+}
+
 /// Members are meant by their place in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "fault", rename_all = "snake_case")]
@@ -128,6 +153,12 @@ pub enum Fault {
     Poison {
         poison: Poison,
     },
+    /// Lasts until it is given up, or so long where it is not.
+    Heavy {
+        weight: Weight,
+        ms: u64,
+    },
+    SlowItem,
     /// A crash as the others, watched for as long as it lasts.
     Outage {
         server: Server,
@@ -148,6 +179,10 @@ pub struct Bound {
 pub const PROGRAM_BOUND: Bound = Bound { wanted_ms: 5_000, failed_ms: 30_000 };
 /// After a server is back.
 pub const SERVER_BOUND: Bound = Bound { wanted_ms: 10_000, failed_ms: 60_000 };
+/// Beside a message that cannot be applied, on two consumers.
+pub const BESIDE_BOUND: Bound = Bound { wanted_ms: 2_000, failed_ms: 20_000 };
+/// The same on one writer, which such a message has for `store.write_timeout_ms` at last.
+pub const BESIDE_ONE_WRITER_BOUND: Bound = Bound { wanted_ms: 35_000, failed_ms: 75_000 };
 
 impl Fault {
     pub fn class(self) -> Class {
@@ -162,6 +197,8 @@ impl Fault {
             Self::BrokerCrash { .. } => Class::BrokerCrash,
             Self::MemoryAlarm { .. } => Class::MemoryAlarm,
             Self::Poison { .. } => Class::Poison,
+            Self::Heavy { .. } => Class::Heavy,
+            Self::SlowItem => Class::SlowItem,
             Self::Outage { server: Server::Broker, .. } => Class::BrokerOutage,
             Self::Outage { server: Server::Store, .. } => Class::StoreOutage,
         }
@@ -194,7 +231,7 @@ impl Fault {
     /// How long it is held after it has begun.
     pub fn ms(self) -> u64 {
         match self {
-            Self::Kill { .. } | Self::Terminate { .. } | Self::Poison { .. } => 0,
+            Self::Kill { .. } | Self::Terminate { .. } | Self::Poison { .. } | Self::SlowItem => 0,
             Self::Freeze { ms, .. }
             | Self::Clock { ms, .. }
             | Self::Adrift { ms, .. }
@@ -202,6 +239,7 @@ impl Fault {
             | Self::StoreCrash { ms }
             | Self::BrokerCrash { ms }
             | Self::MemoryAlarm { ms }
+            | Self::Heavy { ms, .. }
             | Self::Outage { ms, .. } => ms,
         }
     }
@@ -225,6 +263,11 @@ impl fmt::Display for Fault {
             Self::Poison { poison: Poison::Undecodable } => out.write_str("poison, undecodable"),
             Self::Poison { poison: Poison::UnknownVersion } => out.write_str("poison, version"),
             Self::Poison { poison: Poison::Refused } => out.write_str("poison, refused"),
+            Self::Heavy { weight: Weight::Slow, .. } => out.write_str("heavy, slow"),
+            Self::Heavy { weight: Weight::Failing, .. } => out.write_str("heavy, failing"),
+            Self::Heavy { weight: Weight::Memory, .. } => out.write_str("heavy, out of memory"),
+            Self::Heavy { weight: Weight::Session, .. } => out.write_str("heavy, session ended"),
+            Self::SlowItem => out.write_str("slow item"),
             Self::Outage { server, .. } => write!(out, "{server} away"),
         }
     }

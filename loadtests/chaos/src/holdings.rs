@@ -152,7 +152,7 @@ struct Summary {
 }
 
 /// Follows a list to its end.
-async fn pages(client: &Client, url: &str) -> anyhow::Result<Vec<Value>> {
+pub async fn pages(client: &Client, url: &str) -> anyhow::Result<Vec<Value>> {
     let (mut items, mut after) = (Vec::new(), String::new());
     loop {
         let answer = client.get(format!("{url}{after}")).send().await?.error_for_status()?;

@@ -9,8 +9,10 @@ use serde::Serialize;
 use testkit::inspect;
 use tokio::time::timeout;
 
+use crate::beside::{Beside, Scene};
 use crate::fault::{Bound, Class, Fault, Link, Poison, Server, Trouble, Whose};
 use crate::fleet::{Fleet, Member};
+use crate::heavy::Switch;
 use crate::kind::Kind;
 use crate::ledger::{Ledger, Write};
 use crate::outage::{self, Watched};
@@ -55,6 +57,8 @@ pub struct Struck {
     pub bound: Bound,
     /// Of an outage that was watched.
     pub watched: Option<Watched>,
+    /// Writes of others beside a fault that is a message.
+    pub beside: Option<Beside>,
 }
 
 /// Everything that faults can be done to.
@@ -63,6 +67,7 @@ pub struct Site<'a> {
     pub servers: Option<&'a mut Servers>,
     pub traffic: &'a Traffic,
     pub ledger: &'a Arc<Ledger>,
+    pub switch: &'a Switch,
     /// The bodies that were put into the queue, each unlike all others.
     pub poison: Vec<Vec<u8>>,
     /// What was wrong about how programs stopped.
@@ -124,7 +129,7 @@ impl Site<'_> {
             self.kill_and_restart(member).await?;
         }
         let without_node = self.recovery_without_node(number, step.fault, struck_at).await?;
-        let watched = self.hold(step.fault).await?;
+        let (watched, beside) = self.hold(number, step.fault).await?;
         let ended = self.end(step.fault, node).await?;
         let name = |member: usize| self.fleet.members[member].name.clone();
         let recovery = recovery::measure(
@@ -149,20 +154,38 @@ impl Site<'_> {
             without_node,
             bound: step.fault.bound(),
             watched,
+            beside,
         })
     }
 
-    async fn hold(&mut self, fault: Fault) -> anyhow::Result<Option<Watched>> {
+    async fn hold(
+        &mut self,
+        number: usize,
+        fault: Fault,
+    ) -> anyhow::Result<(Option<Watched>, Option<Beside>)> {
         let lasting = Duration::from_millis(fault.ms());
-        let Fault::Outage { server, .. } = fault else {
-            tokio::time::sleep(lasting).await;
-            return Ok(None);
+        let server = match fault {
+            Fault::Outage { server, .. } => server,
+            Fault::Heavy { .. } | Fault::SlowItem => {
+                let (apis, traffic) = (self.fleet.api_addresses(), self.traffic);
+                let scene = Scene { number, apis, ledger: self.ledger, traffic, switch: self.switch };
+                let beside = match fault {
+                    Fault::Heavy { weight, .. } => scene.heavy(weight, lasting).await?,
+                    _ => scene.slow_item().await?,
+                };
+                self.findings.extend(beside.findings.iter().cloned());
+                return Ok((None, Some(beside)));
+            }
+            _ => {
+                tokio::time::sleep(lasting).await;
+                return Ok((None, None));
+            }
         };
         self.traffic.slow(true);
         let watched = outage::watch(self.fleet, self.ledger, server, lasting).await?;
         self.traffic.slow(false);
         self.findings.extend(watched.findings.iter().cloned());
-        Ok(Some(watched))
+        Ok((Some(watched), None))
     }
 
     async fn recovery_without_node(
@@ -207,6 +230,8 @@ impl Site<'_> {
                 return Ok(leader);
             }
             Fault::MemoryAlarm { .. } => self.servers()?.broker.memory_alarm(true).await?,
+            // They are sent, watched and healed while they last.
+            Fault::Heavy { .. } | Fault::SlowItem => {}
             Fault::Poison { poison: Poison::Refused } => self.send_refused(number).await?,
             Fault::Poison { poison } => {
                 let body = poison_body(number, poison);
@@ -237,7 +262,7 @@ impl Site<'_> {
             }
             Fault::MemoryAlarm { .. } => self.servers()?.broker.memory_alarm(false).await?,
             // The audit looks for what became of it.
-            Fault::Poison { poison: Poison::Refused } => {}
+            Fault::Poison { poison: Poison::Refused } | Fault::Heavy { .. } | Fault::SlowItem => {}
             Fault::Poison { .. } => self.await_dead().await?,
         }
         Ok(Instant::now())

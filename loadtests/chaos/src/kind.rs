@@ -12,6 +12,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::heavy;
 use crate::ledger::{Ledger, Outcome, Write};
 use crate::send;
 
@@ -58,6 +59,7 @@ impl Kind {
     pub fn item(self, write: &Write, number: i64) -> anyhow::Result<String> {
         Ok(match self {
             Self::Counter => format!("{{\"by\":{number}}}"),
+            Self::Document if number == heavy::DEAR => heavy::dear_document(),
             Self::Document => format!("{{\"number\":{number}}}"),
             Self::Point => format!(
                 "{{\"type\":\"{}\",\"value\":{number},\"timestamp\":\"{}\"}}",

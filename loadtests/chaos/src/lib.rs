@@ -3,17 +3,21 @@
 //! accepted write must have taken effect exactly once, and nothing may be left over.
 //!
 //! Flow: [`servers`] and [`fleet`] start what the pair needs · [`traffic`] writes and keeps the
-//! [`ledger`] · [`inject`] carries the [`plan`] of [`fault`]s out and measures each [`recovery`] · [`audit`]
+//! [`ledger`] · [`inject`] carries the [`plan`] of [`fault`]s out, with [`beside`] those that are a message,
+//! and measures each [`recovery`] · [`audit`]
 //! compares the ledger with what the service says through HTTP, [`leftovers`] and [`rows`] look at
 //! the servers, [`files`] at what the embedded pair wrote · [`report`] tells. Faults strike only
 //! what this started. SIGKILL leaves the kernel alive, so this says nothing about power loss.
 pub mod audit;
+pub mod beside;
 pub mod compare;
 pub mod crowd;
+pub mod dead;
 pub mod early;
 pub mod fault;
 pub mod files;
 pub mod fleet;
+pub mod heavy;
 pub mod holdings;
 pub mod inject;
 pub mod kind;
@@ -43,6 +47,7 @@ use tokio::sync::watch;
 use crate::crowd::Crowd;
 use crate::fault::Class;
 use crate::fleet::{Base, DATA, Fleet};
+use crate::heavy::Switch;
 use crate::inject::{CarriedOut, Site, WRITES_QUEUE};
 use crate::ledger::Ledger;
 use crate::plan::Plan;
@@ -147,8 +152,15 @@ impl Settings {
     fn about_lasting(&self) -> Duration {
         const PROGRAM_STEP: Duration = Duration::from_millis(1_500);
         const SERVER_STEP: Duration = Duration::from_secs(12);
+        const HEAVY_STEP: Duration = Duration::from_secs(40);
         let is_server = |class: &Class| [Class::StoreCrash, Class::BrokerCrash].contains(class);
-        let step = if self.classes.iter().any(is_server) { SERVER_STEP } else { PROGRAM_STEP };
+        let step = if self.classes.contains(&Class::Heavy) {
+            HEAVY_STEP
+        } else if self.classes.iter().any(is_server) {
+            SERVER_STEP
+        } else {
+            PROGRAM_STEP
+        };
         match self.length {
             Length::Minutes(minutes) => Duration::from_secs_f64(minutes * 60.0),
             Length::Short => Duration::ZERO,
@@ -200,6 +212,7 @@ async fn run_in(
     if let Some(servers) = servers.as_deref() {
         prepare(servers, settings.nodes).await?;
     }
+    let switch = Switch::install(servers.as_deref(), folder).await?;
     let apis = fleet.api_addresses();
     let ledger = Arc::new(Ledger::create(&folder.join("ledger.jsonl"))?);
     let mut abilities = kind::discover(&send::client()?, apis[0], &ledger).await?;
@@ -213,6 +226,7 @@ async fn run_in(
         servers: servers.as_deref_mut(),
         traffic: &traffic,
         ledger: &ledger,
+        switch: &switch,
         poison: Vec::new(),
         findings: Vec::new(),
     };

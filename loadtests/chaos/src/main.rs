@@ -30,8 +30,8 @@ struct Arguments {
     /// A random one, which is told, when absent
     #[arg(long)]
     seed: Option<u64>,
-    /// Only this class of fault; may be repeated
-    #[arg(long = "faults")]
+    /// Only these classes of faults; may be repeated
+    #[arg(long = "faults", value_delimiter = ',')]
     classes: Vec<Class>,
     /// Nodes of the broker: the one that leads the queue is killed
     #[arg(long, default_value_t = 1)]

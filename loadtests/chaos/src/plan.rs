@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::Pair;
-use crate::fault::{Class, Fault, Link, Poison, Server, Trouble, Whose};
+use crate::fault::{Class, Fault, Link, Poison, Server, Trouble, Weight, Whose};
 
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=500;
 const FREEZE_MS: std::ops::RangeInclusive<u64> = 200..=3_000;
@@ -18,6 +18,9 @@ const OUTAGE_LONG_MS: u64 = 60_000;
 const CLOCK_SECONDS: [i64; 6] = [-3_600, -120, -20, 20, 120, 3_600];
 const ADRIFT_DAYS: [i64; 4] = [-40, -3, 3, 40];
 
+/// How long a heavy message lasts that is not given up.
+const HEAVY_MS: u64 = 10_000;
+const WEIGHTS: [Weight; 4] = [Weight::Slow, Weight::Failing, Weight::Memory, Weight::Session];
 const POISON: [Poison; 3] = [Poison::Undecodable, Poison::UnknownVersion, Poison::Refused];
 
 /// One step: writes are accepted for a while, then the fault comes.
@@ -39,6 +42,9 @@ pub struct Plan {
     /// Who is still to be killed before anyone is killed again.
     next_killed: Vec<usize>,
     next_adrift: Vec<usize>,
+    next_weight: Vec<usize>,
+    /// What a heavy message may suffer from.
+    heavy: &'static [Weight],
     classes: Vec<Class>,
     outage_ms: u64,
 }
@@ -53,6 +59,8 @@ impl Plan {
         let classes = classes.filter(is_wanted).filter(can).collect();
         let (random, members) = (StdRng::seed_from_u64(seed), pair.members());
         let store = (pair == Pair::Cluster).then_some(Whose::Store);
+        // SQLite has neither sessions nor a server's memory.
+        let heavy = if pair == Pair::Cluster { &WEIGHTS[..] } else { &WEIGHTS[..2] };
         let clocks = (0..members).map(Whose::Member).chain(store).collect();
         Self {
             random,
@@ -60,6 +68,8 @@ impl Plan {
             clocks,
             next_killed: Vec::new(),
             next_adrift: Vec::new(),
+            next_weight: Vec::new(),
+            heavy,
             classes,
             outage_ms: OUTAGE_LONG_MS,
         }
@@ -98,6 +108,14 @@ impl Plan {
         }
         if has(&self, Class::Poison) {
             steps.extend(POISON.map(|poison| Fault::Poison { poison }));
+        }
+        if has(&self, Class::Heavy) {
+            // The one that takes least time.
+            let weight = *self.heavy.last().expect("there are some");
+            steps.push(Fault::Heavy { weight, ms: HEAVY_MS });
+        }
+        if has(&self, Class::SlowItem) {
+            steps.push(Fault::SlowItem);
         }
         if has(&self, Class::Network) {
             let troubles =
@@ -140,6 +158,11 @@ impl Plan {
             Class::BrokerCrash => Fault::BrokerCrash { ms: self.random.random_range(OUTAGE_MS) },
             Class::MemoryAlarm => Fault::MemoryAlarm { ms: self.random.random_range(OUTAGE_MS) },
             Class::Poison => Fault::Poison { poison: POISON[self.random.random_range(0..POISON.len())] },
+            Class::Heavy => {
+                let weight = self.heavy[next(&mut self.next_weight, self.heavy.len(), &mut self.random)];
+                Fault::Heavy { weight, ms: HEAVY_MS }
+            }
+            Class::SlowItem => Fault::SlowItem,
             Class::BrokerOutage => Fault::Outage { server: Server::Broker, ms: self.outage_ms },
             Class::StoreOutage => Fault::Outage { server: Server::Store, ms: self.outage_ms },
         }
@@ -199,6 +222,8 @@ fn weights(pair: Pair) -> &'static [(Class, usize)] {
             (Class::Terminate, 2),
             (Class::Freeze, 1),
             (Class::Clock, 1),
+            (Class::Heavy, 1),
+            (Class::SlowItem, 1),
             (Class::Adrift, 1),
         ],
         Pair::Cluster => &[
@@ -211,6 +236,8 @@ fn weights(pair: Pair) -> &'static [(Class, usize)] {
             (Class::BrokerCrash, 2),
             (Class::MemoryAlarm, 1),
             (Class::Poison, 2),
+            (Class::Heavy, 1),
+            (Class::SlowItem, 1),
             (Class::BrokerOutage, 1),
             (Class::StoreOutage, 1),
             (Class::Adrift, 1),
@@ -284,6 +311,19 @@ mod tests {
         let wanted = [Class::BrokerOutage, Class::StoreOutage, Class::Adrift];
         let plan = Plan::new(Pair::Cluster, 1, &wanted, true).with_outages(7);
         assert!(plan.take(20).all(|step| is_long(&step)));
+    }
+
+    #[test]
+    fn each_heavy_message_comes_once_before_one_comes_again() {
+        for (pair, wanted) in [(Pair::Cluster, &WEIGHTS[..]), (Pair::Embedded, &WEIGHTS[..2])] {
+            let steps = Plan::new(pair, 3, &[Class::Heavy], true).take(wanted.len());
+            let weights = steps.map(|step| match step.fault {
+                Fault::Heavy { weight, .. } => weight,
+                other => panic!("{other:?}"),
+            });
+            let weights: Vec<_> = weights.collect();
+            assert!(wanted.iter().all(|weight| weights.contains(weight)), "{weights:?}");
+        }
     }
 
     #[test]

@@ -156,6 +156,7 @@ impl Report {
         )?;
         for fault in self.faults.iter().take(ROWS_MAX) {
             let without = fault.without_node.iter().map(|recovery| format!("  without the node: {recovery}"));
+            let beside = fault.beside.iter().map(|beside| format!("  {beside}"));
             let meanwhile = fault.killed_meanwhile.iter().map(|name| format!("  {name} killed meanwhile"));
             writeln!(
                 out,
@@ -166,7 +167,7 @@ impl Report {
                 fault.lasted_ms,
                 shown(fault.recovery.accepted_ms),
                 shown(fault.recovery.applied_ms),
-                meanwhile.chain(without).collect::<String>()
+                meanwhile.chain(without).chain(beside).collect::<String>()
             )?;
         }
         for watched in self.faults.iter().filter_map(|fault| fault.watched.as_ref()) {

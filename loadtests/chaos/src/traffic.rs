@@ -10,7 +10,7 @@ use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reqwest::Client;
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
 use tokio::task::JoinSet;
 
 use crate::early;
@@ -59,6 +59,8 @@ pub struct Traffic {
     stop: watch::Sender<bool>,
     writers: JoinSet<anyhow::Result<()>>,
     slower: Arc<AtomicU32>,
+    /// Held by each writer while it writes.
+    turn: Arc<RwLock<()>>,
     /// Answers that the contract does not know. The writers go on.
     strange: Arc<Mutex<Vec<String>>>,
 }
@@ -76,6 +78,7 @@ impl Traffic {
         let (stop, _) = watch::channel(false);
         let (mut writers, mut targets) = (JoinSet::new(), Vec::new());
         let (strange, factor) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU32::new(1)));
+        let turn = Arc::default();
         for address in apis {
             let target = Arc::new(Target {
                 address: *address,
@@ -98,6 +101,7 @@ impl Traffic {
                     is_in_doubt: false,
                     remembered: Vec::new(),
                     slower: factor.clone(),
+                    turn: Arc::clone(&turn),
                     strange: strange.clone(),
                 };
                 let pace = if is_fast { FAST_PACE } else { PACE }.mul_f64(slower);
@@ -105,7 +109,7 @@ impl Traffic {
             }
             targets.push(target);
         }
-        Ok(Self { targets, stop, writers, slower: factor, strange })
+        Ok(Self { targets, stop, writers, slower: factor, turn, strange })
     }
 
     pub fn accepted(&self) -> u64 {
@@ -115,6 +119,11 @@ impl Traffic {
     /// Makes the writers slow, or as fast as they were.
     pub fn slow(&self, on: bool) {
         self.slower.store(if on { SLOW_FACTOR } else { 1 }, Ordering::Relaxed);
+    }
+
+    /// Nothing is written while this is held.
+    pub async fn still(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.turn).write_owned().await
     }
 
     /// Lets every writer finish its request. Returns answers that the contract does not know.
@@ -143,6 +152,7 @@ struct Writer {
     /// Collections, ids and numbers of documents that were accepted and not deleted.
     remembered: Vec<(String, String, i64)>,
     slower: Arc<AtomicU32>,
+    turn: Arc<RwLock<()>>,
     strange: Arc<Mutex<Vec<String>>>,
 }
 
@@ -150,7 +160,9 @@ impl Writer {
     async fn run(mut self, pace: Duration, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
         while !*stop.borrow() {
             let began = Instant::now();
+            let turn = Arc::clone(&self.turn).read_owned().await;
             self.write().await?;
+            drop(turn);
             let pace = pace * self.slower.load(Ordering::Relaxed);
             tokio::time::sleep(pace.saturating_sub(began.elapsed())).await;
         }

@@ -20,6 +20,7 @@ use figment::providers::Serialized;
 use self::layers::{Env, Setting, is_secret};
 use super::Config;
 use crate::backend::{NoPair, Pair};
+use crate::read_error::{self, plain};
 
 pub use self::check::ITEM_GROWTH_BYTES_MAX;
 pub use self::ranges::{RANGES, range_of};
@@ -274,7 +275,7 @@ fn check_secrets(
         given if given.iter().any(|secret| secret == DEVELOPMENT_SECRET) => {
             Some("the development secret".into())
         }
-        _ if check::has_short_secret(config) => {
+        _ if check::signs_with_short_secret(config) => {
             Some(format!("a secret of less than {} bytes", check::SECRET_BYTES_MIN))
         }
         _ => None,
@@ -318,14 +319,16 @@ fn wrong_type(error: figment::Error) -> Problem {
     // Within a secret not even names are shown: the setting and the place in its list are enough.
     let is_hidden = is_secret(&key);
     let key = if is_hidden { error.path[..error.path.len().min(3)].join(".") } else { key };
-    let reason = if is_hidden { reason_without_value(&error.kind) } else { error.kind.to_string() };
+    let reason = if is_hidden { reason_without_value(&error.kind) } else { plain(&error.kind.to_string()) };
     Problem::Invalid { key, origin, reason }
 }
 
 /// Why a value cannot be read, without what was found: it may be a part of a secret.
 pub(crate) fn reason_without_value(kind: &Kind) -> String {
     match kind {
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => format!("expected {expected}"),
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
+            format!("expected {}", read_error::expected(expected))
+        }
         Kind::UnknownVariant(_, known) => format!("expected one of {}", known.join(", ")),
         Kind::UnknownField(_, known) => format!("unknown member; there are {}", known.join(", ")),
         Kind::Message(ours) => ours.clone(),

@@ -62,30 +62,31 @@ fn says_store_away(heartbeat: &RawValue) -> bool {
 }
 
 fn committed_of(members: &Members<'_>) -> Result<Committed, serde_json::Error> {
-    let entries = |name: &str| -> Vec<&RawValue> {
-        members.get(name).and_then(|list| serde_json::from_str(list.get()).ok()).unwrap_or_default()
+    // One that is no list says something that this build cannot know: the whole event counts as missed.
+    let entries = |name: &str| -> Result<Vec<&RawValue>, serde_json::Error> {
+        members.get(name).map_or(Ok(Vec::new()), |list| serde_json::from_str(list.get()))
     };
     let mut committed = Committed {
-        types: known(&entries("types")),
-        deleted: known(&entries("deleted")),
-        standings: known(&entries("standings")),
-        messages: known(&entries("messages")),
+        types: known(&entries("types")?),
+        deleted: known(&entries("deleted")?),
+        standings: known(&entries("standings")?),
+        messages: known(&entries("messages")?),
         ..Committed::default()
     };
-    for entry in entries("counters") {
+    for entry in entries("counters")? {
         match serde_json::from_str(entry.get()) {
             Ok(counter) => committed.counters.push(counter),
             Err(error) if names_counter(entry) => return Err(error),
             Err(_) => {}
         }
     }
-    for entry in entries("failed") {
+    for entry in entries("failed")? {
         match serde_json::from_str(entry.get()) {
             Ok(failed) => committed.failed.push(failed),
             Err(_) => committed.unclear.extend(item_of(entry)),
         }
     }
-    for entry in entries("keyed") {
+    for entry in entries("keyed")? {
         match serde_json::from_str(entry.get()) {
             Ok(keyed) => committed.keyed.push(keyed),
             Err(_) => committed.unclear.extend(item_of(entry)),
@@ -202,7 +203,9 @@ mod tests {
     #[test]
     fn what_would_make_an_answer_wrong_is_not_skipped() {
         let counter = json!({"committed": {"counters": [{"name": "a", "value": "5e99"}]}});
-        for event in [event(&counter), json!({"body": "goodbye"}), json!(5)] {
+        let no_lists = ["counters", "types", "deleted", "standings", "failed", "keyed", "messages"]
+            .map(|member| event(&json!({"committed": {member: {"a": 1}}})));
+        for event in [event(&counter), json!({"body": "goodbye"}), json!(5)].into_iter().chain(no_lists) {
             assert!(read(&event).is_err(), "{event}");
         }
     }

@@ -26,7 +26,7 @@ use self::loader::SharedReader;
 use self::shelf::{Lanes, Shelf};
 use self::subscription::EmbeddedSubscription;
 use self::writer::{Command, Publish, Writer};
-use super::{Link, PublishError, Publisher, Queue, QueueError, QueueLimits, Subscription};
+use super::{Link, PublishError, Publisher, Queue, QueueError, QueueLimits, Subscription, Waiting};
 use crate::message::Outgoing;
 use crate::shutdown::{self, Shutdown};
 
@@ -117,6 +117,10 @@ impl Queue for EmbeddedQueue {
 
     async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
         Ok(Box::new(self.open_lane(Lane::Dead, window)))
+    }
+
+    async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
+        Ok(Some(Waiting { messages: self.lanes.shelf(Lane::Writes).waiting(), readers: None }))
     }
 
     async fn has_dead(&self) -> Result<bool, QueueError> {
@@ -243,7 +247,8 @@ impl LinkState {
             Link::Up => 0,
             Link::Blocked => 1,
             Link::Full => 2,
-            Link::Down => 3,
+            // A file is opened before anybody publishes, and never has to settle.
+            Link::Down | Link::Opening | Link::Settling => 3,
         };
         self.0.store(word, Ordering::Relaxed);
     }

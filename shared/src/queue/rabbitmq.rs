@@ -31,7 +31,7 @@ use self::look::Look;
 use self::publisher::RabbitPublisher;
 use self::subscription::{Lane, RabbitSubscription};
 pub(crate) use self::topology::{Names, declare_events};
-use super::{Publisher, Queue, QueueError, QueueLimits, Subscription};
+use super::{Publisher, Queue, QueueError, QueueLimits, Subscription, Waiting};
 use crate::config::Config;
 use crate::shutdown::{self, Shutdown, Trigger};
 
@@ -176,13 +176,13 @@ impl Queue for RabbitQueue {
         Ok(looked.map_err(|stopped| QueueError::Unavailable(stopped.into()))??)
     }
 
-    async fn readers(&self) -> Result<Option<u32>, QueueError> {
-        let (settings, mut stopping) = (Arc::clone(&self.settings), self.stopping.clone());
+    async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
+        let (look, mut stopping) = (Arc::clone(&self.look), self.stopping.clone());
         let looked = self.runtime.spawn(async move {
             tokio::select! {
                 biased;
                 () = stopping.requested() => Err(SessionError::Closed),
-                looked = look::readers(settings) => looked,
+                looked = look.writes() => looked,
             }
         });
         let looked = looked.await.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;

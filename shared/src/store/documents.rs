@@ -1,15 +1,16 @@
 //! What a batch does to documents, without a database: which are stored, what is indexed of them,
 //! and which do not hold the definition of their collection. Pure, for both stores.
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::checks::{Checks, Unchecked};
-use super::plan::Task;
-use super::{Reason, SetAside};
+use super::plan::{Own, Task};
+use super::{Fate, Reason, SetAside};
 use crate::collection::{Checker, Violation};
+use crate::id::ItemKey;
 use crate::write::Document;
 
 /// The definitions that the transaction found, one for each of [`collections`].
@@ -44,6 +45,27 @@ pub struct Rows<'a> {
     pub documents: Vec<Row<'a>>,
     pub fields: Vec<FieldRow<'a>>,
     pub set_aside: Vec<SetAside>,
+}
+
+/// Documents that cannot come into the collection of a deletion that finds nothing there: such a deletion
+/// leaves no tombstone.
+pub struct Elsewhere<'p> {
+    /// Those that this transaction stores.
+    stored: HashSet<Uuid>,
+    own: &'p Own,
+}
+
+impl<'p> Elsewhere<'p> {
+    pub fn new(rows: &Rows<'_>, own: &'p Own) -> Self {
+        Self { stored: rows.documents.iter().map(|row| row.id.unwrap_or(row.place)).collect(), own }
+    }
+
+    /// `fate` is read in the transaction. What was processed before is stored, was, or is past the floor. What
+    /// was set aside may be redriven.
+    pub fn holds(&self, document: ItemKey, fate: Option<&Fate>) -> bool {
+        let was_processed = matches!(fate, Some(Fate::Applied { .. } | Fate::Forgotten));
+        self.stored.contains(&document.as_uuid()) || (was_processed && !self.own.holds(document))
+    }
 }
 
 /// The collections that a batch writes to, sorted, each once.

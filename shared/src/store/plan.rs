@@ -4,6 +4,7 @@
 //! Items stand in the order of messages and items. Of several items with one key the first that is
 //! processed counts, set aside or not; a repetition does nothing, and another payload never does.
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -84,6 +85,21 @@ pub struct Plan<'a> {
     /// Items that are not applied, whatever the store holds.
     pub aside: Vec<SetAside>,
     pub keyed: Vec<KeyedOutcome>,
+    /// Also of a part.
+    pub own: Arc<Own>,
+}
+
+/// What the store says was processed only because this transaction is about to.
+#[derive(Debug, Default)]
+pub struct Own {
+    messages: HashSet<MessageId>,
+    keys: HashSet<ItemKey>,
+}
+
+impl Own {
+    pub fn holds(&self, item: ItemKey) -> bool {
+        self.keys.contains(&item) || item.message().is_some_and(|message| self.messages.contains(&message))
+    }
 }
 
 /// What is to be entered into `keyed_writes` under a key.
@@ -132,6 +148,10 @@ impl<'a> Plan<'a> {
                 }
             }
         }
+        plan.own = Arc::new(Own {
+            messages: fresh.iter().map(|message| message.id).collect(),
+            keys: processed.into_keys().filter(|key| !earlier.contains_key(key)).collect(),
+        });
         plan
     }
 
@@ -171,6 +191,7 @@ impl<'a> Plan<'a> {
             points: only(&self.points, is_in),
             aside: Vec::new(),
             keyed: Vec::new(),
+            own: Arc::clone(&self.own),
         }
     }
 

@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use self::collections::Cache;
@@ -174,19 +174,9 @@ impl Store for SqliteStore {
     }
 
     async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
-        let work = self.files.read("fates", move |connection| {
-            Box::pin(async move {
-                let row = |item: &ItemKey| {
-                    let message = item.message().map(|message| message.as_uuid().simple());
-                    (item.as_uuid().simple(), message)
-                };
-                let rows: Vec<_> = items.iter().map(row).collect();
-                let json = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
-                let mut rows = sqlx::query(FATES).bind(json).fetch_all(connection).await?;
-                rows.sort_unstable_by_key(|row| row.get::<i64, _>(5));
-                Ok(rows.iter().map(fate_of).collect::<Result<_, _>>()?)
-            })
-        });
+        let work = self
+            .files
+            .read("fates", move |connection| Box::pin(async move { fates(connection, &items).await }));
         work.await
     }
 
@@ -321,6 +311,18 @@ fn counter_of(row: &SqliteRow) -> Result<Counter, sqlx::Error> {
         version: row.try_get(2)?,
         updated_at_ms: row.try_get(3)?,
     })
+}
+
+/// In the order of `items`.
+async fn fates(connection: &mut SqliteConnection, items: &[ItemKey]) -> Result<Vec<Option<Fate>>, Failure> {
+    let row = |item: &ItemKey| {
+        let message = item.message().map(|message| message.as_uuid().simple());
+        (item.as_uuid().simple(), message)
+    };
+    let rows: Vec<_> = items.iter().map(row).collect();
+    let mut rows = sqlx::query(FATES).bind(json(&rows)).fetch_all(connection).await?;
+    rows.sort_unstable_by_key(|row| row.get::<i64, _>(5));
+    Ok(rows.iter().map(fate_of).collect::<Result<_, _>>()?)
 }
 
 fn fate_of(row: &SqliteRow) -> Result<Option<Fate>, sqlx::Error> {

@@ -3,6 +3,7 @@
 //!
 //! Servers are found by `FOREBAY_TEST_AMQP_URL` and `FOREBAY_TEST_DATABASE_URL`, which `./test`
 //! sets; without them at their usual loopback ports.
+pub mod alone;
 pub mod clock;
 pub mod inspect;
 pub mod private;

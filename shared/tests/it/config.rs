@@ -128,7 +128,7 @@ fn with_nothing_set_the_api_is_embedded_and_the_consumer_local() {
     let consumer = given(Program::Consumer).loaded();
     assert_eq!(Pair::of(&consumer.config), Ok(Pair::Cluster));
     assert_eq!((consumer.profile, consumer.config.ops.port), (Some(Profile::Local), Some(9191)));
-    assert!(consumer.config.store.migrate);
+    assert!(consumer.config.store.migrate && consumer.config.store.create_database);
     assert_eq!(consumer.config.ids.secrets, given(Program::Api).profile("local").loaded().config.ids.secrets);
     assert!(consumer.warnings.is_empty());
 
@@ -179,7 +179,8 @@ fn a_deployed_profile_guesses_no_backend_and_does_not_migrate() {
     for profile in ["dev", "preprod", "prod"] {
         let unset = given(Program::Api).profile(profile).refused();
         assert!(unset.contains("queue.url") && unset.contains("AMQP_URL"), "{unset}");
-        assert!(!cluster(Program::Api).profile(profile).loaded().config.store.migrate);
+        let store = cluster(Program::Api).profile(profile).loaded().config.store;
+        assert!(!store.migrate && !store.create_database);
         let embedded = given(Program::Api)
             .profile(profile)
             .env("FOREBAY__QUEUE__URL", "embedded:/data")
@@ -267,7 +268,7 @@ fn a_value_of_a_wrong_type_that_a_later_layer_replaces_is_no_problem() {
 
 #[test]
 fn a_short_secret_is_refused_where_others_depend_on_it() {
-    let short = |given: Given| given.env("FOREBAY__IDS__SECRETS", "0123456789abcdef, fifteen-letters");
+    let short = |given: Given| given.env("FOREBAY__IDS__SECRETS", "fifteen-letters, 0123456789abcdef");
     let refused = short(cluster(Program::Api)).refused();
     assert!(
         refused.contains("ids.secrets") && refused.contains("16") && !refused.contains("fifteen"),
@@ -281,6 +282,8 @@ fn a_short_secret_is_refused_where_others_depend_on_it() {
     short(given(Program::Api).profile("local")).loaded();
     short(embedded(given(Program::Api))).loaded();
     cluster(Program::Api).env("FOREBAY__IDS__SECRETS", "0123456789abcdef").loaded();
+    // What is rotated out goes on recognising what it has signed.
+    cluster(Program::Api).env("FOREBAY__IDS__SECRETS", "0123456789abcdef, fifteen-letters").loaded();
 }
 
 #[test]
@@ -300,11 +303,19 @@ fn a_file_of_variables_is_read_and_those_of_the_process_win() {
 
     std::fs::write(&path, "FOREBAY__SERVER__PROT=1").expect("writes");
     assert!(given.refused().contains("FOREBAY__SERVER__PORT"));
-    std::fs::write(&path, "no variable hunter2").expect("writes");
+    // Lines of other tools may be of another kind; those of Forebay's must be readable.
+    std::fs::write(&path, "words of a tool\nFOREBAY__SERVER__HOST=b").expect("writes");
+    assert_eq!(given.loaded().config.server.host, "b");
+    std::fs::write(&path, "a tool's own words\nFOREBAY__SERVER__HOST=b").expect("writes");
+    assert!(given.refused().contains("NAME=value"), "not left out in silence");
+    std::fs::write(&path, "FOREBAY__SERVER__HOST hunter2").expect("writes");
     let refused = given.refused();
     assert!(refused.contains("NAME=value") && !refused.contains("hunter2"), "{refused}");
     std::fs::remove_file(&path).expect("it is there");
     assert_eq!(given.loaded().env_file, None);
+    std::fs::create_dir(&path).expect("makes a directory");
+    assert_eq!(given.loaded().env_file, None);
+    std::fs::remove_dir(&path).expect("it is there");
 }
 
 /// The numeric settings, by their defaults and the one that has none.
@@ -347,17 +358,41 @@ fn every_number_has_a_range_and_is_refused_by_name_outside_of_it() {
 
 #[test]
 fn a_wrong_type_is_refused_with_name_origin_and_what_was_expected() {
-    for (value, expected) in [("abc", "u16"), ("70000", "u16"), ("-1", "u16"), ("1.5", "u16")] {
+    for value in ["abc", "70000", "-1", "1.5"] {
+        let expected = "expected an integer from 0 to 65535";
         let env = given(Program::Api).env("FOREBAY__SERVER__PORT", value).refused();
         assert!(env.contains("server.port (environment FOREBAY__SERVER__PORT)"), "{env}");
         assert!(env.contains(expected) && env.contains(value), "{env}");
     }
     let flag = given(Program::Api).flag("store.migrate", "maybe").refused();
-    assert!(flag.contains("store.migrate (flag --set store.migrate)") && flag.contains("bool"), "{flag}");
+    assert!(
+        flag.contains("store.migrate (flag --set store.migrate)") && flag.contains("expected true or false"),
+        "{flag}"
+    );
     let format = given(Program::Api).env("FOREBAY__TELEMETRY__LOG_FORMAT", "xml").refused();
     assert!(format.contains("telemetry.log_format") && format.contains("json"), "{format}");
     let secret = given(Program::Api).file("default: {ids: {secrets: hunter2}}").refused();
     assert!(secret.contains("ids.secrets") && !secret.contains("hunter2"), "{secret}");
+}
+
+#[test]
+fn no_wrong_value_of_any_setting_is_told_in_the_words_of_rust() {
+    let rust = [
+        "u16", "u32", "u64", "usize", "i64", "f64", "bool", "struct", "enum", "sequence", "map", "ApiKey",
+        "unsigned",
+    ];
+    let report = check_config_report(&given(Program::Api).loaded());
+    let keys = report.lines().filter_map(|line| line.split_once(": ")?.0.contains('.').then_some(line));
+    for key in keys.map(|line| line.split(':').next().expect("a key")) {
+        for value in ["maybe", "[1, [2]]", "[{id: 5}]", "-1", "1.5"] {
+            // Some settings take some of them.
+            let Err(error) = given(Program::Api).flag(key, value).load() else { continue };
+            let told = error.to_string();
+            let words = || told.split(|c: char| !c.is_alphanumeric());
+            let word = rust.iter().find(|word| words().any(|found| found == **word));
+            assert_eq!(word, None, "{key}={value}: {told}");
+        }
+    }
 }
 
 #[test]
@@ -387,6 +422,14 @@ fn values_that_cannot_work_together_are_refused_by_name() {
         ("store.url", "mysql://x", "store.url"),
         ("store.url", "embedded:elsewhere", "another directory"),
         ("telemetry.log_filter", "info,=", "telemetry.log_filter"),
+        ("server.path_prefix", "forebay", "server.path_prefix"),
+        ("server.path_prefix", "/forebay/", "server.path_prefix"),
+        ("server.path_prefix", "/a/../b", "server.path_prefix"),
+        ("server.path_prefix", "/a?b", "server.path_prefix"),
+        ("auth.cors_origins", "app.example", "auth.cors_origins"),
+        ("auth.cors_origins", "https://app.example/", "auth.cors_origins"),
+        ("auth.cors_origins", "https://good.example,*", "auth.cors_origins"),
+        ("auth.cors_origins", "https://app.example:443", "auth.cors_origins"),
     ] {
         let refused = given(Program::Api).flag(key, value).refused();
         assert!(refused.contains(named), "{key}={value}: {refused}");

@@ -33,6 +33,7 @@ fn health(status: Status, ready: bool) -> Health {
         ready,
         components: BTreeMap::from([("queue", "healthy"), ("store", "unhealthy")]),
         breakers: BTreeMap::from([("store", "open")]),
+        consumers: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! What a line of the log looks like.
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use shared::breaker::{Breaker, BreakerLimits};
 use shared::config;
 use shared::telemetry::{init_logs, json_logs, text_logs};
 use tracing_subscriber::EnvFilter;
@@ -59,6 +61,28 @@ fn a_line_of_text_cannot_be_forged_by_what_it_quotes() {
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.trim_end().chars().all(|character| !character.is_control()), "{text:?}");
     assert!(text.contains(r"counter.name=a\u{1b}[31m\nlevel=FAKE items=3"), "{text}");
+}
+
+#[test]
+fn an_outage_is_two_lines_with_its_reason_however_many_probes_fail() {
+    let page = Page::default();
+    let writer = page.clone();
+    let logs = text_logs(EnvFilter::new("info"), false, move || writer.clone());
+    tracing::subscriber::with_default(logs, || {
+        let open_for = Duration::from_secs(1);
+        let breaker = Breaker::new("told", BreakerLimits { failures_max: 2, open_for, probes_max: 1 });
+        let begin = Instant::now();
+        let tries = |number: u32| breaker.permit(begin + open_for * number).expect("a try");
+        for number in [0, 0, 1, 2, 3] {
+            tries(number).failure(begin + open_for * number, &"connection refused");
+        }
+        tries(4).success();
+    });
+    let text = page.text();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].contains("breaker opened") && lines[0].contains("connection refused"), "{text}");
+    assert!(lines[1].contains("breaker closed"), "{text}");
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! The documents of a request, read and checked: on the worker where that is little, and else on a
 //! thread that nobody waits for.
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use shared::collection::{Budget, Checker};
 use shared::json;
+use shared::read_error;
 use shared::write::{Document, Object, Write};
 
 use crate::accept::{Draft, OwnKey};
@@ -35,8 +37,26 @@ pub async fn read(body: Body, collection: &str, shared: &Shared) -> Result<Draft
         Body::Empty => return Err(Problem::malformed("a document is a JSON object; there is no body")),
         Body::One(bytes) | Body::Array(bytes) | Body::Lines(bytes) => bytes.len(),
     };
+    let (body, refused) = (Arc::new(body), Arc::<AtomicBool>::default());
     let checker = shared.definitions.checker(collection).await;
-    let reader = Reader { collection: collection.into(), checker, limits: shared.body_limits };
+    let version = checker.as_ref().map(|checker| checker.version);
+    let reader = Reader {
+        collection: collection.into(),
+        checker,
+        limits: shared.body_limits,
+        refused: refused.clone(),
+    };
+    let drafts = read_by(reader.clone(), body.clone(), bytes, shared).await;
+    let Some(version) = version.filter(|_| refused.load(Ordering::Relaxed)) else { return drafts };
+    // Another replica may have replaced the definition a moment ago.
+    match shared.definitions.newer_checker(collection, version).await {
+        Some(newer) => read_by(Reader { checker: Some(newer), ..reader }, body, bytes, shared).await,
+        None => drafts,
+    }
+}
+
+/// Reads and checks where that keeps no worker.
+async fn read_by(reader: Reader, body: Arc<Body>, bytes: usize, shared: &Shared) -> Result<Drafts, Problem> {
     let checks = reader.checker.as_deref().filter(|checker| !checker.takes_all());
     let Some(checks) = checks else {
         let read = move || reader.read(&body, &Budget::new(Duration::ZERO));
@@ -49,14 +69,17 @@ pub async fn read(body: Body, collection: &str, shared: &Shared) -> Result<Draft
             return drafts;
         }
     }
-    shared.checking.run(move |budget| reader.read(&body, budget)).await?
+    shared.checking.check(move |budget| reader.read(&body, budget)).await?
 }
 
+#[derive(Clone)]
 struct Reader {
     collection: Box<str>,
     /// `None` when the definition is not known soon enough, or not usable here.
     checker: Option<Arc<Checker>>,
     limits: BodyLimits,
+    /// Set when a document does not hold the definition.
+    refused: Arc<AtomicBool>,
 }
 
 impl Reader {
@@ -83,7 +106,10 @@ impl Reader {
         let own_key = own_key(text)?;
         if let Some(checker) = &self.checker {
             let checked = checker.check(text, budget);
-            checked.map_err(|violation| Problem::invalid_at(violation.pointer, violation.detail))?;
+            checked.map_err(|violation| {
+                self.refused.store(true, Ordering::Relaxed);
+                Problem::invalid_at(violation.pointer, violation.detail)
+            })?;
         }
         let schema_version = self.checker.as_ref().map(|checker| checker.version);
         let collection = self.collection.clone();
@@ -109,11 +135,11 @@ fn own_key(text: &str) -> Result<Option<Box<str>>, Problem> {
         return Ok(None);
     }
     let own: Own<'_> = serde_json::from_str(text)
-        .map_err(|error| Problem::invalid_at("", body::shorten(&error.to_string())))?;
+        .map_err(|error| Problem::invalid_at("", body::shorten(&read_error::plain(&error.to_string()))))?;
     let read = |raw: &RawValue| {
-        serde_json::from_str(raw.get())
-            .map(OwnKey::into_text)
-            .map_err(|error| Problem::invalid_at("/idempotency_key", body::shorten(&error.to_string())))
+        serde_json::from_str(raw.get()).map(OwnKey::into_text).map_err(|error| {
+            Problem::invalid_at("/idempotency_key", body::shorten(&read_error::plain(&error.to_string())))
+        })
     };
     own.idempotency_key.map(read).transpose()
 }

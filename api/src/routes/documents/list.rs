@@ -7,7 +7,7 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::web::{Path, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
-use shared::collection::{index_text, index_text_of_number};
+use shared::collection::{Wanted, has_all};
 use shared::id::{ItemKey, Kind};
 use shared::store::{Document, DocumentPage, DocumentsFound};
 use utoipa::{IntoParams, ToSchema};
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{DocumentBody, render_into};
 use crate::body;
 use crate::cache::guarded;
+use crate::definitions::Known;
 use crate::parameters::{Parameters, check_parameter, limit_of};
 use crate::problem::Problem;
 use crate::routes::counters::unavailable;
@@ -50,10 +51,10 @@ pub struct DocumentsParams {
 struct Params {
     limit: u32,
     before: Option<Uuid>,
-    filters: Filters,
+    wanted: Vec<(String, Wanted)>,
 }
 
-/// Fields with the text that they shall have.
+/// Fields with the index values that they shall have.
 type Filters = Vec<(String, String)>;
 
 /// Documents that are read at once: as many of the largest fit into memory for many requests.
@@ -63,7 +64,7 @@ const ROWS_AT_ONCE: u32 = 64;
 const PAGE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Ways to spell the filters of one request, each of which costs a read.
-const SPELLINGS_MAX: usize = 4;
+const SPELLINGS_MAX: usize = 8;
 
 /// Lists the documents of a collection.
 ///
@@ -71,8 +72,8 @@ const SPELLINGS_MAX: usize = 4;
 /// than `server.page_bytes_max`, or where filters that hardly ever match together leave much to search:
 /// then it may hold no item at all, and only a `next` of null says that there are no more. Any other
 /// parameter is the name of an indexed field: the text of a string, a number, `true`, `false` or
-/// `null`; all of them must match. A number is found however it is spelled; `1.0` finds the string
-/// `1.0`, too.
+/// `null`; all of them must match. A number is found by its exact value, however it is spelled:
+/// `1e18` finds 1000000000000000000, and 0.1 not 0.1000000000000000055; `1.0` finds the string `1.0`, too.
 #[utoipa::path(
     get,
     path = "/v1/data/{collection}",
@@ -107,11 +108,13 @@ pub async fn list_of(
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("collection", collection)?;
-    let Params { limit, mut before, filters } = params_of(request.query_string())?;
-    if !filters.is_empty() {
-        check_indexed(shared, collection, &filters).await?;
+    let Params { limit, mut before, mut wanted } = params_of(request.query_string())?;
+    if !wanted.is_empty() {
+        check_indexed(shared, collection, &wanted).await?;
     }
-    let spelled = spellings(&filters)?;
+    let spelled = spellings(&wanted)?;
+    // The others are decided by the index.
+    wanted.retain(|(_, wanted)| wanted.is_number());
     let begun = Instant::now();
     let mut page = Page { body: r#"{"items":["#.to_owned(), count: 0, bytes: 0, last: None };
     let has_next = loop {
@@ -119,9 +122,11 @@ pub async fn list_of(
         let rows = (limit - page.count + 1).min(ROWS_AT_ONCE);
         let found = read(shared, collection, &spelled, before, rows).await?;
         let is_last = found.documents.len() < rows as usize;
-        if !found.documents.iter().all(|document| page.take(shared, limit, document)) {
+        let mut matching = found.documents.iter().filter(|document| has_all(&document.data, &wanted));
+        if !matching.all(|document| page.take(shared, limit, document)) {
             break true;
         }
+        page.last = found.documents.last().map(|document| document.place).or(page.last);
         if found.stopped_at.is_some() {
             page.last = found.stopped_at;
             break true;
@@ -129,7 +134,7 @@ pub async fn list_of(
         if is_last {
             break false;
         }
-        if page.count > 0 && begun.elapsed() > PAGE_TIME_MAX {
+        if begun.elapsed() > PAGE_TIME_MAX {
             break true;
         }
         before = page.last;
@@ -205,13 +210,12 @@ async fn read(
 
 /// What the index is asked for. A text such as `1.0` may be meant as a string, or as the number that
 /// the index spells `1`: both are looked for.
-fn spellings(filters: &Filters) -> Result<Vec<Filters>, Problem> {
+fn spellings(wanted: &[(String, Wanted)]) -> Result<Vec<Filters>, Problem> {
     let mut spelled = vec![Filters::new()];
-    for (field, text) in filters {
-        let texts: Vec<_> =
-            [Some(index_text(text)), index_text_of_number(text)].into_iter().flatten().collect();
+    for (field, wanted) in wanted {
+        let texts = wanted.index_values();
         if spelled.len() * texts.len() > SPELLINGS_MAX {
-            let detail = format!("too many numbers in unusual spellings; write this one as {}", texts[1]);
+            let detail = "one of too many numbers in unusual spellings, or beyond 2^53, in one query";
             return Err(Problem::invalid_parameter(body::shorten(field), detail));
         }
         let with = |before: &Filters, text: &String| [&**before, &[(field.clone(), text.clone())]].concat();
@@ -225,13 +229,13 @@ fn params_of(query: &str) -> Result<Params, Problem> {
     let mut params = Parameters::of(query)?;
     let limit = limit_of(params.take("limit"))?;
     let before = params.take("after").map(|cursor| place_of(&cursor)).transpose()?;
-    Ok(Params { limit, before, filters: params.into_rest() })
+    let of_text = |(field, text): (String, String)| (field, Wanted::of(&text));
+    Ok(Params { limit, before, wanted: params.into_rest().into_iter().map(of_text).collect() })
 }
 
 /// A cursor is the place of the last document of its page.
 fn place_of(cursor: &str) -> Result<Uuid, Problem> {
-    let plain = cursor.len() == 32 && !cursor.bytes().any(|byte| byte.is_ascii_uppercase());
-    let place = Uuid::try_parse(cursor).ok().filter(|_| plain).and_then(ItemKey::from_uuid);
+    let place = Uuid::try_parse(cursor).ok().filter(|_| cursor.len() == 32).and_then(ItemKey::from_uuid);
     place
         .filter(|place| place.kind() == Some(Kind::Document) && !place.is_keyed())
         .map(ItemKey::as_uuid)
@@ -239,10 +243,21 @@ fn place_of(cursor: &str) -> Result<Uuid, Problem> {
 }
 
 /// Filters are answered from the index only, and only from a whole one.
-async fn check_indexed(shared: &Shared, collection: &str, filters: &Filters) -> Result<(), Problem> {
-    let known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
-    let indexed = &known.collection.definition.indexed;
-    if let Some((field, _)) = filters.iter().find(|(field, _)| !indexed.contains(field)) {
+async fn check_indexed(
+    shared: &Shared,
+    collection: &str,
+    wanted: &[(String, Wanted)],
+) -> Result<(), Problem> {
+    let unknown = |known: &Known| {
+        let indexed = &known.collection.definition.indexed;
+        wanted.iter().find(|(field, _)| !indexed.contains(field)).map(|(field, _)| field)
+    };
+    let mut known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
+    if unknown(&known).is_some() || !known.collection.is_indexed {
+        // It may have been defined, or indexed, a moment ago by another replica.
+        known = shared.definitions.reread(collection).await.map_err(|error| unavailable(&error))?;
+    }
+    if let Some(field) = unknown(&known) {
         let detail = "neither limit, after nor an indexed field of this collection";
         return Err(Problem::invalid_parameter(body::shorten(field), detail));
     }
@@ -265,8 +280,8 @@ mod tests {
     fn parameters_are_a_limit_a_cursor_and_filters() {
         let place = IdIssuer::new(1, 2).next(3).item(Kind::Document, 4).as_uuid();
         let query = format!("limit=7&after={}&name=a%20b&n=1", place.simple());
-        let filters = vec![("name".into(), "a b".into()), ("n".into(), "1".into())];
-        let expected = Params { limit: 7, before: Some(place), filters };
+        let wanted = vec![("name".into(), Wanted::of("a b")), ("n".into(), Wanted::of("1"))];
+        let expected = Params { limit: 7, before: Some(place), wanted };
         assert_eq!(params_of(&query).expect("parameters"), expected);
         assert_eq!(params_of("").expect("none").limit, PAGE_LIMIT_DEFAULT);
     }
@@ -297,14 +312,17 @@ mod tests {
         let filters = |pairs: &[(&str, &str)]| -> Filters {
             pairs.iter().map(|(field, text)| ((*field).to_owned(), (*text).to_owned())).collect()
         };
-        let found = |pairs: &[(&str, &str)]| spellings(&filters(pairs)).expect("few");
+        let wanted = |pairs: &[(&str, &str)]| -> Vec<_> {
+            pairs.iter().map(|(field, text)| ((*field).to_owned(), Wanted::of(text))).collect()
+        };
+        let found = |pairs: &[(&str, &str)]| spellings(&wanted(pairs)).expect("few");
         assert_eq!(found(&[]), [Filters::new()]);
         assert_eq!(found(&[("a", "x"), ("b", "1")]), [filters(&[("a", "x"), ("b", "1")])]);
         let both = [filters(&[("a", "x"), ("b", "1.0")]), filters(&[("a", "x"), ("b", "1")])];
         assert_eq!(found(&[("a", "x"), ("b", "1.0")]), both);
         assert_eq!(found(&[("a", "1.0"), ("b", "2e0")]).len(), 4);
-        let many = filters(&[("a", "1.0"), ("b", "2e0"), ("c", "3.0")]);
-        let problem = serde_json::to_value(spellings(&many).expect_err("eight")).expect("serialises");
-        assert_eq!(problem["errors"][0]["parameter"], "c");
+        let many = wanted(&[("a", "1.0"), ("b", "2e0"), ("c", "3.0"), ("d", "4.0")]);
+        let problem = serde_json::to_value(spellings(&many).expect_err("sixteen")).expect("serialises");
+        assert_eq!(problem["errors"][0]["parameter"], "d");
     }
 }

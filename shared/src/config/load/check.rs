@@ -58,6 +58,16 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     };
     let hosts = server.allowed_hosts.iter().all(|name| is_host(name) || name.parse::<IpAddr>().is_ok());
     demand("server.allowed_hosts", hosts, "expected names or addresses, without scheme and port".into());
+    let prefix = &server.path_prefix;
+    let is_prefix = prefix.is_empty() || is_path(prefix);
+    demand(
+        "server.path_prefix",
+        is_prefix,
+        "expected a path such as /forebay, without a slash at its end".into(),
+    );
+    let origins = config.auth.cors_origins.iter().all(|origin| is_origin(origin));
+    let expected = "expected origins such as https://app.example, without a path".into();
+    demand("auth.cors_origins", origins, expected);
     let ring = KeyRing::new(config.auth.keys.iter().cloned());
     demand("auth.keys", ring.is_ok(), ring.err().unwrap_or_default());
     let filter = telemetry::check_filter(&config.telemetry.log_filter);
@@ -65,9 +75,22 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     found
 }
 
-/// Secrets that are guessed sooner than they are rotated.
-pub(super) fn has_short_secret(config: &Config) -> bool {
-    config.ids.secrets.iter().any(|secret| secret.len() < SECRET_BYTES_MIN)
+fn is_path(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
+    let is_step = |step: &str| !["", ".", ".."].contains(&step) && step.bytes().all(plain);
+    text.strip_prefix('/').is_some_and(|steps| steps.split('/').all(is_step))
+}
+
+/// As browsers send it: scheme, host and a port that is not the scheme's own.
+fn is_origin(text: &str) -> bool {
+    url::Url::parse(text)
+        .is_ok_and(|url| url.has_host() && url.origin().ascii_serialization().eq_ignore_ascii_case(text))
+}
+
+/// Whether ids are signed with a secret that is guessed sooner than it is rotated. One that only verifies
+/// may be short: an installation keeps the ids that it has issued.
+pub(super) fn signs_with_short_secret(config: &Config) -> bool {
+    config.ids.secrets.first().is_some_and(|secret| secret.len() < SECRET_BYTES_MIN)
 }
 
 /// Whether only this machine can be meant.

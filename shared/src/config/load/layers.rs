@@ -2,6 +2,7 @@
 //! origin, in the order in which later ones win.
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Yaml};
@@ -32,13 +33,20 @@ impl Env {
         let Some(path) = file else { return Ok(env) };
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(env),
+            // Environments of other tools are directories of this name.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+                return Ok(env);
+            }
             Err(source) => return Err(ConfigError::Unreadable { path: path.into(), source }),
         };
         env.file = Some(path.into());
         for line in dotenvy::from_read_iter(text.as_bytes()) {
-            // The text is not shown: it may be a secret.
-            let (name, value) = line.map_err(|_| ConfigError::NoVariables { path: path.into() })?;
+            let (name, value) = match line {
+                Ok(variable) => variable,
+                Err(dotenvy::Error::LineParse(line, _)) if !is_ours(&line) => continue,
+                // The text is not shown: it may be a secret.
+                Err(_) => return Err(ConfigError::NoVariables { path: path.into() }),
+            };
             if let Entry::Vacant(entry) = env.variables.entry(name) {
                 env.of_file.insert(entry.key().clone());
                 entry.insert(value);
@@ -57,6 +65,17 @@ impl Env {
             _ => format!("environment {name}"),
         }
     }
+}
+
+/// Whether what cannot be read sets a variable of Forebay's; the rest is for other tools. It is several
+/// lines behind a quote that nothing closes.
+fn is_ours(text: &str) -> bool {
+    let sets_ours = |line: &str| {
+        let line = line.trim_start();
+        let name = line.strip_prefix("export ").unwrap_or(line).trim_start();
+        name.starts_with("FOREBAY") || ALIASES.iter().any(|(alias, _)| name.starts_with(alias))
+    };
+    text.lines().any(sets_ours)
 }
 
 /// Values that must never be shown as they are.
@@ -124,6 +143,7 @@ pub(super) fn built_in(program: Program, profile: Option<Profile>) -> Vec<Settin
         Some(Profile::Local) => vec![
             ("queue.url", "amqp://guest:guest@127.0.0.1:5672/%2f".into()),
             ("store.url", "postgres://postgres@127.0.0.1:5432/forebay".into()),
+            ("store.create_database", true.into()),
         ],
         // A file in a container's own disk would be a queue that forgets: somebody must choose.
         Some(Profile::Dev | Profile::Preprod | Profile::Prod) => {
@@ -272,7 +292,9 @@ pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<Problem>, warning
         let rest =
             variable.strip_prefix("FOREBAY").filter(|rest| rest.starts_with('_') && !rest.starts_with("__"));
         let Some(key) = rest.and_then(|rest| keys.get(&flat(rest))) else { continue };
-        if key.ends_with(".port") && (value.starts_with("tcp://") || value.starts_with("udp://")) {
+        if key.split_once('.').is_some_and(|(_, name)| name == "port")
+            && (value.starts_with("tcp://") || value.starts_with("udp://"))
+        {
             warnings.push(format!("{variable} is not read: the setting is {}", variable_of(key)));
         } else {
             let origin = env.origin(variable).trim_end_matches(&format!(" {variable}")).into();

@@ -33,6 +33,7 @@ fn routing_key(body: &Body) -> ShortString {
     match body {
         Body::Committed(_) => "committed",
         Body::Heartbeat { .. } => "heartbeat",
+        Body::Defined { .. } => "defined",
         Body::Goodbye => "goodbye",
         Body::Unknown => "unknown",
     }

@@ -1,4 +1,4 @@
-//! Looks at what waits in the dead queue, on a session of its own that is kept between two looks.
+//! Looks at what waits in the queues, on a session of its own that is kept between two looks.
 //!
 //! Rejected messages are there only if the exchange of dead letters is: without it, or without its
 //! binding, they wait within the broker, where nobody sees them. Nobody is told when it is deleted, and
@@ -12,6 +12,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
 use tokio::sync::Mutex;
 
+use super::super::Waiting;
 use super::{RabbitSettings, Session, SessionError, call, topology};
 
 /// The name of the session in the broker's tools.
@@ -65,20 +66,25 @@ impl Look {
         Ok(ready > 0 || on_their_way)
     }
 
+    /// What waits in the queue of writes, and who reads it.
+    pub async fn writes(&self) -> Result<Waiting, SessionError> {
+        let mut kept = self.kept.lock().await;
+        let session = match kept.session.take() {
+            Some(session) => session,
+            None => Session::open(&self.settings, NAME).await?,
+        };
+        let found = found(&session, self.settings.names().writes).await?;
+        kept.session = Some(session);
+        let readers = Some(found.consumer_count());
+        Ok(Waiting { messages: found.message_count().into(), readers })
+    }
+
     pub async fn close(&self) {
         let session = self.kept.lock().await.session.take();
         if let Some(session) = session {
             session.close().await;
         }
     }
-}
-
-/// Counts the readers of the queue of writes, on a session that is not kept.
-pub(super) async fn readers(settings: Arc<RabbitSettings>) -> Result<u32, SessionError> {
-    let session = Session::open(&settings, NAME).await?;
-    let readers = found(&session, settings.names().writes).await?.consumer_count();
-    session.close().await;
-    Ok(readers)
 }
 
 /// Declares it passively, on a channel of its own, because an error closes the channel.

@@ -67,6 +67,7 @@ pub(super) fn start(
 ) -> (Arc<RabbitPublisher>, (JoinHandle<()>, Shutdown)) {
     let (sender, jobs) = mpsc::channel(settings.waiting_max);
     let link = Arc::new(LinkState::default());
+    link.set(Link::Opening);
     let pump = Pump {
         settings,
         link: Arc::clone(&link),
@@ -111,6 +112,8 @@ pub(super) struct LinkState(AtomicU8);
 const UP: u8 = 1;
 const BLOCKED: u8 = 2;
 const FULL: u8 = 3;
+const OPENING: u8 = 4;
+const SETTLING: u8 = 5;
 
 impl LinkState {
     pub fn set(&self, link: Link) {
@@ -119,6 +122,8 @@ impl LinkState {
             Link::Up => UP,
             Link::Blocked => BLOCKED,
             Link::Full => FULL,
+            Link::Opening => OPENING,
+            Link::Settling => SETTLING,
         };
         self.0.store(value, Ordering::Relaxed);
     }
@@ -128,6 +133,8 @@ impl LinkState {
             UP => Link::Up,
             BLOCKED => Link::Blocked,
             FULL => Link::Full,
+            OPENING => Link::Opening,
+            SETTLING => Link::Settling,
             _ => Link::Down,
         }
     }
@@ -163,7 +170,7 @@ impl Pump {
         let mut log = LogOnce::default();
         while !self.is_finished() {
             let settings = Arc::clone(&self.settings);
-            let Some(opened) = self.collect_during(open(settings)).await else { break };
+            let Some(opened) = self.collect_during(open(settings, self.link.clone())).await else { break };
             match opened {
                 Ok((session, channel)) => {
                     log.opened(NAME);
@@ -179,6 +186,7 @@ impl Pump {
                     }
                 }
                 Err(error) => {
+                    self.link.set(Link::Down);
                     log.failed(NAME, &error);
                     self.refuse_if_hopeless(&error);
                 }
@@ -263,10 +271,17 @@ impl Drop for Pump {
 }
 
 /// Connects, declares the topology and opens the publishing channel.
-async fn open(settings: Arc<RabbitSettings>) -> Result<(Session, Channel), SessionError> {
+async fn open(
+    settings: Arc<RabbitSettings>,
+    link: Arc<LinkState>,
+) -> Result<(Session, Channel), SessionError> {
     let session = Session::open(&settings, NAME).await?;
     let names = Names::new(&settings.prefix);
-    topology::declare_queues(&session, &names, settings.limits.bytes_max, settings.settle).await?;
+    let settle = async {
+        link.set(Link::Settling);
+        sleep(settings.settle).await;
+    };
+    topology::declare_queues(&session, &names, settings.limits.bytes_max, settle).await?;
     let channel = session.publishing_channel().await?;
     Ok((session, channel))
 }

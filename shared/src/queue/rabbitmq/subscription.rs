@@ -112,7 +112,7 @@ impl RabbitSubscription {
         static SESSIONS: AtomicU64 = AtomicU64::new(1);
         let session = Session::open(settings, lane.session_name()).await?;
         let names = Names::new(&settings.prefix);
-        topology::declare_queues(&session, &names, settings.limits.bytes_max, settings.settle).await?;
+        topology::declare_queues(&session, &names, settings.limits.bytes_max, sleep(settings.settle)).await?;
         let channel = session.channel().await?;
         let mut subscription = Self {
             runtime: runtime.clone(),

@@ -42,7 +42,7 @@ enum Kind {
     Queue(FieldTable),
 }
 
-/// Declares the queues and what they need; waits for `settle` when a queue is new.
+/// Declares the queues and what they need; runs `settle`, which waits, when a queue is new.
 ///
 /// A broker that is killed within half a second after it made a quorum queue starts it again
 /// without a leader and without what it had confirmed. So the exchange of dead letters says that
@@ -54,7 +54,7 @@ pub(crate) async fn declare_queues(
     session: &Session,
     names: &Names,
     bytes_max: u64,
-    settle: Duration,
+    settle: impl Future<Output = ()>,
 ) -> Result<(), SessionError> {
     let dead_exchange = Kind::Exchange(ExchangeKind::Direct);
     let dead = Kind::Queue(quorum_arguments(bytes_max));
@@ -71,7 +71,7 @@ pub(crate) async fn declare_queues(
     let dead_existed = ensure(session, &names.dead, &dead).await?;
     let writes_existed = ensure(session, &names.writes, &writes).await?;
     if !(was_settled && dead_existed && writes_existed) {
-        sleep(settle).await;
+        settle.await;
     }
     ensure(session, &names.dead, &dead_exchange).await?;
     // Whoever declared both without giving us the right to bind has bound them, too.

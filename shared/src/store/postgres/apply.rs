@@ -110,7 +110,7 @@ pub async fn give_up_on(
     give_up: &GiveUp,
     limit: Duration,
 ) -> Result<Applied, Failure> {
-    let choice = if give_up.search { Choice::Isolate(Search::Slow) } else { Choice::None(&give_up.why) };
+    let choice = if give_up.search { Choice::Isolate(Search::Failing) } else { Choice::None(&give_up.why) };
     attempt(connection, known, &[message], Mode { choice, too_old: TooOld::SetAside, limit }).await
 }
 

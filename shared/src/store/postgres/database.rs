@@ -1,4 +1,4 @@
-//! Creates the database itself, for the first start on a fresh server.
+//! Creates the database itself, for the first start on a fresh server, where that is wanted.
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
@@ -10,15 +10,22 @@ const INVALID_CATALOG_NAME: &str = "3D000";
 /// Another program created it in the meantime; which of the two codes depends on the moment.
 const CREATED_BY_ANOTHER: [&str; 2] = ["42P04", "23505"];
 
-/// Creates the database when the server has none of that name. A database that is there is left
-/// alone, whatever is in it.
-pub async fn ensure(options: &PgConnectOptions) -> Result<(), Failure> {
+/// Creates the database when the server has none of that name and `may_create`; otherwise that is an error. A
+/// database that is there is left alone, whatever is in it.
+pub async fn ensure(options: &PgConnectOptions, may_create: bool) -> Result<(), Failure> {
     match options.connect().await {
         Ok(connection) => return Ok(connection.close().await?),
         Err(error) if has_code(&error, &[INVALID_CATALOG_NAME]) => {}
         Err(error) => return Err(error.into()),
     }
     let name = options.get_database().unwrap_or_default();
+    if !may_create {
+        let hint = format!(
+            "there is no database {name}: correct its name (DATABASE_URL, store.url), or create it (`createdb \
+             {name}`, or FOREBAY__STORE__CREATE_DATABASE=true)"
+        );
+        return Err(StoreError::Unavailable(hint.into()).into());
+    }
     let quoted = name.replace('"', "\"\"");
     let mut maintenance = options.clone().database("postgres").connect().await?;
     let created = maintenance.execute(AssertSqlSafe(format!("create database \"{quoted}\""))).await;

@@ -2,7 +2,7 @@
 //!
 //! A delete leaves a tombstone, whether its document has come or not, and an insert does nothing
 //! where a row is: so both orders end the same (`a_delete_that_overtakes_its_insert_wins`).
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -13,10 +13,10 @@ use super::failure::Failure;
 use super::known::Known;
 use super::partitions::DAY_MS;
 use super::read::from_ms;
-use super::{fields, keys, ledger};
+use super::{fields, keys, ledger, read};
 use crate::id::{ItemKey, MessageId};
 use crate::store::SetAside;
-use crate::store::documents::{self, FieldRow, Row};
+use crate::store::documents::{self, Elsewhere, FieldRow, Row};
 use crate::store::plan::{Plan, Task};
 use crate::write::Delete;
 
@@ -54,7 +54,8 @@ pub async fn write(
     ledger::bury(connection, &rows.set_aside).await?;
     let inserted = insert(connection, &rows.documents).await?;
     fields::insert(connection, fields::of_places(&rows.fields, &inserted)).await?;
-    let deleted = delete(connection, &found, &plan.deletes).await?;
+    let elsewhere = Elsewhere::new(&rows, &plan.own);
+    let deleted = delete(connection, &found, &elsewhere, &plan.deletes).await?;
     Ok(Written { set_aside: rows.set_aside, deleted })
 }
 
@@ -123,10 +124,81 @@ struct Live {
     bytes: i32,
 }
 
+/// A tombstone that was inserted, as no row was there.
+struct Fresh {
+    collection: String,
+    place: Uuid,
+    document: ItemKey,
+}
+
+/// What deletions found.
+#[derive(Default)]
+struct Entombed {
+    live: Vec<Live>,
+    fresh: Vec<Fresh>,
+}
+
+/// A row that was locked or inserted: collection, place, and the length of its data.
+type Touched = (String, Uuid, Option<i32>);
+
+impl Entombed {
+    fn absorb(&mut self, tombstones: &Tombstones<'_>, touched: Vec<Touched>) {
+        let ids: HashMap<(&str, Uuid), Uuid> = tombstones
+            .collections
+            .iter()
+            .zip(&tombstones.places)
+            .zip(&tombstones.ids)
+            .map(|((collection, place), id)| ((*collection, *place), *id))
+            .collect();
+        for (collection, place, bytes) in touched {
+            if let Some(bytes) = bytes {
+                self.live.push(Live { collection, place, bytes });
+            } else if let Some(document) =
+                ids.get(&(&*collection, place)).copied().and_then(ItemKey::from_uuid)
+            {
+                self.fresh.push(Fresh { collection, place, document });
+            }
+        }
+    }
+}
+
+/// Takes back the tombstones of documents that cannot come any more. Who inserts one of them waits for the
+/// tombstone, and so is not committed when their fates are read.
+async fn withdraw(
+    connection: &mut PgConnection,
+    elsewhere: &Elsewhere<'_>,
+    fresh: Vec<Fresh>,
+) -> Result<(), Failure> {
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    let documents: Vec<ItemKey> = fresh.iter().map(|fresh| fresh.document).collect();
+    let fates = read::fates(connection, &documents).await?;
+    let (mut collections, mut places) = (Vec::new(), Vec::new());
+    for (fresh, fate) in fresh.into_iter().zip(fates) {
+        if elsewhere.holds(fresh.document, fate.as_ref()) {
+            collections.push(fresh.collection);
+            places.push(fresh.place);
+        }
+    }
+    if !places.is_empty() {
+        let gone = sqlx::query!(
+            "delete from documents as document using unnest($1::text[], $2::uuid[]) as gone (collection, place)
+             where document.collection = gone.collection and document.place = gone.place
+                 and document.data is null",
+            &collections,
+            &places
+        );
+        gone.execute(connection).await?;
+    }
+    Ok(())
+}
+
 /// Returns the keys of the documents, each once.
 async fn delete(
     connection: &mut PgConnection,
     found: &Found,
+    elsewhere: &Elsewhere<'_>,
     deletes: &[Task<'_, Delete>],
 ) -> Result<Vec<ItemKey>, Failure> {
     let mut first: BTreeMap<(&str, ItemKey), &Task<'_, Delete>> = BTreeMap::new();
@@ -134,21 +206,24 @@ async fn delete(
         first.entry((&task.write.collection, task.write.document)).or_insert(task);
     }
     let (keyed, unkeyed): (Vec<_>, Vec<_>) = first.values().partition(|task| task.write.document.is_keyed());
-    let mut live = Vec::new();
+    let mut entombed = Entombed::default();
     if !unkeyed.is_empty() {
-        live.extend(entomb(connection, &Tombstones::of(unkeyed.into_iter().copied())).await?);
+        let tombstones = Tombstones::of(unkeyed.into_iter().copied());
+        entombed.absorb(&tombstones, entomb(connection, &tombstones).await?);
     }
     if !keyed.is_empty() {
-        live.extend(entomb_keyed(connection, &Tombstones::of(keyed.into_iter().copied())).await?);
+        let tombstones = Tombstones::of(keyed.into_iter().copied());
+        entombed.absorb(&tombstones, entomb_keyed(connection, &tombstones).await?);
     }
-    clear(connection, found, &live).await?;
+    withdraw(connection, elsewhere, entombed.fresh).await?;
+    clear(connection, found, &entombed.live).await?;
     let gone: BTreeSet<ItemKey> = first.keys().map(|(_, document)| *document).collect();
     Ok(gone.into_iter().collect())
 }
 
-/// Inserts tombstones, and locks the documents that are there; returns those that have data. The
+/// Inserts tombstones, and locks the documents that have data; returns both. The
 /// row of a keyed document is no document under its place.
-async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> Result<Vec<Live>, Failure> {
+async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> Result<Vec<Touched>, Failure> {
     let rows = sqlx::query!(
         r#"insert into documents as document (collection, place, accepted_at)
            select collection, place, accepted_at
@@ -161,9 +236,7 @@ async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> R
         &tombstones.accepted
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
-    let live =
-        |(collection, place, bytes): (_, _, Option<i32>)| Some(Live { collection, place, bytes: bytes? });
-    Ok(rows.filter_map(|row| live((row.collection, row.place, row.bytes))).collect())
+    Ok(rows.map(|row| (row.collection, row.place, row.bytes)).collect())
 }
 
 /// As [`entomb`], by the ids of keyed documents. The place of a tombstone that finds no document
@@ -171,7 +244,7 @@ async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> R
 async fn entomb_keyed(
     connection: &mut PgConnection,
     tombstones: &Tombstones<'_>,
-) -> Result<Vec<Live>, Failure> {
+) -> Result<Vec<Touched>, Failure> {
     let rows = sqlx::query!(
         r#"insert into documents as document (collection, place, id, accepted_at)
            select collection, place, id, accepted_at
@@ -186,9 +259,7 @@ async fn entomb_keyed(
         &tombstones.accepted
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
-    let live =
-        |(collection, place, bytes): (_, _, Option<i32>)| Some(Live { collection, place, bytes: bytes? });
-    Ok(rows.filter_map(|row| live((row.collection, row.place, row.bytes))).collect())
+    Ok(rows.map(|row| (row.collection, row.place, row.bytes)).collect())
 }
 
 /// Takes data and fields from documents that this transaction has locked.

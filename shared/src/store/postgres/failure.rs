@@ -83,11 +83,6 @@ impl Failure {
         matches!(self, Self::NoPlace(_)) || self.sqlstate().as_deref() == Some("57014")
     }
 
-    /// The server ended a statement at its time limit.
-    pub fn is_statement_timeout(&self) -> bool {
-        self.sqlstate().as_deref() == Some("57014")
-    }
-
     /// Of a transaction that wrote: the server answers, and what it was given may be the reason. No
     /// lost connection, no full, slow, stopping or read-only server, no conflict, no other schema.
     fn may_be_the_message(&self) -> bool {
@@ -98,6 +93,16 @@ impl Failure {
                 code == "57014" || !(code == "23514" || of_the_server.contains(&&code[..2.min(code.len())]))
             }),
             _ => false,
+        }
+    }
+
+    /// Code and words on a statement that wrote items, where they may be the reason.
+    pub fn about_item(&self) -> Option<(String, String)> {
+        match self {
+            Self::Sql(sqlx::Error::Database(error)) if self.may_be_the_message() => {
+                Some((self.sqlstate()?, error.message().to_owned()))
+            }
+            _ => None,
         }
     }
 

@@ -21,7 +21,7 @@ use super::{collections, dead_letters, documents, fields, keys, ledger, rollups}
 use crate::id::MessageId;
 use crate::rollup::Resolution;
 use crate::store::ledger::keys_before_ms;
-use crate::store::{Housekept, Retention, StoreError};
+use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 /// Any number that nothing else uses; the same in every build.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7904;
@@ -126,7 +126,21 @@ pub async fn housekeep(
     kept.more |= many && kept.partitions > 0;
     kept.overdue =
         failed.note("overdue partitions", overdue(connection, now_ms, &retention).await).unwrap_or(0);
+    kept.dead_letters = failed.note("dead letters", dead_letters(connection).await).unwrap_or(0);
     failed.into_result(kept)
+}
+
+/// Dead letters that wait for somebody, among the first by id.
+async fn dead_letters(connection: &mut PgConnection) -> Result<u64, Failure> {
+    let mut transaction = begin(connection).await?;
+    let waiting = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from
+           (select discarded_at from dead_letters order by id limit $1) first where discarded_at is null"#,
+        DEAD_LETTERS_COUNTED_MAX,
+    );
+    let waiting = waiting.fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(u64::try_from(waiting).unwrap_or(0))
 }
 
 /// What may be forgotten as far as the queue is concerned, and for how long keys are promised.

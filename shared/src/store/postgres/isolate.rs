@@ -44,14 +44,14 @@ pub enum Search {
     Refused,
     /// All refused ones: the others are not asked for, or were applied.
     AllRefused,
-    /// All refused ones, and those whose statements take too long.
-    Slow,
+    /// All refused ones, and those whose statements fail otherwise or take too long.
+    Failing,
 }
 
 impl Search {
     /// The limit of a statement, within a transaction that has `limit`.
     pub fn part_limit(self, limit: Duration) -> Duration {
-        if self == Self::Slow { PART_TIME_MAX.min(limit / 60) } else { limit }
+        if self == Self::Failing { PART_TIME_MAX.min(limit / 60) } else { limit }
     }
 }
 
@@ -178,12 +178,13 @@ async fn try_part(
             savepoint.rollback().await?;
             Ok(Err(Refusal { reason: Reason::RefusedByStore, code, message }))
         }
-        Err(failure) if search == Search::Slow && failure.is_statement_timeout() => {
-            savepoint.rollback().await?;
-            let message = "its statement took too long".to_owned();
-            Ok(Err(Refusal { reason: Reason::NotApplied, code: "57014".to_owned(), message }))
-        }
-        Err(failure) => Err(failure),
+        Err(failure) => match failure.about_item().filter(|_| search == Search::Failing) {
+            Some((code, message)) => {
+                savepoint.rollback().await?;
+                Ok(Err(Refusal { reason: Reason::NotApplied, code, message }))
+            }
+            None => Err(failure),
+        },
     }
 }
 

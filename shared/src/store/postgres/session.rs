@@ -123,6 +123,8 @@ pub struct Session {
     schema: Arc<Schema>,
     /// Without the time limits of the pool's connections.
     unlimited: PgConnectOptions,
+    /// Whether a migration may make the database.
+    may_create_database: bool,
     connect_timeout: Duration,
 }
 
@@ -155,6 +157,7 @@ impl Session {
             runtime,
             schema: Arc::default(),
             unlimited,
+            may_create_database: config.create_database,
             connect_timeout,
         })
     }
@@ -194,14 +197,15 @@ impl Session {
         outcome
     }
 
-    /// Creates the database when it is missing and brings its schema up to date.
+    /// Creates the database when it is missing and may be created, and brings its schema up to date.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let schema = Arc::clone(&self.schema);
         let (options, connect_timeout) = (self.unlimited.clone(), self.connect_timeout);
+        let may_create = self.may_create_database;
         let (pool, begin) = (pool(self.unlimited.clone(), 1, connect_timeout), Arc::clone(&self.begin));
         let migration = async move {
             // Two connects at most, and a statement.
-            let ensured = timeout(connect_timeout * 3, database::ensure(&options)).await;
+            let ensured = timeout(connect_timeout * 3, database::ensure(&options, may_create)).await;
             ensured.unwrap_or(Err(Failure::TimedOut(connect_timeout.as_millis() * 3)))?;
             let migrated =
                 timeout(MIGRATE_TIMEOUT, async { begin.migrate(&schema, &mut *pool.acquire().await?).await });

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::collections::{Cache, Known};
 use super::files::Failure;
-use super::{fingerprint_of, json, values};
+use super::{fates, fingerprint_of, json, values};
 use crate::collection::Checker;
 use crate::id::ItemKey;
-use crate::store::documents::{self, FieldRow, Row};
+use crate::store::documents::{self, Elsewhere, FieldRow, Row};
 use crate::store::plan::{Plan, Task};
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, SetAside, Stored};
 use crate::write::Delete;
@@ -23,10 +23,15 @@ use crate::write::Delete;
 const INSERT: (&str, &str) =
     ("insert into documents (collection, place, id, data, accepted_at_ms)", "on conflict do nothing");
 
-/// The row of a keyed document stands at its own place, that of its deletion at that of the delete.
+/// The row of a keyed document stands at its own place, that of its deletion at that of the delete. The
+/// last value says that no row is made where none is.
 pub const ERASE: &str = "insert into documents (collection, place, id, data, accepted_at_ms) \
     select value ->> 0, unhex(value ->> 1), unhex(value ->> 2), null, value ->> 3 \
-    from json_each(?1) where true \
+    from json_each(?1) where not value ->> 4 \
+    or exists (select 1 from documents as plain where plain.collection = value ->> 0 \
+    and plain.place = unhex(value ->> 1) and plain.id is null) \
+    or exists (select 1 from documents as keyed where keyed.collection = value ->> 0 \
+    and keyed.id = unhex(value ->> 2)) \
     on conflict (collection, place) do update \
     set data = null, accepted_at_ms = excluded.accepted_at_ms \
     where documents.id is null and documents.data is not null \
@@ -114,7 +119,7 @@ pub async fn apply(
         query.bind(row.collection).bind(row.place).bind(row.id).bind(row.data).bind(row.accepted_at_ms)
     })
     .await?;
-    erase(connection, &known, &plan.deletes).await?;
+    erase(connection, &known, &Elsewhere::new(&rows, &plan.own), &plan.deletes).await?;
     index(connection, &rows.fields).await?;
     Ok(rows.set_aside)
 }
@@ -122,6 +127,7 @@ pub async fn apply(
 async fn erase(
     connection: &mut SqliteConnection,
     known: &HashMap<String, Arc<Known>>,
+    elsewhere: &Elsewhere<'_>,
     deletes: &[Task<'_, Delete>],
 ) -> Result<(), Failure> {
     if deletes.is_empty() {
@@ -151,10 +157,13 @@ async fn erase(
         }
         forget(connection, &fields).await?;
     }
-    let rows = doomed.iter().map(|((name, id), task)| {
+    let documents: Vec<ItemKey> = doomed.keys().map(|(_, document)| *document).collect();
+    let fates = fates(connection, &documents).await?;
+    let rows = doomed.iter().zip(fates).map(|(((name, id), task), fate)| {
+        let is_elsewhere = elsewhere.holds(*id, fate.as_ref());
         let (place, id) =
             if id.is_keyed() { (task.place(), Some(id.as_uuid())) } else { (id.as_uuid(), None) };
-        (*name, place.simple(), id.map(Uuid::simple), task.message.accepted_at_ms)
+        (*name, place.simple(), id.map(Uuid::simple), task.message.accepted_at_ms, is_elsewhere)
     });
     let rows: Vec<_> = rows.collect();
     sqlx::query(ERASE).bind(json(&rows)).execute(connection).await?;

@@ -13,13 +13,17 @@ use crate::clock;
 use crate::id::MessageId;
 use crate::rollup::Resolution;
 use crate::store::ledger::keys_before_ms;
-use crate::store::{Housekept, Retention, StoreError};
+use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 pub const ROLLUPS: &str = "delete from rollups where (resolution, type, period) in \
     (select resolution, type, period from rollups where resolution = ?1 and period < ?2 \
     order by period limit ?3)";
+
+/// Those that wait for somebody, among the first by id.
+const DEAD_LETTERS: &str = "select count(*) from \
+    (select discarded_at_ms from dead_letters order by id limit ?1) where discarded_at_ms is null";
 
 /// Owners define few collections: all are read.
 const BOUNDED: &str = "select name, retention_days from collections where retention_days is not null";
@@ -121,6 +125,13 @@ pub async fn housekeep(
         kept.partitions += done.partitions;
         kept.more |= done.more;
     }
+    let waiting: i64 = files
+        .read("housekeep", |connection| {
+            let query = sqlx::query_scalar(DEAD_LETTERS).bind(DEAD_LETTERS_COUNTED_MAX);
+            Box::pin(async move { Ok(query.fetch_one(connection).await?) })
+        })
+        .await?;
+    kept.dead_letters = u64::try_from(waiting).unwrap_or(0);
     Ok(kept)
 }
 

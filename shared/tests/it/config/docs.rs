@@ -29,7 +29,7 @@ Every setting has a default. Later ones win: defaults < built-in defaults of the
 | profile | what it assumes |
 | --- | --- |
 | none | `api`: queue and store embedded in `./forebay-data`. `consumer` with neither URL set: the profile `local` |
-| `local` | RabbitMQ `amqp://guest:guest@127.0.0.1:5672/%2f`, Postgres `postgres://postgres@127.0.0.1:5432/forebay` (no password; the database is `forebay`, so that nothing is made in `postgres`), `store.migrate` true, a fixed development secret for ids |
+| `local` | RabbitMQ `amqp://guest:guest@127.0.0.1:5672/%2f`, Postgres `postgres://postgres@127.0.0.1:5432/forebay` (no password; the database is `forebay`, so that nothing is made in `postgres`), `store.migrate` and `store.create_database` true, a fixed development secret for ids |
 | `dev`, `preprod`, `prod` | no URLs: both must be set; `store.migrate` false unless the store is embedded; `ids.secrets` must be set unless the queue is embedded |
 
 Without a profile, a broker on loopback and no `ids.secrets` means the development secret, with a warning.

@@ -1,5 +1,6 @@
 //! What every implementation of the events port holds.
 use super::{Arc, Body, Events, PATIENCE, changed, connected, event, next, signal};
+use shared::event::Event;
 
 /// Runs every contract test on every implementation; a new one is a line at the end.
 macro_rules! contract {
@@ -62,6 +63,7 @@ async fn events_come_unchanged_and_in_order_to_every_subscriber(events: Arc<dyn 
     let mut published: Vec<_> = (1..=100).map(|number| changed(7, number)).collect();
     published.push(event(7, 100, Body::Heartbeat { store_away: false }));
     published.push(event(7, 100, Body::Goodbye));
+    published.push(Event::defined(8, "things"));
     for event in &published {
         events.publish(event.clone());
     }

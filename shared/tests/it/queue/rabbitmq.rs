@@ -257,7 +257,7 @@ async fn all_readers_of_the_queue_are_counted_also_those_of_other_programs() {
     testkit::isolated("rabbit", |isolated| async move {
         let queue = open(&isolated, LIMITS);
         link_becomes(&queue, Link::Up).await;
-        let readers = async || queue.readers().await.expect("is looked at");
+        let readers = async || queue.waiting().await.expect("is looked at").expect("a server").readers;
         assert_eq!(readers().await, Some(0));
         let subscription = queue.subscribe(1).await.expect("subscribed");
         let connection = raw_connection(&isolated).await;

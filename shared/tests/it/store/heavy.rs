@@ -65,9 +65,12 @@ macro_rules! on_both_with_rows {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
-                    let directory = super::Directory::new("heavy");
-                    let store = directory.store().await;
-                    super::$name([std::sync::Arc::clone(&store), store], super::file(&directory).await).await;
+                    testkit::alone::alone(async {
+                        let directory = super::Directory::new("heavy");
+                        let (store, rows) = (directory.store().await, super::file(&directory).await);
+                        super::$name([std::sync::Arc::clone(&store), store], rows).await;
+                    })
+                    .await;
                 }
             )+
         }
@@ -75,12 +78,12 @@ macro_rules! on_both_with_rows {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
-                    testkit::isolated("heavy", async |isolated| {
+                    let isolated = testkit::isolated("heavy", async |isolated| {
                         let config = super::postgres_config(&isolated.database_url);
                         let stores = [super::postgres(&config).await, super::postgres(&config).await];
                         super::$name(stores, super::session(&isolated.database_url).await).await;
-                    })
-                    .await;
+                    });
+                    testkit::alone::alone(isolated).await;
                 }
             )+
         }
@@ -125,7 +128,7 @@ async fn all(store: &Arc<dyn Store>, kind: &str, resolution: Resolution) -> Vec<
     pages
 }
 
-/// A line of this process's status, in bytes; the suite runs each test in a process.
+/// A line of this process's status, in bytes.
 fn memory(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("is read");
     let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is told");

@@ -317,10 +317,16 @@ async fn a_database_without_the_known_schema_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_database_is_created_once_however_many_ask() {
+async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that_is_wanted() {
     testkit::isolated("create", async |isolated| {
         testkit::drop_database(&isolated.prefix).await.expect("is dropped");
-        let open = || PostgresStore::open(&postgres_config(&isolated.database_url)).expect("opens");
+        let careful = PostgresStore::open(&postgres_config(&isolated.database_url)).expect("opens");
+        for _ in 0..2 {
+            let told = unavailable(careful.migrate().await.expect_err("no such database"));
+            assert!(told.contains(&isolated.prefix) && told.contains("CREATE_DATABASE"), "{told}");
+        }
+        let config = config::Store { create_database: true, ..postgres_config(&isolated.database_url) };
+        let open = || PostgresStore::open(&config).expect("opens");
         let stores = [open(), open(), open()];
         let migrations = stores.each_ref().map(|store| store.migrate());
         for migrated in futures_util::future::join_all(migrations).await {

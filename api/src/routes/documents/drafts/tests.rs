@@ -13,7 +13,7 @@ fn drafted(text: &str) -> Result<Draft, serde_json::Value> {
     let limits =
         BodyLimits { bytes_max: 2_000, items_max: 1, item_bytes_max: 1_000, timeout: Duration::ZERO };
     let checker = Some(Arc::new(checker.expect("a definition")));
-    let reader = Reader { collection: "things".into(), checker, limits };
+    let reader = Reader { collection: "things".into(), checker, limits, refused: Arc::default() };
     let raw = serde_json::from_str(text).expect("JSON");
     reader
         .draft(raw, &Budget::new(Duration::from_secs(1)))

@@ -16,6 +16,7 @@ on_both!(
     a_document_is_read_by_its_id_as_it_was_written,
     pages_are_newest_first_whatever_is_deleted_meanwhile,
     a_delete_wins_whenever_it_comes,
+    a_delete_that_names_another_collection_leaves_no_trace,
     documents_and_their_deletes_at_two_stores_at_once_end_deleted,
     a_document_that_was_checked_by_the_stored_definition_is_not_checked_again,
     a_document_that_does_not_hold_the_schema_is_set_aside,
@@ -165,6 +166,40 @@ async fn a_delete_wins_whenever_it_comes([one, other]: [Arc<dyn Store>; 2]) {
     let erase = messages.of(&[delete("here", identity(Kind::Document, "never", 0))]);
     apply(&one, std::slice::from_ref(&erase)).await;
     assert_eq!(stored(&other, "here", erase.item_key(0)).await, None);
+}
+
+async fn a_delete_that_names_another_collection_leaves_no_trace([one, other]: [Arc<dyn Store>; 2]) {
+    let mut messages = Messages::new();
+    let sent = messages.of(&[document("a", "{}"), with_key("elsewhere", document("a", "{}"))]);
+    let ids = [sent.item_key(0), sent.item_key(1)];
+    // In the same transaction, and in a later one; repeated, and beside one that is deleted.
+    let early = messages.of(&ids.map(|id| delete("b", id)));
+    apply(&one, &[early, sent]).await;
+    for _ in 0..2 {
+        apply(&other, &[messages.of(&ids.map(|id| delete("b", id)))]).await;
+    }
+    for id in ids {
+        assert_eq!(stored(&one, "b", id).await, None, "{id}");
+        assert!(matches!(stored(&one, "a", id).await, Some(Stored::Document(_))), "{id}");
+    }
+    apply(&one, &[messages.of(&ids.map(|id| delete("a", id)))]).await;
+    apply(&other, &[messages.of(&ids.map(|id| delete("b", id)))]).await;
+    for id in ids {
+        assert_eq!(stored(&other, "a", id).await, Some(Stored::Deleted), "{id}");
+        assert_eq!(stored(&other, "b", id).await, None, "{id}");
+    }
+    // What was set aside may be redriven, so its deletion stays, also in one transaction.
+    let schema = Definition { schema: Some(r#"{"required":["n"]}"#.into()), ..Definition::default() };
+    one.define("strict", schema).await.expect("is defined");
+    let bad = messages.of(&[document("strict", "{}"), with_key("bad", document("strict", "{}"))]);
+    let later = messages.of(&[document("strict", "{}")]);
+    let [plain, keyed, late] = [bad.item_key(0), bad.item_key(1), later.item_key(0)];
+    apply(&one, std::slice::from_ref(&later)).await;
+    let erase = messages.of(&[plain, keyed, late].map(|id| delete("strict", id)));
+    assert_eq!(apply(&one, &[bad, erase]).await.set_aside.len(), 2);
+    for id in [plain, keyed, late] {
+        assert_eq!(stored(&other, "strict", id).await, Some(Stored::Deleted), "{id}");
+    }
 }
 
 async fn documents_and_their_deletes_at_two_stores_at_once_end_deleted(stores: [Arc<dyn Store>; 2]) {

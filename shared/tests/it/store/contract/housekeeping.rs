@@ -8,6 +8,7 @@ use shared::rollup::Resolution;
 use shared::store::{DocumentPage, Housekept, KeyedVerdict, Retention, RollupRange, Store};
 use shared::write::Item;
 
+use crate::store::contract::dead_letters::set_aside;
 use crate::store::sent::{delete, document, identity, increment, point, with_key};
 use crate::store::{Messages, apply, fate, standing};
 
@@ -18,6 +19,7 @@ on_both!(
     documents_go_after_their_retention_with_their_fields,
     rollups_go_after_the_retention_of_their_resolution,
     housekeeping_where_nothing_is_old_changes_nothing,
+    dead_letters_that_wait_are_counted_and_discarded_ones_are_not,
 );
 
 pub const DAY_MS: i64 = 24 * 3_600_000;
@@ -66,6 +68,15 @@ pub async fn next_ms(store: &Arc<dyn Store>) -> i64 {
             return now_ms;
         }
     }
+}
+
+async fn dead_letters_that_wait_are_counted_and_discarded_ones_are_not([one, other]: [Arc<dyn Store>; 2]) {
+    assert_eq!(housekeep(&one, LONG).await.dead_letters, 0);
+    let items = ["a", "b", "c"].map(|name| increment(name, 1));
+    let keys = set_aside(&one, &mut Messages::new(), &items).await;
+    assert_eq!(housekeep(&other, LONG).await.dead_letters, 3);
+    one.discard(keys[0].as_uuid()).await.expect("is discarded");
+    assert_eq!(housekeep(&other, LONG).await.dead_letters, 2);
 }
 
 async fn a_key_is_free_again_after_its_retention([one, other]: [Arc<dyn Store>; 2]) {

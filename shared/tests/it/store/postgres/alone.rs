@@ -124,6 +124,32 @@ async fn the_items_that_are_refused_are_set_aside_however_many() {
     .await;
 }
 
+/// Whatever the code is that they fail with: the server itself is well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_items_that_fail_for_an_unknown_reason_are_set_aside_and_the_others_are_applied() {
+    testkit::isolated("odd_items", async |isolated| {
+        let store = postgres(&postgres_config(&isolated.database_url)).await;
+        let mut session = session(&isolated.database_url).await;
+        let odd = "create function odd() returns trigger language plpgsql as $$ begin \
+             if new.data = '{\"n\":3}' then raise exception 'odd'; end if; return new; end $$";
+        execute(&mut session, odd).await;
+        let trigger = "create trigger odd before insert on documents for each row execute function odd()";
+        execute(&mut session, trigger).await;
+        let mut messages = Messages::new();
+        let mut items: Vec<_> = (0..8).map(|n| document("c", &format!(r#"{{"n":{n}}}"#))).collect();
+        items.push(increment("a", 1));
+        let message = messages.of(&items);
+        let error = store.apply([message.clone()].into()).await.expect_err("one of them fails");
+        assert!(failed(error).contains("P0001"));
+        let applied = store.give_up_on(message.clone(), ended(true)).await.expect("is ended");
+        let aside = applied.set_aside.iter();
+        let aside: Vec<_> = aside.map(|aside| (aside.item, aside.reason, &*aside.detail)).collect();
+        assert_eq!(aside, [(message.item_key(3), Reason::NotApplied, "odd (P0001)")]);
+        assert_eq!(standing(&store, "a").await, (1, 1));
+    })
+    .await;
+}
+
 /// The rows of the message itself are refused, too: then it is given up as a whole, elsewhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_ended_without_a_try_in_one_cheap_transaction() {

@@ -1,0 +1,142 @@
+//! Looks at the queue of writes every few seconds: how much waits there, for how long while no consumer
+//! takes it, and whether it has readers that are no consumers of Forebay. One that holds messages without
+//! acknowledging them keeps the queue's log growing, and their writes stay unapplied. The broker counts
+//! all readers, the events show how many consumers there are.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use shared::queue::Queue;
+use shared::shutdown::Shutdown;
+use shared::telemetry::metrics;
+
+/// Time between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Time between two judgements on readers. The broker counts a consumer that died for 20 s at most.
+const JUDGE_EVERY: Duration = Duration::from_mins(1);
+
+pub struct QueueLook {
+    pub queue: Arc<dyn Queue>,
+    /// Consumers whose events arrive.
+    pub heard: Arc<AtomicUsize>,
+}
+
+impl QueueLook {
+    /// Runs until the shutdown.
+    pub async fn run(self, mut shutdown: Shutdown) {
+        let started = Instant::now();
+        let (mut seen, mut untaken) = (Seen::default(), Untaken { moving_at: started });
+        let mut judged_at = started;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = shutdown.requested() => return,
+            }
+            let looked = tokio::select! {
+                looked = self.queue.waiting() => looked,
+                () = shutdown.requested() => return,
+            };
+            let (heard, now) = (self.heard.load(Ordering::Relaxed), Instant::now());
+            match looked {
+                Ok(Some(waiting)) => {
+                    metrics().queue_messages.set(i64::try_from(waiting.messages).unwrap_or(i64::MAX));
+                    metrics()
+                        .queue_untaken_seconds
+                        .set(untaken.take(waiting.messages, heard, now).as_secs_f64());
+                    if let Some(readers) = waiting.readers
+                        && now.duration_since(judged_at) >= JUDGE_EVERY
+                    {
+                        judged_at = now;
+                        seen.take(readers as usize, heard);
+                    }
+                }
+                Ok(None) => return shutdown.requested().await,
+                Err(error) => tracing::debug!(%error, "the queue cannot be looked at"),
+            }
+        }
+    }
+}
+
+/// For how long messages wait that no consumer takes.
+#[derive(Debug)]
+struct Untaken {
+    /// When nothing waited, or a consumer was there, last.
+    moving_at: Instant,
+}
+
+impl Untaken {
+    /// The age of the oldest at most. Zero while a consumer is heard, which knows it exactly.
+    fn take(&mut self, messages: u64, heard: usize, now: Instant) -> Duration {
+        if messages == 0 || heard > 0 {
+            self.moving_at = now;
+        }
+        now.duration_since(self.moving_at)
+    }
+}
+
+/// Findings of the looks before.
+#[derive(Debug, Default)]
+struct Seen {
+    in_a_row: u32,
+}
+
+impl Seen {
+    /// Takes a look. Two in a row must agree: one may fall between the start of a consumer and its first
+    /// event. While no event arrives nothing is known.
+    fn take(&mut self, readers: usize, heard: usize) {
+        let foreign = if heard == 0 { 0 } else { readers.saturating_sub(heard) };
+        self.in_a_row = if foreign > 0 { self.in_a_row + 1 } else { 0 };
+        let shown = if self.in_a_row >= 2 { foreign } else { 0 };
+        metrics().queue_foreign_readers.set(i64::try_from(shown).unwrap_or(i64::MAX));
+        if self.in_a_row == 2 {
+            tracing::warn!(
+                readers,
+                readers.consumers = heard,
+                "the queue has readers that are no consumers of this service: what they hold stays unapplied"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_consumer_takes_grows_old_until_one_does_or_nothing_waits() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut untaken = Untaken { moving_at: begin };
+        for (seconds, messages, heard, age) in [
+            (5, 0, 0, 0),
+            (10, 3, 0, 5),
+            (15, 3, 0, 10),
+            (20, 3, 1, 0),
+            (25, 3, 0, 5),
+            (30, 0, 0, 0),
+            (35, 1, 2, 0),
+        ] {
+            assert_eq!(untaken.take(messages, heard, at(seconds)), Duration::from_secs(age), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn readers_beyond_the_consumers_that_are_heard_are_foreign_when_two_looks_agree() {
+        let (mut seen, shown) = (Seen::default(), || metrics().queue_foreign_readers.get());
+        for (readers, heard, expected) in [
+            (2, 2, 0),
+            (3, 2, 0),
+            (3, 2, 1),
+            (4, 2, 2),
+            (3, 3, 0),
+            (4, 3, 0),
+            (3, 3, 0),
+            (5, 0, 0),
+            (5, 0, 0),
+        ] {
+            seen.take(readers, heard);
+            assert_eq!(shown(), expected, "{readers} readers, {heard} heard");
+        }
+    }
+}
