@@ -225,7 +225,7 @@ pub async fn redrive(
 ) -> Result<HttpResponse, Problem> {
     parameters::none(request.query_string())?;
     let limits = &shared.body_limits;
-    let (body, _reserved) = body::read(&request, payload, limits, &shared.body_budget).await?;
+    let (body, reserved) = body::read(&request, payload, limits, &shared.body_budget).await?;
     let asked: RedriveBody = match body {
         Body::One(json) | Body::Array(json) => body::one(&json, shared.body_limits.item_bytes_max)?,
         Body::Empty => return Err(Problem::malformed("a redrive is a JSON object; there is no body")),
@@ -233,6 +233,7 @@ pub async fn redrive(
             return Err(Problem::unsupported_media_type("a redrive needs Content-Type: application/json"));
         }
     };
+    drop(reserved);
     let redrive = redrive_of(&shared, asked)?;
     let dry_run = redrive.dry_run;
     // To its end, also when the client has gone: the caches must follow.
