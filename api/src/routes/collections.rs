@@ -78,12 +78,14 @@ pub async fn put(
     check_parameter("name", &name)?;
     parameters::none(request.query_string())?;
     let limits = &shared.body_limits;
-    let (body, _reserved) = body::read_json(&request, payload, limits, &shared.body_budget).await?;
+    let (body, reserved) = body::read_json(&request, payload, limits, &shared.body_budget).await?;
     let definition = match body {
         Some(json) => definition_of(body::one(&json, shared.body_limits.bytes_max)?),
         None => return Err(Problem::malformed("a definition is a JSON object; there is no body")),
     };
     let definition = shared.checking.compile(|| check_definition(definition)).await??;
+    // Many may wait for a compiler; the store has a time of its own.
+    drop(reserved);
     let known = shared.definitions.define(&name, definition).await.map_err(|error| unavailable(&error))?;
     Ok(HttpResponse::Ok().json(shown(&name, &known.collection)))
 }

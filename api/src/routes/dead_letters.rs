@@ -225,11 +225,12 @@ pub async fn redrive(
 ) -> Result<HttpResponse, Problem> {
     parameters::none(request.query_string())?;
     let limits = &shared.body_limits;
-    let (body, _reserved) = body::read_json(&request, payload, limits, &shared.body_budget).await?;
+    let (body, reserved) = body::read_json(&request, payload, limits, &shared.body_budget).await?;
     let asked: RedriveBody = match body {
         Some(json) => body::one(&json, shared.body_limits.item_bytes_max)?,
         None => return Err(Problem::malformed("a redrive is a JSON object; there is no body")),
     };
+    drop(reserved);
     let redrive = redrive_of(&shared, asked)?;
     let dry_run = redrive.dry_run;
     // To its end, also when the client has gone: the caches must follow.
