@@ -26,7 +26,7 @@ const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
 const BATCH_TIME_GROWN_MAX: Duration = Duration::from_mins(1);
 
 /// How long the same message is tried at a store that answers and takes it not, before another one is.
-const KEPT_MIN: Duration = Duration::from_secs(1);
+const KEPT_MIN: Duration = Duration::from_millis(200);
 
 /// The answer of a store for which a message waits.
 struct Refused {

@@ -274,7 +274,7 @@ async fn metrics_have_base_units_help_and_series_that_begin_at_0() {
             assert!(value_of(&metrics, series).is_some(), "{series}");
         }
         assert!(metrics.contains("forebay_build_info{version=\""), "{metrics}");
-        assert_eq!(value_of(&metrics, "forebay_api_consumers").map(|value| value >= 0.0), Some(true));
+        assert_eq!(value_of(&metrics, "forebay_consumers").map(|value| value >= 0.0), Some(true));
         installation
     })
     .await;
