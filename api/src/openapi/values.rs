@@ -18,7 +18,7 @@ const FINGERPRINT: &str = "^[0-9a-f]{32}$";
 
 /// `(schema, member, its words)` where no other word is ever answered.
 const WORDS: [(&str, &str, &[&str]); 8] = [
-    ("Accepted", "status", &["accepted"]),
+    ("Accepted", "status", &["accepted", "applied"]),
     ("Receipt", "status", &["accepted", "applied", "failed", "conflict"]),
     ("DocumentBody", "status", &["accepted", "applied", "failed", "conflict", "deleted"]),
     ("RedrivenItem", "status", &["applied", "failed"]),

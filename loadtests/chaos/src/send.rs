@@ -45,13 +45,16 @@ pub async fn ask(client: &Client, api: SocketAddr, write: &Write) -> anyhow::Res
         Err(_) => return answer(None, Outcome::Unknown),
     };
     let (status, may_retry) = (response.status(), response.headers().contains_key("retry-after"));
+    // A retry is answered with the counter as it is now, which says nothing of this increment.
+    let is_present = response.headers().get("forebay-value").is_some_and(|value| value == "present");
     // An answer that broke off: the server may have accepted, and nobody has the ids.
     let Ok(body) = response.bytes().await else { return answer(None, Outcome::Unknown) };
     let told = || format!("{write:?}: answered {status} {}", String::from_utf8_lossy(&body));
     let outcome = match status {
-        StatusCode::ACCEPTED => accepted(&body, write.items.len()).with_context(told)?,
+        StatusCode::ACCEPTED => accepted(&body, write.items.len(), write.key.is_some()).with_context(told)?,
         StatusCode::OK | StatusCode::CREATED if write.wait_seconds.is_some() => {
-            Outcome::Applied(applied(&body, write).with_context(told)?)
+            let applied = applied(&body, write).with_context(told)?;
+            Outcome::Applied(Applied { standing: applied.standing.filter(|_| !is_present), ..applied })
         }
         StatusCode::SERVICE_UNAVAILABLE if may_retry => Outcome::Unknown,
         _ => bail!(told()),
@@ -94,9 +97,14 @@ enum Accepted {
     Single { id: String, status: String },
 }
 
-fn accepted(body: &[u8], items: usize) -> anyhow::Result<Outcome> {
+/// A retry under a key may be told that it has taken effect.
+fn is_status(status: &str, is_keyed: bool) -> bool {
+    status == "accepted" || is_keyed && status == "applied"
+}
+
+fn accepted(body: &[u8], items: usize, is_keyed: bool) -> anyhow::Result<Outcome> {
     let ids = match serde_json::from_slice(body)? {
-        Accepted::Single { id, status } if items == 1 && status == "accepted" => vec![id],
+        Accepted::Single { id, status } if items == 1 && is_status(&status, is_keyed) => vec![id],
         Accepted::Batch { accepted, ids, rejected }
             if accepted == items && ids.len() == items && rejected.is_empty() =>
         {
