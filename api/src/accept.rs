@@ -97,7 +97,7 @@ pub struct Settled<'a> {
     pub item: ItemKey,
     pub id: &'a str,
     pub accepted_at: &'a str,
-    /// Of an increment, unless it is not known any more.
+    /// The counter right after an increment; `None` for other writes, and once it is not known any more.
     pub standing: Option<ItemStanding>,
     /// False when an earlier request with the same key may have brought it.
     pub is_own: bool,

@@ -30,7 +30,7 @@ use crate::measure::metrics;
 use crate::memory_budget::{Arriving, MemoryBudget, NoRoom};
 use crate::problem::{Problem, Rejected};
 
-/// That of UTF-8, which some editors and spreadsheets write before every text (RFC 8259, 8.1).
+/// The mark of UTF-8, which some editors and spreadsheets write before every text (RFC 8259, 8.1).
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Longest explanation of one error: it may quote the client.
@@ -331,7 +331,7 @@ fn no_room(_: NoRoom) -> Problem {
     Problem::overloaded()
 }
 
-/// What a route takes.
+/// Media types that a route takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Taken {
     All,
@@ -339,7 +339,7 @@ enum Taken {
 }
 
 impl Taken {
-    /// For `Accept`, beside which every type that ends with `+json` is taken.
+    /// Returns the value of `Accept`; every type that ends with `+json` is taken, too.
     fn media_types(self) -> &'static str {
         match self {
             Self::All => "application/json, application/x-ndjson, application/ndjson, application/jsonl",
@@ -438,7 +438,7 @@ fn not_json(json: &[u8], error: &serde_json::Error, line: usize) -> Problem {
     }
 }
 
-/// What is said of a byte order mark where JSON should begin. That of UTF-8 is ignored before a body.
+/// Explains a byte order mark where JSON should begin. The mark of UTF-8 is ignored before a body.
 fn misplaced_mark(json: &[u8]) -> Option<&'static str> {
     let starts_with = |marks: &[&[u8]]| marks.iter().any(|mark| json.trim_ascii_start().starts_with(mark));
     if starts_with(&[BYTE_ORDER_MARK]) {

@@ -172,7 +172,7 @@ impl Consumers {
         self.heard.len()
     }
 
-    /// Whether none was heard for so long that none runs.
+    /// Returns true when no consumer was heard for so long that none runs.
     fn are_missing(&self, now: Instant) -> bool {
         self.heard.is_empty() && now >= self.unknown_until
     }

@@ -71,7 +71,7 @@ type Pending = watch::Receiver<Option<Loaded>>;
 
 /// A reading that is under way.
 struct UnderWay {
-    /// As in [`Known`].
+    /// The same as in [`Known`].
     changes: u64,
     result: Pending,
     /// The reading that begins when this one is over, for those whom this one may have begun too early.

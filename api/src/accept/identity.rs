@@ -80,7 +80,7 @@ impl RecentKeys {
         self.0.get(&keyed.id).is_some_and(|known| known.fingerprint != keyed.fingerprint)
     }
 
-    /// Whether this payload took effect under this key.
+    /// Returns true when this payload took effect under this key.
     pub fn is_applied(&self, keyed: Keyed) -> bool {
         self.0.get(&keyed.id).is_some_and(|known| known.fingerprint == keyed.fingerprint && known.is_applied)
     }
