@@ -51,14 +51,6 @@ fn heavy() -> Rollup {
     rollup
 }
 
-/// A line of this process's status, in bytes.
-fn memory(name: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("is read");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is told");
-    let kilobytes = line.trim_start_matches(':').trim().trim_end_matches(" kB");
-    kilobytes.parse::<usize>().expect("a number") * 1_024
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn series_and_summaries_over_heavy_rollups_need_little_memory() {
     testkit::alone::alone(asked()).await;
@@ -72,14 +64,14 @@ async fn asked() {
         let range = format!("from={}&to={}", rfc3339(now_ms - 24 * 60 * MINUTE_MS), rfc3339(now_ms));
         // Opens the peak anew.
         std::fs::write("/proc/self/clear_refs", "5").expect("is written");
-        let before = memory("VmRSS");
+        let before = testkit::alone::memory("VmRSS");
         let ask = async |index: usize| -> Value {
             let what = if index == 0 { "summary" } else { "series" };
             let step = if index == 0 { "" } else { "&step=90m" };
             json(installation.get(&format!("/v1/metrics/{what}?type=t{index}&{range}{step}")).await).await
         };
         let answers = futures_util::future::join_all((0..QUESTIONS).map(ask)).await;
-        let grown = memory("VmHWM").saturating_sub(before);
+        let grown = testkit::alone::memory("VmHWM").saturating_sub(before);
         assert!(grown < MEMORY_MAX, "{} MiB more", grown >> 20);
         let per_rollup = heavy().count();
         let count = answers[0]["count"].as_u64().expect("a number");

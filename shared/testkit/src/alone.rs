@@ -26,3 +26,11 @@ pub async fn alone<F: Future<Output = ()>>(test: F) {
     let printed = String::from_utf8_lossy(&printed);
     assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
 }
+
+/// A line of this process's status, in bytes, such as `VmRSS`.
+pub fn memory(name: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("is read");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is told");
+    let kilobytes = line.trim_start_matches(':').trim().trim_end_matches(" kB");
+    kilobytes.parse::<usize>().expect("a number") * 1_024
+}

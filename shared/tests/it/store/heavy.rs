@@ -128,14 +128,6 @@ async fn all(store: &Arc<dyn Store>, kind: &str, resolution: Resolution) -> Vec<
     pages
 }
 
-/// A line of this process's status, in bytes.
-fn memory(name: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("is read");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is told");
-    let kilobytes = line.trim_start_matches(':').trim().trim_end_matches(" kB");
-    kilobytes.parse::<usize>().expect("a number") * 1_024
-}
-
 async fn a_batch_over_many_heavy_rollups_is_merged_in_parts(stores: [Arc<dyn Store>; 2], mut rows: Rows) {
     let kinds: Vec<String> = (0..TYPES).map(|number| format!("t{number}")).collect();
     let items: Vec<_> = kinds.iter().map(|kind| point(kind, NOON_MS, 2.5)).collect();
@@ -149,7 +141,7 @@ async fn a_batch_over_many_heavy_rollups_is_merged_in_parts(stores: [Arc<dyn Sto
     rows.replace(&data).await;
     // Opens the peak anew.
     std::fs::write("/proc/self/clear_refs", "5").expect("is written");
-    let before = memory("VmRSS");
+    let before = testkit::alone::memory("VmRSS");
     let barrier = Arc::new(Barrier::new(2));
     // Both at once, in opposite orders: they lock in one order.
     let writers = stores.clone().map(|store| (store, Arc::clone(&barrier)));
@@ -168,7 +160,7 @@ async fn a_batch_over_many_heavy_rollups_is_merged_in_parts(stores: [Arc<dyn Sto
     for task in tasks {
         task.await.expect("every batch is applied");
     }
-    let grown = memory("VmHWM").saturating_sub(before);
+    let grown = testkit::alone::memory("VmHWM").saturating_sub(before);
     assert!(grown < MEMORY_MAX, "{} MiB more", grown >> 20);
     expected.add(2.5);
     expected.add(2.5);
