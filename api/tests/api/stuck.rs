@@ -179,11 +179,15 @@ async fn an_embedded_program_that_migrates_obeys_a_signal_at_once() {
     let directory = tempfile::tempdir().expect("a directory");
     let data = directory.path().join("forebay-data");
     std::fs::create_dir(&data).expect("it is new");
-    // An empty file is a database without a table.
-    std::fs::write(data.join("store.db"), "").expect("a file");
-    let lock = testkit::sqlite::lock_writes(&data.join("store.db")).await;
-    let lock = lock.expect("the store is free");
+    let store = data.join("store.db");
+    let lock = testkit::sqlite::create_locked(&store).await.expect("it is new");
     let mut child = starting(program(directory.path(), &[])).await;
+    let files = format!("/proc/{}/fd", child.id());
+    wait_for("a program that has its store open", async || {
+        let mut open = std::fs::read_dir(&files).expect("Linux").filter_map(Result::ok);
+        open.any(|file| std::fs::read_link(file.path()).is_ok_and(|path| path == store)).then_some(())
+    })
+    .await;
     kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
     let (code, took) = ended(&mut child).await;
     drop(lock);

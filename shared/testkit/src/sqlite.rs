@@ -2,7 +2,7 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection};
 
 /// What SQLite finds wrong with a file; nothing when it is sound.
@@ -45,9 +45,11 @@ async fn open(file: &Path) -> anyhow::Result<SqliteConnection> {
 /// Keeps everybody else from writing while it lives.
 pub struct WriteLock(#[expect(dead_code, reason = "held, not used")] SqliteConnection);
 
-/// Begins a transaction that writes, and leaves it open.
-pub async fn lock_writes(file: &Path) -> anyhow::Result<WriteLock> {
-    let mut connection = open(file).await?;
-    sqlx::query("begin immediate").execute(&mut connection).await?;
+/// Makes a database without a table, in the journal mode of the program's own files, and begins a
+/// transaction that writes. In another mode the program would switch, which fails at once beside a lock.
+pub async fn create_locked(file: &Path) -> anyhow::Result<WriteLock> {
+    let options = SqliteConnectOptions::new().filename(file).create_if_missing(true);
+    let mut connection = options.journal_mode(SqliteJournalMode::Wal).connect().await?;
+    connection.execute("begin immediate").await?;
     Ok(WriteLock(connection))
 }
