@@ -4,9 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use api::greeting::{self, Facts};
-use api::key_command::KeysCommand;
-use api::openapi;
+use api::banner::{self, Facts};
+use api::keys_command::KeysCommand;
+use api::routes::openapi;
 use api::server::Server;
 use clap::{Parser, Subcommand};
 use shared::backend::{self, Backend, Pair};
@@ -155,8 +155,8 @@ fn greet(config: &Config, server: &Server, embedded: bool) {
         let beyond = if address.ip().is_loopback() { "" } else { ", and it is more than loopback" };
         tracing::warn!("no API keys: whoever reaches {address} may read and write{beyond}");
     }
-    let facts = Facts { address, ops, is_in_container: greeting::is_in_container() };
-    let text = greeting::text(config, facts);
+    let facts = Facts { address, ops, is_in_container: banner::is_in_container() };
+    let text = banner::text(config, facts);
     // Whoever reads it may be gone already: no reason to stop.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -1,24 +1,25 @@
 //! Which path does what. Handlers translate between HTTP and the parts behind it, nothing more.
 pub mod collections;
+pub mod compat_counters;
+pub mod compat_data;
 pub mod counters;
 pub mod dead_letters;
 pub mod documents;
 pub mod health;
 pub mod metrics;
+pub mod openapi;
 pub mod receipts;
-pub mod short;
-pub mod short_data;
 
 use actix_web::guard::{self, Guard, GuardContext};
 use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::web::{self, ServiceConfig, ThinData};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError, Route};
 
-use crate::auth::Refusal;
-use crate::auth::access::Access;
-use crate::measure::metrics;
-use crate::problem::Problem;
-use crate::server::Shared;
+use crate::admission::auth::access::Access;
+use crate::admission::auth::refusal::Refusal;
+use crate::http::problem::Problem;
+use crate::metrics::metrics;
+use crate::state::Shared;
 
 /// All paths of the public port. They are tried in this order, and each that has a name in it costs an
 /// allocation and a regular expression: the writes come first.
@@ -35,7 +36,9 @@ pub fn configure(config: &mut ServiceConfig) {
         .service(read("/v1/counters", web::route().to(counters::list)))
         .service(read("/v1/receipts/{id}", web::route().to(receipts::get)))
         .service(
-            counter.route(web::post().to(short::increment)).route(web::route().guard(reads()).to(short::get)),
+            counter
+                .route(web::post().to(compat_counters::increment))
+                .route(web::route().guard(reads()).to(compat_counters::get)),
         )
         .configure(dead_letters)
         .service(points_short.route(web::post().to(metrics::record_short)))
@@ -72,7 +75,7 @@ fn documents(config: &mut ServiceConfig) {
                 .route(reading(web::route().to(collections::get))),
         )
         .service(
-            short.route(web::post().to(short_data::post)).route(reading(web::route().to(short_data::list))),
+            short.route(web::post().to(compat_data::post)).route(reading(web::route().to(compat_data::list))),
         );
 }
 

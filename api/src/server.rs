@@ -1,6 +1,5 @@
 //! Puts the API together: the same for the program, the embedded form and the tests.
 use std::net::SocketAddr;
-use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -23,28 +22,32 @@ use shared::store::Store;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::accept::identity::RecentKeys;
-use crate::auth::Door;
-use crate::batcher::{BatchLimits, Batcher};
-use crate::body::BodyLimits;
-use crate::cache::{CacheLimits, CounterCache};
-use crate::cache_events::CacheEvents;
-use crate::checking::Checking;
-use crate::clock_check::ClockCheck;
-use crate::cors::Cors;
-use crate::definitions::Definitions;
-use crate::document_cache::DocumentCache;
-use crate::memory_budget::MemoryBudget;
-use crate::path_prefix::PathPrefix;
-use crate::problem::Problem;
-use crate::queue_look::QueueLook;
-use crate::read_cache::{ReadCache, ReadLimits};
-use crate::request::{Gate, RequestIds, Wrapping, serve};
-use crate::routes::health::HealthView;
-use crate::routes::metrics::{MetricsParts, PAGES_MAX};
-use crate::store_probe::StoreProbe;
-use crate::waiters::{Waiters, doubts};
-use crate::{openapi, port, routes};
+use crate::admission::auth::Door;
+use crate::admission::clock_skew::ClockCheck;
+use crate::admission::in_flight::Gate;
+use crate::admission::memory_budget::MemoryBudget;
+use crate::health::HealthView;
+use crate::health::queue_depth::QueueLook;
+use crate::health::store_probe::StoreProbe;
+use crate::http::body::BodyLimits;
+use crate::http::cors::Cors;
+use crate::http::listener;
+use crate::http::middleware::{Wrapping, serve};
+use crate::http::path_prefix::PathPrefix;
+use crate::http::request_id::RequestIds;
+use crate::read::computed::{ReadCache, ReadLimits};
+use crate::read::counters::{CacheLimits, CounterCache};
+use crate::read::definitions::Definitions;
+use crate::read::documents::DocumentCache;
+use crate::read::event_feed::CacheEvents;
+use crate::routes;
+use crate::routes::openapi;
+use crate::state::{MetricsParts, PAGES_MAX, Parts, Shared, WaitLimits};
+use crate::wait::recent_keys::RecentKeys;
+use crate::wait::reconcile;
+use crate::wait::waiters::Waiters;
+use crate::write::batcher::{BatchLimits, Batcher};
+use crate::write::checking::Checking;
 
 /// A lost publish tells by itself that the queue is away: one is enough.
 const PUBLISHER_BREAKER: BreakerLimits =
@@ -58,59 +61,6 @@ const CACHES: u64 = 3;
 
 /// What a stop may take beyond its settings: background tasks and the operations port.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
-
-/// What handlers use. One per worker; clones are cheap.
-#[derive(Clone)]
-pub struct Shared(Rc<Parts>);
-
-pub struct Parts {
-    pub batcher: Batcher,
-    pub ids: IdKeys,
-    pub body_limits: BodyLimits,
-    pub body_budget: Arc<MemoryBudget>,
-    /// For what requests keep while they wait.
-    pub waiting_budget: Arc<MemoryBudget>,
-    pub cache: Arc<CounterCache>,
-    pub metrics: Arc<MetricsParts>,
-    pub store: Arc<dyn Store>,
-    pub store_breaker: Arc<Breaker>,
-    pub health: Arc<HealthView>,
-    pub clock: ClockCheck,
-    pub waiters: Arc<Waiters>,
-    pub waits: WaitLimits,
-    pub recent_keys: RecentKeys,
-    pub definitions: Arc<Definitions>,
-    pub checking: Arc<Checking>,
-    pub documents: Arc<DocumentCache>,
-    pub events: Arc<dyn Events>,
-    /// Data of one page of documents, in bytes.
-    pub page_bytes_max: usize,
-    pub door: Arc<Door>,
-}
-
-/// How long requests wait for what becomes of their writes.
-#[derive(Clone, Copy, Debug)]
-pub struct WaitLimits {
-    /// The longest that a client is granted.
-    pub wait_max: Duration,
-    /// On the short paths, unasked; zero for not at all.
-    pub short_wait: Duration,
-}
-
-impl Deref for Shared {
-    type Target = Parts;
-
-    fn deref(&self) -> &Parts {
-        &self.0
-    }
-}
-
-impl Parts {
-    /// Writes carry an accept time that others must be able to trust.
-    pub fn check_clock(&self) -> Result<(), Problem> {
-        if self.clock.is_off() { Err(Problem::clock_off()) } else { Ok(()) }
-    }
-}
 
 /// A running API.
 pub struct Server {
@@ -330,7 +280,7 @@ impl Assembly {
         };
         let (waiters, store, breaker) =
             (self.waiters.clone(), self.store.clone(), self.store_breaker.clone());
-        let doubts = doubts::settle(waiters, store, breaker, shutdown.clone());
+        let doubts = reconcile::settle(waiters, store, breaker, shutdown.clone());
         let mut tasks = vec![
             shutdown::watched(
                 self.progress.clone().watching("cache_events", cache_events.run(shutdown.clone())),
@@ -351,7 +301,7 @@ impl Assembly {
         let assembly = self.clone();
         let path_prefix = config.server.path_prefix.clone();
         let cors_origins = config.auth.cors_origins.clone();
-        port::serve(&config.server, move || {
+        listener::serve(&config.server, move || {
             actix_web::rt::spawn(assembly.progress.clone().ticking("http_worker"));
             let wrapping = Rc::new(Wrapping {
                 gate: assembly.gate.clone(),

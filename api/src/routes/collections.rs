@@ -10,11 +10,11 @@ use serde_json::value::RawValue;
 use shared::collection::{Checker, Collection, Definition};
 use utoipa::ToSchema;
 
-use crate::body;
-use crate::parameters::{self, check_parameter};
-use crate::problem::{Invalid, Problem};
+use crate::http::body;
+use crate::http::problem::{Invalid, Problem};
+use crate::http::query::{self, check_parameter};
 use crate::routes::counters::unavailable;
-use crate::server::Shared;
+use crate::state::Shared;
 
 /// The schema of a collection that is defined without one: it takes every object.
 const ANY: &str = "{}";
@@ -76,7 +76,7 @@ pub async fn put(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", &name)?;
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read_json(&request, payload, limits, &shared.body_budget).await?;
     let definition = match body {
@@ -127,7 +127,7 @@ pub async fn get(
     name: Path<String>,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     let defined = defined(&shared, &name).await?;
     Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(defined))
 }
@@ -152,7 +152,7 @@ pub async fn delete(
     name: Path<String>,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     body::check_encoding(request.headers())?;
     let removed = defined(&shared, &name).await?;
     let none = Definition::default();

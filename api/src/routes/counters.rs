@@ -13,17 +13,19 @@ use shared::store::{Counter, ItemStanding, NamePage, StoreError};
 use shared::write::{Increment, Write};
 use utoipa::ToSchema;
 
-use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};
-use crate::accept::{self, Accepted, Draft, OwnKey, Settled, Terms};
-use crate::body::{self, Body, Items};
-use crate::cache::{Cached, Outcome, guarded};
-use crate::connection::{Pace, while_there};
-use crate::header;
-use crate::measure::metrics;
-use crate::parameters::{self, ListParams, check_parameter, page_of};
-use crate::problem::Problem;
-use crate::server::Shared;
-use crate::time_text::rfc3339;
+use crate::http::body::{self, Body, Items};
+use crate::http::connection_state::{Pace, while_there};
+use crate::http::header;
+use crate::http::problem::Problem;
+use crate::http::query::{self, ListParams, check_parameter, page_of};
+use crate::http::rfc3339::rfc3339;
+use crate::metrics::metrics;
+use crate::read::counters::{Cached, Outcome, guarded};
+use crate::state::Shared;
+use crate::write::accept::{self, Accepted, Settled};
+use crate::write::draft::Draft;
+use crate::write::preferences::{OwnKey, Terms};
+use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
 
 /// Marks a value that is not the one that the increment made, but the one that was read afterwards.
 pub const FOREBAY_VALUE: HeaderName = HeaderName::from_static("forebay-value");
@@ -150,7 +152,7 @@ pub async fn increment_named(
     present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", name)?;
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let name: Arc<str> = name.into();
@@ -208,7 +210,7 @@ pub async fn get(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("name", &name)?;
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     let headers = request.headers();
     let is_known =
         |cached: &Cached| cached.counter.as_ref().is_some_and(|counter| has(headers, &etag_of(counter)));
@@ -353,7 +355,7 @@ pub fn has(headers: &HeaderMap, etag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::render;
+    use crate::read::counters::render;
 
     #[test]
     fn the_rendered_counter_is_the_documented_shape() {

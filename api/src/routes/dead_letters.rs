@@ -14,14 +14,14 @@ use shared::store::{
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::body;
-use crate::cache::{attempted, guarded};
-use crate::measure::metrics;
-use crate::parameters::{self, PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Parameters};
-use crate::problem::{Invalid, Problem};
+use crate::http::body;
+use crate::http::problem::{Invalid, Problem};
+use crate::http::query::{self, PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Parameters};
+use crate::http::rfc3339::rfc3339;
+use crate::metrics::metrics;
+use crate::read::counters::{attempted, guarded};
 use crate::routes::counters::unavailable;
-use crate::server::Shared;
-use crate::time_text::rfc3339;
+use crate::state::Shared;
 
 /// An item that was set aside, or a whole message that this version could not read.
 #[derive(Debug, Serialize, ToSchema)]
@@ -154,7 +154,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
         truth.map_err(|_| Problem::invalid_parameter("discarded", "must be true or false"))
     });
     let discarded = discarded.transpose()?;
-    let limit = parameters::limit_of(asked.take("limit"))?;
+    let limit = query::limit_of(asked.take("limit"))?;
     let after = asked.take("after").as_deref().map(cursor_of).transpose();
     let after = after.map_err(|detail| Problem::invalid_parameter("after", detail))?;
     asked.finish()?;
@@ -192,7 +192,7 @@ pub async fn get(
     id: Path<String>,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
     let letter = guarded(&shared.store_breaker, shared.store.dead_letter(id))
         .await
@@ -223,7 +223,7 @@ pub async fn redrive(
     payload: Payload,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read_json(&request, payload, limits, &shared.body_budget).await?;
     let asked: RedriveBody = match body {
@@ -263,7 +263,7 @@ pub async fn delete(
     id: Path<String>,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     body::check_encoding(request.headers())?;
     let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
     let discarded = attempted(&shared.store_breaker, shared.store.discard(id)).await;

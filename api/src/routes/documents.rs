@@ -13,16 +13,18 @@ use shared::store::{Fate, StoreError, Stored};
 use shared::write::{Delete, Write};
 use utoipa::ToSchema;
 
-use crate::accept::{self, Accepted, Draft, Settled, Terms};
-use crate::body;
-use crate::cache::{Outcome, guarded};
-use crate::document_cache::{Cached, Found};
-use crate::parameters::{self, check_parameter};
-use crate::problem::Problem;
+use crate::http::body;
+use crate::http::problem::Problem;
+use crate::http::query::{self, check_parameter};
+use crate::http::rfc3339::rfc3339;
+use crate::read::counters::{Outcome, guarded};
+use crate::read::documents::{Cached, Found};
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::routes::receipts::{forgotten, payload_of};
-use crate::server::Shared;
-use crate::time_text::rfc3339;
+use crate::state::Shared;
+use crate::write::accept::{self, Accepted, Settled};
+use crate::write::draft::Draft;
+use crate::write::preferences::Terms;
 
 mod drafts;
 pub mod list;
@@ -116,7 +118,7 @@ pub async fn post_into(
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("collection", collection)?;
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
@@ -349,7 +351,7 @@ pub async fn delete(
 ) -> Result<HttpResponse, Problem> {
     let (collection, id) = path.into_inner();
     check_parameter("collection", &collection)?;
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     body::check_encoding(request.headers())?;
     let id = issued(&shared, &id)?;
     shared.check_clock()?;

@@ -1,63 +1,15 @@
 //! Health of this replica, the same on the public and on the operations port.
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use actix_web::web::ThinData;
 use actix_web::{HttpResponse, HttpResponseBuilder};
-use shared::breaker::Breaker;
-use shared::ops::{Health, Status};
-use shared::queue::{Link, Publisher};
+use shared::ops::Status;
 use utoipa::ToSchema;
 
-use crate::request::Gate;
-use crate::server::Shared;
-use crate::waiters::Waiters;
+use crate::state::Shared;
 
 /// What holds now says nothing about later.
 const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
-
-/// What the health is read from.
-pub struct HealthView {
-    pub publisher: Arc<dyn Publisher>,
-    pub publisher_breaker: Arc<Breaker>,
-    pub store_breaker: Arc<Breaker>,
-    pub waiters: Arc<Waiters>,
-    pub gate: Arc<Gate>,
-    /// Consumers whose events arrive.
-    pub consumers_heard: Arc<AtomicUsize>,
-    /// The queue was open once, or could not be opened.
-    pub has_opened: AtomicBool,
-}
-
-impl HealthView {
-    /// `down` when nothing can be made durable, `degraded` when reads may be stale or refused, or nothing is
-    /// applied because no consumer runs.
-    pub fn read(&self) -> Health {
-        let link = self.publisher.link();
-        if !matches!(link, Link::Opening | Link::Settling) {
-            self.has_opened.store(true, Ordering::Relaxed);
-        }
-        let accepting = link == Link::Up && self.publisher_breaker.check().is_ok();
-        // Where only writing fails the values that are read stand still, which is as good as stale.
-        let reading = !self.waiters.store_is_away();
-        let applying = reading && !self.waiters.consumers_are_missing();
-        let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
-        let breaker = |breaker: &Breaker| (breaker.name(), breaker.state().name());
-        Health {
-            status: match (accepting, applying) {
-                (true, true) => Status::Ok,
-                (true, false) => Status::Degraded,
-                (false, _) => Status::Down,
-            },
-            // Both end by themselves. A queue that is made anew later takes no reads away.
-            ready: !self.gate.is_draining() && self.has_opened.load(Ordering::Relaxed),
-            consumers: Some(self.consumers_heard.load(Ordering::Relaxed)),
-            components: BTreeMap::from([("queue", word(accepting)), ("store", word(reading))]),
-            breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),
-        }
-    }
-}
 
 /// What `/health` answers, for the document.
 #[derive(Debug, ToSchema)]

@@ -11,32 +11,29 @@ use shared::clock;
 use shared::rollup::Rollup;
 use shared::store::{RollupPage, RollupRange, Store, StoreError};
 use shared::write::Write;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use self::figures::{Filling, Series, Summary};
 use self::point::{Point, PointStored};
-use self::question::{Question, Shape};
-use crate::accept::{self, Accepted, Terms};
-use crate::body::{self, Body};
-use crate::cache::{Outcome, guarded};
-use crate::parameters::{self, ListParams, page_of};
-use crate::period::{Buckets, Piece};
-use crate::problem::Problem;
-use crate::read_cache::{Answer, ReadKey};
-use crate::routes::counters::{count_read, describe_read, has, unavailable};
-use crate::server::Shared;
+use tokio::sync::Semaphore;
 
-/// Pages of rollups in memory at once, of all answers. A page is up to 1 MiB of stored bytes, eight
-/// times that once it is read.
-pub const PAGES_MAX: usize = 4;
+use crate::http::body::{self, Body};
+use crate::http::problem::Problem;
+use crate::http::query::{self, ListParams, page_of};
+use crate::read::computed::{Answer, ReadKey};
+use crate::read::counters::{Outcome, guarded};
+use crate::read::metric_query::{self, Question, Shape};
+use crate::read::period::{Buckets, Piece};
+use crate::routes::counters::{count_read, describe_read, has, unavailable};
+use crate::state::Shared;
+use crate::write::accept::{self, Accepted};
+use crate::write::preferences::Terms;
 
 /// How long a page waits for its turn.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(2);
 
 pub mod figures;
 pub mod point;
-pub mod question;
 
 /// Takes points.
 ///
@@ -79,7 +76,7 @@ pub async fn record_on(
     shared: &Shared,
     terms: &Terms,
 ) -> Result<HttpResponse, Problem> {
-    parameters::none(request.query_string())?;
+    query::none(request.query_string())?;
     let (limits, years_max) = (&shared.body_limits, shared.metrics.point_years_max);
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
     let points = match body {
@@ -148,7 +145,7 @@ pub async fn record_short(
     operation_id = "get_metric_summary",
     tag = "metrics",
     params(
-        question::SummaryParams,
+        metric_query::SummaryParams,
         ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
     ),
     responses(
@@ -162,7 +159,7 @@ pub async fn record_short(
     )
 )]
 pub async fn summary(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
-    let question = question::summary(request.query_string(), clock::now_ms(), &shared.metrics.retention)?;
+    let question = metric_query::summary(request.query_string(), clock::now_ms(), &shared.metrics.retention)?;
     answer(&request, &shared, &question).await
 }
 
@@ -173,7 +170,7 @@ pub async fn summary(request: HttpRequest, shared: ThinData<Shared>) -> Result<H
     operation_id = "compat_get_metric_summary",
     tag = "short paths",
     params(
-        question::SummaryParams,
+        metric_query::SummaryParams,
         ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
     ),
     responses(
@@ -196,7 +193,7 @@ pub async fn summary_short(request: HttpRequest, shared: ThinData<Shared>) -> Re
     operation_id = "get_metric_series",
     tag = "metrics",
     params(
-        question::SeriesParams,
+        metric_query::SeriesParams,
         ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
     ),
     responses(
@@ -211,7 +208,7 @@ pub async fn summary_short(request: HttpRequest, shared: ThinData<Shared>) -> Re
     )
 )]
 pub async fn series(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
-    let question = question::series(request.query_string(), clock::now_ms(), &shared.metrics.retention)?;
+    let question = metric_query::series(request.query_string(), clock::now_ms(), &shared.metrics.retention)?;
     answer(&request, &shared, &question).await
 }
 
@@ -319,15 +316,4 @@ async fn fold<T: Send + 'static>(
             None => return Ok(whole),
         }
     }
-}
-
-/// What the handlers here need beside what all need.
-pub struct MetricsParts {
-    pub cache: Arc<crate::read_cache::ReadCache<Question>>,
-    /// What the consumer keeps.
-    pub retention: shared::config::Retention,
-    /// How old points may be.
-    pub point_years_max: u32,
-    /// Turns of pages of rollups.
-    pub turn: Arc<Semaphore>,
 }

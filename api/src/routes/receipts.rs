@@ -4,125 +4,18 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::{Path, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
-use serde::Serialize;
-use shared::id::{ItemId, ItemKey};
+use shared::id::ItemId;
 use shared::keyed::Fingerprint;
-use shared::store::{Fate, StoreError};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::IntoParams;
 
-use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};
-use crate::cache::guarded;
-use crate::connection::{Pace, while_there};
-use crate::parameters::Parameters;
-use crate::problem::Problem;
+use crate::http::connection_state::{Pace, while_there};
+use crate::http::problem::Problem;
+use crate::http::query::Parameters;
+use crate::read::receipts::{after, fate_of};
+use crate::receipt::Receipt;
 use crate::routes::counters::unavailable;
-use crate::server::Shared;
-use crate::time_text::rfc3339;
-use crate::waiters::Outcome;
-
-/// What became of a write.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Receipt {
-    id: String,
-    /// `unknown` when only a newer version knows it.
-    #[schema(example = "increment")]
-    kind: &'static str,
-    /// `accepted`: durable, not yet applied. `applied`: took effect; of a deletion also that its collection
-    /// does not hold the document. `failed`: set aside.
-    /// `conflict`: another payload was processed under its Idempotency-Key.
-    #[schema(example = "applied")]
-    status: &'static str,
-    /// RFC 3339, UTC, by the store's clock.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    applied_at: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failed_at: Option<String>,
-    /// Why it was set aside.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = "counter_overflow")]
-    reason: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
-}
-
-impl Receipt {
-    fn accepted(id: ItemId) -> Self {
-        Self {
-            id: id.to_string(),
-            kind: id.key().kind_name(),
-            status: "accepted",
-            applied_at: None,
-            failed_at: None,
-            reason: None,
-            detail: None,
-        }
-    }
-
-    /// Another payload was processed under the key.
-    pub fn conflict(id: ItemId) -> Self {
-        Self { status: "conflict", ..Self::accepted(id) }
-    }
-
-    /// Of what the store knows. `payload` is the fingerprint that the client holds.
-    /// `None` when the store has forgotten it.
-    fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<Fate>) -> Option<Self> {
-        let has_other = |processed: Option<Fingerprint>| {
-            payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
-        };
-        Some(match fate {
-            None => Self::accepted(id),
-            Some(Fate::Forgotten) => return None,
-            Some(Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. })
-                if has_other(fingerprint) =>
-            {
-                Self::conflict(id)
-            }
-            Some(Fate::Applied { at_ms, .. }) => {
-                Self { status: "applied", applied_at: Some(rfc3339(at_ms)), ..Self::accepted(id) }
-            }
-            Some(Fate::Failed { at_ms, reason, detail, .. }) => Self {
-                status: "failed",
-                failed_at: Some(rfc3339(at_ms)),
-                reason: Some(reason),
-                detail: Some(detail),
-                ..Self::accepted(id)
-            },
-        })
-    }
-
-    /// Of what an event told, without what only the store knows.
-    fn of_outcome(id: ItemId, outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Applied { .. } => Self { status: "applied", ..Self::accepted(id) },
-            Outcome::Failed { reason, detail } => Self {
-                status: "failed",
-                reason: Some(reason.into()),
-                detail: Some(detail.into()),
-                ..Self::accepted(id)
-            },
-            Outcome::Conflict => Self::conflict(id),
-        }
-    }
-
-    /// After `outcome` was told: as the store knows it, or if it cannot be asked just now, as told.
-    pub async fn after(
-        shared: &Shared,
-        item: ItemKey,
-        payload: Option<Fingerprint>,
-        outcome: Outcome,
-    ) -> Self {
-        let id = shared.ids.sign(item);
-        let known = match fate_of(shared, item).await {
-            Ok(Some(fate)) => Self::of_fate(id, payload, Some(fate)),
-            Ok(None) | Err(_) => None,
-        };
-        known.unwrap_or_else(|| Self::of_outcome(id, outcome))
-    }
-
-    fn is_settled(&self) -> bool {
-        self.status != "accepted"
-    }
-}
+use crate::state::Shared;
+use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
 
 /// For the document: [`payload_of`] reads them.
 #[derive(Debug, IntoParams)]
@@ -192,7 +85,7 @@ async fn read_after(
     let receipt = read(shared, id, payload).await?;
     let Some(mut waiter) = waiter.filter(|_| !receipt.is_settled()) else { return Ok((receipt, false)) };
     match while_there(pace, waiter.outcome(deadline)).await {
-        Some(outcome) => Ok((Receipt::after(shared, id.key(), payload, outcome).await, true)),
+        Some(outcome) => Ok((after(shared, id.key(), payload, outcome).await, true)),
         None => Ok((receipt, false)),
     }
 }
@@ -200,11 +93,6 @@ async fn read_after(
 async fn read(shared: &Shared, id: ItemId, payload: Option<Fingerprint>) -> Result<Receipt, Problem> {
     let fate = fate_of(shared, id.key()).await.map_err(|error| unavailable(&error))?;
     Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)
-}
-
-async fn fate_of(shared: &Shared, item: ItemKey) -> Result<Option<Fate>, StoreError> {
-    let fates = guarded(&shared.store_breaker, shared.store.fates([item].into())).await?;
-    Ok(fates.into_iter().next().flatten())
 }
 
 /// The fingerprint that a client holds, the only parameter.

@@ -60,7 +60,7 @@ async fn every_operation_is_closed_to_who_lacks_its_scope() {
         config.auth.admin_without_keys = true;
     };
     embedded_with(adjust, async |installation: Installation| {
-        let document = api::openapi::document();
+        let document = api::routes::openapi::document();
         let paths = document["paths"].as_object().expect("paths");
         for (path, item) in paths {
             for (method, operation) in item.as_object().expect("operations") {

@@ -1,7 +1,7 @@
 //! The OpenAPI document is kept by every operation it names: requests, and their answers checked against it.
 use std::collections::BTreeSet;
 
-use api::time_text::rfc3339;
+use api::http::rfc3339::rfc3339;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use shared::clock;
@@ -234,7 +234,7 @@ async fn check(document: &Value, method: &Method, route: &str, response: Respons
 }
 
 fn document() -> Value {
-    api::openapi::document()
+    api::routes::openapi::document()
 }
 
 /// `(method, path, operation)` of all.

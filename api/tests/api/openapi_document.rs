@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use api::auth::access;
-use api::openapi::{EXAMPLE_TIME, document};
-use api::time_text;
+use api::admission::auth::access;
+use api::http::rfc3339;
+use api::routes::openapi::document;
+use api::routes::openapi::values::EXAMPLE_TIME;
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
 use shared::clock;
@@ -295,7 +296,7 @@ async fn the_served_document_is_the_committed_one_with_points_of_now() {
             let content = &parsed["paths"]["/v1/metrics"]["post"]["requestBody"]["content"];
             let time =
                 content["application/json"]["example"]["timestamp"].as_str().expect("a time").to_owned();
-            let at_ms = time_text::parse(&time).expect("a time");
+            let at_ms = rfc3339::parse(&time).expect("a time");
             assert!((before..=clock::now_ms()).contains(&at_ms), "{time}");
             let lines = content["application/x-ndjson"]["schema"]["description"].as_str().expect("a text");
             assert!(lines.contains(&time), "{lines}");

@@ -11,11 +11,12 @@ use shared::json;
 use shared::read_error;
 use shared::write::{Document, Object, Write};
 
-use crate::accept::{Draft, OwnKey};
-use crate::body::{self, Body, BodyLimits, Items};
-use crate::checking::off_worker;
-use crate::problem::Problem;
-use crate::server::Shared;
+use crate::http::body::{self, Body, BodyLimits, Items};
+use crate::http::problem::Problem;
+use crate::state::Shared;
+use crate::write::checking::off_worker;
+use crate::write::draft::Draft;
+use crate::write::preferences::OwnKey;
 
 /// Bodies in bytes that are read on the worker where nothing is checked.
 const INLINE_BYTES_MAX: usize = 64 << 10;

@@ -14,14 +14,14 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{DocumentBody, render_into};
-use crate::body;
-use crate::cache::guarded;
-use crate::definitions::Known;
-use crate::parameters::{Parameters, check_parameter, limit_of};
-use crate::problem::Problem;
+use crate::http::body;
+use crate::http::problem::Problem;
+use crate::http::query::{Parameters, check_parameter, limit_of};
+use crate::http::rfc3339::rfc3339;
+use crate::read::counters::guarded;
+use crate::read::definitions::Known;
 use crate::routes::counters::unavailable;
-use crate::server::Shared;
-use crate::time_text::rfc3339;
+use crate::state::Shared;
 
 /// Documents, newest first.
 #[derive(Debug, Serialize, ToSchema)]
@@ -274,7 +274,7 @@ mod tests {
     use shared::id::IdIssuer;
 
     use super::*;
-    use crate::parameters::PAGE_LIMIT_DEFAULT;
+    use crate::http::query::PAGE_LIMIT_DEFAULT;
 
     #[test]
     fn parameters_are_a_limit_a_cursor_and_filters() {

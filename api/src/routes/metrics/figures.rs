@@ -5,8 +5,8 @@ use serde::Serialize;
 use shared::rollup::Rollup;
 use utoipa::ToSchema;
 
-use crate::period::{Buckets, Span};
-use crate::time_text::rfc3339;
+use crate::http::rfc3339::rfc3339;
+use crate::read::period::{Buckets, Span};
 
 /// What is known of some points. Of no points the count and the sum are 0, the others null.
 #[derive(Debug, Serialize, ToSchema)]

@@ -5,11 +5,12 @@ use shared::clock;
 use shared::write::{self, Write, check_name, check_time, check_value};
 use utoipa::ToSchema;
 
-use crate::accept::{Draft, OwnKey};
-use crate::openapi::EXAMPLE_TIME;
-use crate::parameters::{DOTS, is_dots};
-use crate::problem::Problem;
-use crate::time_text;
+use crate::http::problem::Problem;
+use crate::http::query::{DOTS, is_dots};
+use crate::http::rfc3339;
+use crate::routes::openapi::values::EXAMPLE_TIME;
+use crate::write::draft::Draft;
+use crate::write::preferences::OwnKey;
 
 /// One measurement.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -54,7 +55,7 @@ pub struct PointStored {
 
 impl PointStored {
     pub fn new(id: &str, point: &write::Point) -> Self {
-        let timestamp = time_text::rfc3339(point.at_ms);
+        let timestamp = rfc3339::rfc3339(point.at_ms);
         Self { id: id.to_owned(), timestamp, value: point.value, kind: point.kind.to_string() }
     }
 }
@@ -72,7 +73,7 @@ impl Point {
 
 fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     let text = String::deserialize(deserializer)?;
-    time_text::parse(&text)
+    rfc3339::parse(&text)
         .ok_or_else(|| D::Error::custom("not a time with a zone, such as 2026-11-20T08:00:00Z (RFC 3339)"))
 }
 
@@ -92,10 +93,10 @@ fn kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<str>, D::Error
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::body;
+    use crate::http::body;
 
     fn read(value: &str) -> Result<write::Point, serde_json::Value> {
-        let now = time_text::rfc3339(clock::now_ms());
+        let now = rfc3339::rfc3339(clock::now_ms());
         let json = format!(r#"{{"timestamp":"{now}","value":{value},"type":"t"}}"#);
         let point = body::one::<Point>(json.as_bytes(), 9_000).and_then(|point| point.into_draft(20));
         match point.map(|draft| draft.write) {

@@ -1,0 +1,115 @@
+//! Who may do what: decided for each request that has found its route, before its handler runs.
+//!
+//! Either there are keys, and every route that is not public needs one; or the service is open, and
+//! only what a web page of somebody else could have sent is refused. What a route needs stands in
+//! [`access`]. Nothing here reads a body or waits.
+pub mod access;
+pub mod hosts;
+pub mod keys;
+pub mod refusal;
+
+use std::sync::Arc;
+
+use actix_web::HttpMessage;
+use actix_web::HttpRequest;
+use actix_web::dev::RequestHead;
+use actix_web::http::header::AUTHORIZATION;
+use shared::api_key::{ApiKey, Principal, Scope, Token, Unfit};
+use shared::clock;
+use shared::config::Config;
+
+use self::access::Need;
+use self::hosts::Hosts;
+use self::keys::{Keys, KeysError};
+use self::refusal::Refusal;
+
+/// Whose key opened; among the data of its request.
+#[derive(Clone, Debug)]
+pub struct Caller(Arc<ApiKey>);
+
+/// Decides. One per process.
+pub enum Door {
+    Open { hosts: Hosts, is_admin_on: bool },
+    Keyed(Arc<Keys>),
+}
+
+impl Door {
+    /// An error when there are keys that cannot be read: nothing may be opened by a mistake in a file.
+    pub fn of(config: &Config) -> Result<Self, KeysError> {
+        if config.auth.is_open() {
+            let (hosts, is_admin_on) = (
+                Hosts::of(&config.server).with_origins(&config.auth.cors_origins),
+                config.auth.admin_without_keys,
+            );
+            return Ok(Self::Open { hosts, is_admin_on });
+        }
+        Keys::read(&config.auth).map(|keys| Self::Keyed(Arc::new(keys)))
+    }
+
+    /// Whether the request may be served, and as whose.
+    pub fn admit(&self, need: Need, head: &RequestHead) -> Result<Option<Caller>, Refusal> {
+        match (self, need.scope()) {
+            (_, None) if need == Need::Nothing => Ok(None),
+            (Self::Open { hosts, is_admin_on }, scope) => {
+                hosts.check(head)?;
+                if scope == Some(Scope::Admin) && !is_admin_on { Err(Refusal::AdminOff) } else { Ok(None) }
+            }
+            (Self::Keyed(_), None) => Ok(None),
+            (Self::Keyed(keys), Some(scope)) => {
+                let key = keys.open(token_of(head)?, clock::now_ms()).map_err(|unfit| match unfit {
+                    Unfit::Unknown => Refusal::Unknown,
+                    Unfit::Expired => Refusal::Expired,
+                })?;
+                if key.scopes.allow(scope) { Ok(Some(Caller(key))) } else { Err(Refusal::Lacks(scope)) }
+            }
+        }
+    }
+}
+
+/// The key in `Authorization: Bearer …`; the word is written in any case.
+fn token_of(head: &RequestHead) -> Result<Token<'_>, Refusal> {
+    let mut given = head.headers().get_all(AUTHORIZATION);
+    let value = given.next().ok_or(Refusal::NoKey)?;
+    let text = value.to_str().map_err(|_| Refusal::Malformed)?;
+    let (scheme, token) = text.split_once(' ').ok_or(Refusal::Malformed)?;
+    if given.next().is_some() || !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(Refusal::Malformed);
+    }
+    Token::parse(token.trim_matches(' ')).ok_or(Refusal::Malformed)
+}
+
+/// Whose Idempotency-Keys the request uses; `None` where nobody needs a key.
+pub fn principal_of(request: &HttpRequest) -> Option<Principal> {
+    request.extensions().get::<Caller>().map(|Caller(key)| key.principal.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    fn read(headers: &[&str]) -> Result<String, Refusal> {
+        let mut request = TestRequest::get();
+        for value in headers {
+            request = request.append_header((AUTHORIZATION, *value));
+        }
+        token_of(request.to_http_request().head()).map(|token| format!("{token:?}"))
+    }
+
+    #[test]
+    fn the_header_is_read_as_rfc_9110_writes_it_and_nothing_else_is() {
+        let key = format!("fb_a_{}", "0".repeat(64));
+        for scheme in ["Bearer", "bearer", "BEARER", "Bearer "] {
+            assert_eq!(read(&[&format!("{scheme} {key}")]).as_deref(), Ok("Token(fb_a_…)"), "{scheme}");
+        }
+        assert_eq!(read(&[]), Err(Refusal::NoKey));
+        let bearer = format!("Bearer {key}");
+        for bad in
+            ["", "Bearer", "Bearer ", &key, &format!("Basic {key}"), &format!("{bearer} x"), "Bearer \u{e4}"]
+        {
+            assert_eq!(read(&[bad]), Err(Refusal::Malformed), "{bad}");
+        }
+        assert_eq!(read(&[&bearer, &bearer]), Err(Refusal::Malformed));
+    }
+}

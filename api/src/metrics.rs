@@ -1,0 +1,349 @@
+//! The API's own metrics. Labels are route names, status classes and words of our own.
+use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
+
+use actix_web::http::Method;
+use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
+use prometheus::{
+    register_gauge, register_histogram, register_histogram_vec, register_int_counter,
+    register_int_counter_vec, register_int_gauge,
+};
+use shared::id::Kind;
+use shared::telemetry::LATENCY_BUCKETS;
+
+use crate::admission::auth::refusal::Refusal;
+
+/// Why a message was closed. The words are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyFlushed {
+    Idle,
+    Confirmed,
+    Items,
+    Bytes,
+}
+
+impl WhyFlushed {
+    pub const ALL: [Self; 4] = [Self::Idle, Self::Confirmed, Self::Items, Self::Bytes];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Confirmed => "confirmed",
+            Self::Items => "items",
+            Self::Bytes => "bytes",
+        }
+    }
+}
+
+/// What a request was routed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Increment,
+    Counter,
+    Counters,
+    Receipt,
+    /// Documents in.
+    Store,
+    Document,
+    Documents,
+    Delete,
+    Collection,
+    DeadLetters,
+    Points,
+    Summary,
+    Series,
+    MetricTypes,
+    Health,
+    Docs,
+    Other,
+}
+
+impl Route {
+    /// From the path, because what the router matched costs an allocation to ask for.
+    pub fn of(method: &Method, path: &str) -> Self {
+        let counters = path.strip_prefix("/v1/counters");
+        match (path, counters) {
+            ("/counter", _) if method == Method::POST => Self::Increment,
+            ("/counter", _) => Self::Counter,
+            (_, Some(rest)) if rest.ends_with("/increments") => Self::Increment,
+            (_, Some("")) => Self::Counters,
+            (_, Some(_)) => Self::Counter,
+            ("/v1/metrics" | "/api/metrics", _) => Self::Points,
+            ("/v1/metrics/summary" | "/api/metrics/summary", _) => Self::Summary,
+            ("/v1/metrics/series", _) => Self::Series,
+            ("/v1/metrics/types", _) => Self::MetricTypes,
+            ("/livez" | "/readyz" | "/health", _) => Self::Health,
+            ("/" | "/openapi.json", _) => Self::Docs,
+            _ if path.starts_with("/v1/receipts/") => Self::Receipt,
+            ("/data", _) if method == Method::POST => Self::Store,
+            ("/data", _) => Self::Documents,
+            _ if path.starts_with("/v1/data/") => Self::of_documents(method, &path["/v1/data/".len()..]),
+            _ if path.starts_with("/v1/collections/") => Self::Collection,
+            _ if path.starts_with("/v1/dead-letters") => Self::DeadLetters,
+            _ if path.starts_with("/docs") => Self::Docs,
+            _ => Self::Other,
+        }
+    }
+
+    /// From what follows `/v1/data/`.
+    fn of_documents(method: &Method, rest: &str) -> Self {
+        match (*method == Method::POST, *method == Method::DELETE, rest.contains('/')) {
+            (true, _, _) => Self::Store,
+            (_, true, _) => Self::Delete,
+            (_, _, true) => Self::Document,
+            (_, _, false) => Self::Documents,
+        }
+    }
+}
+
+const ROUTES: [(Route, &str); 17] = [
+    (Route::Increment, "increment"),
+    (Route::Counter, "counter"),
+    (Route::Counters, "counters"),
+    (Route::Receipt, "receipt"),
+    (Route::Store, "store"),
+    (Route::Document, "document"),
+    (Route::Documents, "documents"),
+    (Route::Delete, "delete"),
+    (Route::Collection, "collection"),
+    (Route::DeadLetters, "dead_letters"),
+    (Route::Points, "points"),
+    (Route::Summary, "summary"),
+    (Route::Series, "series"),
+    (Route::MetricTypes, "metric_types"),
+    (Route::Health, "health"),
+    (Route::Docs, "docs"),
+    (Route::Other, "other"),
+];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// How a wait ends: by what was told, because nobody shall wait any more, because the time is up, or
+/// because the request went away or needed no answer.
+const WAITS: [&str; 7] = ["applied", "failed", "conflict", "changed", "released", "time_up", "left"];
+
+/// Reads through the cache, resolved once.
+pub struct CacheReads {
+    pub hit: IntCounter,
+    pub miss: IntCounter,
+    pub stale: IntCounter,
+}
+
+impl CacheReads {
+    fn of(reads: &IntCounterVec) -> Self {
+        let by = |outcome| reads.with_label_values(&[outcome]);
+        Self { hit: by("hit"), miss: by("miss"), stale: by("stale") }
+    }
+}
+
+/// Room that clients take.
+pub struct Room {
+    /// Requests refused because too many were in work.
+    pub shed: IntCounter,
+    /// Bodies refused because others needed the room of what had arrived.
+    pub bodies_refused: IntCounter,
+    /// Large answers that are not sent yet, in bytes.
+    pub answers_bytes: IntGauge,
+    /// Large answers refused because too many were not sent yet.
+    pub answers_refused: IntCounter,
+    /// Connections closed because their client took nothing of an answer.
+    pub unread_closed: IntCounter,
+}
+
+pub struct Metrics {
+    /// Items answered with 202, by `kind`.
+    pub accepted: IntCounterVec,
+    /// From the publish of a message to its confirm.
+    pub confirm_seconds: Histogram,
+    pub batch_items: Histogram,
+    /// Messages, by `why` they were closed.
+    pub batches: IntCounterVec,
+    /// Traces that found no room in their message.
+    pub traces_dropped: IntCounter,
+    pub in_flight: IntGauge,
+    pub room: Room,
+    pub cache_reads_by_outcome: CacheReads,
+    /// Requests that were refused before their handlers, by `reason`.
+    pub refused: IntCounterVec,
+    /// Keys in force.
+    pub api_keys: IntGauge,
+    /// Readings of `auth.keys_file` after the first, by `outcome`.
+    pub key_reloads: IntCounterVec,
+    /// Dead letters that were tried once more by HTTP, by `outcome`.
+    pub redriven: IntCounterVec,
+    /// Times that events were or may have been missed.
+    pub event_holes: IntCounter,
+    /// Difference of this replica's clock to the store's.
+    pub clock_skew_seconds: Gauge,
+    /// Consumers whose events arrive.
+    pub consumers: IntGauge,
+    /// Requests that wait for an outcome or a change.
+    pub waiters: IntGauge,
+    /// Requests that may not wait: too many do, the store is known to be away, or no consumer runs.
+    pub waits_refused: IntCounter,
+    /// Waits by how they ended, in the order of `WAITS`.
+    waits: Vec<Histogram>,
+    /// By route and status class, each there once such a request came.
+    requests: Vec<[OnceLock<Histogram>; 5]>,
+    request_seconds: HistogramVec,
+}
+
+impl Metrics {
+    pub fn answered(&self, route: Route, status: u16, took: Duration) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        let of_class = self.requests[route as usize][class].get_or_init(|| {
+            self.request_seconds.with_label_values(&[ROUTES[route as usize].1, CLASSES[class]])
+        });
+        of_class.observe(took.as_secs_f64());
+    }
+
+    /// `word` is one of `WAITS`.
+    pub fn waited(&self, word: &'static str, took: Duration) {
+        if let Some(index) = WAITS.iter().position(|wait| *wait == word) {
+            self.waits[index].observe(took.as_secs_f64());
+        }
+    }
+}
+
+/// Registered at first use with Prometheus' default registry.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: LazyLock<Metrics> = LazyLock::new(|| register().expect("metric names are distinct"));
+    &METRICS
+}
+
+fn register() -> prometheus::Result<Metrics> {
+    let items = vec![1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1_000.0, 4_000.0];
+    let request_seconds: HistogramVec = register_histogram_vec!(
+        histogram_opts!(
+            "forebay_http_request_seconds",
+            "time from the request's head to the response's, by route and status class",
+            LATENCY_BUCKETS.to_vec()
+        ),
+        &["route", "status"]
+    )?;
+    let waits = register_histogram_vec!(
+        histogram_opts!(
+            "forebay_api_wait_seconds",
+            "how long requests waited for an outcome or a change, by how it ended",
+            LATENCY_BUCKETS.to_vec()
+        ),
+        &["outcome"]
+    )?;
+    let [accepted, batches, refused, key_reloads, redriven] = register_counted()?;
+    Ok(Metrics {
+        accepted,
+        confirm_seconds: register_histogram!(histogram_opts!(
+            "forebay_api_confirm_seconds",
+            "from the publish of a message to its confirm",
+            LATENCY_BUCKETS.to_vec()
+        ))?,
+        batch_items: register_histogram!(histogram_opts!(
+            "forebay_api_batch_items",
+            "items per message",
+            items
+        ))?,
+        batches,
+        traces_dropped: register_int_counter!(
+            "forebay_api_traces_dropped_total",
+            "traces of requests that found no room in their message"
+        )?,
+        in_flight: register_int_gauge!("forebay_http_in_flight", "requests in work")?,
+        room: register_room()?,
+        cache_reads_by_outcome: CacheReads::of(&counted(
+            "forebay_api_cache_reads_total",
+            "reads through the cache by outcome",
+            "outcome",
+            &[],
+        )?),
+        refused,
+        api_keys: register_int_gauge!("forebay_api_keys", "API keys in force, expired ones included")?,
+        key_reloads,
+        redriven,
+        event_holes: register_int_counter!(
+            "forebay_api_event_holes_total",
+            "times that events were or may have been missed and cached values became old"
+        )?,
+        clock_skew_seconds: register_gauge!(
+            "forebay_api_clock_skew_seconds",
+            "this replica's clock minus the store's"
+        )?,
+        consumers: register_int_gauge!("forebay_consumers", "consumers whose events arrive")?,
+        waiters: register_int_gauge!("forebay_api_waiters", "requests that wait for an outcome or a change")?,
+        waits_refused: register_int_counter!(
+            "forebay_api_waits_refused_total",
+            "requests that were answered at once because too many wait or nothing is applied for now"
+        )?,
+        waits: WAITS.iter().map(|word| waits.with_label_values(&[*word])).collect(),
+        requests: ROUTES.iter().map(|_| <[OnceLock<Histogram>; 5]>::default()).collect(),
+        request_seconds,
+    })
+}
+
+/// A counter by one label. Each value that the label can have begins at 0, so that its first increase is seen.
+fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let counters = register_int_counter_vec!(opts!(name, help), &[label])?;
+    for value in values {
+        counters.with_label_values(&[value]);
+    }
+    Ok(counters)
+}
+
+/// The counters that have a label.
+fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
+    Ok([
+        counted(
+            "forebay_api_items_accepted_total",
+            "items that were made durable and answered with 202",
+            "kind",
+            &Kind::ALL.map(Kind::name),
+        )?,
+        counted(
+            "forebay_api_batches_total",
+            "messages by why they were closed",
+            "why",
+            &WhyFlushed::ALL.map(WhyFlushed::name),
+        )?,
+        counted(
+            "forebay_api_refused_total",
+            "requests refused for key, host or origin",
+            "reason",
+            &Refusal::WORDS,
+        )?,
+        counted(
+            "forebay_api_key_reloads_total",
+            "changed or broken keys files read",
+            "outcome",
+            &["loaded", "failed"],
+        )?,
+        counted(
+            "forebay_api_items_redriven_total",
+            "dead letters that were tried once more by HTTP",
+            "outcome",
+            &["applied", "failed"],
+        )?,
+    ])
+}
+
+fn register_room() -> prometheus::Result<Room> {
+    Ok(Room {
+        shed: register_int_counter!(
+            "forebay_http_shed_total",
+            "requests refused because too many were in work"
+        )?,
+        bodies_refused: register_int_counter!(
+            "forebay_http_bodies_refused_total",
+            "bodies refused because others needed the room of what had arrived"
+        )?,
+        answers_bytes: register_int_gauge!(
+            "forebay_http_answers_bytes",
+            "room taken by large answers that are not sent yet"
+        )?,
+        answers_refused: register_int_counter!(
+            "forebay_http_answers_refused_total",
+            "large answers refused because too many were not sent yet"
+        )?,
+        unread_closed: register_int_counter!(
+            "forebay_http_unread_closed_total",
+            "connections closed because their clients took nothing of an answer"
+        )?,
+    })
+}

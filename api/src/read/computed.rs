@@ -1,0 +1,289 @@
+//! Reads that are computed from many rows, answered from memory as they are sent.
+//!
+//! An answer is loaded by one load per key at a time and stays fresh for its time to live, until
+//! an event names its tag (what it was computed from), or until events may have been missed. A
+//! load notes how often its tag had changed before it began, so what it read before a change never
+//! counts as fresh, and whoever asks after the change waits for the load after it. Old answers are
+//! kept: while the store is away they are answered, marked stale. Hits take no lock.
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use actix_web::http::header::HeaderValue;
+use bytes::Bytes;
+use rand::Rng;
+use sha2::{Digest, Sha256};
+use shared::breaker::Breaker;
+use shared::store::StoreError;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::read::counters::{Outcome, guarded};
+
+/// What an entry weighs beside its key and its body: the structures, its tag among them.
+const ENTRY_BYTES: usize = 600;
+
+/// Forgotten tags are looked for when there are twice as many as were in use, and this many more.
+const TAGS_SPARE: usize = 64;
+
+/// What answers are found by.
+pub trait ReadKey: Clone + Eq + Hash + Send + Sync + 'static {
+    /// What events name when the answer may have changed.
+    fn tag(&self) -> &str;
+
+    /// Bytes that the key points to.
+    fn heap_bytes(&self) -> usize;
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimits {
+    pub bytes_max: u64,
+    pub ttl: Duration,
+    pub stale_max: Duration,
+}
+
+/// One answer, ready to be sent.
+#[derive(Debug)]
+pub struct Answer {
+    pub body: Bytes,
+    /// Strong: a hash of the body.
+    pub etag: HeaderValue,
+    /// When the store was asked.
+    pub read_at: Instant,
+    expires_at: Instant,
+    stamp: Stamp,
+}
+
+/// What was known of changes when a load began.
+#[derive(Clone, Debug)]
+struct Stamp {
+    tag: Arc<Tag>,
+    changes: u64,
+    generation: u64,
+}
+
+/// Counts the changes that events told. Kept by the loads and answers that it matters to.
+#[derive(Debug, Default)]
+struct Tag(AtomicU64);
+
+type Loaded = Result<Arc<Answer>, StoreError>;
+
+pub struct ReadCache<K> {
+    entries: moka::sync::Cache<K, Arc<Answer>>,
+    flights: Mutex<Flights<K>>,
+    /// Grows when events may have been missed; answers of an earlier one are old.
+    generation: AtomicU64,
+    /// Numbers the loads.
+    begun: AtomicU64,
+    limits: ReadLimits,
+    breaker: Arc<Breaker>,
+    /// Loads run here and to their end, whatever becomes of the request that asked first.
+    runtime: Handle,
+}
+
+struct Flights<K> {
+    by_key: HashMap<K, Flight>,
+    tags: HashMap<Box<str>, Weak<Tag>>,
+    tags_max: usize,
+}
+
+/// A load under way.
+struct Flight {
+    number: u64,
+    stamp: Stamp,
+    result: watch::Receiver<Option<Loaded>>,
+}
+
+/// What somebody who needs a load has to do.
+enum Boarding {
+    /// Take its result.
+    Aboard(watch::Receiver<Option<Loaded>>),
+    /// It may have read too early: wait for its end, then ask again.
+    TooEarly(watch::Receiver<Option<Loaded>>),
+}
+
+impl<K: ReadKey> ReadCache<K> {
+    /// Call it on the runtime that loads shall run on.
+    pub fn new(breaker: Arc<Breaker>, limits: ReadLimits) -> Arc<Self> {
+        let weigh = |key: &K, answer: &Arc<Answer>| {
+            let bytes = size_of::<K>() + key.heap_bytes() + answer.body.len() + ENTRY_BYTES;
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        let entries = moka::sync::Cache::builder()
+            .max_capacity(limits.bytes_max)
+            .weigher(weigh)
+            .time_to_live(limits.stale_max)
+            .build();
+        let flights = Flights { by_key: HashMap::new(), tags: HashMap::new(), tags_max: TAGS_SPARE };
+        Arc::new(Self {
+            entries,
+            flights: Mutex::new(flights),
+            generation: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
+            limits,
+            breaker,
+            runtime: Handle::current(),
+        })
+    }
+
+    /// The answer of a key; `load` computes its body from the store.
+    pub async fn get<L>(
+        self: &Arc<Self>,
+        key: &K,
+        load: impl Fn() -> L,
+    ) -> Result<(Arc<Answer>, Outcome), StoreError>
+    where
+        L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
+    {
+        if let Some(answer) = self.entries.get(key)
+            && self.is_fresh(&answer)
+        {
+            return Ok((answer, Outcome::Hit));
+        }
+        match self.load(key, load).await {
+            Ok(answer) => Ok((answer, Outcome::Miss)),
+            Err(error) => match self.entries.get(key) {
+                Some(answer) if answer.read_at.elapsed() < self.limits.stale_max => {
+                    Ok((answer, Outcome::Stale))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Takes what an event said: answers with these tags are old from now on.
+    pub fn changed<'a>(&self, tags: impl Iterator<Item = &'a str>) {
+        let flights = self.lock();
+        for tag in tags {
+            if let Some(tag) = flights.tags.get(tag).and_then(Weak::upgrade) {
+                tag.0.fetch_add(1, Ordering::Release);
+            }
+        }
+    }
+
+    /// Events may have been missed: every answer is old from now on.
+    pub fn distrust_all(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    fn is_fresh(&self, answer: &Answer) -> bool {
+        self.is_current(&answer.stamp) && Instant::now() < answer.expires_at
+    }
+
+    /// Whether nothing is known to have changed since.
+    fn is_current(&self, stamp: &Stamp) -> bool {
+        stamp.generation == self.generation() && stamp.changes == stamp.tag.changes()
+    }
+
+    async fn load<L>(self: &Arc<Self>, key: &K, load: impl Fn() -> L) -> Loaded
+    where
+        L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
+    {
+        let gone = || StoreError::Unavailable("the load was abandoned".into());
+        let arrived = self.begun.load(Ordering::Acquire);
+        loop {
+            match self.board(key, arrived, &load) {
+                Boarding::Aboard(mut result) => {
+                    let landed = result.wait_for(Option::is_some).await;
+                    return landed.map_err(|_| gone())?.clone().ok_or_else(gone)?;
+                }
+                // However it ended.
+                Boarding::TooEarly(mut result) => drop(result.wait_for(Option::is_some).await),
+            }
+        }
+    }
+
+    /// Joins the load of this key or starts it. A load that began after the caller `arrived` is
+    /// good enough for it, also when something has changed since: so nobody waits for more than two.
+    fn board<L>(self: &Arc<Self>, key: &K, arrived: u64, load: &impl Fn() -> L) -> Boarding
+    where
+        L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
+    {
+        let mut flights = self.lock();
+        // A load whose sender is gone will never land: it is started anew.
+        if let Some(flight) = flights.by_key.get(key).filter(|flight| flight.result.has_changed().is_ok()) {
+            let result = flight.result.clone();
+            let is_good = flight.number > arrived || self.is_current(&flight.stamp);
+            return if is_good { Boarding::Aboard(result) } else { Boarding::TooEarly(result) };
+        }
+        let tag = flights.tag(key.tag());
+        let stamp = Stamp { changes: tag.changes(), tag, generation: self.generation() };
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let (sender, result) = watch::channel(None);
+        let flight = Flight { number, stamp: stamp.clone(), result: result.clone() };
+        flights.by_key.insert(key.clone(), flight);
+        self.runtime.spawn(self.clone().fly(key.clone(), stamp, load(), sender));
+        Boarding::Aboard(result)
+    }
+
+    async fn fly(
+        self: Arc<Self>,
+        key: K,
+        stamp: Stamp,
+        load: impl Future<Output = Result<Vec<u8>, StoreError>>,
+        sender: watch::Sender<Option<Loaded>>,
+    ) {
+        let read_at = Instant::now();
+        let landed = guarded(&self.breaker, load).await.map(|body| {
+            // Jitter keeps answers that were loaded together from expiring together.
+            let ttl = self.limits.ttl.mul_f64(rand::rng().random_range(0.8..=1.0));
+            Arc::new(Answer {
+                etag: etag_of(&body),
+                body: body.into(),
+                read_at,
+                expires_at: Instant::now() + ttl,
+                stamp,
+            })
+        });
+        {
+            let mut flights = self.lock();
+            if let Ok(answer) = &landed {
+                self.entries.insert(key.clone(), answer.clone());
+            }
+            flights.by_key.remove(&key);
+        }
+        sender.send_replace(Some(landed));
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Flights<K>> {
+        self.flights.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+impl<K> Flights<K> {
+    /// The tag of this name, made when nothing that is kept has it.
+    fn tag(&mut self, name: &str) -> Arc<Tag> {
+        if let Some(tag) = self.tags.get(name).and_then(Weak::upgrade) {
+            return tag;
+        }
+        if self.tags.len() >= self.tags_max {
+            self.tags.retain(|_, tag| tag.strong_count() > 0);
+            self.tags_max = self.tags.len() * 2 + TAGS_SPARE;
+        }
+        let tag = Arc::new(Tag::default());
+        self.tags.insert(name.into(), Arc::downgrade(&tag));
+        tag
+    }
+}
+
+impl Tag {
+    fn changes(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// The first half of a SHA-256, quoted: the same at every replica.
+fn etag_of(body: &[u8]) -> HeaderValue {
+    let digest = Sha256::digest(body);
+    let half = u128::from_be_bytes(digest[..16].try_into().expect("a digest has 32 bytes"));
+    HeaderValue::from_str(&format!("\"{half:032x}\"")).expect("hexadecimal digits are visible")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! Reads of counters, answered from memory.
+//!
+//! Values come from the store on a miss (one load per key at a time) and from events afterwards.
+//! All writers of the cache hold one lock and keep the higher version, so what a replica answers
+//! for a key never goes backwards; readers take no lock. A hole in the events makes every entry
+//! old at once, but keeps it: while the store is away an old value is answered, marked stale.
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::Rng;
+use shared::breaker::Breaker;
+use shared::store::{Counter, Store, StoreError};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::http::rfc3339::rfc3339;
+use crate::metrics::metrics;
+
+/// What an entry weighs beside its name, which it holds twice: the rendered body and the structures.
+const ENTRY_BYTES: usize = 400;
+
+#[derive(Clone, Copy, Debug)]
+pub struct CacheLimits {
+    pub bytes_max: u64,
+    pub ttl: Duration,
+    pub negative_ttl: Duration,
+    pub stale_max: Duration,
+}
+
+/// One cached read: the counter, or that there is none.
+#[derive(Debug)]
+pub struct Cached {
+    pub counter: Option<Counter>,
+    /// When the store or an event said so.
+    pub read_at: Instant,
+    expires_at: Instant,
+    generation: u64,
+    body: OnceLock<Bytes>,
+}
+
+/// How a read was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Hit,
+    Miss,
+    /// Older than it should be, because the store is away.
+    Stale,
+}
+
+type Loaded = Result<Arc<Cached>, StoreError>;
+
+pub struct CounterCache {
+    entries: moka::sync::Cache<Arc<str>, Arc<Cached>>,
+    /// Held by everything that writes to `entries`.
+    flights: Mutex<HashMap<Box<str>, Flight>>,
+    /// Grows when events may have been missed; entries of an earlier one are old.
+    generation: AtomicU64,
+    limits: CacheLimits,
+    store: Arc<dyn Store>,
+    breaker: Arc<Breaker>,
+    /// Loads run here and to their end, whatever becomes of the request that asked first.
+    runtime: Handle,
+}
+
+/// A load under way.
+struct Flight {
+    result: watch::Receiver<Option<Loaded>>,
+    /// The newest that events said meanwhile: the load may have read before it.
+    told: Option<Counter>,
+}
+
+impl CounterCache {
+    /// Call it on the runtime that loads shall run on.
+    pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
+        let entries = moka::sync::Cache::builder()
+            .max_capacity(limits.bytes_max)
+            .weigher(|key: &Arc<str>, _| u32::try_from(2 * key.len() + ENTRY_BYTES).unwrap_or(u32::MAX))
+            .time_to_live(limits.stale_max)
+            .build();
+        Arc::new(Self {
+            entries,
+            flights: Mutex::default(),
+            generation: AtomicU64::new(0),
+            limits,
+            store,
+            breaker,
+            runtime: Handle::current(),
+        })
+    }
+
+    /// Reads one counter.
+    pub async fn get(self: &Arc<Self>, name: &str) -> Result<(Arc<Cached>, Outcome), StoreError> {
+        if let Some(entry) = self.entries.get(name)
+            && self.is_fresh(&entry)
+        {
+            return Ok((entry, Outcome::Hit));
+        }
+        match self.load(name).await {
+            Ok(entry) => Ok((entry, Outcome::Miss)),
+            // Read again, because events may have brought a newer one. That something does not exist
+            // is never answered from an old reading: it may have come into being since.
+            Err(error) => match self.entries.get(name) {
+                Some(entry) if entry.counter.is_some() && entry.read_at.elapsed() < self.limits.stale_max => {
+                    Ok((entry, Outcome::Stale))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Takes what an event said: newer values of cached counters.
+    pub fn learn<'a>(&self, changed: impl IntoIterator<Item = &'a Counter>) {
+        let mut flights = self.lock();
+        for counter in changed {
+            if let Some(flight) = flights.get_mut(&*counter.name) {
+                flight.told = newer(flight.told.take(), Some(counter.clone()));
+            }
+            if let Some(entry) = self.entries.get(&*counter.name)
+                && version(entry.counter.as_ref()) < counter.version
+            {
+                self.insert(&counter.name, Some(counter.clone()), self.generation());
+            }
+        }
+    }
+
+    /// Events may have been missed: every entry must be read again before it counts as fresh.
+    pub fn distrust_all(&self) {
+        let _held = self.lock();
+        self.generation.fetch_add(1, Ordering::Release);
+        metrics().event_holes.inc();
+    }
+
+    fn is_fresh(&self, entry: &Cached) -> bool {
+        entry.generation == self.generation() && Instant::now() < entry.expires_at
+    }
+
+    /// Joins the load of this key or starts it.
+    async fn load(self: &Arc<Self>, name: &str) -> Loaded {
+        let mut result = {
+            let mut flights = self.lock();
+            // A load whose sender is gone will never land: it is started anew.
+            if let Some(flight) = flights.get(name).filter(|flight| flight.result.has_changed().is_ok()) {
+                flight.result.clone()
+            } else {
+                let (sender, result) = watch::channel(None);
+                flights.insert(name.into(), Flight { result: result.clone(), told: None });
+                self.runtime.spawn(self.clone().fly(name.into(), sender));
+                result
+            }
+        };
+        let landed = result.wait_for(Option::is_some).await;
+        let gone = || StoreError::Unavailable("the load was abandoned".into());
+        landed.map_err(|_| gone())?.clone().ok_or_else(gone)?
+    }
+
+    /// One read of the store. The generation is taken before, so that a hole noticed meanwhile
+    /// makes the result old.
+    async fn fly(self: Arc<Self>, name: Box<str>, sender: watch::Sender<Option<Loaded>>) {
+        let generation = self.generation();
+        let read = guarded(&self.breaker, self.store.counter(&name)).await;
+        let landed = {
+            let mut flights = self.lock();
+            let told = flights.remove(&name).and_then(|flight| flight.told);
+            read.map(|counter| {
+                let cached = self.entries.get(&*name).and_then(|entry| entry.counter.clone());
+                self.insert(&name, newer(newer(cached, counter), told), generation)
+            })
+        };
+        sender.send_replace(Some(landed));
+    }
+
+    /// Callers hold the lock.
+    fn insert(&self, name: &str, counter: Option<Counter>, generation: u64) -> Arc<Cached> {
+        let ttl = if counter.is_some() { self.limits.ttl } else { self.limits.negative_ttl };
+        // Jitter keeps entries that were read together from expiring together.
+        let ttl = ttl.mul_f64(rand::rng().random_range(0.8..=1.0));
+        let now = Instant::now();
+        let body = OnceLock::new();
+        let entry = Arc::new(Cached { counter, read_at: now, expires_at: now + ttl, generation, body });
+        self.entries.insert(name.into(), entry.clone());
+        entry
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Flight>> {
+        self.flights.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+impl Cached {
+    /// The JSON that clients get, rendered at the first read.
+    pub fn body(&self, counter: &Counter) -> Bytes {
+        self.body.get_or_init(|| render(counter).into()).clone()
+    }
+}
+
+/// `{"name","value","version","updated_at"}`. Names need no escapes.
+pub fn render(counter: &Counter) -> String {
+    let Counter { name, value, version, updated_at_ms } = counter;
+    let updated_at = rfc3339(*updated_at_ms);
+    format!(r#"{{"name":"{name}","value":{value},"version":{version},"updated_at":"{updated_at}"}}"#)
+}
+
+/// A read of the store behind its breaker.
+pub async fn guarded<T>(
+    breaker: &Breaker,
+    read: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let Ok(permit) = breaker.permit(Instant::now()) else {
+        return Err(StoreError::Unavailable("its breaker is open".into()));
+    };
+    let result = read.await;
+    match &result {
+        Err(error @ (StoreError::Unavailable(_) | StoreError::Failed(_))) => {
+            tracing::debug!(%error, "read failed");
+            permit.failure(Instant::now(), error);
+        }
+        // It is there: one read that takes too long, or a burst of them, must not end all others.
+        Err(StoreError::Busy(_)) => drop(permit),
+        Ok(_) | Err(_) => permit.success(),
+    }
+    result
+}
+
+/// A change that a person asks of the store. What it has against that one says nothing of reads, which
+/// find out by themselves when it is away.
+pub async fn attempted<T>(
+    breaker: &Breaker,
+    change: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let Ok(permit) = breaker.permit(Instant::now()) else {
+        return Err(StoreError::Unavailable("its breaker is open".into()));
+    };
+    let result = change.await;
+    if result.is_ok() {
+        permit.success();
+    }
+    result
+}
+
+fn newer(one: Option<Counter>, other: Option<Counter>) -> Option<Counter> {
+    if version(one.as_ref()) >= version(other.as_ref()) { one } else { other }
+}
+
+/// 0 where there is none: the first increment makes version 1.
+fn version(counter: Option<&Counter>) -> i64 {
+    counter.map_or(0, |counter| counter.version)
+}
+
+#[cfg(test)]
+mod tests;

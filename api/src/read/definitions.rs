@@ -1,0 +1,273 @@
+//! What this process knows of the collections' definitions.
+//!
+//! A document is checked against what is known here, so that a client hears of a violation at
+//! once. A definition is asked for again after a second, in the background; only the first
+//! document of a collection waits for the store, and only briefly, as does the first after an event
+//! said that a definition was replaced, and one that is about to be refused. Nothing here is needed to
+//! accept a document: what is not known, or not any more, the consumer checks.
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use shared::breaker::Breaker;
+use shared::collection::{Checker, Collection, Definition};
+use shared::event::{Event, Events};
+use shared::store::{Store, StoreError};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::read::counters::guarded;
+
+/// How long a definition is used without asking the store again.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+
+/// How old a definition may be that is used while the store is asked; an older one is waited for.
+const USED_WHILE_ASKING_FOR: Duration = Duration::from_secs(10);
+
+/// How long accepting a document may wait for the store.
+const WAIT_MAX: Duration = Duration::from_millis(250);
+
+/// Memory for definitions in bytes, as far as it can be told.
+const BYTES_MAX: u64 = 32 << 20;
+
+/// Entries that nobody replaced are dropped after this time.
+const KEPT_FOR: Duration = Duration::from_mins(10);
+
+/// A definition with what checks documents against it.
+#[derive(Debug)]
+pub struct Known {
+    pub collection: Collection,
+    /// `None` when this build cannot use the definition.
+    pub checker: Option<Arc<Checker>>,
+    read_at: Instant,
+    /// Events that said that definitions were replaced, when the reading began.
+    changes: u64,
+}
+
+type Loaded = Result<Arc<Known>, StoreError>;
+
+pub struct Definitions {
+    entries: moka::sync::Cache<Arc<str>, Arc<Known>>,
+    /// Grows when a definition was replaced somewhere, or may have been.
+    changes: AtomicU64,
+    events: Arc<dyn Events>,
+    /// Held by everything that writes to `entries`.
+    work: Mutex<Work>,
+    store: Arc<dyn Store>,
+    breaker: Arc<Breaker>,
+    /// Loads run here and to their end, whatever becomes of the request that asked first.
+    runtime: Handle,
+}
+
+/// What is under way, by collection.
+#[derive(Default)]
+struct Work {
+    loads: HashMap<Box<str>, UnderWay>,
+    indexing: HashSet<Box<str>>,
+}
+
+type Pending = watch::Receiver<Option<Loaded>>;
+
+/// A reading that is under way.
+struct UnderWay {
+    /// The same as in [`Known`].
+    changes: u64,
+    result: Pending,
+    /// The reading that begins when this one is over, for those whom this one may have begun too early.
+    next: Option<(watch::Sender<Option<Loaded>>, Pending)>,
+}
+
+impl Definitions {
+    /// Call it on the runtime that loads shall run on.
+    pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, events: Arc<dyn Events>) -> Arc<Self> {
+        let weigh = |name: &Arc<str>, known: &Arc<Known>| {
+            let schema = known.collection.definition.schema.as_ref().map_or(0, String::len);
+            let compiled = known.checker.as_ref().map_or(0, |checker| checker.weight());
+            u32::try_from(name.len() + schema + compiled).unwrap_or(u32::MAX)
+        };
+        let entries = moka::sync::Cache::builder()
+            .max_capacity(BYTES_MAX)
+            .weigher(weigh)
+            .time_to_live(KEPT_FOR)
+            .build();
+        let (changes, work, runtime) = (AtomicU64::new(0), Mutex::default(), Handle::current());
+        Arc::new(Self { entries, changes, events, work, store, breaker, runtime })
+    }
+
+    /// What checks a document before it is accepted; `None` when that is not known soon enough.
+    pub async fn checker(self: &Arc<Self>, name: &str) -> Option<Arc<Checker>> {
+        let known = self.entries.get(name);
+        // One that may have been replaced is no better than an old one.
+        let age = known.as_ref().filter(|known| self.is_trusted(known)).map(|known| known.read_at.elapsed());
+        if age.is_some_and(|age| age < FRESH_FOR) {
+            return known?.checker.clone();
+        }
+        let loaded = self.load(name, false);
+        if age.is_some_and(|age| age < USED_WHILE_ASKING_FOR) {
+            return known?.checker.clone();
+        }
+        match tokio::time::timeout(WAIT_MAX, landed(loaded)).await {
+            Ok(Ok(loaded)) => loaded.checker.clone(),
+            _ => known?.checker.clone(),
+        }
+    }
+
+    /// The definition as it is now, or was a second ago.
+    pub async fn current(self: &Arc<Self>, name: &str) -> Loaded {
+        let is_fresh = |known: &Arc<Known>| known.read_at.elapsed() < FRESH_FOR && self.is_trusted(known);
+        match self.entries.get(name).filter(is_fresh) {
+            Some(known) => Ok(known),
+            None => landed(self.load(name, false)).await,
+        }
+    }
+
+    /// A checker of another version than that one, when the store has it at this moment: asked before a document
+    /// is refused. All who ask meanwhile share one reading.
+    pub async fn newer_checker(self: &Arc<Self>, name: &str, version: i64) -> Option<Arc<Checker>> {
+        let loaded = self.load(name, true);
+        let known = tokio::time::timeout(WAIT_MAX, landed(loaded)).await.ok()?.ok()?;
+        known.checker.clone().filter(|checker| checker.version != version)
+    }
+
+    /// The definition, read from now on.
+    pub async fn reread(self: &Arc<Self>, name: &str) -> Loaded {
+        landed(self.load(name, true)).await
+    }
+
+    /// Definitions may have been replaced: each is read again before it is used.
+    pub fn distrust_all(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn is_trusted(&self, known: &Known) -> bool {
+        known.changes == self.changes.load(Ordering::Acquire)
+    }
+
+    /// The definition as it is now.
+    pub async fn read(self: &Arc<Self>, name: &str) -> Loaded {
+        let changes = self.changes.load(Ordering::Acquire);
+        let collection = guarded(&self.breaker, self.store.collection(name)).await?;
+        Ok(self.learn(name, collection, changes).await)
+    }
+
+    /// Replaces a definition and indexes what was there before. Goes on when the caller is gone.
+    pub async fn define(self: &Arc<Self>, name: &str, definition: Definition) -> Loaded {
+        let (definitions, name) = (self.clone(), Box::<str>::from(name));
+        let work = async move {
+            let store = &definitions.store;
+            let collection = guarded(&definitions.breaker, store.define(&name, definition)).await?;
+            let changes = definitions.changes.load(Ordering::Acquire);
+            definitions.learn(&name, collection, changes).await;
+            definitions.tell_defined(&name);
+            definitions.index(&name).await?;
+            // The other replicas do not know yet that it is indexed.
+            definitions.tell_defined(&name);
+            definitions.read(&name).await
+        };
+        self.runtime.spawn(work).await.unwrap_or_else(|_| Err(abandoned()))
+    }
+
+    fn tell_defined(&self, name: &str) {
+        self.events.publish(Event::defined(rand::random(), name));
+    }
+
+    /// Goes on with the indexing that somebody began and did not end.
+    pub fn resume_indexing(self: &Arc<Self>, name: &str) {
+        if self.lock().indexing.insert(name.into()) {
+            let (definitions, name) = (self.clone(), Box::<str>::from(name));
+            self.runtime.spawn(async move {
+                if let Err(error) = definitions.index(&name).await {
+                    tracing::debug!(%error, "indexing of a collection stopped");
+                }
+                definitions.lock().indexing.remove(&name);
+            });
+        }
+    }
+
+    async fn index(&self, name: &str) -> Result<(), StoreError> {
+        while guarded(&self.breaker, self.store.index_page(name)).await? {}
+        Ok(())
+    }
+
+    /// Joins the load of this definition, or starts it. One that began before the last change, or with
+    /// `from_now` before this call, does not count: then it is the next one, which all who ask meanwhile share.
+    fn load(self: &Arc<Self>, name: &str, from_now: bool) -> Pending {
+        let mut work = self.lock();
+        let changes = self.changes.load(Ordering::Acquire);
+        // A load whose sender is gone will never land: it is started anew.
+        if let Some(load) = work.loads.get_mut(name).filter(|load| load.result.has_changed().is_ok()) {
+            if load.changes == changes && !from_now {
+                return load.result.clone();
+            }
+            return load.next.get_or_insert_with(|| watch::channel(None)).1.clone();
+        }
+        let (sender, result) = watch::channel(None);
+        work.loads.insert(name.into(), UnderWay { changes, result: result.clone(), next: None });
+        self.runtime.spawn(self.clone().read_all(name.into(), sender));
+        result
+    }
+
+    /// Reads, and reads again for as long as somebody asked meanwhile.
+    async fn read_all(self: Arc<Self>, name: Box<str>, mut sender: watch::Sender<Option<Loaded>>) {
+        loop {
+            let loaded = self.read(&name).await;
+            let next = {
+                let mut work = self.lock();
+                let next = work.loads.get_mut(&name).and_then(|load| load.next.take());
+                match (&next, work.loads.get_mut(&name)) {
+                    (Some((_, result)), Some(load)) => {
+                        load.changes = self.changes.load(Ordering::Acquire);
+                        load.result = result.clone();
+                    }
+                    _ => drop(work.loads.remove(&name)),
+                }
+                next
+            };
+            sender.send_replace(Some(loaded));
+            let Some((next, _)) = next else { return };
+            sender = next;
+        }
+    }
+
+    /// Keeps the newer version: a reading may be overtaken by a change of our own.
+    async fn learn(&self, name: &str, collection: Collection, changes: u64) -> Arc<Known> {
+        let before = self.entries.get(name);
+        let same = |known: &&Arc<Known>| known.collection.version == collection.version;
+        let checker = match before.as_ref().filter(same) {
+            Some(known) => known.checker.clone(),
+            None => usable(name, &collection).await,
+        };
+        let known = Arc::new(Known { collection, checker, read_at: Instant::now(), changes });
+        let _held = self.lock();
+        match self.entries.get(name) {
+            Some(newer) if newer.collection.version > known.collection.version => newer,
+            _ => {
+                self.entries.insert(name.into(), known.clone());
+                known
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+/// A definition that this build cannot use is the consumer's to judge.
+async fn usable(name: &str, collection: &Collection) -> Option<Arc<Checker>> {
+    let checker = Checker::compiled(name, collection.clone()).await;
+    checker.unusable().is_none().then_some(checker)
+}
+
+async fn landed(mut load: watch::Receiver<Option<Loaded>>) -> Loaded {
+    let landed = load.wait_for(Option::is_some).await.map_err(|_| abandoned())?;
+    landed.clone().ok_or_else(abandoned)?
+}
+
+fn abandoned() -> StoreError {
+    StoreError::Unavailable("the load was abandoned".into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Reads of documents, answered from memory.
+//!
+//! A document does not change, it can only be deleted: events drop what was deleted, and an entry
+//! counts as fresh for a short time, should one get lost. Only documents that are there are kept.
+//! While the store is away an old entry is answered, marked stale.
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use shared::breaker::Breaker;
+use shared::id::ItemKey;
+use shared::store::{Document, Store, StoreError, Stored};
+use uuid::Uuid;
+
+use crate::read::counters::{CacheLimits, Outcome, guarded};
+
+/// What an entry weighs beside its data.
+const ENTRY_BYTES: usize = 500;
+
+/// A cached document.
+#[derive(Debug)]
+pub struct Cached {
+    pub collection: Box<str>,
+    pub document: Document,
+    /// When the store said so.
+    pub read_at: Instant,
+    generation: u64,
+}
+
+/// What a read found.
+#[derive(Clone, Debug)]
+pub enum Found {
+    Document(Arc<Cached>, Outcome),
+    Deleted,
+    /// It has not come, or not into this collection.
+    Nothing,
+}
+
+pub struct DocumentCache {
+    entries: moka::sync::Cache<Uuid, Arc<Cached>>,
+    /// Held by everything that writes to `entries`.
+    losses: Mutex<Losses>,
+    ttl: Duration,
+    store: Arc<dyn Store>,
+    breaker: Arc<Breaker>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Losses {
+    /// Grows with each deletion that is told: what was read before may be deleted.
+    deletions: u64,
+    /// Grows when deletions may have been missed; entries of an earlier one are old.
+    generation: u64,
+}
+
+impl DocumentCache {
+    pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
+        let weigh = |_: &Uuid, cached: &Arc<Cached>| {
+            u32::try_from(cached.document.data.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
+        };
+        let entries = moka::sync::Cache::builder()
+            .max_capacity(limits.bytes_max)
+            .weigher(weigh)
+            .time_to_live(limits.stale_max)
+            .build();
+        let losses = Mutex::new(Losses { deletions: 0, generation: 0 });
+        Arc::new(Self { entries, losses, ttl: limits.ttl, store, breaker })
+    }
+
+    /// Reads one document.
+    pub async fn get(&self, collection: &str, id: ItemKey) -> Result<Found, StoreError> {
+        let key = id.as_uuid();
+        let losses = *self.lock();
+        let cached = self.entries.get(&key).filter(|cached| *cached.collection == *collection);
+        if let Some(cached) = &cached
+            && cached.generation == losses.generation
+            && cached.read_at.elapsed() < self.ttl
+        {
+            return Ok(Found::Document(cached.clone(), Outcome::Hit));
+        }
+        match guarded(&self.breaker, self.store.document(collection, id)).await {
+            Ok(Some(Stored::Document(document))) => {
+                let generation = losses.generation;
+                let (collection, read_at) = (collection.into(), Instant::now());
+                let cached = Arc::new(Cached { collection, document, read_at, generation });
+                // What was read before a deletion must not be kept after it.
+                let held = self.lock();
+                if *held == losses {
+                    self.entries.insert(key, cached.clone());
+                }
+                Ok(Found::Document(cached, Outcome::Miss))
+            }
+            Ok(stored) => {
+                if cached.is_some() {
+                    self.forget([id]);
+                }
+                Ok(if stored.is_some() { Found::Deleted } else { Found::Nothing })
+            }
+            // Looked up again: it may have been deleted meanwhile.
+            Err(error) => match cached.and_then(|_| self.entries.get(&key)) {
+                Some(cached) => Ok(Found::Document(cached, Outcome::Stale)),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// These documents were deleted.
+    pub fn forget(&self, deleted: impl IntoIterator<Item = ItemKey>) {
+        let mut losses = self.lock();
+        for id in deleted {
+            losses.deletions += 1;
+            self.entries.invalidate(&id.as_uuid());
+        }
+    }
+
+    /// Deletions may have been missed: every entry must be read again before it counts as fresh.
+    pub fn distrust_all(&self) {
+        self.lock().generation += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Losses> {
+        self.losses.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,29 @@
+//! What the store knows of a write.
+use shared::id::ItemKey;
+use shared::keyed::Fingerprint;
+use shared::store::{Fate, StoreError};
+
+use crate::read::counters::guarded;
+use crate::receipt::Receipt;
+use crate::state::Shared;
+use crate::wait::outcome::Outcome;
+
+/// After `outcome` was told: as the store knows it, or if it cannot be asked just now, as told.
+pub async fn after(
+    shared: &Shared,
+    item: ItemKey,
+    payload: Option<Fingerprint>,
+    outcome: Outcome,
+) -> Receipt {
+    let id = shared.ids.sign(item);
+    let known = match fate_of(shared, item).await {
+        Ok(Some(fate)) => Receipt::of_fate(id, payload, Some(fate)),
+        Ok(None) | Err(_) => None,
+    };
+    known.unwrap_or_else(|| Receipt::of_outcome(id, outcome))
+}
+
+pub async fn fate_of(shared: &Shared, item: ItemKey) -> Result<Option<Fate>, StoreError> {
+    let fates = guarded(&shared.store_breaker, shared.store.fates([item].into())).await?;
+    Ok(fates.into_iter().next().flatten())
+}

@@ -1,0 +1,98 @@
+//! The receipt of a write, as clients see it.
+use serde::Serialize;
+use shared::id::ItemId;
+use shared::keyed::Fingerprint;
+use shared::store::Fate;
+use utoipa::ToSchema;
+
+use crate::http::rfc3339::rfc3339;
+use crate::wait::outcome::Outcome;
+
+/// What became of a write.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Receipt {
+    id: String,
+    /// `unknown` when only a newer version knows it.
+    #[schema(example = "increment")]
+    kind: &'static str,
+    /// `accepted`: durable, not yet applied. `applied`: took effect; of a deletion also that its collection
+    /// does not hold the document. `failed`: set aside.
+    /// `conflict`: another payload was processed under its Idempotency-Key.
+    #[schema(example = "applied")]
+    status: &'static str,
+    /// RFC 3339, UTC, by the store's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed_at: Option<String>,
+    /// Why it was set aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "counter_overflow")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+impl Receipt {
+    pub fn accepted(id: ItemId) -> Self {
+        Self {
+            id: id.to_string(),
+            kind: id.key().kind_name(),
+            status: "accepted",
+            applied_at: None,
+            failed_at: None,
+            reason: None,
+            detail: None,
+        }
+    }
+
+    /// Another payload was processed under the key.
+    pub fn conflict(id: ItemId) -> Self {
+        Self { status: "conflict", ..Self::accepted(id) }
+    }
+
+    /// Of what the store knows. `payload` is the fingerprint that the client holds.
+    /// `None` when the store has forgotten it.
+    pub fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<Fate>) -> Option<Self> {
+        let has_other = |processed: Option<Fingerprint>| {
+            payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
+        };
+        Some(match fate {
+            None => Self::accepted(id),
+            Some(Fate::Forgotten) => return None,
+            Some(Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. })
+                if has_other(fingerprint) =>
+            {
+                Self::conflict(id)
+            }
+            Some(Fate::Applied { at_ms, .. }) => {
+                Self { status: "applied", applied_at: Some(rfc3339(at_ms)), ..Self::accepted(id) }
+            }
+            Some(Fate::Failed { at_ms, reason, detail, .. }) => Self {
+                status: "failed",
+                failed_at: Some(rfc3339(at_ms)),
+                reason: Some(reason),
+                detail: Some(detail),
+                ..Self::accepted(id)
+            },
+        })
+    }
+
+    /// Of what an event told, without what only the store knows.
+    pub fn of_outcome(id: ItemId, outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Applied { .. } => Self { status: "applied", ..Self::accepted(id) },
+            Outcome::Failed { reason, detail } => Self {
+                status: "failed",
+                reason: Some(reason.into()),
+                detail: Some(detail.into()),
+                ..Self::accepted(id)
+            },
+            Outcome::Conflict => Self::conflict(id),
+        }
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.status != "accepted"
+    }
+}

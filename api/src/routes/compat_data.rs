@@ -1,0 +1,59 @@
+//! Short paths with the answers of the small document services that Forebay replaces.
+use actix_web::web::{Payload, ThinData};
+use actix_web::{HttpRequest, HttpResponse};
+
+use crate::http::problem::Problem;
+use crate::routes::documents::{self, DocumentBody, list};
+use crate::state::Shared;
+use crate::write::accept::Accepted;
+use crate::write::preferences::Terms;
+
+/// The collection behind `/data`.
+const NAME: &str = "default";
+
+/// Stores documents in the collection `default`.
+///
+/// Waits a moment by itself, so that a single caller sees the stored document.
+#[utoipa::path(
+    post,
+    path = "/data",
+    operation_id = "compat_create_document",
+    tag = "short paths",
+    params(
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, instead of a moment, until it is applied"),
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+    ),
+    request_body(
+        content((Object = "application/json"), (String = "application/x-ndjson")),
+        description = "one object, or an array of them"
+    ),
+    responses(
+        (status = 200, description = "a retry of what was stored before and is deleted by now", body = DocumentBody),
+        (status = 201, description = "stored while the request waited, or before", body = DocumentBody,
+         headers(("Location" = String, description = "the document"))),
+        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the document")))
+    )
+)]
+pub async fn post(
+    request: HttpRequest,
+    payload: Payload,
+    shared: ThinData<Shared>,
+) -> Result<HttpResponse, Problem> {
+    let terms = Terms::short(&request, &shared)?;
+    documents::post_into(&request, payload, NAME, &terms, &shared).await
+}
+
+/// Lists the documents of the collection `default`, newest first.
+#[utoipa::path(
+    get,
+    path = "/data",
+    operation_id = "compat_list_documents",
+    tag = "short paths",
+    params(list::DocumentsParams),
+    responses(
+        (status = 200, description = "one page", body = list::DocumentsBody)
+    )
+)]
+pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    list::list_of(&request, NAME, &shared).await
+}

@@ -1,0 +1,66 @@
+//! What a request can wait for: the outcome of an item, or the change of a counter.
+use shared::keyed::Fingerprint;
+use shared::store::{Fate, ItemStanding};
+
+/// What an item came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Applied {
+        /// Of an increment, unless it was lost on the way.
+        standing: Option<ItemStanding>,
+        /// False when it is a keyed item of which only the store was asked: then another request
+        /// may have brought it.
+        is_own: bool,
+    },
+    /// It was set aside.
+    Failed { reason: Box<str>, detail: Box<str> },
+    /// Another payload was processed under its key.
+    Conflict,
+}
+
+impl Outcome {
+    /// Of what the store knows. `payload` is the fingerprint of the caller's payload; `None` of what the store
+    /// has forgotten.
+    pub fn of(fate: &Fate, payload: Option<Fingerprint>, standing: Option<ItemStanding>) -> Option<Self> {
+        let has_other = |processed: &Option<Fingerprint>| {
+            payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
+        };
+        Some(match fate {
+            Fate::Forgotten => return None,
+            Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. }
+                if has_other(fingerprint) =>
+            {
+                Self::Conflict
+            }
+            Fate::Applied { fingerprint, .. } => Self::Applied { standing, is_own: fingerprint.is_none() },
+            Fate::Failed { reason, detail, .. } => {
+                Self::Failed { reason: reason.as_str().into(), detail: detail.as_str().into() }
+            }
+        })
+    }
+}
+
+/// A counter may have changed: look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed;
+
+/// What somebody waits for. The word is a metric label.
+pub trait Told {
+    fn name(&self) -> &'static str;
+}
+
+impl Told for Outcome {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Applied { .. } => "applied",
+            Self::Failed { .. } => "failed",
+            Self::Conflict => "conflict",
+        }
+    }
+}
+
+impl Told for Changed {
+    fn name(&self) -> &'static str {
+        "changed"
+    }
+}

@@ -1,0 +1,124 @@
+//! Keys that were processed lately: spares a client the way through the queue. The store decides.
+use std::time::Duration;
+
+use shared::event::Committed;
+use shared::id::ItemKey;
+use shared::keyed::{Fingerprint, Keyed};
+use shared::store::KeyedVerdict;
+
+/// Keys that one process remembers.
+const REMEMBERED_MAX: u64 = 100_000;
+
+/// How long one process remembers a key: much shorter than the store.
+const REMEMBERED_FOR: Duration = Duration::from_mins(10);
+
+/// Keys that were processed lately, with the payload that counts, as events told. What was only
+/// accepted is not remembered: another payload may have been processed first, elsewhere.
+#[derive(Clone)]
+pub struct RecentKeys(moka::sync::Cache<ItemKey, Processed>);
+
+#[derive(Clone, Copy)]
+struct Processed {
+    fingerprint: Fingerprint,
+    /// It took effect, which does not change any more. What was set aside may be redriven.
+    is_applied: bool,
+}
+
+impl Default for RecentKeys {
+    fn default() -> Self {
+        let keys = moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(REMEMBERED_FOR);
+        Self(keys.build())
+    }
+}
+
+impl RecentKeys {
+    /// Whether another payload was processed under this key.
+    pub fn conflicts(&self, keyed: Keyed) -> bool {
+        self.0.get(&keyed.id).is_some_and(|known| known.fingerprint != keyed.fingerprint)
+    }
+
+    /// Returns true when this payload took effect under this key.
+    pub fn is_applied(&self, keyed: Keyed) -> bool {
+        self.0.get(&keyed.id).is_some_and(|known| known.fingerprint == keyed.fingerprint && known.is_applied)
+    }
+
+    /// The store says that this payload took effect.
+    pub fn learn_applied(&self, keyed: Keyed) {
+        self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: true });
+    }
+
+    /// Takes what was processed under keys.
+    pub fn hear(&self, committed: &Committed) {
+        for told in &committed.keyed {
+            let keyed = Keyed { id: told.item, fingerprint: told.fingerprint };
+            match told.verdict {
+                KeyedVerdict::Applied => self.learn_applied(keyed),
+                KeyedVerdict::Repeated if self.is_applied(keyed) => {}
+                KeyedVerdict::Repeated => self.learn_processed(keyed),
+                KeyedVerdict::Conflict => {}
+            }
+        }
+        for failed in &committed.failed {
+            if let Some(fingerprint) = failed.fingerprint {
+                self.learn_processed(Keyed { id: failed.item, fingerprint });
+            }
+        }
+    }
+
+    fn learn_processed(&self, keyed: Keyed) {
+        self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: false });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::event::{ItemFailed, KeyedTold};
+    use shared::id::Kind;
+    use shared::keyed::{fingerprint_of, id_of};
+
+    use super::*;
+
+    #[test]
+    fn what_was_processed_counts_and_nothing_else() {
+        let recent = RecentKeys::default();
+        let keyed = |name: &str, by: i32| Keyed {
+            id: id_of("anonymous", Kind::Increment, name, 0),
+            fingerprint: fingerprint_of("POST", "a", &by.to_string()),
+        };
+        let told = |name: &str, by, verdict| {
+            let Keyed { id, fingerprint } = keyed(name, by);
+            KeyedTold { item: id, fingerprint, verdict }
+        };
+        let keyed_told = vec![
+            told("loser", 1, KeyedVerdict::Conflict),
+            told("first", 1, KeyedVerdict::Applied),
+            told("again", 1, KeyedVerdict::Repeated),
+        ];
+        let Keyed { id: item, fingerprint } = keyed("failed", 1);
+        let failed = ItemFailed {
+            item,
+            fingerprint: Some(fingerprint),
+            reason: "counter_overflow".into(),
+            detail: "".into(),
+        };
+        recent.hear(&Committed { keyed: keyed_told, failed: vec![failed], ..Committed::default() });
+        for name in ["first", "again", "failed"] {
+            assert!(recent.conflicts(keyed(name, 2)) && !recent.conflicts(keyed(name, 1)), "{name}");
+        }
+        assert!(!recent.conflicts(keyed("loser", 1)) && !recent.conflicts(keyed("loser", 2)));
+        for (name, by, is_applied) in [
+            ("first", 1, true),
+            ("first", 2, false),
+            ("again", 1, false),
+            ("failed", 1, false),
+            ("loser", 1, false),
+        ] {
+            assert_eq!(recent.is_applied(keyed(name, by)), is_applied, "{name} {by}");
+        }
+        recent.hear(&Committed {
+            keyed: vec![told("first", 1, KeyedVerdict::Repeated)],
+            ..Committed::default()
+        });
+        assert!(recent.is_applied(keyed("first", 1)), "a repetition takes nothing back");
+    }
+}

@@ -1,0 +1,299 @@
+//! Who waits for what, and what they are told. Pure: no clock, no lock, no task.
+//!
+//! An item is *in doubt* while an event about it may have been missed. What an event says of an
+//! item by name holds all the same; that a message was applied says of its items only what nobody
+//! missed, so it is not taken for those in doubt: the store decides.
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use shared::event::{Committed, ItemFailed, KeyedTold, Standing};
+use shared::id::{ItemKey, MessageId};
+use shared::keyed::Fingerprint;
+use shared::store::{Fate, ItemStanding, KeyedVerdict};
+use tokio::sync::oneshot;
+
+use crate::wait::outcome::{Changed, Outcome};
+
+/// Whom to tell what.
+type Answers = Vec<(oneshot::Sender<Outcome>, Outcome)>;
+
+#[derive(Debug, Default)]
+pub struct Book {
+    items: HashMap<ItemKey, Vec<Entry>>,
+    /// The items above that are not keyed, by their messages.
+    messages: HashMap<MessageId, HashSet<ItemKey>>,
+    counters: HashMap<Box<str>, Vec<(u64, oneshot::Sender<Changed>)>>,
+    /// Items in doubt that nobody asks the store about yet.
+    doubted: BTreeSet<ItemKey>,
+    /// Grows with every doubt.
+    doubts: u64,
+    number: u64,
+    is_closed: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    fingerprint: Option<Fingerprint>,
+    /// Told before the verdict on a keyed item.
+    standing: Option<ItemStanding>,
+    /// The number of the last doubt about it; 0 for none.
+    doubted_at: u64,
+    tell: oneshot::Sender<Outcome>,
+}
+
+/// Where somebody is registered.
+#[derive(Debug)]
+pub enum Place {
+    Item(ItemKey, u64),
+    Counter(Box<str>, u64),
+}
+
+impl Book {
+    pub fn enter_item(
+        &mut self,
+        item: ItemKey,
+        fingerprint: Option<Fingerprint>,
+        tell: oneshot::Sender<Outcome>,
+    ) -> Place {
+        self.number += 1;
+        let number = self.number;
+        if !self.is_closed {
+            let entry = Entry { number, fingerprint, standing: None, doubted_at: 0, tell };
+            self.items.entry(item).or_default().push(entry);
+            if let Some(message) = item.message() {
+                self.messages.entry(message).or_default().insert(item);
+            }
+        }
+        Place::Item(item, number)
+    }
+
+    pub fn enter_counter(&mut self, name: &str, tell: oneshot::Sender<Changed>) -> Place {
+        self.number += 1;
+        if !self.is_closed {
+            self.counters.entry(name.into()).or_default().push((self.number, tell));
+        }
+        Place::Counter(name.into(), self.number)
+    }
+
+    pub fn leave(&mut self, place: &Place) {
+        match place {
+            Place::Item(item, number) => {
+                let Some(entries) = self.items.get_mut(item) else { return };
+                entries.retain(|entry| entry.number != *number);
+                if entries.is_empty() {
+                    self.items.remove(item);
+                    self.forget_in_message(*item);
+                }
+            }
+            Place::Counter(name, number) => {
+                let Some(entries) = self.counters.get_mut(name) else { return };
+                entries.retain(|(other, _)| other != number);
+                if entries.is_empty() {
+                    self.counters.remove(name);
+                }
+            }
+        }
+    }
+
+    /// Drops the sender of everybody who waits for an item, which tells them. Who follows a counter
+    /// waits on: an old value is no reason to ask again at once.
+    pub fn release(&mut self) {
+        self.items.clear();
+        self.messages.clear();
+        self.doubted.clear();
+    }
+
+    pub fn close(&mut self) {
+        self.is_closed = true;
+        self.release();
+        self.counters.clear();
+    }
+
+    /// Whether nobody is registered, and nothing of anybody is left.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.messages.is_empty() && self.counters.is_empty()
+    }
+
+    pub fn take_counter(&mut self, name: &str) -> Option<Vec<oneshot::Sender<Changed>>> {
+        let entries = self.counters.remove(name)?;
+        Some(entries.into_iter().map(|(_, tell)| tell).collect())
+    }
+
+    pub fn take_counters(&mut self) -> Vec<oneshot::Sender<Changed>> {
+        self.counters.drain().flat_map(|(_, entries)| entries).map(|(_, tell)| tell).collect()
+    }
+
+    pub fn hear(&mut self, committed: &Committed) -> Answers {
+        let mut answers = Answers::new();
+        if self.is_empty() {
+            return answers;
+        }
+        for standing in &committed.standings {
+            self.hear_standing(standing, &mut answers);
+        }
+        for failed in &committed.failed {
+            self.hear_failed(failed, &mut answers);
+        }
+        for told in &committed.keyed {
+            self.hear_keyed(told, &mut answers);
+        }
+        for item in &committed.unclear {
+            self.doubt(*item);
+        }
+        for message in committed.messages.iter().filter_map(|id| MessageId::from_uuid(*id)) {
+            self.hear_message(message, &mut answers);
+        }
+        answers
+    }
+
+    /// Only increments that were applied have a standing. Of a keyed one the payload is told by
+    /// its verdict.
+    fn hear_standing(&mut self, standing: &Standing, answers: &mut Answers) {
+        let Standing { item, value, version } = *standing;
+        let standing = Some(ItemStanding { item, value, version });
+        if item.is_keyed() {
+            for entry in self.items.get_mut(&item).into_iter().flatten() {
+                entry.standing = standing;
+            }
+        } else {
+            self.settle(item, answers, |_| Some(Outcome::Applied { standing, is_own: true }));
+        }
+    }
+
+    fn hear_failed(&mut self, failed: &ItemFailed, answers: &mut Answers) {
+        let ItemFailed { item, fingerprint, reason, detail } = failed;
+        self.settle(*item, answers, |entry| {
+            Some(if entry.has_other(*fingerprint) {
+                Outcome::Conflict
+            } else {
+                Outcome::Failed { reason: reason.clone(), detail: detail.clone() }
+            })
+        });
+    }
+
+    fn hear_keyed(&mut self, told: &KeyedTold, answers: &mut Answers) {
+        let KeyedTold { item, fingerprint, verdict } = *told;
+        if verdict == KeyedVerdict::Repeated {
+            // It was processed before, and how it ended was told then: only the store knows.
+            self.doubt(item);
+            return;
+        }
+        self.settle(item, answers, |entry| {
+            let other = entry.has_other(Some(fingerprint));
+            match verdict {
+                KeyedVerdict::Applied if other => Some(Outcome::Conflict),
+                KeyedVerdict::Applied => Some(Outcome::Applied { standing: entry.standing, is_own: true }),
+                // About somebody else's payload. Who has the right one hears of his own.
+                KeyedVerdict::Conflict if other || entry.fingerprint.is_none() => None,
+                KeyedVerdict::Conflict | KeyedVerdict::Repeated => Some(Outcome::Conflict),
+            }
+        });
+        if verdict == KeyedVerdict::Conflict {
+            // So it was processed with another one, perhaps long ago.
+            self.doubt(item);
+        }
+    }
+
+    fn hear_message(&mut self, message: MessageId, answers: &mut Answers) {
+        for item in self.messages.get(&message).cloned().unwrap_or_default() {
+            self.settle(item, answers, |entry| {
+                (entry.doubted_at == 0).then_some(Outcome::Applied { standing: None, is_own: true })
+            });
+            // Who is left is in doubt. A read that is under way may have looked before the commit.
+            self.doubt(item);
+        }
+    }
+
+    pub fn doubt_all(&mut self) {
+        self.doubts += 1;
+        for (item, entries) in &mut self.items {
+            self.doubted.insert(*item);
+            for entry in entries {
+                entry.doubted_at = self.doubts;
+            }
+        }
+    }
+
+    fn doubt(&mut self, item: ItemKey) {
+        let Some(entries) = self.items.get_mut(&item) else { return };
+        self.doubts += 1;
+        self.doubted.insert(item);
+        for entry in entries {
+            entry.doubted_at = self.doubts;
+        }
+    }
+
+    pub fn has_doubts(&self) -> bool {
+        !self.doubted.is_empty()
+    }
+
+    /// Up to `count` items that somebody must ask the store about, and the mark of this moment.
+    pub fn take_doubted(&mut self, count: usize) -> (Vec<ItemKey>, u64) {
+        let mut taken = Vec::new();
+        while taken.len() < count
+            && let Some(item) = self.doubted.pop_first()
+        {
+            if self.items.contains_key(&item) {
+                taken.push(item);
+            }
+        }
+        (taken, self.doubts)
+    }
+
+    /// The store could not be asked: they stay in doubt.
+    pub fn put_back(&mut self, items: Vec<ItemKey>) {
+        self.doubted.extend(items);
+    }
+
+    /// What the store said, when it was asked after the mark was taken. An item that it does not
+    /// know, or whose time it has forgotten, will be committed later, and all events about it come later still.
+    pub fn learn(&mut self, items: &[ItemKey], fates: Vec<Option<Fate>>, mark: u64) -> Answers {
+        let mut answers = Answers::new();
+        for (item, fate) in items.iter().zip(fates) {
+            if let Some(fate) = fate.filter(|fate| *fate != Fate::Forgotten) {
+                self.settle(*item, &mut answers, |entry| {
+                    Outcome::of(&fate, entry.fingerprint, entry.standing)
+                });
+                continue;
+            }
+            for entry in self.items.get_mut(item).into_iter().flatten() {
+                if entry.doubted_at <= mark {
+                    entry.doubted_at = 0;
+                }
+            }
+        }
+        answers
+    }
+
+    /// Takes out who has an answer.
+    fn settle(&mut self, item: ItemKey, answers: &mut Answers, answer: impl Fn(&Entry) -> Option<Outcome>) {
+        let Some(entries) = self.items.get_mut(&item) else { return };
+        let mut index = 0;
+        while index < entries.len() {
+            match answer(&entries[index]) {
+                Some(outcome) => answers.push((entries.swap_remove(index).tell, outcome)),
+                None => index += 1,
+            }
+        }
+        if entries.is_empty() {
+            self.items.remove(&item);
+            self.forget_in_message(item);
+        }
+    }
+
+    fn forget_in_message(&mut self, item: ItemKey) {
+        let Some(message) = item.message() else { return };
+        let Some(items) = self.messages.get_mut(&message) else { return };
+        items.remove(&item);
+        if items.is_empty() {
+            self.messages.remove(&message);
+        }
+    }
+}
+
+impl Entry {
+    /// Whether it is about another payload than the one that was processed.
+    fn has_other(&self, processed: Option<Fingerprint>) -> bool {
+        self.fingerprint.is_some_and(|own| processed.is_some_and(|processed| processed != own))
+    }
+}
