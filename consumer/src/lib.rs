@@ -2,19 +2,11 @@
 //!
 //! [`Consumer::run`] is the whole program but for its command line, so that the API can run it in its own
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
-pub mod announce;
-mod attempts;
-pub mod dead_queue;
-pub mod horizon;
-pub mod housekeeping;
+pub mod dead_letters;
 pub mod ingest;
-pub mod measure;
-pub mod merge;
-mod rescue;
-mod settle;
+pub mod metrics;
+pub mod retention;
 pub mod status;
-pub mod suspects;
-mod told;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,13 +18,13 @@ use shared::progress::Progress;
 use shared::shutdown::{self, Shutdown};
 use tokio::task::JoinHandle;
 
-use crate::announce::Announcer;
-use crate::dead_queue::DeadQueue;
-use crate::housekeeping::Housekeeping;
-use crate::ingest::{Ingest, STOP_PATIENCE};
-use crate::merge::MergeLimits;
+use crate::dead_letters::dead_queue::DeadQueue;
+use crate::ingest::announce::Announcer;
+use crate::ingest::merge::MergeLimits;
+use crate::ingest::session::{Ingest, STOP_PATIENCE};
+use crate::ingest::suspects::Pace;
+use crate::retention::housekeeping::Housekeeping;
 use crate::status::Status;
-use crate::suspects::Pace;
 
 /// How long a part of the housekeeping may go on after the ingest has stopped.
 const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);

@@ -1,5 +1,5 @@
 //! The consumer's command line.
-mod dead_letters;
+mod dead_letters_command;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ enum Command {
     /// Look after what could not be applied
     DeadLetters {
         #[command(subcommand)]
-        command: dead_letters::Command,
+        command: dead_letters_command::Command,
     },
 }
 
@@ -59,7 +59,7 @@ async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
             print!("{}", check_config_report(&options.load(Program::Consumer)?));
             Ok(())
         }
-        Command::DeadLetters { command } => dead_letters::run(options, command).await,
+        Command::DeadLetters { command } => dead_letters_command::run(options, command).await,
         Command::Healthcheck => program::healthcheck(&options.load(Program::Consumer)?.config).await,
     }
 }

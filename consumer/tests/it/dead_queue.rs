@@ -1,8 +1,8 @@
 //! The dead queue is read beside the ingest: what can be applied is, the rest becomes dead letters.
 use bytes::Bytes;
-use consumer::announce::Announcer;
-use consumer::dead_queue::DeadQueue;
-use consumer::suspects::Pace;
+use consumer::dead_letters::dead_queue::DeadQueue;
+use consumer::ingest::announce::Announcer;
+use consumer::ingest::suspects::Pace;
 use shared::id::BodyId;
 use shared::queue::{Delivery, Subscription};
 use shared::store::{DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome};

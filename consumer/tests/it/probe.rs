@@ -2,10 +2,10 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use consumer::announce::Announcer;
-use consumer::ingest::Ingest;
-use consumer::merge::MergeLimits;
-use consumer::suspects::Pace;
+use consumer::ingest::announce::Announcer;
+use consumer::ingest::merge::MergeLimits;
+use consumer::ingest::session::Ingest;
+use consumer::ingest::suspects::Pace;
 use shared::queue::{Delivery, Lost, Publisher, Queue, QueueError, Subscription};
 
 use crate::*;

@@ -1,10 +1,10 @@
 //! A message that fails alone is held aside and in the end given up, while everything else goes on;
 //! an outage gives nothing up, and neither does a crash of a good message's consumer.
-use consumer::announce::Announcer;
-use consumer::dead_queue::DeadQueue;
-use consumer::ingest::Ingest;
-use consumer::merge::MergeLimits;
-use consumer::suspects::{Pace, STRIKES_MAX};
+use consumer::dead_letters::dead_queue::DeadQueue;
+use consumer::ingest::announce::Announcer;
+use consumer::ingest::merge::MergeLimits;
+use consumer::ingest::session::Ingest;
+use consumer::ingest::suspects::{Pace, STRIKES_MAX};
 use shared::queue::Subscription;
 use shared::store::GiveUp;
 use testkit::trouble::{Trouble, is_sleeping};

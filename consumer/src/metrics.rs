@@ -12,7 +12,7 @@ use shared::id::Kind;
 use shared::message::Message;
 use shared::store::{Applied, KeyedVerdict, Reason};
 
-use crate::merge::WhyStopped;
+use crate::ingest::merge::WhyStopped;
 
 pub struct Metrics {
     /// Items applied, by `kind`.

@@ -14,10 +14,10 @@ use shared::queue::{Delivery, Lost};
 use shared::shutdown::Shutdown;
 use shared::store::{Applied, Store, StoreError};
 
-use crate::ingest::{Batch, Held, Session, Settled, answered};
-use crate::measure::{count, metrics};
-use crate::suspects::{Ended, STRIKES_MAX, answers};
-use crate::told;
+use crate::ingest::batch_log;
+use crate::ingest::session::{Batch, Held, Session, Settled, answered};
+use crate::ingest::suspects::{Ended, STRIKES_MAX, answers};
+use crate::metrics::{count, metrics};
 
 /// A failed transaction is tried once more after this, before the store is asked.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
@@ -280,7 +280,7 @@ impl Session<'_> {
         self.backoff.reset();
         self.ingest.announcer.committed(applied, batch.messages.len());
         count(&batch.messages, applied);
-        told::log(&self.ingest.ids, &batch.messages, &batch.deliveries, applied);
+        batch_log::log(&self.ingest.ids, &batch.messages, &batch.deliveries, applied);
         let ids: Vec<MessageId> = batch.ids().collect();
         self.subscription.ack(batch.deliveries).await?;
         self.attempts.end(ids).await;
@@ -337,7 +337,7 @@ impl Session<'_> {
     async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
         let index = batch.messages.iter().position(|message| message.id == id);
         let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
-        let traces = told::trace_ids(&batch.deliveries[index]);
+        let traces = batch_log::trace_ids(&batch.deliveries[index]);
         tracing::error!(message.id = %id, trace.ids = traces, "message id was applied with another body: rejected");
         metrics().rejected.with_label_values(&["digest_mismatch"]).inc();
         let mut messages = batch.messages.to_vec();

@@ -15,8 +15,12 @@ use shared::queue::Delivery;
 use shared::store::{Applied, GiveUp, Store, StoreError};
 use tokio::task::JoinSet;
 
-use crate::measure::metrics;
+use crate::metrics::metrics;
 use crate::status::Status;
+
+/// How long a message is held that waits for the store, unless told otherwise: a broker takes one away
+/// from a consumer that holds it for 30 minutes, so it is given back well before.
+pub const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 
 /// Failures after which a message is given up, and processes that it may bring down.
 pub const STRIKES_MAX: u32 = 5;
@@ -63,7 +67,7 @@ impl Default for Pace {
             batch_time_max: Duration::from_secs(1),
             pause_min: Duration::from_secs(1),
             pause_max: Duration::from_secs(30),
-            held_max: crate::ingest::PROBE_HELD_MAX,
+            held_max: PROBE_HELD_MAX,
             trials_max: TRIALS_MAX,
         }
     }

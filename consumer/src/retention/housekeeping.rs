@@ -16,9 +16,9 @@ use shared::queue::Queue;
 use shared::shutdown::Shutdown;
 use shared::store::{Hold, Holder, Housekept, Retention, Store, StoreError};
 
-use crate::horizon::{Watch, forget_before_ms};
-use crate::measure::metrics;
-use crate::rescue::Rescue;
+use crate::dead_letters::rescue::Rescue;
+use crate::metrics::metrics;
+use crate::retention::low_watermark::{Watch, forget_before_ms};
 use crate::status::Status;
 
 /// How often it begins anew, give or take a fifth, so that consumers do not keep in step.

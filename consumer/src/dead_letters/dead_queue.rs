@@ -17,13 +17,13 @@ use shared::queue::{Delivery, Lost, Queue, QueueError, Subscription};
 use shared::shutdown::Shutdown;
 use shared::store::{Applied, DeadMessage, Store, StoreError};
 
-use crate::announce::Announcer;
-use crate::attempts::Attempts;
-use crate::ingest::{answered, decoded};
-use crate::measure::{count, metrics};
+use crate::ingest::announce::Announcer;
+use crate::ingest::attempts::Attempts;
+use crate::ingest::batch_log;
+use crate::ingest::session::{answered, decoded};
+use crate::ingest::suspects::{Ended, Pace, STRIKES_MAX, Suspects, answers};
+use crate::metrics::{count, metrics};
 use crate::status::Status;
-use crate::suspects::{Ended, Pace, STRIKES_MAX, Suspects, answers};
-use crate::told;
 
 /// How often the depth of the queue is asked for, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -111,7 +111,7 @@ impl DeadQueue {
         }
         if let Task::Bury(dead) = task {
             self.store.bury(dead.clone()).await?;
-            let (reason, traces) = (dead.reason().name(), told::trace_ids(delivery));
+            let (reason, traces) = (dead.reason().name(), batch_log::trace_ids(delivery));
             metrics().dead_messages.with_label_values(&[reason]).inc();
             tracing::error!(
                 dead_letter.id = %dead.id(),
@@ -136,7 +136,7 @@ impl DeadQueue {
             items.set_aside = applied.set_aside.len(),
             "message of the dead queue applied"
         );
-        told::log(&self.ids, messages, std::slice::from_ref(delivery), applied);
+        batch_log::log(&self.ids, messages, std::slice::from_ref(delivery), applied);
     }
 }
 

@@ -14,7 +14,7 @@ use shared::store::{
 };
 use uuid::Uuid;
 
-use crate::measure::metrics;
+use crate::metrics::metrics;
 
 /// Reasons for which a newer build may read what an older one could not.
 const REASONS: [Reason; 2] = [Reason::UnknownVersion, Reason::UnknownKind];

@@ -1,0 +1,3 @@
+//! What may be forgotten, and the work of deleting it.
+pub mod housekeeping;
+pub mod low_watermark;
