@@ -3,36 +3,21 @@ pub mod queue_depth;
 pub mod store_probe;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use shared::breaker::Breaker;
 use shared::ops::{Health, Status};
-use shared::queue::{Link, Publisher};
+use shared::queue::Link;
 
-use crate::admission::in_flight::Gate;
-use crate::wait::waiters::Waiters;
+use crate::state::App;
 
-/// What the health is read from.
-pub struct HealthView {
-    pub publisher: Arc<dyn Publisher>,
-    pub publisher_breaker: Arc<Breaker>,
-    pub store_breaker: Arc<Breaker>,
-    pub waiters: Arc<Waiters>,
-    pub gate: Arc<Gate>,
-    /// Consumers whose events arrive.
-    pub consumers_heard: Arc<AtomicUsize>,
-    /// The queue was open once, or could not be opened.
-    pub has_opened: AtomicBool,
-}
-
-impl HealthView {
+impl App {
     /// `down` when nothing can be made durable, `degraded` when reads may be stale or refused, or nothing is
     /// applied because no consumer runs.
-    pub fn read(&self) -> Health {
+    pub fn health(&self) -> Health {
         let link = self.publisher.link();
         if !matches!(link, Link::Opening | Link::Settling) {
-            self.has_opened.store(true, Ordering::Relaxed);
+            self.queue_has_opened.store(true, Ordering::Relaxed);
         }
         let accepting = link == Link::Up && self.publisher_breaker.check().is_ok();
         // Where only writing fails the values that are read stand still, which is as good as stale.
@@ -47,7 +32,7 @@ impl HealthView {
                 (false, _) => Status::Down,
             },
             // Both end by themselves. A queue that is made anew later takes no reads away.
-            ready: !self.gate.is_draining() && self.has_opened.load(Ordering::Relaxed),
+            ready: !self.gate.is_draining() && self.queue_has_opened.load(Ordering::Relaxed),
             consumers: Some(self.consumers_heard.load(Ordering::Relaxed)),
             components: BTreeMap::from([("queue", word(accepting)), ("store", word(reading))]),
             breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),

@@ -2,62 +2,31 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
-use actix_web::App;
 use actix_web::dev::ServerHandle;
 use actix_web::web::{self, ThinData};
 use anyhow::Context;
-use shared::backend::{Backend, Pair};
-use shared::breaker::{Breaker, BreakerLimits};
-use shared::config::{self, Config};
-use shared::event::Events;
-use shared::id::{IdFloor, IdIssuer, IdKeys};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use shared::backend::Backend;
+use shared::config::Config;
 use shared::ops;
-use shared::progress::Progress;
-use shared::queue::Publisher;
 use shared::shutdown::{self, Shutdown, Trigger};
-use shared::store::Store;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::admission::auth::Door;
-use crate::admission::clock_skew::ClockCheck;
-use crate::admission::in_flight::Gate;
-use crate::admission::memory_budget::MemoryBudget;
-use crate::health::HealthView;
-use crate::health::queue_depth::QueueLook;
-use crate::health::store_probe::StoreProbe;
-use crate::http::body::BodyLimits;
+use crate::health::{queue_depth, store_probe};
 use crate::http::cors::Cors;
 use crate::http::listener;
 use crate::http::middleware::{Wrapping, serve};
 use crate::http::path_prefix::PathPrefix;
 use crate::http::request_id::RequestIds;
-use crate::read::computed::{ReadCache, ReadLimits};
-use crate::read::counters::{CacheLimits, CounterCache};
-use crate::read::definitions::Definitions;
-use crate::read::documents::DocumentCache;
-use crate::read::event_feed::CacheEvents;
+use crate::read::event_feed;
 use crate::routes;
 use crate::routes::openapi;
-use crate::state::{MetricsParts, PAGES_MAX, Parts, Shared, WaitLimits};
-use crate::wait::recent_keys::RecentKeys;
+use crate::state::{App, Shared};
 use crate::wait::reconcile;
-use crate::wait::waiters::Waiters;
-use crate::write::batcher::{BatchLimits, Batcher};
-use crate::write::checking::Checking;
-
-/// A lost publish tells by itself that the queue is away: one is enough.
-const PUBLISHER_BREAKER: BreakerLimits =
-    BreakerLimits { failures_max: 1, open_for: Duration::from_millis(500), probes_max: 1 };
-
-const STORE_BREAKER: BreakerLimits =
-    BreakerLimits { failures_max: 3, open_for: Duration::from_secs(1), probes_max: 1 };
-
-/// Counters, documents and metrics get an equal part of `cache.bytes_max` each.
-const CACHES: u64 = 3;
 
 /// What a stop may take beyond its settings: background tasks and the operations port.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
@@ -66,8 +35,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(3);
 pub struct Server {
     pub address: SocketAddr,
     pub ops_address: SocketAddr,
-    gate: Arc<Gate>,
-    waiters: Arc<Waiters>,
+    app: Arc<App>,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
     over: Vec<Shutdown>,
@@ -81,19 +49,18 @@ impl Server {
     /// Listens and serves. Servers behind it may be away; ports that are taken are an error.
     pub fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::channel();
-        let assembly = Assembly::new(config, backend, Door::of(config)?);
-        let (background, mut over) = assembly.spawn_background(backend, &shutdown);
+        let app = Arc::new(App::new(config, backend, Door::of(config)?));
+        let (background, mut over) = spawn_background(&app, &shutdown);
         // First the port that may be taken already, so that no request comes in vain.
-        let ops = assembly.serve_ops(config)?;
-        let (server, address) = assembly.serve_http(config)?;
+        let ops = serve_ops(config, &app)?;
+        let (server, address) = serve_http(config, &app)?;
         let handle = server.handle();
         let (serving, serving_over) = shutdown::watched(server);
         over.push(serving_over);
         Ok(Self {
             address,
             ops_address: ops.address(),
-            gate: assembly.gate,
-            waiters: assembly.waiters,
+            app,
             handle,
             serving,
             over,
@@ -114,7 +81,7 @@ impl Server {
 
     /// Requests that wait for what becomes of a write, or for a change.
     pub fn waiting(&self) -> usize {
-        self.waiters.open()
+        self.app.waiters.open()
     }
 
     /// What hears the ends of its parts: of who serves, and of who hears events, looks after waits, the
@@ -126,10 +93,10 @@ impl Server {
     /// Fails readiness, serves on for the grace, then answers what is open and closes. The ports
     /// of the backend stay open.
     pub async fn stop(self) {
-        self.gate.drain();
+        self.app.gate.drain();
         tokio::time::sleep(self.drain_grace).await;
         // Nobody is kept waiting for what may take longer than the stop.
-        self.waiters.close();
+        self.app.waiters.close();
         self.handle.stop(true).await;
         match self.serving.await {
             Ok(Ok(())) => {}
@@ -148,225 +115,50 @@ impl Server {
     }
 }
 
-/// What all workers of one server share.
-#[derive(Clone)]
-struct Assembly {
-    publisher: Arc<dyn Publisher>,
-    publisher_breaker: Arc<Breaker>,
-    store: Arc<dyn Store>,
-    store_breaker: Arc<Breaker>,
-    cache: Arc<CounterCache>,
-    metrics: Arc<MetricsParts>,
-    clock: ClockCheck,
-    gate: Arc<Gate>,
-    ids: IdKeys,
-    id_floor: IdFloor,
-    health: Arc<HealthView>,
-    consumers_heard: Arc<AtomicUsize>,
-    body_limits: BodyLimits,
-    body_budget: Arc<MemoryBudget>,
-    waiting_budget: Arc<MemoryBudget>,
-    batch_limits: BatchLimits,
-    waiters: Arc<Waiters>,
-    waits: WaitLimits,
-    recent_keys: RecentKeys,
-    definitions: Arc<Definitions>,
-    checking: Arc<Checking>,
-    documents: Arc<DocumentCache>,
-    events: Arc<dyn Events>,
-    page_bytes_max: usize,
-    door: Arc<Door>,
-    progress: Progress,
+/// Starts what runs beside the requests. Each task comes with what tells its end.
+fn spawn_background(app: &Arc<App>, shutdown: &Shutdown) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
+    let (store, breaker) = (app.store.clone(), app.store_breaker.clone());
+    let reconcile = reconcile::settle(app.waiters.clone(), store, breaker, shutdown.clone());
+    let mut parts: Vec<(&'static str, BoxFuture<'static, ()>)> = vec![
+        ("cache_events", event_feed::run(app.clone(), shutdown.clone()).boxed()),
+        ("waits", reconcile.boxed()),
+        ("store_probe", store_probe::run(app.clone(), shutdown.clone()).boxed()),
+        ("queue_look", queue_depth::run(app.clone(), shutdown.clone()).boxed()),
+    ];
+    if let Door::Keyed(keys) = &app.door {
+        parts.push(("keys", keys.clone().follow(shutdown.clone()).boxed()));
+    }
+    let progress = &app.backend.progress;
+    let watched = |(name, part)| shutdown::watched(progress.clone().watching(name, part));
+    parts.into_iter().map(watched).unzip()
 }
 
-impl Assembly {
-    fn new(config: &Config, backend: &Backend, door: Door) -> Self {
-        let publisher = backend.queue.publisher();
-        let publisher_breaker = Arc::new(Breaker::new("publisher", PUBLISHER_BREAKER));
-        let store_breaker = Arc::new(Breaker::new("store", STORE_BREAKER));
-        let limits = cache_limits(&config.cache);
-        let cache = CounterCache::new(backend.store.clone(), store_breaker.clone(), limits);
-        let documents = DocumentCache::new(backend.store.clone(), store_breaker.clone(), limits);
-        let definitions =
-            Definitions::new(backend.store.clone(), store_breaker.clone(), backend.events.clone());
-        let metrics = Arc::new(MetricsParts {
-            cache: ReadCache::new(store_breaker.clone(), metrics_limits(&config.cache)),
-            retention: config.retention.clone(),
-            point_years_max: config.server.point_years_max,
-            turn: Arc::new(Semaphore::new(PAGES_MAX)),
+/// Binds and runs the public port.
+fn serve_http(config: &Config, app: &Arc<App>) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
+    let app = app.clone();
+    let path_prefix = config.server.path_prefix.clone();
+    let cors_origins = config.auth.cors_origins.clone();
+    listener::serve(&config.server, move || {
+        actix_web::rt::spawn(app.backend.progress.clone().ticking("http_worker"));
+        let wrapping = Rc::new(Wrapping {
+            gate: app.gate.clone(),
+            ids: RequestIds::new(rand::random()),
+            prefix: PathPrefix::new(&path_prefix),
+            cors: Cors::new(&cors_origins),
         });
-        let gate = Gate::new(config.server.in_flight_max);
-        let waiters = Waiters::new(config.server.waiters_max, store_breaker.clone());
-        let consumers_heard = Arc::<AtomicUsize>::default();
-        let health = Arc::new(HealthView {
-            publisher: publisher.clone(),
-            publisher_breaker: publisher_breaker.clone(),
-            store_breaker: store_breaker.clone(),
-            waiters: waiters.clone(),
-            gate: gate.clone(),
-            consumers_heard: consumers_heard.clone(),
-            has_opened: AtomicBool::new(false),
-        });
-        Self {
-            publisher,
-            publisher_breaker,
-            store: backend.store.clone(),
-            store_breaker,
-            cache,
-            metrics,
-            clock: ClockCheck::new(
-                Duration::from_millis(config.ids.clock_skew_ms_max),
-                Pair::of(config) == Ok(Pair::Cluster),
-            ),
-            gate,
-            ids: backend.ids.clone(),
-            id_floor: backend.id_floor.clone(),
-            health,
-            consumers_heard,
-            body_limits: BodyLimits {
-                bytes_max: config.server.body_bytes_max,
-                items_max: config.server.items_max,
-                item_bytes_max: config.server.item_bytes_max,
-                timeout: Duration::from_millis(config.server.body_timeout_ms),
-            },
-            body_budget: MemoryBudget::new(config.server.bodies_bytes_max),
-            waiting_budget: MemoryBudget::new(config.server.bodies_bytes_max / 2),
-            batch_limits: BatchLimits {
-                items_max: config.queue.message_items_max,
-                bytes_max: config.queue.message_bytes_max,
-                in_flight_max: config.queue.publishes_in_flight_max,
-                waiting_max: config.queue.messages_waiting_max,
-                accept_timeout: Duration::from_millis(config.server.accept_timeout_ms),
-                settle: Duration::from_millis(config.queue.settle_ms),
-            },
-            waiters,
-            waits: WaitLimits {
-                wait_max: Duration::from_millis(config.server.wait_ms_max),
-                short_wait: Duration::from_millis(config.server.short_wait_ms),
-            },
-            recent_keys: RecentKeys::default(),
-            definitions,
-            checking: Checking::new(&config.collections),
-            documents,
-            events: backend.events.clone(),
-            page_bytes_max: config.server.page_bytes_max,
-            door: Arc::new(door),
-            progress: backend.progress.clone(),
-        }
-    }
-
-    fn spawn_background(
-        &self,
-        backend: &Backend,
-        shutdown: &Shutdown,
-    ) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
-        let queue_look = QueueLook { queue: backend.queue.clone(), heard: self.consumers_heard.clone() };
-        let cache_events = CacheEvents {
-            events: backend.events.clone(),
-            cache: self.cache.clone(),
-            documents: self.documents.clone(),
-            definitions: self.definitions.clone(),
-            metrics: self.metrics.cache.clone(),
-            waiters: self.waiters.clone(),
-            recent_keys: self.recent_keys.clone(),
-            clock: self.clock.clone(),
-            consumers_heard: self.consumers_heard.clone(),
-            publisher: self.publisher.clone(),
-        };
-        let probe = StoreProbe {
-            backend: backend.clone(),
-            breaker: self.store_breaker.clone(),
-            clock: self.clock.clone(),
-        };
-        let (waiters, store, breaker) =
-            (self.waiters.clone(), self.store.clone(), self.store_breaker.clone());
-        let doubts = reconcile::settle(waiters, store, breaker, shutdown.clone());
-        let mut tasks = vec![
-            shutdown::watched(
-                self.progress.clone().watching("cache_events", cache_events.run(shutdown.clone())),
-            ),
-            shutdown::watched(self.progress.clone().watching("waits", doubts)),
-            shutdown::watched(self.progress.clone().watching("store_probe", probe.run(shutdown.clone()))),
-            shutdown::watched(self.progress.clone().watching("queue_look", queue_look.run(shutdown.clone()))),
-        ];
-        if let Door::Keyed(keys) = &*self.door {
-            let follow = keys.clone().follow(shutdown.clone());
-            tasks.push(shutdown::watched(self.progress.clone().watching("keys", follow)));
-        }
-        tasks.into_iter().unzip()
-    }
-
-    /// Binds and runs the public port.
-    fn serve_http(&self, config: &Config) -> anyhow::Result<(actix_web::dev::Server, SocketAddr)> {
-        let assembly = self.clone();
-        let path_prefix = config.server.path_prefix.clone();
-        let cors_origins = config.auth.cors_origins.clone();
-        listener::serve(&config.server, move || {
-            actix_web::rt::spawn(assembly.progress.clone().ticking("http_worker"));
-            let wrapping = Rc::new(Wrapping {
-                gate: assembly.gate.clone(),
-                ids: RequestIds::new(rand::random()),
-                prefix: PathPrefix::new(&path_prefix),
-                cors: Cors::new(&cors_origins),
-            });
-            let prefix = path_prefix.clone();
-            App::new()
-                .app_data(ThinData(assembly.for_worker()))
-                .wrap_fn(move |request, service| serve(&wrapping, request, service))
-                .configure(routes::configure)
-                .configure(move |config| openapi::configure(config, &prefix))
-                .default_service(web::to(routes::no_such_path))
-        })
-    }
-
-    fn serve_ops(&self, config: &Config) -> anyhow::Result<ops::Ops> {
-        let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
-        let health = self.health.clone();
-        ops::serve(host, port, &self.progress, Arc::new(move || health.read()))
-            .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))
-    }
-
-    fn for_worker(&self) -> Shared {
-        let issuer = IdIssuer::new(rand::random(), rand::random()).above(self.id_floor.clone());
-        let (publisher, breaker) = (self.publisher.clone(), self.publisher_breaker.clone());
-        Shared(Rc::new(Parts {
-            batcher: Batcher::new(publisher, breaker, issuer, self.batch_limits),
-            ids: self.ids.clone(),
-            body_limits: self.body_limits,
-            body_budget: self.body_budget.clone(),
-            waiting_budget: self.waiting_budget.clone(),
-            cache: self.cache.clone(),
-            metrics: self.metrics.clone(),
-            store: self.store.clone(),
-            store_breaker: self.store_breaker.clone(),
-            health: self.health.clone(),
-            clock: self.clock.clone(),
-            waiters: self.waiters.clone(),
-            waits: self.waits,
-            recent_keys: self.recent_keys.clone(),
-            definitions: self.definitions.clone(),
-            checking: self.checking.clone(),
-            documents: self.documents.clone(),
-            events: self.events.clone(),
-            page_bytes_max: self.page_bytes_max,
-            door: self.door.clone(),
-        }))
-    }
+        let prefix = path_prefix.clone();
+        actix_web::App::new()
+            .app_data(ThinData(Shared::new(app.clone())))
+            .wrap_fn(move |request, service| serve(&wrapping, request, service))
+            .configure(routes::configure)
+            .configure(move |config| openapi::configure(config, &prefix))
+            .default_service(web::to(routes::no_such_path))
+    })
 }
 
-fn cache_limits(cache: &config::Cache) -> CacheLimits {
-    CacheLimits {
-        bytes_max: cache.bytes_max / CACHES,
-        ttl: Duration::from_millis(cache.ttl_ms),
-        negative_ttl: Duration::from_millis(cache.negative_ttl_ms),
-        stale_max: Duration::from_millis(cache.stale_ms_max),
-    }
-}
-
-fn metrics_limits(cache: &config::Cache) -> ReadLimits {
-    ReadLimits {
-        bytes_max: cache.bytes_max / CACHES,
-        ttl: Duration::from_millis(cache.ttl_ms),
-        stale_max: Duration::from_millis(cache.stale_ms_max),
-    }
+fn serve_ops(config: &Config, app: &Arc<App>) -> anyhow::Result<ops::Ops> {
+    let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
+    let health = app.clone();
+    ops::serve(host, port, &app.backend.progress, Arc::new(move || health.health()))
+        .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))
 }

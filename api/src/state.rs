@@ -2,61 +2,177 @@
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
-use shared::breaker::Breaker;
+use shared::backend::{Backend, Pair};
+use shared::breaker::{Breaker, BreakerLimits};
+use shared::config::{self, Config};
 use shared::event::Events;
-use shared::id::IdKeys;
+use shared::id::{IdIssuer, IdKeys};
+use shared::queue::Publisher;
 use shared::store::Store;
 use tokio::sync::Semaphore;
 
 use crate::admission::auth::Door;
 use crate::admission::clock_skew::ClockCheck;
+use crate::admission::in_flight::Gate;
 use crate::admission::memory_budget::MemoryBudget;
-use crate::health::HealthView;
 use crate::http::body::BodyLimits;
 use crate::http::problem::Problem;
-use crate::read::computed::ReadCache;
-use crate::read::counters::CounterCache;
+use crate::read::computed::{ReadCache, ReadLimits};
+use crate::read::counters::{CacheLimits, CounterCache};
 use crate::read::definitions::Definitions;
 use crate::read::documents::DocumentCache;
 use crate::read::metric_query::Question;
 use crate::wait::recent_keys::RecentKeys;
 use crate::wait::waiters::Waiters;
-use crate::write::batcher::Batcher;
+use crate::write::batcher::{BatchLimits, Batcher};
 use crate::write::checking::Checking;
 
 /// Pages of rollups in memory at once, of all answers. A page is up to 1 MiB of stored bytes, eight
 /// times that once it is read.
 pub const PAGES_MAX: usize = 4;
 
-/// What handlers use. One per worker; clones are cheap.
-#[derive(Clone)]
-pub struct Shared(pub Rc<Parts>);
+/// A lost publish tells by itself that the queue is away: one is enough.
+const PUBLISHER_BREAKER: BreakerLimits =
+    BreakerLimits { failures_max: 1, open_for: Duration::from_millis(500), probes_max: 1 };
 
-pub struct Parts {
+const STORE_BREAKER: BreakerLimits =
+    BreakerLimits { failures_max: 3, open_for: Duration::from_secs(1), probes_max: 1 };
+
+/// Counters, documents and metrics get an equal part of `cache.bytes_max` each.
+const CACHES: u64 = 3;
+
+/// State of one worker: what all workers have in common, and a batcher of its own. Clones are cheap.
+#[derive(Clone)]
+pub struct Shared(Rc<Worker>);
+
+pub struct Worker {
     pub batcher: Batcher,
+    app: Arc<App>,
+}
+
+impl Shared {
+    pub fn new(app: Arc<App>) -> Self {
+        let issuer = IdIssuer::new(rand::random(), rand::random()).above(app.backend.id_floor.clone());
+        let (publisher, breaker) = (app.publisher.clone(), app.publisher_breaker.clone());
+        Self(Rc::new(Worker { batcher: Batcher::new(publisher, breaker, issuer, app.batch_limits), app }))
+    }
+}
+
+impl Deref for Shared {
+    type Target = Worker;
+
+    fn deref(&self) -> &Worker {
+        &self.0
+    }
+}
+
+impl Deref for Worker {
+    type Target = App;
+
+    fn deref(&self) -> &App {
+        &self.app
+    }
+}
+
+/// State that all workers of one server have in common.
+pub struct App {
+    pub backend: Backend,
+    pub publisher: Arc<dyn Publisher>,
+    pub publisher_breaker: Arc<Breaker>,
+    pub store: Arc<dyn Store>,
+    pub store_breaker: Arc<Breaker>,
+    pub events: Arc<dyn Events>,
     pub ids: IdKeys,
+    pub gate: Arc<Gate>,
+    pub door: Door,
+    pub clock: ClockCheck,
     pub body_limits: BodyLimits,
     pub body_budget: Arc<MemoryBudget>,
     /// For what requests keep while they wait.
     pub waiting_budget: Arc<MemoryBudget>,
-    pub cache: Arc<CounterCache>,
-    pub metrics: Arc<MetricsParts>,
-    pub store: Arc<dyn Store>,
-    pub store_breaker: Arc<Breaker>,
-    pub health: Arc<HealthView>,
-    pub clock: ClockCheck,
+    batch_limits: BatchLimits,
     pub waiters: Arc<Waiters>,
     pub waits: WaitLimits,
     pub recent_keys: RecentKeys,
     pub definitions: Arc<Definitions>,
     pub checking: Arc<Checking>,
+    pub cache: Arc<CounterCache>,
     pub documents: Arc<DocumentCache>,
-    pub events: Arc<dyn Events>,
+    pub metrics: MetricsParts,
     /// Data of one page of documents, in bytes.
     pub page_bytes_max: usize,
-    pub door: Arc<Door>,
+    /// Consumers whose events arrive.
+    pub consumers_heard: AtomicUsize,
+    /// The queue was open once, or could not be opened.
+    pub queue_has_opened: AtomicBool,
+}
+
+impl App {
+    /// Call it on the runtime on which the caches shall load.
+    pub fn new(config: &Config, backend: &Backend, door: Door) -> Self {
+        let (server, queue) = (&config.server, &config.queue);
+        let (store, events) = (backend.store.clone(), backend.events.clone());
+        let store_breaker = Arc::new(Breaker::new("store", STORE_BREAKER));
+        let limits = cache_limits(&config.cache);
+        Self {
+            publisher: backend.queue.publisher(),
+            publisher_breaker: Arc::new(Breaker::new("publisher", PUBLISHER_BREAKER)),
+            ids: backend.ids.clone(),
+            gate: Gate::new(server.in_flight_max),
+            door,
+            clock: ClockCheck::new(
+                Duration::from_millis(config.ids.clock_skew_ms_max),
+                Pair::of(config) == Ok(Pair::Cluster),
+            ),
+            body_limits: BodyLimits {
+                bytes_max: server.body_bytes_max,
+                items_max: server.items_max,
+                item_bytes_max: server.item_bytes_max,
+                timeout: Duration::from_millis(server.body_timeout_ms),
+            },
+            body_budget: MemoryBudget::new(server.bodies_bytes_max),
+            waiting_budget: MemoryBudget::new(server.bodies_bytes_max / 2),
+            batch_limits: BatchLimits {
+                items_max: queue.message_items_max,
+                bytes_max: queue.message_bytes_max,
+                in_flight_max: queue.publishes_in_flight_max,
+                waiting_max: queue.messages_waiting_max,
+                accept_timeout: Duration::from_millis(server.accept_timeout_ms),
+                settle: Duration::from_millis(queue.settle_ms),
+            },
+            waiters: Waiters::new(server.waiters_max, store_breaker.clone()),
+            waits: WaitLimits {
+                wait_max: Duration::from_millis(server.wait_ms_max),
+                short_wait: Duration::from_millis(server.short_wait_ms),
+            },
+            recent_keys: RecentKeys::default(),
+            definitions: Definitions::new(store.clone(), store_breaker.clone(), events.clone()),
+            checking: Checking::new(&config.collections),
+            cache: CounterCache::new(store.clone(), store_breaker.clone(), limits),
+            documents: DocumentCache::new(store.clone(), store_breaker.clone(), limits),
+            metrics: MetricsParts {
+                cache: ReadCache::new(store_breaker.clone(), metrics_limits(&config.cache)),
+                retention: config.retention.clone(),
+                point_years_max: server.point_years_max,
+                turn: Arc::new(Semaphore::new(PAGES_MAX)),
+            },
+            page_bytes_max: server.page_bytes_max,
+            consumers_heard: AtomicUsize::new(0),
+            queue_has_opened: AtomicBool::new(false),
+            backend: backend.clone(),
+            store,
+            store_breaker,
+            events,
+        }
+    }
+
+    /// Writes carry an accept time that others must be able to trust.
+    pub fn check_clock(&self) -> Result<(), Problem> {
+        if self.clock.is_off() { Err(Problem::clock_off()) } else { Ok(()) }
+    }
 }
 
 /// How long requests wait for what becomes of their writes.
@@ -68,21 +184,6 @@ pub struct WaitLimits {
     pub short_wait: Duration,
 }
 
-impl Deref for Shared {
-    type Target = Parts;
-
-    fn deref(&self) -> &Parts {
-        &self.0
-    }
-}
-
-impl Parts {
-    /// Writes carry an accept time that others must be able to trust.
-    pub fn check_clock(&self) -> Result<(), Problem> {
-        if self.clock.is_off() { Err(Problem::clock_off()) } else { Ok(()) }
-    }
-}
-
 /// What the handlers of metrics need beside what all need.
 pub struct MetricsParts {
     pub cache: Arc<ReadCache<Question>>,
@@ -92,4 +193,21 @@ pub struct MetricsParts {
     pub point_years_max: u32,
     /// Turns of pages of rollups.
     pub turn: Arc<Semaphore>,
+}
+
+fn cache_limits(cache: &config::Cache) -> CacheLimits {
+    CacheLimits {
+        bytes_max: cache.bytes_max / CACHES,
+        ttl: Duration::from_millis(cache.ttl_ms),
+        negative_ttl: Duration::from_millis(cache.negative_ttl_ms),
+        stale_max: Duration::from_millis(cache.stale_ms_max),
+    }
+}
+
+fn metrics_limits(cache: &config::Cache) -> ReadLimits {
+    ReadLimits {
+        bytes_max: cache.bytes_max / CACHES,
+        ttl: Duration::from_millis(cache.ttl_ms),
+        stale_max: Duration::from_millis(cache.stale_ms_max),
+    }
 }

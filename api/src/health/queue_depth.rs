@@ -3,12 +3,13 @@
 //! acknowledging them keeps the queue's log growing, and their writes stay unapplied. The broker counts
 //! all readers, the events show how many consumers there are.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shared::queue::Queue;
 use shared::shutdown::Shutdown;
 use shared::telemetry::metrics;
+
+use crate::state::App;
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -16,44 +17,34 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Time between two judgements on readers. The broker counts a consumer that died for 20 s at most.
 const JUDGE_EVERY: Duration = Duration::from_mins(1);
 
-pub struct QueueLook {
-    pub queue: Arc<dyn Queue>,
-    /// Consumers whose events arrive.
-    pub heard: Arc<AtomicUsize>,
-}
-
-impl QueueLook {
-    /// Runs until the shutdown.
-    pub async fn run(self, mut shutdown: Shutdown) {
-        let started = Instant::now();
-        let (mut seen, mut untaken) = (Seen::default(), Untaken { moving_at: started });
-        let mut judged_at = started;
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = shutdown.requested() => return,
-            }
-            let looked = tokio::select! {
-                looked = self.queue.waiting() => looked,
-                () = shutdown.requested() => return,
-            };
-            let (heard, now) = (self.heard.load(Ordering::Relaxed), Instant::now());
-            match looked {
-                Ok(Some(waiting)) => {
-                    metrics().queue_messages.set(i64::try_from(waiting.messages).unwrap_or(i64::MAX));
-                    metrics()
-                        .queue_untaken_seconds
-                        .set(untaken.take(waiting.messages, heard, now).as_secs_f64());
-                    if let Some(readers) = waiting.readers
-                        && now.duration_since(judged_at) >= JUDGE_EVERY
-                    {
-                        judged_at = now;
-                        seen.take(readers as usize, heard);
-                    }
+/// Runs until the shutdown.
+pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
+    let started = Instant::now();
+    let (mut seen, mut untaken) = (Seen::default(), Untaken { moving_at: started });
+    let mut judged_at = started;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = shutdown.requested() => return,
+        }
+        let looked = tokio::select! {
+            looked = app.backend.queue.waiting() => looked,
+            () = shutdown.requested() => return,
+        };
+        let (heard, now) = (app.consumers_heard.load(Ordering::Relaxed), Instant::now());
+        match looked {
+            Ok(Some(waiting)) => {
+                metrics().queue_messages.set(i64::try_from(waiting.messages).unwrap_or(i64::MAX));
+                metrics().queue_untaken_seconds.set(untaken.take(waiting.messages, heard, now).as_secs_f64());
+                if let Some(readers) = waiting.readers
+                    && now.duration_since(judged_at) >= JUDGE_EVERY
+                {
+                    judged_at = now;
+                    seen.take(readers as usize, heard);
                 }
-                Ok(None) => return shutdown.requested().await,
-                Err(error) => tracing::debug!(%error, "the queue cannot be looked at"),
             }
+            Ok(None) => return shutdown.requested().await,
+            Err(error) => tracing::debug!(%error, "the queue cannot be looked at"),
         }
     }
 }

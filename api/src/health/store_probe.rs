@@ -4,46 +4,36 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::backend::Backend;
-use shared::breaker::Breaker;
 use shared::clock;
 use shared::shutdown::Shutdown;
 
-use crate::admission::clock_skew::ClockCheck;
 use crate::read::counters::guarded;
+use crate::state::App;
 
 const EVERY: Duration = Duration::from_secs(5);
 
-pub struct StoreProbe {
-    pub backend: Backend,
-    pub breaker: Arc<Breaker>,
-    pub clock: ClockCheck,
+/// Runs until the shutdown.
+pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
+    let asking = async {
+        loop {
+            ask(&app).await;
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    // A stop does not wait for a server that is silent.
+    tokio::select! {
+        () = asking => {}
+        () = shutdown.requested() => {}
+    }
 }
 
-impl StoreProbe {
-    /// Runs until the shutdown.
-    pub async fn run(self, mut shutdown: Shutdown) {
-        let asking = async {
-            loop {
-                self.ask().await;
-                tokio::time::sleep(EVERY).await;
-            }
-        };
-        // A stop does not wait for a server that is silent.
-        tokio::select! {
-            () = asking => {}
-            () = shutdown.requested() => {}
-        }
-    }
-
-    async fn ask(&self) {
-        let asked_at_ms = clock::now_ms();
-        // The breaker keeps the outcome; who reads meets it there.
-        let Ok(store_ms) = guarded(&self.breaker, self.backend.store.now_ms()).await else { return };
-        self.clock.answered(store_ms, asked_at_ms, clock::now_ms());
-        // Past the breaker, which has its answer.
-        if let Err(error) = self.backend.learn_floor().await {
-            tracing::debug!(%error, "the ledger's floor cannot be read");
-        }
+async fn ask(app: &App) {
+    let asked_at_ms = clock::now_ms();
+    // The breaker keeps the outcome; who reads meets it there.
+    let Ok(store_ms) = guarded(&app.store_breaker, app.store.now_ms()).await else { return };
+    app.clock.answered(store_ms, asked_at_ms, clock::now_ms());
+    // Past the breaker, which has its answer.
+    if let Err(error) = app.backend.learn_floor().await {
+        tracing::debug!(%error, "the ledger's floor cannot be read");
     }
 }

@@ -2,24 +2,18 @@
 //! missed. Whether something was is checked before anybody is answered from an event.
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shared::event::{Body, Committed, Continuity, Event, Events, Heed, SILENCE_MAX, Signal};
+use shared::event::{Body, Committed, Continuity, Event, Heed, SILENCE_MAX, Signal};
 use shared::id::ItemKey;
-use shared::queue::{Link, Publisher};
+use shared::queue::Link;
 use shared::shutdown::Shutdown;
 use shared::store::Counter;
 
-use crate::admission::clock_skew::{Ahead, ClockCheck};
+use crate::admission::clock_skew::Ahead;
 use crate::metrics::metrics;
-use crate::read::computed::ReadCache;
-use crate::read::counters::CounterCache;
-use crate::read::definitions::Definitions;
-use crate::read::documents::DocumentCache;
-use crate::read::metric_query::Question;
-use crate::wait::recent_keys::RecentKeys;
-use crate::wait::waiters::Waiters;
+use crate::state::App;
 
 /// How often is looked who fell silent, and whether the store is away for those who wait.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -27,25 +21,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long the sessions for events may take to come back after the broker did.
 const RECONNECT_MAX: Duration = Duration::from_secs(6);
 
-pub struct CacheEvents {
-    pub events: Arc<dyn Events>,
-    pub cache: Arc<CounterCache>,
-    pub documents: Arc<DocumentCache>,
-    pub definitions: Arc<Definitions>,
-    pub metrics: Arc<ReadCache<Question>>,
-    pub waiters: Arc<Waiters>,
-    pub recent_keys: RecentKeys,
-    pub clock: ClockCheck,
-    /// Consumers whose events arrive.
-    pub consumers_heard: Arc<AtomicUsize>,
-    /// Tells by its link that events cannot come.
-    pub publisher: Arc<dyn Publisher>,
+/// Runs until the shutdown.
+pub async fn run(app: Arc<App>, shutdown: Shutdown) {
+    Feed(app).run(shutdown).await;
 }
 
-impl CacheEvents {
-    /// Runs until the shutdown.
-    pub async fn run(self, mut shutdown: Shutdown) {
-        let mut stream = self.events.subscribe().await;
+struct Feed(Arc<App>);
+
+impl Feed {
+    async fn run(self, mut shutdown: Shutdown) {
+        let mut stream = self.0.events.subscribe().await;
         let mut continuity = Continuity::default();
         let mut consumers = Consumers::new(Instant::now());
         let mut ahead = Ahead::default();
@@ -60,7 +45,7 @@ impl CacheEvents {
                         self.heed(continuity.hear(&event, now));
                         self.take(&event);
                         if let Some(store_ms) = event.store_time_ms {
-                            self.clock.heard(store_ms, &mut ahead);
+                            self.0.clock.heard(store_ms, &mut ahead);
                         }
                     }
                     Signal::Interrupted => {
@@ -79,39 +64,39 @@ impl CacheEvents {
     }
 
     fn look_after(&self, consumers: &mut Consumers, now: Instant) {
-        if matches!(self.publisher.link(), Link::Down | Link::Opening) {
+        if matches!(self.0.publisher.link(), Link::Down | Link::Opening) {
             consumers.may_return(now + RECONNECT_MAX);
         }
-        self.waiters.set_consumers_away(consumers.are_away(now));
+        self.0.waiters.set_consumers_away(consumers.are_away(now));
         let (count, are_missing) = (consumers.count(), consumers.are_missing(now));
-        self.consumers_heard.store(count, Ordering::Relaxed);
+        self.0.consumers_heard.store(count, Ordering::Relaxed);
         metrics().consumers.set(i64::try_from(count).unwrap_or(i64::MAX));
-        if are_missing != self.waiters.consumers_are_missing() {
-            self.waiters.set_consumers_missing(are_missing);
+        if are_missing != self.0.waiters.consumers_are_missing() {
+            self.0.waiters.set_consumers_missing(are_missing);
             if are_missing {
                 tracing::warn!("no consumer runs: writes are accepted, and applied once one does");
             } else if count > 0 {
                 tracing::info!(consumers.count = count, "consumers run again");
             }
         }
-        self.waiters.release_if_vain();
+        self.0.waiters.release_if_vain();
     }
 
     fn heed(&self, heed: Heed) {
         if heed == Heed::Hole {
             tracing::debug!("events may have been missed");
-            self.cache.distrust_all();
-            self.documents.distrust_all();
-            self.metrics.distrust_all();
-            self.definitions.distrust_all();
-            self.waiters.doubt_all();
+            self.0.cache.distrust_all();
+            self.0.documents.distrust_all();
+            self.0.metrics.cache.distrust_all();
+            self.0.definitions.distrust_all();
+            self.0.waiters.doubt_all();
         }
     }
 
     fn take(&self, event: &Event) {
         match &event.body {
             Body::Committed(committed) => self.take_committed(committed),
-            Body::Defined { .. } => self.definitions.distrust_all(),
+            Body::Defined { .. } => self.0.definitions.distrust_all(),
             Body::Heartbeat { .. } | Body::Goodbye | Body::Unknown => {}
         }
     }
@@ -119,12 +104,12 @@ impl CacheEvents {
     /// Keys and cached values first: who is answered may look at once.
     fn take_committed(&self, committed: &Committed) {
         let counters: Vec<Counter> = committed.counters.iter().cloned().map(Into::into).collect();
-        self.cache.learn(&counters);
-        self.documents.forget(committed.deleted.iter().copied().filter_map(ItemKey::from_uuid));
-        self.metrics.changed(committed.types.iter().map(|kind| &**kind));
-        self.recent_keys.hear(committed);
-        self.waiters.changed(&counters);
-        self.waiters.hear(committed);
+        self.0.cache.learn(&counters);
+        self.0.documents.forget(committed.deleted.iter().copied().filter_map(ItemKey::from_uuid));
+        self.0.metrics.cache.changed(committed.types.iter().map(|kind| &**kind));
+        self.0.recent_keys.hear(committed);
+        self.0.waiters.changed(&counters);
+        self.0.waiters.hear(committed);
     }
 }
 

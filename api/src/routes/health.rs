@@ -46,12 +46,12 @@ pub async fn livez() -> HttpResponse {
     (status = 503, description = "stopping, or not ready yet", body = String, content_type = "text/plain; charset=utf-8")
 ))]
 pub async fn readyz(shared: ThinData<Shared>) -> HttpResponse {
-    if shared.health.read().ready {
+    if shared.health().ready {
         word(HttpResponse::Ok(), "ready")
     } else {
         let mut response = HttpResponse::ServiceUnavailable();
         response.insert_header(("Retry-After", "1"));
-        word(response, if shared.health.gate.is_draining() { "stopping" } else { "starting" })
+        word(response, if shared.gate.is_draining() { "stopping" } else { "starting" })
     }
 }
 
@@ -65,7 +65,7 @@ fn word(mut response: HttpResponseBuilder, word: &'static str) -> HttpResponse {
     (status = 503, description = "`down`", body = HealthShape)
 ))]
 pub async fn health(shared: ThinData<Shared>) -> HttpResponse {
-    let health = shared.health.read();
+    let health = shared.health();
     let mut response = match health.status {
         Status::Ok | Status::Degraded => HttpResponse::Ok(),
         Status::Down => HttpResponse::ServiceUnavailable(),
