@@ -2,7 +2,6 @@
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
-use actix_web::http::Method;
 use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
 use prometheus::{
     register_gauge, register_histogram, register_histogram_vec, register_int_counter,
@@ -35,87 +34,35 @@ impl WhyFlushed {
     }
 }
 
-/// What a request was routed to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    Increment,
-    Counter,
-    Counters,
-    Receipt,
-    /// Documents in.
-    Store,
-    Document,
-    Documents,
-    Delete,
-    Collection,
-    DeadLetters,
-    Points,
-    Summary,
-    Series,
-    MetricTypes,
-    Health,
-    Docs,
-    Other,
-}
-
-impl Route {
-    /// From the path, because what the router matched costs an allocation to ask for.
-    pub fn of(method: &Method, path: &str) -> Self {
-        let counters = path.strip_prefix("/v1/counters");
-        match (path, counters) {
-            ("/counter", _) if method == Method::POST => Self::Increment,
-            ("/counter", _) => Self::Counter,
-            (_, Some(rest)) if rest.ends_with("/increments") => Self::Increment,
-            (_, Some("")) => Self::Counters,
-            (_, Some(_)) => Self::Counter,
-            ("/v1/metrics" | "/api/metrics", _) => Self::Points,
-            ("/v1/metrics/summary" | "/api/metrics/summary", _) => Self::Summary,
-            ("/v1/metrics/series", _) => Self::Series,
-            ("/v1/metrics/types", _) => Self::MetricTypes,
-            ("/livez" | "/readyz" | "/health", _) => Self::Health,
-            ("/" | "/openapi.json", _) => Self::Docs,
-            _ if path.starts_with("/v1/receipts/") => Self::Receipt,
-            ("/data", _) if method == Method::POST => Self::Store,
-            ("/data", _) => Self::Documents,
-            _ if path.starts_with("/v1/data/") => Self::of_documents(method, &path["/v1/data/".len()..]),
-            _ if path.starts_with("/v1/collections/") => Self::Collection,
-            _ if path.starts_with("/v1/dead-letters") => Self::DeadLetters,
-            _ if path.starts_with("/docs") => Self::Docs,
-            _ => Self::Other,
-        }
-    }
-
-    /// From what follows `/v1/data/`.
-    fn of_documents(method: &Method, rest: &str) -> Self {
-        match (*method == Method::POST, *method == Method::DELETE, rest.contains('/')) {
-            (true, _, _) => Self::Store,
-            (_, true, _) => Self::Delete,
-            (_, _, true) => Self::Document,
-            (_, _, false) => Self::Documents,
-        }
-    }
-}
-
-const ROUTES: [(Route, &str); 17] = [
-    (Route::Increment, "increment"),
-    (Route::Counter, "counter"),
-    (Route::Counters, "counters"),
-    (Route::Receipt, "receipt"),
-    (Route::Store, "store"),
-    (Route::Document, "document"),
-    (Route::Documents, "documents"),
-    (Route::Delete, "delete"),
-    (Route::Collection, "collection"),
-    (Route::DeadLetters, "dead_letters"),
-    (Route::Points, "points"),
-    (Route::Summary, "summary"),
-    (Route::Series, "series"),
-    (Route::MetricTypes, "metric_types"),
-    (Route::Health, "health"),
-    (Route::Docs, "docs"),
-    (Route::Other, "other"),
-];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Times of the requests to one route by status class, each there once such a request came.
+#[derive(Debug)]
+pub struct RouteSeconds {
+    label: &'static str,
+    by_class: [OnceLock<Histogram>; 5],
+}
+
+/// Times of the requests to no route.
+pub static NO_ROUTE: RouteSeconds = RouteSeconds::new("other");
+
+impl RouteSeconds {
+    pub const fn new(label: &'static str) -> Self {
+        Self { label, by_class: [const { OnceLock::new() }; 5] }
+    }
+
+    pub fn label(&self) -> &'static str {
+        self.label
+    }
+
+    /// Notes an answer with this status.
+    pub fn observe(&self, status: u16, took: Duration) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        let of_class = self.by_class[class]
+            .get_or_init(|| metrics().request_seconds.with_label_values(&[self.label, CLASSES[class]]));
+        of_class.observe(took.as_secs_f64());
+    }
+}
 
 /// How a wait ends: by what was told, because nobody shall wait any more, because the time is up, or
 /// because the request went away or needed no answer.
@@ -182,20 +129,10 @@ pub struct Metrics {
     pub waits_refused: IntCounter,
     /// Waits by how they ended, in the order of `WAITS`.
     waits: Vec<Histogram>,
-    /// By route and status class, each there once such a request came.
-    requests: Vec<[OnceLock<Histogram>; 5]>,
     request_seconds: HistogramVec,
 }
 
 impl Metrics {
-    pub fn answered(&self, route: Route, status: u16, took: Duration) {
-        let class = usize::from(status / 100).clamp(1, 5) - 1;
-        let of_class = self.requests[route as usize][class].get_or_init(|| {
-            self.request_seconds.with_label_values(&[ROUTES[route as usize].1, CLASSES[class]])
-        });
-        of_class.observe(took.as_secs_f64());
-    }
-
     /// `word` is one of `WAITS`.
     pub fn waited(&self, word: &'static str, took: Duration) {
         if let Some(index) = WAITS.iter().position(|wait| *wait == word) {
@@ -273,7 +210,6 @@ fn register() -> prometheus::Result<Metrics> {
             "requests that were answered at once because too many wait or nothing is applied for now"
         )?,
         waits: WAITS.iter().map(|word| waits.with_label_values(&[*word])).collect(),
-        requests: ROUTES.iter().map(|_| <[OnceLock<Histogram>; 5]>::default()).collect(),
         request_seconds,
     })
 }

@@ -1,4 +1,5 @@
-//! Which path does what. Handlers translate between HTTP and the parts behind it, nothing more.
+//! Which path does what: one table, which the router, access, metrics and the OpenAPI document read.
+//! Handlers translate between HTTP and the parts behind it, nothing more.
 pub mod collections;
 pub mod compat_counters;
 pub mod compat_data;
@@ -11,86 +12,188 @@ pub mod openapi;
 pub mod receipts;
 
 use actix_web::guard::{self, Guard, GuardContext};
+use actix_web::http::Method;
 use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::web::{self, ServiceConfig, ThinData};
-use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError, Route};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError};
+use utoipa::OpenApi;
 
-use crate::admission::auth::access::Access;
+use crate::admission::auth::access::Need;
 use crate::admission::auth::refusal::Refusal;
 use crate::http::problem::Problem;
-use crate::metrics::metrics;
+use crate::metrics::{NO_ROUTE, RouteSeconds, metrics};
 use crate::state::Shared;
 
-/// All paths of the public port. They are tried in this order, and each that has a name in it costs an
-/// allocation and a regular expression: the writes come first.
-pub fn configure(config: &mut ServiceConfig) {
-    let read = |path, handler: Route| resource(path).route(handler.guard(reads()));
-    let increments = resource("/v1/counters/{name}/increments");
-    let counter = resource("/counter");
-    let (points, points_short) = (resource("/v1/metrics"), resource("/api/metrics"));
-    config
-        .service(points.route(web::post().to(metrics::record)))
-        .service(increments.route(web::post().to(counters::increment)))
-        .configure(documents)
-        .service(read("/v1/counters/{name}", web::route().to(counters::get)))
-        .service(read("/v1/counters", web::route().to(counters::list)))
-        .service(read("/v1/receipts/{id}", web::route().to(receipts::get)))
-        .service(
-            counter
-                .route(web::post().to(compat_counters::increment))
-                .route(web::route().guard(reads()).to(compat_counters::get)),
-        )
-        .configure(dead_letters)
-        .service(points_short.route(web::post().to(metrics::record_short)))
-        .service(read("/v1/metrics/summary", web::route().to(metrics::summary)))
-        .service(read("/api/metrics/summary", web::route().to(metrics::summary_short)))
-        .service(read("/v1/metrics/series", web::route().to(metrics::series)))
-        .service(read("/v1/metrics/types", web::route().to(metrics::types)))
-        .service(read("/livez", web::route().to(health::livez)))
-        .service(read("/readyz", web::route().to(health::readyz)))
-        .service(read("/health", web::route().to(health::health)));
+/// One row of the table of routes.
+#[derive(Debug)]
+pub struct Row {
+    pub method: &'static str,
+    /// As it is registered, with the names of its parameters in braces.
+    pub path: &'static str,
+    /// Bytes of the path before its first parameter.
+    literal: usize,
+    pub need: Need,
+    facts: &'static [Fact],
+    seconds: RouteSeconds,
 }
 
-fn documents(config: &mut ServiceConfig) {
-    let reading = |handler: Route| handler.guard(reads());
-    let in_collection = resource("/v1/data/{collection}");
-    let document = resource("/v1/data/{collection}/{id}");
-    let collection = resource("/v1/collections/{name}");
-    let short = resource("/data");
-    config
-        .service(
-            in_collection
-                .route(web::post().to(documents::post))
-                .route(reading(web::route().to(documents::list::list))),
-        )
-        .service(
-            document
-                .route(web::delete().to(documents::delete))
-                .route(reading(web::route().to(documents::get))),
-        )
-        .service(
-            collection
-                .route(web::put().to(collections::put))
-                .route(web::delete().to(collections::delete))
-                .route(reading(web::route().to(collections::get))),
-        )
-        .service(
-            short.route(web::post().to(compat_data::post)).route(reading(web::route().to(compat_data::list))),
-        );
+/// What the OpenAPI document says of a route beside what its handler says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// It is answered from memory.
+    Cached,
+    /// Its body is one item, an array of them, or one per line.
+    Many,
+    /// Its body may be left out.
+    BodyOptional,
 }
 
-fn dead_letters(config: &mut ServiceConfig) {
-    let reading = |handler: Route| handler.guard(reads());
-    let all = resource("/v1/dead-letters");
-    let redrive = resource("/v1/dead-letters/redrive");
-    let one = resource("/v1/dead-letters/{id}");
-    config
-        .service(all.route(reading(web::route().to(dead_letters::list))))
-        .service(redrive.route(web::post().to(dead_letters::redrive)))
-        .service(
-            one.route(web::delete().to(dead_letters::delete))
-                .route(reading(web::route().to(dead_letters::get))),
-        );
+/// Makes the table, the router and the documented operations from one list. A path has a row for each
+/// method: `METHOD handler, what it needs, label of its metric, facts`.
+macro_rules! routes {
+    ($($path:literal {
+        $($method:ident $($handler:ident)::+, $need:ident, $label:literal $(, $fact:ident)*;)+
+    })+) => {
+        const ROWS: usize = [$($(stringify!($method)),+),+].len();
+
+        static ROUTES: [Row; ROWS] = [$($(
+            Row::new(stringify!($method), $path, Need::$need, $label, &[$(Fact::$fact),*])
+        ),+),+];
+
+        /// Registers all handlers of the table.
+        pub fn configure(config: &mut ServiceConfig) {
+            $(config.service(resource($path)$(.route(on(stringify!($method)).to($($handler)::+)))+);)+
+        }
+
+        #[derive(OpenApi)]
+        #[openapi(paths($($($($handler)::+),+),+))]
+        struct Operations;
+    };
+}
+
+// The paths are tried in this order, and each that has a name in it costs an allocation and a regular
+// expression: the writes come first.
+routes! {
+    "/v1/metrics" { POST metrics::record, Write, "points", Many; }
+    "/v1/counters/{name}/increments" { POST counters::increment, Write, "increment", Many, BodyOptional; }
+    "/v1/data/{collection}" {
+        POST documents::post, Write, "store", Many;
+        GET documents::list::list, Read, "documents";
+    }
+    "/v1/data/{collection}/{id}" {
+        DELETE documents::delete, Write, "delete";
+        GET documents::get, Read, "document", Cached;
+    }
+    "/v1/collections/{name}" {
+        PUT collections::put, Admin, "collection";
+        DELETE collections::delete, Admin, "collection";
+        GET collections::get, Admin, "collection";
+    }
+    "/data" {
+        POST compat_data::post, Write, "store", Many;
+        GET compat_data::list, Read, "documents";
+    }
+    "/v1/counters/{name}" { GET counters::get, Read, "counter", Cached; }
+    "/v1/counters" { GET counters::list, Read, "counters"; }
+    "/v1/receipts/{id}" { GET receipts::get, Read, "receipt"; }
+    "/counter" {
+        POST compat_counters::increment, Write, "increment", Many, BodyOptional;
+        GET compat_counters::get, Read, "counter", Cached;
+    }
+    "/v1/dead-letters" { GET dead_letters::list, Admin, "dead_letters"; }
+    "/v1/dead-letters/redrive" { POST dead_letters::redrive, Admin, "dead_letters"; }
+    "/v1/dead-letters/{id}" {
+        DELETE dead_letters::delete, Admin, "dead_letters";
+        GET dead_letters::get, Admin, "dead_letters";
+    }
+    "/api/metrics" { POST metrics::record_short, Write, "points", Many; }
+    "/v1/metrics/summary" { GET metrics::summary, Read, "summary", Cached; }
+    "/api/metrics/summary" { GET metrics::summary_short, Read, "summary", Cached; }
+    "/v1/metrics/series" { GET metrics::series, Read, "series", Cached; }
+    "/v1/metrics/types" { GET metrics::types, Read, "metric_types"; }
+    "/livez" { GET health::livez, Nothing, "health"; }
+    "/readyz" { GET health::readyz, Nothing, "health"; }
+    "/health" { GET health::health, Nothing, "health"; }
+}
+
+/// Routes of the document and of the page that shows it, which the document leaves out.
+static ABOUT: [Row; 4] = [
+    Row::new("GET", "/openapi.json", Need::Public, "docs", &[]),
+    Row::new("GET", "/", Need::Public, "docs", &[]),
+    Row::new("GET", "/docs", Need::Public, "docs", &[]),
+    Row::new("GET", "/docs/{file:.*}", Need::Public, "docs", &[]),
+];
+
+/// All routes of the public port.
+pub fn table() -> impl Iterator<Item = &'static Row> {
+    ROUTES.iter().chain(&ABOUT)
+}
+
+/// What a request is counted as: by its path, because what the router matched costs an allocation to ask
+/// for. A method that the path does not take counts as a read of it.
+pub fn seconds_of(method: &Method, path: &str) -> &'static RouteSeconds {
+    let mut of_path = None;
+    for row in table().filter(|row| row.matches(path)) {
+        if row.takes(method) {
+            return &row.seconds;
+        }
+        if of_path.is_none() || row.method == "GET" {
+            of_path = Some(&row.seconds);
+        }
+    }
+    of_path.unwrap_or(&NO_ROUTE)
+}
+
+/// Methods of a path, for `Allow`.
+fn methods_of(path: &str) -> String {
+    let mut methods: Vec<_> = table().filter(|row| row.path == path).map(|row| row.method).collect();
+    assert!(!methods.is_empty(), "{path} is not in the table of routes");
+    if methods.contains(&"GET") {
+        methods.push("HEAD");
+    }
+    methods.sort_unstable();
+    methods.join(", ")
+}
+
+impl Row {
+    const fn new(
+        method: &'static str,
+        path: &'static str,
+        need: Need,
+        label: &'static str,
+        facts: &'static [Fact],
+    ) -> Self {
+        let mut literal = 0;
+        while literal < path.len() && path.as_bytes()[literal] != b'{' {
+            literal += 1;
+        }
+        Self { method, path, literal, need, facts, seconds: RouteSeconds::new(label) }
+    }
+
+    pub fn has(&self, fact: Fact) -> bool {
+        self.facts.contains(&fact)
+    }
+
+    fn takes(&self, method: &Method) -> bool {
+        self.method == if *method == Method::HEAD { "GET" } else { method.as_str() }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        let (literal, parameters) = self.path.split_at(self.literal);
+        path.strip_prefix(literal).is_some_and(|rest| match_parameters(parameters, rest))
+    }
+}
+
+/// Compares what follows the first brace of a path. A parameter is a segment, one with `:.*` all that is left.
+fn match_parameters(pattern: &str, rest: &str) -> bool {
+    let Some((parameter, after)) = pattern.split_once('}') else { return rest.is_empty() };
+    if parameter.ends_with(":.*") {
+        return true;
+    }
+    let (segment, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let literal = after.find('{').unwrap_or(after.len());
+    let rest = rest.strip_prefix(&after[..literal]);
+    !segment.is_empty() && rest.is_some_and(|rest| match_parameters(&after[literal..], rest))
 }
 
 /// GET, and HEAD, which is answered like it but for the body.
@@ -98,12 +201,19 @@ pub fn reads() -> impl Guard {
     guard::Any(guard::Get()).or(guard::Head())
 }
 
+/// Routes of one method. HEAD is answered like GET but for the body.
+fn on(method: &str) -> actix_web::Route {
+    match method {
+        "GET" => web::route().guard(reads()),
+        method => web::method(method.parse().expect("the name of a method")),
+    }
+}
+
 /// A path whose routes are closed to who lacks what they need, and to every method that the table does
 /// not name.
 pub fn resource(path: &'static str) -> Resource {
-    let access = Access::of(path);
-    let allow = HeaderValue::from_str(&access.methods()).expect("methods are visible");
-    let closed = guard::fn_guard(move |context| is_closed(&access, context));
+    let allow = HeaderValue::from_str(&methods_of(path)).expect("methods are visible");
+    let closed = guard::fn_guard(move |context| is_closed(path, context));
     let refuse = move |request: HttpRequest| {
         let response = refuse(&request, &allow);
         async { response }
@@ -112,10 +222,11 @@ pub fn resource(path: &'static str) -> Resource {
 }
 
 /// Whether the request is refused. Who calls, or why he may not, is left among its data.
-fn is_closed(access: &Access, context: &GuardContext<'_>) -> bool {
-    let Some(need) = access.need(&context.head().method) else { return true };
+fn is_closed(path: &str, context: &GuardContext<'_>) -> bool {
+    let mut rows = table().filter(|row| row.path == path);
+    let Some(Row { need, .. }) = rows.find(|row| row.takes(&context.head().method)) else { return true };
     let shared = context.app_data::<ThinData<Shared>>().expect("every application has its parts");
-    match shared.door.admit(need, context.head()) {
+    match shared.door.admit(*need, context.head()) {
         Ok(None) => false,
         Ok(Some(caller)) => {
             context.req_data_mut().insert(caller);
@@ -142,4 +253,45 @@ fn refuse(request: &HttpRequest, allow: &HeaderValue) -> HttpResponse {
 /// Answers paths that do not exist.
 pub async fn no_such_path() -> Result<String, Problem> {
     Err(Problem::not_found("no such path; see /docs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_counts_as_what_its_path_and_method_are() {
+        for (method, path, label) in [
+            ("POST", "/v1/counters/a/increments", "increment"),
+            ("GET", "/v1/counters/a/increments", "increment"),
+            ("POST", "/counter", "increment"),
+            ("HEAD", "/counter", "counter"),
+            ("PUT", "/counter", "counter"),
+            ("GET", "/v1/counters/a", "counter"),
+            ("GET", "/v1/counters", "counters"),
+            ("GET", "/v1/counters/", "other"),
+            ("POST", "/v1/data/a", "store"),
+            ("OPTIONS", "/v1/data/a", "documents"),
+            ("GET", "/v1/data/a/b", "document"),
+            ("DELETE", "/v1/data/a/b", "delete"),
+            ("GET", "/v1/data/a/b/c", "other"),
+            ("POST", "/v1/dead-letters/redrive", "dead_letters"),
+            ("GET", "/docs/", "docs"),
+            ("GET", "/docs/a/b.js", "docs"),
+            ("GET", "/", "docs"),
+            ("GET", "/nothing", "other"),
+        ] {
+            let method = method.parse().expect("a method");
+            assert_eq!(seconds_of(&method, path).label(), label, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_path_knows_its_methods_and_no_route_stands_in_the_table_twice() {
+        assert_eq!(methods_of("/v1/data/{collection}/{id}"), "DELETE, GET, HEAD");
+        let mut known = std::collections::HashSet::new();
+        for row in table() {
+            assert!(known.insert((row.method, row.path)), "{row:?}");
+        }
+    }
 }

@@ -145,6 +145,7 @@ fn serve_http(config: &Config, app: &Arc<App>) -> anyhow::Result<(actix_web::dev
             ids: RequestIds::new(rand::random()),
             prefix: PathPrefix::new(&path_prefix),
             cors: Cors::new(&cors_origins),
+            route_of: routes::seconds_of,
         });
         let prefix = path_prefix.clone();
         actix_web::App::new()

@@ -9,7 +9,7 @@ use std::time::Instant;
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderName, HeaderValue};
-use actix_web::http::{ConnectionType, StatusCode};
+use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{Error, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 
@@ -20,7 +20,7 @@ use crate::http::large_answer;
 use crate::http::path_prefix::PathPrefix;
 use crate::http::problem::Problem;
 use crate::http::request_id::RequestIds;
-use crate::metrics::{Route, metrics};
+use crate::metrics::{RouteSeconds, metrics};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -63,6 +63,8 @@ pub struct Wrapping {
     pub ids: RequestIds,
     pub prefix: PathPrefix,
     pub cors: Cors,
+    /// Tells what a request is counted as.
+    pub route_of: fn(&Method, &str) -> &'static RouteSeconds,
 }
 
 /// Wraps one request. Used with `App::wrap_fn`.
@@ -91,7 +93,7 @@ where
     let origin = wrapping.cors.asked(request.headers());
     let preflight = wrapping.cors.preflight(request.method(), request.headers());
     let wrapping = wrapping.clone();
-    let route = Route::of(request.method(), request.path());
+    let seconds = (wrapping.route_of)(request.method(), request.path());
     let answer = match (&entered, preflight) {
         (Some(_), None) => Ok(service.call(request)),
         (Some(_), Some(preflight)) => Err(request.into_response(preflight)),
@@ -107,7 +109,7 @@ where
                     response?.map_into_boxed_body()
                 } else {
                     tracing::error!(request.id = ?id, "handler panicked");
-                    metrics().answered(route, 500, started.elapsed());
+                    seconds.observe(500, started.elapsed());
                     return Err(Panicked { request_id: id }.into());
                 }
             }
@@ -116,7 +118,7 @@ where
         if let Some(in_work) = in_work.as_ref().filter(|_| large_answer::is_large(&response)) {
             response = large_answer::counted(response, in_work.pace());
         }
-        metrics().answered(route, response.status().as_u16(), started.elapsed());
+        seconds.observe(response.status().as_u16(), started.elapsed());
         response.headers_mut().insert(X_REQUEST_ID, id);
         wrapping.prefix.complete(&mut response);
         wrapping.cors.complete(&mut response, origin);
@@ -136,6 +138,7 @@ mod tests {
     use actix_web::{App, web};
 
     use super::*;
+    use crate::metrics::NO_ROUTE;
 
     async fn defect() -> HttpResponse {
         panic!("a defect")
@@ -148,6 +151,7 @@ mod tests {
             ids: RequestIds::new(6),
             prefix: PathPrefix::new(""),
             cors: Cors::new(&[]),
+            route_of: |_, _| &NO_ROUTE,
         });
         let app = App::new()
             .wrap_fn(move |request, service| serve(&wrapping, request, service))

@@ -7,7 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 
 use crate::http::problem::Problem;
-use crate::metrics::{Route, metrics};
+use crate::metrics::NO_ROUTE;
 
 /// Longest target that the library takes, in bytes.
 const TARGET_BYTES_MAX: usize = 65_534;
@@ -81,7 +81,7 @@ pub fn render(status: StatusCode, targets: &Targets, request_id: &str) -> Bytes 
         _ => Problem::internal(),
     };
     let (status, body) = (problem.status(), serde_json::to_string(&problem).unwrap_or_default());
-    metrics().answered(Route::Other, status.as_u16(), std::time::Duration::ZERO);
+    NO_ROUTE.observe(status.as_u16(), std::time::Duration::ZERO);
     let reason = status.canonical_reason().unwrap_or("Error");
     format!(
         "HTTP/1.1 {} {reason}\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\

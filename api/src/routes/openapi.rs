@@ -17,7 +17,7 @@ use self::complete::complete;
 use self::values::EXAMPLE_TIME;
 use crate::http::problem::Problem;
 use crate::http::rfc3339::rfc3339;
-use crate::routes;
+use crate::routes::{self, Operations};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -27,43 +27,14 @@ use crate::routes;
         license(name = "MIT", identifier = "MIT")
     ),
     servers((url = "/", description = "where this document is served")),
-    paths(
-        routes::counters::increment,
-        routes::counters::get,
-        routes::counters::list,
-        routes::receipts::get,
-        routes::documents::post,
-        routes::documents::list::list,
-        routes::documents::get,
-        routes::documents::delete,
-        routes::collections::put,
-        routes::collections::get,
-        routes::collections::delete,
-        routes::dead_letters::list,
-        routes::dead_letters::get,
-        routes::dead_letters::redrive,
-        routes::dead_letters::delete,
-        routes::compat_data::post,
-        routes::compat_data::list,
-        routes::metrics::record,
-        routes::metrics::summary,
-        routes::metrics::series,
-        routes::metrics::types,
-        routes::compat_counters::increment,
-        routes::compat_counters::get,
-        routes::metrics::record_short,
-        routes::metrics::summary_short,
-        routes::health::livez,
-        routes::health::readyz,
-        routes::health::health
-    ),
     components(schemas(Problem, crate::write::accept::ManyAccepted))
 )]
-pub struct Document;
+struct Document;
 
 /// The document as it is committed.
 pub fn document() -> Value {
-    complete(serde_json::to_value(Document::openapi()).expect("a document has a JSON form"))
+    let document = Document::openapi().merge_from(Operations::openapi());
+    complete(serde_json::to_value(document).expect("a document has a JSON form"))
 }
 
 /// `/openapi.json`, `/docs` and the root, which leads there. The document names the path under which a

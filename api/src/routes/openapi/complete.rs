@@ -4,26 +4,11 @@ use serde_json::{Map, Value, json};
 
 use super::errors::{self, Kind};
 use super::values;
-use crate::admission::auth::access::{Access, Need};
-
-/// Operations that are answered from memory; what is asked for with them has a tag.
-const CACHED_READS: [&str; 6] = [
-    "/v1/counters/{name}",
-    "/counter",
-    DOCUMENT,
-    "/v1/metrics/summary",
-    "/api/metrics/summary",
-    "/v1/metrics/series",
-];
+use crate::admission::auth::access::Need;
+use crate::routes::{Fact, Row, methods_of, table};
 
 /// Also answered for what is not stored, which has no tag and is never kept.
 const DOCUMENT: &str = "/v1/data/{collection}/{id}";
-
-/// Where no body is an increment by one.
-const BODY_OPTIONAL: [&str; 2] = ["/v1/counters/{name}/increments", "/counter"];
-
-/// Bodies that are one object and never many.
-const ONE_ONLY: [&str; 2] = ["/v1/collections/{name}", "/v1/dead-letters/redrive"];
 
 /// Completes a generated document.
 pub fn complete(mut document: Value) -> Value {
@@ -36,16 +21,18 @@ pub fn complete(mut document: Value) -> Value {
     });
     let mut schemas = document["components"]["schemas"].take();
     for (path, item) in members(&mut document["paths"]) {
-        let access = Access::of(path);
         for (method, operation) in members(item) {
+            let mut rows = table().filter(|row| row.path == path);
+            let row =
+                rows.find(|row| row.method.eq_ignore_ascii_case(method)).expect("a row for each operation");
             if !operation["requestBody"].is_null() {
-                complete_body(path, operation, &mut schemas);
+                complete_body(row, operation, &mut schemas);
             }
             let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
             for parameter in parameters.into_iter().flatten() {
                 values::complete_parameter(path, parameter);
             }
-            complete_operation(path, method, operation, &access);
+            complete_operation(row, method, operation);
         }
     }
     values::complete_schemas(&mut schemas);
@@ -53,8 +40,8 @@ pub fn complete(mut document: Value) -> Value {
     document
 }
 
-fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &Access) {
-    let need = need_of(access, method);
+fn complete_operation(row: &Row, method: &str, operation: &mut Value) {
+    let (path, need) = (row.path, row.need);
     let id = operation["operationId"].as_str().expect("every operation has an id").to_owned();
     operation["security"] = need.scope().map_or(json!([]), |scope| json!([{"key": [scope.name()]}, {}]));
     let (is_keyed, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
@@ -67,7 +54,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &
     };
     let responses = operation["responses"].as_object_mut().expect("every operation has responses");
     errors::add(responses, kind, has_body, need);
-    errors::add_method_not_allowed(responses, &access.methods());
+    errors::add_method_not_allowed(responses, &methods_of(path));
     for (status, response) in responses {
         if kind == Kind::Accept && ["201", "202"].contains(&&**status) {
             add_links(&id, response);
@@ -77,7 +64,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &
         if is_problem || method == "get" || (path, method, &**status) == (DOCUMENT, "delete", "200") {
             response["headers"]["Cache-Control"] = header("string", "`no-cache`: ask again; or `no-store`");
         }
-        if method == "get" && CACHED_READS.contains(&path) && ["200", "304"].contains(&&**status) {
+        if row.has(Fact::Cached) && ["200", "304"].contains(&&**status) {
             add_cached(path, status, response);
         }
         let may_have_waited = ["200", "201"].contains(&&**status) || (method != "get" && status == "422");
@@ -86,11 +73,6 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, access: &
         }
         complete_response(status, response);
     }
-}
-
-fn need_of(access: &Access, method: &str) -> Need {
-    let method = method.to_uppercase().parse().expect("the name of a method");
-    access.need(&method).expect("what is documented is in the table")
 }
 
 /// The id in an answer to a write names its receipt, and where the write brings a document, that too.
@@ -119,12 +101,12 @@ fn add_cached(path: &str, status: &str, response: &mut Value) {
     }
 }
 
-fn complete_body(path: &str, operation: &mut Value, schemas: &mut Value) {
-    let example = values::body_example(path);
-    if !ONE_ONLY.contains(&path) {
+fn complete_body(row: &Row, operation: &mut Value, schemas: &mut Value) {
+    let example = values::body_example(row.path);
+    if row.has(Fact::Many) {
         take_many(operation, schemas);
         let body = &mut operation["requestBody"];
-        body["required"] = (!BODY_OPTIONAL.contains(&path)).into();
+        body["required"] = (!row.has(Fact::BodyOptional)).into();
         // Not among the examples: testers of documents send only what they can serialise.
         body["content"]["application/x-ndjson"]["schema"]["description"] =
             format!("one item per line, such as `{example}`").into();
