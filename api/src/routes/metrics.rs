@@ -26,7 +26,7 @@ use crate::read::metric_query::{self, Question, Shape};
 use crate::read::period::{Buckets, Piece};
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::state::Shared;
-use crate::write::accept::{self, Accepted};
+use crate::write::accept::{self, Accepted, Written};
 use crate::write::preferences::Terms;
 
 /// How long a page waits for its turn.
@@ -87,13 +87,16 @@ pub async fn record_on(
             let point = terms.wait.map(|_| draft.write.clone());
             // The request may wait for long now, and nothing of its body is needed.
             drop((json, reserved));
-            let present = async |settled: &accept::Settled<'_>| match &point {
-                Some(Write::Point(point)) => {
-                    Some(HttpResponse::Created().json(PointStored::new(settled.id, point)))
+            return Ok(match accept::single(shared, terms, draft).await? {
+                Written::Answered(response) => response,
+                Written::Applied(applied) => {
+                    let stored = match &point {
+                        Some(Write::Point(point)) => Some(PointStored::new(&applied.id(), point)),
+                        _ => None,
+                    };
+                    applied.answer(stored.map(|stored| HttpResponse::Created().json(stored)))
                 }
-                _ => None,
-            };
-            return accept::single(shared, terms, draft, present).await;
+            });
         }
         Body::Array(json) => body::array::<Point>(&json, limits)?,
         Body::Lines(text) => body::lines::<Point>(&text, limits)?,

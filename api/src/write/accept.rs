@@ -9,7 +9,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
-use shared::id::ItemKey;
+use shared::id::{ItemId, ItemKey};
 use shared::keyed::{Fingerprint, Keyed};
 use shared::message;
 use shared::store::ItemStanding;
@@ -81,26 +81,50 @@ pub struct ManyAccepted {
     pub rejected: Vec<Rejected>,
 }
 
+/// What became of a single write before its request was answered.
+#[derive(Debug)]
+pub enum Written {
+    /// It is durable, or its outcome is known and needs nothing else: here is the answer.
+    Answered(HttpResponse),
+    /// It took effect: the handler answers with what it made.
+    Applied(Box<AppliedWrite>),
+}
+
 /// A single write that took effect while its request waited.
 #[derive(Debug)]
-pub struct Settled<'a> {
+pub struct AppliedWrite {
     pub item: ItemKey,
-    pub id: &'a str,
-    pub accepted_at: &'a str,
+    pub accepted_at: String,
     /// The counter right after an increment; `None` for other writes, and once it is not known any more.
     pub standing: Option<ItemStanding>,
     /// False when an earlier request with the same key may have brought it.
     pub is_own: bool,
+    id: ItemId,
+    keyed: Option<Keyed>,
+    location: Cow<'static, str>,
+    preference: Option<HeaderValue>,
 }
 
-/// Makes one write durable and answers it: with `present` when it took effect in time (`None` there:
-/// what is to be answered cannot be read), else with 202.
-pub async fn single(
-    shared: &Shared,
-    terms: &Terms,
-    draft: Draft,
-    present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-) -> Result<HttpResponse, Problem> {
+impl AppliedWrite {
+    /// Text of its id.
+    pub fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// Answers with what the write made, or with 202 when that cannot be read.
+    pub fn answer(self, made: Option<HttpResponse>) -> HttpResponse {
+        let Some(mut response) = made else {
+            return accepted(self.id, self.keyed, &self.location, "applied", &self.accepted_at);
+        };
+        if let Some(preference) = self.preference {
+            response.headers_mut().insert(PREFERENCE_APPLIED, preference);
+        }
+        response
+    }
+}
+
+/// Makes one write durable, and waits for its outcome where its request does.
+pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Written, Problem> {
     // Its body may have been on the way for long.
     shared.check_clock()?;
     let keyed = idempotency::of(terms, &draft, 0);
@@ -119,40 +143,39 @@ pub async fn single(
     };
     let item =
         keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
-    let accepted = Single { shared, item, keyed, location: &location };
+    let write = Single { shared, terms, item, keyed, location };
     let (Some(seat), Some(deadline)) = (seat, deadline) else {
         let accepted_at = pending.confirmed().await?.accepted_at;
         return Ok(if deadline.is_some() && shared.waiters.consumers_are_missing() {
-            Box::pin(accepted.look_up(&accepted_at, terms, present)).await
+            Box::pin(write.look_up(&accepted_at)).await
         } else {
-            accepted.answer(&accepted_at)
+            Written::Answered(write.answer(&accepted_at))
         });
     };
     // Before anything yields, and with that before anything is sent.
     let waiter = seat.wait_for(item, keyed.map(|keyed| keyed.fingerprint));
     // Apart, so that the future of a request that does not wait stays small.
-    Box::pin(accepted.wait(pending, waiter, deadline, terms, present)).await
+    Box::pin(write.wait(pending, waiter, deadline)).await
 }
 
 /// A single write that has its place in a message.
 struct Single<'a> {
     shared: &'a Shared,
+    terms: &'a Terms,
     item: ItemKey,
     keyed: Option<Keyed>,
-    location: &'a str,
+    location: Cow<'static, str>,
 }
 
 impl Single<'_> {
-    /// Answers with the outcome when it comes in time, before the confirm or after it.
+    /// Takes the outcome when it comes in time, before the confirm or after it.
     async fn wait(
         self,
         pending: Pending,
         mut waiter: Waiter<Outcome>,
         deadline: Instant,
-        terms: &Terms,
-        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-    ) -> Result<HttpResponse, Problem> {
-        let (accepted_at, pace) = (pending.placed.accepted_at.clone(), terms.pace.as_ref());
+    ) -> Result<Written, Problem> {
+        let (accepted_at, pace) = (pending.placed.accepted_at.clone(), self.terms.pace.as_ref());
         let mut confirmed = pin!(pending.confirmed());
         let mut is_confirmed = false;
         let outcome = tokio::select! {
@@ -171,22 +194,17 @@ impl Single<'_> {
             if !is_confirmed {
                 confirmed.await?;
             }
-            return Ok(self.look_up(&accepted_at, terms, present).await);
+            return Ok(self.look_up(&accepted_at).await);
         };
-        Ok(self.settled(outcome, &accepted_at, terms, present).await)
+        Ok(self.settled(outcome, &accepted_at).await)
     }
 
-    /// Answers a write of which no event told anything. A keyed one may have been applied long ago: one read of
-    /// the store tells, unless it is known to be away.
-    async fn look_up(
-        &self,
-        accepted_at: &str,
-        terms: &Terms,
-        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-    ) -> HttpResponse {
+    /// Looks for the outcome of a write that no event reported. A keyed one may have been applied long ago: one
+    /// read of the store tells, unless the store is known to be away.
+    async fn look_up(&self, accepted_at: &str) -> Written {
         match self.outcome_in_store().await {
-            Some(outcome) => self.settled(outcome, accepted_at, terms, present).await,
-            None => self.answer(accepted_at),
+            Some(outcome) => self.settled(outcome, accepted_at).await,
+            None => Written::Answered(self.answer(accepted_at)),
         }
     }
 
@@ -197,61 +215,62 @@ impl Single<'_> {
         Outcome::of(&fate, Some(keyed.fingerprint), None)
     }
 
-    /// Answers with the outcome.
-    async fn settled(
-        &self,
-        outcome: Outcome,
-        accepted_at: &str,
-        terms: &Terms,
-        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-    ) -> HttpResponse {
+    async fn settled(&self, outcome: Outcome, accepted_at: &str) -> Written {
         let Self { shared, item, keyed, .. } = *self;
-        let mut response = match outcome {
+        let preference = self.terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
+        let problem = match outcome {
             Outcome::Applied { standing, is_own } => {
                 if let Some(keyed) = keyed {
                     shared.recent_keys.learn_applied(keyed);
                 }
-                let mut buffer = [0; 36];
-                let id = shared.ids.sign(item).encode(&mut buffer);
-                match present(&Settled { item, id, accepted_at, standing, is_own }).await {
-                    Some(response) => response,
-                    None => return self.answer_as("applied", accepted_at),
-                }
+                let (id, location) = (shared.ids.sign(item), self.location.clone());
+                let accepted_at = accepted_at.to_owned();
+                let applied =
+                    AppliedWrite { item, accepted_at, standing, is_own, id, keyed, location, preference };
+                return Written::Applied(Box::new(applied));
             }
             failed @ Outcome::Failed { .. } => {
                 let payload = keyed.map(|keyed| keyed.fingerprint);
-                Problem::set_aside(receipts::after(shared, item, payload, failed).await).error_response()
+                Problem::set_aside(receipts::after(shared, item, payload, failed).await)
             }
-            Outcome::Conflict => Problem::conflict(Receipt::conflict(shared.ids.sign(item))).error_response(),
+            Outcome::Conflict => Problem::conflict(Receipt::conflict(shared.ids.sign(item))),
         };
-        if let Some(applied) = terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
-            response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+        let mut response = problem.error_response();
+        if let Some(preference) = preference {
+            response.headers_mut().insert(PREFERENCE_APPLIED, preference);
         }
-        response
+        Written::Answered(response)
     }
 
     /// 202, once it is durable.
     fn answer(&self, accepted_at: &str) -> HttpResponse {
         let is_applied = self.keyed.is_some_and(|keyed| self.shared.recent_keys.is_applied(keyed));
-        self.answer_as(if is_applied { "applied" } else { "accepted" }, accepted_at)
+        let status = if is_applied { "applied" } else { "accepted" };
+        accepted(self.shared.ids.sign(self.item), self.keyed, &self.location, status, accepted_at)
     }
+}
 
-    fn answer_as(&self, status: &str, accepted_at: &str) -> HttpResponse {
-        let mut buffer = [0; 36];
-        let id = self.shared.ids.sign(self.item).encode(&mut buffer);
-        // By hand, because this is the hottest answer of the service; the test holds the shape.
-        let body =
-            [r#"{"id":""#, id, r#"","status":""#, status, r#"","accepted_at":""#, accepted_at, r#""}"#]
-                .concat();
-        let location = match self.keyed {
-            None => [self.location, id].concat(),
-            Some(Keyed { fingerprint, .. }) => format!("{}{id}?payload={fingerprint}", self.location),
-        };
-        HttpResponse::build(StatusCode::ACCEPTED)
-            .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
-            .insert_header((LOCATION, location))
-            .body(body)
-    }
+/// 202 for one write.
+fn accepted(
+    id: ItemId,
+    keyed: Option<Keyed>,
+    location: &str,
+    status: &str,
+    accepted_at: &str,
+) -> HttpResponse {
+    let mut buffer = [0; 36];
+    let id = id.encode(&mut buffer);
+    // By hand, because this is the hottest answer of the service; the test holds the shape.
+    let body =
+        [r#"{"id":""#, id, r#"","status":""#, status, r#"","accepted_at":""#, accepted_at, r#""}"#].concat();
+    let location = match keyed {
+        None => [location, id].concat(),
+        Some(Keyed { fingerprint, .. }) => format!("{location}{id}?payload={fingerprint}"),
+    };
+    HttpResponse::build(StatusCode::ACCEPTED)
+        .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
+        .insert_header((LOCATION, location))
+        .body(body)
 }
 
 /// About how long the parts of an answer to many items are.
