@@ -16,7 +16,7 @@ use serde::Serialize;
 use shared::id::ItemKey;
 use shared::keyed::{Fingerprint, Keyed};
 use shared::message;
-use shared::store::ItemStanding;
+use shared::model::outcome::ItemStanding;
 use shared::write::{Increment, Item, Write};
 use utoipa::ToSchema;
 
@@ -352,7 +352,7 @@ fn location_of(write: &Write) -> Cow<'static, str> {
 
 #[cfg(test)]
 mod tests {
-    use shared::config::load::ITEM_GROWTH_BYTES_MAX;
+    use shared::config::load::check::ITEM_GROWTH_BYTES_MAX;
     use shared::id::{IdIssuer, Kind};
     use shared::keyed;
     use shared::message::AWAITED_BYTES_MAX;

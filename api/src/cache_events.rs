@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use shared::event::{Body, Committed, Continuity, Event, Events, Heed, SILENCE_MAX, Signal};
 use shared::id::ItemKey;
+use shared::model::outcome::Counter;
 use shared::queue::{Link, Publisher};
 use shared::shutdown::Shutdown;
-use shared::store::Counter;
 
 use crate::accept::identity::RecentKeys;
 use crate::cache::CounterCache;

@@ -9,7 +9,7 @@ use prometheus::{
     register_int_counter_vec, register_int_gauge,
 };
 use shared::id::Kind;
-use shared::telemetry::LATENCY_BUCKETS;
+use shared::metrics::LATENCY_BUCKETS;
 
 use crate::auth::Refusal;
 use crate::batcher::WhyFlushed;

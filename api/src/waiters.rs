@@ -17,7 +17,7 @@ use shared::breaker::Breaker;
 use shared::event::Committed;
 use shared::id::ItemKey;
 use shared::keyed::Fingerprint;
-use shared::store::{Counter, Fate, ItemStanding};
+use shared::model::outcome::{Counter, Fate, ItemStanding};
 use tokio::sync::{Notify, oneshot};
 
 use self::book::{Book, Place};

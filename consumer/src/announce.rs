@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use shared::clock;
 use shared::event::{Body, Committed, Event, Events, HEARTBEAT_EVERY, ItemFailed, KeyedTold, Standing};
+use shared::model::outcome::{Applied, ItemStanding, KeyedOutcome, SetAside};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, ItemStanding, KeyedOutcome, SetAside, Store, StoreError};
+use shared::store::{Store, StoreError};
 
 use crate::status::Status;
 
@@ -206,7 +207,7 @@ mod tests {
     use shared::event::{Continuity, Heed, Signal};
     use shared::id::{IdIssuer, Kind};
     use shared::keyed::{fingerprint_of, id_of};
-    use shared::store::{Counter, KeyedVerdict, Reason};
+    use shared::model::outcome::{Counter, KeyedVerdict, Reason};
 
     use super::*;
 

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use shared::backoff::Backoff;
 use shared::id::IdKeys;
 use shared::message::Message;
+use shared::model::dead_letter::DeadMessage;
+use shared::model::outcome::Applied;
 use shared::progress::Mark;
 use shared::queue::{Delivery, Lost, Queue, QueueError, Subscription};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, DeadMessage, Store, StoreError};
+use shared::store::{Store, StoreError};
 
 use crate::announce::Announcer;
 use crate::attempts::Attempts;

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use shared::backoff::Backoff;
 use shared::id::{IdKeys, MessageId};
 use shared::message::{Message, Undecodable, decode};
+use shared::model::outcome::Applied;
 use shared::progress::Mark;
 use shared::queue::{Delivery, Lost, Queue, Subscription};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, Store, StoreError};
+use shared::store::{Store, StoreError};
 
 use crate::announce::Announcer;
 use crate::attempts::Attempts;

@@ -10,7 +10,7 @@ use prometheus::{register_histogram, register_int_counter, register_int_counter_
 use shared::clock;
 use shared::id::Kind;
 use shared::message::Message;
-use shared::store::{Applied, KeyedVerdict, Reason};
+use shared::model::outcome::{Applied, KeyedVerdict, Reason};
 
 use crate::merge::WhyStopped;
 

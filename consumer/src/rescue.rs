@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use shared::backend::Backend;
 use shared::event::{Event, Events};
-use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Store,
-    StoreError,
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome,
 };
+use shared::model::outcome::Reason;
+use shared::store::{Store, StoreError};
 use uuid::Uuid;
 
 use crate::measure::metrics;

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use shared::id::MessageId;
 use shared::message::Message;
+use shared::model::outcome::Applied;
 use shared::queue::{Delivery, Lost};
 use shared::shutdown::Shutdown;
-use shared::store::{Applied, Store, StoreError};
+use shared::store::{Store, StoreError};
 
 use crate::ingest::{Batch, Held, Session, Settled, answered};
 use crate::measure::{count, metrics};

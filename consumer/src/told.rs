@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use shared::id::{IdKeys, ItemKey};
 use shared::message::Message;
+use shared::model::outcome::Applied;
 use shared::queue::Delivery;
-use shared::store::Applied;
 use shared::trace::{TraceParent, Traces};
 use tracing::Level;
 

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
 
-use crate::config::load::reason_without_value;
+use crate::read_error::reason_without_value;
 
 /// What every key begins with, so that scanners for leaked secrets find it.
 const PREFIX: &str = "fb_";

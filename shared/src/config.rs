@@ -2,6 +2,8 @@
 //!
 //! Defaults < `config.yaml` < environment < flags. `docs/configuration.md` is generated from here.
 pub mod load;
+pub mod pair;
+pub mod queue_limits;
 
 use std::thread::available_parallelism;
 

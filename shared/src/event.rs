@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 use crate::id::ItemKey;
 use crate::keyed::{Fingerprint, item_key};
+use crate::model::outcome::{Counter, KeyedVerdict};
 use crate::shutdown::Shutdown;
-use crate::store::{Counter, KeyedVerdict};
 
 /// A publisher that was not heard for this long is gone, and what it said last may be missing.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);

@@ -12,10 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::backend::Pair;
 use crate::backoff::Backoff;
 use crate::config::Config;
-use crate::config::load::{ConfigError, Loaded, Program, Sources, load};
+use crate::config::load::problem::ConfigError;
+use crate::config::load::profile::Program;
+use crate::config::load::{Loaded, Sources, load};
+use crate::config::pair::Pair;
 use crate::shutdown::Shutdown;
 use crate::signals::Signals;
 use crate::store::Store;

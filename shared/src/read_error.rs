@@ -2,6 +2,7 @@
 //! types (`i64`, `struct ApiKey`), which mean nothing to those who send values or write settings.
 //!
 //! Pure. Every reader's error that people see passes here once, in problem details and at the start alike.
+use figment::error::Kind;
 
 /// The reader's message with its types as plain words and without a position.
 pub fn plain(message: &str) -> String {
@@ -127,6 +128,20 @@ pub fn syntax(error: &serde_json::Error, line: usize) -> String {
     let message = error.to_string();
     let reason = without_position(&message).replacen("EOF while parsing", "the text ends within", 1);
     format!("not JSON: {reason}, at line {} column {}", line + error.line() - 1, error.column())
+}
+
+/// Why a value cannot be read, without what was found: it may be a part of a secret.
+pub fn reason_without_value(kind: &Kind) -> String {
+    match kind {
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
+            format!("expected {}", self::expected(expected))
+        }
+        Kind::UnknownVariant(_, known) => format!("expected one of {}", known.join(", ")),
+        Kind::UnknownField(_, known) => format!("unknown member; there are {}", known.join(", ")),
+        Kind::Message(ours) => ours.clone(),
+        Kind::MissingField(name) => format!("{name} is missing"),
+        _ => "cannot be read".into(),
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use shared::api_key::Principal;
 use shared::event::Committed;
 use shared::id::ItemKey;
 use shared::keyed::{Fingerprint, Keyed, fingerprint_of, id_of};
-use shared::store::KeyedVerdict;
+use shared::model::outcome::KeyedVerdict;
 use shared::write::{Delete, Document, Increment, Point, Write};
 
 use super::canonical::canonical;

@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use shared::clock;
 use shared::id::{ItemId, ItemKey, Kind};
 use shared::keyed::Fingerprint;
-use shared::store::{Fate, StoreError, Stored};
+use shared::model::outcome::Fate;
+use shared::store::{StoreError, Stored};
 use shared::write::{Delete, Write};
 use utoipa::ToSchema;
 

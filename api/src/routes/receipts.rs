@@ -7,7 +7,8 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
 use shared::id::{ItemId, ItemKey};
 use shared::keyed::Fingerprint;
-use shared::store::{Fate, StoreError};
+use shared::model::outcome::Fate;
+use shared::store::StoreError;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};

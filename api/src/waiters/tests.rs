@@ -6,8 +6,9 @@ use shared::breaker::BreakerLimits;
 use shared::event::{ItemFailed, KeyedTold, Standing};
 use shared::id::{IdIssuer, Kind, MessageId};
 use shared::keyed::{fingerprint_of, id_of};
+use shared::model::outcome::KeyedVerdict;
 use shared::shutdown;
-use shared::store::{KeyedVerdict, Store, StoreError};
+use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 use tokio::sync::mpsc;
 

@@ -7,7 +7,8 @@ use reqwest::{Client, Method};
 use shared::clock;
 use shared::id::IdIssuer;
 use shared::message::{Builder, Message, decode, encode_increment};
-use shared::store::{Applied, Retention, Store, StoreError};
+use shared::model::outcome::Applied;
+use shared::store::{Retention, Store, StoreError};
 use testkit::store::{Layer, Layered};
 
 use crate::process::Process;

@@ -10,7 +10,8 @@ use shared::backend::Backend;
 use shared::clock;
 use shared::collection::{Collection, Definition};
 use shared::id::{IdIssuer, IdKeys, ItemKey, Kind};
-use shared::store::{Fate, Store, StoreError, Stored};
+use shared::model::outcome::Fate;
+use shared::store::{Store, StoreError, Stored};
 use testkit::store::{Layer, Layered};
 
 use crate::support::{RunningConsumer, base_config, close, json, on_both_pairs, open, problem, wait_for};

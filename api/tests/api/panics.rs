@@ -9,7 +9,8 @@ use reqwest::Method;
 use shared::backend::Backend;
 use shared::event::{Event, EventStream, Events, Signal};
 use shared::id::ItemKey;
-use shared::store::{Fate, Store, StoreError};
+use shared::model::outcome::Fate;
+use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 
 use crate::support::{base_config, close, embedded_over, open, problem};

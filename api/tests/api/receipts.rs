@@ -3,7 +3,8 @@ use reqwest::Method;
 use serde_json::Value;
 use shared::id::IdIssuer;
 use shared::message::{Builder, decode};
-use shared::store::{Fate, Retention};
+use shared::model::outcome::Fate;
+use shared::store::Retention;
 
 use crate::support::{Installation, cluster, embedded, json, on_both_pairs, problem};
 

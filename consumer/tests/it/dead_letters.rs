@@ -6,7 +6,7 @@ use shared::backend::{self, Backend};
 use shared::config::Config;
 use shared::id::{IdIssuer, ItemKey};
 use shared::message::{Builder, Undecodable, decode, encode_increment};
-use shared::store::DeadMessage;
+use shared::model::dead_letter::DeadMessage;
 
 /// 2025-11-20, around noon.
 const NOON_MS: i64 = 1_763_640_000_000;

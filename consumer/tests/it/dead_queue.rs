@@ -4,8 +4,10 @@ use consumer::announce::Announcer;
 use consumer::dead_queue::DeadQueue;
 use consumer::suspects::Pace;
 use shared::id::BodyId;
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome,
+};
 use shared::queue::{Delivery, Subscription};
-use shared::store::{DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome};
 use tracing::instrument::WithSubscriber;
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;

@@ -11,8 +11,10 @@ use shared::backend::{self, Backend};
 use shared::config::Config;
 use shared::id::{IdIssuer, Kind, MessageId};
 use shared::message::{Builder, Message, Outgoing, encode_increment};
+use shared::model::dead_letter::DeadMessage;
+use shared::model::outcome::{Applied, Fate};
 use shared::shutdown;
-use shared::store::{Applied, DeadMessage, Fate, Store, StoreError};
+use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 
 const PATIENCE: Duration = Duration::from_secs(30);

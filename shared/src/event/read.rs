@@ -121,7 +121,7 @@ mod tests {
 
     use super::*;
     use crate::id::{IdIssuer, Kind, MessageId};
-    use crate::store::KeyedVerdict;
+    use crate::model::outcome::KeyedVerdict;
 
     fn message() -> MessageId {
         IdIssuer::new(1, 1).next(1_763_600_000_000)

@@ -5,23 +5,16 @@
 //! Text stays text, so that a person can read it; anything else is written in base64.
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::dead_letters::failed;
 use super::ledger::TooOld;
 use super::plan::detail_of;
-use super::{DeadLetter, Reason, Redriven};
 use crate::id::{BodyId, MessageId};
-use crate::message::{Message, Undecodable, decode};
-
-/// `kind` of such a dead letter.
-pub const KIND: &str = "message";
-
-/// The longest body that is kept whole. No message of the API is longer: the configuration is
-/// checked for that.
-pub const BODY_BYTES_MAX: usize = 32 << 20;
+use crate::message::{Message, decode};
+use crate::model::dead_letter::{DeadLetter, DeadMessage, Redriven, reason_of};
+use crate::model::outcome::Reason;
 
 /// What is kept of a longer one.
 const BEGINNING_BYTES: usize = 64 << 10;
@@ -29,43 +22,8 @@ const BEGINNING_BYTES: usize = 64 << 10;
 /// Begins what is written in base64, and what would be taken for it.
 const BASE64_MARK: &str = "base64:";
 
-/// A message that cannot be applied, with why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadMessage {
-    body: Bytes,
-    reason: Reason,
-    detail: String,
-}
-
 impl DeadMessage {
-    pub fn undecodable(body: Bytes, error: &Undecodable) -> Self {
-        Self { body, reason: reason_of(error), detail: error.to_string() }
-    }
-
-    /// Another body was applied under its id.
-    pub fn reused(body: Bytes, id: MessageId) -> Self {
-        Self { body, reason: Reason::DigestMismatch, detail: mismatch(id) }
-    }
-
-    /// It can be read, and failed alone too often, also without its items.
-    pub fn not_applied(body: Bytes, why: &str) -> Self {
-        Self { body, reason: Reason::NotApplied, detail: why.to_owned() }
-    }
-
-    pub fn id(&self) -> BodyId {
-        BodyId::of(&self.body)
-    }
-
-    /// Why it is among the dead letters.
-    pub fn reason(&self) -> Reason {
-        if self.body.len() > BODY_BYTES_MAX { Reason::TooLarge } else { self.reason }
-    }
-
-    /// Length of its body.
-    pub fn bytes(&self) -> usize {
-        self.body.len()
-    }
-
+    /// Its row among the dead letters.
     pub(super) fn row(&self) -> Row {
         let (id, reason) = (self.id().as_uuid(), self.reason().name());
         if reason == Reason::TooLarge.name() {
@@ -145,19 +103,6 @@ pub(super) fn failed_again(letter: &DeadLetter, reason: Reason, detail: String) 
     failed(letter.id, reason.name(), detail)
 }
 
-/// Detail of a message whose id belongs to another body.
-pub(super) fn mismatch(id: MessageId) -> String {
-    format!("message {id} was applied with another body")
-}
-
-fn reason_of(error: &Undecodable) -> Reason {
-    match error {
-        Undecodable::Version(_) => Reason::UnknownVersion,
-        Undecodable::Kind(_) => Reason::UnknownKind,
-        Undecodable::Malformed(_) | Undecodable::Id(_) | Undecodable::Items(_) => Reason::Undecodable,
-    }
-}
-
 fn text_of(body: &[u8]) -> String {
     match std::str::from_utf8(body) {
         // Postgres takes no NUL.
@@ -181,10 +126,12 @@ fn bytes_of(item: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::RedriveOutcome;
+    use crate::message::Undecodable;
+    use crate::model::dead_letter::{BODY_BYTES_MAX, MESSAGE_KIND, RedriveOutcome};
 
     fn dead(body: &[u8]) -> DeadMessage {
         let error = decode(body).expect_err("no message");
@@ -194,7 +141,7 @@ mod tests {
     fn letter(Row { id, reason, detail, item }: Row) -> DeadLetter {
         DeadLetter {
             id,
-            kind: KIND.into(),
+            kind: MESSAGE_KIND.into(),
             reason: reason.into(),
             detail,
             item,

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::Reason;
 use crate::collection::{Budget, Checker, Violation};
 use crate::config;
+use crate::model::outcome::Reason;
 
 /// Verdicts that are remembered; beyond, all older ones are forgotten.
 const VERDICTS_MAX: usize = 10_000;

@@ -9,12 +9,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::plan::Earlier;
-use super::{MESSAGE_KIND, Reason, SetAside};
 use crate::id::ItemKey;
 use crate::message::{Message, decode_stored};
-
-/// Bytes of the items after which a page ends: it has one at least.
-pub const PAGE_BYTES_MAX: i64 = 8 << 20;
+use crate::model::dead_letter::{DeadLetter, RedriveOutcome, Redriven};
+use crate::model::outcome::{Reason, SetAside};
 
 /// How long a redrive goes on to the next step, well below `store.write_timeout_ms`.
 pub(super) const REDRIVE_TIME_MAX: Duration = Duration::from_secs(5);
@@ -22,141 +20,9 @@ pub(super) const REDRIVE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Another payload was processed under the item's key meanwhile.
 const KEY_REUSED: &str = "key_reused";
 
-/// What is told of an item that was not tried.
-pub const NEEDS_FORCE: &str = "nobody can know whether it was applied before: needs force";
-
-/// What was set aside, as stored: an item, or a whole message ([`MESSAGE_KIND`]).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// The item's key, without its check. Of a message, the hash of its body.
-    pub id: Uuid,
-    pub kind: String,
-    pub reason: String,
-    pub detail: String,
-    /// The item as JSON. Of a message, its body: text, or `base64:` and what is none.
-    pub item: String,
-    /// Of a message, when it was set aside first.
-    pub accepted_at_ms: i64,
-    /// When it failed last, by the store's clock.
-    pub set_aside_at_ms: i64,
-    pub discarded_at_ms: Option<i64>,
-}
-
-/// Which of them; what is `None` does not matter.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeadLetterFilter {
-    pub kind: Option<String>,
-    pub reason: Option<String>,
-    pub id: Option<Uuid>,
-}
-
-impl DeadLetterFilter {
-    /// Ids are above the first and not above the second: bounds that an index takes.
-    pub(super) fn bounds(&self, after: Option<Uuid>) -> (Uuid, Uuid) {
-        let after = after.unwrap_or(Uuid::nil());
-        match self.id {
-            None => (after, Uuid::max()),
-            Some(id) => (after.max(Uuid::from_u128(id.as_u128().saturating_sub(1))), id),
-        }
-    }
-
-    /// Whether a text is asked for that Postgres takes nowhere, and which nothing has.
-    pub(super) fn has_nul(&self) -> bool {
-        [&self.kind, &self.reason].into_iter().flatten().any(|text| text.contains('\0'))
-    }
-}
-
-/// A page of dead letters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetterPage {
-    pub filter: DeadLetterFilter,
-    /// The discarded ones, or the others.
-    pub discarded: bool,
-    pub after: Option<Uuid>,
-    pub limit: u32,
-}
-
-/// What to apply once more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Redrive {
-    pub filter: DeadLetterFilter,
-    /// Those with greater ids, so that what failed again is not met again.
-    pub after: Option<Uuid>,
-    pub limit: u32,
-    /// Tells what would come of it, and changes nothing.
-    pub dry_run: bool,
-    /// Applies also what is [`Reason::TooOld`], and messages that would be: it may then take effect a
-    /// second time.
-    pub force: bool,
-}
-
-impl Redrive {
-    pub(super) fn page(&self) -> DeadLetterPage {
-        let Self { filter, after, limit, .. } = self.clone();
-        DeadLetterPage { filter, discarded: false, after, limit }
-    }
-}
-
-impl DeadLetterPage {
-    /// Where the next page begins, if there may be one behind these letters.
-    pub(super) fn next(&self, letters: &[DeadLetter]) -> Option<Uuid> {
-        let is_full = letters.len() >= self.limit as usize || bytes(letters) >= PAGE_BYTES_MAX;
-        letters.last().filter(|_| is_full).map(|last| last.id)
-    }
-}
-
-/// Bytes of the items.
-pub(super) fn bytes(letters: &[DeadLetter]) -> i64 {
-    letters.iter().map(|letter| i64::try_from(letter.item.len()).unwrap_or(i64::MAX)).sum()
-}
-
-impl DeadLetter {
-    pub(super) fn is_message(&self) -> bool {
-        self.kind == MESSAGE_KIND
-    }
-}
-
 /// What may share a transaction, in this order: neighbouring items, and each message alone.
 pub(super) fn steps(letters: &[DeadLetter]) -> impl Iterator<Item = &[DeadLetter]> {
     letters.chunk_by(|one, other| !one.is_message() && !other.is_message())
-}
-
-/// What came of a redrive.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RedrivenPage {
-    /// By ascending id. Those that another redrive holds at the moment are left out.
-    pub items: Vec<Redriven>,
-    /// Goes on behind these; `None` when there were no more.
-    pub next: Option<Uuid>,
-}
-
-/// What was tried once more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Redriven {
-    pub id: Uuid,
-    pub outcome: RedriveOutcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RedriveOutcome {
-    Applied,
-    FailedAgain {
-        reason: String,
-        detail: String,
-    },
-    /// Not tried, and left as it is: see [`Redrive::force`].
-    NeedsForce,
-}
-
-impl RedriveOutcome {
-    /// Reason and detail of what is a dead letter still.
-    pub fn failure(&self) -> Option<(&str, &str)> {
-        match self {
-            Self::Applied => None,
-            Self::FailedAgain { reason, detail } => Some((reason, detail)),
-            Self::NeedsForce => Some((Reason::TooOld.name(), NEEDS_FORCE)),
-        }
-    }
 }
 
 /// The letters of one transaction.
@@ -293,22 +159,6 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_a_next_one_when_its_rows_or_its_bytes_ended_it() {
-        let id = IdIssuer::new(1, 1).next(5).item(Kind::Point, 0);
-        let page = |limit| DeadLetterPage {
-            filter: DeadLetterFilter::default(),
-            discarded: false,
-            after: None,
-            limit,
-        };
-        let small = [letter(id, "{}".into())];
-        assert_eq!((page(1).next(&small), page(2).next(&small)), (Some(id.as_uuid()), None));
-        let large = [letter(id, "x".repeat(usize::try_from(PAGE_BYTES_MAX).expect("fits")))];
-        assert_eq!(page(2).next(&large), Some(id.as_uuid()));
-        assert_eq!(page(0).next(&[]), None);
-    }
-
-    #[test]
     fn what_cannot_be_applied_is_told_without_a_plan() {
         let id = IdIssuer::new(1, 1).next(5).item(Kind::Increment, 0);
         let point = r#"{"point":{"type":"t","at_ms":7,"value":1}}"#;
@@ -351,16 +201,5 @@ mod tests {
             assert_eq!(batch.messages.len(), applied);
             assert_eq!(batch.settle(&[]).len(), 1);
         }
-    }
-
-    #[test]
-    fn bounds_hold_exactly_what_is_asked_for() {
-        let [low, id, high] = [4, 5, 6].map(Uuid::from_u128);
-        let one = DeadLetterFilter { id: Some(id), ..DeadLetterFilter::default() };
-        assert_eq!(one.bounds(None), (low, id));
-        assert_eq!(one.bounds(Some(high)), (high, id));
-        assert_eq!(DeadLetterFilter::default().bounds(Some(id)), (id, Uuid::max()));
-        let nil = DeadLetterFilter { id: Some(Uuid::nil()), ..DeadLetterFilter::default() };
-        assert_eq!(nil.bounds(None), (Uuid::nil(), Uuid::nil()));
     }
 }

@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::checks::{Checks, Unchecked};
 use super::plan::{Own, Task};
-use super::{Fate, Reason, SetAside};
 use crate::collection::{Checker, Violation};
 use crate::id::ItemKey;
+use crate::model::outcome::{Fate, Reason, SetAside};
 use crate::write::Document;
 
 /// The definitions that the transaction found, one for each of [`collections`].

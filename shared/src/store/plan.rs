@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{KeyedOutcome, KeyedVerdict, Reason, SetAside};
 use crate::id::{ItemKey, MessageId};
 use crate::keyed::{Fingerprint, Keyed};
 use crate::message::{Entry, Message};
+use crate::model::outcome::{KeyedOutcome, KeyedVerdict, Reason, SetAside};
 use crate::write::{Delete, Document, Increment, Item, Point, Write};
 
 /// Longest detail of an item that was set aside, in characters: parsers quote what they met.

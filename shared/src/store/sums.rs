@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 
 use super::plan::Task;
-use super::{Counter, ItemStanding, Reason, SetAside};
+use crate::model::outcome::{Counter, ItemStanding, Reason, SetAside};
 use crate::write::Increment;
 
 /// The increments of a batch, in its order.

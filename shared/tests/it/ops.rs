@@ -46,7 +46,7 @@ async fn the_operations_port_tells_what_the_program_says() {
         _ => health(Status::Down, false),
     };
     let ops = ops::serve("127.0.0.1", 0, &progress(), Arc::new(ask)).expect("listens");
-    shared::telemetry::metrics().queue_sessions_lost.inc();
+    shared::metrics::metrics().queue_sessions_lost.inc();
 
     let (code, head, body) = request(&ops, "GET", "/metrics").await;
     assert_eq!(code, 200);

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use shared::config::queue_limits::QueueLimits;
 use shared::id::{IdIssuer, MessageId};
 use shared::message::{Builder, Outgoing, encode_increment};
-use shared::queue::{Delivery, PublishError, Publisher, Queue, QueueLimits, Subscription};
+use shared::queue::{Delivery, PublishError, Publisher, Queue, Subscription};
 
 /// How long anything may take that is expected to happen.
 const PATIENCE: Duration = Duration::from_secs(20);

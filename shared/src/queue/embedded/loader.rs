@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::file::{Lane, Reader};
-use super::shelf::Shelf;
+use super::file::Reader;
+use super::shelf::{Lane, Shelf};
 use crate::backoff::Backoff;
 use crate::queue::QueueError;
 

@@ -8,9 +8,9 @@ use sqlx::PgConnection;
 
 use super::failure::Failure;
 use super::read::CounterRow;
+use crate::model::outcome::{Counter, ItemStanding, SetAside};
 use crate::store::plan::Task;
 use crate::store::sums::{self, Standing};
-use crate::store::{Counter, ItemStanding, SetAside};
 use crate::write::Increment;
 
 /// What the increments of a batch came to.

@@ -9,13 +9,13 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::collections::{self, Compiled, Found};
+use super::columns::from_ms;
+use super::days::DAY_MS;
 use super::failure::Failure;
 use super::known::Known;
-use super::partitions::DAY_MS;
-use super::read::from_ms;
 use super::{fields, keys, ledger, read};
 use crate::id::{ItemKey, MessageId};
-use crate::store::SetAside;
+use crate::model::outcome::SetAside;
 use crate::store::documents::{self, Elsewhere, FieldRow, Row};
 use crate::store::plan::{Plan, Task};
 use crate::write::Delete;

@@ -177,3 +177,8 @@ fn hint(code: &str, message: &str) -> &'static str {
     };
     if is_of_pooler { "; a pooler stands before the server: set store.pooler to true" } else { "" }
 }
+
+/// Something is stored that this build cannot read: it is left as it is, and writers pause.
+pub fn corrupt(text: &str) -> Failure {
+    StoreError::Unavailable(text.into()).into()
+}

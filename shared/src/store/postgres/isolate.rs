@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use super::apply::{Learned, Path, take_effect};
+use super::effects::{Learned, Path, take_effect};
 use super::failure::Failure;
 use super::known::Known;
 use super::ledger;
+use crate::model::outcome::{Applied, Reason, SetAside};
 use crate::store::plan::{Place, Plan, set_aside};
-use crate::store::{Applied, Reason, SetAside};
 
 /// Parts of a batch that are tried at most.
 const PROBES_MAX: usize = 1_000;

@@ -8,9 +8,8 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::columns::{fingerprint, item, to_ms};
 use super::failure::Failure;
-use super::keys::{fingerprint, item};
-use super::read::to_ms;
 use crate::id::ItemKey;
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::columns::from_ms;
 use super::failure::Failure;
-use super::read::from_ms;
 use crate::store::plan::Task;
 use crate::write::Point;
 

@@ -9,8 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use sqlx::PgConnection;
 
-use super::failure::Failure;
-use super::keys::corrupt;
+use super::failure::{Failure, corrupt};
 use super::points::TypeIds;
 use crate::rollup::{Corrupt, Resolution, Rollup};
 use crate::store::plan::Task;

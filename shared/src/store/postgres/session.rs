@@ -29,8 +29,8 @@ use super::failure::Failure;
 use super::limits::{Begin, COMMITS, Limits};
 use super::schema::Schema;
 use crate::config;
+use crate::metrics::metrics;
 use crate::store::StoreError;
-use crate::telemetry::metrics;
 
 /// How long a server may take to agree that a connection is idle.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);

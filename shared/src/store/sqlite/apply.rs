@@ -8,14 +8,16 @@ use uuid::Uuid;
 
 use super::collections::Cache;
 use super::files::Failure;
-use super::{documents, json, keys, points};
+use super::values::json;
+use super::{documents, keys, points};
 use crate::clock;
 use crate::id::{ItemKey, MessageId};
 use crate::message::Message;
+use crate::model::outcome::{Applied, Counter, Reason, SetAside};
+use crate::store::ledger;
 use crate::store::ledger::TooOld;
 use crate::store::plan::Plan;
 use crate::store::sums::{self, Folded, Standing};
-use crate::store::{Applied, Counter, Reason, SetAside, ledger};
 
 /// `where true` tells the parser that `on` begins no join.
 pub const ENTER: &str = "insert into applied_message (id, digest, applied_at_ms) \

@@ -6,7 +6,7 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::files::Failure;
-use super::json;
+use super::values::json;
 use crate::clock;
 use crate::id::MessageId;
 

@@ -6,9 +6,10 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::{Cache, PAGE_BYTES_MAX};
+use super::collections::Cache;
+use super::fields::PAGE_BYTES_MAX;
 use super::files::{Failure, Files};
-use super::{documents, keys, points};
+use super::{fields, keys, points};
 use crate::clock;
 use crate::id::MessageId;
 use crate::rollup::Resolution;
@@ -300,10 +301,10 @@ async fn delete_documents(
             (last, rows) = (Some(place), rows + 1);
             let data: &str = row.try_get(1)?;
             bytes += data.len();
-            fields.extend(documents::fields_of(checker, collection, place, data));
+            fields.extend(fields::fields_of(checker, collection, place, data));
         }
     }
-    documents::forget(connection, &fields).await?;
+    fields::forget(connection, &fields).await?;
     if let Some(last) = last {
         sqlx::query(DELETE_OLD_KEYS).bind(collection).bind(last).execute(&mut *connection).await?;
         sqlx::query(DELETE_OLD).bind(collection).bind(last).execute(&mut *connection).await?;

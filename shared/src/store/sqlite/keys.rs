@@ -6,7 +6,7 @@ use uuid::Uuid;
 use uuid::fmt::Simple;
 
 use super::files::Failure;
-use super::{fingerprint_of, json};
+use super::values::{fingerprint_of, json};
 use crate::id::ItemKey;
 use crate::message::Message;
 use crate::store::plan::{self, Earlier, Entered};

@@ -7,7 +7,8 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 use time::OffsetDateTime;
 
 use super::files::Failure;
-use super::{json, values};
+use super::values;
+use super::values::json;
 use crate::rollup::{Corrupt, Rollup};
 use crate::store::page::Bounds;
 use crate::store::plan::Task;

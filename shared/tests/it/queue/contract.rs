@@ -53,9 +53,10 @@ contract! {
 mod fixtures {
     use std::future::Future;
 
+    use shared::amqp::settings::RabbitSettings;
     use shared::queue::Queue;
     use shared::queue::embedded::EmbeddedQueue;
-    use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+    use shared::queue::rabbitmq::RabbitQueue;
 
     use super::{Arc, Fixture, QueueLimits};
 

@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use shared::id::Kind;
 use shared::message::Message;
-use shared::store::{Counter, Fate, NamePage, Reason, Store, StoreError};
+use shared::model::outcome::{Counter, Fate, Reason};
+use shared::store::{NamePage, Store, StoreError};
 use tokio::sync::Barrier;
 
 use super::{Messages, NOON_MS, apply, fate, items, message, standing, unavailable};

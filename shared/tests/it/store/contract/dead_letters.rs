@@ -4,11 +4,12 @@ use std::sync::Arc;
 use shared::collection::Definition;
 use shared::id::{ItemKey, Kind};
 use shared::message::{Entry, Message};
-use shared::rollup::Resolution;
-use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, DocumentPage, Fate, KeyedVerdict, Redrive, RedriveOutcome,
-    Redriven, RedrivenPage, Retention, RollupRange, Store, Stored,
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, Redrive, RedriveOutcome, Redriven, RedrivenPage,
 };
+use shared::model::outcome::{Fate, KeyedVerdict};
+use shared::rollup::Resolution;
+use shared::store::{DocumentPage, Retention, RollupRange, Store, Stored};
 use shared::write::Item;
 use tokio::sync::Barrier;
 use uuid::Uuid;

@@ -3,7 +3,9 @@ use std::sync::Arc;
 
 use shared::collection::Definition;
 use shared::id::{ItemKey, Kind};
-use shared::store::{DeadLetterFilter, Document, DocumentPage, Fate, Reason, Store, Stored};
+use shared::model::dead_letter::DeadLetterFilter;
+use shared::model::outcome::{Fate, Reason};
+use shared::store::{Document, DocumentPage, Store, Stored};
 use shared::write::Item;
 use tokio::sync::Barrier;
 use uuid::Uuid;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use shared::id::Kind;
 use shared::message::{Message, Undecodable};
-use shared::store::{DeadMessage, Fate, Housekept, KeyedVerdict, RedriveOutcome, Retention, Store, Stored};
+use shared::model::dead_letter::{DeadMessage, RedriveOutcome};
+use shared::model::outcome::{Fate, KeyedVerdict};
+use shared::store::{Housekept, Retention, Store, Stored};
 use shared::write::Item;
 
 use crate::store::contract::dead_letters::{applied, everything, redrive, set_aside};

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use serde_json::json;
 use shared::collection::{Definition, index_value};
 use shared::id::{ItemKey, Kind};
+use shared::model::outcome::KeyedVerdict;
 use shared::rollup::Resolution;
-use shared::store::{DocumentPage, Housekept, KeyedVerdict, Retention, RollupRange, Store};
+use shared::store::{DocumentPage, Housekept, Retention, RollupRange, Store};
 use shared::write::Item;
 
 use crate::store::contract::dead_letters::set_aside;

@@ -3,8 +3,9 @@ use std::sync::Arc;
 
 use shared::id::Kind;
 use shared::message::Message;
-use shared::store::KeyedVerdict::{self, Applied, Conflict, Repeated};
-use shared::store::{self, Fate, Reason, RollupRange, Store, Stored};
+use shared::model::outcome::KeyedVerdict::{self, Applied, Conflict, Repeated};
+use shared::model::outcome::{self, Fate, Reason};
+use shared::store::{RollupRange, Store, Stored};
 use shared::write::Item;
 use tokio::sync::Barrier;
 
@@ -22,7 +23,7 @@ on_both!(
     awaited_increments_learn_what_they_came_to,
 );
 
-fn verdicts(applied: &store::Applied) -> Vec<KeyedVerdict> {
+fn verdicts(applied: &outcome::Applied) -> Vec<KeyedVerdict> {
     applied.keyed.iter().map(|outcome| outcome.verdict).collect()
 }
 
@@ -229,7 +230,7 @@ async fn awaited_increments_learn_what_they_came_to([one, other]: [Arc<dyn Store
         increment("a", 4),
     ];
     let batch = [messages.awaited(&items, |index| index != 3), messages.awaited(&items[3..], |_| true)];
-    let told = |applied: &store::Applied| -> Vec<_> {
+    let told = |applied: &outcome::Applied| -> Vec<_> {
         applied.standings.iter().map(|standing| (standing.item, standing.value, standing.version)).collect()
     };
     let applied = apply(&other, &batch).await;

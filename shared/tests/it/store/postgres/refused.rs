@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use shared::message::Message;
-use shared::store::{
-    DeadLetterFilter, DeadMessage, Fate, Reason, Redrive, RedriveOutcome, Store, StoreError,
-};
+use shared::model::dead_letter::{DeadLetterFilter, DeadMessage, Redrive, RedriveOutcome};
+use shared::model::outcome::{Fate, Reason};
+use shared::store::{Store, StoreError};
 use sqlx::PgConnection;
 
 use crate::store::contract::dead_messages::{body, bury, too_new};
@@ -48,7 +48,7 @@ async fn a_message_that_is_refused_as_text_is_kept_in_ascii() {
         object_to(&mut session, "dead_letters", "new.item ~ '[^\x01-\x7f]'", "22P05").await;
         let bury = async |body: &'static str| {
             let error = shared::message::decode(body.as_bytes()).expect_err("no message");
-            let dead = shared::store::DeadMessage::undecodable(body.into(), &error);
+            let dead = shared::model::dead_letter::DeadMessage::undecodable(body.into(), &error);
             store.bury(dead.clone()).await.map(|()| dead.id().as_uuid())
         };
         let id = bury("nö").await.expect("is buried");

@@ -9,7 +9,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 use shared::id::{ItemKey, Kind};
 use shared::message::{Builder, Message, decode, encode};
-use shared::store::Reason;
+use shared::model::outcome::Reason;
 use shared::write::{Item, NAME_LENGTH_MAX, POINT_AGE_MS_MAX, POINT_AHEAD_MS_MAX, VALUE_MAX};
 
 use super::*;

@@ -12,6 +12,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use tokio::time::sleep;
 
 use super::connection::{Session, SessionError, call};
+use super::settings::Names;
 
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
@@ -20,22 +21,6 @@ const PRECONDITION_FAILED: u16 = 406;
 /// Deliveries after which the broker itself sets a message aside. So many that it never does: a
 /// consumer that crashes in a loop must not turn good messages into dead ones.
 const DELIVERY_LIMIT: i32 = 1_000_000;
-
-/// What is declared under one prefix.
-#[derive(Clone, Debug)]
-pub(crate) struct Names {
-    pub writes: ShortString,
-    /// An exchange and a queue of the same name.
-    pub dead: ShortString,
-    pub events: ShortString,
-}
-
-impl Names {
-    pub fn new(prefix: &str) -> Self {
-        let name = |word: &str| ShortString::from(format!("{prefix}.{word}.v1"));
-        Self { writes: name("writes"), dead: name("dead"), events: name("events") }
-    }
-}
 
 enum Kind {
     Exchange(ExchangeKind),

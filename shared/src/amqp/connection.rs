@@ -21,7 +21,11 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tokio::time::{sleep, timeout};
 
-use super::RabbitSettings;
+use super::settings::RabbitSettings;
+
+/// The least and the longest pause between two attempts at a session.
+pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(100);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// How long connecting and any call with an answer may take.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
