@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::event::{Body, Committed, Continuity, Event, Events, Heed, SILENCE_MAX, Signal};
-use shared::id::ItemKey;
+use shared::model::id::ItemKey;
 use shared::model::outcome::Counter;
 use shared::queue::{Link, Publisher};
-use shared::shutdown::Shutdown;
+use shared::runtime::shutdown::Shutdown;
 
 use crate::accept::identity::RecentKeys;
 use crate::cache::CounterCache;

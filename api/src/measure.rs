@@ -8,8 +8,8 @@ use prometheus::{
     register_gauge, register_histogram, register_histogram_vec, register_int_counter,
     register_int_counter_vec, register_int_gauge,
 };
-use shared::id::Kind;
-use shared::metrics::LATENCY_BUCKETS;
+use shared::model::id::Kind;
+use shared::runtime::metrics::LATENCY_BUCKETS;
 
 use crate::auth::Refusal;
 use crate::batcher::WhyFlushed;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::metrics::metrics;
 use shared::queue::Queue;
-use shared::shutdown::Shutdown;
+use shared::runtime::metrics::metrics;
+use shared::runtime::shutdown::Shutdown;
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::backend::Backend;
-use shared::breaker::Breaker;
-use shared::clock;
-use shared::shutdown::Shutdown;
+use shared::program::backend::Backend;
+use shared::runtime::breaker::Breaker;
+use shared::runtime::clock;
+use shared::runtime::shutdown::Shutdown;
 
 use crate::cache::guarded;
 use crate::clock_check::ClockCheck;

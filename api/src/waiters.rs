@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use shared::breaker::Breaker;
 use shared::event::Committed;
-use shared::id::ItemKey;
-use shared::keyed::Fingerprint;
+use shared::model::id::ItemKey;
+use shared::model::idempotency::Fingerprint;
 use shared::model::outcome::{Counter, Fate, ItemStanding};
+use shared::runtime::breaker::Breaker;
 use tokio::sync::{Notify, oneshot};
 
 use self::book::{Book, Place};

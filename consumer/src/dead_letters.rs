@@ -9,15 +9,15 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use shared::backend::{self, OpenStore};
 use shared::config::Config;
 use shared::config::load::profile::Program;
 use shared::config::pair::Pair;
-use shared::id::{IdKeys, ItemId};
 use shared::model::dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
 };
-use shared::program::Options;
+use shared::model::id::{IdKeys, ItemId};
+use shared::program::backend::{self, OpenStore};
+use shared::program::cli::Options;
 use shared::store::Store;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;

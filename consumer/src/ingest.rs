@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shared::backoff::Backoff;
-use shared::id::{IdKeys, MessageId};
-use shared::message::{Message, Undecodable, decode};
+use shared::model::id::{IdKeys, MessageId};
+use shared::model::message::{Message, Undecodable, decode};
 use shared::model::outcome::Applied;
-use shared::progress::Mark;
 use shared::queue::{Delivery, Lost, Queue, Subscription};
-use shared::shutdown::Shutdown;
+use shared::runtime::backoff::Backoff;
+use shared::runtime::progress::Mark;
+use shared::runtime::shutdown::Shutdown;
 use shared::store::{Store, StoreError};
 
 use crate::announce::Announcer;

@@ -6,12 +6,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use shared::backend::Backend;
 use shared::event::{Event, Events};
 use shared::model::dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome,
 };
 use shared::model::outcome::Reason;
+use shared::program::backend::Backend;
 use shared::store::{Store, StoreError};
 use uuid::Uuid;
 

@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api_key::ApiKey;
+use crate::model::api_key::ApiKey;
 
 /// All settings of both programs. Both read the same file; each uses its part.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -17,8 +17,8 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::message::Outgoing;
-use crate::shutdown::Shutdown;
+use crate::model::message::Outgoing;
+use crate::runtime::shutdown::Shutdown;
 
 /// The most messages that may be unacknowledged; quorum queues take no more.
 pub const PREFETCH_MAX: u16 = 2_000;

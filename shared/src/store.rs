@@ -8,18 +8,9 @@
 //!   that is so old that its row may have been dropped is set aside whole.
 //! * Items are applied as if one after the other, in the order of messages and items; an item
 //!   that cannot be applied is set aside and the next one is applied.
-mod bodies;
-mod checks;
-mod dead_letters;
-mod documents;
-mod ledger;
-mod page;
-pub mod plan;
-pub mod points;
 pub mod postgres;
-mod schema;
+pub mod rules;
 pub mod sqlite;
-pub mod sums;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,13 +19,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::collection::{Collection, Definition};
-use crate::id::{ItemKey, MessageId};
-use crate::keyed::Fingerprint;
-use crate::message::Message;
+use crate::model::collection::{Collection, Definition};
 use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::idempotency::Fingerprint;
+use crate::model::message::Message;
 use crate::model::outcome::{Applied, Counter, Fate};
-use crate::rollup::{Resolution, Rollup};
+use crate::model::rollup::{Resolution, Rollup};
 
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -94,7 +85,7 @@ pub trait Store: Send + Sync {
     async fn documents(&self, page: DocumentPage) -> Result<DocumentsFound, StoreError>;
 
     /// The rollups of one type in a range of periods, ascending; none for an unknown type. A page ends
-    /// once it holds [`PAGE_BYTES_MAX`](self::points::PAGE_BYTES_MAX).
+    /// once it holds [`PAGE_BYTES_MAX`](self::rules::points::PAGE_BYTES_MAX).
     async fn rollups(&self, range: RollupRange) -> Result<RollupPage, StoreError>;
 
     /// Names of the metric types that have points, bytewise.
@@ -155,7 +146,7 @@ pub struct NamePage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DocumentPage {
     pub collection: String,
-    /// Field and value as [`collection::index_value`](crate::collection::index_value) writes it;
+    /// Field and value as [`collection::index_value`](crate::model::collection::index_value) writes it;
     /// all must match, and only fields that are indexed may be named.
     pub filters: Vec<(String, String)>,
     /// Documents whose place lies before this one.

@@ -1,16 +1,16 @@
 //! The identity of writes with a key, and what this process remembers of them.
 //!
-//! How an identity is made is part of what is stored: see `shared::keyed`. What is remembered here
+//! How an identity is made is part of what is stored: see `shared::model::idempotency`. What is remembered here
 //! only spares a client the way through the queue: the store decides.
 use std::time::Duration;
 
 use serde_json::Value;
-use shared::api_key::Principal;
 use shared::event::Committed;
-use shared::id::ItemKey;
-use shared::keyed::{Fingerprint, Keyed, fingerprint_of, id_of};
+use shared::model::api_key::Principal;
+use shared::model::id::ItemKey;
+use shared::model::idempotency::{Fingerprint, Keyed, fingerprint_of, id_of};
 use shared::model::outcome::KeyedVerdict;
-use shared::write::{Delete, Document, Increment, Point, Write};
+use shared::model::write::{Delete, Document, Increment, Point, Write};
 
 use super::canonical::canonical;
 use super::{Draft, Terms};
@@ -116,8 +116,8 @@ impl RecentKeys {
 #[cfg(test)]
 mod tests {
     use shared::event::{ItemFailed, KeyedTold};
-    use shared::id::Kind;
-    use shared::write::Object;
+    use shared::model::id::Kind;
+    use shared::model::write::Object;
 
     use super::*;
 

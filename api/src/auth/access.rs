@@ -1,7 +1,7 @@
 //! What each route needs. The only place that says it: a path that is missing here cannot be
 //! registered, a method that is missing is answered with 405, and the OpenAPI document repeats it.
 use actix_web::http::Method;
-use shared::api_key::Scope;
+use shared::model::api_key::Scope;
 
 /// What a request must bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use serde::{Deserialize, Serialize};
 use shared::model::outcome::{Counter, ItemStanding};
+use shared::model::write::{Increment, Write};
 use shared::store::{NamePage, StoreError};
-use shared::write::{Increment, Write};
 use utoipa::ToSchema;
 
 use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use actix_web::web::ThinData;
 use actix_web::{HttpResponse, HttpResponseBuilder};
-use shared::breaker::Breaker;
-use shared::ops::{Health, Status};
+use shared::program::ops::{Health, Status};
 use shared::queue::{Link, Publisher};
+use shared::runtime::breaker::Breaker;
 use utoipa::ToSchema;
 
 use crate::request::Gate;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use actix_web::web::{Path, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
-use shared::id::{ItemId, ItemKey};
-use shared::keyed::Fingerprint;
+use shared::model::id::{ItemId, ItemKey};
+use shared::model::idempotency::Fingerprint;
 use shared::model::outcome::Fate;
 use shared::store::StoreError;
 use utoipa::{IntoParams, ToSchema};
@@ -214,7 +214,7 @@ pub fn payload_of(query: &str) -> Result<Option<Fingerprint>, Problem> {
     let payload = params.take("payload");
     params.finish()?;
     let parsed = payload.map(|payload| payload.to_ascii_lowercase().parse()).transpose();
-    parsed.map_err(|error: shared::keyed::NotAFingerprint| {
+    parsed.map_err(|error: shared::model::idempotency::NotAFingerprint| {
         Problem::invalid_parameter("payload", error.to_string())
     })
 }

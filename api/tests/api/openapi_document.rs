@@ -8,7 +8,7 @@ use api::openapi::{EXAMPLE_TIME, document};
 use api::time_text;
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
-use shared::clock;
+use shared::runtime::clock;
 
 use crate::openapi::operations;
 use crate::support::{Installation, embedded_with, json};

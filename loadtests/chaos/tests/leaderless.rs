@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use chaos::servers::{Programs, rabbitmq};
 use shared::amqp::settings::RabbitSettings;
 use shared::config::queue_limits::QueueLimits;
-use shared::id::IdIssuer;
-use shared::message::{Builder, Outgoing, encode_increment};
+use shared::model::id::IdIssuer;
+use shared::model::message::{Builder, Outgoing, encode_increment};
 use shared::queue::rabbitmq::RabbitQueue;
 use shared::queue::{Link, PublishError, Queue};
 

@@ -21,7 +21,7 @@ use self::problem::{ConfigError, Problem};
 use self::profile::{Profile, Program};
 use super::Config;
 use super::pair::{NoPair, Pair};
-use crate::read_error::{plain, reason_without_value};
+use crate::model::read_error::{plain, reason_without_value};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_PATH: &str = "config.yaml";

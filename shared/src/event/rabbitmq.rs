@@ -22,8 +22,8 @@ use self::follow::{RabbitEventStream, follow};
 use self::publish::publish_all;
 use super::{Event, EventStream, Events};
 use crate::amqp::settings::RabbitSettings;
-use crate::metrics::metrics;
-use crate::shutdown::{self, Shutdown, Trigger};
+use crate::runtime::metrics::metrics;
+use crate::runtime::shutdown::{self, Shutdown, Trigger};
 
 /// Events that may wait for the publisher.
 const BUFFER_MAX: usize = 1_024;

@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::{Body, Committed, Event};
-use crate::id::ItemKey;
-use crate::keyed::item_key;
+use crate::model::id::ItemKey;
+use crate::model::idempotency::item_key;
 
 type Members<'j> = HashMap<String, &'j RawValue>;
 
@@ -120,7 +120,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::id::{IdIssuer, Kind, MessageId};
+    use crate::model::id::{IdIssuer, Kind, MessageId};
     use crate::model::outcome::KeyedVerdict;
 
     fn message() -> MessageId {

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::outcome::Reason;
-use crate::id::{BodyId, MessageId};
-use crate::message::Undecodable;
+use crate::model::id::{BodyId, MessageId};
+use crate::model::message::Undecodable;
 
 /// Bytes of the items after which a page ends: it has one at least.
 pub const PAGE_BYTES_MAX: i64 = 8 << 20;

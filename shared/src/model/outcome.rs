@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::id::{ItemKey, MessageId};
-use crate::keyed::Fingerprint;
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::idempotency::Fingerprint;
 
 /// A counter as stored. `version` counts the increments that were applied.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! and turns everything that waits into one fsynced transaction (group commit), and one [`loader`]
 //! reads ahead of the subscribers. Who was handed what is kept in memory ([`shelf`]), so a restart
 //! delivers everything again that was not acknowledged. Only one process may use the directory:
-//! [`crate::backend`] holds its lock.
+//! [`crate::program::backend`] holds its lock.
 mod file;
 mod loader;
 pub mod pairing;
@@ -30,8 +30,8 @@ use self::subscription::EmbeddedSubscription;
 use self::writer::{Command, Publish, Writer};
 use super::{Link, PublishError, Publisher, Queue, QueueError, Subscription, Waiting};
 use crate::config::queue_limits::QueueLimits;
-use crate::message::Outgoing;
-use crate::shutdown::{self, Shutdown};
+use crate::model::message::Outgoing;
+use crate::runtime::shutdown::{self, Shutdown};
 
 /// Commands that may wait for the writer; beyond them publishers wait, until their deadlines.
 const COMMANDS_WAITING_MAX: usize = 256;

@@ -27,7 +27,7 @@ use self::subscription::{Lane, RabbitSubscription};
 use super::{Publisher, Queue, QueueError, Subscription, Waiting};
 use crate::amqp::connection::SessionError;
 use crate::amqp::settings::RabbitSettings;
-use crate::shutdown::{self, Shutdown, Trigger};
+use crate::runtime::shutdown::{self, Shutdown, Trigger};
 
 /// The queues `<prefix>.writes.v1` and `<prefix>.dead.v1`. Dropping it stops the publisher as [`Queue::close`] does, but
 /// without waiting for it.

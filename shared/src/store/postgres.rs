@@ -44,16 +44,16 @@ use uuid::Uuid;
 use self::failure::Failure;
 use self::known::Known;
 use self::session::{Class, Limit, Session};
-use super::page::Bounds;
+use super::rules::page::Bounds;
 use super::{
     DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,
     RollupRange, Store, StoreError, Stored,
 };
-use crate::collection::{Collection, Definition};
 use crate::config;
-use crate::id::{ItemKey, MessageId};
-use crate::message::Message;
+use crate::model::collection::{Collection, Definition};
 use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::message::Message;
 use crate::model::outcome::{Applied, Counter, Fate};
 
 /// See the module.

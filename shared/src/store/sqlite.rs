@@ -2,7 +2,7 @@
 //!
 //! Here is the port; `files` holds the one writing connection and the readers, `apply` the
 //! transaction that writes, and the other modules the statements of their tables. With a single writer nothing changes between reading and writing, so
-//! counters always take the exact path of [`sums`](super::sums): SQLite itself would turn an
+//! counters always take the exact path of [`sums`](super::rules::sums): SQLite itself would turn an
 //! integer that overflows into a REAL.
 mod apply;
 mod attempts;
@@ -28,19 +28,19 @@ use uuid::Uuid;
 
 use self::collections::Cache;
 use self::files::{Failure, Files};
-use super::ledger::TooOld;
-use super::page::Bounds;
+use super::rules::ledger::TooOld;
+use super::rules::page::Bounds;
 use super::{
     DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,
     RollupRange, Store, StoreError, Stored,
 };
-use crate::clock;
-use crate::collection::{Collection, Definition};
 use crate::config;
-use crate::id::{ItemKey, MessageId};
-use crate::message::Message;
+use crate::model::collection::{Collection, Definition};
 use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::message::Message;
 use crate::model::outcome::{Applied, Counter, Fate};
+use crate::runtime::clock;
 
 /// See the module.
 pub struct SqliteStore {

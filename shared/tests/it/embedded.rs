@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use shared::config::queue_limits::QueueLimits;
-use shared::data_directory::{DirectoryLock, secret_of};
 use shared::event::in_process::InProcessEvents;
 use shared::event::{Body, Event, Events, Signal};
-use shared::id::IdIssuer;
-use shared::message::Outgoing;
+use shared::model::id::IdIssuer;
+use shared::model::message::Outgoing;
+use shared::program::data_directory::{DirectoryLock, secret_of};
 use shared::queue::embedded::EmbeddedQueue;
 use shared::queue::{Delivery, Link, PublishError, Publisher, Queue, Subscription};
 use sqlx::sqlite::SqliteConnectOptions;

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::config::queue_limits::QueueLimits;
-use shared::id::{IdIssuer, MessageId};
-use shared::message::{Builder, Outgoing, encode_increment};
+use shared::model::id::{IdIssuer, MessageId};
+use shared::model::message::{Builder, Outgoing, encode_increment};
 use shared::queue::{Delivery, PublishError, Publisher, Queue, Subscription};
 
 /// How long anything may take that is expected to happen.
@@ -41,7 +41,7 @@ fn message(bytes: usize) -> Outgoing {
 }
 
 fn id_of(delivery: &Delivery) -> MessageId {
-    shared::message::decode(&delivery.body).expect("a message of these tests").id
+    shared::model::message::decode(&delivery.body).expect("a message of these tests").id
 }
 
 fn in_time() -> Instant {

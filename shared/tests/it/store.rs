@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use shared::config;
-use shared::id::{IdIssuer, ItemKey, MessageId};
-use shared::message::{Builder, Message, decode};
+use shared::model::id::{IdIssuer, ItemKey, MessageId};
+use shared::model::message::{Builder, Message, decode};
 use shared::model::outcome::{Applied, Fate};
 use shared::store::postgres::PostgresStore;
 use shared::store::sqlite::SqliteStore;

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use tracing_subscriber::EnvFilter;
 
 use super::ranges;
-use crate::api_key::KeyRing;
 use crate::config::Config;
-use crate::message::ENVELOPE_BYTES_MAX;
+use crate::model::api_key::KeyRing;
 use crate::model::dead_letter::BODY_BYTES_MAX;
+use crate::model::message::ENVELOPE_BYTES_MAX;
 
 /// Least length of a secret where others depend on it.
 pub(super) const SECRET_BYTES_MIN: usize = 16;

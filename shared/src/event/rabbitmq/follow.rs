@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 use crate::amqp::connection::{LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError, call};
 use crate::amqp::settings::{Names, RabbitSettings};
 use crate::amqp::topology::declare_events;
-use crate::backoff::Backoff;
 use crate::event::{Event, EventStream, SILENCE_MAX, Signal};
+use crate::runtime::backoff::Backoff;
 
 /// The name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay events subscriber";

@@ -16,10 +16,10 @@ use tokio::time::{sleep, timeout};
 use crate::amqp::connection::{ConnectionEvents, LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError};
 use crate::amqp::settings::RabbitSettings;
 use crate::amqp::topology::declare_events;
-use crate::backoff::Backoff;
 use crate::event::{Body, Event};
-use crate::metrics::metrics;
-use crate::shutdown::Shutdown;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::metrics::metrics;
+use crate::runtime::shutdown::Shutdown;
 
 /// The name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay events publisher";

@@ -14,9 +14,9 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 
 use super::shelf::{Lane, Message, Range};
-use crate::clock::now_ms;
-use crate::message::Outgoing;
+use crate::model::message::Outgoing;
 use crate::queue::QueueError;
+use crate::runtime::clock::now_ms;
 
 /// The layout of the file; a file with a higher number was written by a newer build.
 const LAYOUT: i64 = 1;

@@ -8,8 +8,8 @@ use tokio::sync::Mutex;
 
 use super::file::Reader;
 use super::shelf::{Lane, Shelf};
-use crate::backoff::Backoff;
 use crate::queue::QueueError;
+use crate::runtime::backoff::Backoff;
 
 /// The read connection, shared with the writer, who takes it to keep readers away.
 pub(super) type SharedReader = Arc<Mutex<Option<Reader>>>;

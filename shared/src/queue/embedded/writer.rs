@@ -16,10 +16,10 @@ use super::file::{File, FileError, Group, NewMessage};
 use super::loader::SharedReader;
 use super::room::{LinkState, Reservation, Room};
 use super::shelf::{Lane, Lanes, Message};
-use crate::backoff::Backoff;
-use crate::message::Outgoing;
-use crate::metrics::metrics;
+use crate::model::message::Outgoing;
 use crate::queue::{Link, Lost, PublishError};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::metrics::metrics;
 
 /// Commands in one transaction at most. Each number of messages is a script of its own.
 const GROUP_COMMANDS_MAX: usize = 32;

@@ -22,7 +22,7 @@ use super::judged::{Judge, Landed};
 use super::properties::properties_of;
 use super::publisher::{Job, Pump, SWEEP_EVERY};
 use crate::amqp::connection::{ConnectionEvents, Session};
-use crate::message::Outgoing;
+use crate::model::message::Outgoing;
 use crate::queue::{Link, PublishError};
 
 /// How a session ended.

@@ -21,11 +21,11 @@ use super::refusals::Refusals;
 use crate::amqp::connection::{LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError};
 use crate::amqp::settings::RabbitSettings;
 use crate::amqp::topology;
-use crate::backoff::Backoff;
-use crate::message::Outgoing;
-use crate::metrics::metrics;
+use crate::model::message::Outgoing;
 use crate::queue::{Link, PublishError, Publisher};
-use crate::shutdown::{self, Shutdown};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::metrics::metrics;
+use crate::runtime::shutdown::{self, Shutdown};
 
 /// The name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay queue publisher";

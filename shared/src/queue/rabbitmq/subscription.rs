@@ -26,9 +26,9 @@ use super::properties::traces_of;
 use crate::amqp::connection::{ConnectionEvents, Session, SessionError, call};
 use crate::amqp::settings::{Names, RabbitSettings};
 use crate::amqp::topology;
-use crate::backoff::Backoff;
-use crate::metrics::metrics;
 use crate::queue::{Delivery, Lost, QueueError, REJECTED_TWICE, Subscription};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::metrics::metrics;
 
 /// Which of the queues.
 #[derive(Clone, Copy, PartialEq, Eq)]

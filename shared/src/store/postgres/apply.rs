@@ -21,12 +21,12 @@ use super::failure::Failure;
 use super::isolate::{self, Rest, Search};
 use super::known::Known;
 use super::{keys, ledger, read, session};
-use crate::backoff::Backoff;
-use crate::message::Message;
+use crate::model::message::Message;
 use crate::model::outcome::{Applied, Reason};
+use crate::runtime::backoff::Backoff;
 use crate::store::GiveUp;
-use crate::store::ledger::{TooOld, distinct};
-use crate::store::plan::Plan;
+use crate::store::rules::ledger::{TooOld, distinct};
+use crate::store::rules::plan::Plan;
 
 /// Attempts after a deadlock, a lock that did not come, or a partition that went.
 const ATTEMPTS_MAX: u32 = 5;

@@ -3,8 +3,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::failure::{Failure, corrupt};
-use crate::id::ItemKey;
-use crate::keyed::Fingerprint;
+use crate::model::id::ItemKey;
+use crate::model::idempotency::Fingerprint;
 
 const YEAR_9999_END_MS: i64 = 253_402_300_799_999;
 

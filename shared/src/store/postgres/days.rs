@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
 use super::columns::clamp_ms;
-use crate::id::MessageId;
-use crate::message::{Entry, Message};
-use crate::rollup::Resolution;
-use crate::store::points::MINUTES_BACK_MS_MAX;
-use crate::write::{Item, Write};
+use crate::model::id::MessageId;
+use crate::model::message::{Entry, Message};
+use crate::model::rollup::Resolution;
+use crate::model::write::{Item, Write};
+use crate::store::rules::points::MINUTES_BACK_MS_MAX;
 
 pub const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 

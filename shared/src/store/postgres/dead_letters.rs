@@ -6,8 +6,8 @@ use uuid::Uuid;
 use super::columns::to_ms;
 use super::failure::Failure;
 use super::{keys, session};
-use crate::id::MessageId;
 use crate::model::dead_letter::{DeadLetter, DeadLetterPage, PAGE_BYTES_MAX, RedriveOutcome, Redriven};
+use crate::model::id::MessageId;
 
 /// A row of `dead_letters`.
 struct Row {

@@ -12,14 +12,14 @@ use super::failure::Failure;
 use super::isolate::{Refusal, Search};
 use super::known::Known;
 use super::{ledger, session};
-use crate::message::Message;
 use crate::model::dead_letter::{
     DeadLetter, DeadMessage, MESSAGE_KIND, Redrive, RedriveOutcome, Redriven, mismatch,
 };
+use crate::model::message::Message;
 use crate::model::outcome::Reason;
 use crate::store::StoreError;
-use crate::store::bodies::{Row, failed_again, is_reused_for_good, may_repeat, message_of, too_old};
-use crate::store::dead_letters::failed;
+use crate::store::rules::bodies::{Row, failed_again, is_reused_for_good, may_repeat, message_of, too_old};
+use crate::store::rules::dead_letters::failed;
 
 /// Bounds the search for what the server refuses, below `store.write_timeout_ms`.
 const REDRIVE_LIMIT: Duration = Duration::from_secs(20);

@@ -8,7 +8,7 @@ use super::known::Known;
 use super::points::TypeIds;
 use super::{documents, ledger, points, rollups};
 use crate::model::outcome::Applied;
-use crate::store::plan::Plan;
+use crate::store::rules::plan::Plan;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Path {

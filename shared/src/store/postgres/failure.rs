@@ -1,6 +1,6 @@
 //! What can go wrong in an operation, and what it means for the next attempt.
 use crate::store::StoreError;
-use crate::store::checks::Unchecked;
+use crate::store::rules::checks::Unchecked;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {

@@ -15,14 +15,13 @@ use super::columns::from_ms;
 use super::days::{DAY_MS, Table, days_ahead};
 use super::failure::Failure;
 use super::known::Known;
-use super::partitions;
 use super::read::now_ms;
 use super::retire::{Retired, retire};
 use super::session::begin;
-use super::{collections, dead_letters, documents, fields, keys, ledger, rollups};
-use crate::id::MessageId;
-use crate::rollup::Resolution;
-use crate::store::ledger::keys_before_ms;
+use super::{collections, dead_letters, documents, fields, keys, ledger, partitions, rollups};
+use crate::model::id::MessageId;
+use crate::model::rollup::Resolution;
+use crate::store::rules::ledger::keys_before_ms;
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 /// Any number that nothing else uses; the same in every build.

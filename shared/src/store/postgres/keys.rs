@@ -7,9 +7,9 @@ use uuid::Uuid;
 
 use super::columns::{fingerprint, from_ms, item};
 use super::failure::Failure;
-use crate::clock;
-use crate::message::Message;
-use crate::store::plan::{self, Earlier};
+use crate::model::message::Message;
+use crate::runtime::clock;
+use crate::store::rules::plan::{self, Earlier};
 
 /// Enters the keys of messages that are new, and returns those that were there before. Another
 /// transaction that holds the same key is waited for: it may have been the first.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::columns::{fingerprint, item, to_ms};
 use super::failure::Failure;
-use crate::id::ItemKey;
+use crate::model::id::ItemKey;
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 
 /// A row of `documents` with what `keyed_writes` holds of it.

@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 
 use super::columns::from_ms;
 use super::failure::Failure;
-use crate::store::plan::Task;
-use crate::write::Point;
+use crate::model::write::Point;
+use crate::store::rules::plan::Task;
 
 /// Types remembered. Those beyond are asked for in each batch.
 const TYPES_MAX: usize = 100_000;

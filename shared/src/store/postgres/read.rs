@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::columns::{self, to_ms};
 use super::failure::Failure;
-use crate::id::{ItemKey, MessageId};
+use crate::model::id::{ItemKey, MessageId};
 use crate::model::outcome::{Counter, Fate};
-use crate::store::ledger;
-use crate::store::page::Bounds;
+use crate::store::rules::ledger;
+use crate::store::rules::page::Bounds;
 
 /// A row of `counters`.
 pub struct CounterRow {

@@ -17,11 +17,11 @@ use super::failure::Failure;
 use super::isolate::{Rest, Search};
 use super::known::Known;
 use super::{dead_messages, keys, session};
-use crate::message::Message;
 use crate::model::dead_letter::{DeadLetter, Redrive, RedriveOutcome, Redriven, RedrivenPage};
+use crate::model::message::Message;
 use crate::model::outcome::Applied;
-use crate::store::dead_letters::{Batch, REDRIVE_TIME_MAX, steps};
-use crate::store::plan::Plan;
+use crate::store::rules::dead_letters::{Batch, REDRIVE_TIME_MAX, steps};
+use crate::store::rules::plan::Plan;
 
 /// Step by step, for as long as there is time. Items that the server refuses stay.
 pub async fn redrive(

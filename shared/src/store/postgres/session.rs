@@ -29,7 +29,7 @@ use super::failure::Failure;
 use super::limits::{Begin, COMMITS, Limits};
 use super::schema::Schema;
 use crate::config;
-use crate::metrics::metrics;
+use crate::runtime::metrics::metrics;
 use crate::store::StoreError;
 
 /// How long a server may take to agree that a connection is idle.

@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::files::Failure;
 use super::values::json;
-use crate::collection::{Checker, Collection, Definition};
 use crate::config;
-use crate::store::checks::Checks;
-use crate::store::documents::KNOWN_BYTES_MAX;
+use crate::model::collection::{Checker, Collection, Definition};
+use crate::store::rules::checks::Checks;
+use crate::store::rules::documents::KNOWN_BYTES_MAX;
 
 pub const ONE: &str = "select version, is_defined, schema, indexed, retention_days, index_before \
     from collections where name = ?1";

@@ -15,13 +15,13 @@ use super::files::Failure;
 use super::read::fates;
 use super::values::{fingerprint_of, json};
 use super::{fields, values};
-use crate::collection::Checker;
-use crate::id::ItemKey;
+use crate::model::collection::Checker;
+use crate::model::id::ItemKey;
 use crate::model::outcome::SetAside;
-use crate::store::documents::{self, Elsewhere, Row};
-use crate::store::plan::{Plan, Task};
+use crate::model::write::Delete;
+use crate::store::rules::documents::{self, Elsewhere, Row};
+use crate::store::rules::plan::{Plan, Task};
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
-use crate::write::Delete;
 
 const INSERT: (&str, &str) =
     ("insert into documents (collection, place, id, data, accepted_at_ms)", "on conflict do nothing");

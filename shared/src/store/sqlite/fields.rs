@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::collections::{Cache, read};
 use super::files::Failure;
 use super::values::json;
-use crate::collection::Checker;
-use crate::store::documents::FieldRow;
+use crate::model::collection::Checker;
+use crate::store::rules::documents::FieldRow;
 
 pub const NEXT: &str = "select place, data from documents \
     where collection = ?1 and place < ?2 order by place desc limit ?3";

@@ -10,10 +10,10 @@ use super::collections::Cache;
 use super::fields::PAGE_BYTES_MAX;
 use super::files::{Failure, Files};
 use super::{fields, keys, points};
-use crate::clock;
-use crate::id::MessageId;
-use crate::rollup::Resolution;
-use crate::store::ledger::keys_before_ms;
+use crate::model::id::MessageId;
+use crate::model::rollup::Resolution;
+use crate::runtime::clock;
+use crate::store::rules::ledger::keys_before_ms;
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;

@@ -4,7 +4,7 @@ use sqlx::{Row, SqliteConnection};
 
 use super::files::Failure;
 use super::values::{fingerprint_of, json};
-use crate::id::ItemKey;
+use crate::model::id::ItemKey;
 use crate::model::outcome::{Counter, Fate};
 
 pub const COUNTER: &str = "select name, value, version, updated_at_ms from counters where name = ?1";

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
 use super::files::Failure;
-use crate::keyed::Fingerprint;
+use crate::model::idempotency::Fingerprint;
 
 /// Rows of one statement. More gain nothing, and a statement that is too long costs to compile.
 const ROWS_PER_STATEMENT: usize = 250;

@@ -1,5 +1,5 @@
 //! What every queue holds.
-use shared::shutdown::Shutdown;
+use shared::runtime::shutdown::Shutdown;
 
 use super::{
     Arc, BTreeSet, Delivery, Duration, Fixture, Instant, LIMITS, MessageId, Outgoing, PATIENCE, PublishError,

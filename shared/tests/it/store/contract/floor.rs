@@ -1,11 +1,11 @@
 //! What both stores promise of messages that are older than what the ledger remembers.
 use std::sync::Arc;
 
-use shared::id::{IdFloor, IdIssuer, ItemKey, Kind};
-use shared::message::{Entry, Message};
 use shared::model::dead_letter::{
     DeadLetter, DeadLetterFilter, DeadMessage, Redrive, RedriveOutcome, Redriven,
 };
+use shared::model::id::{IdFloor, IdIssuer, ItemKey, Kind};
+use shared::model::message::{Entry, Message};
 use shared::model::outcome::{Fate, Reason};
 use shared::store::{Hold, Holder, Retention, Store, Stored};
 

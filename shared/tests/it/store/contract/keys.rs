@@ -1,12 +1,12 @@
 //! What both stores promise of writes with an Idempotency-Key, and of items that somebody awaits.
 use std::sync::Arc;
 
-use shared::id::Kind;
-use shared::message::Message;
+use shared::model::id::Kind;
+use shared::model::message::Message;
 use shared::model::outcome::KeyedVerdict::{self, Applied, Conflict, Repeated};
 use shared::model::outcome::{self, Fate, Reason};
+use shared::model::write::Item;
 use shared::store::{RollupRange, Store, Stored};
-use shared::write::Item;
 use tokio::sync::Barrier;
 
 use crate::store::sent::{delete, document, fingerprint, identity, increment, point, with_key, with_key_at};
@@ -210,7 +210,7 @@ async fn every_index_and_every_kind_has_its_own_key([one, other]: [Arc<dyn Store
     assert_eq!(verdicts(&apply(&other, &[messages.of(&items)]).await), [Repeated; 3]);
     let stored = other.document("c", document_id).await.expect("is read");
     assert!(matches!(stored, Some(Stored::Document(_))), "{stored:?}");
-    let day = shared::rollup::Resolution::Day;
+    let day = shared::model::rollup::Resolution::Day;
     let range = RollupRange { kind: "t".into(), resolution: day, from: 0, below: i32::MAX };
     let rollups = other.rollups(range).await.expect("is read").rollups;
     assert_eq!(rollups.iter().map(|(_, rollup)| rollup.count()).collect::<Vec<_>>(), [1]);

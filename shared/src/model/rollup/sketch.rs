@@ -177,7 +177,7 @@ fn value_of(key: i32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::write::VALUE_MAX;
+    use crate::model::write::VALUE_MAX;
 
     fn sketch(bins: &[(i32, u64)]) -> Option<Sketch> {
         let mut sketch = Sketch::default();

@@ -2,7 +2,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::json;
+use crate::model::json_rules;
 
 fn checker(definition: Definition) -> Result<Checker, BadDefinition> {
     Checker::new(&Collection { definition, ..Collection::default() })
@@ -89,7 +89,7 @@ fn the_deepest_schema_and_document_fit_on_the_stack_of_a_thread() {
     // One inside the other at each of 64 levels: nearly as many as are allowed.
     let member = |inner: Value| json!({"properties": {"a": inner}, "unevaluatedProperties": false});
     let data = format!("{}{{}}{}", r#"{"a":"#.repeat(63), "}".repeat(63));
-    json::check(&data).expect("deep enough");
+    json_rules::check(&data).expect("deep enough");
     for schema in [
         json!({"$defs": {"x": {"$ref": "#"}}, "properties": {"a": {"$ref": "#/$defs/x"}}}),
         json!({"properties": {"a": {"$ref": "#"}}, "unevaluatedProperties": false}),

@@ -1,7 +1,7 @@
 //! Whether a database has the schema that this build was made for. Pure, for both stores.
 use sqlx::migrate::Migrator;
 
-use super::StoreError;
+use crate::store::StoreError;
 
 /// A migration that a database says was run.
 #[derive(Clone, Debug)]

@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::checks::{Checks, Unchecked};
 use super::plan::{Own, Task};
-use crate::collection::{Checker, Violation};
-use crate::id::ItemKey;
+use crate::model::collection::{Checker, Violation};
+use crate::model::id::ItemKey;
 use crate::model::outcome::{Fate, Reason, SetAside};
-use crate::write::Document;
+use crate::model::write::Document;
 
 /// The definitions that the transaction found, one for each of [`collections`].
 pub type Checkers<S> = HashMap<String, Arc<Checker>, S>;

@@ -3,9 +3,9 @@ use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::StoreError;
-use crate::id::{ItemKey, MessageId};
-use crate::message::Message;
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::message::Message;
+use crate::store::StoreError;
 
 /// What becomes of new messages that are so old that their ledger rows may have been dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

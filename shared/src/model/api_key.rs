@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
 
-use crate::read_error::reason_without_value;
+use crate::model::read_error::reason_without_value;
 
 /// What every key begins with, so that scanners for leaked secrets find it.
 const PREFIX: &str = "fb_";
@@ -149,7 +149,7 @@ impl TryFrom<String> for Principal {
 
     fn try_from(text: String) -> Result<Self, &'static str> {
         let is_key = Token::parse(&text).is_some();
-        if !is_key && crate::write::check_name(&text).is_ok() {
+        if !is_key && crate::model::write::check_name(&text).is_ok() {
             Ok(Self(text.into()))
         } else {
             Err("expected 1 to 128 characters out of A-Z a-z 0-9 . _ : -, and no key")

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::collection::{Budget, Checker, Violation};
 use crate::config;
+use crate::model::collection::{Budget, Checker, Violation};
 use crate::model::outcome::Reason;
 
 /// Verdicts that are remembered; beyond, all older ones are forgotten.
@@ -125,7 +125,7 @@ fn key(collection: &str, version: i64, data: &str) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collection::Collection;
+    use crate::model::collection::Collection;
 
     #[test]
     fn what_was_found_before_is_not_checked_again() {

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::metrics::metrics;
+use crate::runtime::metrics::metrics;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

@@ -8,7 +8,7 @@ use std::hash::BuildHasher;
 
 use super::plan::Task;
 use crate::model::outcome::{Counter, ItemStanding, Reason, SetAside};
-use crate::write::Increment;
+use crate::model::write::Increment;
 
 /// The increments of a batch, in its order.
 type Increments<'t, 'a> = &'t [Task<'a, Increment>];
@@ -130,10 +130,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::id::{IdIssuer, Kind};
-    use crate::message::{Entry, Message};
-    use crate::store::plan::{Earlier, Plan};
-    use crate::write::{Item, Write};
+    use crate::model::id::{IdIssuer, Kind};
+    use crate::model::message::{Entry, Message};
+    use crate::model::write::{Item, Write};
+    use crate::store::rules::plan::{Earlier, Plan};
 
     fn tasks(batch: &[Message]) -> Vec<Task<'_, Increment>> {
         Plan::of(&batch.iter().collect::<Vec<_>>(), &HashSet::new(), &Earlier::new()).increments

@@ -1,5 +1,5 @@
 //! Asking a program to stop: one trigger, many listeners, passed in by whoever starts a task.
-//! Signals and the limit of a stop are in [`crate::signals`].
+//! Signals and the limit of a stop are in [`crate::runtime::signals`].
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 

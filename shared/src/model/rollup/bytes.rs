@@ -16,7 +16,7 @@
 use super::Rollup;
 use super::sketch::{BINS_MAX, Bin, SMALLEST, Sketch};
 use super::sum::{PARTS_MAX, Sum};
-use crate::write::check_value;
+use crate::model::write::check_value;
 
 const VERSION: u8 = 1;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 
 use super::plan::Task;
-use super::{RollupPage, StoreError};
-use crate::rollup::{Corrupt, Resolution, Rollup};
-use crate::write::Point;
+use crate::model::rollup::{Corrupt, Resolution, Rollup};
+use crate::model::write::Point;
+use crate::store::{RollupPage, StoreError};
 
 /// Points that are older than this when they are accepted write no rollup of their minute: two days.
 pub const MINUTES_BACK_MS_MAX: i64 = 48 * 60 * 60 * 1_000;

@@ -8,7 +8,7 @@ use serde_json::Number;
 use serde_json::value::RawValue;
 
 use super::index::{index_text, number_text};
-use crate::decimal::Decimal;
+use crate::model::decimal::Decimal;
 
 /// The text that a query gives for a member. It may mean a string, a number, `true`, `false` or `null`.
 #[derive(Clone, Debug, PartialEq, Eq)]

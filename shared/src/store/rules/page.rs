@@ -1,5 +1,5 @@
 //! From a page of names to bounds that an index takes, for both stores.
-use super::NamePage;
+use crate::store::NamePage;
 
 /// Names on the page are `>= from` and `< below`, compared by bytes, without `after`. One bound from
 /// below: of two, SQLite would seek by the one that it likes and read all names up to the other.

@@ -9,25 +9,25 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::plan::Earlier;
-use crate::id::ItemKey;
-use crate::message::{Message, decode_stored};
 use crate::model::dead_letter::{DeadLetter, RedriveOutcome, Redriven};
+use crate::model::id::ItemKey;
+use crate::model::message::{Message, decode_stored};
 use crate::model::outcome::{Reason, SetAside};
 
 /// How long a redrive goes on to the next step, well below `store.write_timeout_ms`.
-pub(super) const REDRIVE_TIME_MAX: Duration = Duration::from_secs(5);
+pub(crate) const REDRIVE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Another payload was processed under the item's key meanwhile.
 const KEY_REUSED: &str = "key_reused";
 
 /// What may share a transaction, in this order: neighbouring items, and each message alone.
-pub(super) fn steps(letters: &[DeadLetter]) -> impl Iterator<Item = &[DeadLetter]> {
+pub(crate) fn steps(letters: &[DeadLetter]) -> impl Iterator<Item = &[DeadLetter]> {
     letters.chunk_by(|one, other| !one.is_message() && !other.is_message())
 }
 
 /// The letters of one transaction.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     /// One item each.
     pub messages: Vec<Message>,
     /// Those of which there is no message.
@@ -82,7 +82,7 @@ impl Batch {
     }
 }
 
-pub(super) fn failed(id: Uuid, reason: &str, detail: String) -> Redriven {
+pub(crate) fn failed(id: Uuid, reason: &str, detail: String) -> Redriven {
     Redriven { id, outcome: RedriveOutcome::FailedAgain { reason: reason.into(), detail } }
 }
 
@@ -106,9 +106,9 @@ fn message_of(letter: &DeadLetter) -> Result<Message, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{IdIssuer, Kind};
-    use crate::keyed::{fingerprint_of, id_of};
-    use crate::store::plan::Plan;
+    use crate::model::id::{IdIssuer, Kind};
+    use crate::model::idempotency::{fingerprint_of, id_of};
+    use crate::store::rules::plan::Plan;
 
     fn letter(id: ItemKey, item: String) -> DeadLetter {
         DeadLetter {

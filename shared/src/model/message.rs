@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::id::{ITEMS_PER_MESSAGE_MAX, ItemKey, Kind, MessageId};
-use crate::keyed::Keyed;
-use crate::trace::{TraceParent, Traces};
-use crate::write::{Item, check_name};
+use crate::model::id::{ITEMS_PER_MESSAGE_MAX, ItemKey, Kind, MessageId};
+use crate::model::idempotency::Keyed;
+use crate::model::trace::{TraceParent, Traces};
+use crate::model::write::{Item, check_name};
 
 /// The version of the format that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
@@ -285,9 +285,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::id::IdIssuer;
-    use crate::keyed;
-    use crate::write::{Increment, Write};
+    use crate::model::id::IdIssuer;
+    use crate::model::idempotency;
+    use crate::model::write::{Increment, Write};
 
     fn increment(counter: &str, by: i64) -> Entry {
         let write = Write::Increment(Increment { counter: counter.into(), by });
@@ -336,8 +336,8 @@ mod tests {
 
     #[test]
     fn a_keyed_item_keeps_its_identity_even_when_it_cannot_be_read() {
-        let id = keyed::id_of("p", Kind::Increment, "k", 0);
-        let fingerprint = keyed::fingerprint_of("POST", "a", "{}");
+        let id = idempotency::id_of("p", Kind::Increment, "k", 0);
+        let fingerprint = idempotency::fingerprint_of("POST", "a", "{}");
         let item = |by: &str| {
             format!(
                 r#"{{"increment":{{"counter":"a","by":{by}}},"keyed":{{"id":"{id}","fingerprint":"{fingerprint}"}}}}"#

@@ -19,7 +19,7 @@ use prometheus::TextEncoder;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
-use crate::progress::Progress;
+use crate::runtime::progress::Progress;
 
 /// Scrapers and probes at once; there are few of either.
 const CONNECTIONS_MAX: usize = 64;

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use crate::id::{ItemKey, Kind};
+use crate::model::id::{ItemKey, Kind};
 
 /// Longest Idempotency-Key in bytes.
 pub const KEY_LENGTH_MAX: usize = 255;

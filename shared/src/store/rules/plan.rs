@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::id::{ItemKey, MessageId};
-use crate::keyed::{Fingerprint, Keyed};
-use crate::message::{Entry, Message};
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::idempotency::{Fingerprint, Keyed};
+use crate::model::message::{Entry, Message};
 use crate::model::outcome::{KeyedOutcome, KeyedVerdict, Reason, SetAside};
-use crate::write::{Delete, Document, Increment, Item, Point, Write};
+use crate::model::write::{Delete, Document, Increment, Item, Point, Write};
 
 /// Longest detail of an item that was set aside, in characters: parsers quote what they met.
 const DETAIL_LENGTH_MAX: usize = 1_000;
@@ -264,15 +264,15 @@ pub fn set_aside(message: &Message, index: usize, reason: Reason, detail: &str) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{IdIssuer, Kind};
-    use crate::keyed;
+    use crate::model::id::{IdIssuer, Kind};
+    use crate::model::idempotency;
     use KeyedVerdict::{Applied, Conflict, Repeated};
 
     fn item(key: Option<&str>, by: i64) -> Entry {
         let write = Write::Increment(Increment { counter: "a".into(), by });
         let keyed = key.map(|key| Keyed {
-            id: keyed::id_of("p", Kind::Increment, key, 0),
-            fingerprint: keyed::fingerprint_of("POST", "a", &by.to_string()),
+            id: idempotency::id_of("p", Kind::Increment, key, 0),
+            fingerprint: idempotency::fingerprint_of("POST", "a", &by.to_string()),
         });
         Entry::Item(Item { write, keyed })
     }
@@ -307,7 +307,7 @@ mod tests {
         let mut ids = IdIssuer::new(1, 1);
         let message = message(&mut ids, vec![item(Some("k"), 1), item(Some("k"), 2)]);
         let id = message.item_key(0);
-        let earlier = Earlier::from([(id, keyed::fingerprint_of("POST", "a", "2"))]);
+        let earlier = Earlier::from([(id, idempotency::fingerprint_of("POST", "a", "2"))]);
         let plan = Plan::of(&[&message], &HashSet::new(), &earlier);
         assert!(plan.increments.is_empty());
         let verdicts: Vec<_> = plan.keyed.iter().map(|outcome| outcome.verdict).collect();
@@ -321,7 +321,7 @@ mod tests {
             Entry::Unreadable { kind: Kind::Point, keyed: None, json: "{}".into(), detail: "d".into() };
         let old = message(&mut ids, vec![item(None, 1), item(Some("k"), 2), item(Some("l"), 3), unreadable]);
         let new = message(&mut ids, vec![item(None, 4)]);
-        let earlier = Earlier::from([(old.item_key(1), keyed::fingerprint_of("POST", "a", "2"))]);
+        let earlier = Earlier::from([(old.item_key(1), idempotency::fingerprint_of("POST", "a", "2"))]);
         let plan = Plan::of(&[&old, &new], &HashSet::from([old.id]), &earlier);
         assert_eq!(plan.increments.iter().map(|task| task.write.by).collect::<Vec<_>>(), [4]);
         let aside: Vec<_> = plan.aside.iter().map(|aside| (aside.item, aside.reason)).collect();

@@ -5,7 +5,7 @@
 //! needs a new version byte. Pure: nothing here knows types, times of points or a database.
 use self::sketch::Sketch;
 use self::sum::Sum;
-use crate::write::check_value;
+use crate::model::write::check_value;
 
 mod bytes;
 mod sketch;

@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 use super::counted::Counted;
 use super::pattern::{BadPattern, PATTERN_STATES_MAX, Pattern, Patterns};
 use super::{BadDefinition, bad, cut};
-use crate::json::{self, DEPTH_MAX};
-use crate::read_error::plain;
+use crate::model::json_rules::{self, DEPTH_MAX};
+use crate::model::read_error::plain;
 
 /// Bytes of a JSON Schema at most.
 pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
@@ -71,7 +71,7 @@ pub fn compile(schema: &str) -> Result<Compiled, BadDefinition> {
     // Read first, because the scan takes JSON only.
     let root: Value =
         serde_json::from_str(schema).map_err(|error| bad(within(""), cut(&plain(&error.to_string()))))?;
-    json::check(schema).map_err(|flawed| bad(within(&flawed.pointer), flawed.flaw.to_string()))?;
+    json_rules::check(schema).map_err(|flawed| bad(within(&flawed.pointer), flawed.flaw.to_string()))?;
     if !root.is_object() && !root.is_boolean() {
         return Err(bad(within(""), "a schema is an object, true or false"));
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::metrics::metrics;
+use crate::runtime::metrics::metrics;
 
 /// A mark with this time is idle; the clock starts behind it.
 const IDLE: u64 = 0;

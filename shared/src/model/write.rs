@@ -10,8 +10,8 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::id::{ItemKey, Kind};
-use crate::keyed::{Keyed, item_key};
+use crate::model::id::{ItemKey, Kind};
+use crate::model::idempotency::{Keyed, item_key};
 
 /// Longest name of a counter, collection or metric type in bytes.
 pub const NAME_LENGTH_MAX: usize = 128;
@@ -278,7 +278,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keyed;
+    use crate::model::idempotency;
 
     #[test]
     fn names_are_short_and_plain() {
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_item_is_read_as_it_was_written() {
-        let document = keyed::id_of("p", Kind::Document, "k", 0);
+        let document = idempotency::id_of("p", Kind::Document, "k", 0);
         let collection: Box<str> = "c".into();
         let data = Object::from_json(r#"{ "a" : 1.0e0, "a\u0000":[]}"#).expect("an object");
         let point = Point { kind: "t".into(), at_ms: 5, value: -0.1 };
@@ -327,8 +327,8 @@ mod tests {
             Write::Delete(Delete { collection, document }),
             Write::Point(point),
         ] {
-            let id = keyed::id_of("p", write.kind(), "k", 0);
-            let keyed = Keyed { id, fingerprint: keyed::fingerprint_of("POST", "a", "{}") };
+            let id = idempotency::id_of("p", write.kind(), "k", 0);
+            let keyed = Keyed { id, fingerprint: idempotency::fingerprint_of("POST", "a", "{}") };
             for keyed in [None, Some(keyed)] {
                 let item = Item { write: write.clone(), keyed };
                 let json = serde_json::to_string(&item).expect("serialises");
@@ -353,8 +353,8 @@ mod tests {
             assert!(serde_json::from_str::<Item>(bad).is_err(), "{bad}");
         }
         let other_kind = Keyed {
-            id: keyed::id_of("p", Kind::Point, "k", 0),
-            fingerprint: keyed::fingerprint_of("POST", "a", "{}"),
+            id: idempotency::id_of("p", Kind::Point, "k", 0),
+            fingerprint: idempotency::fingerprint_of("POST", "a", "{}"),
         };
         let write = Write::Increment(Increment { counter: "a".into(), by: 1 });
         assert_eq!(Item { write, keyed: Some(other_kind) }.check(0), Err(Invalid::Keyed));

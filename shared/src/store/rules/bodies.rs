@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::dead_letters::failed;
 use super::ledger::TooOld;
 use super::plan::detail_of;
-use crate::id::{BodyId, MessageId};
-use crate::message::{Message, decode};
 use crate::model::dead_letter::{DeadLetter, DeadMessage, Redriven, reason_of};
+use crate::model::id::{BodyId, MessageId};
+use crate::model::message::{Message, decode};
 use crate::model::outcome::Reason;
 
 /// What is kept of a longer one.
@@ -24,7 +24,7 @@ const BASE64_MARK: &str = "base64:";
 
 impl DeadMessage {
     /// Its row among the dead letters.
-    pub(super) fn row(&self) -> Row {
+    pub(crate) fn row(&self) -> Row {
         let (id, reason) = (self.id().as_uuid(), self.reason().name());
         if reason == Reason::TooLarge.name() {
             let (bytes, digest) = (self.body.len(), Sha256::digest(&self.body));
@@ -41,7 +41,7 @@ impl DeadMessage {
 }
 
 /// As it stands in `dead_letters`.
-pub(super) struct Row {
+pub(crate) struct Row {
     pub id: Uuid,
     pub reason: &'static str,
     pub detail: String,
@@ -58,7 +58,7 @@ impl Row {
 }
 
 /// What a redrive tries: the message, if this build can read it, or why not.
-pub(super) fn message_of(letter: &DeadLetter) -> Result<Message, (Reason, String)> {
+pub(crate) fn message_of(letter: &DeadLetter) -> Result<Message, (Reason, String)> {
     let body = bytes_of(&letter.item).filter(|body| BodyId::of(body).as_uuid() == letter.id);
     let Some(body) = body else {
         return Err((Reason::TooLarge, "only its beginning was kept".into()));
@@ -80,25 +80,25 @@ fn is_reused(letter: &DeadLetter) -> bool {
 }
 
 /// What a redrive does with a letter whose message is too old.
-pub(super) fn too_old(letter: &DeadLetter, force: bool) -> TooOld {
+pub(crate) fn too_old(letter: &DeadLetter, force: bool) -> TooOld {
     if force && !is_reused(letter) { TooOld::Apply } else { TooOld::Refuse }
 }
 
 /// Whether nobody can compare its body any more with the one that was applied.
-pub(super) fn is_reused_for_good(letter: &DeadLetter, id: MessageId, floor: Uuid) -> bool {
+pub(crate) fn is_reused_for_good(letter: &DeadLetter, id: MessageId, floor: Uuid) -> bool {
     is_reused(letter) && id.as_uuid() <= floor
 }
 
 /// Whether a message above the floor may repeat what was applied under keys that are forgotten: those
 /// go by accept times, and an id that was issued while clocks were ahead tells a later time than its
 /// request.
-pub(super) fn may_repeat(message: &Message, floor: Uuid) -> bool {
+pub(crate) fn may_repeat(message: &Message, floor: Uuid) -> bool {
     let is_above = message.id.as_uuid() > floor;
     is_above && MessageId::from_uuid(floor).is_some_and(|floor| message.accepted_at_ms <= floor.time_ms())
 }
 
 /// What is told of a letter that stays. That its id belongs to another body is never overwritten.
-pub(super) fn failed_again(letter: &DeadLetter, reason: Reason, detail: String) -> Redriven {
+pub(crate) fn failed_again(letter: &DeadLetter, reason: Reason, detail: String) -> Redriven {
     let reason = if is_reused(letter) { Reason::DigestMismatch } else { reason };
     failed(letter.id, reason.name(), detail)
 }
@@ -130,8 +130,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::Undecodable;
     use crate::model::dead_letter::{BODY_BYTES_MAX, MESSAGE_KIND, RedriveOutcome};
+    use crate::model::message::Undecodable;
 
     fn dead(body: &[u8]) -> DeadMessage {
         let error = decode(body).expect_err("no message");
