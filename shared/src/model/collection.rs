@@ -3,6 +3,7 @@
 //! The API checks a document against the definition that it knows and writes that version into
 //! the item; the consumer checks again only when the stored version is another one. Both use
 //! [`Checker`]. Nothing here reads a store.
+mod bad_definition;
 mod counted;
 mod index;
 mod meter;
@@ -15,9 +16,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::bad_definition::{bad, cut};
 use self::counted::Counting;
 use self::schema::Compiled;
 
+pub use self::bad_definition::BadDefinition;
 pub use self::index::{index_text, index_value};
 pub use self::meter::{Budget, Overrun};
 pub use self::schema::SCHEMA_BYTES_MAX;
@@ -61,9 +64,6 @@ const RETENTION_DAYS_MAX: u32 = 36_500;
 /// What a definition weighs beside its schema, in bytes.
 const ENTRY_BYTES: usize = 1_000;
 
-/// Longest explanation of an error in characters: it may quote a schema.
-const DETAIL_LENGTH_MAX: usize = 200;
-
 /// A definition that documents can be checked against.
 #[derive(Debug)]
 pub struct Checker {
@@ -72,15 +72,6 @@ pub struct Checker {
     /// `None` takes any object.
     schema: Option<Compiled>,
     unusable: Option<BadDefinition>,
-}
-
-/// Why a definition cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{detail}")]
-pub struct BadDefinition {
-    /// JSON pointer into the definition.
-    pub pointer: String,
-    pub detail: String,
 }
 
 /// Why a document does not belong into its collection.
@@ -195,14 +186,6 @@ impl Checker {
 
 fn unreadable(error: &serde_json::Error) -> Violation {
     Violation { pointer: String::new(), detail: error.to_string(), overrun: None }
-}
-
-fn bad(pointer: impl Into<String>, detail: impl Into<String>) -> BadDefinition {
-    BadDefinition { pointer: pointer.into(), detail: detail.into() }
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(DETAIL_LENGTH_MAX).collect()
 }
 
 fn check_indexed(indexed: &[String]) -> Result<(), BadDefinition> {

@@ -7,13 +7,11 @@ use self::sketch::Sketch;
 use self::sum::Sum;
 use crate::model::write::check_value;
 
-mod bytes;
+pub mod bytes;
 mod sketch;
 mod sum;
 #[cfg(test)]
 mod tests;
-
-pub use self::bytes::{BYTES_MAX, Corrupt};
 
 /// How long the periods of a rollup are. The numbers are stored: do not change them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -43,7 +43,8 @@ use uuid::Uuid;
 
 use self::failure::Failure;
 use self::known::Known;
-use self::session::{Class, Limit, Session};
+use self::limits::{Class, Limit};
+use self::session::Session;
 use super::rules::page::Bounds;
 use super::{
     DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use jsonschema::{Keyword, PatternOptions, ValidationError, ValidationOptions, Validator};
 use serde_json::{Map, Value};
 
+use super::bad_definition::{BadDefinition, bad, cut};
 use super::counted::Counted;
 use super::pattern::{BadPattern, PATTERN_STATES_MAX, Pattern, Patterns};
-use super::{BadDefinition, bad, cut};
 use crate::model::json_rules::{self, DEPTH_MAX};
 use crate::model::read_error::plain;
 

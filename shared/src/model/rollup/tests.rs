@@ -2,6 +2,7 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::bytes::{BYTES_MAX, Corrupt};
 use super::*;
 
 const PERCENTS: [usize; 5] = [1, 50, 95, 99, 100];

@@ -11,7 +11,8 @@ use sqlx::PgConnection;
 
 use super::failure::{Failure, corrupt};
 use super::points::TypeIds;
-use crate::model::rollup::{Corrupt, Resolution, Rollup};
+use crate::model::rollup::bytes::Corrupt;
+use crate::model::rollup::{Resolution, Rollup};
 use crate::model::write::Point;
 use crate::store::rules::plan::Task;
 use crate::store::rules::points::{Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, merged, page, rollups};

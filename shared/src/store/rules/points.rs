@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 
 use super::plan::Task;
-use crate::model::rollup::{Corrupt, Resolution, Rollup};
+use crate::model::rollup::bytes::Corrupt;
+use crate::model::rollup::{Resolution, Rollup};
 use crate::model::write::Point;
 use crate::store::{RollupPage, StoreError};
 
