@@ -7,8 +7,8 @@ use prometheus::{
     register_gauge, register_histogram, register_histogram_vec, register_int_counter,
     register_int_counter_vec, register_int_gauge,
 };
-use shared::id::Kind;
-use shared::telemetry::LATENCY_BUCKETS;
+use shared::model::id::Kind;
+use shared::runtime::metrics::LATENCY_BUCKETS;
 
 use crate::admission::auth::refusal::Refusal;
 

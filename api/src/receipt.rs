@@ -1,8 +1,8 @@
 //! The receipt of a write, as clients see it.
 use serde::Serialize;
-use shared::id::ItemId;
-use shared::keyed::Fingerprint;
-use shared::store::Fate;
+use shared::model::id::ItemId;
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::Fate;
 use utoipa::ToSchema;
 
 use crate::http::rfc3339::rfc3339;

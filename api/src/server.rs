@@ -9,10 +9,10 @@ use actix_web::web::{self, ThinData};
 use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use shared::backend::Backend;
 use shared::config::Config;
-use shared::ops;
-use shared::shutdown::{self, Shutdown, Trigger};
+use shared::program::backend::Backend;
+use shared::program::ops;
+use shared::runtime::shutdown::{self, Shutdown, Trigger};
 use tokio::task::JoinHandle;
 
 use crate::admission::auth::Door;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
-use shared::backend::{Backend, Pair};
-use shared::breaker::{Breaker, BreakerLimits};
+use shared::config::pair::Pair;
 use shared::config::{self, Config};
 use shared::event::Events;
-use shared::id::{IdIssuer, IdKeys};
+use shared::model::id::{IdIssuer, IdKeys};
+use shared::program::backend::Backend;
 use shared::queue::Publisher;
+use shared::runtime::breaker::{Breaker, BreakerLimits};
 use shared::store::Store;
 use tokio::sync::Semaphore;
 

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use shared::backend::Backend;
 use shared::config::Config;
-use shared::progress::Progress;
-use shared::shutdown::{self, Shutdown};
+use shared::program::backend::Backend;
+use shared::runtime::progress::Progress;
+use shared::runtime::shutdown::{self, Shutdown};
 use tokio::task::JoinHandle;
 
 use crate::dead_letters::dead_queue::DeadQueue;

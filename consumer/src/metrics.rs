@@ -7,10 +7,10 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
 use prometheus::{register_histogram, register_int_counter, register_int_counter_vec, register_int_gauge};
-use shared::clock;
-use shared::id::Kind;
-use shared::message::Message;
-use shared::store::{Applied, KeyedVerdict, Reason};
+use shared::model::id::Kind;
+use shared::model::message::Message;
+use shared::model::outcome::{Applied, KeyedVerdict, Reason};
+use shared::runtime::clock;
 
 use crate::ingest::merge::WhyStopped;
 

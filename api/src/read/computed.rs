@@ -15,7 +15,7 @@ use actix_web::http::header::HeaderValue;
 use bytes::Bytes;
 use rand::Rng;
 use sha2::{Digest, Sha256};
-use shared::breaker::Breaker;
+use shared::runtime::breaker::Breaker;
 use shared::store::StoreError;
 use tokio::runtime::Handle;
 use tokio::sync::watch;

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::Rng;
-use shared::breaker::Breaker;
-use shared::store::{Counter, Store, StoreError};
+use shared::model::outcome::Counter;
+use shared::runtime::breaker::Breaker;
+use shared::store::{Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use shared::breaker::Breaker;
-use shared::collection::{Checker, Collection, Definition};
 use shared::event::{Event, Events};
+use shared::model::collection::{Checker, Collection, Definition};
+use shared::runtime::breaker::Breaker;
 use shared::store::{Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::watch;

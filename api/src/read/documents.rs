@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use shared::breaker::Breaker;
-use shared::id::ItemKey;
+use shared::model::id::ItemKey;
+use shared::runtime::breaker::Breaker;
 use shared::store::{Document, Store, StoreError, Stored};
 use uuid::Uuid;
 

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shared::event::{Body, Committed, Continuity, Event, Heed, SILENCE_MAX, Signal};
-use shared::id::ItemKey;
+use shared::model::id::ItemKey;
+use shared::model::outcome::Counter;
 use shared::queue::Link;
-use shared::shutdown::Shutdown;
-use shared::store::Counter;
+use shared::runtime::shutdown::Shutdown;
 
 use crate::admission::clock_skew::Ahead;
 use crate::metrics::metrics;

@@ -3,7 +3,7 @@
 //! A question names concrete times, so that it can be the key of its answer: the same period asked
 //! for an hour later is another question.
 use shared::config::Retention;
-use shared::rollup::Resolution;
+use shared::model::rollup::Resolution;
 use utoipa::IntoParams;
 
 use crate::http::problem::Problem;

@@ -1,7 +1,8 @@
 //! What the store knows of a write.
-use shared::id::ItemKey;
-use shared::keyed::Fingerprint;
-use shared::store::{Fate, StoreError};
+use shared::model::id::ItemKey;
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::Fate;
+use shared::store::StoreError;
 
 use crate::read::counters::guarded;
 use crate::receipt::Receipt;

@@ -7,7 +7,7 @@ use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use shared::collection::{Checker, Collection, Definition};
+use shared::model::collection::{Checker, Collection, Definition};
 use utoipa::ToSchema;
 
 use crate::http::body;

@@ -9,8 +9,9 @@ use actix_web::http::header::{
 use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use serde::{Deserialize, Serialize};
-use shared::store::{Counter, ItemStanding, NamePage, StoreError};
-use shared::write::{Increment, Write};
+use shared::model::outcome::{Counter, ItemStanding};
+use shared::model::write::{Increment, Write};
+use shared::store::{NamePage, StoreError};
 use utoipa::ToSchema;
 
 use crate::http::body::{self, Body, Items};

@@ -7,10 +7,11 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use shared::event::Event;
-use shared::store::{
+use shared::model::dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
-    RedrivenPage, StoreError,
+    RedrivenPage,
 };
+use shared::store::StoreError;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 

@@ -6,11 +6,12 @@ use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use shared::clock;
-use shared::id::{ItemId, ItemKey, Kind};
-use shared::keyed::Fingerprint;
-use shared::store::{Fate, StoreError, Stored};
-use shared::write::{Delete, Write};
+use shared::model::id::{ItemId, ItemKey, Kind};
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::Fate;
+use shared::model::write::{Delete, Write};
+use shared::runtime::clock;
+use shared::store::{StoreError, Stored};
 use utoipa::ToSchema;
 
 use crate::http::body;

@@ -7,10 +7,10 @@ use std::time::Duration;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use actix_web::web::{self, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
-use shared::clock;
-use shared::rollup::Rollup;
+use shared::model::rollup::Rollup;
+use shared::model::write::Write;
+use shared::runtime::clock;
 use shared::store::{RollupPage, RollupRange, Store, StoreError};
-use shared::write::Write;
 use tokio::time::timeout;
 
 use self::figures::{Filling, Series, Summary};

@@ -9,7 +9,7 @@ use actix_web::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{HttpResponse, Route};
 use serde_json::Value;
-use shared::clock;
+use shared::runtime::clock;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::Config;
 

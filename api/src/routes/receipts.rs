@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::{Path, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
-use shared::id::ItemId;
-use shared::keyed::Fingerprint;
+use shared::model::id::ItemId;
+use shared::model::idempotency::Fingerprint;
 use utoipa::IntoParams;
 
 use crate::http::connection_state::{Pace, while_there};
@@ -101,7 +101,7 @@ pub fn payload_of(query: &str) -> Result<Option<Fingerprint>, Problem> {
     let payload = params.take("payload");
     params.finish()?;
     let parsed = payload.map(|payload| payload.to_ascii_lowercase().parse()).transpose();
-    parsed.map_err(|error: shared::keyed::NotAFingerprint| {
+    parsed.map_err(|error: shared::model::idempotency::NotAFingerprint| {
         Problem::invalid_parameter("payload", error.to_string())
     })
 }

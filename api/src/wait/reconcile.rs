@@ -2,8 +2,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::breaker::Breaker;
-use shared::shutdown::Shutdown;
+use shared::runtime::breaker::Breaker;
+use shared::runtime::shutdown::Shutdown;
 use shared::store::Store;
 
 use crate::read::counters::guarded;

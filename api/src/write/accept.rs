@@ -9,11 +9,11 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
-use shared::id::{ItemId, ItemKey};
-use shared::keyed::{Fingerprint, Keyed};
-use shared::message;
-use shared::store::ItemStanding;
-use shared::write::{Increment, Item, Write};
+use shared::model::id::{ItemId, ItemKey};
+use shared::model::idempotency::{Fingerprint, Keyed};
+use shared::model::message;
+use shared::model::outcome::ItemStanding;
+use shared::model::write::{Increment, Item, Write};
 use utoipa::ToSchema;
 
 use crate::http::body::Items;
@@ -361,11 +361,11 @@ fn location_of(write: &Write) -> Cow<'static, str> {
 
 #[cfg(test)]
 mod tests {
-    use shared::config::load::ITEM_GROWTH_BYTES_MAX;
-    use shared::id::{IdIssuer, Kind};
-    use shared::keyed;
-    use shared::message::AWAITED_BYTES_MAX;
-    use shared::write::{Delete, Document, Object, Point};
+    use shared::config::load::check::ITEM_GROWTH_BYTES_MAX;
+    use shared::model::id::{IdIssuer, Kind};
+    use shared::model::idempotency;
+    use shared::model::message::AWAITED_BYTES_MAX;
+    use shared::model::write::{Delete, Document, Object, Point};
 
     use std::sync::Arc;
 
@@ -399,8 +399,8 @@ mod tests {
     #[test]
     fn no_item_grows_by_more_than_the_limits_of_memory_count_with() {
         for (write, sent) in longest() {
-            let id = keyed::id_of("p", write.kind(), "k", 0);
-            let keyed = Keyed { id, fingerprint: keyed::fingerprint_of("POST", "a", "{}") };
+            let id = idempotency::id_of("p", write.kind(), "k", 0);
+            let keyed = Keyed { id, fingerprint: idempotency::fingerprint_of("POST", "a", "{}") };
             let (mut encoded, shown) = (Encoded::default(), format!("{write:?}"));
             encoded.push(|out| encode(out, write.clone(), Some(keyed)));
             encoded.push(|out| encode(out, write, Some(keyed)));

@@ -10,12 +10,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::breaker::Breaker;
-use shared::clock;
-use shared::id::{IdIssuer, Kind, MessageId};
-use shared::message::Builder;
+use shared::model::id::{IdIssuer, Kind, MessageId};
+use shared::model::message::Builder;
+use shared::model::trace::TraceParent;
 use shared::queue::{Link, PublishError, Publisher};
-use shared::trace::TraceParent;
+use shared::runtime::breaker::Breaker;
+use shared::runtime::clock;
 use tokio::sync::oneshot;
 
 use crate::http::problem::Problem;
@@ -190,8 +190,9 @@ impl Batcher {
         if link == Link::Blocked || (link == Link::Down && !breaker.is_closed()) {
             return Err(NotAccepted::Unavailable { retry_after });
         }
-        let refused =
-            |refused: shared::breaker::Refused| NotAccepted::Unavailable { retry_after: refused.retry_after };
+        let refused = |refused: shared::runtime::breaker::Refused| NotAccepted::Unavailable {
+            retry_after: refused.retry_after,
+        };
         breaker.check().map_err(refused)
     }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use shared::collection::Budget;
 use shared::config;
+use shared::model::collection::Budget;
 use tokio::sync::Semaphore;
 
 use crate::http::problem::Problem;

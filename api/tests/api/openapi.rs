@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use api::http::rfc3339::rfc3339;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use shared::clock;
+use shared::runtime::clock;
 
 use crate::support::{Installation, cluster_with, embedded, json};
 

@@ -9,7 +9,7 @@ use api::routes::openapi::document;
 use api::routes::openapi::values::EXAMPLE_TIME;
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
-use shared::clock;
+use shared::runtime::clock;
 
 use crate::openapi::operations;
 use crate::support::{Installation, embedded_with, json};

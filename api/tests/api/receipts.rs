@@ -1,9 +1,10 @@
 //! Receipts: accepted, applied, failed, or never issued.
 use reqwest::Method;
 use serde_json::Value;
-use shared::id::IdIssuer;
-use shared::message::{Builder, decode};
-use shared::store::{Fate, Retention};
+use shared::model::id::IdIssuer;
+use shared::model::message::{Builder, decode};
+use shared::model::outcome::Fate;
+use shared::store::Retention;
 
 use crate::support::{Installation, cluster, embedded, json, on_both_pairs, problem};
 
@@ -84,7 +85,7 @@ async fn an_id_is_known_at_every_replica_before_its_row_exists_cluster() {
 async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
     const DAY_MS: i64 = 24 * 3_600_000;
     let backend = &installation.backends[0];
-    let now_ms = shared::clock::now_ms();
+    let now_ms = shared::runtime::clock::now_ms();
     let mut ids = IdIssuer::new(rand::random(), 0);
     let mut message = |at_ms: i64| {
         let mut builder = Builder::new(ids.next(at_ms), at_ms);

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use shared::backend::Backend;
-use shared::backoff::Backoff;
-use shared::clock;
 use shared::config::Config;
+use shared::program::backend::Backend;
 use shared::queue::Queue;
-use shared::shutdown::Shutdown;
+use shared::runtime::backoff::Backoff;
+use shared::runtime::clock;
+use shared::runtime::shutdown::Shutdown;
 use shared::store::{Hold, Holder, Housekept, Retention, Store, StoreError};
 
 use crate::dead_letters::rescue::Rescue;

@@ -1,6 +1,6 @@
 //! The store is there and cannot be used. Each way of it pauses the ingest, sets nothing aside,
 //! spends no delivery count and heals by itself, whatever SQLSTATE it comes with.
-use shared::store::Fate;
+use shared::model::outcome::Fate;
 use testkit::inspect;
 use testkit::trouble::{Trouble, give_to};
 

@@ -1,5 +1,5 @@
 //! Reasons for which a request is refused before its handler sees it.
-use shared::api_key::Scope;
+use shared::model::api_key::Scope;
 
 /// Why a request is refused before its handler sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::web::{Path, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
-use shared::collection::{Wanted, has_all};
-use shared::id::{ItemKey, Kind};
+use shared::model::collection::{Wanted, has_all};
+use shared::model::id::{ItemKey, Kind};
 use shared::store::{Document, DocumentPage, DocumentsFound};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -271,7 +271,7 @@ async fn check_indexed(
 
 #[cfg(test)]
 mod tests {
-    use shared::id::IdIssuer;
+    use shared::model::id::IdIssuer;
 
     use super::*;
     use crate::http::query::PAGE_LIMIT_DEFAULT;

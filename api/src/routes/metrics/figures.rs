@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use shared::rollup::Rollup;
+use shared::model::rollup::Rollup;
 use utoipa::ToSchema;
 
 use crate::http::rfc3339::rfc3339;

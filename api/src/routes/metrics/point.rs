@@ -1,8 +1,8 @@
 //! Points as clients send them, and as they are told what was stored.
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
-use shared::clock;
-use shared::write::{self, Write, check_name, check_time, check_value};
+use shared::model::write::{self, Write, check_name, check_time, check_value};
+use shared::runtime::clock;
 use utoipa::ToSchema;
 
 use crate::http::problem::Problem;

@@ -3,9 +3,9 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use proptest::prelude::*;
-use shared::breaker::BreakerLimits;
-use shared::message::{Outgoing, decode};
-use shared::trace::{TRACES_MAX, Traces};
+use shared::model::message::{Outgoing, decode};
+use shared::model::trace::{TRACES_MAX, Traces};
+use shared::runtime::breaker::BreakerLimits;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;

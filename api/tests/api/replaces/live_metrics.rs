@@ -7,7 +7,7 @@
 use api::http::rfc3339::rfc3339;
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::clock;
+use shared::runtime::clock;
 
 use crate::support::{json, on_both_pairs, problem};
 

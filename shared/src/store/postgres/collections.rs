@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::failure::Failure;
 use super::session::begin;
-use crate::collection::{Checker, Collection, Definition};
-use crate::store::documents::KNOWN_BYTES_MAX;
+use crate::model::collection::{Checker, Collection, Definition};
+use crate::store::rules::documents::KNOWN_BYTES_MAX;
 
 /// Any numbers that nothing else uses; the same in every build.
 const DEFINITIONS_LOCK: i64 = 0x666f_7265_6261_7902;

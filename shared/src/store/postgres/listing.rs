@@ -8,10 +8,9 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::columns::{fingerprint, item, to_ms};
 use super::failure::Failure;
-use super::keys::{fingerprint, item};
-use super::read::to_ms;
-use crate::id::ItemKey;
+use crate::model::id::ItemKey;
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 
 /// A row of `documents` with what `keyed_writes` holds of it.

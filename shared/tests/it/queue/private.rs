@@ -1,6 +1,7 @@
 //! What only the administrator of a broker can do to us, on a private one.
+use shared::amqp::settings::RabbitSettings;
 use shared::config::Config;
-use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+use shared::queue::rabbitmq::RabbitQueue;
 use testkit::inspect;
 
 use super::{Arc, LIMITS, Queue, delivered_ids, ids, next, next_many, publish};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::collection::index_text;
 use shared::config;
-use shared::id::{IdIssuer, ItemKey, Kind};
+use shared::model::collection::index_text;
+use shared::model::id::{IdIssuer, ItemKey, Kind};
 use shared::store::{Document, DocumentPage, NamePage, SEARCH_STEPS_MAX, Store, StoreError};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 use tokio::time::timeout;

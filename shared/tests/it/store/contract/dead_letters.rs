@@ -1,15 +1,16 @@
 //! What both stores promise of items that were set aside, and of their redrive.
 use std::sync::Arc;
 
-use shared::collection::Definition;
-use shared::id::{ItemKey, Kind};
-use shared::message::{Entry, Message};
-use shared::rollup::Resolution;
-use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, DocumentPage, Fate, KeyedVerdict, Redrive, RedriveOutcome,
-    Redriven, RedrivenPage, Retention, RollupRange, Store, Stored,
+use shared::model::collection::Definition;
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, Redrive, RedriveOutcome, Redriven, RedrivenPage,
 };
-use shared::write::Item;
+use shared::model::id::{ItemKey, Kind};
+use shared::model::message::{Entry, Message};
+use shared::model::outcome::{Fate, KeyedVerdict};
+use shared::model::rollup::Resolution;
+use shared::model::write::Item;
+use shared::store::{DocumentPage, Retention, RollupRange, Store, Stored};
 use tokio::sync::Barrier;
 use uuid::Uuid;
 

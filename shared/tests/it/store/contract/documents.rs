@@ -1,10 +1,12 @@
 //! What both stores promise of documents and their deletion.
 use std::sync::Arc;
 
-use shared::collection::Definition;
-use shared::id::{ItemKey, Kind};
-use shared::store::{DeadLetterFilter, Document, DocumentPage, Fate, Reason, Store, Stored};
-use shared::write::Item;
+use shared::model::collection::Definition;
+use shared::model::dead_letter::DeadLetterFilter;
+use shared::model::id::{ItemKey, Kind};
+use shared::model::outcome::{Fate, Reason};
+use shared::model::write::Item;
+use shared::store::{Document, DocumentPage, Store, Stored};
 use tokio::sync::Barrier;
 use uuid::Uuid;
 

@@ -2,11 +2,12 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use shared::collection::{Definition, index_value};
-use shared::id::{ItemKey, Kind};
-use shared::rollup::Resolution;
-use shared::store::{DocumentPage, Housekept, KeyedVerdict, Retention, RollupRange, Store};
-use shared::write::Item;
+use shared::model::collection::{Definition, index_value};
+use shared::model::id::{ItemKey, Kind};
+use shared::model::outcome::KeyedVerdict;
+use shared::model::rollup::Resolution;
+use shared::model::write::Item;
+use shared::store::{DocumentPage, Housekept, Retention, RollupRange, Store};
 
 use crate::store::contract::dead_letters::set_aside;
 use crate::store::sent::{delete, document, identity, increment, point, with_key};
@@ -175,7 +176,7 @@ async fn documents_go_after_their_retention_with_their_fields([one, other]: [Arc
     let few = Retention { rows_max: 4, ..LONG };
     assert!(housekeep(&other, few).await.more);
     assert!(housekeep_all(&other, few).await >= 1);
-    let of = |message: &shared::message::Message, is_forever: bool| -> Vec<ItemKey> {
+    let of = |message: &shared::model::message::Message, is_forever: bool| -> Vec<ItemKey> {
         (0..12).rev().filter(|n| (n % 4 == 3) == is_forever).map(|n| message.item_key(n)).collect()
     };
     assert_eq!(listed(&one, "bounded", None).await, of(&new, false));

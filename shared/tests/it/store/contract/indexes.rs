@@ -2,10 +2,10 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use shared::collection::{Collection, Definition, index_value};
-use shared::id::ItemKey;
+use shared::model::collection::{Collection, Definition, index_value};
+use shared::model::id::ItemKey;
+use shared::model::write::Item;
 use shared::store::{DocumentPage, Store};
-use shared::write::Item;
 use tokio::sync::Barrier;
 use uuid::Uuid;
 

@@ -2,8 +2,9 @@
 use std::sync::Arc;
 
 use shared::config;
+use shared::model::outcome::Fate;
 use shared::store::postgres::PostgresStore;
-use shared::store::{DocumentPage, Fate, NamePage, Retention, Store};
+use shared::store::{DocumentPage, NamePage, Retention, Store};
 use testkit::servers::pgbouncer::{PgBouncer, program};
 
 use super::{DAY_MS, execute, session};

@@ -2,11 +2,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::collection::Definition;
-use shared::message::Message;
-use shared::rollup::Resolution;
+use shared::model::collection::Definition;
+use shared::model::message::Message;
+use shared::model::rollup::Resolution;
+use shared::model::write::Item;
 use shared::store::{DocumentPage, RollupRange, Store, Stored};
-use shared::write::Item;
 use sqlx::PgConnection;
 use tokio::sync::Barrier;
 
