@@ -5,7 +5,7 @@ use shared::model::idempotency::Fingerprint;
 use shared::model::outcome::Fate;
 use utoipa::ToSchema;
 
-use crate::http::rfc3339::rfc3339;
+use crate::rfc3339::rfc3339;
 use crate::wait::outcome::Outcome;
 
 /// What became of a write.

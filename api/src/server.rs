@@ -16,13 +16,13 @@ use shared::runtime::shutdown::{self, Shutdown, Trigger};
 use tokio::task::JoinHandle;
 
 use crate::admission::auth::Door;
+use crate::event_feed;
 use crate::health::{queue_depth, store_probe};
 use crate::http::cors::Cors;
 use crate::http::listener;
 use crate::http::middleware::{Wrapping, serve};
 use crate::http::path_prefix::PathPrefix;
 use crate::http::request_id::RequestIds;
-use crate::read::event_feed;
 use crate::routes;
 use crate::routes::openapi;
 use crate::state::{App, Shared};

@@ -12,9 +12,9 @@ use consumer::status::Status as Ingesting;
 use shared::config::load::Loaded;
 use shared::config::load::profile::Program;
 use shared::config::load::report::check_config_report;
+use shared::program::backend;
 use shared::program::cli::{self, Options};
 use shared::program::ops::{self, Health, Status};
-use shared::program::backend;
 use shared::runtime::shutdown::{self, Shutdown};
 use shared::runtime::signals::Signals;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
 
-use crate::read::counters::guarded;
 use crate::state::App;
+use crate::store_breaker::guarded;
 
 const EVERY: Duration = Duration::from_secs(5);
 

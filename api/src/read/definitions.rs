@@ -17,7 +17,7 @@ use shared::store::{Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::read::counters::guarded;
+use crate::store_breaker::guarded;
 
 /// How long a definition is used without asking the store again.
 const FRESH_FOR: Duration = Duration::from_secs(1);

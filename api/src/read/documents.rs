@@ -11,7 +11,8 @@ use shared::runtime::breaker::Breaker;
 use shared::store::{Document, Store, StoreError, Stored};
 use uuid::Uuid;
 
-use crate::read::counters::{CacheLimits, Outcome, guarded};
+use crate::read::counters::{CacheLimits, Outcome};
+use crate::store_breaker::guarded;
 
 /// What an entry weighs beside its data.
 const ENTRY_BYTES: usize = 500;

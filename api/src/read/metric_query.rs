@@ -8,9 +8,9 @@ use utoipa::IntoParams;
 
 use crate::http::problem::Problem;
 use crate::http::query::{Parameters, check_parameter};
-use crate::http::rfc3339;
 use crate::read::computed::ReadKey;
 use crate::read::period::{self, Buckets, Kept, NoBuckets, Period, RANGE_DAYS_MAX, Span};
+use crate::rfc3339;
 
 const DAY_MS: i64 = 86_400_000;
 

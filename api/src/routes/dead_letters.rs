@@ -18,11 +18,11 @@ use uuid::Uuid;
 use crate::http::body;
 use crate::http::problem::{Invalid, Problem};
 use crate::http::query::{self, PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Parameters};
-use crate::http::rfc3339::rfc3339;
 use crate::metrics::metrics;
-use crate::read::counters::{attempted, guarded};
+use crate::rfc3339::rfc3339;
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
+use crate::store_breaker::{attempted, guarded};
 
 /// An item that was set aside, or a whole message that this version could not read.
 #[derive(Debug, Serialize, ToSchema)]

@@ -21,11 +21,12 @@ use crate::http::body::{self, Body};
 use crate::http::problem::Problem;
 use crate::http::query::{self, ListParams, page_of};
 use crate::read::computed::{Answer, ReadKey};
-use crate::read::counters::{Outcome, guarded};
+use crate::read::counters::Outcome;
 use crate::read::metric_query::{self, Question, Shape};
 use crate::read::period::{Buckets, Piece};
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::state::Shared;
+use crate::store_breaker::guarded;
 use crate::write::accept::{self, Accepted, Written};
 use crate::write::preferences::Terms;
 

@@ -16,7 +16,7 @@ use utoipa_swagger_ui::Config;
 use self::complete::complete;
 use self::values::EXAMPLE_TIME;
 use crate::http::problem::Problem;
-use crate::http::rfc3339::rfc3339;
+use crate::rfc3339::rfc3339;
 use crate::routes::{self, Operations};
 
 #[derive(OpenApi)]

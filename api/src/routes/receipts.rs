@@ -11,11 +11,11 @@ use utoipa::IntoParams;
 use crate::http::connection_state::{Pace, while_there};
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
-use crate::read::receipts::{after, fate_of};
 use crate::receipt::Receipt;
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
 use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
+use crate::write::receipts::{after, fate_of};
 
 /// For the document: [`payload_of`] reads them.
 #[derive(Debug, IntoParams)]

@@ -6,7 +6,7 @@ use shared::runtime::breaker::Breaker;
 use shared::runtime::shutdown::Shutdown;
 use shared::store::Store;
 
-use crate::read::counters::guarded;
+use crate::store_breaker::guarded;
 use crate::wait::waiters::Waiters;
 
 /// Items in one read at most.

@@ -16,19 +16,19 @@ use shared::model::outcome::ItemStanding;
 use shared::model::write::{Increment, Item, Write};
 use utoipa::ToSchema;
 
+use crate::batcher::{Load, Pending};
 use crate::http::body::Items;
 use crate::http::connection_state::while_there;
 use crate::http::problem::{Problem, Rejected};
-use crate::read::counters::guarded;
-use crate::read::receipts;
 use crate::receipt::Receipt;
 use crate::state::Shared;
+use crate::store_breaker::guarded;
 use crate::wait::outcome::Outcome;
 use crate::wait::waiters::Waiter;
-use crate::write::batcher::{Load, Pending};
 use crate::write::draft::Draft;
 use crate::write::idempotency;
 use crate::write::preferences::{PREFERENCE_APPLIED, Terms};
+use crate::write::receipts;
 
 /// Items of one request, encoded as they will stand in the message.
 #[derive(Debug, Default)]

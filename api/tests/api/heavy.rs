@@ -1,7 +1,7 @@
 //! Questions over rollups that are as heavy as they can get: answered in bounded memory.
 use std::sync::Arc;
 
-use api::http::rfc3339::rfc3339;
+use api::rfc3339::rfc3339;
 use async_trait::async_trait;
 use serde_json::Value;
 use shared::model::rollup::Rollup;

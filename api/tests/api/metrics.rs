@@ -1,5 +1,5 @@
 //! Points in; summaries, series and types out.
-use api::http::rfc3339::rfc3339;
+use api::rfc3339::rfc3339;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use shared::model::write::YEAR_MS;

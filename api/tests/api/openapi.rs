@@ -1,7 +1,7 @@
 //! The OpenAPI document is kept by every operation it names: requests, and their answers checked against it.
 use std::collections::BTreeSet;
 
-use api::http::rfc3339::rfc3339;
+use api::rfc3339::rfc3339;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use shared::runtime::clock;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use api::http::rfc3339;
+use api::rfc3339;
 use api::routes;
 use api::routes::openapi::document;
 use api::routes::openapi::values::EXAMPLE_TIME;

@@ -22,8 +22,9 @@ use shared::store::{Store, StoreError};
 use crate::ingest::announce::Announcer;
 use crate::ingest::attempts::Attempts;
 use crate::ingest::batch_log;
-use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
+use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, Window, admit, when_empty};
 use crate::ingest::suspects::{Ended, Pace, Suspects};
+use crate::metrics::WhyStopped;
 use crate::metrics::{metrics, show_oldest};
 use crate::status::Status;
 

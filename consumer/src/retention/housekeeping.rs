@@ -18,7 +18,7 @@ use shared::store::{Hold, Holder, Housekept, Retention, Store, StoreError};
 
 use crate::dead_letters::rescue::Rescue;
 use crate::metrics::metrics;
-use crate::retention::low_watermark::{Watch, forget_before_ms};
+use crate::retention::forget_before::{Watch, forget_before_ms};
 use crate::status::Status;
 
 /// How often it begins anew, give or take a fifth, so that consumers do not keep in step.

@@ -21,10 +21,6 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// All words of [`Self::word`].
-    pub const WORDS: [&'static str; 9] =
-        ["no_key", "malformed", "unknown", "expired", "scope", "admin_off", "no_host", "host", "origin"];
-
     /// The label of its metric.
     pub fn word(self) -> &'static str {
         match self {

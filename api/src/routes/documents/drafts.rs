@@ -12,8 +12,8 @@ use shared::model::{json_rules, read_error};
 
 use crate::http::body::{self, Body, BodyLimits, Items};
 use crate::http::problem::Problem;
+use crate::read::checking::off_worker;
 use crate::state::Shared;
-use crate::write::checking::off_worker;
 use crate::write::draft::Draft;
 use crate::write::preferences::OwnKey;
 

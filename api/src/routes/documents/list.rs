@@ -17,11 +17,11 @@ use super::{DocumentBody, render_into};
 use crate::http::body;
 use crate::http::problem::Problem;
 use crate::http::query::{Parameters, check_parameter, limit_of};
-use crate::http::rfc3339::rfc3339;
-use crate::read::counters::guarded;
 use crate::read::definitions::Known;
+use crate::rfc3339::rfc3339;
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
+use crate::store_breaker::guarded;
 
 /// Documents, newest first.
 #[derive(Debug, Serialize, ToSchema)]

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::http::problem::Problem;
 use crate::http::query::{DOTS, is_dots};
-use crate::http::rfc3339;
+use crate::rfc3339;
 use crate::routes::openapi::values::EXAMPLE_TIME;
 use crate::write::draft::Draft;
 use crate::write::preferences::OwnKey;

@@ -175,8 +175,8 @@ mod tests {
     use shared::config::Retention;
 
     use super::*;
-    use crate::http::rfc3339;
     use crate::read::metric_query;
+    use crate::rfc3339;
 
     #[test]
     fn the_example_of_a_series_is_taken_in_any_year() {

@@ -4,9 +4,9 @@ use shared::model::idempotency::Fingerprint;
 use shared::model::outcome::Fate;
 use shared::store::StoreError;
 
-use crate::read::counters::guarded;
 use crate::receipt::Receipt;
 use crate::state::Shared;
+use crate::store_breaker::guarded;
 use crate::wait::outcome::Outcome;
 
 /// After `outcome` was told: as the store knows it, or if it cannot be asked just now, as told.

@@ -19,8 +19,8 @@ use shared::runtime::clock;
 use tokio::sync::oneshot;
 
 use crate::http::problem::Problem;
-use crate::http::rfc3339::rfc3339;
 use crate::metrics::{WhyFlushed, metrics};
+use crate::rfc3339::rfc3339;
 
 /// Limits of one batcher.
 #[derive(Clone, Copy, Debug)]
