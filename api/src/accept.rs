@@ -1,10 +1,10 @@
 //! The accept path of every write: check → place in the batch → confirm → 202, or for a request
 //! that waits: register → confirm or outcome, whichever comes first → 200, 201, 422 or 202.
+mod accepted;
 mod canonical;
 pub mod identity;
 pub mod terms;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Instant;
@@ -12,13 +12,11 @@ use std::time::Instant;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use actix_web::{HttpResponse, ResponseError};
-use serde::Serialize;
-use shared::id::ItemKey;
-use shared::keyed::{Fingerprint, Keyed};
+use shared::id::{ItemKey, Kind};
+use shared::keyed::Keyed;
 use shared::message;
 use shared::store::ItemStanding;
 use shared::write::{Increment, Item, Write};
-use utoipa::ToSchema;
 
 use self::terms::PREFERENCE_APPLIED;
 use crate::batcher::{Load, Pending};
@@ -30,6 +28,7 @@ use crate::routes::receipts::Receipt;
 use crate::server::Shared;
 use crate::waiters::{Outcome, Waiter};
 
+pub use self::accepted::{Accepted, ManyAccepted, Target};
 pub use self::terms::{OwnKey, Terms};
 
 /// Items of one request, encoded as they will stand in the message.
@@ -52,35 +51,6 @@ impl Encoded {
         encode(&mut self.json);
         self.count += 1;
     }
-}
-
-/// Answer to a single write.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Accepted {
-    /// Names the write in receipts.
-    #[schema(example = "019a9c1e-7a10-8c01-9f3c-5a1d10000a41")]
-    pub id: String,
-    /// `accepted`, or `applied`: a retry of what is known to have taken effect.
-    #[schema(example = "accepted")]
-    pub status: &'static str,
-    /// RFC 3339, UTC.
-    pub accepted_at: String,
-}
-
-/// Answer to an array or NDJSON body.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ManyAccepted {
-    /// How many items were accepted.
-    pub accepted: usize,
-    /// Their ids, in the order of the request.
-    pub ids: Vec<String>,
-    /// Beside `ids`, where items have a key: the fingerprint of each that has one, for `?payload=` of
-    /// its receipt.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Option<Vec<Option<String>>>)]
-    pub payloads: Vec<Option<Fingerprint>>,
-    /// The items that were not, by their position in the request.
-    pub rejected: Vec<Rejected>,
 }
 
 /// One write of a request, checked.
@@ -114,12 +84,12 @@ pub async fn single(
     // Its body may have been on the way for long.
     shared.check_clock()?;
     let keyed = identity::of(terms, &draft, 0);
+    let (kind, target) = (draft.write.kind(), Target::of(&draft.write, &shared.ids));
     if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
-        return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id))));
+        return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target)));
     }
     let deadline = terms.wait.map(|wait| Instant::now() + wait);
     let seat = deadline.and_then(|_| shared.waiters.seat());
-    let (kind, location) = (draft.write.kind(), location_of(&draft.write));
     // Not kept while the request waits.
     let pending = {
         let mut encoded = Encoded::with_capacity(bytes_of(&draft.write));
@@ -129,7 +99,7 @@ pub async fn single(
     };
     let item =
         keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
-    let accepted = Single { shared, item, keyed, location: &location };
+    let accepted = Single { shared, item, keyed, kind, target };
     let (Some(seat), Some(deadline)) = (seat, deadline) else {
         let accepted_at = pending.confirmed().await?.accepted_at;
         return Ok(if deadline.is_some() && shared.waiters.consumers_are_missing() {
@@ -149,7 +119,8 @@ struct Single<'a> {
     shared: &'a Shared,
     item: ItemKey,
     keyed: Option<Keyed>,
-    location: &'a str,
+    kind: Kind,
+    target: Target,
 }
 
 impl Single<'_> {
@@ -230,9 +201,13 @@ impl Single<'_> {
             }
             failed @ Outcome::Failed { .. } => {
                 let payload = keyed.map(|keyed| keyed.fingerprint);
-                Problem::set_aside(Receipt::after(shared, item, payload, failed).await).error_response()
+                let receipt = Receipt::after(shared, item, payload, failed).await;
+                Problem::set_aside(receipt.about(self.target.clone())).error_response()
             }
-            Outcome::Conflict => Problem::conflict(Receipt::conflict(shared.ids.sign(item))).error_response(),
+            Outcome::Conflict => {
+                let receipt = Receipt::conflict(shared.ids.sign(item)).about(self.target.clone());
+                Problem::conflict(receipt).error_response()
+            }
         };
         if let Some(applied) = terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
             response.headers_mut().insert(PREFERENCE_APPLIED, applied);
@@ -250,12 +225,14 @@ impl Single<'_> {
         let mut buffer = [0; 36];
         let id = self.shared.ids.sign(self.item).encode(&mut buffer);
         // By hand, because this is the hottest answer of the service; the test holds the shape.
+        let (at, target) = (r#"","accepted_at":""#, self.target.to_json());
         let body =
-            [r#"{"id":""#, id, r#"","status":""#, status, r#"","accepted_at":""#, accepted_at, r#""}"#]
+            [r#"{"id":""#, id, r#"","status":""#, status, at, accepted_at, r#"","target":"#, &target, "}"]
                 .concat();
+        let path = self.target.path(self.kind);
         let location = match self.keyed {
-            None => [self.location, id].concat(),
-            Some(Keyed { fingerprint, .. }) => format!("{}{id}?payload={fingerprint}", self.location),
+            None => [&*path, id].concat(),
+            Some(Keyed { fingerprint, .. }) => format!("{path}{id}?payload={fingerprint}"),
         };
         HttpResponse::build(StatusCode::ACCEPTED)
             .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
@@ -280,6 +257,7 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     // Of the accepted items, once one has a key.
     let mut identities: Vec<Option<Keyed>> = Vec::new();
     let mut taken = HashMap::new();
+    let (mut target, mut is_shared) = (None::<Target>, true);
     for (index, draft) in valid {
         let keyed = identity::of(terms, &draft, index);
         if let Some(keyed) = keyed {
@@ -287,13 +265,16 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
             let conflicts = shared.recent_keys.conflicts(keyed)
                 || *taken.entry(keyed.id).or_insert(keyed.fingerprint) != keyed.fingerprint;
             if conflicts {
-                let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)));
+                let target = Target::of(&draft.write, &shared.ids);
+                let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target));
                 rejected.push(Rejected { index, problem });
                 continue;
             }
             identities.resize(encoded.count, None);
             identities.push(Some(keyed));
         }
+        is_shared &= target.as_ref().is_none_or(|target| target.is_shared_by(&draft.write));
+        target.get_or_insert_with(|| Target::of(&draft.write, &shared.ids));
         encoded.push(|out| encode(out, draft.write, keyed));
     }
     rejected.sort_by_key(|rejected| rejected.index);
@@ -318,9 +299,9 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
         let item = keyed.map_or_else(|| placed.message.item(kind, placed.first + offset), |keyed| keyed.id);
         shared.ids.sign(item).to_string()
     };
-    let ids = (0..count).map(id).collect();
+    let (ids, target) = ((0..count).map(id).collect(), target.filter(|_| is_shared));
     let payloads = identities.iter().map(|keyed| keyed.map(|keyed| keyed.fingerprint)).collect();
-    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, rejected }))
+    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, target, rejected }))
 }
 
 /// About how long a write is as an item of a message.
@@ -339,14 +320,6 @@ fn encode(out: &mut Vec<u8>, write: Write, keyed: Option<Keyed>) {
     match (write, keyed) {
         (Write::Increment(Increment { counter, by }), None) => message::encode_increment(out, &counter, by),
         (write, keyed) => message::encode(out, &Item { write, keyed }),
-    }
-}
-
-/// Where to look for what became of the write, up to its id.
-fn location_of(write: &Write) -> Cow<'static, str> {
-    match write {
-        Write::Document(document) => format!("/v1/data/{}/", document.collection).into(),
-        _ => "/v1/receipts/".into(),
     }
 }
 

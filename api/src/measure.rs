@@ -27,6 +27,7 @@ pub enum Route {
     Documents,
     Delete,
     Collection,
+    Collections,
     DeadLetters,
     Points,
     Summary,
@@ -57,6 +58,7 @@ impl Route {
             ("/data", _) if method == Method::POST => Self::Store,
             ("/data", _) => Self::Documents,
             _ if path.starts_with("/v1/data/") => Self::of_documents(method, &path["/v1/data/".len()..]),
+            ("/v1/collections", _) => Self::Collections,
             _ if path.starts_with("/v1/collections/") => Self::Collection,
             _ if path.starts_with("/v1/dead-letters") => Self::DeadLetters,
             _ if path.starts_with("/docs") => Self::Docs,
@@ -75,7 +77,7 @@ impl Route {
     }
 }
 
-const ROUTES: [(Route, &str); 17] = [
+const ROUTES: [(Route, &str); 18] = [
     (Route::Increment, "increment"),
     (Route::Counter, "counter"),
     (Route::Counters, "counters"),
@@ -85,6 +87,7 @@ const ROUTES: [(Route, &str); 17] = [
     (Route::Documents, "documents"),
     (Route::Delete, "delete"),
     (Route::Collection, "collection"),
+    (Route::Collections, "collections"),
     (Route::DeadLetters, "dead_letters"),
     (Route::Points, "points"),
     (Route::Summary, "summary"),

@@ -40,6 +40,7 @@ pub const EXAMPLE_TIME: &str = "2026-11-20T08:00:00.250Z";
         routes::documents::delete,
         routes::collections::put,
         routes::collections::get,
+        routes::collections::list,
         routes::collections::delete,
         routes::dead_letters::list,
         routes::dead_letters::get,

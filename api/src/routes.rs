@@ -53,6 +53,7 @@ fn documents(config: &mut ServiceConfig) {
     let in_collection = resource("/v1/data/{collection}");
     let document = resource("/v1/data/{collection}/{id}");
     let collection = resource("/v1/collections/{name}");
+    let collections = resource("/v1/collections");
     let short = resource("/data");
     config
         .service(
@@ -71,6 +72,7 @@ fn documents(config: &mut ServiceConfig) {
                 .route(web::delete().to(collections::delete))
                 .route(reading(web::route().to(collections::get))),
         )
+        .service(collections.route(reading(web::route().to(collections::list))))
         .service(
             short.route(web::post().to(short_data::post)).route(reading(web::route().to(short_data::list))),
         );

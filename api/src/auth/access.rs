@@ -27,7 +27,7 @@ impl Need {
 }
 
 /// `(method, path, what it needs)`; HEAD needs what GET needs.
-const TABLE: [(&str, &str, Need); 32] = [
+const TABLE: [(&str, &str, Need); 33] = [
     ("POST", "/v1/counters/{name}/increments", Need::Write),
     ("GET", "/v1/counters/{name}", Need::Read),
     ("GET", "/v1/counters", Need::Read),
@@ -36,6 +36,7 @@ const TABLE: [(&str, &str, Need); 32] = [
     ("GET", "/v1/data/{collection}", Need::Read),
     ("GET", "/v1/data/{collection}/{id}", Need::Read),
     ("DELETE", "/v1/data/{collection}/{id}", Need::Write),
+    ("GET", "/v1/collections", Need::Admin),
     ("PUT", "/v1/collections/{name}", Need::Admin),
     ("GET", "/v1/collections/{name}", Need::Admin),
     ("DELETE", "/v1/collections/{name}", Need::Admin),

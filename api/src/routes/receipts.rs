@@ -7,9 +7,10 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
 use shared::id::{ItemId, ItemKey};
 use shared::keyed::Fingerprint;
-use shared::store::{Fate, StoreError};
+use shared::store::{DeadLetter, Fate, StoreError};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::accept::Target;
 use crate::accept::terms::{PREFERENCE_APPLIED, applied, wait_of};
 use crate::cache::guarded;
 use crate::connection::{Pace, while_there};
@@ -32,6 +33,13 @@ pub struct Receipt {
     /// `conflict`: another payload was processed under its Idempotency-Key.
     #[schema(example = "applied")]
     status: &'static str,
+    /// RFC 3339, UTC, as the 202 said; later by as much as the clock of the replica had been set back. Of a
+    /// write with an Idempotency-Key only where it was set aside: its id has no time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_at: Option<String>,
+    /// Known of what was set aside, and to the request that brought it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<Target>,
     /// RFC 3339, UTC, by the store's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied_at: Option<String>,
@@ -51,6 +59,8 @@ impl Receipt {
             id: id.to_string(),
             kind: id.key().kind_name(),
             status: "accepted",
+            accepted_at: id.key().message().map(|message| rfc3339(message.time_ms())),
+            target: None,
             applied_at: None,
             failed_at: None,
             reason: None,
@@ -116,7 +126,29 @@ impl Receipt {
             Ok(Some(fate)) => Self::of_fate(id, payload, Some(fate)),
             Ok(None) | Err(_) => None,
         };
-        known.unwrap_or_else(|| Self::of_outcome(id, outcome))
+        let receipt = known.unwrap_or_else(|| Self::of_outcome(id, outcome));
+        let letter = receipt.letter(shared, item).await.ok().flatten();
+        receipt.with_letter(shared, letter)
+    }
+
+    /// Adds what the request itself says of its write.
+    pub fn about(self, target: Target) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    /// The dead letter of what was set aside; `None` also when it was redriven meanwhile.
+    async fn letter(&self, shared: &Shared, item: ItemKey) -> Result<Option<DeadLetter>, StoreError> {
+        if self.status != "failed" {
+            return Ok(None);
+        }
+        guarded(&shared.store_breaker, shared.store.dead_letter(item.as_uuid())).await
+    }
+
+    /// Adds what only the dead letter says.
+    fn with_letter(self, shared: &Shared, letter: Option<DeadLetter>) -> Self {
+        let Some(letter) = letter else { return self };
+        let accepted_at = self.accepted_at.or_else(|| Some(rfc3339(letter.accepted_at_ms)));
+        Self { accepted_at, target: Target::of_letter(&letter, &shared.ids), ..self }
     }
 
     fn is_settled(&self) -> bool {
@@ -136,7 +168,9 @@ pub struct ReceiptParams {
 
 /// Tells what became of a write.
 ///
-/// Every replica recognises an id that any replica issued, before the write is applied.
+/// Every replica recognises an id that any replica issued, before the write is applied. `target` is told of
+/// what was set aside, where its item can be read: the 202 told it of every write, and nothing keeps it for
+/// each.
 #[utoipa::path(
     get,
     path = "/v1/receipts/{id}",
@@ -199,7 +233,9 @@ async fn read_after(
 
 async fn read(shared: &Shared, id: ItemId, payload: Option<Fingerprint>) -> Result<Receipt, Problem> {
     let fate = fate_of(shared, id.key()).await.map_err(|error| unavailable(&error))?;
-    Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)
+    let receipt = Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)?;
+    let letter = receipt.letter(shared, id.key()).await.map_err(|error| unavailable(&error))?;
+    Ok(receipt.with_letter(shared, letter))
 }
 
 async fn fate_of(shared: &Shared, item: ItemKey) -> Result<Option<Fate>, StoreError> {

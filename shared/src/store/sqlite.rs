@@ -188,6 +188,14 @@ impl Store for SqliteStore {
         work.await
     }
 
+    async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError> {
+        let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
+        let work = self.files.list("collections", move |connection| {
+            Box::pin(async move { collections::page(connection, bounds).await })
+        });
+        work.await
+    }
+
     async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
         let name = name.to_owned();
         let work = self.files.write("define", move |connection| {
@@ -365,7 +373,7 @@ mod tests {
     use super::*;
 
     /// Statements that look rows up by keys, or walk a range of them.
-    const LOOK_UPS: [&str; 37] = [
+    const LOOK_UPS: [&str; 38] = [
         COUNTER,
         COUNTERS,
         FATES,
@@ -377,6 +385,7 @@ mod tests {
         keys::ENTER,
         keys::EARLIER,
         collections::ONE,
+        collections::PAGE,
         collections::VERSIONS,
         collections::PUT,
         collections::HAS_DOCUMENTS,
@@ -462,6 +471,7 @@ mod tests {
             (apply::SEEN, "PRIMARY KEY (id=?)"),
             (apply::CURRENT, "PRIMARY KEY (name=?)"),
             (keys::EARLIER, "PRIMARY KEY (id=?)"),
+            (collections::PAGE, "PRIMARY KEY (name>? AND name<?)"),
             (collections::NEXT, "documents_1 (collection=? AND place<?)"),
             (collections::DROP_FIELD, "PRIMARY KEY (collection=? AND field=?)"),
             (documents::DOOMED_PLAIN, "documents_1 (collection=? AND place=?)"),
@@ -469,8 +479,8 @@ mod tests {
             (documents::INDEX, "documents_1 (collection=? AND place=?)"),
             (documents::FORGET, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (documents::KEYED, "documents_id (collection=? AND id=?)"),
-            (documents::PAGE, "documents_1 (collection=? AND place<?)"),
-            (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place<?)"),
+            (documents::PAGE, "documents_1 (collection=? AND place>? AND place<?)"),
+            (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place>? AND place<?)"),
             (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (points::FIND, "rollups_1 (resolution=? AND type=? AND period=?)"),
             (points::RANGE, "rollups_1 (resolution=? AND type=? AND period>? AND period<?)"),
