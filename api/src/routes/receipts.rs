@@ -33,11 +33,11 @@ pub struct Receipt {
     /// `conflict`: another payload was processed under its Idempotency-Key.
     #[schema(example = "applied")]
     status: &'static str,
-    /// RFC 3339, UTC, as the 202 said; later by as much as the clock of the replica had been set back. Of a
-    /// write with an Idempotency-Key only where it was set aside: its id has no time.
+    /// RFC 3339, UTC: the time in the id, which is that of the 202, or later where the clock of the replica had
+    /// been set back. A keyed id has no time: there it is known of what was set aside only.
     #[serde(skip_serializing_if = "Option::is_none")]
     accepted_at: Option<String>,
-    /// Known of what was set aside, and to the request that brought it.
+    /// Of what was set aside, where its item can be read, and of a refusal, which the request itself names.
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<Target>,
     /// RFC 3339, UTC, by the store's clock.

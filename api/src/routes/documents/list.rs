@@ -85,8 +85,8 @@ const SPELLINGS_MAX: usize = 8;
 /// then it may hold no item at all, and only a `next` of null says that there are no more.
 ///
 /// `accepted_after` and `accepted_before` are outside of their interval; an empty interval has no documents.
-/// They go by the time that orders the list: that of the accepting replica, which `accepted_at` shows, and
-/// where its clock was set back the time that it showed before. Any other parameter is the name of an indexed field: the text of a string, a number, `true`, `false` or
+/// They go by the time that orders the list. It is `accepted_at`, or later where the clock of the accepting
+/// replica had been set back. Any other parameter is the name of an indexed field: the text of a string, a number, `true`, `false` or
 /// `null`; all of them must match. A number is found by its exact value, however it is spelled:
 /// `1e18` finds 1000000000000000000, and 0.1 not 0.1000000000000000055; `1.0` finds the string `1.0`, too.
 #[utoipa::path(
