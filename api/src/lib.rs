@@ -30,3 +30,4 @@ pub mod admission;
 pub mod metrics;
 pub mod rfc3339;
 pub mod store_breaker;
+pub mod target;

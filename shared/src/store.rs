@@ -68,6 +68,9 @@ pub trait Store: Send + Sync {
     /// The definition of a collection; the default one when it was never registered.
     async fn collection(&self, name: &str) -> Result<Collection, StoreError>;
 
+    /// Collections that are defined, by name (bytewise), each with its definition.
+    async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError>;
+
     /// Replaces a definition. Each call makes a new version, whatever came before. Afterwards
     /// every document that is applied is checked and indexed by it; those that were there before
     /// are indexed by [`index_page`](Self::index_page).
@@ -149,9 +152,18 @@ pub struct DocumentPage {
     /// Field and value as [`collection::index_value`](crate::model::collection::index_value) writes it;
     /// all must match, and only fields that are indexed may be named.
     pub filters: Vec<(String, String)>,
+    /// Documents whose place is this one or lies behind it.
+    pub from: Option<Uuid>,
     /// Documents whose place lies before this one.
     pub before: Option<Uuid>,
     pub limit: u32,
+}
+
+impl DocumentPage {
+    /// Whether no place lies between its bounds.
+    pub fn is_empty(&self) -> bool {
+        self.from.is_some_and(|from| self.before.is_some_and(|before| from >= before))
+    }
 }
 
 /// The documents of a page. Fewer than its limit, without `stopped_at`, are the last.

@@ -9,7 +9,8 @@ use crate::http::problem::Problem;
 use crate::http::query;
 use crate::routes::counters::{describe, has, increment_named, read, standing_of};
 use crate::state::Shared;
-use crate::write::accept::{Accepted, Written};
+use crate::write::accept::Written;
+use crate::write::accepted::Accepted;
 use crate::write::preferences::Terms;
 
 /// The counter behind `/counter`.

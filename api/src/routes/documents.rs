@@ -24,7 +24,8 @@ use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::routes::receipts::{forgotten, payload_of};
 use crate::state::Shared;
 use crate::store_breaker::guarded;
-use crate::write::accept::{self, Accepted, AppliedWrite, Written};
+use crate::write::accept::{self, AppliedWrite, Written};
+use crate::write::accepted::Accepted;
 use crate::write::draft::Draft;
 use crate::write::preferences::Terms;
 

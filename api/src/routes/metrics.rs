@@ -27,7 +27,8 @@ use crate::read::period::{Buckets, Piece};
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::state::Shared;
 use crate::store_breaker::guarded;
-use crate::write::accept::{self, Accepted, Written};
+use crate::write::accept::{self, Written};
+use crate::write::accepted::Accepted;
 use crate::write::preferences::Terms;
 
 /// How long a page waits for its turn.

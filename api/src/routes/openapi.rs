@@ -27,7 +27,7 @@ use crate::routes::{self, Operations};
         license(name = "MIT", identifier = "MIT")
     ),
     servers((url = "/", description = "where this document is served")),
-    components(schemas(Problem, crate::write::accept::ManyAccepted))
+    components(schemas(Problem, crate::write::accepted::ManyAccepted))
 )]
 struct Document;
 

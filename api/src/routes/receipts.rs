@@ -15,7 +15,7 @@ use crate::receipt::Receipt;
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
 use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
-use crate::write::receipts::{after, fate_of};
+use crate::write::receipts::{after, fate_of, with_letter};
 
 /// For the document: [`payload_of`] reads them.
 #[derive(Debug, IntoParams)]
@@ -29,7 +29,9 @@ pub struct ReceiptParams {
 
 /// Tells what became of a write.
 ///
-/// Every replica recognises an id that any replica issued, before the write is applied.
+/// Every replica recognises an id that any replica issued, before the write is applied. `target` is told of
+/// what was set aside, where its item can be read: the 202 told it of every write, and nothing keeps it for
+/// each.
 #[utoipa::path(
     get,
     path = "/v1/receipts/{id}",
@@ -92,7 +94,8 @@ async fn read_after(
 
 async fn read(shared: &Shared, id: ItemId, payload: Option<Fingerprint>) -> Result<Receipt, Problem> {
     let fate = fate_of(shared, id.key()).await.map_err(|error| unavailable(&error))?;
-    Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)
+    let receipt = Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)?;
+    with_letter(shared, id.key(), receipt).await.map_err(|error| unavailable(&error))
 }
 
 /// The fingerprint that a client holds, the only parameter.

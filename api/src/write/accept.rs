@@ -1,6 +1,5 @@
 //! The accept path of every write: check → place in the batch → confirm → 202, or for a request
 //! that waits: register → confirm or outcome, whichever comes first → 200, 201, 422 or 202.
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Instant;
@@ -8,13 +7,11 @@ use std::time::Instant;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use actix_web::{HttpResponse, ResponseError};
-use serde::Serialize;
-use shared::model::id::{ItemId, ItemKey};
-use shared::model::idempotency::{Fingerprint, Keyed};
+use shared::model::id::{ItemId, ItemKey, Kind};
+use shared::model::idempotency::Keyed;
 use shared::model::message;
 use shared::model::outcome::ItemStanding;
 use shared::model::write::{Increment, Item, Write};
-use utoipa::ToSchema;
 
 use crate::batcher::{Load, Pending};
 use crate::http::body::Items;
@@ -23,8 +20,10 @@ use crate::http::problem::{Problem, Rejected};
 use crate::receipt::Receipt;
 use crate::state::Shared;
 use crate::store_breaker::guarded;
+use crate::target::Target;
 use crate::wait::outcome::Outcome;
 use crate::wait::waiters::Waiter;
+use crate::write::accepted::ManyAccepted;
 use crate::write::draft::Draft;
 use crate::write::idempotency;
 use crate::write::preferences::{PREFERENCE_APPLIED, Terms};
@@ -52,35 +51,6 @@ impl Encoded {
     }
 }
 
-/// Answer to a single write.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Accepted {
-    /// Names the write in receipts.
-    #[schema(example = "019a9c1e-7a10-8c01-9f3c-5a1d10000a41")]
-    pub id: String,
-    /// `accepted`, or `applied`: a retry of what is known to have taken effect.
-    #[schema(example = "accepted")]
-    pub status: &'static str,
-    /// RFC 3339, UTC.
-    pub accepted_at: String,
-}
-
-/// Answer to an array or NDJSON body.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ManyAccepted {
-    /// How many items were accepted.
-    pub accepted: usize,
-    /// Their ids, in the order of the request.
-    pub ids: Vec<String>,
-    /// Beside `ids`, where items have a key: the fingerprint of each that has one, for `?payload=` of
-    /// its receipt.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Option<Vec<Option<String>>>)]
-    pub payloads: Vec<Option<Fingerprint>>,
-    /// The items that were not, by their position in the request.
-    pub rejected: Vec<Rejected>,
-}
-
 /// What became of a single write before its request was answered.
 #[derive(Debug)]
 pub enum Written {
@@ -101,7 +71,8 @@ pub struct AppliedWrite {
     pub is_own: bool,
     id: ItemId,
     keyed: Option<Keyed>,
-    location: Cow<'static, str>,
+    kind: Kind,
+    target: Target,
     preference: Option<HeaderValue>,
 }
 
@@ -114,7 +85,8 @@ impl AppliedWrite {
     /// Answers with what the write made, or with 202 when that cannot be read.
     pub fn answer(self, made: Option<HttpResponse>) -> HttpResponse {
         let Some(mut response) = made else {
-            return accepted(self.id, self.keyed, &self.location, "applied", &self.accepted_at);
+            let Self { id, keyed, kind, target, accepted_at, .. } = &self;
+            return accepted(*id, *keyed, (*kind, target), "applied", accepted_at);
         };
         if let Some(preference) = self.preference {
             response.headers_mut().insert(PREFERENCE_APPLIED, preference);
@@ -128,12 +100,12 @@ pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Writ
     // Its body may have been on the way for long.
     shared.check_clock()?;
     let keyed = idempotency::of(terms, &draft, 0);
+    let (kind, target) = (draft.write.kind(), Target::of(&draft.write, &shared.ids));
     if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
-        return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id))));
+        return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target)));
     }
     let deadline = terms.wait.map(|wait| Instant::now() + wait);
     let seat = deadline.and_then(|_| shared.waiters.seat());
-    let (kind, location) = (draft.write.kind(), location_of(&draft.write));
     // Not kept while the request waits.
     let pending = {
         let mut encoded = Encoded::with_capacity(bytes_of(&draft.write));
@@ -143,7 +115,7 @@ pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Writ
     };
     let item =
         keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
-    let write = Single { shared, terms, item, keyed, location };
+    let write = Single { shared, terms, item, keyed, kind, target };
     let (Some(seat), Some(deadline)) = (seat, deadline) else {
         let accepted_at = pending.confirmed().await?.accepted_at;
         return Ok(if deadline.is_some() && shared.waiters.consumers_are_missing() {
@@ -164,7 +136,8 @@ struct Single<'a> {
     terms: &'a Terms,
     item: ItemKey,
     keyed: Option<Keyed>,
-    location: Cow<'static, str>,
+    kind: Kind,
+    target: Target,
 }
 
 impl Single<'_> {
@@ -216,24 +189,27 @@ impl Single<'_> {
     }
 
     async fn settled(&self, outcome: Outcome, accepted_at: &str) -> Written {
-        let Self { shared, item, keyed, .. } = *self;
+        let Self { shared, item, keyed, kind, .. } = *self;
         let preference = self.terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
         let problem = match outcome {
             Outcome::Applied { standing, is_own } => {
                 if let Some(keyed) = keyed {
                     shared.recent_keys.learn_applied(keyed);
                 }
-                let (id, location) = (shared.ids.sign(item), self.location.clone());
-                let accepted_at = accepted_at.to_owned();
+                let (id, target, accepted_at) =
+                    (shared.ids.sign(item), self.target.clone(), accepted_at.to_owned());
                 let applied =
-                    AppliedWrite { item, accepted_at, standing, is_own, id, keyed, location, preference };
+                    AppliedWrite { item, accepted_at, standing, is_own, id, keyed, kind, target, preference };
                 return Written::Applied(Box::new(applied));
             }
             failed @ Outcome::Failed { .. } => {
                 let payload = keyed.map(|keyed| keyed.fingerprint);
-                Problem::set_aside(receipts::after(shared, item, payload, failed).await)
+                let receipt = receipts::after(shared, item, payload, failed).await;
+                Problem::set_aside(receipt.about(self.target.clone()))
             }
-            Outcome::Conflict => Problem::conflict(Receipt::conflict(shared.ids.sign(item))),
+            Outcome::Conflict => {
+                Problem::conflict(Receipt::conflict(shared.ids.sign(item)).about(self.target.clone()))
+            }
         };
         let mut response = problem.error_response();
         if let Some(preference) = preference {
@@ -246,7 +222,8 @@ impl Single<'_> {
     fn answer(&self, accepted_at: &str) -> HttpResponse {
         let is_applied = self.keyed.is_some_and(|keyed| self.shared.recent_keys.is_applied(keyed));
         let status = if is_applied { "applied" } else { "accepted" };
-        accepted(self.shared.ids.sign(self.item), self.keyed, &self.location, status, accepted_at)
+        let id = self.shared.ids.sign(self.item);
+        accepted(id, self.keyed, (self.kind, &self.target), status, accepted_at)
     }
 }
 
@@ -254,18 +231,19 @@ impl Single<'_> {
 fn accepted(
     id: ItemId,
     keyed: Option<Keyed>,
-    location: &str,
+    (kind, target): (Kind, &Target),
     status: &str,
     accepted_at: &str,
 ) -> HttpResponse {
     let mut buffer = [0; 36];
     let id = id.encode(&mut buffer);
     // By hand, because this is the hottest answer of the service; the test holds the shape.
+    let (at, json, path) = (r#"","accepted_at":""#, target.to_json(), target.path(kind));
     let body =
-        [r#"{"id":""#, id, r#"","status":""#, status, r#"","accepted_at":""#, accepted_at, r#""}"#].concat();
+        [r#"{"id":""#, id, r#"","status":""#, status, at, accepted_at, r#"","target":"#, &json, "}"].concat();
     let location = match keyed {
-        None => [location, id].concat(),
-        Some(Keyed { fingerprint, .. }) => format!("{location}{id}?payload={fingerprint}"),
+        None => [&*path, id].concat(),
+        Some(Keyed { fingerprint, .. }) => format!("{path}{id}?payload={fingerprint}"),
     };
     HttpResponse::build(StatusCode::ACCEPTED)
         .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
@@ -289,6 +267,7 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     // Of the accepted items, once one has a key.
     let mut identities: Vec<Option<Keyed>> = Vec::new();
     let mut taken = HashMap::new();
+    let (mut target, mut is_shared) = (None::<Target>, true);
     for (index, draft) in valid {
         let keyed = idempotency::of(terms, &draft, index);
         if let Some(keyed) = keyed {
@@ -296,13 +275,16 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
             let conflicts = shared.recent_keys.conflicts(keyed)
                 || *taken.entry(keyed.id).or_insert(keyed.fingerprint) != keyed.fingerprint;
             if conflicts {
-                let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)));
+                let target = Target::of(&draft.write, &shared.ids);
+                let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target));
                 rejected.push(Rejected { index, problem });
                 continue;
             }
             identities.resize(encoded.count, None);
             identities.push(Some(keyed));
         }
+        is_shared &= target.as_ref().is_none_or(|target| target.is_shared_by(&draft.write));
+        target.get_or_insert_with(|| Target::of(&draft.write, &shared.ids));
         encoded.push(|out| encode(out, draft.write, keyed));
     }
     rejected.sort_by_key(|rejected| rejected.index);
@@ -327,9 +309,9 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
         let item = keyed.map_or_else(|| placed.message.item(kind, placed.first + offset), |keyed| keyed.id);
         shared.ids.sign(item).to_string()
     };
-    let ids = (0..count).map(id).collect();
+    let (ids, target) = ((0..count).map(id).collect(), target.filter(|_| is_shared));
     let payloads = identities.iter().map(|keyed| keyed.map(|keyed| keyed.fingerprint)).collect();
-    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, rejected }))
+    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, target, rejected }))
 }
 
 /// About how long a write is as an item of a message.
@@ -348,14 +330,6 @@ fn encode(out: &mut Vec<u8>, write: Write, keyed: Option<Keyed>) {
     match (write, keyed) {
         (Write::Increment(Increment { counter, by }), None) => message::encode_increment(out, &counter, by),
         (write, keyed) => message::encode(out, &Item { write, keyed }),
-    }
-}
-
-/// Where to look for what became of the write, up to its id.
-fn location_of(write: &Write) -> Cow<'static, str> {
-    match write {
-        Write::Document(document) => format!("/v1/data/{}/", document.collection).into(),
-        _ => "/v1/receipts/".into(),
     }
 }
 

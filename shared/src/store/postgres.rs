@@ -169,6 +169,14 @@ impl Store for PostgresStore {
         work.await
     }
 
+    async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError> {
+        let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
+        let work = self.session.run("collections", self.list_timeout, move |connection| {
+            Box::pin(async move { collections::page(connection, &bounds).await })
+        });
+        work.await
+    }
+
     async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
         let name = name.to_owned();
         let work = self.session.run("define", self.write_timeout, move |connection| {

@@ -174,6 +174,14 @@ impl Store for SqliteStore {
         work.await
     }
 
+    async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError> {
+        let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
+        let work = self.files.list("collections", move |connection| {
+            Box::pin(async move { collections::page(connection, bounds).await })
+        });
+        work.await
+    }
+
     async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
         let name = name.to_owned();
         let work = self.files.write("define", move |connection| {
@@ -305,7 +313,7 @@ mod tests {
     use super::*;
 
     /// Statements that look rows up by keys, or walk a range of them.
-    const LOOK_UPS: [&str; 37] = [
+    const LOOK_UPS: [&str; 38] = [
         read::COUNTER,
         read::COUNTERS,
         read::FATES,
@@ -317,6 +325,7 @@ mod tests {
         keys::ENTER,
         keys::EARLIER,
         collections::ONE,
+        collections::PAGE,
         collections::VERSIONS,
         collections::PUT,
         collections::HAS_DOCUMENTS,
@@ -402,6 +411,7 @@ mod tests {
             (apply::SEEN, "PRIMARY KEY (id=?)"),
             (apply::CURRENT, "PRIMARY KEY (name=?)"),
             (keys::EARLIER, "PRIMARY KEY (id=?)"),
+            (collections::PAGE, "PRIMARY KEY (name>? AND name<?)"),
             (fields::NEXT, "documents_1 (collection=? AND place<?)"),
             (collections::DROP_FIELD, "PRIMARY KEY (collection=? AND field=?)"),
             (documents::DOOMED_PLAIN, "documents_1 (collection=? AND place=?)"),
@@ -409,8 +419,8 @@ mod tests {
             (fields::INDEX, "documents_1 (collection=? AND place=?)"),
             (fields::FORGET, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (documents::KEYED, "documents_id (collection=? AND id=?)"),
-            (documents::PAGE, "documents_1 (collection=? AND place<?)"),
-            (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place<?)"),
+            (documents::PAGE, "documents_1 (collection=? AND place>? AND place<?)"),
+            (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place>? AND place<?)"),
             (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (points::FIND, "rollups_1 (resolution=? AND type=? AND period=?)"),
             (points::RANGE, "rollups_1 (resolution=? AND type=? AND period>? AND period<?)"),

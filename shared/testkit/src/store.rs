@@ -126,6 +126,10 @@ impl<L: Layer> Store for Layered<L> {
         self.0.collection(name).await
     }
 
+    async fn collections(&self, page: NamePage) -> Answer<Vec<(String, Collection)>> {
+        self.0.behind().collections(page).await
+    }
+
     async fn define(&self, name: &str, definition: Definition) -> Answer<Collection> {
         self.0.behind().define(name, definition).await
     }

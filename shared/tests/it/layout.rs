@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&[&str]])] = &[
     (
         "api",
         &[
-            &["metrics", "rfc3339", "store_breaker", "keys_command", "banner"],
+            &["metrics", "rfc3339", "store_breaker", "keys_command", "banner", "target"],
             &["admission"],
             &["wait"],
             &["receipt"],

@@ -13,9 +13,14 @@ use crate::config;
 use crate::model::collection::{Checker, Collection, Definition};
 use crate::store::rules::checks::Checks;
 use crate::store::rules::documents::KNOWN_BYTES_MAX;
+use crate::store::rules::page::Bounds;
 
 pub const ONE: &str = "select version, is_defined, schema, indexed, retention_days, index_before \
     from collections where name = ?1";
+
+/// As [`ONE`], with the name behind it.
+pub const PAGE: &str = "select version, is_defined, schema, indexed, retention_days, index_before, name \
+    from collections where name <> ?1 and name >= ?2 and name < ?3 and is_defined order by name limit ?4";
 
 pub const VERSIONS: &str = "select name, version from collections \
     where name in (select value from json_each(?1))";
@@ -118,6 +123,18 @@ pub struct Found {
 pub async fn read(connection: &mut SqliteConnection, name: &str) -> Result<Found, Failure> {
     let row = sqlx::query(ONE).bind(name).fetch_optional(connection).await?;
     Ok(row.as_ref().map(found_of).transpose()?.unwrap_or_default())
+}
+
+/// Those that are defined, by name.
+pub async fn page(
+    connection: &mut SqliteConnection,
+    bounds: Bounds,
+) -> Result<Vec<(String, Collection)>, Failure> {
+    let Bounds { after, from, below, limit } = bounds;
+    let rows = sqlx::query(PAGE).bind(after).bind(from).bind(below).bind(limit);
+    let rows = rows.fetch_all(connection).await?;
+    let named = |row: &SqliteRow| Ok((row.try_get(6)?, found_of(row)?.collection));
+    Ok(rows.iter().map(named).collect::<Result<_, sqlx::Error>>()?)
 }
 
 fn found_of(row: &SqliteRow) -> Result<Found, sqlx::Error> {

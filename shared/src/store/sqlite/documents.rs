@@ -66,7 +66,8 @@ pub const KEYED: &str = "select documents.place, documents.id, documents.data, \
 pub const PAGE: &str = "select documents.place, documents.id, documents.data, \
     documents.accepted_at_ms, keyed.fingerprint from documents \
     left join keyed_writes as keyed on keyed.id = documents.id \
-    where documents.collection = ?1 and documents.place < ?2 and documents.data is not null \
+    where documents.collection = ?1 and documents.place < ?2 and documents.place >= ?4 \
+    and documents.data is not null \
     order by documents.place desc limit ?3";
 
 /// Leaps along the indexes of all filters at once: each step asks the next filter for its last place
@@ -84,7 +85,7 @@ pub const SEARCH: &str = "with recursive walk (step, place, agreed, found, passe
     and next.place = (select place from document_fields as last where last.collection = ?1 \
     and last.field = ?4 ->> ('$[' || (walk.step % json_array_length(?4)) || '][0]') \
     and last.value = ?4 ->> ('$[' || (walk.step % json_array_length(?4)) || '][1]') \
-    and last.place <= walk.place and (last.place < walk.place or walk.agreed < json_array_length(?4)) \
+    and last.place <= walk.place and last.place >= ?6 and (last.place < walk.place or walk.agreed < json_array_length(?4)) \
     order by last.place desc limit 1) \
     where found < ?3 and step < ?5) \
     select walk.place, documents.id, documents.data, documents.accepted_at_ms, keyed.fingerprint, \
@@ -174,15 +175,15 @@ pub async fn one(
 }
 
 pub async fn page(connection: &mut SqliteConnection, page: DocumentPage) -> Result<DocumentsFound, Failure> {
-    let before = page.before.unwrap_or(Uuid::max());
+    let (from, before) = (page.from.unwrap_or(Uuid::nil()), page.before.unwrap_or(Uuid::max()));
     if page.filters.is_empty() {
-        let rows = sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit);
+        let rows = sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit).bind(from);
         let rows = rows.fetch_all(connection).await?;
         let documents = rows.iter().map(document_of).collect::<Result<_, _>>()?;
         return Ok(DocumentsFound { documents, stopped_at: None });
     }
     let search = sqlx::query(SEARCH).bind(page.collection).bind(before).bind(page.limit);
-    let mut steps = search.bind(json(&page.filters)).bind(SEARCH_STEPS_MAX).fetch(connection);
+    let mut steps = search.bind(json(&page.filters)).bind(SEARCH_STEPS_MAX).bind(from).fetch(connection);
     let mut found = DocumentsFound::default();
     while let Some(step) = steps.try_next().await? {
         if step.try_get::<Option<&str>, _>(2)?.is_some() {

@@ -141,7 +141,8 @@ async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
     let impatient = shared::config::Store { read_timeout_ms: 0, ..shared::config::Store::default() };
     let store = SqliteStore::open(&directory.0, &impatient).await.expect("opens");
     let filters = ["f", "g"].map(|field| (field.to_owned(), shared::model::collection::index_text("x")));
-    let page = DocumentPage { collection: "c".into(), filters: filters.into(), before: None, limit: 10 };
+    let page =
+        DocumentPage { collection: "c".into(), filters: filters.into(), from: None, before: None, limit: 10 };
     for _ in 0..10 {
         let ended = store.documents(page.clone()).await.expect_err("every document is looked at");
         assert!(matches!(ended, StoreError::Busy(_)), "{ended}");

@@ -35,7 +35,8 @@ async fn walk(store: &Arc<dyn Store>, collection: &str, limit: u32) -> Vec<Docum
     let mut all: Vec<Document> = Vec::new();
     loop {
         let before = all.last().map(|document| document.place);
-        let page = DocumentPage { collection: collection.into(), filters: Vec::new(), before, limit };
+        let page =
+            DocumentPage { collection: collection.into(), filters: Vec::new(), from: None, before, limit };
         let documents = store.documents(page).await.expect("is read").documents;
         if documents.is_empty() {
             return all;
@@ -104,7 +105,7 @@ async fn pages_are_newest_first_whatever_is_deleted_meanwhile([one, other]: [Arc
         assert_eq!(walked, expected, "{limit}");
     }
     let page = async |before: Option<Uuid>, limit| {
-        let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before, limit };
+        let page = DocumentPage { collection: "c".into(), filters: Vec::new(), from: None, before, limit };
         other.documents(page).await.expect("is read").documents
     };
     let first = page(None, 6).await;
@@ -237,7 +238,7 @@ async fn documents_and_their_deletes_at_two_stores_at_once_end_deleted(stores: [
     assert_eq!(ids(&stores[1], "c").await, []);
     for number in 0..20 {
         let filters = vec![("n".to_owned(), number.to_string())];
-        let page = DocumentPage { collection: "c".into(), filters, before: None, limit: 100 };
+        let page = DocumentPage { collection: "c".into(), filters, from: None, before: None, limit: 100 };
         assert_eq!(stores[1].documents(page).await.expect("is read").documents, []);
     }
 }

@@ -95,7 +95,8 @@ async fn write_and_read(store: Arc<dyn Store>, now_ms: i64) {
         assert!(matches!(told, Some(Fate::Applied { .. })), "{told:?}");
         let found = store.document("c", message.item_key(1)).await.expect("is read");
         assert!(found.is_some());
-        let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before: None, limit: 5 };
+        let page =
+            DocumentPage { collection: "c".into(), filters: Vec::new(), from: None, before: None, limit: 5 };
         assert!(!store.documents(page).await.expect("is read").documents.is_empty());
     }
 }
