@@ -27,7 +27,7 @@ use crate::time_text::rfc3339;
 mod drafts;
 pub mod list;
 
-use self::drafts::Drafts;
+use self::drafts::{Drafts, ItemForm};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -116,11 +116,11 @@ pub async fn post_into(
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("collection", collection)?;
-    parameters::none(request.query_string())?;
+    let form = ItemForm::of(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
-    match drafts::read(body, collection, shared).await? {
+    match drafts::read(body, form, collection, shared).await? {
         Drafts::One(draft) => {
             drop(reserved);
             // Needed only by an answer that waited, and kept for it only where there is room.
