@@ -1,8 +1,7 @@
 //! Definitions and checks, as both programs use them.
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::json;
 
 fn checker(definition: Definition) -> Result<Checker, BadDefinition> {
     Checker::new(&Collection { definition, ..Collection::default() })
@@ -206,6 +205,11 @@ fn uniqueness_is_that_of_values() {
         ("[1e2,100]", false),
         ("[1.5,15e-1]", false),
         ("[9007199254740993,9007199254740992.0]", true),
+        ("[9007199254740993,9007199254740993.0]", false),
+        ("[0.1,0.1000000000000000055]", true),
+        ("[36893488147419103232,36893488147419103233,1e400,1e401]", true),
+        ("[36893488147419103232,36893488147419103232.0]", false),
+        ("[1e400,10e399]", false),
         ("[9007199254740992,9007199254740992.0]", false),
         ("[{\"a\":1,\"b\":2},{\"b\":2,\"a\":1.0}]", false),
         ("[[1,2],[2,1]]", true),
@@ -214,6 +218,96 @@ fn uniqueness_is_that_of_values() {
     ] {
         let data = format!("{{\"a\":{elements}}}");
         assert_eq!(checker.holds(&data).is_ok(), is_unique, "{elements}");
+    }
+}
+
+/// Each number beside its neighbours, which doubles do not tell apart.
+#[test]
+fn numbers_are_checked_by_their_exact_value() {
+    let draft_4 = |keyword: &str, flag: &str, limit: Value| json!({"$schema": "http://json-schema.org/draft-04/schema#", keyword: limit, flag: true});
+    for (schema, good, bad) in [
+        (
+            json!({"type": "integer"}),
+            vec!["18446744073709551616", "-1e400", "9007199254740993.0"],
+            vec!["1e-400", "9007199254740993.5", "36893488147419103232.1"],
+        ),
+        (json!({"type": ["integer", "null"]}), vec!["1e400", "null"], vec!["1000000000000000000000.5"]),
+        (json!({"type": "number"}), vec!["1e400", "1e-400"], vec!["\"1e400\""]),
+        (json!({"type": "string"}), vec!["\"1e400\""], vec!["1e400"]),
+        (
+            json!({"maximum": 0.1}),
+            vec!["0.1", "0.09999999999999999999", "-1e400"],
+            vec!["0.1000000000000000055", "1e400"],
+        ),
+        (
+            json!({"minimum": 0.1}),
+            vec!["0.1", "0.1000000000000000055"],
+            vec!["0.09999999999999999999", "-1e400"],
+        ),
+        (
+            json!({"exclusiveMaximum": 1}),
+            vec!["0.99999999999999999999"],
+            vec!["1", "1.0", "1.00000000000000000001"],
+        ),
+        (json!({"exclusiveMinimum": 0}), vec!["1e-400"], vec!["0", "-1e-400"]),
+        (
+            json!({"maximum": 18446744073709551615_u64}),
+            vec!["18446744073709551615"],
+            vec!["18446744073709551616", "18446744073709551615.5"],
+        ),
+        (json!({"maximum": i64::MAX}), vec!["9223372036854775807"], vec!["9223372036854775808"]),
+        (
+            json!({"multipleOf": 2}),
+            vec!["36893488147419103232", "1e400"],
+            vec!["36893488147419103233", "2.0000000000000000001"],
+        ),
+        (json!({"multipleOf": 1.5}), vec!["9007199254740993"], vec!["9007199254740994", "1e400"]),
+        (json!({"multipleOf": 0.01}), vec!["12345678901234567890.12"], vec!["12345678901234567890.123"]),
+        (json!({"const": 0.1}), vec!["0.1", "10e-2"], vec!["0.1000000000000000055"]),
+        (json!({"const": 1e20}), vec!["100000000000000000000"], vec!["100000000000000000001"]),
+        (
+            json!({"const": [1e20, {"a": 1}]}),
+            vec!["[1e20,{\"a\":1.0}]"],
+            vec!["[100000000000000000001,{\"a\":1}]", "[1e20,{\"a\":1,\"b\":1}]"],
+        ),
+        (
+            json!({"enum": [1, 9007199254740992_u64]}),
+            vec!["1", "9007199254740992.0"],
+            vec!["9007199254740993", "9007199254740992.5", "1e400"],
+        ),
+        (json!({"enum": [0.1, "x"]}), vec!["0.10", "\"x\""], vec!["0.1000000000000000055"]),
+        (draft_4("minimum", "exclusiveMinimum", json!(1)), vec!["1.00000000000000000001"], vec!["1"]),
+        (draft_4("maximum", "exclusiveMaximum", json!(1)), vec!["0.99999999999999999999"], vec!["1"]),
+        (
+            json!({"$schema": "http://json-schema.org/draft-04/schema#", "type": "integer"}),
+            vec!["18446744073709551616"],
+            vec!["1.0", "1e20"],
+        ),
+        (
+            json!({"items": {"type": "integer"}}),
+            vec!["[18446744073709551616]"],
+            vec!["[18446744073709551616.5]"],
+        ),
+    ] {
+        let checker = with_schema(&json!({"$schema": schema.get("$schema").cloned().unwrap_or("https://json-schema.org/draft/2020-12/schema".into()), "properties": {"n": schema}})).unwrap_or_else(|bad| panic!("{bad} {schema}"));
+        for number in good {
+            assert_eq!(checker.holds(&format!(r#"{{"n":{number}}}"#)), Ok(()), "{schema} {number}");
+        }
+        for number in bad {
+            let violation = checker.holds(&format!(r#"{{"n":{number}}}"#)).expect_err(number);
+            assert_eq!(violation.pointer, "/n", "{schema} {number}");
+            assert!(!violation.detail.contains(number), "{schema} {violation}");
+        }
+    }
+}
+
+#[test]
+fn a_number_of_a_schema_that_would_be_rounded_is_refused() {
+    for number in ["18446744073709551616", "9999999999999999.99", "1e-400"] {
+        let refused =
+            with_text(&format!(r#"{{"properties":{{"a":{{"maximum":{number}}}}}}}"#)).expect_err(number);
+        assert_eq!(refused.pointer, "/schema/properties/a/maximum", "{refused}");
+        assert!(refused.detail.contains("64 bits"), "{refused}");
     }
 }
 

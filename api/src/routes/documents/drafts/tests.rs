@@ -97,12 +97,17 @@ fn what_is_no_keyed_item_is_pointed_at() {
 
 #[test]
 fn the_form_of_the_items_is_asked_for_by_the_query() {
-    for (query, form) in [("", ItemForm::Document), ("&", ItemForm::Document), ("items=keyed", ItemForm::Keyed)] {
+    for (query, form) in
+        [("", ItemForm::Document), ("&", ItemForm::Document), ("items=keyed", ItemForm::Keyed)]
+    {
         assert_eq!(ItemForm::of(query).expect(query), form);
     }
-    for (query, parameter) in
-        [("items=", "items"), ("items=plain", "items"), ("items=keyed&items=keyed", "items"), ("items=keyed&x=1", "x")]
-    {
+    for (query, parameter) in [
+        ("items=", "items"),
+        ("items=plain", "items"),
+        ("items=keyed&items=keyed", "items"),
+        ("items=keyed&x=1", "x"),
+    ] {
         let problem = serde_json::to_value(ItemForm::of(query).expect_err(query)).expect("serialises");
         assert_eq!(problem["errors"][0]["parameter"], parameter, "{query}");
     }

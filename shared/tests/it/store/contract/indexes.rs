@@ -4,6 +4,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use shared::collection::{Collection, Definition, index_value};
 use shared::id::ItemKey;
+use shared::json::Tree;
 use shared::store::{DocumentPage, Store};
 use shared::write::Item;
 use tokio::sync::Barrier;
@@ -49,8 +50,8 @@ async fn find_page(
     before: Option<Uuid>,
     limit: u32,
 ) -> Vec<(ItemKey, Uuid)> {
-    let filter =
-        |(field, value): &(&str, Value)| ((*field).to_owned(), index_value(value).expect("is indexed"));
+    let indexed = |value: &Value| index_value(&Tree::read(&value.to_string()).expect("JSON"));
+    let filter = |(field, value): &(&str, Value)| ((*field).to_owned(), indexed(value).expect("is indexed"));
     let filters = filters.iter().map(filter).collect();
     let page = DocumentPage { collection: "c".into(), filters, before, limit };
     let documents = store.documents(page).await.expect("is read").documents;
