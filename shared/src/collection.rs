@@ -193,7 +193,7 @@ impl Checker {
     }
 }
 
-/// Why a document of another producer could not be read.
+/// The reason that a document of another producer could not be read.
 fn unreadable(data: &str) -> Violation {
     let (pointer, detail) = match json::check(data) {
         Err(flawed) => (flawed.pointer, flawed.flaw.to_string()),

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_multiple_is_told_exactly() {
+    fn multiples_are_exact() {
         for (number, divisor, is_multiple) in [
             ("0", "7", true),
             ("0.3", "0.1", true),

@@ -10,7 +10,7 @@ use crate::decimal::Decimal;
 
 pub const KEYWORDS: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
 
-/// What a number has to be.
+/// A demand on the size of a number.
 pub enum NumericKeyword {
     Compared {
         limit: Decimal,

@@ -1,4 +1,4 @@
-//! What a JSON text may hold, by examples and by chance.
+//! Rules for JSON texts, by examples and by chance.
 use std::fmt::Write;
 
 use proptest::prelude::*;

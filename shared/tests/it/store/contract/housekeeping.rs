@@ -1,7 +1,6 @@
 //! What both stores promise of what they delete by themselves.
 use std::sync::Arc;
 
-use serde_json::json;
 use shared::collection::{Definition, index_text};
 use shared::id::{ItemKey, Kind};
 use shared::rollup::Resolution;
