@@ -68,7 +68,7 @@ impl Decimal {
         };
         let rest = |rest: u128, digit: u8| (rest * 10 + u128::from(digit - b'0')) % modulus;
         let rest = self.digits.bytes().fold(0, rest);
-        Some(rest * power_of_ten(shift, modulus) % modulus == 0)
+        Some((rest * power_of_ten(shift, modulus)).is_multiple_of(modulus))
     }
 
     /// The power of ten above its first digit.
