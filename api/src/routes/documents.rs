@@ -32,7 +32,7 @@ use crate::write::preferences::Terms;
 mod drafts;
 pub mod list;
 
-use self::drafts::Drafts;
+use self::drafts::{Drafts, ItemForm};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -74,11 +74,14 @@ impl DocumentBody {
 /// Stores documents.
 ///
 /// Send one JSON object, an array of them, or one per line (NDJSON). The answer comes once they
-/// are durable, before they are stored. Where the collection has a schema each is checked against
-/// it, within `collections.check_ms_max` of CPU time for the request; what is beyond gets 422. A
-/// document has `server.item_bytes_max` bytes at most, and as many members as fit; arrays and objects
-/// are nested 64 deep at most, a number has 40 digits, an integer 64 bits, a key stands once in its
-/// object, and `\u0000` and halves of surrogate pairs are refused. A member `idempotency_key` works like the header, for its item alone, and stays in the data.
+/// are durable, before they are stored. All members of a document are data, also one named `idempotency_key`:
+/// its key comes by the header. With `items=keyed` each item is `{"idempotency_key": "...", "document": {...}}`
+/// instead, and its key, which may be left out, wins over the header; no other member is taken, and pointers of errors
+/// begin with `/document`. Where the collection has a schema each document is checked against
+/// it, within `collections.check_ms_max` of CPU time for the request and by the exact values of its numbers. A
+/// document comes back as it was sent. It has `server.item_bytes_max` bytes at most, which bounds its members, too;
+/// arrays and objects are nested 64 deep at most; a number has 1000 digits at most and an exponent from -9999 to 9999.
+/// A name that stands twice in its object, and half of a surrogate pair, are refused.
 #[utoipa::path(
     post,
     path = "/v1/data/{collection}",
@@ -87,7 +90,8 @@ impl DocumentBody {
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds until it is stored"),
-        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect"),
+        ("items" = Option<String>, Query, description = "`keyed`: each item is an object with `document` and, if it has a key of its own, `idempotency_key`")
     ),
     request_body(
         content((Object = "application/json"), (String = "application/x-ndjson")),
@@ -99,7 +103,9 @@ impl DocumentBody {
         (status = 201, description = "stored while the request waited, or before", body = DocumentBody,
          headers(("Location" = String, description = "the document"), ("Preference-Applied" = String, description = "RFC 7240"))),
         (status = 202, description = "durable; the items of an array are told by index",
-         body = Accepted, headers(("Location" = String, description = "the document")))
+         body = Accepted, headers(("Location" = String, description = "the document"))),
+        (status = 422, description = "no document that is taken: see `errors` for the place and the limit (64 levels, 1000 digits, exponents to 9999, a name twice, half of a surrogate pair, the schema of the collection); or a parameter is invalid; or, for who waits, set aside or in conflict with another write",
+         body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn post(
@@ -121,11 +127,11 @@ pub async fn post_into(
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("collection", collection)?;
-    query::none(request.query_string())?;
+    let form = ItemForm::of(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
-    match drafts::read(body, collection, shared).await? {
+    match drafts::read(body, form, collection, shared).await? {
         Drafts::One(draft) => {
             drop(reserved);
             // Needed only by an answer that waited, and kept for it only where there is room.

@@ -201,6 +201,70 @@ on_both_pairs! {
         }
     }
 
+    async fn a_member_of_a_document_is_data_and_never_its_key(installation) {
+        let values = [json!("same"), json!("same"), json!(5), json!(null), json!({"a": [1]}), json!("\u{e4}\n"), json!("k".repeat(300))];
+        let documents: Vec<_> = values.iter().map(|value| json!({"idempotency_key": value})).collect();
+        let answer = json(installation.post("/v1/data/member", &Value::from(documents.clone()).to_string()).await).await;
+        assert_eq!((&answer["accepted"], answer.get("payloads")), (&json!(values.len()), None), "{answer}");
+        for (id, document) in ids(&answer).iter().zip(&documents) {
+            let stored = settled(&installation, 0, &format!("/v1/data/member/{id}")).await;
+            assert_eq!((&stored["status"], &stored["data"]), (&json!("applied"), document));
+        }
+        // The header is the key, whatever the member says.
+        let send = async |replica: usize, member: &str| {
+            let request = installation.at(replica, Method::POST, "/data").header("idempotency-key", "header");
+            request.header("prefer", "wait=20").json(&json!({"idempotency_key": member})).send().await.expect("an answer")
+        };
+        let first = send(0, "a").await;
+        assert_eq!(first.status(), 201);
+        assert_eq!(json(first).await["id"], json(send(1, "a").await).await["id"]);
+        assert_eq!(problem(send(1, "b").await, 422).await["type"], "urn:forebay:problem:conflict");
+    }
+
+    async fn a_key_beside_a_document_is_that_of_its_item(installation) {
+        let send = async |replica: usize, path: &str, media_type: &str, body: &str| {
+            let request = installation.at(replica, Method::POST, path).header("content-type", media_type);
+            request.header("prefer", "wait=20").header("idempotency-key", "request").body(body.to_owned()).send().await.expect("an answer")
+        };
+        let (path, plain, lines) = ("/v1/data/beside?items=keyed", "application/json", "application/x-ndjson");
+        let items = [
+            r#"{"idempotency_key":"a","document":{"idempotency_key":7,"document":{}}}"#,
+            r#"{"document":{"n":2}}"#,
+            r#"{"idempotency_key":"b","document":{"n":3}}"#,
+            r#"{"idempotency_key":"c","document":{"n":4},"more":1}"#,
+            r#"{"document":{"n":[1,1e99999]}}"#,
+            r#"{"n":5}"#,
+            r#"{"idempotency_key":"a","document":{"n":6}}"#,
+        ];
+        let array = format!("[{}]", items.join(","));
+        let first = json(send(0, path, plain, &array).await).await;
+        assert_eq!(first["accepted"], 3, "{first}");
+        let rejected = first["rejected"].as_array().expect("a list");
+        let shown: Vec<_> = rejected.iter().map(|item| (item["index"].as_u64(), item["problem"]["errors"][0]["pointer"].as_str())).collect();
+        assert_eq!(shown, [(Some(3), Some("/more")), (Some(4), Some("/document/n/1")), (Some(5), Some("/n")), (Some(6), None)], "{first}");
+        assert_eq!(rejected[3]["problem"]["type"], "urn:forebay:problem:conflict");
+        for (media_type, body) in [(plain, array), (lines, items.join("\n"))] {
+            assert_eq!(ids(&json(send(1, path, media_type, &body).await).await), ids(&first));
+        }
+        // Its own key has no position, and the collection is part of the payload.
+        let alone = send(1, path, plain, items[2]).await;
+        assert_eq!(alone.status(), 201);
+        assert_eq!(json(alone).await["id"], ids(&first)[2]);
+        for (path, body) in [(path, items[2].replace('3', "30")), ("/data?items=keyed", items[2].into())] {
+            let conflict = problem(send(0, path, plain, &body).await, 422).await;
+            assert_eq!(conflict["type"], "urn:forebay:problem:conflict", "{body}");
+        }
+        for (id, data) in ids(&first).iter().zip([json!({"idempotency_key": 7, "document": {}}), json!({"n": 2}), json!({"n": 3})]) {
+            assert_eq!(settled(&installation, 0, &format!("/v1/data/beside/{id}")).await["data"], data);
+        }
+        let page = json(installation.get("/v1/data/beside").await).await;
+        assert_eq!(page["items"].as_array().map(Vec::len), Some(3), "{page}");
+        for (query, parameter) in [("items=plain", "items"), ("items=keyed&x=1", "x")] {
+            let refused = problem(send(0, &format!("/data?{query}"), plain, "{}").await, 422).await;
+            assert_eq!(refused["errors"][0]["parameter"], parameter);
+        }
+    }
+
     async fn a_key_that_is_none_is_refused_by_its_header(installation) {
         let long = "x".repeat(256);
         for key in ["", "\"", "\"a\"b\"", "a b", long.as_str()] {

@@ -61,6 +61,7 @@ fn shape_of(place: &str, name: &str) -> Option<Value> {
         ("query", "step") => json!({"pattern": "^(minute|hour|day|[0-9]{1,9}[mhd]?)$"}),
         ("query", "reason") => json!({"pattern": "^[a-z_]{1,64}$"}),
         ("query", "kind") => json!({"enum": kinds()}),
+        ("query", "items") => json!({"enum": ["keyed"]}),
         ("query", "fields") => json!({"additionalProperties": {"type": "string"}}),
         ("header", "Idempotency-Key") => json!({"pattern": KEY, "minLength": 1, "maxLength": 512}),
         _ => return None,

@@ -1,8 +1,7 @@
 //! What both stores promise of what they delete by themselves.
 use std::sync::Arc;
 
-use serde_json::json;
-use shared::model::collection::{Definition, index_value};
+use shared::model::collection::{Definition, index_text};
 use shared::model::id::{ItemKey, Kind};
 use shared::model::outcome::KeyedVerdict;
 use shared::model::rollup::Resolution;
@@ -144,8 +143,7 @@ async fn a_key_stays_as_long_as_its_dead_letter([one, other]: [Arc<dyn Store>; 2
 }
 
 async fn listed(store: &Arc<dyn Store>, collection: &str, filter: Option<&str>) -> Vec<ItemKey> {
-    let value = |text: &str| index_value(&json!(text)).expect("is indexed");
-    let filters = filter.map(|text| ("f".to_owned(), value(text))).into_iter().collect();
+    let filters = filter.map(|text| ("f".to_owned(), index_text(text))).into_iter().collect();
     let page =
         DocumentPage { collection: collection.into(), filters, from: None, before: None, limit: 1_000 };
     store.documents(page).await.expect("is read").documents.into_iter().map(|document| document.id).collect()
