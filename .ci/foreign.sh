@@ -5,7 +5,9 @@
 # (`target`, `work`, `run` and `skipped` come from ./test, the URLs of servers from services.sh.)
 
 foreign() {
-  local tools=$target/foreign-tools status=0 pids=() port ops_port consumer_port name=forebay_test_${run}_foreign
+  local status=0 port ops_port consumer_port
+  # Read at the end of this shell, too.
+  tools=$target/foreign-tools pids=() name=forebay_test_${run}_foreign
   command -v psql >/dev/null || { echo 'psql is missing, which makes the database'; return "$skipped"; }
   foreign_tools || { echo 'pika cannot be installed: no python3 with venv, or no network'; return "$skipped"; }
   cargo build --workspace --bins --tests --locked # with the same features as all other steps

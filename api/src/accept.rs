@@ -13,7 +13,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
-use shared::id::ItemKey;
+use shared::id::{ItemKey, MessageId};
 use shared::keyed::{Fingerprint, Keyed};
 use shared::message;
 use shared::store::ItemStanding;
@@ -79,6 +79,10 @@ pub struct ManyAccepted {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Option<Vec<Option<String>>>)]
     pub payloads: Vec<Option<Fingerprint>>,
+    /// Where items have a key: the message that brought them, for `?message=` of their receipts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "019a9c1e-7a10-8c01-9f3c-5a1d00000000")]
+    pub message: Option<String>,
     /// The items that were not, by their position in the request.
     pub rejected: Vec<Rejected>,
 }
@@ -96,6 +100,7 @@ pub struct Draft {
 pub struct Settled<'a> {
     pub item: ItemKey,
     pub id: &'a str,
+    pub location: &'a str,
     pub accepted_at: &'a str,
     /// The counter right after an increment; `None` for other writes, and once it is not known any more.
     pub standing: Option<ItemStanding>,
@@ -127,9 +132,9 @@ pub async fn single(
         let (is_awaited, trace) = (seat.is_some(), terms.trace);
         shared.batcher.begin(Load { kind, json: &encoded.json, items: 1, is_awaited, trace })?
     };
-    let item =
-        keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
-    let accepted = Single { shared, item, keyed, location: &location };
+    let message = pending.placed.message;
+    let item = keyed.map_or_else(|| message.item(kind, pending.placed.first), |keyed| keyed.id);
+    let accepted = Single { shared, item, keyed, message, location: &location };
     let (Some(seat), Some(deadline)) = (seat, deadline) else {
         let accepted_at = pending.confirmed().await?.accepted_at;
         return Ok(if deadline.is_some() && shared.waiters.consumers_are_missing() {
@@ -149,6 +154,7 @@ struct Single<'a> {
     shared: &'a Shared,
     item: ItemKey,
     keyed: Option<Keyed>,
+    message: MessageId,
     location: &'a str,
 }
 
@@ -223,7 +229,8 @@ impl Single<'_> {
                 }
                 let mut buffer = [0; 36];
                 let id = shared.ids.sign(item).encode(&mut buffer);
-                match present(&Settled { item, id, accepted_at, standing, is_own }).await {
+                let location = &self.location(id);
+                match present(&Settled { item, id, location, accepted_at, standing, is_own }).await {
                     Some(response) => response,
                     None => return self.answer_as("applied", accepted_at),
                 }
@@ -253,14 +260,20 @@ impl Single<'_> {
         let body =
             [r#"{"id":""#, id, r#"","status":""#, status, r#"","accepted_at":""#, accepted_at, r#""}"#]
                 .concat();
-        let location = match self.keyed {
-            None => [self.location, id].concat(),
-            Some(Keyed { fingerprint, .. }) => format!("{}{id}?payload={fingerprint}", self.location),
-        };
         HttpResponse::build(StatusCode::ACCEPTED)
             .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
-            .insert_header((LOCATION, location))
+            .insert_header((LOCATION, self.location(id)))
             .body(body)
+    }
+
+    /// With what the id of a keyed write does not say: its payload, and the message that brings it.
+    fn location(&self, id: &str) -> String {
+        match self.keyed {
+            None => [self.location, id].concat(),
+            Some(Keyed { fingerprint, .. }) => {
+                format!("{}{id}?payload={fingerprint}&message={}", self.location, self.message)
+            }
+        }
     }
 }
 
@@ -320,7 +333,8 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     };
     let ids = (0..count).map(id).collect();
     let payloads = identities.iter().map(|keyed| keyed.map(|keyed| keyed.fingerprint)).collect();
-    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, rejected }))
+    let message = (!identities.is_empty()).then(|| placed.message.to_string());
+    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, message, rejected }))
 }
 
 /// About how long a write is as an item of a message.

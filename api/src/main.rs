@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use api::auth::keys::Keys;
 use api::greeting::{self, Facts};
 use api::key_command::KeysCommand;
 use api::openapi;
@@ -64,10 +65,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
             println!("the schema is up to date");
             Ok(())
         }
-        Command::CheckConfig => {
-            print!("{}", check_config_report(&options.load(Program::Api)?));
-            Ok(())
-        }
+        Command::CheckConfig => check_config(&options.load(Program::Api)?),
         Command::Openapi => {
             println!("{:#}", openapi::document());
             Ok(())
@@ -75,6 +73,15 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Keys(KeysCommand::New(new)) => new.print(),
         Command::Healthcheck => program::healthcheck(&options.load(Program::Api)?.config).await,
     }
+}
+
+/// Says more than a start demands: whoever asks may still mend what will not work.
+fn check_config(loaded: &Loaded) -> anyhow::Result<()> {
+    print!("{}", check_config_report(loaded));
+    let expired = Keys::read(&loaded.config.auth)?.expired();
+    let names = expired.into_iter().collect::<Vec<_>>().join(", ");
+    anyhow::ensure!(names.is_empty(), "auth: these keys have expired and open nothing: {names}");
+    Ok(())
 }
 
 async fn serve(loaded: Loaded) -> anyhow::Result<()> {

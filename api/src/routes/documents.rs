@@ -20,7 +20,7 @@ use crate::document_cache::{Cached, Found};
 use crate::parameters::{self, check_parameter};
 use crate::problem::Problem;
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
-use crate::routes::receipts::{forgotten, payload_of};
+use crate::routes::receipts::{Hints, fate_of, forgotten};
 use crate::server::Shared;
 use crate::time_text::rfc3339;
 
@@ -132,7 +132,7 @@ pub async fn post_into(
             let data = terms.wait.and(data).unwrap_or_default();
             let stored = async |settled: &Settled<'_>| {
                 if settled.is_own {
-                    Some(created(collection, settled.id, settled.accepted_at, &data))
+                    Some(created(settled, settled.accepted_at, &data))
                 } else {
                     stored_before(shared, collection, settled).await
                 }
@@ -146,18 +146,18 @@ pub async fn post_into(
     }
 }
 
-fn created(collection: &str, id: &str, accepted_at: &str, data: &str) -> HttpResponse {
+fn created(settled: &Settled<'_>, accepted_at: &str, data: &str) -> HttpResponse {
     HttpResponse::Created()
-        .insert_header((LOCATION, format!("/v1/data/{collection}/{id}")))
+        .insert_header((LOCATION, settled.location))
         .insert_header((CONTENT_TYPE, "application/json"))
-        .body(render(id, accepted_at, data))
+        .body(render(settled.id, accepted_at, data))
 }
 
 /// Answers with what an earlier request brought: it may be spelled otherwise, or deleted since.
 async fn stored_before(shared: &Shared, collection: &str, settled: &Settled<'_>) -> Option<HttpResponse> {
     Some(match in_store(shared, collection, settled.item).await.ok()?? {
         Stored::Document(document) => {
-            created(collection, settled.id, &rfc3339(document.accepted_at_ms), &document.data)
+            created(settled, &rfc3339(document.accepted_at_ms), &document.data)
         }
         Stored::Deleted => DocumentBody::with(&settled.id, "deleted").answer(),
     })
@@ -187,6 +187,7 @@ fn data_of(draft: &Draft) -> Option<String> {
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
         ("id" = String, Path, description = "an id from a 202"),
         ("payload" = Option<String>, Query, description = "as in the `Location` of a write with an Idempotency-Key: tells a conflict"),
+        ("message" = Option<String>, Query, description = "as in the same `Location`: tells what is forgotten from what is accepted"),
         ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
     ),
     responses(
@@ -209,17 +210,20 @@ pub async fn get(
     let (collection, id) = path.into_inner();
     check_parameter("collection", &collection)?;
     let id = issued(&shared, &id)?;
-    let payload = payload_of(request.query_string())?;
+    let hints = Hints::of(request.query_string())?;
+    let payload = hints.payload;
     let read = async || {
         let found = shared.documents.get(&collection, id.key()).await;
         found.map_err(|error| unavailable(&error))
     };
     let fate = match read().await? {
         Found::Document(cached, outcome) => return Ok(stored(&request, id, payload, &cached, outcome)),
+        Found::Deleted if is_past_retention(&shared, &collection, id, &hints).await? => {
+            return Err(past_retention());
+        }
         Found::Deleted => return Err(deleted()),
         Found::Nothing => {
-            let fates = guarded(&shared.store_breaker, shared.store.fates([id.key()].into()));
-            fates.await.map_err(|error| unavailable(&error))?.pop().flatten()
+            fate_of(&shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?
         }
     };
     match fate {
@@ -236,10 +240,10 @@ pub async fn get(
             // It came between the two questions.
             Found::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
             Found::Deleted => Err(deleted()),
-            Found::Nothing if is_past_retention(&shared, &collection, id).await? => Err(past_retention()),
+            Found::Nothing if is_past_retention(&shared, &collection, id, &hints).await? => Err(past_retention()),
             Found::Nothing => Err(not_held()),
         },
-        None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id).await? => {
+        None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
             Err(past_retention())
         }
         // What was stored and not deleted would have been found.
@@ -297,9 +301,14 @@ fn render_into(body: &mut String, id: &str, accepted_at: &str, data: &str) {
     body.extend([r#"","data":"#, data, "}"]);
 }
 
-/// Whether the collection keeps nothing of that age. A keyed id has no time.
-async fn is_past_retention(shared: &Shared, collection: &str, id: ItemId) -> Result<bool, Problem> {
-    let Some(message) = id.key().message() else { return Ok(false) };
+/// Whether the collection keeps nothing of that age. A keyed id has no time, its message has.
+async fn is_past_retention(
+    shared: &Shared,
+    collection: &str,
+    id: ItemId,
+    hints: &Hints,
+) -> Result<bool, Problem> {
+    let Some(message) = id.key().message().or(hints.message) else { return Ok(false) };
     let known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
     let Some(days) = known.collection.definition.retention_days else { return Ok(false) };
     let age = Duration::from_millis(clock::now_ms().saturating_sub(message.time_ms()).max(0).unsigned_abs());

@@ -104,6 +104,34 @@ async fn a_head_that_comes_byte_by_byte_or_never_whole_ends_with_its_connection_
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_head_that_does_not_come_to_its_end_is_answered_with_a_problem_and_an_id() {
+    embedded_with(adjust, |installation| async {
+        let refused = async |part: &'static [u8]| {
+            let mut stream = connect(&installation).await;
+            stream.write_all(b"GET /v1/counters HTTP/1.1\r\nhost: localhost\r\nx-slow: ").await.expect("sent");
+            let answer = dribble(stream, part).await;
+            let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+            assert!(head.starts_with("HTTP/1.1 408 "), "{answer}");
+            let header = |name: &str| {
+                let mut headers = head.lines().filter_map(|line| line.split_once(": "));
+                headers.find_map(|(found, value)| (found == name).then(|| value.to_owned()))
+            };
+            assert_eq!(header("content-type").as_deref(), Some("application/problem+json"), "{head}");
+            assert_eq!(header("content-length"), Some(body.len().to_string()), "{head}");
+            assert_eq!(header("connection").as_deref(), Some("close"), "{head}");
+            let problem: Value = serde_json::from_str(body).expect("a problem");
+            assert_eq!((&problem["type"], &problem["status"]), (&"urn:forebay:problem:head_timeout".into(), &408.into()));
+            assert!(problem["detail"].is_string(), "{problem}");
+            header("x-request-id").filter(|id| !id.is_empty()).expect("an id")
+        };
+        let (silent, dribbled) = tokio::join!(refused(b""), refused(b"x"));
+        assert_ne!(silent, dribbled, "each has its own");
+        installation
+    })
+    .await;
+}
+
 /// A request in work is no idle connection, however long it takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_waits_longer_than_a_connection_may_idle_is_answered() {
