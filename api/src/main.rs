@@ -131,7 +131,8 @@ async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::R
     if embedded {
         let without = "this build has no embedded form: set AMQP_URL and DATABASE_URL";
         anyhow::ensure!(cfg!(feature = "embedded"), without);
-        backend.store.migrate().await?;
+        let at = || format!("the store in {}", config.store.url);
+        backend.store.migrate().await.with_context(at)?;
         // Before the first id.
         backend.learn_floor().await?;
     } else {

@@ -156,9 +156,7 @@ fn created(settled: &Settled<'_>, accepted_at: &str, data: &str) -> HttpResponse
 /// Answers with what an earlier request brought: it may be spelled otherwise, or deleted since.
 async fn stored_before(shared: &Shared, collection: &str, settled: &Settled<'_>) -> Option<HttpResponse> {
     Some(match in_store(shared, collection, settled.item).await.ok()?? {
-        Stored::Document(document) => {
-            created(settled, &rfc3339(document.accepted_at_ms), &document.data)
-        }
+        Stored::Document(document) => created(settled, &rfc3339(document.accepted_at_ms), &document.data),
         Stored::Deleted => DocumentBody::with(&settled.id, "deleted").answer(),
     })
 }
@@ -240,7 +238,9 @@ pub async fn get(
             // It came between the two questions.
             Found::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
             Found::Deleted => Err(deleted()),
-            Found::Nothing if is_past_retention(&shared, &collection, id, &hints).await? => Err(past_retention()),
+            Found::Nothing if is_past_retention(&shared, &collection, id, &hints).await? => {
+                Err(past_retention())
+            }
             Found::Nothing => Err(not_held()),
         },
         None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {

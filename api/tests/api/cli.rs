@@ -207,7 +207,8 @@ async fn a_key_that_has_expired_is_named_by_check_config_and_by_a_start_that_it_
     let (old, entry) = new_key(directory.path(), &["--id", "bygone", "--expires", "2099-01-01T00:00:00Z"]);
     let (good, other) = new_key(directory.path(), &["--id", "fresh"]);
     let entry = entry.replace("2099", "2020");
-    std::fs::write(directory.path().join("keys.yaml"), format!("- {entry}\n- {other}\n")).expect("is written");
+    std::fs::write(directory.path().join("keys.yaml"), format!("- {entry}\n- {other}\n"))
+        .expect("is written");
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     for setting in [&format!("auth.keys=[{entry},{other}]"), "auth.keys_file=keys.yaml"] {
         let (ok, shown, told) = run(directory.path(), &["check-config", "--set", setting]);

@@ -94,9 +94,12 @@ async fn files_of_a_newer_version_are_left_alone() {
 
 #[tokio::test]
 async fn files_that_are_something_else_are_named() {
-    for (file, expected) in [("queue.db", "queue.db"), ("store.db", "store.db"), ("ids.secret", "hexadecimal digits")] {
+    for (file, expected) in
+        [("queue.db", "queue.db"), ("store.db", "store.db"), ("ids.secret", "hexadecimal digits")]
+    {
         let told = spoiled(async |data| {
-            std::fs::write(data.join(file), "something else, long enough to be no database of any kind").expect("is written");
+            std::fs::write(data.join(file), "something else, long enough to be no database of any kind")
+                .expect("is written");
         });
         let told = told.await;
         assert!(told.contains(expected), "{file}: {told}");

@@ -4,7 +4,8 @@ use reqwest::{Method, Response};
 use crate::support::{Installation, embedded, json, problem};
 
 async fn send(installation: &Installation, text: &[u8]) -> Response {
-    let request = installation.at(0, Method::POST, "/v1/data/texts").header("content-type", "application/json");
+    let request =
+        installation.at(0, Method::POST, "/v1/data/texts").header("content-type", "application/json");
     request.header("prefer", "wait=20").body(text.to_owned()).send().await.expect("an answer")
 }
 

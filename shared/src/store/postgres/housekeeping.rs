@@ -329,7 +329,8 @@ async fn within(
             // No key is old enough while nothing may be forgotten.
             let mut keys_before_ms = 0;
             if let Some(forget) = forget {
-                keys_before_ms = floor_and_keys(connection, forget).await?.map_or(0, |(_, before_ms)| before_ms);
+                keys_before_ms =
+                    floor_and_keys(connection, forget).await?.map_or(0, |(_, before_ms)| before_ms);
             }
             let (compiled, now_ms) = (&known.compiled, *now_ms);
             documents::prune(connection, compiled, collection, now_ms, keys_before_ms, rows_max).await?

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::store::StoreError;
 use crate::store::checks::Unchecked;
-use crate::store::schema::{Ran, compare};
+use crate::store::schema::{Ran, compare, not_migrated};
 use crate::telemetry::metrics;
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations/sqlite");
@@ -189,8 +189,7 @@ impl Files {
             let migrated = MIGRATOR.run(&pool).await;
             pool.close().await;
             shared.schema_verified.store(false, Ordering::Release);
-            let told = |error| StoreError::Unavailable(format!("cannot migrate: {error}").into());
-            Ok(migrated.map_err(told)?)
+            Ok(migrated.map_err(|error| not_migrated(&MIGRATOR, &error))?)
         });
         Ok(joined(migration).await?)
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use shared::collection::Definition;
 use shared::id::Kind;
 use shared::message::{Message, Undecodable};
-use shared::store::{DeadMessage, DocumentPage, Fate, Housekept, KeyedVerdict, RedriveOutcome, Retention, Store, Stored};
+use shared::store::{
+    DeadMessage, DocumentPage, Fate, Housekept, KeyedVerdict, RedriveOutcome, Retention, Store, Stored,
+};
 use shared::write::Item;
 
 use crate::store::contract::dead_letters::{applied, everything, redrive, set_aside};
@@ -195,7 +197,8 @@ async fn a_tombstone_stays_while_a_key_is_promised_that_was_entered_after_the_de
     let mut messages = Messages::new();
     let item = with_key("k", document("c", "{}"));
     let id = identity(Kind::Document, "k", 0);
-    let waited = [messages.at(now_ms - 3 * DAY_MS, std::slice::from_ref(&item)), messages.of(&[delete("c", id)])];
+    let waited =
+        [messages.at(now_ms - 3 * DAY_MS, std::slice::from_ref(&item)), messages.of(&[delete("c", id)])];
     apply(&one, &waited).await;
     apply(&one, &[messages.at(now_ms - DAY_MS, &[increment("passing", 1)])]).await;
     forget(&other, now_ms - DAY_MS / 2).await;
