@@ -414,11 +414,12 @@ pub async fn prune(
     unindex(connection, &found, &old).await?;
     let places: Vec<Uuid> = old.iter().map(|old| old.place).collect();
     let entombed = sqlx::query!(
-        "update documents as document set data = null,
-             accepted_at = greatest(document.accepted_at, keyed.applied_at)
-         from keyed_writes as keyed
-         where document.collection = $1 and document.place = any($2)
-             and keyed.id = document.id and keyed.applied_at >= $3",
+        "update documents set data = null,
+             accepted_at = greatest(accepted_at,
+                 (select applied_at from keyed_writes where keyed_writes.id = documents.id))
+         where collection = $1 and place = any($2)
+             and (select id from keyed_writes
+                  where keyed_writes.id = documents.id and applied_at >= $3) is not null",
         name,
         &places,
         from_ms(keys_before_ms)
