@@ -21,13 +21,14 @@ use crate::read::counters::Outcome;
 use crate::read::documents::{Cached, Found};
 use crate::rfc3339::rfc3339;
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
-use crate::routes::receipts::{forgotten, payload_of};
+use crate::routes::receipts::{Hints, forgotten};
 use crate::state::Shared;
 use crate::store_breaker::guarded;
 use crate::write::accept::{self, AppliedWrite, Written};
 use crate::write::accepted::Accepted;
 use crate::write::draft::Draft;
 use crate::write::preferences::Terms;
+use crate::write::receipts::fate_of;
 
 mod drafts;
 pub mod list;
@@ -145,7 +146,7 @@ pub async fn post_into(
                 Written::Answered(response) => Ok(response),
                 Written::Applied(applied) => {
                     let stored = if applied.is_own {
-                        Some(created(collection, &applied.id(), &applied.accepted_at, &data))
+                        Some(created(&applied, &applied.accepted_at, &data))
                     } else {
                         stored_before(shared, collection, &applied).await
                     };
@@ -160,19 +161,17 @@ pub async fn post_into(
     }
 }
 
-fn created(collection: &str, id: &str, accepted_at: &str, data: &str) -> HttpResponse {
+fn created(applied: &AppliedWrite, accepted_at: &str, data: &str) -> HttpResponse {
     HttpResponse::Created()
-        .insert_header((LOCATION, format!("/v1/data/{collection}/{id}")))
+        .insert_header((LOCATION, applied.location()))
         .insert_header((CONTENT_TYPE, "application/json"))
-        .body(render(id, accepted_at, data))
+        .body(render(&applied.id(), accepted_at, data))
 }
 
 /// Answers with what an earlier request brought: it may be spelled otherwise, or deleted since.
 async fn stored_before(shared: &Shared, collection: &str, applied: &AppliedWrite) -> Option<HttpResponse> {
-    Some(match in_store(shared, collection, applied.item).await.ok()?? {
-        Stored::Document(document) => {
-            created(collection, &applied.id(), &rfc3339(document.accepted_at_ms), &document.data)
-        }
+    Some(match in_store(shared, collection, applied.item()).await.ok()?? {
+        Stored::Document(document) => created(applied, &rfc3339(document.accepted_at_ms), &document.data),
         Stored::Deleted => DocumentBody::with(&applied.id(), "deleted").answer(),
     })
 }
@@ -201,6 +200,7 @@ fn data_of(draft: &Draft) -> Option<String> {
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
         ("id" = String, Path, description = "an id from a 202"),
         ("payload" = Option<String>, Query, description = "as in the `Location` of a write with an Idempotency-Key: tells a conflict"),
+        ("message" = Option<String>, Query, description = "as in the same `Location`: tells what is forgotten from what is accepted"),
         ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
     ),
     responses(
@@ -223,17 +223,20 @@ pub async fn get(
     let (collection, id) = path.into_inner();
     check_parameter("collection", &collection)?;
     let id = issued(&shared, &id)?;
-    let payload = payload_of(request.query_string())?;
+    let hints = Hints::of(request.query_string())?;
+    let payload = hints.payload;
     let read = async || {
         let found = shared.documents.get(&collection, id.key()).await;
         found.map_err(|error| unavailable(&error))
     };
     let fate = match read().await? {
         Found::Document(cached, outcome) => return Ok(stored(&request, id, payload, &cached, outcome)),
+        Found::Deleted if is_past_retention(&shared, &collection, id, &hints).await? => {
+            return Err(past_retention());
+        }
         Found::Deleted => return Err(deleted()),
         Found::Nothing => {
-            let fates = guarded(&shared.store_breaker, shared.store.fates([id.key()].into()));
-            fates.await.map_err(|error| unavailable(&error))?.pop().flatten()
+            fate_of(&shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?
         }
     };
     match fate {
@@ -250,10 +253,12 @@ pub async fn get(
             // It came between the two questions.
             Found::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
             Found::Deleted => Err(deleted()),
-            Found::Nothing if is_past_retention(&shared, &collection, id).await? => Err(past_retention()),
+            Found::Nothing if is_past_retention(&shared, &collection, id, &hints).await? => {
+                Err(past_retention())
+            }
             Found::Nothing => Err(not_held()),
         },
-        None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id).await? => {
+        None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
             Err(past_retention())
         }
         // What was stored and not deleted would have been found.
@@ -311,9 +316,14 @@ fn render_into(body: &mut String, id: &str, accepted_at: &str, data: &str) {
     body.extend([r#"","data":"#, data, "}"]);
 }
 
-/// Whether the collection keeps nothing of that age. A keyed id has no time.
-async fn is_past_retention(shared: &Shared, collection: &str, id: ItemId) -> Result<bool, Problem> {
-    let Some(message) = id.key().message() else { return Ok(false) };
+/// Whether the collection keeps nothing of that age. A keyed id has no time, its message has.
+async fn is_past_retention(
+    shared: &Shared,
+    collection: &str,
+    id: ItemId,
+    hints: &Hints,
+) -> Result<bool, Problem> {
+    let Some(message) = id.key().message().or(hints.message) else { return Ok(false) };
     let known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
     let Some(days) = known.collection.definition.retention_days else { return Ok(false) };
     let age = Duration::from_millis(clock::now_ms().saturating_sub(message.time_ms()).max(0).unsigned_abs());

@@ -113,11 +113,13 @@ async fn a_key_of_a_document_lives_as_long_as_its_document([one, other]: [Arc<dy
     let keyed = |key: &str, collection: &str| with_key(key, document(collection, "{}"));
     let items = [keyed("stays", "c"), keyed("deleted", "c"), keyed("goes", "bounded")];
     apply(&one, &[messages.at(now_ms - 11 * DAY_MS, &items)]).await;
+    // Keys of before may be forgotten.
+    apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
     // Its tombstone stays.
     let erase = [delete("c", identity(Kind::Document, "deleted", 0))];
-    apply(&one, &[messages.at(now_ms + 2 * DAY_MS, &erase)]).await;
+    apply(&one, &[messages.at(now_ms + 3 * DAY_MS, &erase)]).await;
     let fate_of = async |key: &str| fate(&other, identity(Kind::Document, key, 0)).await;
-    let all = Retention { forget_before_ms: Some(now_ms + DAY_MS), ..LONG };
+    let all = Retention { forget_before_ms: Some(now_ms + 2 * DAY_MS), ..LONG };
     housekeep_all(&other, all).await;
     for (key, is_known) in [("stays", true), ("deleted", true), ("goes", false)] {
         assert_eq!(fate_of(key).await.is_some(), is_known, "{key}");

@@ -316,7 +316,8 @@ async fn a_listing_between_two_times_is_that_part_of_the_whole([one, other]: [Ar
         let message = ItemKey::from_uuid(*place).and_then(ItemKey::message);
         message.expect("a place has a time").time_ms() - NOON_MS
     };
-    let filter = |field: &str| (field.to_owned(), index_value(&Tree::read("1").expect("JSON")).expect("is indexed"));
+    let filter =
+        |field: &str| (field.to_owned(), index_value(&Tree::read("1").expect("JSON")).expect("is indexed"));
     for filters in [vec![], vec![filter("f")], vec![filter("f"), filter("g")]] {
         let page = |from, before, limit| DocumentPage {
             collection: "c".into(),
