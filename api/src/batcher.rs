@@ -46,7 +46,7 @@ pub struct Placed {
 
 /// The items of one request, all of one kind: JSON, separated by commas.
 #[derive(Clone, Copy, Debug)]
-pub struct Load<'a> {
+pub struct BatchEntry<'a> {
     pub kind: Kind,
     pub json: &'a [u8],
     pub items: usize,
@@ -172,7 +172,7 @@ impl Batcher {
 
     /// Puts the items of one request into a message. Nothing is sent before the caller yields: who
     /// wants to hear of the items registers for them until then.
-    pub fn begin(&self, load: Load<'_>) -> Result<Pending, NotAccepted> {
+    pub fn begin(&self, load: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
         self.check_link()?;
         let placed = self.place(load);
         // Also after a refusal: it may have closed a message.
@@ -196,8 +196,8 @@ impl Batcher {
         breaker.check().map_err(refused)
     }
 
-    fn place(&self, load: Load<'_>) -> Result<Pending, NotAccepted> {
-        let Load { kind, json, items, is_awaited, trace } = load;
+    fn place(&self, load: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
+        let BatchEntry { kind, json, items, is_awaited, trace } = load;
         let limits = &self.0.limits;
         let mut state = self.0.state.borrow_mut();
         if let Some(why) = state.open_size().and_then(|(have_items, have_bytes)| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shared::event::{Body, Committed, Continuity, Event, Heed, SILENCE_MAX, Signal};
+use shared::event::{Body, Committed, Continuity, Event, SILENCE_MAX, Sequence, Signal};
 use shared::model::id::ItemKey;
 use shared::model::outcome::Counter;
 use shared::queue::Link;
@@ -41,8 +41,8 @@ impl Feed {
                 signal = stream.next() => match signal {
                     Signal::Event(event) => {
                         let now = Instant::now();
-                        consumers.hear(&event, now);
-                        self.heed(continuity.hear(&event, now));
+                        consumers.on_event(&event, now);
+                        self.check(continuity.on_event(&event, now));
                         self.take(&event);
                         if let Some(store_ms) = event.store_time_ms {
                             self.0.clock.heard(store_ms, &mut ahead);
@@ -50,12 +50,12 @@ impl Feed {
                     }
                     Signal::Interrupted => {
                         continuity.reset();
-                        self.heed(Heed::Hole);
+                        self.check(Sequence::Gap);
                     }
                 },
                 _ = tick.tick() => {
                     let now = Instant::now();
-                    self.heed(continuity.check_silence(now));
+                    self.check(continuity.check_silence(now));
                     self.look_after(&mut consumers, now);
                 }
                 () = shutdown.requested() => return,
@@ -82,13 +82,13 @@ impl Feed {
         self.0.waiters.release_if_vain();
     }
 
-    fn heed(&self, heed: Heed) {
-        if heed == Heed::Hole {
+    fn check(&self, heed: Sequence) {
+        if heed == Sequence::Gap {
             tracing::debug!("events may have been missed");
-            self.0.cache.distrust_all();
-            self.0.documents.distrust_all();
-            self.0.metrics.cache.distrust_all();
-            self.0.definitions.distrust_all();
+            self.0.cache.invalidate_all();
+            self.0.documents.invalidate_all();
+            self.0.metrics.cache.invalidate_all();
+            self.0.definitions.invalidate_all();
             self.0.waiters.doubt_all();
         }
     }
@@ -96,7 +96,7 @@ impl Feed {
     fn take(&self, event: &Event) {
         match &event.body {
             Body::Committed(committed) => self.take_committed(committed),
-            Body::Defined { .. } => self.0.definitions.distrust_all(),
+            Body::Defined { .. } => self.0.definitions.invalidate_all(),
             Body::Heartbeat { .. } | Body::Goodbye | Body::Unknown => {}
         }
     }
@@ -104,12 +104,12 @@ impl Feed {
     /// Keys and cached values first: who is answered may look at once.
     fn take_committed(&self, committed: &Committed) {
         let counters: Vec<Counter> = committed.counters.iter().cloned().map(Into::into).collect();
-        self.0.cache.learn(&counters);
+        self.0.cache.apply_update(&counters);
         self.0.documents.forget(committed.deleted.iter().copied().filter_map(ItemKey::from_uuid));
         self.0.metrics.cache.changed(committed.types.iter().map(|kind| &**kind));
-        self.0.recent_keys.hear(committed);
+        self.0.recent_keys.on_event(committed);
         self.0.waiters.changed(&counters);
-        self.0.waiters.hear(committed);
+        self.0.waiters.on_event(committed);
     }
 }
 
@@ -126,7 +126,7 @@ impl Consumers {
         Self { heard: HashMap::new(), unknown_until: now + SILENCE_MAX }
     }
 
-    fn hear(&mut self, event: &Event, now: Instant) {
+    fn on_event(&mut self, event: &Event, now: Instant) {
         let is_away = match event.body {
             Body::Heartbeat { store_away } => store_away,
             Body::Committed(_) => false,
@@ -183,17 +183,17 @@ mod tests {
         let mut consumers = Consumers::new(now);
         assert!(!consumers.are_away(now), "nobody knows");
         let away = || Body::Heartbeat { store_away: true };
-        consumers.hear(&event(1, away()), now);
+        consumers.on_event(&event(1, away()), now);
         assert!(consumers.are_away(now));
-        consumers.hear(&event(2, Body::Heartbeat { store_away: false }), now);
+        consumers.on_event(&event(2, Body::Heartbeat { store_away: false }), now);
         assert!(!consumers.are_away(now), "one reaches it");
-        consumers.hear(&event(2, away()), now);
+        consumers.on_event(&event(2, away()), now);
         assert!(consumers.are_away(now));
-        consumers.hear(&event(2, Body::Committed(Committed::default())), now);
+        consumers.on_event(&event(2, Body::Committed(Committed::default())), now);
         assert!(!consumers.are_away(now), "it has just committed");
-        consumers.hear(&event(2, Body::Unknown), now);
+        consumers.on_event(&event(2, Body::Unknown), now);
         assert!(!consumers.are_away(now), "nothing new about the store");
-        consumers.hear(&event(2, Body::Goodbye), now);
+        consumers.on_event(&event(2, Body::Goodbye), now);
         assert!(consumers.are_away(now));
         assert!(!consumers.are_away(now + SILENCE_MAX), "nobody is heard any more");
     }
@@ -210,14 +210,14 @@ mod tests {
         assert!(!missing_at(&mut consumers, 2_900), "it has just begun to listen");
         assert!(missing_at(&mut consumers, 3_000), "none was there");
         let heartbeat = |publisher| event(publisher, Body::Heartbeat { store_away: true });
-        consumers.hear(&heartbeat(1), after(3_100));
+        consumers.on_event(&heartbeat(1), after(3_100));
         assert!(!missing_at(&mut consumers, 6_000), "it is there, whatever it says of the store");
         assert!(missing_at(&mut consumers, 6_100), "silence");
-        consumers.hear(&heartbeat(2), after(6_200));
-        consumers.hear(&event(2, Body::Goodbye), after(7_000));
+        consumers.on_event(&heartbeat(2), after(6_200));
+        consumers.on_event(&event(2, Body::Goodbye), after(7_000));
         assert!(!missing_at(&mut consumers, 9_900), "another may be about to start");
         assert!(missing_at(&mut consumers, 10_000));
-        consumers.hear(&event(3, Body::Goodbye), after(10_100));
+        consumers.on_event(&event(3, Body::Goodbye), after(10_100));
         assert!(missing_at(&mut consumers, 10_100), "that was no consumer");
         consumers.may_return(after(16_000));
         assert!(!missing_at(&mut consumers, 15_900), "nothing could be heard");

@@ -32,7 +32,7 @@ impl App {
                 (false, _) => Status::Down,
             },
             // Both end by themselves. A queue that is made anew later takes no reads away.
-            ready: !self.gate.is_draining() && self.queue_has_opened.load(Ordering::Relaxed),
+            ready: !self.in_flight.is_draining() && self.queue_has_opened.load(Ordering::Relaxed),
             consumers: Some(self.consumers_heard.load(Ordering::Relaxed)),
             components: BTreeMap::from([("queue", word(accepting)), ("store", word(reading))]),
             breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),

@@ -110,8 +110,8 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let consumer_over = consumer.as_ref().map(|(_, over)| over.clone());
     #[cfg(not(feature = "embedded"))]
     let consumer_over = None;
-    let parts = server.over().into_iter().chain(backend.over()).chain(consumer_over).collect();
-    greet(&config, &server, embedded);
+    let parts = server.completions().into_iter().chain(backend.completions()).chain(consumer_over).collect();
+    print_banner(&config, &server, embedded);
     let stopped = cli::stop_requested(&mut signals, stop_max, parts).await;
     server.stop().await;
     trigger.request();
@@ -154,7 +154,7 @@ async fn close(backend: Backend) {
 }
 
 /// What a person sees who started it by hand.
-fn greet(config: &Config, server: &Server, embedded: bool) {
+fn print_banner(config: &Config, server: &Server, embedded: bool) {
     let (address, ops) = (server.address, server.ops_address);
     tracing::info!(
         http.address = %address,

@@ -3,7 +3,7 @@ use serde::Serialize;
 use shared::model::dead_letter::DeadLetter;
 use shared::model::id::{IdKeys, ItemId};
 use shared::model::idempotency::Fingerprint;
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use utoipa::ToSchema;
 
 use crate::rfc3339::rfc3339;
@@ -65,22 +65,22 @@ impl Receipt {
 
     /// Of what the store knows. `payload` is the fingerprint that the client holds.
     /// `None` when the store has forgotten it.
-    pub fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<Fate>) -> Option<Self> {
+    pub fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<ItemStatus>) -> Option<Self> {
         let has_other = |processed: Option<Fingerprint>| {
             payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
         };
         Some(match fate {
             None => Self::accepted(id),
-            Some(Fate::Forgotten) => return None,
-            Some(Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. })
+            Some(ItemStatus::Forgotten) => return None,
+            Some(ItemStatus::Applied { fingerprint, .. } | ItemStatus::Failed { fingerprint, .. })
                 if has_other(fingerprint) =>
             {
                 Self::conflict(id)
             }
-            Some(Fate::Applied { at_ms, .. }) => {
+            Some(ItemStatus::Applied { at_ms, .. }) => {
                 Self { status: "applied", applied_at: Some(rfc3339(at_ms)), ..Self::accepted(id) }
             }
-            Some(Fate::Failed { at_ms, reason, detail, .. }) => Self {
+            Some(ItemStatus::Failed { at_ms, reason, detail, .. }) => Self {
                 status: "failed",
                 failed_at: Some(rfc3339(at_ms)),
                 reason: Some(reason),

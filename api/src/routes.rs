@@ -18,8 +18,8 @@ use actix_web::web::{self, ServiceConfig, ThinData};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError};
 use utoipa::OpenApi;
 
-use crate::admission::auth::access::Need;
-use crate::admission::auth::refusal::Refusal;
+use crate::admission::auth::access::RequiredScope;
+use crate::admission::auth::error::AuthError;
 use crate::http::problem::Problem;
 use crate::metrics::{NO_ROUTE, RouteSeconds, metrics};
 use crate::state::Shared;
@@ -32,7 +32,7 @@ pub struct Row {
     pub path: &'static str,
     /// Bytes of the path before its first parameter.
     literal: usize,
-    pub need: Need,
+    pub need: RequiredScope,
     facts: &'static [Fact],
     seconds: RouteSeconds,
 }
@@ -57,7 +57,7 @@ macro_rules! routes {
         const ROWS: usize = [$($(stringify!($method)),+),+].len();
 
         static ROUTES: [Row; ROWS] = [$($(
-            Row::new(stringify!($method), $path, Need::$need, $label, &[$(Fact::$fact),*])
+            Row::new(stringify!($method), $path, RequiredScope::$need, $label, &[$(Fact::$fact),*])
         ),+),+];
 
         /// Registers all handlers of the table.
@@ -119,10 +119,10 @@ routes! {
 
 /// Routes of the document and of the page that shows it, which the document leaves out.
 static ABOUT: [Row; 4] = [
-    Row::new("GET", "/openapi.json", Need::Public, "docs", &[]),
-    Row::new("GET", "/", Need::Public, "docs", &[]),
-    Row::new("GET", "/docs", Need::Public, "docs", &[]),
-    Row::new("GET", "/docs/{file:.*}", Need::Public, "docs", &[]),
+    Row::new("GET", "/openapi.json", RequiredScope::Public, "docs", &[]),
+    Row::new("GET", "/", RequiredScope::Public, "docs", &[]),
+    Row::new("GET", "/docs", RequiredScope::Public, "docs", &[]),
+    Row::new("GET", "/docs/{file:.*}", RequiredScope::Public, "docs", &[]),
 ];
 
 /// All routes of the public port.
@@ -160,7 +160,7 @@ impl Row {
     const fn new(
         method: &'static str,
         path: &'static str,
-        need: Need,
+        need: RequiredScope,
         label: &'static str,
         facts: &'static [Fact],
     ) -> Self {
@@ -227,7 +227,7 @@ fn is_closed(path: &str, context: &GuardContext<'_>) -> bool {
     let mut rows = table().filter(|row| row.path == path);
     let Some(Row { need, .. }) = rows.find(|row| row.takes(&context.head().method)) else { return true };
     let shared = context.app_data::<ThinData<Shared>>().expect("every application has its parts");
-    match shared.door.admit(*need, context.head()) {
+    match shared.authorizer.authorize(*need, context.head()) {
         Ok(None) => false,
         Ok(Some(caller)) => {
             context.req_data_mut().insert(caller);
@@ -243,7 +243,7 @@ fn is_closed(path: &str, context: &GuardContext<'_>) -> bool {
 
 /// Without a reason among the data of the request it was the method.
 fn refuse(request: &HttpRequest, allow: &HeaderValue) -> HttpResponse {
-    if let Some(refusal) = request.extensions().get::<Refusal>() {
+    if let Some(refusal) = request.extensions().get::<AuthError>() {
         return Problem::refused(*refusal).error_response();
     }
     let mut response = Problem::method_not_allowed().error_response();

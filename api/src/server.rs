@@ -15,7 +15,7 @@ use shared::program::ops;
 use shared::runtime::shutdown::{self, Shutdown, Trigger};
 use tokio::task::JoinHandle;
 
-use crate::admission::auth::Door;
+use crate::admission::auth::Authorizer;
 use crate::event_feed;
 use crate::health::{queue_depth, store_probe};
 use crate::http::cors::Cors;
@@ -49,7 +49,7 @@ impl Server {
     /// Listens and serves. Servers behind it may be away; ports that are taken are an error.
     pub fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::channel();
-        let app = Arc::new(App::new(config, backend, Door::of(config)?));
+        let app = Arc::new(App::new(config, backend, Authorizer::of(config)?));
         let (background, mut over) = spawn_background(&app, &shutdown);
         // First the port that may be taken already, so that no request comes in vain.
         let ops = serve_ops(config, &app)?;
@@ -86,14 +86,14 @@ impl Server {
 
     /// What hears the ends of its parts: of who serves, and of who hears events, looks after waits, the
     /// store and the keys. Without a stop each is a failure.
-    pub fn over(&self) -> Vec<Shutdown> {
+    pub fn completions(&self) -> Vec<Shutdown> {
         self.over.clone()
     }
 
     /// Fails readiness, serves on for the grace, then answers what is open and closes. The ports
     /// of the backend stay open.
     pub async fn stop(self) {
-        self.app.gate.drain();
+        self.app.in_flight.drain();
         tokio::time::sleep(self.drain_grace).await;
         // Nobody is kept waiting for what may take longer than the stop.
         self.app.waiters.close();
@@ -118,14 +118,14 @@ impl Server {
 /// Starts what runs beside the requests. Each task comes with what tells its end.
 fn spawn_background(app: &Arc<App>, shutdown: &Shutdown) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
     let (store, breaker) = (app.store.clone(), app.store_breaker.clone());
-    let reconcile = reconcile::settle(app.waiters.clone(), store, breaker, shutdown.clone());
+    let reconcile = reconcile::run(app.waiters.clone(), store, breaker, shutdown.clone());
     let mut parts: Vec<(&'static str, BoxFuture<'static, ()>)> = vec![
         ("cache_events", event_feed::run(app.clone(), shutdown.clone()).boxed()),
         ("waits", reconcile.boxed()),
         ("store_probe", store_probe::run(app.clone(), shutdown.clone()).boxed()),
         ("queue_look", queue_depth::run(app.clone(), shutdown.clone()).boxed()),
     ];
-    if let Door::Keyed(keys) = &app.door {
+    if let Authorizer::Keyed(keys) = &app.authorizer {
         parts.push(("keys", keys.clone().follow(shutdown.clone()).boxed()));
     }
     let progress = &app.backend.progress;
@@ -141,7 +141,7 @@ fn serve_http(config: &Config, app: &Arc<App>) -> anyhow::Result<(actix_web::dev
     listener::serve(&config.server, move || {
         actix_web::rt::spawn(app.backend.progress.clone().ticking("http_worker"));
         let wrapping = Rc::new(Wrapping {
-            gate: app.gate.clone(),
+            in_flight: app.in_flight.clone(),
             ids: RequestIds::new(rand::random()),
             prefix: PathPrefix::new(&path_prefix),
             cors: Cors::new(&cors_origins),

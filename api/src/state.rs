@@ -15,9 +15,9 @@ use shared::runtime::breaker::{Breaker, BreakerLimits};
 use shared::store::Store;
 use tokio::sync::Semaphore;
 
-use crate::admission::auth::Door;
+use crate::admission::auth::Authorizer;
 use crate::admission::clock_skew::ClockCheck;
-use crate::admission::in_flight::Gate;
+use crate::admission::in_flight::InFlightLimit;
 use crate::admission::memory_budget::MemoryBudget;
 use crate::batcher::{BatchLimits, Batcher};
 use crate::http::body::BodyLimits;
@@ -87,8 +87,8 @@ pub struct App {
     pub store_breaker: Arc<Breaker>,
     pub events: Arc<dyn Events>,
     pub ids: IdKeys,
-    pub gate: Arc<Gate>,
-    pub door: Door,
+    pub in_flight: Arc<InFlightLimit>,
+    pub authorizer: Authorizer,
     pub clock: ClockCheck,
     pub body_limits: BodyLimits,
     pub body_budget: Arc<MemoryBudget>,
@@ -113,7 +113,7 @@ pub struct App {
 
 impl App {
     /// Call it on the runtime on which the caches shall load.
-    pub fn new(config: &Config, backend: &Backend, door: Door) -> Self {
+    pub fn new(config: &Config, backend: &Backend, authorizer: Authorizer) -> Self {
         let (server, queue) = (&config.server, &config.queue);
         let (store, events) = (backend.store.clone(), backend.events.clone());
         let store_breaker = Arc::new(Breaker::new("store", STORE_BREAKER));
@@ -122,8 +122,8 @@ impl App {
             publisher: backend.queue.publisher(),
             publisher_breaker: Arc::new(Breaker::new("publisher", PUBLISHER_BREAKER)),
             ids: backend.ids.clone(),
-            gate: Gate::new(server.in_flight_max),
-            door,
+            in_flight: InFlightLimit::new(server.in_flight_max),
+            authorizer,
             clock: ClockCheck::new(
                 Duration::from_millis(config.ids.clock_skew_ms_max),
                 Pair::of(config) == Ok(Pair::Cluster),

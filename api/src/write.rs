@@ -2,7 +2,7 @@
 pub mod accept;
 pub mod accepted;
 mod canonical;
-pub mod draft;
 pub mod idempotency;
+pub mod new_write;
 pub mod preferences;
 pub mod receipts;

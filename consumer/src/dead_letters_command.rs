@@ -124,7 +124,7 @@ pub struct Page {
 
 pub async fn run(options: &Options, command: &Command) -> anyhow::Result<()> {
     let opened = backend::open_store(&config(options)?).await?;
-    let text = obey(&opened, command).await;
+    let text = execute(&opened, command).await;
     opened.store.close().await;
     // Whoever reads it may be gone already.
     let _ = std::io::stdout().write_all(text?.as_bytes());
@@ -143,7 +143,7 @@ fn config(options: &Options) -> anyhow::Result<Config> {
     }
 }
 
-async fn obey(opened: &OpenStore, command: &Command) -> anyhow::Result<String> {
+async fn execute(opened: &OpenStore, command: &Command) -> anyhow::Result<String> {
     let OpenStore { store, ids, .. } = opened;
     match command {
         Command::List { filter, discarded, page } => {

@@ -88,7 +88,7 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))?;
     tracing::info!(ops.address = %ops.address(), "consumer started");
     let (task, over) = shutdown::watched(consumer.run(shutdown));
-    let parts = std::iter::once(over).chain(backend.over()).collect();
+    let parts = std::iter::once(over).chain(backend.completions()).collect();
     let stopped = cli::stop_requested(&mut signals, consumer::STOP_MAX, parts).await;
     trigger.request();
     if let Err(error) = task.await {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::low_watermark::Oldest;
+use crate::low_watermark::LowWatermark;
 
 #[derive(Debug, Default)]
 pub struct Status {
@@ -15,7 +15,7 @@ pub struct Status {
     /// Transactions that were committed.
     commits: AtomicU64,
     /// Of the messages that this consumer holds or may be given.
-    pub oldest: Oldest,
+    pub oldest: LowWatermark,
     /// A message of the dead queue is in hand that this build cannot read.
     burying: AtomicBool,
 }
@@ -62,7 +62,7 @@ impl Status {
     /// counts none that a consumer holds, so the one in hand here stops it as well. When that is not
     /// known (`None`) nor is the time, but it does not pass either.
     pub fn oldest_ms(&self, has_dead: Option<bool>, now: Instant) -> Option<i64> {
-        let told = self.oldest.tell(has_dead != Some(false) || self.is_burying(), now);
+        let told = self.oldest.report(has_dead != Some(false) || self.is_burying(), now);
         has_dead.and(told)
     }
 }
@@ -77,16 +77,16 @@ mod tests {
     fn while_a_message_is_in_hand_that_cannot_be_read_nothing_moves() {
         let (status, begin) = (Status::default(), Instant::now());
         let after = |minutes: u64| begin + Duration::from_mins(minutes);
-        status.oldest.came(3);
+        status.oldest.observe(3);
         let burying = status.begin_burying();
         for minutes in (0..300).step_by(10) {
             assert_eq!(status.oldest_ms(Some(false), after(minutes)), Some(3), "{minutes}");
-            status.oldest.came(1_000);
+            status.oldest.observe(1_000);
         }
         drop(burying);
         for minutes in (300..400).step_by(10) {
             status.oldest_ms(Some(false), after(minutes));
-            status.oldest.came(1_000);
+            status.oldest.observe(1_000);
         }
         assert_eq!(status.oldest_ms(Some(false), after(400)), Some(1_000));
     }
@@ -94,10 +94,10 @@ mod tests {
     fn while_the_dead_queue_cannot_be_looked_at_nothing_moves_and_nothing_is_told() {
         let (status, begin) = (Status::default(), Instant::now());
         let after = |minutes: u64| begin + Duration::from_mins(minutes);
-        status.oldest.came(3);
+        status.oldest.observe(3);
         for minutes in (0..300).step_by(10) {
             assert_eq!(status.oldest_ms(None, after(minutes)), None, "{minutes}");
-            status.oldest.came(1_000);
+            status.oldest.observe(1_000);
         }
         assert_eq!(status.oldest_ms(Some(false), after(300)), Some(3));
     }

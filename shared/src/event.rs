@@ -38,7 +38,7 @@ pub trait Events: Send + Sync {
     async fn subscribe(&self) -> Box<dyn EventStream>;
 
     /// What hears the ends of the tasks that it runs by itself, as that of the queue does.
-    fn over(&self) -> Vec<Shutdown> {
+    fn completions(&self) -> Vec<Shutdown> {
         Vec::new()
     }
 
@@ -205,14 +205,14 @@ struct Heard {
 
 /// Whether everything was heard so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heed {
+pub enum Sequence {
     Complete,
     /// Something was missed: any cached value may be old.
-    Hole,
+    Gap,
 }
 
 impl Continuity {
-    pub fn hear(&mut self, event: &Event, now: Instant) -> Heed {
+    pub fn on_event(&mut self, event: &Event, now: Instant) -> Sequence {
         let known = self.publishers.get(&event.publisher).map_or(0, |heard| heard.number);
         let expected = match event.body {
             Body::Committed(_) | Body::Defined { .. } | Body::Unknown => known + 1,
@@ -224,14 +224,14 @@ impl Continuity {
             let number = event.number.max(known);
             self.publishers.insert(event.publisher, Heard { number, at: now });
         }
-        if event.number > expected { Heed::Hole } else { Heed::Complete }
+        if event.number > expected { Sequence::Gap } else { Sequence::Complete }
     }
 
     /// Forgets publishers that fell silent; to be called about once a second.
-    pub fn check_silence(&mut self, now: Instant) -> Heed {
+    pub fn check_silence(&mut self, now: Instant) -> Sequence {
         let before = self.publishers.len();
         self.publishers.retain(|_, heard| now.duration_since(heard.at) < SILENCE_MAX);
-        if self.publishers.len() < before { Heed::Hole } else { Heed::Complete }
+        if self.publishers.len() < before { Sequence::Gap } else { Sequence::Complete }
     }
 
     /// After an interruption nothing is known of anybody.
@@ -258,59 +258,59 @@ mod tests {
     fn a_publisher_heard_from_its_beginning_leaves_no_hole() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
         for heard in [event(0, HEARTBEAT), changed(1), changed(2), event(2, HEARTBEAT)] {
-            assert_eq!(continuity.hear(&heard, now), Heed::Complete, "{heard:?}");
+            assert_eq!(continuity.on_event(&heard, now), Sequence::Complete, "{heard:?}");
         }
-        assert_eq!(continuity.hear(&event(2, Body::Goodbye), now), Heed::Complete);
-        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
+        assert_eq!(continuity.on_event(&event(2, Body::Goodbye), now), Sequence::Complete);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Sequence::Complete);
     }
 
     #[test]
     fn a_missed_change_is_a_hole_whoever_tells() {
         for teller in [changed(3), event(2, HEARTBEAT), event(2, Body::Goodbye)] {
             let (mut continuity, now) = (Continuity::default(), Instant::now());
-            continuity.hear(&changed(1), now);
-            assert_eq!(continuity.hear(&teller, now), Heed::Hole, "{teller:?}");
+            continuity.on_event(&changed(1), now);
+            assert_eq!(continuity.on_event(&teller, now), Sequence::Gap, "{teller:?}");
         }
     }
 
     #[test]
     fn a_publisher_met_in_the_middle_and_one_that_falls_silent_are_holes() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        assert_eq!(continuity.hear(&event(7, HEARTBEAT), now), Heed::Hole);
-        assert_eq!(continuity.hear(&changed(8), now), Heed::Complete);
-        assert_eq!(continuity.check_silence(now + SILENCE_MAX / 2), Heed::Complete);
-        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Hole);
-        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
+        assert_eq!(continuity.on_event(&event(7, HEARTBEAT), now), Sequence::Gap);
+        assert_eq!(continuity.on_event(&changed(8), now), Sequence::Complete);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX / 2), Sequence::Complete);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Sequence::Gap);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Sequence::Complete);
     }
 
     #[test]
     fn a_change_that_is_not_told_is_a_hole_and_leaves_nobody_to_listen_for() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        assert_eq!(continuity.hear(&Event::something_changed(9), now), Heed::Hole);
-        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
+        assert_eq!(continuity.on_event(&Event::something_changed(9), now), Sequence::Gap);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Sequence::Complete);
     }
 
     #[test]
     fn a_body_of_a_newer_version_is_numbered_like_a_change_and_is_no_hole() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
         for heard in [changed(1), event(2, Body::Unknown), event(2, HEARTBEAT), changed(3)] {
-            assert_eq!(continuity.hear(&heard, now), Heed::Complete, "{heard:?}");
+            assert_eq!(continuity.on_event(&heard, now), Sequence::Complete, "{heard:?}");
         }
-        assert_eq!(continuity.hear(&event(5, Body::Unknown), now), Heed::Hole);
+        assert_eq!(continuity.on_event(&event(5, Body::Unknown), now), Sequence::Gap);
     }
 
     #[test]
     fn a_definition_that_was_replaced_is_no_hole_and_leaves_nobody_to_listen_for() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        assert_eq!(continuity.hear(&Event::defined(9, "a"), now), Heed::Complete);
-        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Heed::Complete);
+        assert_eq!(continuity.on_event(&Event::defined(9, "a"), now), Sequence::Complete);
+        assert_eq!(continuity.check_silence(now + SILENCE_MAX), Sequence::Complete);
     }
 
     #[test]
     fn an_event_that_comes_twice_is_no_hole() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
         for number in [1, 2, 2, 1, 3] {
-            assert_eq!(continuity.hear(&changed(number), now), Heed::Complete, "{number}");
+            assert_eq!(continuity.on_event(&changed(number), now), Sequence::Complete, "{number}");
         }
     }
 }

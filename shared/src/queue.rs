@@ -47,7 +47,7 @@ pub trait Queue: Send + Sync {
 
     /// What hears the ends of the tasks that it runs by itself: none of them ends before
     /// [`close`](Self::close), so the program must when one does.
-    fn over(&self) -> Vec<Shutdown> {
+    fn completions(&self) -> Vec<Shutdown> {
         Vec::new()
     }
 

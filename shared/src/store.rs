@@ -24,7 +24,7 @@ use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::idempotency::Fingerprint;
 use crate::model::message::Message;
-use crate::model::outcome::{Applied, Counter, Fate};
+use crate::model::outcome::{Applied, Counter, ItemStatus};
 use crate::model::rollup::{Resolution, Rollup};
 
 #[async_trait]
@@ -63,7 +63,7 @@ pub trait Store: Send + Sync {
     async fn counters(&self, page: NamePage) -> Result<Vec<Counter>, StoreError>;
 
     /// What became of each item, in the order of `items`; `None` while it was not processed.
-    async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError>;
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError>;
 
     /// The definition of a collection; the default one when it was never registered.
     async fn collection(&self, name: &str) -> Result<Collection, StoreError>;
@@ -121,7 +121,11 @@ pub trait Store: Send + Sync {
 
     /// Tells the oldest accept time that a consumer holds or may be given, and what the other
     /// consumers told. `silent` ones are forgotten, unless they told something since.
-    async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Result<Held, StoreError>;
+    async fn hold(
+        &self,
+        own: ConsumerWatermark,
+        silent: Vec<ReportedWatermark>,
+    ) -> Result<Watermarks, StoreError>;
 
     /// The store's clock, in milliseconds since 1970. Also the cheapest probe.
     async fn now_ms(&self) -> Result<i64, StoreError>;
@@ -251,7 +255,7 @@ pub struct Retention {
 /// The oldest accept time, in milliseconds since 1970, of the messages that a consumer holds, or
 /// that the queue may still give to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
+pub struct ConsumerWatermark {
     /// Drawn at random by its process.
     pub consumer: u64,
     pub oldest_ms: i64,
@@ -259,15 +263,15 @@ pub struct Hold {
 
 /// What a consumer told, and when, by the store's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder {
-    pub hold: Hold,
+pub struct ReportedWatermark {
+    pub hold: ConsumerWatermark,
     pub told_at_ms: i64,
 }
 
 /// What the other consumers told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    pub others: Vec<Holder>,
+pub struct Watermarks {
+    pub others: Vec<ReportedWatermark>,
     /// By the store's clock, in milliseconds since 1970.
     pub now_ms: i64,
 }

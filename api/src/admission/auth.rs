@@ -4,9 +4,9 @@
 //! only what a web page of somebody else could have sent is refused. What a route needs stands in
 //! [`access`]. Nothing here reads a body or waits.
 pub mod access;
+pub mod error;
 pub mod hosts;
 pub mod keys;
-pub mod refusal;
 
 use std::sync::Arc;
 
@@ -18,22 +18,22 @@ use shared::config::Config;
 use shared::model::api_key::{ApiKey, Principal, Scope, Token, Unfit};
 use shared::runtime::clock;
 
-use self::access::Need;
+use self::access::RequiredScope;
+use self::error::AuthError;
 use self::hosts::Hosts;
 use self::keys::{Keys, KeysError};
-use self::refusal::Refusal;
 
 /// Whose key opened; among the data of its request.
 #[derive(Clone, Debug)]
 pub struct Caller(Arc<ApiKey>);
 
 /// Decides. One per process.
-pub enum Door {
+pub enum Authorizer {
     Open { hosts: Hosts, is_admin_on: bool },
     Keyed(Arc<Keys>),
 }
 
-impl Door {
+impl Authorizer {
     /// An error when there are keys that cannot be read: nothing may be opened by a mistake in a file.
     pub fn of(config: &Config) -> Result<Self, KeysError> {
         if config.auth.is_open() {
@@ -47,35 +47,35 @@ impl Door {
     }
 
     /// Whether the request may be served, and as whose.
-    pub fn admit(&self, need: Need, head: &RequestHead) -> Result<Option<Caller>, Refusal> {
+    pub fn authorize(&self, need: RequiredScope, head: &RequestHead) -> Result<Option<Caller>, AuthError> {
         match (self, need.scope()) {
-            (_, None) if need == Need::Nothing => Ok(None),
+            (_, None) if need == RequiredScope::Nothing => Ok(None),
             (Self::Open { hosts, is_admin_on }, scope) => {
                 hosts.check(head)?;
-                if scope == Some(Scope::Admin) && !is_admin_on { Err(Refusal::AdminOff) } else { Ok(None) }
+                if scope == Some(Scope::Admin) && !is_admin_on { Err(AuthError::AdminOff) } else { Ok(None) }
             }
             (Self::Keyed(_), None) => Ok(None),
             (Self::Keyed(keys), Some(scope)) => {
                 let key = keys.open(token_of(head)?, clock::now_ms()).map_err(|unfit| match unfit {
-                    Unfit::Unknown => Refusal::Unknown,
-                    Unfit::Expired => Refusal::Expired,
+                    Unfit::Unknown => AuthError::Unknown,
+                    Unfit::Expired => AuthError::Expired,
                 })?;
-                if key.scopes.allow(scope) { Ok(Some(Caller(key))) } else { Err(Refusal::Lacks(scope)) }
+                if key.scopes.allow(scope) { Ok(Some(Caller(key))) } else { Err(AuthError::Lacks(scope)) }
             }
         }
     }
 }
 
 /// The key in `Authorization: Bearer …`; the word is written in any case.
-fn token_of(head: &RequestHead) -> Result<Token<'_>, Refusal> {
+fn token_of(head: &RequestHead) -> Result<Token<'_>, AuthError> {
     let mut given = head.headers().get_all(AUTHORIZATION);
-    let value = given.next().ok_or(Refusal::NoKey)?;
-    let text = value.to_str().map_err(|_| Refusal::Malformed)?;
-    let (scheme, token) = text.split_once(' ').ok_or(Refusal::Malformed)?;
+    let value = given.next().ok_or(AuthError::NoKey)?;
+    let text = value.to_str().map_err(|_| AuthError::Malformed)?;
+    let (scheme, token) = text.split_once(' ').ok_or(AuthError::Malformed)?;
     if given.next().is_some() || !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(Refusal::Malformed);
+        return Err(AuthError::Malformed);
     }
-    Token::parse(token.trim_matches(' ')).ok_or(Refusal::Malformed)
+    Token::parse(token.trim_matches(' ')).ok_or(AuthError::Malformed)
 }
 
 /// Whose Idempotency-Keys the request uses; `None` where nobody needs a key.
@@ -89,7 +89,7 @@ mod tests {
 
     use super::*;
 
-    fn read(headers: &[&str]) -> Result<String, Refusal> {
+    fn read(headers: &[&str]) -> Result<String, AuthError> {
         let mut request = TestRequest::get();
         for value in headers {
             request = request.append_header((AUTHORIZATION, *value));
@@ -103,13 +103,13 @@ mod tests {
         for scheme in ["Bearer", "bearer", "BEARER", "Bearer "] {
             assert_eq!(read(&[&format!("{scheme} {key}")]).as_deref(), Ok("Token(fb_a_…)"), "{scheme}");
         }
-        assert_eq!(read(&[]), Err(Refusal::NoKey));
+        assert_eq!(read(&[]), Err(AuthError::NoKey));
         let bearer = format!("Bearer {key}");
         for bad in
             ["", "Bearer", "Bearer ", &key, &format!("Basic {key}"), &format!("{bearer} x"), "Bearer \u{e4}"]
         {
-            assert_eq!(read(&[bad]), Err(Refusal::Malformed), "{bad}");
+            assert_eq!(read(&[bad]), Err(AuthError::Malformed), "{bad}");
         }
-        assert_eq!(read(&[&bearer, &bearer]), Err(Refusal::Malformed));
+        assert_eq!(read(&[&bearer, &bearer]), Err(AuthError::Malformed));
     }
 }

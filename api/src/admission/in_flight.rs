@@ -6,13 +6,13 @@ use crate::metrics::metrics;
 
 /// Shared by all workers of the process.
 #[derive(Debug)]
-pub struct Gate {
+pub struct InFlightLimit {
     in_flight: AtomicUsize,
     in_flight_max: usize,
     draining: AtomicBool,
 }
 
-impl Gate {
+impl InFlightLimit {
     pub fn new(in_flight_max: usize) -> Arc<Self> {
         Arc::new(Self { in_flight: AtomicUsize::new(0), in_flight_max, draining: AtomicBool::new(false) })
     }
@@ -26,9 +26,9 @@ impl Gate {
         self.draining.load(Ordering::Relaxed)
     }
 
-    pub fn enter(self: &Arc<Self>) -> Option<Entered> {
+    pub fn enter(self: &Arc<Self>) -> Option<InFlightPermit> {
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let entered = Entered(self.clone());
+        let entered = InFlightPermit(self.clone());
         metrics().in_flight.inc();
         (before < self.in_flight_max).then_some(entered)
     }
@@ -36,15 +36,15 @@ impl Gate {
 
 /// A place among the requests in work, left when dropped.
 #[derive(Debug)]
-pub struct Entered(Arc<Gate>);
+pub struct InFlightPermit(Arc<InFlightLimit>);
 
-impl Entered {
+impl InFlightPermit {
     pub fn is_draining(&self) -> bool {
         self.0.is_draining()
     }
 }
 
-impl Drop for Entered {
+impl Drop for InFlightPermit {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
         metrics().in_flight.dec();

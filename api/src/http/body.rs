@@ -25,7 +25,7 @@ use shared::model::read_error;
 
 use self::object::OfObject;
 use crate::admission::memory_budget::{Arriving, MemoryBudget, NoRoom};
-use crate::http::connection_state::Pace;
+use crate::http::connection_state::ConnectionState;
 use crate::http::header;
 use crate::http::problem::{Problem, Rejected};
 use crate::metrics::metrics;
@@ -124,8 +124,8 @@ async fn read_as<'a>(
     }
     let mut arriving = budget.arriving();
     let bytes = {
-        let pace = request.conn_data::<Rc<Pace>>().map(|pace| &**pace);
-        let mut collected = pin!(collect(&mut payload, length, limits, &mut arriving, pace));
+        let state = request.conn_data::<Rc<ConnectionState>>().map(|state| &**state);
+        let mut collected = pin!(collect(&mut payload, length, limits, &mut arriving, state));
         // Most bodies are here with their head: no timer for those.
         match collected.as_mut().now_or_never() {
             Some(bytes) => bytes,
@@ -281,14 +281,14 @@ async fn collect(
     length: Length,
     limits: &BodyLimits,
     arriving: &mut Arriving<'_>,
-    pace: Option<&Pace>,
+    state: Option<&ConnectionState>,
 ) -> Result<Bytes, Problem> {
     let mut first = Bytes::new();
     let mut whole: Option<BytesMut> = None;
     let mut bytes = 0;
     loop {
         let missing = if let Length::Announced(length) = length { length - bytes } else { 0 };
-        let want = || pace.into_iter().for_each(|pace| pace.want(missing));
+        let want = || state.into_iter().for_each(|state| state.want(missing));
         let Some(mut chunk) = next_chunk(payload, arriving, want).await? else { break };
         if let Length::Announced(length) = length {
             chunk.truncate(length - bytes);

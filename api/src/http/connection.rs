@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::admission::memory_budget::Reserved;
-use crate::http::connection_state::{ConnectionLimits, Pace, READ_AHEAD_BYTES};
+use crate::http::connection_state::{ConnectionLimits, ConnectionState, READ_AHEAD_BYTES};
 use crate::http::large_answer;
 use crate::http::refused_head;
 use crate::http::request_id::RequestIds;
@@ -34,14 +34,14 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
-    pace: Rc<Pace>,
+    state: Rc<ConnectionState>,
     timer: Pin<Box<Sleep>>,
     /// Set while the client takes nothing.
     blocked: Option<Blocked>,
     request_ids: Rc<RequestIds>,
     targets: refused_head::Targets,
     /// The last answer, in place of the HTTP library's.
-    refusal: Option<Refusal>,
+    refusal: Option<RefusedHead>,
 }
 
 /// How long the client may go on sending after the answer to a head that was refused: else the system
@@ -52,7 +52,7 @@ const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 const REFUSAL_READ_MAX: usize = 1 << 20;
 
 #[derive(Debug)]
-struct Refusal {
+struct RefusedHead {
     left: Bytes,
     /// Bytes of the answer in whose place it is sent.
     instead_of: usize,
@@ -71,14 +71,14 @@ struct Blocked {
 
 impl Connection {
     pub fn new(stream: TcpStream, limits: Arc<ConnectionLimits>, request_ids: Rc<RequestIds>) -> Self {
-        let pace = Pace::new(limits);
-        let timer = Box::pin(sleep_until(pace.since.get() + pace.limits.patience));
+        let state = ConnectionState::new(limits);
+        let timer = Box::pin(sleep_until(state.since.get() + state.limits.patience));
         let (targets, refusal) = (refused_head::Targets::default(), None);
-        Self { stream, pace, timer, blocked: None, request_ids, targets, refusal }
+        Self { stream, state, timer, blocked: None, request_ids, targets, refusal }
     }
 
-    pub fn pace(&self) -> &Rc<Pace> {
-        &self.pace
+    pub fn state(&self) -> &Rc<ConnectionState> {
+        &self.state
     }
 
     /// Fails when it is overdue; else whoever polls is woken when it may be.
@@ -86,8 +86,8 @@ impl Connection {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let due = match &self.blocked {
-                Some(blocked) => blocked.since + self.pace.limits.answer_timeout,
-                None => self.pace.due(now),
+                Some(blocked) => blocked.since + self.state.limits.answer_timeout,
+                None => self.state.due(now),
             };
             if due <= now {
                 if self.blocked.is_some() {
@@ -116,7 +116,7 @@ impl Connection {
                 self.check(cx)?;
             }
             Poll::Ready(Ok(1..)) => {
-                self.pace.since.set(Instant::now());
+                self.state.since.set(Instant::now());
                 self.unblock(cx);
             }
             Poll::Ready(_) => {}
@@ -156,14 +156,14 @@ impl Connection {
 
     /// The client takes nothing of so much. Fails when there is no room for it.
     fn block(&mut self, bytes: usize) -> io::Result<()> {
-        let limits = &self.pace.limits;
+        let limits = &self.state.limits;
         let blocked = self.blocked.get_or_insert_with(|| {
             let since = Instant::now();
             self.timer.as_mut().reset(since + limits.answer_timeout);
             Blocked { since, room: None, has_reader: false }
         });
-        self.pace.is_blocked.set(true);
-        let counted = if self.pace.is_sending.get() { large_answer::BUFFER_BYTES } else { 0 };
+        self.state.is_blocked.set(true);
+        let counted = if self.state.is_sending.get() { large_answer::BUFFER_BYTES } else { 0 };
         let more = bytes.saturating_sub(counted);
         if more > blocked.room.as_ref().map_or(0, Reserved::bytes) {
             blocked.room = None;
@@ -179,9 +179,9 @@ impl Connection {
     /// The client has taken something.
     fn unblock(&mut self, cx: &Context<'_>) {
         if let Some(blocked) = self.blocked.take() {
-            self.pace.is_blocked.set(false);
+            self.state.is_blocked.set(false);
             // A large answer ends by itself only when it is asked once more.
-            if blocked.has_reader || self.pace.is_sending.get() {
+            if blocked.has_reader || self.state.is_sending.get() {
                 cx.waker().wake_by_ref();
             }
         }
@@ -191,9 +191,9 @@ impl Connection {
 impl Connection {
     /// No request is left undone, so what was read is decoded before more is read.
     fn refill(&self) -> bool {
-        let is_idle = !self.pace.is_busy();
+        let is_idle = !self.state.is_busy();
         if is_idle {
-            self.pace.read_ahead.set(READ_AHEAD_BYTES);
+            self.state.read_ahead.set(READ_AHEAD_BYTES);
         }
         is_idle
     }
@@ -203,7 +203,7 @@ impl Connection {
         if self.refill() {
             cx.waker().wake_by_ref();
         } else {
-            self.pace.held_reader.replace(Some(cx.waker().clone()));
+            self.state.held_reader.replace(Some(cx.waker().clone()));
         }
         self.check(cx)?;
         Poll::Pending
@@ -222,14 +222,14 @@ impl AsyncRead for Connection {
             self.check(cx)?;
             return Poll::Pending;
         }
-        let ahead = self.pace.read_ahead.get();
+        let ahead = self.state.read_ahead.get();
         if ahead == 0 {
             return self.hold(cx);
         }
         let before = into.filled().len();
         let mut part = (&mut self.stream).take(ahead as u64);
         let read = Pin::new(&mut part).poll_read(cx, into);
-        self.pace.read_ahead.set(ahead - (into.filled().len() - before));
+        self.state.read_ahead.set(ahead - (into.filled().len() - before));
         match read {
             // The server reads until nothing is there, so what comes byte by byte ends here, too.
             Poll::Pending => {
@@ -237,8 +237,8 @@ impl AsyncRead for Connection {
                 self.check(cx)?;
             }
             Poll::Ready(Ok(())) if into.filled().len() == before && into.remaining() > 0 => {
-                self.pace.half_closed.set(Some(Instant::now()));
-                self.pace.half_closes.notify_waiters();
+                self.state.half_closed.set(Some(Instant::now()));
+                self.state.half_closes.notify_waiters();
             }
             Poll::Ready(Ok(())) => self.targets.take(&into.filled()[before..]),
             Poll::Ready(Err(_)) => {}
@@ -250,7 +250,7 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         // Its answer is behind it already: the body need not be sent.
-        if self.pace.has_asked.take() && from.len() > CONTINUE.len() && from.starts_with(CONTINUE) {
+        if self.state.has_asked.take() && from.len() > CONTINUE.len() && from.starts_with(CONTINUE) {
             return Poll::Ready(Ok(CONTINUE.len()));
         }
         if self.refusal.is_none() {
@@ -260,7 +260,7 @@ impl AsyncWrite for Connection {
                 Some((0, status)) => {
                     let left = refused_head::render(status, &self.targets, &self.request_ids.draw());
                     let linger = Box::pin(sleep_until(Instant::now() + REFUSAL_LINGER));
-                    self.refusal = Some(Refusal { left, instead_of: from.len(), linger, read: 0 });
+                    self.refusal = Some(RefusedHead { left, instead_of: from.len(), linger, read: 0 });
                 }
             }
         }

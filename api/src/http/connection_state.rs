@@ -29,7 +29,7 @@ pub struct ConnectionLimits {
 
 /// What one connection and the requests on it know of each other.
 #[derive(Debug)]
-pub struct Pace {
+pub struct ConnectionState {
     pub(super) limits: Arc<ConnectionLimits>,
     pub(super) in_work: Cell<usize>,
     /// When it was opened, something was written, or a request was done.
@@ -49,7 +49,7 @@ pub struct Pace {
     pub(super) held_reader: RefCell<Option<Waker>>,
 }
 
-impl Pace {
+impl ConnectionState {
     pub(super) fn new(limits: Arc<ConnectionLimits>) -> Rc<Self> {
         Rc::new(Self {
             limits,
@@ -66,9 +66,9 @@ impl Pace {
     }
 
     /// A request is in work until what this returns is dropped.
-    pub fn begin(self: &Rc<Self>) -> InWork {
+    pub fn begin(self: &Rc<Self>) -> RequestInWork {
         self.in_work.set(self.in_work.get() + 1);
-        InWork(self.clone())
+        RequestInWork(self.clone())
     }
 
     /// The client waits for leave to send a body. A refusal goes out without it.
@@ -129,26 +129,29 @@ impl Pace {
 
 /// Waits for an outcome as long as the client may still be there; `None` when it may have gone. A client
 /// that has closed both halves looks like one that has closed its own, until something is written.
-pub async fn while_there<T>(pace: Option<&Rc<Pace>>, outcome: impl Future<Output = Option<T>>) -> Option<T> {
-    let Some(pace) = pace else { return outcome.await };
+pub async fn while_there<T>(
+    state: Option<&Rc<ConnectionState>>,
+    outcome: impl Future<Output = Option<T>>,
+) -> Option<T> {
+    let Some(state) = state else { return outcome.await };
     tokio::select! {
         biased;
         outcome = outcome => outcome,
-        () = pace.given_up() => None,
+        () = state.given_up() => None,
     }
 }
 
 /// A request on a connection.
 #[derive(Debug)]
-pub struct InWork(Rc<Pace>);
+pub struct RequestInWork(Rc<ConnectionState>);
 
-impl InWork {
-    pub fn pace(&self) -> &Rc<Pace> {
+impl RequestInWork {
+    pub fn state(&self) -> &Rc<ConnectionState> {
         &self.0
     }
 }
 
-impl Drop for InWork {
+impl Drop for RequestInWork {
     fn drop(&mut self) {
         self.0.in_work.set(self.0.in_work.get() - 1);
         self.0.since.set(Instant::now());

@@ -15,7 +15,7 @@ use actix_web::web::Bytes;
 use actix_web::{HttpResponse, ResponseError};
 
 use crate::admission::memory_budget::Reserved;
-use crate::http::connection_state::Pace;
+use crate::http::connection_state::ConnectionState;
 use crate::http::problem::Problem;
 use crate::metrics::metrics;
 
@@ -31,12 +31,12 @@ pub fn is_large(response: &ServiceResponse<BoxBody>) -> bool {
 }
 
 /// Counts a large answer; without room it is refused, unless it says that something was done.
-pub fn counted(response: ServiceResponse<BoxBody>, pace: &Rc<Pace>) -> ServiceResponse<BoxBody> {
+pub fn counted(response: ServiceResponse<BoxBody>, state: &Rc<ConnectionState>) -> ServiceResponse<BoxBody> {
     let BodySize::Sized(bytes) = response.response().body().size() else { return response };
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(BUFFER_BYTES);
     let is_read = matches!(*response.request().method(), Method::GET | Method::HEAD);
     let is_refusable = is_read || response.status().is_client_error();
-    let answers = pace.answers();
+    let answers = state.answers();
     let room = if is_refusable { answers.reserve(bytes) } else { Some(answers.reserve_always(bytes)) };
     let Some(reserved) = room else {
         metrics().room.answers_refused.inc();
@@ -44,7 +44,7 @@ pub fn counted(response: ServiceResponse<BoxBody>, pace: &Rc<Pace>) -> ServiceRe
         return response.into_response(refused);
     };
     response.map_body(|_, body| match body.try_into_bytes() {
-        Ok(rest) => BoxBody::new(Unsent::new(rest, reserved, pace.clone())),
+        Ok(rest) => BoxBody::new(Unsent::new(rest, reserved, state.clone())),
         Err(streamed) => streamed,
     })
 }
@@ -53,16 +53,16 @@ pub fn counted(response: ServiceResponse<BoxBody>, pace: &Rc<Pace>) -> ServiceRe
 struct Unsent {
     rest: Bytes,
     reserved: Reserved,
-    pace: Rc<Pace>,
+    state: Rc<ConnectionState>,
     /// All parts are in the buffer, and it was written since.
     is_flushed: bool,
 }
 
 impl Unsent {
-    fn new(rest: Bytes, reserved: Reserved, pace: Rc<Pace>) -> Self {
-        pace.set_sending(true);
+    fn new(rest: Bytes, reserved: Reserved, state: Rc<ConnectionState>) -> Self {
+        state.set_sending(true);
         metrics().room.answers_bytes.add(i64::try_from(reserved.bytes()).unwrap_or(i64::MAX));
-        Self { rest, reserved, pace, is_flushed: false }
+        Self { rest, reserved, state, is_flushed: false }
     }
 }
 
@@ -84,13 +84,13 @@ impl MessageBody for Unsent {
             return Poll::Pending;
         }
         // The connection wakes whoever polls this when the client takes more.
-        if self.pace.is_blocked() { Poll::Pending } else { Poll::Ready(None) }
+        if self.state.is_blocked() { Poll::Pending } else { Poll::Ready(None) }
     }
 }
 
 impl Drop for Unsent {
     fn drop(&mut self) {
-        self.pace.set_sending(false);
+        self.state.set_sending(false);
         metrics().room.answers_bytes.sub(i64::try_from(self.reserved.bytes()).unwrap_or(i64::MAX));
     }
 }

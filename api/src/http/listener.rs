@@ -19,7 +19,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::admission::memory_budget::MemoryBudget;
 use crate::http::connection::Connection;
-use crate::http::connection_state::{ConnectionLimits, Pace};
+use crate::http::connection_state::{ConnectionLimits, ConnectionState};
 use crate::http::large_answer::PART_BYTES_MAX;
 use crate::http::request_id::RequestIds;
 
@@ -81,14 +81,14 @@ where
                 .h1_allow_half_closed(true)
                 .h1_write_buffer_size(PART_BYTES_MAX)
                 .expect(fn_service(|request: Request| {
-                    if let Some(pace) = request.conn_data::<Rc<Pace>>() {
-                        pace.ask();
+                    if let Some(state) = request.conn_data::<Rc<ConnectionState>>() {
+                        state.ask();
                     }
                     ready(Ok::<_, Error>(request))
                 }))
                 .local_addr(local)
                 .on_connect_ext(|connection: &Connection, known| {
-                    known.insert(connection.pace().clone());
+                    known.insert(connection.state().clone());
                 })
                 .finish(map_config(application().into_factory(), |()| AppConfig::default()));
             fn_service(move |stream: TcpStream| {

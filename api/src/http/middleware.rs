@@ -13,8 +13,8 @@ use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{Error, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 
-use crate::admission::in_flight::{Entered, Gate};
-use crate::http::connection_state::Pace;
+use crate::admission::in_flight::{InFlightLimit, InFlightPermit};
+use crate::http::connection_state::ConnectionState;
 use crate::http::cors::Cors;
 use crate::http::large_answer;
 use crate::http::path_prefix::PathPrefix;
@@ -59,7 +59,7 @@ fn is_request_id(given: &[u8]) -> bool {
 /// What a worker wraps its requests with.
 #[derive(Debug)]
 pub struct Wrapping {
-    pub gate: Arc<Gate>,
+    pub in_flight: Arc<InFlightLimit>,
     pub ids: RequestIds,
     pub prefix: PathPrefix,
     pub cors: Cors,
@@ -84,11 +84,11 @@ where
         .filter(|given| is_request_id(given.as_bytes()))
         .cloned()
         .unwrap_or_else(|| wrapping.ids.next());
-    let entered = wrapping.gate.enter();
+    let entered = wrapping.in_flight.enter();
     // None in tests without a connection.
-    let in_work = request.conn_data::<Rc<Pace>>().map(Pace::begin);
+    let in_work = request.conn_data::<Rc<ConnectionState>>().map(ConnectionState::begin);
     // No protocol is offered: whoever asks for another one gets this, once.
-    let closes = wrapping.gate.is_draining() || request.head().upgrade();
+    let closes = wrapping.in_flight.is_draining() || request.head().upgrade();
     wrapping.prefix.strip(&mut request);
     let origin = wrapping.cors.asked(request.headers());
     let preflight = wrapping.cors.preflight(request.method(), request.headers());
@@ -116,14 +116,14 @@ where
             Err(answered) => answered,
         };
         if let Some(in_work) = in_work.as_ref().filter(|_| large_answer::is_large(&response)) {
-            response = large_answer::counted(response, in_work.pace());
+            response = large_answer::counted(response, in_work.state());
         }
         seconds.observe(response.status().as_u16(), started.elapsed());
         response.headers_mut().insert(X_REQUEST_ID, id);
         wrapping.prefix.complete(&mut response);
         wrapping.cors.complete(&mut response, origin);
         // Asked again: a stop also hurries those who waited meanwhile.
-        if closes || entered.as_ref().is_some_and(Entered::is_draining) {
+        if closes || entered.as_ref().is_some_and(InFlightPermit::is_draining) {
             // A header of this name would be left out.
             response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
         }
@@ -147,7 +147,7 @@ mod tests {
     #[actix_web::test]
     async fn the_answer_after_a_panic_names_the_request() {
         let wrapping = Rc::new(Wrapping {
-            gate: Gate::new(9),
+            in_flight: InFlightLimit::new(9),
             ids: RequestIds::new(6),
             prefix: PathPrefix::new(""),
             cors: Cors::new(&[]),

@@ -12,7 +12,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::admission::auth::refusal::Refusal;
+use crate::admission::auth::error::AuthError;
 use crate::receipt::Receipt;
 
 /// What went wrong. `type` is a stable name to program against; `detail` is for people.
@@ -39,7 +39,7 @@ pub struct Problem {
     retry_after: Option<Duration>,
     /// Who asks is told how to be let in.
     #[serde(skip)]
-    refusal: Option<Refusal>,
+    refusal: Option<AuthError>,
     /// The header that says what is taken instead, with its value.
     #[serde(skip)]
     taken: Option<Box<(HeaderName, &'static str)>>,
@@ -130,30 +130,30 @@ impl Problem {
     }
 
     /// 401, 403, 421, or 400 where no host can be read.
-    pub fn refused(refusal: Refusal) -> Self {
+    pub fn refused(refusal: AuthError) -> Self {
         let refused =
             |status, word, detail| Self { refusal: Some(refusal), ..Self::new(status, word, detail) };
         let unauthorized =
             |detail: &'static str| refused(StatusCode::UNAUTHORIZED, "unauthorized", detail.to_owned());
         match refusal {
-            Refusal::NoKey => unauthorized("a key is needed: Authorization: Bearer fb_…"),
-            Refusal::Malformed => {
+            AuthError::NoKey => unauthorized("a key is needed: Authorization: Bearer fb_…"),
+            AuthError::Malformed => {
                 unauthorized("Authorization holds no key: expected Bearer fb_<id>_<secret>")
             }
-            Refusal::Unknown => unauthorized("this key is not known"),
-            Refusal::Expired => unauthorized("this key has expired"),
-            Refusal::Lacks(scope) => {
+            AuthError::Unknown => unauthorized("this key is not known"),
+            AuthError::Expired => unauthorized("this key has expired"),
+            AuthError::Lacks(scope) => {
                 let detail = format!("this key lacks the scope {}", scope.name());
                 refused(StatusCode::FORBIDDEN, "forbidden", detail)
             }
-            Refusal::AdminOff => Self::admin_off(),
-            Refusal::NoHost => Self::malformed("Host is missing, there twice, or no host"),
-            Refusal::OtherHost => {
+            AuthError::AdminOff => Self::admin_off(),
+            AuthError::NoHost => Self::malformed("Host is missing, there twice, or no host"),
+            AuthError::OtherHost => {
                 let detail = "this service does not answer to this host: name it in server.allowed_hosts \
                               (FOREBAY__SERVER__ALLOWED_HOSTS=host.example), or use API keys";
                 Self::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
             }
-            Refusal::OtherOrigin => {
+            AuthError::OtherOrigin => {
                 let detail = "sent by a page of another origin: let it in by auth.cors_origins \
                               (FOREBAY__AUTH__CORS_ORIGINS=https://page.example)";
                 Self::new(StatusCode::FORBIDDEN, "cross_origin", detail)
@@ -299,7 +299,7 @@ impl ResponseError for Problem {
         if let Some((name, taken)) = self.taken.as_deref() {
             response.insert_header((name.clone(), *taken));
         }
-        if let Some(challenge) = self.refusal.and_then(Refusal::challenge) {
+        if let Some(challenge) = self.refusal.and_then(AuthError::challenge) {
             response.insert_header((WWW_AUTHENTICATE, challenge));
         }
         response.body(serde_json::to_vec(self).unwrap_or_default())

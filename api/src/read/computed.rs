@@ -73,7 +73,7 @@ type Loaded = Result<Arc<Answer>, StoreError>;
 
 pub struct ReadCache<K> {
     entries: moka::sync::Cache<K, Arc<Answer>>,
-    flights: Mutex<Flights<K>>,
+    loads: Mutex<Loads<K>>,
     /// Grows when events may have been missed; answers of an earlier one are old.
     generation: AtomicU64,
     /// Numbers the loads.
@@ -84,23 +84,23 @@ pub struct ReadCache<K> {
     runtime: Handle,
 }
 
-struct Flights<K> {
-    by_key: HashMap<K, Flight>,
+struct Loads<K> {
+    by_key: HashMap<K, InFlightLoad>,
     tags: HashMap<Box<str>, Weak<Tag>>,
     tags_max: usize,
 }
 
 /// A load under way.
-struct Flight {
+struct InFlightLoad {
     number: u64,
     stamp: Stamp,
     result: watch::Receiver<Option<Loaded>>,
 }
 
 /// What somebody who needs a load has to do.
-enum Boarding {
+enum Joined {
     /// Take its result.
-    Aboard(watch::Receiver<Option<Loaded>>),
+    Load(watch::Receiver<Option<Loaded>>),
     /// It may have read too early: wait for its end, then ask again.
     TooEarly(watch::Receiver<Option<Loaded>>),
 }
@@ -117,10 +117,10 @@ impl<K: ReadKey> ReadCache<K> {
             .weigher(weigh)
             .time_to_live(limits.stale_max)
             .build();
-        let flights = Flights { by_key: HashMap::new(), tags: HashMap::new(), tags_max: TAGS_SPARE };
+        let loads = Loads { by_key: HashMap::new(), tags: HashMap::new(), tags_max: TAGS_SPARE };
         Arc::new(Self {
             entries,
-            flights: Mutex::new(flights),
+            loads: Mutex::new(loads),
             generation: AtomicU64::new(0),
             begun: AtomicU64::new(0),
             limits,
@@ -156,16 +156,16 @@ impl<K: ReadKey> ReadCache<K> {
 
     /// Takes what an event said: answers with these tags are old from now on.
     pub fn changed<'a>(&self, tags: impl Iterator<Item = &'a str>) {
-        let flights = self.lock();
+        let loads = self.lock();
         for tag in tags {
-            if let Some(tag) = flights.tags.get(tag).and_then(Weak::upgrade) {
+            if let Some(tag) = loads.tags.get(tag).and_then(Weak::upgrade) {
                 tag.0.fetch_add(1, Ordering::Release);
             }
         }
     }
 
     /// Events may have been missed: every answer is old from now on.
-    pub fn distrust_all(&self) {
+    pub fn invalidate_all(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -185,41 +185,41 @@ impl<K: ReadKey> ReadCache<K> {
         let gone = || StoreError::Unavailable("the load was abandoned".into());
         let arrived = self.begun.load(Ordering::Acquire);
         loop {
-            match self.board(key, arrived, &load) {
-                Boarding::Aboard(mut result) => {
+            match self.join(key, arrived, &load) {
+                Joined::Load(mut result) => {
                     let landed = result.wait_for(Option::is_some).await;
                     return landed.map_err(|_| gone())?.clone().ok_or_else(gone)?;
                 }
                 // However it ended.
-                Boarding::TooEarly(mut result) => drop(result.wait_for(Option::is_some).await),
+                Joined::TooEarly(mut result) => drop(result.wait_for(Option::is_some).await),
             }
         }
     }
 
     /// Joins the load of this key or starts it. A load that began after the caller `arrived` is
     /// good enough for it, also when something has changed since: so nobody waits for more than two.
-    fn board<L>(self: &Arc<Self>, key: &K, arrived: u64, load: &impl Fn() -> L) -> Boarding
+    fn join<L>(self: &Arc<Self>, key: &K, arrived: u64, load: &impl Fn() -> L) -> Joined
     where
         L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
     {
-        let mut flights = self.lock();
+        let mut loads = self.lock();
         // A load whose sender is gone will never land: it is started anew.
-        if let Some(flight) = flights.by_key.get(key).filter(|flight| flight.result.has_changed().is_ok()) {
+        if let Some(flight) = loads.by_key.get(key).filter(|flight| flight.result.has_changed().is_ok()) {
             let result = flight.result.clone();
             let is_good = flight.number > arrived || self.is_current(&flight.stamp);
-            return if is_good { Boarding::Aboard(result) } else { Boarding::TooEarly(result) };
+            return if is_good { Joined::Load(result) } else { Joined::TooEarly(result) };
         }
-        let tag = flights.tag(key.tag());
+        let tag = loads.tag(key.tag());
         let stamp = Stamp { changes: tag.changes(), tag, generation: self.generation() };
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let (sender, result) = watch::channel(None);
-        let flight = Flight { number, stamp: stamp.clone(), result: result.clone() };
-        flights.by_key.insert(key.clone(), flight);
-        self.runtime.spawn(self.clone().fly(key.clone(), stamp, load(), sender));
-        Boarding::Aboard(result)
+        let flight = InFlightLoad { number, stamp: stamp.clone(), result: result.clone() };
+        loads.by_key.insert(key.clone(), flight);
+        self.runtime.spawn(self.clone().run_load(key.clone(), stamp, load(), sender));
+        Joined::Load(result)
     }
 
-    async fn fly(
+    async fn run_load(
         self: Arc<Self>,
         key: K,
         stamp: Stamp,
@@ -239,11 +239,11 @@ impl<K: ReadKey> ReadCache<K> {
             })
         });
         {
-            let mut flights = self.lock();
+            let mut loads = self.lock();
             if let Ok(answer) = &landed {
                 self.entries.insert(key.clone(), answer.clone());
             }
-            flights.by_key.remove(&key);
+            loads.by_key.remove(&key);
         }
         sender.send_replace(Some(landed));
     }
@@ -252,12 +252,12 @@ impl<K: ReadKey> ReadCache<K> {
         self.generation.load(Ordering::Acquire)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Flights<K>> {
-        self.flights.lock().expect("no code panics while it holds this lock")
+    fn lock(&self) -> MutexGuard<'_, Loads<K>> {
+        self.loads.lock().expect("no code panics while it holds this lock")
     }
 }
 
-impl<K> Flights<K> {
+impl<K> Loads<K> {
     /// The tag of this name, made when nothing that is kept has it.
     fn tag(&mut self, name: &str) -> Arc<Tag> {
         if let Some(tag) = self.tags.get(name).and_then(Weak::upgrade) {

@@ -57,7 +57,7 @@ type Loaded = Result<Arc<Cached>, StoreError>;
 pub struct CounterCache {
     entries: moka::sync::Cache<Arc<str>, Arc<Cached>>,
     /// Held by everything that writes to `entries`.
-    flights: Mutex<HashMap<Box<str>, Flight>>,
+    loads: Mutex<HashMap<Box<str>, InFlightLoad>>,
     /// Grows when events may have been missed; entries of an earlier one are old.
     generation: AtomicU64,
     limits: CacheLimits,
@@ -68,7 +68,7 @@ pub struct CounterCache {
 }
 
 /// A load under way.
-struct Flight {
+struct InFlightLoad {
     result: watch::Receiver<Option<Loaded>>,
     /// The newest that events said meanwhile: the load may have read before it.
     told: Option<Counter>,
@@ -84,7 +84,7 @@ impl CounterCache {
             .build();
         Arc::new(Self {
             entries,
-            flights: Mutex::default(),
+            loads: Mutex::default(),
             generation: AtomicU64::new(0),
             limits,
             store,
@@ -114,10 +114,10 @@ impl CounterCache {
     }
 
     /// Takes what an event said: newer values of cached counters.
-    pub fn learn<'a>(&self, changed: impl IntoIterator<Item = &'a Counter>) {
-        let mut flights = self.lock();
+    pub fn apply_update<'a>(&self, changed: impl IntoIterator<Item = &'a Counter>) {
+        let mut loads = self.lock();
         for counter in changed {
-            if let Some(flight) = flights.get_mut(&*counter.name) {
+            if let Some(flight) = loads.get_mut(&*counter.name) {
                 flight.told = newer(flight.told.take(), Some(counter.clone()));
             }
             if let Some(entry) = self.entries.get(&*counter.name)
@@ -129,7 +129,7 @@ impl CounterCache {
     }
 
     /// Events may have been missed: every entry must be read again before it counts as fresh.
-    pub fn distrust_all(&self) {
+    pub fn invalidate_all(&self) {
         let _held = self.lock();
         self.generation.fetch_add(1, Ordering::Release);
         metrics().event_holes.inc();
@@ -142,14 +142,14 @@ impl CounterCache {
     /// Joins the load of this key or starts it.
     async fn load(self: &Arc<Self>, name: &str) -> Loaded {
         let mut result = {
-            let mut flights = self.lock();
+            let mut loads = self.lock();
             // A load whose sender is gone will never land: it is started anew.
-            if let Some(flight) = flights.get(name).filter(|flight| flight.result.has_changed().is_ok()) {
+            if let Some(flight) = loads.get(name).filter(|flight| flight.result.has_changed().is_ok()) {
                 flight.result.clone()
             } else {
                 let (sender, result) = watch::channel(None);
-                flights.insert(name.into(), Flight { result: result.clone(), told: None });
-                self.runtime.spawn(self.clone().fly(name.into(), sender));
+                loads.insert(name.into(), InFlightLoad { result: result.clone(), told: None });
+                self.runtime.spawn(self.clone().run_load(name.into(), sender));
                 result
             }
         };
@@ -160,12 +160,12 @@ impl CounterCache {
 
     /// One read of the store. The generation is taken before, so that a hole noticed meanwhile
     /// makes the result old.
-    async fn fly(self: Arc<Self>, name: Box<str>, sender: watch::Sender<Option<Loaded>>) {
+    async fn run_load(self: Arc<Self>, name: Box<str>, sender: watch::Sender<Option<Loaded>>) {
         let generation = self.generation();
         let read = guarded(&self.breaker, self.store.counter(&name)).await;
         let landed = {
-            let mut flights = self.lock();
-            let told = flights.remove(&name).and_then(|flight| flight.told);
+            let mut loads = self.lock();
+            let told = loads.remove(&name).and_then(|flight| flight.told);
             read.map(|counter| {
                 let cached = self.entries.get(&*name).and_then(|entry| entry.counter.clone());
                 self.insert(&name, newer(newer(cached, counter), told), generation)
@@ -190,8 +190,8 @@ impl CounterCache {
         self.generation.load(Ordering::Acquire)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Flight>> {
-        self.flights.lock().expect("no code panics while it holds this lock")
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, InFlightLoad>> {
+        self.loads.lock().expect("no code panics while it holds this lock")
     }
 }
 

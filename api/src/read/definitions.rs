@@ -136,7 +136,7 @@ impl Definitions {
     }
 
     /// Definitions may have been replaced: each is read again before it is used.
-    pub fn distrust_all(&self) {
+    pub fn invalidate_all(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -148,7 +148,7 @@ impl Definitions {
     pub async fn read(self: &Arc<Self>, name: &str) -> Loaded {
         let changes = self.changes.load(Ordering::Acquire);
         let collection = guarded(&self.breaker, self.store.collection(name)).await?;
-        Ok(self.learn(name, collection, changes).await)
+        Ok(self.apply_update(name, collection, changes).await)
     }
 
     /// Replaces a definition and indexes what was there before. Goes on when the caller is gone.
@@ -158,7 +158,7 @@ impl Definitions {
             let store = &definitions.store;
             let collection = guarded(&definitions.breaker, store.define(&name, definition)).await?;
             let changes = definitions.changes.load(Ordering::Acquire);
-            definitions.learn(&name, collection, changes).await;
+            definitions.apply_update(&name, collection, changes).await;
             definitions.tell_defined(&name);
             definitions.index(&name).await?;
             // The other replicas do not know yet that it is indexed.
@@ -231,7 +231,7 @@ impl Definitions {
     }
 
     /// Keeps the newer version: a reading may be overtaken by a change of our own.
-    async fn learn(&self, name: &str, collection: Collection, changes: u64) -> Arc<Known> {
+    async fn apply_update(&self, name: &str, collection: Collection, changes: u64) -> Arc<Known> {
         let before = self.entries.get(name);
         let same = |known: &&Arc<Known>| known.collection.version == collection.version;
         let checker = match before.as_ref().filter(same) {

@@ -114,7 +114,7 @@ impl DocumentCache {
     }
 
     /// Deletions may have been missed: every entry must be read again before it counts as fresh.
-    pub fn distrust_all(&self) {
+    pub fn invalidate_all(&self) {
         self.lock().generation += 1;
     }
 

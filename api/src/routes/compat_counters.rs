@@ -11,7 +11,7 @@ use crate::routes::counters::{describe, has, increment_named, read, standing_of}
 use crate::state::Shared;
 use crate::write::accept::Written;
 use crate::write::accepted::Accepted;
-use crate::write::preferences::Terms;
+use crate::write::preferences::WritePreferences;
 
 /// The counter behind `/counter`.
 const NAME: &str = "default";
@@ -44,8 +44,8 @@ pub async fn increment(
     payload: Payload,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    let terms = Terms::short(&request, &shared)?;
-    match increment_named(&request, payload, NAME, &shared, &terms).await? {
+    let preferences = WritePreferences::short(&request, &shared)?;
+    match increment_named(&request, payload, NAME, &shared, &preferences).await? {
         Written::Answered(response) => Ok(response),
         Written::Applied(applied) => {
             let standing = standing_of(&shared, NAME, &applied).await;

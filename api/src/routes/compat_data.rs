@@ -6,7 +6,7 @@ use crate::http::problem::Problem;
 use crate::routes::documents::{self, DocumentBody, list};
 use crate::state::Shared;
 use crate::write::accepted::Accepted;
-use crate::write::preferences::Terms;
+use crate::write::preferences::WritePreferences;
 
 /// The collection behind `/data`.
 const NAME: &str = "default";
@@ -43,8 +43,8 @@ pub async fn post(
     payload: Payload,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    let terms = Terms::short(&request, &shared)?;
-    documents::post_into(&request, payload, NAME, &terms, &shared).await
+    let preferences = WritePreferences::short(&request, &shared)?;
+    documents::post_into(&request, payload, NAME, &preferences, &shared).await
 }
 
 /// Lists the documents of the collection `default`, newest first.

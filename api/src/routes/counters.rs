@@ -9,13 +9,13 @@ use actix_web::http::header::{
 use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use serde::{Deserialize, Serialize};
-use shared::model::outcome::{Counter, ItemStanding};
+use shared::model::outcome::{Counter, CounterResult};
 use shared::model::write::{Increment, Write};
 use shared::store::{NamePage, StoreError};
 use utoipa::ToSchema;
 
 use crate::http::body::{self, Body, Items};
-use crate::http::connection_state::{Pace, while_there};
+use crate::http::connection_state::{ConnectionState, while_there};
 use crate::http::header;
 use crate::http::problem::Problem;
 use crate::http::query::{self, ListParams, check_parameter, page_of};
@@ -26,8 +26,8 @@ use crate::state::Shared;
 use crate::store_breaker::guarded;
 use crate::write::accept::{self, AppliedWrite, Written};
 use crate::write::accepted::Accepted;
-use crate::write::draft::Draft;
-use crate::write::preferences::{OwnKey, Terms};
+use crate::write::new_write::NewWrite;
+use crate::write::preferences::{OwnKey, WritePreferences};
 use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
 
 /// Marks a value that is not the one that the increment made, but the one that was read afterwards.
@@ -119,8 +119,8 @@ pub async fn increment(
     name: Path<String>,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    let terms = Terms::of(&request, &shared)?;
-    match increment_named(&request, payload, &name, &shared, &terms).await? {
+    let preferences = WritePreferences::of(&request, &shared)?;
+    match increment_named(&request, payload, &name, &shared, &preferences).await? {
         Written::Answered(response) => Ok(response),
         Written::Applied(applied) => {
             let standing = standing_of(&shared, &name, &applied).await;
@@ -139,13 +139,13 @@ pub async fn standing_of(
     applied: &AppliedWrite,
 ) -> Option<(HttpResponseBuilder, i64, i64)> {
     let mut response = HttpResponse::Ok();
-    if let Some(ItemStanding { value, version, .. }) = applied.standing {
+    if let Some(CounterResult { value, version, .. }) = applied.standing {
         return Some((response, value, version));
     }
     // Not through the cache, which may not have the event of this increment either.
     let counter = guarded(&shared.store_breaker, shared.store.counter(name)).await.ok()??;
     let (value, version) = (counter.value, counter.version);
-    shared.cache.learn(&[counter]);
+    shared.cache.apply_update(&[counter]);
     response.insert_header((FOREBAY_VALUE, "present"));
     Some((response, value, version))
 }
@@ -156,14 +156,14 @@ pub async fn increment_named(
     payload: Payload,
     name: &str,
     shared: &Shared,
-    terms: &Terms,
+    preferences: &WritePreferences,
 ) -> Result<Written, Problem> {
     check_parameter("name", name)?;
     query::none(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let name: Arc<str> = name.into();
-    let draft = |item: IncrementBody| Draft {
+    let draft = |item: IncrementBody| NewWrite {
         write: Write::Increment(Increment { counter: name.clone(), by: item.by }),
         own_key: item.idempotency_key.map(OwnKey::into_text),
     };
@@ -171,13 +171,13 @@ pub async fn increment_named(
     let items: Items<IncrementBody> = match body {
         Body::Empty => {
             let item = IncrementBody { by: one(), idempotency_key: None };
-            return accept::single(shared, terms, draft(item)).await;
+            return accept::single(shared, preferences, draft(item)).await;
         }
         Body::One(json) => {
             let item = body::one::<IncrementBody>(&json, limits.item_bytes_max)?;
             // The request may wait for long now, and nothing of its body is needed.
             drop((json, reserved));
-            return accept::single(shared, terms, draft(item)).await;
+            return accept::single(shared, preferences, draft(item)).await;
         }
         Body::Array(json) => body::array(&json, limits)?,
         Body::Lines(text) => body::lines(&text, limits)?,
@@ -185,7 +185,7 @@ pub async fn increment_named(
     let Items { valid, rejected } = items;
     let valid = valid.into_iter().map(|(index, item)| (index, draft(item))).collect();
     drop(reserved);
-    accept::many(shared, terms, Items { valid, rejected }).await.map(Written::Answered)
+    accept::many(shared, preferences, Items { valid, rejected }).await.map(Written::Answered)
 }
 
 /// Reads a counter.
@@ -255,18 +255,18 @@ async fn read_changed(
     shared: &Shared,
     name: &str,
     wait: Duration,
-    pace: Option<&Rc<Pace>>,
+    connection: Option<&Rc<ConnectionState>>,
     is_known: &impl Fn(&Cached) -> bool,
 ) -> Result<(Arc<Cached>, Outcome), Problem> {
     let deadline = Instant::now() + wait;
     loop {
-        let waiter = shared.waiters.seat_for_counter().map(|seat| seat.wait_for_counter(name));
+        let waiter = shared.waiters.permit_for_counter().map(|permit| permit.wait_for_counter(name));
         let (cached, outcome) = read(shared, name).await?;
         if !is_known(&cached) {
             return Ok((cached, outcome));
         }
         let Some(mut waiter) = waiter else { return Ok((cached, outcome)) };
-        if while_there(pace, waiter.outcome(deadline)).await.is_none() {
+        if while_there(connection, waiter.outcome(deadline)).await.is_none() {
             return read(shared, name).await;
         }
     }

@@ -281,9 +281,9 @@ async fn run(shared: Shared, redrive: Redrive) -> Result<RedrivenPage, StoreErro
     let dry_run = redrive.dry_run;
     let redriven = attempted(&shared.store_breaker, shared.store.redrive(redrive)).await;
     if !dry_run {
-        shared.cache.distrust_all();
-        shared.documents.distrust_all();
-        shared.metrics.cache.distrust_all();
+        shared.cache.invalidate_all();
+        shared.documents.invalidate_all();
+        shared.metrics.cache.invalidate_all();
         shared.waiters.doubt_all();
         shared.events.publish(Event::something_changed(rand::random()));
         for Redriven { outcome, .. } in redriven.iter().flat_map(|done| &done.items) {

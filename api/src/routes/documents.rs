@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::model::id::{ItemId, ItemKey, Kind};
 use shared::model::idempotency::Fingerprint;
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::model::write::{Delete, Write};
 use shared::runtime::clock;
 use shared::store::{StoreError, Stored};
@@ -26,14 +26,14 @@ use crate::state::Shared;
 use crate::store_breaker::guarded;
 use crate::write::accept::{self, AppliedWrite, Written};
 use crate::write::accepted::Accepted;
-use crate::write::draft::Draft;
-use crate::write::preferences::Terms;
+use crate::write::new_write::NewWrite;
+use crate::write::preferences::WritePreferences;
 use crate::write::receipts::fate_of;
 
-mod drafts;
 pub mod list;
+mod new_writes;
 
-use self::drafts::{Drafts, ItemForm};
+use self::new_writes::{ItemForm, NewWrites};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -115,8 +115,8 @@ pub async fn post(
     collection: Path<String>,
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
-    let terms = Terms::of(&request, &shared)?;
-    post_into(&request, payload, &collection, &terms, &shared).await
+    let preferences = WritePreferences::of(&request, &shared)?;
+    post_into(&request, payload, &collection, &preferences, &shared).await
 }
 
 /// Also behind the short path.
@@ -124,7 +124,7 @@ pub async fn post_into(
     request: &HttpRequest,
     payload: Payload,
     collection: &str,
-    terms: &Terms,
+    preferences: &WritePreferences,
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("collection", collection)?;
@@ -132,17 +132,17 @@ pub async fn post_into(
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
-    match drafts::read(body, form, collection, shared).await? {
-        Drafts::One(draft) => {
+    match new_writes::read(body, form, collection, shared).await? {
+        NewWrites::One(draft) => {
             drop(reserved);
             // Needed only by an answer that waited, and kept for it only where there is room.
-            let mut terms = terms.clone();
-            let data = terms.wait.and_then(|_| data_of(&draft));
-            let kept = data.as_ref().filter(|data| terms.has_room_for_answer(data.len()));
+            let mut preferences = preferences.clone();
+            let data = preferences.wait.and_then(|_| data_of(&draft));
+            let kept = data.as_ref().filter(|data| preferences.has_room_for_answer(data.len()));
             let kept = kept.and_then(|data| shared.waiting_budget.reserve(data.len()));
-            terms.wait = terms.wait.filter(|_| kept.is_some());
-            let data = terms.wait.and(data).unwrap_or_default();
-            match accept::single(shared, &terms, draft).await? {
+            preferences.wait = preferences.wait.filter(|_| kept.is_some());
+            let data = preferences.wait.and(data).unwrap_or_default();
+            match accept::single(shared, &preferences, draft).await? {
                 Written::Answered(response) => Ok(response),
                 Written::Applied(applied) => {
                     let stored = if applied.is_own {
@@ -154,9 +154,9 @@ pub async fn post_into(
                 }
             }
         }
-        Drafts::Many(drafts) => {
+        NewWrites::Many(drafts) => {
             drop(reserved);
-            accept::many(shared, terms, drafts).await
+            accept::many(shared, preferences, drafts).await
         }
     }
 }
@@ -181,7 +181,7 @@ async fn in_store(shared: &Shared, collection: &str, id: ItemKey) -> Result<Opti
     guarded(&shared.store_breaker, shared.store.document(collection, id)).await
 }
 
-fn data_of(draft: &Draft) -> Option<String> {
+fn data_of(draft: &NewWrite) -> Option<String> {
     match &draft.write {
         Write::Document(document) => Some(document.data.as_str().to_owned()),
         _ => None,
@@ -240,16 +240,16 @@ pub async fn get(
         }
     };
     match fate {
-        Some(Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. })
+        Some(ItemStatus::Applied { fingerprint, .. } | ItemStatus::Failed { fingerprint, .. })
             if differs(payload, fingerprint) =>
         {
             Ok(DocumentBody::with(&id, "conflict").answer())
         }
-        Some(Fate::Failed { reason, detail, .. }) => {
+        Some(ItemStatus::Failed { reason, detail, .. }) => {
             let body = DocumentBody::with(&id, "failed");
             Ok(DocumentBody { reason: Some(reason), detail: Some(detail), ..body }.answer())
         }
-        Some(Fate::Applied { .. }) => match read().await? {
+        Some(ItemStatus::Applied { .. }) => match read().await? {
             // It came between the two questions.
             Found::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
             Found::Deleted => Err(deleted()),
@@ -258,11 +258,11 @@ pub async fn get(
             }
             Found::Nothing => Err(not_held()),
         },
-        None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
+        None | Some(ItemStatus::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
             Err(past_retention())
         }
         // What was stored and not deleted would have been found.
-        Some(Fate::Forgotten) => Err(forgotten()),
+        Some(ItemStatus::Forgotten) => Err(forgotten()),
         None => Ok(DocumentBody::with(&id, "accepted").answer()),
     }
 }
@@ -377,9 +377,9 @@ pub async fn delete(
     body::check_encoding(request.headers())?;
     let id = issued(&shared, &id)?;
     shared.check_clock()?;
-    let terms = Terms::of(&request, &shared)?;
+    let preferences = WritePreferences::of(&request, &shared)?;
     let write = Write::Delete(Delete { collection: collection.as_str().into(), document: id.key() });
-    let applied = match accept::single(&shared, &terms, Draft { write, own_key: None }).await? {
+    let applied = match accept::single(&shared, &preferences, NewWrite { write, own_key: None }).await? {
         Written::Answered(response) => return Ok(response),
         Written::Applied(applied) => applied,
     };

@@ -51,7 +51,7 @@ pub async fn readyz(shared: ThinData<Shared>) -> HttpResponse {
     } else {
         let mut response = HttpResponse::ServiceUnavailable();
         response.insert_header(("Retry-After", "1"));
-        word(response, if shared.gate.is_draining() { "stopping" } else { "starting" })
+        word(response, if shared.in_flight.is_draining() { "stopping" } else { "starting" })
     }
 }
 

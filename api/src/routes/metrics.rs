@@ -29,7 +29,7 @@ use crate::state::Shared;
 use crate::store_breaker::guarded;
 use crate::write::accept::{self, Written};
 use crate::write::accepted::Accepted;
-use crate::write::preferences::Terms;
+use crate::write::preferences::WritePreferences;
 
 /// How long a page waits for its turn.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -67,8 +67,8 @@ pub async fn record(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     shared.check_clock()?;
-    let terms = Terms::of(&request, &shared)?;
-    record_on(&request, payload, &shared, &terms).await
+    let preferences = WritePreferences::of(&request, &shared)?;
+    record_on(&request, payload, &shared, &preferences).await
 }
 
 /// Also behind the short path, which waits by itself.
@@ -76,7 +76,7 @@ pub async fn record_on(
     request: &HttpRequest,
     payload: Payload,
     shared: &Shared,
-    terms: &Terms,
+    preferences: &WritePreferences,
 ) -> Result<HttpResponse, Problem> {
     query::none(request.query_string())?;
     let (limits, years_max) = (&shared.body_limits, shared.metrics.point_years_max);
@@ -84,12 +84,12 @@ pub async fn record_on(
     let points = match body {
         Body::Empty => return Err(Problem::malformed("a point is a JSON object; there is no body")),
         Body::One(json) => {
-            let draft = body::one::<Point>(&json, limits.item_bytes_max)?.into_draft(years_max)?;
+            let draft = body::one::<Point>(&json, limits.item_bytes_max)?.into_new_write(years_max)?;
             // Needed only by an answer that waited.
-            let point = terms.wait.map(|_| draft.write.clone());
+            let point = preferences.wait.map(|_| draft.write.clone());
             // The request may wait for long now, and nothing of its body is needed.
             drop((json, reserved));
-            return Ok(match accept::single(shared, terms, draft).await? {
+            return Ok(match accept::single(shared, preferences, draft).await? {
                 Written::Answered(response) => response,
                 Written::Applied(applied) => {
                     let stored = match &point {
@@ -103,9 +103,9 @@ pub async fn record_on(
         Body::Array(json) => body::array::<Point>(&json, limits)?,
         Body::Lines(text) => body::lines::<Point>(&text, limits)?,
     };
-    let points = points.and_then(|point| point.into_draft(years_max));
+    let points = points.and_then(|point| point.into_new_write(years_max));
     drop(reserved);
-    accept::many(shared, terms, points).await
+    accept::many(shared, preferences, points).await
 }
 
 /// Takes points, waiting a moment for them to be applied.
@@ -130,8 +130,8 @@ pub async fn record_short(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     shared.check_clock()?;
-    let terms = Terms::short(&request, &shared)?;
-    record_on(&request, payload, &shared, &terms).await
+    let preferences = WritePreferences::short(&request, &shared)?;
+    record_on(&request, payload, &shared, &preferences).await
 }
 
 /// Summarises the points of one type in a period.

@@ -9,7 +9,7 @@ use shared::model::idempotency::Fingerprint;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use crate::http::connection_state::{Pace, while_there};
+use crate::http::connection_state::{ConnectionState, while_there};
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
 use crate::receipt::Receipt;
@@ -83,13 +83,13 @@ async fn read_after(
     id: ItemId,
     hints: Hints,
     wait: Duration,
-    pace: Option<&Rc<Pace>>,
+    connection: Option<&Rc<ConnectionState>>,
 ) -> Result<(Receipt, bool), Problem> {
     let deadline = Instant::now() + wait;
-    let waiter = shared.waiters.seat().map(|seat| seat.wait_for(id.key(), hints.payload));
+    let waiter = shared.waiters.permit().map(|permit| permit.wait_for(id.key(), hints.payload));
     let receipt = read(shared, id, hints).await?;
     let Some(mut waiter) = waiter.filter(|_| !receipt.is_settled()) else { return Ok((receipt, false)) };
-    match while_there(pace, waiter.outcome(deadline)).await {
+    match while_there(connection, waiter.outcome(deadline)).await {
         Some(outcome) => Ok((after(shared, id.key(), hints.payload, outcome).await, true)),
         None => Ok((receipt, false)),
     }

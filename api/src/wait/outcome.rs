@@ -1,13 +1,13 @@
 //! What a request can wait for: the outcome of an item, or the change of a counter.
 use shared::model::idempotency::Fingerprint;
-use shared::model::outcome::{Fate, ItemStanding};
+use shared::model::outcome::{CounterResult, ItemStatus};
 
 /// What an item came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Applied {
         /// Of an increment, unless it was lost on the way.
-        standing: Option<ItemStanding>,
+        standing: Option<CounterResult>,
         /// False when it is a keyed item of which only the store was asked: then another request
         /// may have brought it.
         is_own: bool,
@@ -21,19 +21,25 @@ pub enum Outcome {
 impl Outcome {
     /// Of what the store knows. `payload` is the fingerprint of the caller's payload; `None` of what the store
     /// has forgotten.
-    pub fn of(fate: &Fate, payload: Option<Fingerprint>, standing: Option<ItemStanding>) -> Option<Self> {
+    pub fn of(
+        fate: &ItemStatus,
+        payload: Option<Fingerprint>,
+        standing: Option<CounterResult>,
+    ) -> Option<Self> {
         let has_other = |processed: &Option<Fingerprint>| {
             payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
         };
         Some(match fate {
-            Fate::Forgotten => return None,
-            Fate::Applied { fingerprint, .. } | Fate::Failed { fingerprint, .. }
+            ItemStatus::Forgotten => return None,
+            ItemStatus::Applied { fingerprint, .. } | ItemStatus::Failed { fingerprint, .. }
                 if has_other(fingerprint) =>
             {
                 Self::Conflict
             }
-            Fate::Applied { fingerprint, .. } => Self::Applied { standing, is_own: fingerprint.is_none() },
-            Fate::Failed { reason, detail, .. } => {
+            ItemStatus::Applied { fingerprint, .. } => {
+                Self::Applied { standing, is_own: fingerprint.is_none() }
+            }
+            ItemStatus::Failed { reason, detail, .. } => {
                 Self::Failed { reason: reason.as_str().into(), detail: detail.as_str().into() }
             }
         })

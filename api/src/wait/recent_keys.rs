@@ -43,29 +43,29 @@ impl RecentKeys {
     }
 
     /// The store says that this payload took effect.
-    pub fn learn_applied(&self, keyed: Keyed) {
+    pub fn note_applied(&self, keyed: Keyed) {
         self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: true });
     }
 
     /// Takes what was processed under keys.
-    pub fn hear(&self, committed: &Committed) {
+    pub fn on_event(&self, committed: &Committed) {
         for told in &committed.keyed {
             let keyed = Keyed { id: told.item, fingerprint: told.fingerprint };
             match told.verdict {
-                KeyedVerdict::Applied => self.learn_applied(keyed),
+                KeyedVerdict::Applied => self.note_applied(keyed),
                 KeyedVerdict::Repeated if self.is_applied(keyed) => {}
-                KeyedVerdict::Repeated => self.learn_processed(keyed),
+                KeyedVerdict::Repeated => self.note_processed(keyed),
                 KeyedVerdict::Conflict => {}
             }
         }
         for failed in &committed.failed {
             if let Some(fingerprint) = failed.fingerprint {
-                self.learn_processed(Keyed { id: failed.item, fingerprint });
+                self.note_processed(Keyed { id: failed.item, fingerprint });
             }
         }
     }
 
-    fn learn_processed(&self, keyed: Keyed) {
+    fn note_processed(&self, keyed: Keyed) {
         self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: false });
     }
 }
@@ -101,7 +101,7 @@ mod tests {
             reason: "counter_overflow".into(),
             detail: "".into(),
         };
-        recent.hear(&Committed { keyed: keyed_told, failed: vec![failed], ..Committed::default() });
+        recent.on_event(&Committed { keyed: keyed_told, failed: vec![failed], ..Committed::default() });
         for name in ["first", "again", "failed"] {
             assert!(recent.conflicts(keyed(name, 2)) && !recent.conflicts(keyed(name, 1)), "{name}");
         }
@@ -115,7 +115,7 @@ mod tests {
         ] {
             assert_eq!(recent.is_applied(keyed(name, by)), is_applied, "{name} {by}");
         }
-        recent.hear(&Committed {
+        recent.on_event(&Committed {
             keyed: vec![told("first", 1, KeyedVerdict::Repeated)],
             ..Committed::default()
         });

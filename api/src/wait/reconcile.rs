@@ -16,7 +16,7 @@ const ITEMS_PER_READ_MAX: usize = 1_000;
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// Runs until the shutdown. One read at a time: a hole with many who wait costs a few reads.
-pub async fn settle(
+pub async fn run(
     waiters: Arc<Waiters>,
     store: Arc<dyn Store>,
     breaker: Arc<Breaker>,
@@ -33,8 +33,8 @@ pub async fn settle(
                 break;
             }
             let items: Arc<[_]> = items.into();
-            match guarded(&breaker, store.fates(items.clone())).await {
-                Ok(fates) => waiters.learn(&items, fates, mark),
+            match guarded(&breaker, store.item_statuses(items.clone())).await {
+                Ok(statuses) => waiters.apply_update(&items, statuses, mark),
                 Err(error) => {
                     tracing::debug!(%error, "what waits cannot be looked up");
                     waiters.lock().put_back(items.to_vec());

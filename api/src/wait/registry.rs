@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use shared::event::{Committed, ItemFailed, KeyedTold, Standing};
 use shared::model::id::{ItemKey, MessageId};
 use shared::model::idempotency::Fingerprint;
-use shared::model::outcome::{Fate, ItemStanding, KeyedVerdict};
+use shared::model::outcome::{CounterResult, ItemStatus, KeyedVerdict};
 use tokio::sync::oneshot;
 
 use crate::wait::outcome::{Changed, Outcome};
@@ -17,7 +17,7 @@ use crate::wait::outcome::{Changed, Outcome};
 type Answers = Vec<(oneshot::Sender<Outcome>, Outcome)>;
 
 #[derive(Debug, Default)]
-pub struct Book {
+pub struct Registry {
     items: HashMap<ItemKey, Vec<Entry>>,
     /// The items above that are not keyed, by their messages.
     messages: HashMap<MessageId, HashSet<ItemKey>>,
@@ -35,7 +35,7 @@ struct Entry {
     number: u64,
     fingerprint: Option<Fingerprint>,
     /// Told before the verdict on a keyed item.
-    standing: Option<ItemStanding>,
+    standing: Option<CounterResult>,
     /// The number of the last doubt about it; 0 for none.
     doubted_at: u64,
     tell: oneshot::Sender<Outcome>,
@@ -43,18 +43,18 @@ struct Entry {
 
 /// Where somebody is registered.
 #[derive(Debug)]
-pub enum Place {
+pub enum Registration {
     Item(ItemKey, u64),
     Counter(Box<str>, u64),
 }
 
-impl Book {
+impl Registry {
     pub fn enter_item(
         &mut self,
         item: ItemKey,
         fingerprint: Option<Fingerprint>,
         tell: oneshot::Sender<Outcome>,
-    ) -> Place {
+    ) -> Registration {
         self.number += 1;
         let number = self.number;
         if !self.is_closed {
@@ -64,20 +64,20 @@ impl Book {
                 self.messages.entry(message).or_default().insert(item);
             }
         }
-        Place::Item(item, number)
+        Registration::Item(item, number)
     }
 
-    pub fn enter_counter(&mut self, name: &str, tell: oneshot::Sender<Changed>) -> Place {
+    pub fn enter_counter(&mut self, name: &str, tell: oneshot::Sender<Changed>) -> Registration {
         self.number += 1;
         if !self.is_closed {
             self.counters.entry(name.into()).or_default().push((self.number, tell));
         }
-        Place::Counter(name.into(), self.number)
+        Registration::Counter(name.into(), self.number)
     }
 
-    pub fn leave(&mut self, place: &Place) {
+    pub fn leave(&mut self, place: &Registration) {
         match place {
-            Place::Item(item, number) => {
+            Registration::Item(item, number) => {
                 let Some(entries) = self.items.get_mut(item) else { return };
                 entries.retain(|entry| entry.number != *number);
                 if entries.is_empty() {
@@ -85,7 +85,7 @@ impl Book {
                     self.forget_in_message(*item);
                 }
             }
-            Place::Counter(name, number) => {
+            Registration::Counter(name, number) => {
                 let Some(entries) = self.counters.get_mut(name) else { return };
                 entries.retain(|(other, _)| other != number);
                 if entries.is_empty() {
@@ -123,7 +123,7 @@ impl Book {
         self.counters.drain().flat_map(|(_, entries)| entries).map(|(_, tell)| tell).collect()
     }
 
-    pub fn hear(&mut self, committed: &Committed) -> Answers {
+    pub fn on_event(&mut self, committed: &Committed) -> Answers {
         let mut answers = Answers::new();
         if self.is_empty() {
             return answers;
@@ -150,7 +150,7 @@ impl Book {
     /// its verdict.
     fn hear_standing(&mut self, standing: &Standing, answers: &mut Answers) {
         let Standing { item, value, version } = *standing;
-        let standing = Some(ItemStanding { item, value, version });
+        let standing = Some(CounterResult { item, value, version });
         if item.is_keyed() {
             for entry in self.items.get_mut(&item).into_iter().flatten() {
                 entry.standing = standing;
@@ -247,10 +247,15 @@ impl Book {
 
     /// What the store said, when it was asked after the mark was taken. An item that it does not
     /// know, or whose time it has forgotten, will be committed later, and all events about it come later still.
-    pub fn learn(&mut self, items: &[ItemKey], fates: Vec<Option<Fate>>, mark: u64) -> Answers {
+    pub fn apply_update(
+        &mut self,
+        items: &[ItemKey],
+        statuses: Vec<Option<ItemStatus>>,
+        mark: u64,
+    ) -> Answers {
         let mut answers = Answers::new();
-        for (item, fate) in items.iter().zip(fates) {
-            if let Some(fate) = fate.filter(|fate| *fate != Fate::Forgotten) {
+        for (item, fate) in items.iter().zip(statuses) {
+            if let Some(fate) = fate.filter(|fate| *fate != ItemStatus::Forgotten) {
                 self.settle(*item, &mut answers, |entry| {
                     Outcome::of(&fate, entry.fingerprint, entry.standing)
                 });

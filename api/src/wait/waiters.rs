@@ -1,7 +1,7 @@
 //! Requests that wait: for the outcome of an item, or for a change of a counter. One registry for
 //! the whole process, shared by its workers.
 //!
-//! A request takes a [`Seat`], registers before its write can be sent (or before it reads the
+//! A request takes a [`WaitPermit`], registers before its write can be sent (or before it reads the
 //! store), and waits. Events settle it, and after a hole one batched read of the store does
 //! ([`reconcile`](crate::wait::reconcile)). It stops waiting when its time is up, when the store is known to be away, when no
 //! consumer runs or when the process stops. Nothing here knows HTTP, and nothing here promises: who is not answered
@@ -14,17 +14,17 @@ use std::time::Instant;
 use shared::event::Committed;
 use shared::model::id::ItemKey;
 use shared::model::idempotency::Fingerprint;
-use shared::model::outcome::{Counter, Fate};
+use shared::model::outcome::{Counter, ItemStatus};
 use shared::runtime::breaker::Breaker;
 use tokio::sync::{Notify, oneshot};
 
 use crate::metrics::metrics;
 use crate::wait::outcome::{Changed, Outcome, Told};
-use crate::wait::registry::{Book, Place};
+use crate::wait::registry::{Registration, Registry};
 
 /// The registry.
 pub struct Waiters {
-    book: Mutex<Book>,
+    registry: Mutex<Registry>,
     /// Seats that are taken.
     open: AtomicUsize,
     open_max: usize,
@@ -38,15 +38,15 @@ pub struct Waiters {
 }
 
 /// The right to wait, given back when dropped.
-pub struct Seat {
+pub struct WaitPermit {
     waiters: Arc<Waiters>,
     since: Instant,
 }
 
 /// A registered request. Dropping it takes it out of the registry.
 pub struct Waiter<T: Told> {
-    seat: Seat,
-    place: Place,
+    permit: WaitPermit,
+    place: Registration,
     told: oneshot::Receiver<T>,
     /// How it ended, once it did.
     ended: Option<&'static str>,
@@ -55,7 +55,7 @@ pub struct Waiter<T: Told> {
 impl Waiters {
     pub fn new(open_max: usize, store_breaker: Arc<Breaker>) -> Arc<Self> {
         Arc::new(Self {
-            book: Mutex::default(),
+            registry: Mutex::default(),
             open: AtomicUsize::new(0),
             open_max,
             store_breaker,
@@ -66,30 +66,30 @@ impl Waiters {
     }
 
     /// To wait for an item: `None` when too many wait, or nothing is applied for now.
-    pub fn seat(self: &Arc<Self>) -> Option<Seat> {
+    pub fn permit(self: &Arc<Self>) -> Option<WaitPermit> {
         if self.is_vain() {
             metrics().waits_refused.inc();
             return None;
         }
-        self.seat_for_counter()
+        self.permit_for_counter()
     }
 
     /// To follow a counter, which a store that is away does not end: `None` when too many wait.
-    pub fn seat_for_counter(self: &Arc<Self>) -> Option<Seat> {
+    pub fn permit_for_counter(self: &Arc<Self>) -> Option<WaitPermit> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.open_max {
             self.open.fetch_sub(1, Ordering::Relaxed);
             metrics().waits_refused.inc();
             return None;
         }
         metrics().waiters.inc();
-        Some(Seat { waiters: self.clone(), since: Instant::now() })
+        Some(WaitPermit { waiters: self.clone(), since: Instant::now() })
     }
 
     /// Takes what an event said of items. After a hole call [`doubt_all`](Self::doubt_all) first.
-    pub fn hear(&self, committed: &Committed) {
+    pub fn on_event(&self, committed: &Committed) {
         let (told, doubts) = {
-            let mut book = self.lock();
-            (book.hear(committed), book.has_doubts())
+            let mut registry = self.lock();
+            (registry.on_event(committed), registry.has_doubts())
         };
         for (tell, outcome) in told {
             // An error means that the request is gone.
@@ -104,9 +104,9 @@ impl Waiters {
     /// anybody who waits now, and counters may have changed.
     pub fn doubt_all(&self) {
         let (has_doubts, counters) = {
-            let mut book = self.lock();
-            book.doubt_all();
-            (book.has_doubts(), book.take_counters())
+            let mut registry = self.lock();
+            registry.doubt_all();
+            (registry.has_doubts(), registry.take_counters())
         };
         if has_doubts {
             self.doubted.notify_one();
@@ -117,8 +117,12 @@ impl Waiters {
     /// These counters have changed; call it when whoever looks again sees it.
     pub fn changed<'a>(&self, counters: impl IntoIterator<Item = &'a Counter>) {
         let changed = {
-            let mut book = self.lock();
-            counters.into_iter().filter_map(|counter| book.take_counter(&counter.name)).flatten().collect()
+            let mut registry = self.lock();
+            counters
+                .into_iter()
+                .filter_map(|counter| registry.take_counter(&counter.name))
+                .flatten()
+                .collect()
         };
         tell_changed(changed);
     }
@@ -165,15 +169,15 @@ impl Waiters {
     }
 
     /// What the store said of items that were in doubt when the mark was taken.
-    pub(super) fn learn(&self, items: &[ItemKey], fates: Vec<Option<Fate>>, mark: u64) {
-        let told = self.lock().learn(items, fates, mark);
+    pub(super) fn apply_update(&self, items: &[ItemKey], statuses: Vec<Option<ItemStatus>>, mark: u64) {
+        let told = self.lock().apply_update(items, statuses, mark);
         for (tell, outcome) in told {
             let _ = tell.send(outcome);
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().expect("no code panics while it holds this lock")
+    pub(super) fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().expect("no code panics while it holds this lock")
     }
 }
 
@@ -184,24 +188,24 @@ fn tell_changed(changed: Vec<oneshot::Sender<Changed>>) {
     }
 }
 
-impl Seat {
+impl WaitPermit {
     /// Registers for an item. `fingerprint` is that of the payload which the request is about;
     /// without one whatever was processed under a key will do.
     pub fn wait_for(self, item: ItemKey, fingerprint: Option<Fingerprint>) -> Waiter<Outcome> {
         let (tell, told) = oneshot::channel();
         let place = self.waiters.lock().enter_item(item, fingerprint, tell);
-        Waiter { seat: self, place, told, ended: None }
+        Waiter { permit: self, place, told, ended: None }
     }
 
     /// Registers for the next change of a counter.
     pub fn wait_for_counter(self, name: &str) -> Waiter<Changed> {
         let (tell, told) = oneshot::channel();
         let place = self.waiters.lock().enter_counter(name, tell);
-        Waiter { seat: self, place, told, ended: None }
+        Waiter { permit: self, place, told, ended: None }
     }
 }
 
-impl Drop for Seat {
+impl Drop for WaitPermit {
     fn drop(&mut self) {
         self.waiters.open.fetch_sub(1, Ordering::Relaxed);
         metrics().waiters.dec();
@@ -239,9 +243,9 @@ impl<T: Told> Drop for Waiter<T> {
     fn drop(&mut self) {
         let word = self.ended.unwrap_or("left");
         if matches!(word, "left" | "time_up") {
-            self.seat.waiters.lock().leave(&self.place);
+            self.permit.waiters.lock().leave(&self.place);
         }
-        metrics().waited(word, self.seat.since.elapsed());
+        metrics().waited(word, self.permit.since.elapsed());
     }
 }
 

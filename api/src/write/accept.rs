@@ -10,10 +10,10 @@ use actix_web::{HttpResponse, ResponseError};
 use shared::model::id::{ItemId, ItemKey, Kind, MessageId};
 use shared::model::idempotency::Keyed;
 use shared::model::message;
-use shared::model::outcome::ItemStanding;
+use shared::model::outcome::CounterResult;
 use shared::model::write::{Increment, Item, Write};
 
-use crate::batcher::{Load, Pending};
+use crate::batcher::{BatchEntry, Pending};
 use crate::http::body::Items;
 use crate::http::connection_state::while_there;
 use crate::http::problem::{Problem, Rejected};
@@ -24,9 +24,9 @@ use crate::target::Target;
 use crate::wait::outcome::Outcome;
 use crate::wait::waiters::Waiter;
 use crate::write::accepted::ManyAccepted;
-use crate::write::draft::Draft;
 use crate::write::idempotency;
-use crate::write::preferences::{PREFERENCE_APPLIED, Terms};
+use crate::write::new_write::NewWrite;
+use crate::write::preferences::{PREFERENCE_APPLIED, WritePreferences};
 use crate::write::receipts;
 
 /// Items of one request, encoded as they will stand in the message.
@@ -66,7 +66,7 @@ pub struct AppliedWrite {
     named: Named,
     pub accepted_at: String,
     /// The counter right after an increment; `None` for other writes, and once it is not known any more.
-    pub standing: Option<ItemStanding>,
+    pub standing: Option<CounterResult>,
     /// False when an earlier request with the same key may have brought it.
     pub is_own: bool,
     preference: Option<HeaderValue>,
@@ -137,28 +137,32 @@ impl Named {
 }
 
 /// Makes one write durable, and waits for its outcome where its request does.
-pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Written, Problem> {
+pub async fn single(
+    shared: &Shared,
+    preferences: &WritePreferences,
+    draft: NewWrite,
+) -> Result<Written, Problem> {
     // Its body may have been on the way for long.
     shared.check_clock()?;
-    let keyed = idempotency::of(terms, &draft, 0);
+    let keyed = idempotency::of(preferences, &draft, 0);
     let (kind, target) = (draft.write.kind(), Target::of(&draft.write, &shared.ids));
     if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
         return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target)));
     }
-    let deadline = terms.wait.map(|wait| Instant::now() + wait);
-    let seat = deadline.and_then(|_| shared.waiters.seat());
+    let deadline = preferences.wait.map(|wait| Instant::now() + wait);
+    let permit = deadline.and_then(|_| shared.waiters.permit());
     // Not kept while the request waits.
     let pending = {
         let mut encoded = Encoded::with_capacity(bytes_of(&draft.write));
         encoded.push(|out| encode(out, draft.write, keyed));
-        let (is_awaited, trace) = (seat.is_some(), terms.trace);
-        shared.batcher.begin(Load { kind, json: &encoded.json, items: 1, is_awaited, trace })?
+        let (is_awaited, trace) = (permit.is_some(), preferences.trace);
+        shared.batcher.begin(BatchEntry { kind, json: &encoded.json, items: 1, is_awaited, trace })?
     };
     let message = pending.placed.message;
     let item = keyed.map_or_else(|| message.item(kind, pending.placed.first), |keyed| keyed.id);
     let named = Named { id: shared.ids.sign(item), keyed, message, kind, target };
-    let write = Single { shared, terms, named };
-    let (Some(seat), Some(deadline)) = (seat, deadline) else {
+    let write = Single { shared, preferences, named };
+    let (Some(permit), Some(deadline)) = (permit, deadline) else {
         let accepted_at = pending.confirmed().await?.accepted_at;
         return Ok(if deadline.is_some() && shared.waiters.consumers_are_missing() {
             Box::pin(write.look_up(&accepted_at)).await
@@ -167,7 +171,7 @@ pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Writ
         });
     };
     // Before anything yields, and with that before anything is sent.
-    let waiter = seat.wait_for(item, keyed.map(|keyed| keyed.fingerprint));
+    let waiter = permit.wait_for(item, keyed.map(|keyed| keyed.fingerprint));
     // Apart, so that the future of a request that does not wait stays small.
     Box::pin(write.wait(pending, waiter, deadline)).await
 }
@@ -175,7 +179,7 @@ pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Writ
 /// A single write that has its place in a message.
 struct Single<'a> {
     shared: &'a Shared,
-    terms: &'a Terms,
+    preferences: &'a WritePreferences,
     named: Named,
 }
 
@@ -187,16 +191,17 @@ impl Single<'_> {
         mut waiter: Waiter<Outcome>,
         deadline: Instant,
     ) -> Result<Written, Problem> {
-        let (accepted_at, pace) = (pending.placed.accepted_at.clone(), self.terms.pace.as_ref());
+        let (accepted_at, connection) =
+            (pending.placed.accepted_at.clone(), self.preferences.connection.as_ref());
         let mut confirmed = pin!(pending.confirmed());
         let mut is_confirmed = false;
         let outcome = tokio::select! {
             biased;
-            outcome = while_there(pace, waiter.outcome(deadline)) => outcome,
+            outcome = while_there(connection, waiter.outcome(deadline)) => outcome,
             answer = &mut confirmed => match answer {
                 Ok(_) => {
                     is_confirmed = true;
-                    while_there(pace, waiter.outcome(deadline)).await
+                    while_there(connection, waiter.outcome(deadline)).await
                 }
                 // It was taken all the same when its outcome is known.
                 Err(error) => Some(waiter.told().ok_or(error)?),
@@ -222,20 +227,22 @@ impl Single<'_> {
 
     async fn outcome_in_store(&self) -> Option<Outcome> {
         let keyed = self.named.keyed.filter(|_| !self.shared.waiters.store_is_away())?;
-        let fates =
-            guarded(&self.shared.store_breaker, self.shared.store.fates([self.named.id.key()].into()));
-        let fate = fates.await.ok()?.pop()??;
+        let statuses = guarded(
+            &self.shared.store_breaker,
+            self.shared.store.item_statuses([self.named.id.key()].into()),
+        );
+        let fate = statuses.await.ok()?.pop()??;
         Outcome::of(&fate, Some(keyed.fingerprint), None)
     }
 
     async fn settled(&self, outcome: Outcome, accepted_at: &str) -> Written {
         let (shared, named) = (self.shared, &self.named);
         let keyed = named.keyed;
-        let preference = self.terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
+        let preference = self.preferences.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
         let problem = match outcome {
             Outcome::Applied { standing, is_own } => {
                 if let Some(keyed) = keyed {
-                    shared.recent_keys.learn_applied(keyed);
+                    shared.recent_keys.note_applied(keyed);
                 }
                 let (named, accepted_at) = (named.clone(), accepted_at.to_owned());
                 let applied = AppliedWrite { named, accepted_at, standing, is_own, preference };
@@ -270,7 +277,11 @@ const REJECTED_BYTES: usize = 256;
 
 /// Makes the valid items of one request durable, as one unit, and answers it. It never waits for
 /// what becomes of them.
-pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Result<HttpResponse, Problem> {
+pub async fn many(
+    shared: &Shared,
+    preferences: &WritePreferences,
+    drafts: Items<NewWrite>,
+) -> Result<HttpResponse, Problem> {
     shared.check_clock()?;
     let Items { valid, mut rejected } = drafts;
     let Some((_, first)) = valid.first() else { return Err(Problem::all_rejected(rejected)) };
@@ -281,7 +292,7 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     let mut taken = HashMap::new();
     let (mut target, mut is_shared) = (None::<Target>, true);
     for (index, draft) in valid {
-        let keyed = idempotency::of(terms, &draft, index);
+        let keyed = idempotency::of(preferences, &draft, index);
         if let Some(keyed) = keyed {
             // What is refused takes no key from those behind it.
             let conflicts = shared.recent_keys.conflicts(keyed)
@@ -308,10 +319,10 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
         identities.resize(count, None);
     }
     let answer_bytes = count * ID_BYTES + identities.len() * PAYLOAD_BYTES + rejected.len() * REJECTED_BYTES;
-    if !terms.has_room_for_answer(answer_bytes) {
+    if !preferences.has_room_for_answer(answer_bytes) {
         return Err(Problem::overloaded());
     }
-    let load = Load { kind, json: &json, items: count, is_awaited: false, trace: terms.trace };
+    let load = BatchEntry { kind, json: &json, items: count, is_awaited: false, trace: preferences.trace };
     let pending = shared.batcher.begin(load)?;
     // Not kept until the confirm.
     drop(json);

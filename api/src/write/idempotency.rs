@@ -8,20 +8,20 @@ use shared::model::idempotency::{Fingerprint, Keyed, fingerprint_of, id_of};
 use shared::model::write::{Delete, Document, Increment, Point, Write};
 
 use crate::write::canonical::canonical;
-use crate::write::draft::Draft;
-use crate::write::preferences::Terms;
+use crate::write::new_write::NewWrite;
+use crate::write::preferences::WritePreferences;
 
 /// Whose keys they are where nobody needs to say who he is. Keys of different principals never meet.
 const ANONYMOUS: &str = "anonymous";
 
 /// The identity of a draft that has a key: its own, or the request's with its position there.
-pub fn of(terms: &Terms, draft: &Draft, index: usize) -> Option<Keyed> {
-    let (key, index) = match (&draft.own_key, &terms.key) {
+pub fn of(preferences: &WritePreferences, draft: &NewWrite, index: usize) -> Option<Keyed> {
+    let (key, index) = match (&draft.own_key, &preferences.key) {
         (Some(own), _) => (own, 0),
         (None, Some(key)) => (key, index),
         (None, None) => return None,
     };
-    let principal = terms.principal.as_ref().map_or(ANONYMOUS, Principal::as_str);
+    let principal = preferences.principal.as_ref().map_or(ANONYMOUS, Principal::as_str);
     let id = id_of(principal, draft.write.kind(), key, index);
     Some(Keyed { id, fingerprint: fingerprint(&draft.write) })
 }
@@ -52,9 +52,9 @@ mod tests {
 
     use super::*;
 
-    fn increment(by: i64, own_key: Option<&str>) -> Draft {
+    fn increment(by: i64, own_key: Option<&str>) -> NewWrite {
         let write = Write::Increment(Increment { counter: "a".into(), by });
-        Draft { write, own_key: own_key.map(Into::into) }
+        NewWrite { write, own_key: own_key.map(Into::into) }
     }
 
     fn document(data: &str) -> Write {
@@ -64,21 +64,24 @@ mod tests {
 
     #[test]
     fn an_items_own_key_wins_and_has_no_position() {
-        let terms = Terms { key: Some("k".into()), ..Terms::default() };
-        let id = |terms: &Terms, own, index| of(terms, &increment(1, own), index).map(|keyed| keyed.id);
+        let preferences = WritePreferences { key: Some("k".into()), ..WritePreferences::default() };
+        let id = |preferences: &WritePreferences, own, index| {
+            of(preferences, &increment(1, own), index).map(|keyed| keyed.id)
+        };
         let of_key = |key, index| Some(id_of(ANONYMOUS, Kind::Increment, key, index));
-        assert_eq!(id(&terms, None, 3), of_key("k", 3));
-        assert_eq!(id(&terms, Some("own"), 3), of_key("own", 0));
-        assert_eq!(id(&Terms::default(), Some("k"), 3), of_key("k", 0));
-        assert_eq!(id(&Terms::default(), None, 3), None);
+        assert_eq!(id(&preferences, None, 3), of_key("k", 3));
+        assert_eq!(id(&preferences, Some("own"), 3), of_key("own", 0));
+        assert_eq!(id(&WritePreferences::default(), Some("k"), 3), of_key("k", 0));
+        assert_eq!(id(&WritePreferences::default(), None, 3), None);
     }
 
     #[test]
     fn the_same_key_of_another_principal_is_another_key() {
         let principal = |name: &str| Principal::try_from(name.to_owned()).ok();
         let id = |principal| {
-            let terms = Terms { key: Some("k".into()), principal, ..Terms::default() };
-            of(&terms, &increment(1, None), 0).expect("keyed").id
+            let preferences =
+                WritePreferences { key: Some("k".into()), principal, ..WritePreferences::default() };
+            of(&preferences, &increment(1, None), 0).expect("keyed").id
         };
         assert_eq!(id(principal("shop")), id(principal("shop")));
         assert_ne!(id(principal("shop")), id(principal("till")));

@@ -11,7 +11,7 @@ use shared::model::idempotency::KEY_LENGTH_MAX;
 use shared::model::trace::TraceParent;
 
 use crate::admission::auth::principal_of;
-use crate::http::connection_state::Pace;
+use crate::http::connection_state::ConnectionState;
 use crate::http::header;
 use crate::http::large_answer::PART_BYTES_MAX;
 use crate::http::problem::Problem;
@@ -27,7 +27,7 @@ pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-a
 
 /// What a request wants done with its writes, from its headers.
 #[derive(Clone, Debug, Default)]
-pub struct Terms {
+pub struct WritePreferences {
     /// How long to wait for the outcome; `None` answers as soon as the write is durable.
     pub wait: Option<Duration>,
     pub key: Option<Box<str>>,
@@ -38,10 +38,10 @@ pub struct Terms {
     /// Of a request whose trace is kept by whoever began it.
     pub trace: Option<TraceParent>,
     /// The connection on which an answer may wait; `None` in tests without one.
-    pub pace: Option<Rc<Pace>>,
+    pub connection: Option<Rc<ConnectionState>>,
 }
 
-impl Terms {
+impl WritePreferences {
     /// Reads `Prefer`, `Idempotency-Key` and `traceparent`.
     pub fn of(request: &HttpRequest, shared: &Shared) -> Result<Self, Problem> {
         let headers = request.headers();
@@ -52,21 +52,22 @@ impl Terms {
             principal: principal_of(request),
             is_preferred: wait.is_some(),
             trace: trace_of(headers),
-            pace: request.conn_data().cloned(),
+            connection: request.conn_data().cloned(),
         })
     }
 
     /// For the short paths, which wait by themselves.
     pub fn short(request: &HttpRequest, shared: &Shared) -> Result<Self, Problem> {
-        let terms = Self::of(request, shared)?;
+        let preferences = Self::of(request, shared)?;
         let short = shared.waits.short_wait;
-        Ok(Self { wait: terms.wait.or((!short.is_zero()).then_some(short)), ..terms })
+        Ok(Self { wait: preferences.wait.or((!short.is_zero()).then_some(short)), ..preferences })
     }
 
     /// Checks that an answer of so many bytes finds room, before a write is done: its answer is not refused
     /// afterwards.
     pub fn has_room_for_answer(&self, bytes: usize) -> bool {
-        bytes <= PART_BYTES_MAX || self.pace.as_ref().is_none_or(|pace| pace.answers().has_room(bytes))
+        bytes <= PART_BYTES_MAX
+            || self.connection.as_ref().is_none_or(|connection| connection.answers().has_room(bytes))
     }
 
     /// `wait=N` for `Preference-Applied`, when the client asked for it.

@@ -1,7 +1,7 @@
 //! What the store knows of a write.
 use shared::model::id::{ItemKey, Kind, MessageId};
 use shared::model::idempotency::Fingerprint;
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::store::StoreError;
 
 use crate::receipt::Receipt;
@@ -25,18 +25,18 @@ pub async fn after(
     with_letter(shared, item, receipt.clone()).await.unwrap_or(receipt)
 }
 
-/// Fate of an item. A keyed id names no message, so the client does: where that was processed, or is so old
+/// ItemStatus of an item. A keyed id names no message, so the client does: where that was processed, or is so old
 /// that it may have been, and nothing is known of the key, the key was forgotten.
 pub async fn fate_of(
     shared: &Shared,
     item: ItemKey,
     message: Option<MessageId>,
-) -> Result<Option<Fate>, StoreError> {
+) -> Result<Option<ItemStatus>, StoreError> {
     let sent = message.filter(|_| item.is_keyed()).map(|message| message.item(Kind::Document, 0));
     let asked = [item].into_iter().chain(sent).collect();
-    let mut fates = guarded(&shared.store_breaker, shared.store.fates(asked)).await?.into_iter();
-    let fate = fates.next().flatten();
-    Ok(fate.or_else(|| fates.next().flatten().map(|_| Fate::Forgotten)))
+    let mut statuses = guarded(&shared.store_breaker, shared.store.item_statuses(asked)).await?.into_iter();
+    let fate = statuses.next().flatten();
+    Ok(fate.or_else(|| statuses.next().flatten().map(|_| ItemStatus::Forgotten)))
 }
 
 /// Adds to the receipt of what was set aside what its dead letter says; there is none when it was redriven

@@ -8,7 +8,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use shared::model::collection::{Collection, Definition};
 use shared::model::id::{IdIssuer, IdKeys, ItemKey, Kind};
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::program::backend::Backend;
 use shared::runtime::clock;
 use shared::store::{Store, StoreError, Stored};
@@ -38,9 +38,9 @@ impl Layer for Veiled {
         &self.0
     }
 
-    async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
         self.reach()?;
-        self.0.fates(items).await
+        self.0.item_statuses(items).await
     }
 
     async fn collection(&self, name: &str) -> Result<Collection, StoreError> {

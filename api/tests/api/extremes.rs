@@ -55,7 +55,7 @@ async fn runs(config: &Config, name: &str) {
         (answer.status() != 500).then_some(())
     })
     .await;
-    let ended = api.over().into_iter().chain(backend.over()).any(|part| part.is_requested());
+    let ended = api.completions().into_iter().chain(backend.completions()).any(|part| part.is_requested());
     assert!(!ended, "{name}: a part of the program ended by itself");
     drop(client);
     // The grace of a stop may be long; what is looked for was seen.

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use reqwest::Method;
 use shared::event::{Event, EventStream, Events, Signal};
 use shared::model::id::ItemKey;
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::program::backend::Backend;
 use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
@@ -24,7 +24,7 @@ impl Layer for Defective {
         &self.0
     }
 
-    async fn fates(&self, _: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
+    async fn item_statuses(&self, _: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
         panic!("on purpose")
     }
 }
@@ -91,12 +91,12 @@ async fn an_api_of_which_a_part_is_gone_is_over() {
     let healthy = Server::start(&config, &backend).expect("the API starts");
     let events = Arc::new(DefectiveEvents);
     let api = Server::start(&config, &Backend { events, ..backend.clone() }).expect("the API starts");
-    let ends = api.over().into_iter().map(|mut part| Box::pin(async move { part.requested().await }));
+    let ends = api.completions().into_iter().map(|mut part| Box::pin(async move { part.requested().await }));
     let first = tokio::time::timeout(Duration::from_secs(30), futures_util::future::select_all(ends)).await;
     first.expect("one of its parts ended");
     assert!(
-        healthy.over().len() >= 4
-            && !healthy.over().iter().any(shared::runtime::shutdown::Shutdown::is_requested)
+        healthy.completions().len() >= 4
+            && !healthy.completions().iter().any(shared::runtime::shutdown::Shutdown::is_requested)
     );
     api.stop().await;
     healthy.stop().await;

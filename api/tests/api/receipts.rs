@@ -4,7 +4,7 @@ use serde_json::{Value, json as value};
 use shared::model::id::{IdIssuer, ItemId, ItemKey, Kind};
 use shared::model::idempotency as keyed;
 use shared::model::message::{Builder, decode};
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::store::{Retention, Stored};
 
 use crate::support::{Installation, cluster, embedded, json, on_both_pairs, problem};
@@ -199,8 +199,8 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
     // The consumers keep house, too, and one at a time does.
     let forgotten = async || {
         backend.store.housekeep(retention).await.expect("is kept");
-        let fates = backend.store.fates([increment].into()).await.expect("is read");
-        (fates[0] == Some(Fate::Forgotten)).then_some(())
+        let fates = backend.store.item_statuses([increment].into()).await.expect("is read");
+        (fates[0] == Some(ItemStatus::Forgotten)).then_some(())
     };
     installation.wait_for("what is old to be forgotten", forgotten).await;
     for replica in 0..2 {
@@ -259,7 +259,7 @@ async fn forget_today(installation: &Installation, gone: &[ItemKey]) {
     // The consumers keep house, too, and one at a time does.
     let forgotten = async || {
         backend.store.housekeep(retention).await.expect("is kept");
-        let fates = backend.store.fates(gone.into()).await.expect("is read");
+        let fates = backend.store.item_statuses(gone.into()).await.expect("is read");
         fates.iter().all(Option::is_none).then_some(())
     };
     installation.wait_for("keys to be forgotten", forgotten).await;

@@ -9,7 +9,7 @@ use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use shared::model::id::ItemKey;
 use shared::model::message::Message;
-use shared::model::outcome::{Applied, Fate};
+use shared::model::outcome::{Applied, ItemStatus};
 use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 use tokio::sync::watch;
@@ -178,8 +178,8 @@ impl Layer for Moody {
         Ok(applied)
     }
 
-    async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
-        let fates = self.store.fates(items).await;
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
+        let fates = self.store.item_statuses(items).await;
         self.moods.looked.fetch_add(1, Ordering::Relaxed);
         fates
     }

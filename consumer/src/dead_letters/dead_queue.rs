@@ -245,7 +245,7 @@ impl Session<'_> {
         let reader = self.reader;
         let _burying = match &*task {
             Task::Apply(message) => {
-                reader.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
+                reader.status.oldest.observe(message.accepted_at_ms.min(message.id.time_ms()));
                 let is_noted = delivery.redelivered && !self.suspects.is_full();
                 if is_noted && self.attempts.again(message.id).await > STRIKES_MAX {
                     return Ok(Settled::Crashed(message.clone()));

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use shared::event::{Body, Committed, Event, Events, HEARTBEAT_EVERY, ItemFailed, KeyedTold, Standing};
-use shared::model::outcome::{Applied, ItemStanding, KeyedOutcome, SetAside};
+use shared::model::outcome::{Applied, CounterResult, KeyedOutcome, SetAside};
 use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
 use shared::store::{Store, StoreError};
@@ -159,7 +159,7 @@ fn told(applied: &Applied) -> Vec<Committed> {
     spread(&mut events, 0, &applied.counters, |counter| counter.clone().into(), |event| &mut event.counters);
     spread(&mut events, 0, &applied.types, Arc::clone, |event| &mut event.types);
     spread(&mut events, 0, &applied.deleted, |item| item.as_uuid(), |event| &mut event.deleted);
-    let standing = |of: &ItemStanding| Standing { item: of.item, value: of.value, version: of.version };
+    let standing = |of: &CounterResult| Standing { item: of.item, value: of.value, version: of.version };
     let from = events.len().saturating_sub(1);
     spread(&mut events, from, &applied.standings, standing, |event| &mut event.standings);
     let failed = |aside: &SetAside| ItemFailed {
@@ -204,7 +204,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use shared::event::in_process::InProcessEvents;
-    use shared::event::{Continuity, Heed, Signal};
+    use shared::event::{Continuity, Sequence, Signal};
     use shared::model::id::{IdIssuer, Kind};
     use shared::model::idempotency::{fingerprint_of, id_of};
     use shared::model::outcome::{Counter, KeyedVerdict, Reason};
@@ -226,7 +226,7 @@ mod tests {
         let (mut continuity, mut changes, mut goodbye) = (Continuity::default(), 0, false);
         while !goodbye {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
-            assert_eq!(continuity.hear(&event, Instant::now()), Heed::Complete);
+            assert_eq!(continuity.hear(&event, Instant::now()), Sequence::Complete);
             match &event.body {
                 Body::Committed(committed) => {
                     assert!(event.store_time_ms >= Some(5));
@@ -253,7 +253,7 @@ mod tests {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
             heard.push(continuity.hear(&event, Instant::now()));
         }
-        assert_eq!(heard, [Heed::Complete, Heed::Hole]);
+        assert_eq!(heard, [Sequence::Complete, Sequence::Gap]);
     }
 
     #[test]
@@ -273,7 +273,7 @@ mod tests {
         let applied = Applied {
             fresh,
             standings: (0..2_200)
-                .map(|index| ItemStanding { item: item(index), value: 1, version: 1 })
+                .map(|index| CounterResult { item: item(index), value: 1, version: 1 })
                 .collect(),
             set_aside: vec![aside; 1_001],
             keyed: (0..2_200)
@@ -321,7 +321,7 @@ mod tests {
     fn a_small_commit_is_one_event() {
         let fresh = vec![IdIssuer::new(1, 1).next(5)];
         let item = fresh[0].item(Kind::Increment, 0);
-        let standings = vec![ItemStanding { item, value: 3, version: 2 }];
+        let standings = vec![CounterResult { item, value: 3, version: 2 }];
         let events = told(&Applied { fresh, standings, ..Applied::default() });
         assert_eq!(events.len(), 1);
         assert_eq!((events[0].standings.len(), events[0].messages.len()), (1, 1));

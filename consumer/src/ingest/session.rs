@@ -346,7 +346,7 @@ impl<'a> Session<'a> {
     async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
         match decoded(&delivery).await? {
             Ok(message) => {
-                self.ingest.status.oldest.came(message.accepted_at_ms.min(message.id.time_ms()));
+                self.ingest.status.oldest.observe(message.accepted_at_ms.min(message.id.time_ms()));
                 metrics().accepted_at_seen.set(message.accepted_at_ms / 1_000);
                 Ok(Some((delivery, message).into()))
             }

@@ -14,7 +14,7 @@ use shared::queue::Queue;
 use shared::runtime::backoff::Backoff;
 use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
-use shared::store::{Hold, Holder, Housekept, Retention, Store, StoreError};
+use shared::store::{ConsumerWatermark, Housekept, ReportedWatermark, Retention, Store, StoreError};
 
 use crate::dead_letters::rescue::Rescue;
 use crate::metrics::metrics;
@@ -47,7 +47,7 @@ pub struct Housekeeping {
     retention: Retention,
     watch: Watch,
     /// To be forgotten with the next round.
-    silent: Vec<Holder>,
+    silent: Vec<ReportedWatermark>,
     rescue: Rescue,
 }
 
@@ -95,7 +95,7 @@ impl Housekeeping {
             }
         };
         let Some(oldest_ms) = self.status.oldest_ms(has_dead, Instant::now()) else { return Ok(None) };
-        let own = Hold { consumer: self.consumer, oldest_ms };
+        let own = ConsumerWatermark { consumer: self.consumer, oldest_ms };
         let held = self.store.hold(own, std::mem::take(&mut self.silent)).await?;
         self.silent = self.watch.silent(&held, Instant::now());
         Ok(Some(forget_before_ms(oldest_ms, &held, &self.silent, self.retention.remembered_ms)))

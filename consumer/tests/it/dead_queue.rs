@@ -184,7 +184,7 @@ async fn what_an_older_consumer_rejected_is_applied_by_a_newer_one(mut rig: Rig)
     rig.publish(messages[0].clone()).await;
     rig.consuming(async {
         for message in &messages {
-            assert!(matches!(rig.wait_for_fate(message.id).await, Fate::Applied { .. }));
+            assert!(matches!(rig.wait_for_fate(message.id).await, ItemStatus::Applied { .. }));
         }
         rig.wait_until_empty().await;
     })
@@ -204,7 +204,7 @@ async fn what_an_older_consumer_buried_is_applied_by_a_newer_one_and_the_rest_st
     }
     let before = rig.letter(id_of(&newest)).await;
     rig.consuming(async {
-        assert!(matches!(rig.wait_for_fate(message.id).await, Fate::Applied { .. }));
+        assert!(matches!(rig.wait_for_fate(message.id).await, ItemStatus::Applied { .. }));
     })
     .await;
     assert_eq!((rig.value("rescued").await, rig.letter(id_of(&message.body)).await), (Some(1), None));
@@ -385,7 +385,7 @@ async fn what_is_set_aside_of_a_dead_message_is_told_in_the_log(mut rig: Rig) ->
     let lines = shared::program::logs::json_logs(EnvFilter::new("info"), move || writer.clone());
     let (trigger, shutdown) = shutdown::channel();
     let reading = tokio::spawn(rig.reader().run(shutdown).with_subscriber(lines));
-    assert!(matches!(rig.wait_for_fate(aside.id).await, Fate::Failed { .. }));
+    assert!(matches!(rig.wait_for_fate(aside.id).await, ItemStatus::Failed { .. }));
     rig.wait_until_empty().await;
     trigger.request();
     reading.await.expect("no panic");

@@ -52,16 +52,17 @@ async fn documents_that_cost_too_much_are_set_aside_alone_and_nobody_waits_for_t
             assert!(begin.elapsed() < MEANWHILE_MAX, "{:?}", begin.elapsed());
         }
         let items: Vec<_> = (0..31).map(|index| id.item(Kind::Document, index)).collect();
-        let fates = async || rig.backend.store.fates(items.clone().into()).await.expect("the store answers");
-        wait_for("fates", async || fates().await.iter().all(Option::is_some)).await;
-        let fates = fates().await;
-        for fate in &fates[..30] {
+        let statuses =
+            async || rig.backend.store.item_statuses(items.clone().into()).await.expect("the store answers");
+        wait_for("statuses", async || statuses().await.iter().all(Option::is_some)).await;
+        let statuses = statuses().await;
+        for fate in &statuses[..30] {
             assert!(
-                matches!(fate, Some(Fate::Failed { reason, .. }) if reason == "check_overrun"),
+                matches!(fate, Some(ItemStatus::Failed { reason, .. }) if reason == "check_overrun"),
                 "{fate:?}"
             );
         }
-        assert!(matches!(fates[30], Some(Fate::Applied { .. })), "{:?}", fates[30]);
+        assert!(matches!(statuses[30], Some(ItemStatus::Applied { .. })), "{:?}", statuses[30]);
     })
     .await;
     assert_eq!(rig.store.0.failed.load(Ordering::Relaxed), 0);

@@ -2,7 +2,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use shared::store::{Hold, Housekept, Retention};
+use shared::store::{ConsumerWatermark, Housekept, Retention};
 use testkit::inspect;
 
 use crate::*;
@@ -118,13 +118,13 @@ async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
     let (rig, layer) = scripted(rig, vec![more; 100_000]);
     let last = || layer.0.asked.lock().expect("no panic").last().and_then(|asked| asked.forget_before_ms);
     let (now_ms, day_ms) = (shared::runtime::clock::now_ms(), 24 * 3_600_000);
-    let hold = Hold { consumer: 7, oldest_ms: now_ms - 9 * day_ms };
+    let hold = ConsumerWatermark { consumer: 7, oldest_ms: now_ms - 9 * day_ms };
     rig.backend.store.hold(hold, Vec::new()).await.expect("is told");
     rig.consuming(async {
         rig.publish_accepted(now_ms).await;
         wait_for("a bound by the other", async || last() == Some(now_ms - 10 * day_ms)).await;
         // It got rid of it, or of its process.
-        let hold = Hold { oldest_ms: now_ms - day_ms, ..hold };
+        let hold = ConsumerWatermark { oldest_ms: now_ms - day_ms, ..hold };
         rig.backend.store.hold(hold, Vec::new()).await.expect("is told");
         wait_for("a later bound", async || last() == Some(now_ms - 2 * day_ms)).await;
     })
@@ -154,9 +154,9 @@ async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig)
     rig.consuming(async {
         rig.wait_for_value("accepted", 2).await;
         wait_for("it is set aside", async || {
-            let fates = rig.backend.store.fates([old.id.item(Kind::Increment, 0)].into()).await;
+            let fates = rig.backend.store.item_statuses([old.id.item(Kind::Increment, 0)].into()).await;
             let fate = fates.ok().and_then(|fates| fates.into_iter().next().flatten());
-            matches!(fate, Some(Fate::Failed { reason, .. }) if reason == "too_old")
+            matches!(fate, Some(ItemStatus::Failed { reason, .. }) if reason == "too_old")
         })
         .await;
     })

@@ -11,7 +11,7 @@ use shared::config::Config;
 use shared::model::dead_letter::DeadMessage;
 use shared::model::id::{IdIssuer, Kind, MessageId};
 use shared::model::message::{Builder, Message, Outgoing, encode_increment};
-use shared::model::outcome::{Applied, Fate};
+use shared::model::outcome::{Applied, ItemStatus};
 use shared::program::backend::{self, Backend};
 use shared::runtime::shutdown;
 use shared::store::{Store, StoreError};
@@ -149,10 +149,10 @@ impl Rig {
         wait_for(counter, async || stored().await.is_some_and(|counter| counter.value == value)).await;
     }
 
-    async fn wait_for_fate(&self, id: MessageId) -> Fate {
+    async fn wait_for_fate(&self, id: MessageId) -> ItemStatus {
         let item = id.item(Kind::Increment, 0);
         let fate = async |item| {
-            let fates = self.backend.store.fates([item].into()).await.ok()?;
+            let fates = self.backend.store.item_statuses([item].into()).await.ok()?;
             fates.into_iter().next().flatten()
         };
         wait_for("a fate", async || fate(item).await.is_some()).await;
@@ -283,7 +283,7 @@ async fn a_reused_id_is_never_applied_and_does_not_block_the_rest(mut rig: Rig) 
     let id = last.id;
     rig.publish(last).await;
     let fate = rig.consuming(rig.wait_for_fate(id)).await;
-    assert!(matches!(fate, Fate::Applied { .. }));
+    assert!(matches!(fate, ItemStatus::Applied { .. }));
     assert_eq!(rig.value("reused").await, Some(1));
     rig
 }

@@ -1,6 +1,6 @@
 //! The store is there and cannot be used. Each way of it pauses the ingest, sets nothing aside,
 //! spends no delivery count and heals by itself, whatever SQLSTATE it comes with.
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use testkit::inspect;
 use testkit::trouble::{Trouble, give_to};
 
@@ -58,7 +58,7 @@ async fn through(mut rig: Rig, database_url: &str, trouble: &Trouble) -> Rig {
         rig.wait_for_value("away", i64::from(BEFORE + DURING)).await;
         for id in ids {
             let fate = rig.wait_for_fate(id).await;
-            assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+            assert!(matches!(fate, ItemStatus::Applied { .. }), "{fate:?}");
         }
     })
     .await;

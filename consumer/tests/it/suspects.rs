@@ -258,13 +258,13 @@ impl<'r> Sick<'r> {
         }
     }
 
-    async fn fate(&self, id: MessageId) -> Option<Fate> {
+    async fn fate(&self, id: MessageId) -> Option<ItemStatus> {
         fate_of(self.rig, id).await
     }
 }
 
-async fn fate_of(rig: &Rig, id: MessageId) -> Option<Fate> {
-    let fates = rig.backend.store.fates([id.item(Kind::Increment, 0)].into()).await;
+async fn fate_of(rig: &Rig, id: MessageId) -> Option<ItemStatus> {
+    let fates = rig.backend.store.item_statuses([id.item(Kind::Increment, 0)].into()).await;
     fates.expect("the store answers").into_iter().next().flatten()
 }
 
@@ -273,8 +273,8 @@ async fn stop((task, trigger): (JoinHandle<()>, shutdown::Trigger)) {
     task.await.expect("no panic");
 }
 
-fn is_given_up(fate: Option<&Fate>) -> bool {
-    matches!(fate, Some(Fate::Failed { reason, .. }) if reason == "not_applied")
+fn is_given_up(fate: Option<&ItemStatus>) -> bool {
+    matches!(fate, Some(ItemStatus::Failed { reason, .. }) if reason == "not_applied")
 }
 
 /// Two of them, so that they meet each other, too.
@@ -322,7 +322,7 @@ async fn a_message_at_which_the_store_is_busy_is_never_given_up_and_others_are_a
     sick.store.0.becomes(Ailment::None);
     for id in heavy {
         let fate = sick.rig.wait_for_fate(id).await;
-        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+        assert!(matches!(fate, ItemStatus::Applied { .. }), "{fate:?}");
     }
     stop(ingest).await;
     rig
@@ -347,7 +347,7 @@ async fn a_message_that_fails_while_the_store_comes_and_goes_is_applied_in_the_e
     }
     for id in heavy {
         let fate = sick.rig.wait_for_fate(id).await;
-        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+        assert!(matches!(fate, ItemStatus::Applied { .. }), "{fate:?}");
     }
     assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
     stop(ingest).await;
@@ -366,7 +366,7 @@ async fn a_message_after_which_the_store_does_not_answer_is_never_given_up(mut r
     }
     assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
     sick.store.0.becomes(Ailment::None);
-    assert!(matches!(sick.rig.wait_for_fate(heavy).await, Fate::Applied { .. }));
+    assert!(matches!(sick.rig.wait_for_fate(heavy).await, ItemStatus::Applied { .. }));
     stop(ingest).await;
     rig
 }
@@ -379,7 +379,7 @@ async fn a_lone_message_that_fails_is_kept_until_it_can_be_applied(mut rig: Rig)
     wait_for("attempts", async || sick.store.0.tried() >= enough).await;
     assert_eq!((sick.fate(heavy).await, sick.store.0.given_up.load(Ordering::Relaxed)), (None, 0));
     sick.store.0.becomes(Ailment::None);
-    assert!(matches!(sick.rig.wait_for_fate(heavy).await, Fate::Applied { .. }));
+    assert!(matches!(sick.rig.wait_for_fate(heavy).await, ItemStatus::Applied { .. }));
     stop(ingest).await;
     rig
 }
@@ -412,7 +412,7 @@ async fn a_message_that_fails_in_the_dead_queue_is_in_nobodys_way(mut rig: Rig) 
     drop(subscription);
     let parts = [sick.ingest(), sick.dead_queue()];
     let fate = sick.rig.wait_for_fate(good).await;
-    assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+    assert!(matches!(fate, ItemStatus::Applied { .. }), "{fate:?}");
     sick.bystand(async |rig| fate_of(rig, heavy).await.is_some()).await;
     let fate = sick.fate(heavy).await;
     assert!(is_given_up(fate.as_ref()), "{fate:?}");
@@ -477,7 +477,7 @@ async fn a_good_message_whose_consumer_is_killed_again_and_again_is_applied(mut 
     let ingest = sick.ingest();
     for id in heavy {
         let fate = sick.rig.wait_for_fate(id).await;
-        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+        assert!(matches!(fate, ItemStatus::Applied { .. }), "{fate:?}");
     }
     stop(ingest).await;
     let left = rig.backend.store.begin_attempts(heavy.into(), false).await.expect("it answers");
@@ -508,7 +508,7 @@ async fn more_busy_messages_than_are_held_aside_are_in_nobodys_way(mut rig: Rig)
     sick.store.0.becomes(Ailment::None);
     for id in heavy {
         let fate = sick.rig.wait_for_fate(id).await;
-        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+        assert!(matches!(fate, ItemStatus::Applied { .. }), "{fate:?}");
     }
     assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
     stop(ingest).await;
@@ -564,7 +564,7 @@ async fn messages_that_are_given_back_again_and_again_are_applied_in_the_end(mut
     sick.store.0.becomes(Ailment::None);
     for id in heavy {
         let fate = sick.rig.wait_for_fate(id).await;
-        assert!(matches!(fate, Fate::Applied { .. }), "{fate:?}");
+        assert!(matches!(fate, ItemStatus::Applied { .. }), "{fate:?}");
     }
     assert_eq!(sick.store.0.given_up.load(Ordering::Relaxed), 0);
     stop(ingest).await;

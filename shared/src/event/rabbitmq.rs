@@ -77,7 +77,7 @@ impl Events for RabbitEvents {
         Box::new(RabbitEventStream { signals, following })
     }
 
-    fn over(&self) -> Vec<Shutdown> {
+    fn completions(&self) -> Vec<Shutdown> {
         vec![self.publisher_over.clone()]
     }
 

@@ -24,7 +24,7 @@ pub struct Applied {
     /// The changed counters with their new values.
     pub counters: Vec<Counter>,
     /// Value and version right after each awaited increment that was applied.
-    pub standings: Vec<ItemStanding>,
+    pub standings: Vec<CounterResult>,
     pub set_aside: Vec<SetAside>,
     /// Every keyed item of the fresh messages that was not set aside.
     pub keyed: Vec<KeyedOutcome>,
@@ -57,7 +57,7 @@ impl Applied {
 
 /// A counter right after one increment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ItemStanding {
+pub struct CounterResult {
     pub item: ItemKey,
     pub value: i64,
     pub version: i64,
@@ -166,7 +166,7 @@ impl Reason {
 /// What became of an item that was processed. `fingerprint` is that of the payload which was
 /// processed under a key: a caller that has another one has a conflict.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum ItemStatus {
     Applied {
         at_ms: i64,
         fingerprint: Option<Fingerprint>,

@@ -42,8 +42,8 @@ pub struct Backend {
 
 impl Backend {
     /// What hears the ends of the tasks behind the ports, none of which ends before they are closed.
-    pub fn over(&self) -> Vec<Shutdown> {
-        [self.queue.over(), self.events.over()].concat()
+    pub fn completions(&self) -> Vec<Shutdown> {
+        [self.queue.completions(), self.events.completions()].concat()
     }
 
     /// Asks the store up to which time it has forgotten ids: what is issued stays above it, also when

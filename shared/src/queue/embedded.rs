@@ -8,8 +8,8 @@
 mod file;
 mod loader;
 pub mod pairing;
+mod ready_buffer;
 mod room;
-mod shelf;
 mod subscription;
 mod writer;
 
@@ -24,8 +24,8 @@ use tokio::task::JoinHandle;
 
 use self::file::File;
 use self::loader::SharedReader;
+use self::ready_buffer::{Lane, Lanes, Shelf};
 use self::room::{LinkState, Reservation, Room};
-use self::shelf::{Lane, Lanes, Shelf};
 use self::subscription::EmbeddedSubscription;
 use self::writer::{Command, Publish, Writer};
 use super::{Link, PublishError, Publisher, Queue, QueueError, Subscription, Waiting};
@@ -130,7 +130,7 @@ impl Queue for EmbeddedQueue {
         loader::has_dead(&self.lanes.dead, &self.reader, &self.directory).await
     }
 
-    fn over(&self) -> Vec<Shutdown> {
+    fn completions(&self) -> Vec<Shutdown> {
         self.over.clone()
     }
 

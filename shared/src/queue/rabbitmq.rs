@@ -7,9 +7,9 @@
 //!
 //! All connections live on the runtime that [`RabbitQueue::start`] was called on, since callers
 //! publish from single-threaded runtimes of their own.
+mod confirms;
+mod dead_depth;
 mod flow;
-mod judged;
-mod look;
 mod properties;
 mod publisher;
 mod refusals;
@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use self::look::Look;
+use self::dead_depth::Look;
 use self::publisher::RabbitPublisher;
 use self::subscription::{Lane, RabbitSubscription};
 use super::{Publisher, Queue, QueueError, Subscription, Waiting};
@@ -104,7 +104,7 @@ impl Queue for RabbitQueue {
         Ok(Some(looked?))
     }
 
-    fn over(&self) -> Vec<Shutdown> {
+    fn completions(&self) -> Vec<Shutdown> {
         vec![self.supervisor_over.clone()]
     }
 

@@ -16,7 +16,6 @@ mod documents;
 mod effects;
 mod failure;
 mod fields;
-mod holders;
 mod housekeeping;
 mod isolate;
 mod keys;
@@ -32,6 +31,7 @@ mod retire;
 mod rollups;
 mod schema;
 mod session;
+mod watermarks;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,15 +47,15 @@ use self::limits::{Class, Limit};
 use self::session::Session;
 use super::rules::page::Bounds;
 use super::{
-    DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,
-    RollupRange, Store, StoreError, Stored,
+    ConsumerWatermark, DocumentPage, DocumentsFound, GiveUp, Housekept, NamePage, ReportedWatermark,
+    Retention, RollupPage, RollupRange, Store, StoreError, Stored, Watermarks,
 };
 use crate::config;
 use crate::model::collection::{Collection, Definition};
 use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::message::Message;
-use crate::model::outcome::{Applied, Counter, Fate};
+use crate::model::outcome::{Applied, Counter, ItemStatus};
 
 /// See the module.
 pub struct PostgresStore {
@@ -151,9 +151,9 @@ impl Store for PostgresStore {
         work.await
     }
 
-    async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
         let work = self.session.run("fates", self.read_timeout, move |connection| {
-            Box::pin(async move { read::fates(connection, &items).await })
+            Box::pin(async move { read::item_statuses(connection, &items).await })
         });
         work.await
     }
@@ -285,9 +285,13 @@ impl Store for PostgresStore {
         work.await
     }
 
-    async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Result<Held, StoreError> {
+    async fn hold(
+        &self,
+        own: ConsumerWatermark,
+        silent: Vec<ReportedWatermark>,
+    ) -> Result<Watermarks, StoreError> {
         let work = self.session.run("hold", self.read_timeout, move |connection| {
-            Box::pin(async move { holders::hold(connection, own, &silent).await })
+            Box::pin(async move { watermarks::hold(connection, own, &silent).await })
         });
         work.await
     }

@@ -11,12 +11,12 @@ mod dead_letters;
 mod documents;
 mod fields;
 mod files;
-mod holders;
 mod housekeeping;
 mod keys;
 mod points;
 mod read;
 mod values;
+mod watermarks;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,15 +31,15 @@ use self::files::{Failure, Files};
 use super::rules::ledger::TooOld;
 use super::rules::page::Bounds;
 use super::{
-    DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,
-    RollupRange, Store, StoreError, Stored,
+    ConsumerWatermark, DocumentPage, DocumentsFound, GiveUp, Housekept, NamePage, ReportedWatermark,
+    Retention, RollupPage, RollupRange, Store, StoreError, Stored, Watermarks,
 };
 use crate::config;
 use crate::model::collection::{Collection, Definition};
 use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::message::Message;
-use crate::model::outcome::{Applied, Counter, Fate};
+use crate::model::outcome::{Applied, Counter, ItemStatus};
 use crate::runtime::clock;
 
 /// See the module.
@@ -159,10 +159,10 @@ impl Store for SqliteStore {
         work.await
     }
 
-    async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
-        let work = self
-            .files
-            .read("fates", move |connection| Box::pin(async move { read::fates(connection, &items).await }));
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
+        let work = self.files.read("fates", move |connection| {
+            Box::pin(async move { read::item_statuses(connection, &items).await })
+        });
         work.await
     }
 
@@ -270,9 +270,13 @@ impl Store for SqliteStore {
         housekeeping::housekeep(&self.files, &self.definitions, &self.last_key, retention).await
     }
 
-    async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Result<Held, StoreError> {
+    async fn hold(
+        &self,
+        own: ConsumerWatermark,
+        silent: Vec<ReportedWatermark>,
+    ) -> Result<Watermarks, StoreError> {
         let work = self.files.write("hold", move |connection| {
-            Box::pin(async move { holders::hold(connection, own, &silent).await })
+            Box::pin(async move { watermarks::hold(connection, own, &silent).await })
         });
         work.await
     }
@@ -390,8 +394,8 @@ mod tests {
             housekeeping::DELETED,
             housekeeping::DISCARDED,
             keys::FORGET,
-            holders::TELL,
-            holders::LEAVE,
+            watermarks::TELL,
+            watermarks::LEAVE,
             attempts::PROBE,
             attempts::BEGIN,
             attempts::END,

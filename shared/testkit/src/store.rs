@@ -8,10 +8,10 @@ use shared::model::collection::{Collection, Definition};
 use shared::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
 use shared::model::id::{ItemKey, MessageId};
 use shared::model::message::Message;
-use shared::model::outcome::{Applied, Counter, Fate};
+use shared::model::outcome::{Applied, Counter, ItemStatus};
 use shared::store::{
-    DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,
-    RollupRange, Store, StoreError, Stored,
+    ConsumerWatermark, DocumentPage, DocumentsFound, GiveUp, Housekept, NamePage, ReportedWatermark,
+    Retention, RollupPage, RollupRange, Store, StoreError, Stored, Watermarks,
 };
 use uuid::Uuid;
 
@@ -47,8 +47,8 @@ pub trait Layer: Send + Sync {
         self.behind().counter(name).await
     }
 
-    async fn fates(&self, items: Arc<[ItemKey]>) -> Answer<Vec<Option<Fate>>> {
-        self.behind().fates(items).await
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Answer<Vec<Option<ItemStatus>>> {
+        self.behind().item_statuses(items).await
     }
 
     async fn collection(&self, name: &str) -> Answer<Collection> {
@@ -118,8 +118,8 @@ impl<L: Layer> Store for Layered<L> {
         self.0.behind().counters(page).await
     }
 
-    async fn fates(&self, items: Arc<[ItemKey]>) -> Answer<Vec<Option<Fate>>> {
-        self.0.fates(items).await
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Answer<Vec<Option<ItemStatus>>> {
+        self.0.item_statuses(items).await
     }
 
     async fn collection(&self, name: &str) -> Answer<Collection> {
@@ -178,7 +178,7 @@ impl<L: Layer> Store for Layered<L> {
         self.0.housekeep(retention).await
     }
 
-    async fn hold(&self, own: Hold, silent: Vec<Holder>) -> Answer<Held> {
+    async fn hold(&self, own: ConsumerWatermark, silent: Vec<ReportedWatermark>) -> Answer<Watermarks> {
         self.0.behind().hold(own, silent).await
     }
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use shared::config;
 use shared::model::id::{IdIssuer, ItemKey, MessageId};
 use shared::model::message::{Builder, Message, decode};
-use shared::model::outcome::{Applied, Fate};
+use shared::model::outcome::{Applied, ItemStatus};
 use shared::store::postgres::PostgresStore;
 use shared::store::sqlite::SqliteStore;
 use shared::store::{Store, StoreError};
@@ -78,8 +78,8 @@ async fn apply_until_known(store: &Arc<dyn Store>, batch: &[Message]) -> Applied
     }
 }
 
-async fn fate(store: &Arc<dyn Store>, item: ItemKey) -> Option<Fate> {
-    store.fates([item].into()).await.expect("is read").into_iter().next().flatten()
+async fn fate(store: &Arc<dyn Store>, item: ItemKey) -> Option<ItemStatus> {
+    store.item_statuses([item].into()).await.expect("is read").into_iter().next().flatten()
 }
 
 /// Value and version; 0 and 0 without a row.

@@ -3,7 +3,7 @@ use shared::model::api_key::Scope;
 
 /// What a request must bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub enum RequiredScope {
     /// Answered to everybody under every name: probes come by address, and learn nothing.
     Nothing,
     /// Answered to everybody who means this service.
@@ -13,7 +13,7 @@ pub enum Need {
     Admin,
 }
 
-impl Need {
+impl RequiredScope {
     pub fn scope(self) -> Option<Scope> {
         match self {
             Self::Nothing | Self::Public => None,

@@ -11,7 +11,7 @@ use actix_web::http::Version;
 use actix_web::http::header::{HOST, HeaderValue, ORIGIN};
 use shared::config;
 
-use crate::admission::auth::refusal::Refusal;
+use crate::admission::auth::error::AuthError;
 
 #[derive(Debug)]
 pub struct Hosts {
@@ -47,25 +47,25 @@ impl Hosts {
     }
 
     /// Whether the client means this service.
-    pub fn check(&self, head: &RequestHead) -> Result<(), Refusal> {
+    pub fn check(&self, head: &RequestHead) -> Result<(), AuthError> {
         let host = match head.uri.authority() {
             // A target with a host of its own counts (RFC 9112, 3.2.2).
             Some(authority) => Some(authority.as_str()),
             None => host_of(head)?,
         };
-        let host = host.map(|host| name_of(host).ok_or(Refusal::NoHost)).transpose()?;
+        let host = host.map(|host| name_of(host).ok_or(AuthError::NoHost)).transpose()?;
         match host {
             Some(host) if !(self.knows(host) || self.any_address && address_of(host).is_some()) => {
-                Err(Refusal::OtherHost)
+                Err(AuthError::OtherHost)
             }
             // Every browser sends one.
-            None if head.version > Version::HTTP_10 => Err(Refusal::NoHost),
+            None if head.version > Version::HTTP_10 => Err(AuthError::NoHost),
             _ => self.check_origin(head.headers().get(ORIGIN), host),
         }
     }
 
     /// A page may be served from any address: one is known by being listed, or as that of this service.
-    fn check_origin(&self, origin: Option<&HeaderValue>, own: Option<&str>) -> Result<(), Refusal> {
+    fn check_origin(&self, origin: Option<&HeaderValue>, own: Option<&str>) -> Result<(), AuthError> {
         let Some(origin) = origin else { return Ok(()) };
         let text = origin.to_str().ok();
         if text.is_some_and(|text| self.origins.iter().any(|known| known.eq_ignore_ascii_case(text))) {
@@ -76,7 +76,7 @@ impl Hosts {
         if host.is_some_and(|host| is_own(host) || self.knows(host)) {
             Ok(())
         } else {
-            Err(Refusal::OtherOrigin)
+            Err(AuthError::OtherOrigin)
         }
     }
 
@@ -95,12 +95,12 @@ fn address_of(host: &str) -> Option<IpAddr> {
 }
 
 /// The header, which may be there once.
-fn host_of(head: &RequestHead) -> Result<Option<&str>, Refusal> {
+fn host_of(head: &RequestHead) -> Result<Option<&str>, AuthError> {
     let mut given = head.headers().get_all(HOST);
     let Some(host) = given.next() else { return Ok(None) };
     match (host.to_str(), given.next()) {
         (Ok(host), None) => Ok(Some(host)),
-        _ => Err(Refusal::NoHost),
+        _ => Err(AuthError::NoHost),
     }
 }
 
@@ -126,13 +126,13 @@ mod tests {
         Hosts::of(&config::Server { host: host.into(), allowed_hosts, ..config::Server::default() })
     }
 
-    fn checked(hosts: &Hosts, version: Version, headers: &[(&str, &str)]) -> Result<(), Refusal> {
+    fn checked(hosts: &Hosts, version: Version, headers: &[(&str, &str)]) -> Result<(), AuthError> {
         let request =
             headers.iter().fold(TestRequest::get(), |request, header| request.append_header(*header));
         hosts.check(request.version(version).to_http_request().head())
     }
 
-    fn named(hosts: &Hosts, host: &str) -> Result<(), Refusal> {
+    fn named(hosts: &Hosts, host: &str) -> Result<(), AuthError> {
         checked(hosts, Version::HTTP_11, &[("host", host)])
     }
 
@@ -167,10 +167,10 @@ mod tests {
             "localhost/x",
             "notlocalhost",
         ] {
-            assert_eq!(named(&hosts, bad), Err(Refusal::OtherHost), "{bad}");
+            assert_eq!(named(&hosts, bad), Err(AuthError::OtherHost), "{bad}");
         }
         for none in ["", ":80", "localhost:80x", "[::1", "localhost:1:2", "user:x@localhost"] {
-            assert_eq!(named(&hosts, none), Err(Refusal::NoHost), "{none}");
+            assert_eq!(named(&hosts, none), Err(AuthError::NoHost), "{none}");
         }
     }
 
@@ -181,12 +181,12 @@ mod tests {
             for good in ["192.168.1.5:8080", "[2001:db8::1]", "0.0.0.0:8080", "localhost"] {
                 assert_eq!(named(&hosts, good), Ok(()), "{every} {good}");
             }
-            assert_eq!(named(&hosts, "evil.example"), Err(Refusal::OtherHost));
+            assert_eq!(named(&hosts, "evil.example"), Err(AuthError::OtherHost));
             let from = |origin| {
                 checked(&hosts, Version::HTTP_11, &[("host", "192.168.1.5:8080"), ("origin", origin)])
             };
             assert_eq!(from("http://192.168.1.5:8080"), Ok(()));
-            assert_eq!(from("http://203.0.113.5"), Err(Refusal::OtherOrigin));
+            assert_eq!(from("http://203.0.113.5"), Err(AuthError::OtherOrigin));
         }
     }
 
@@ -194,11 +194,11 @@ mod tests {
     fn a_host_may_be_missing_in_http_1_0_only_and_never_be_there_twice() {
         let hosts = hosts("127.0.0.1", &[]);
         assert_eq!(checked(&hosts, Version::HTTP_10, &[]), Ok(()));
-        assert_eq!(checked(&hosts, Version::HTTP_11, &[]), Err(Refusal::NoHost));
+        assert_eq!(checked(&hosts, Version::HTTP_11, &[]), Err(AuthError::NoHost));
         let twice = [("host", "localhost"), ("host", "localhost")];
-        assert_eq!(checked(&hosts, Version::HTTP_11, &twice), Err(Refusal::NoHost));
+        assert_eq!(checked(&hosts, Version::HTTP_11, &twice), Err(AuthError::NoHost));
         let target = TestRequest::get().uri("http://evil.example/").insert_header(("host", "localhost"));
-        assert_eq!(hosts.check(target.to_http_request().head()), Err(Refusal::OtherHost));
+        assert_eq!(hosts.check(target.to_http_request().head()), Err(AuthError::OtherHost));
     }
 
     #[test]
@@ -209,7 +209,7 @@ mod tests {
             assert_eq!(from(good), Ok(()), "{good}");
         }
         for bad in ["null", "", "https://evil.example", "http://localhost.evil.example:8080", "file://"] {
-            assert_eq!(from(bad), Err(Refusal::OtherOrigin), "{bad}");
+            assert_eq!(from(bad), Err(AuthError::OtherOrigin), "{bad}");
         }
     }
 }

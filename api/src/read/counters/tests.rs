@@ -81,8 +81,8 @@ async fn a_load_that_read_before_a_change_does_not_hide_it() {
     let mut rig = Rig::new(LONG);
     let reader = rig.read();
     let answer = rig.asked().await;
-    rig.cache.learn(&[at(5)]);
-    rig.cache.learn(&[at(4)]);
+    rig.cache.apply_update(&[at(5)]);
+    rig.cache.apply_update(&[at(4)]);
     answer.send(Ok(Some(at(3)))).expect("awaited");
     assert_eq!(reader.await.expect("no panic").expect("read").0, Some(5));
     assert_eq!(rig.read().await.expect("no panic").expect("read"), (Some(5), Outcome::Hit));
@@ -93,7 +93,7 @@ async fn a_hole_noticed_during_a_load_makes_its_result_old() {
     let mut rig = Rig::new(LONG);
     let reader = rig.read();
     let answer = rig.asked().await;
-    rig.cache.distrust_all();
+    rig.cache.invalidate_all();
     answer.send(Ok(Some(at(3)))).expect("awaited");
     reader.await.expect("no panic").expect("read");
     let again = rig.read();
@@ -109,7 +109,7 @@ async fn versions_never_go_backwards_whoever_tells() {
         rig.asked().await.send(Ok(Some(at(told)))).expect("awaited");
         assert_eq!(reader.await.expect("no panic").expect("read").0, Some(expected));
     }
-    rig.cache.learn(&[at(2)]);
+    rig.cache.apply_update(&[at(2)]);
     let reader = rig.read();
     rig.asked().await.send(Ok(None)).expect("awaited");
     assert_eq!(reader.await.expect("no panic").expect("read").0, Some(8));
@@ -124,7 +124,7 @@ async fn an_old_value_is_answered_stale_while_the_store_is_away_and_an_unknown_o
     let reader = rig.read();
     rig.asked().await.send(Ok(Some(at(3)))).expect("awaited");
     reader.await.expect("no panic").expect("read");
-    rig.cache.distrust_all();
+    rig.cache.invalidate_all();
     let reader = rig.read();
     rig.asked().await.send(Err(away())).expect("awaited");
     assert_eq!(reader.await.expect("no panic").expect("stale"), (Some(3), Outcome::Stale));
@@ -144,11 +144,11 @@ async fn that_something_does_not_exist_is_never_answered_from_an_old_reading() {
 #[tokio::test]
 async fn events_change_cached_values_and_bring_in_no_others() {
     let mut rig = Rig::new(LONG);
-    rig.cache.learn(&[at(1)]);
+    rig.cache.apply_update(&[at(1)]);
     let reader = rig.read();
     rig.asked().await.send(Ok(None)).expect("the event alone cached nothing");
     assert_eq!(reader.await.expect("no panic").expect("read").0, None);
-    rig.cache.learn(&[at(2)]);
+    rig.cache.apply_update(&[at(2)]);
     assert_eq!(rig.read().await.expect("no panic").expect("read"), (Some(2), Outcome::Hit));
 }
 

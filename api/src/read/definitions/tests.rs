@@ -77,7 +77,7 @@ async fn a_reading_from_before_a_change_does_not_hide_it() {
         async move { definitions.current("a").await.map(|known| known.collection.version) }
     });
     let answer = asked.recv().await.expect("the store is asked");
-    definitions.learn("a", at(5), 0).await;
+    definitions.apply_update("a", at(5), 0).await;
     answer.send(Ok(at(4))).expect("awaited");
     assert_eq!(late.await.expect("no panic").expect("read"), 5);
     assert_eq!(version(&definitions).await, Some(5));
@@ -87,16 +87,16 @@ async fn a_reading_from_before_a_change_does_not_hide_it() {
 async fn a_definition_that_this_build_cannot_use_leaves_the_check_to_the_consumer() {
     let (definitions, _asked) = rig();
     let definition = Definition { schema: Some(r#"{"type":"unheard-of"}"#.into()), ..Definition::default() };
-    definitions.learn("a", Collection { definition, ..at(1) }, 0).await;
+    definitions.apply_update("a", Collection { definition, ..at(1) }, 0).await;
     assert_eq!(version(&definitions).await, None);
 }
 
 #[tokio::test]
 async fn after_a_change_somewhere_an_earlier_reading_does_not_count() {
     let (definitions, mut asked) = rig();
-    definitions.learn("a", at(1), 0).await;
+    definitions.apply_update("a", at(1), 0).await;
     assert_eq!(version(&definitions).await, Some(1));
-    definitions.distrust_all();
+    definitions.invalidate_all();
     let waiting = tokio::spawn({
         let definitions = definitions.clone();
         async move { version(&definitions).await }
@@ -110,7 +110,7 @@ async fn after_a_change_somewhere_an_earlier_reading_does_not_count() {
 #[tokio::test]
 async fn all_who_are_about_to_refuse_share_the_reading_that_begins_after_them() {
     let (definitions, mut asked) = rig();
-    definitions.learn("a", at(1), 0).await;
+    definitions.apply_update("a", at(1), 0).await;
     let early = definitions.load("a", false);
     let first = asked.recv().await.expect("the store is asked");
     let mut newer = tokio::task::JoinSet::new();

@@ -101,7 +101,7 @@ async fn an_old_entry_is_answered_stale_while_the_store_is_away_and_only_then() 
     let mut rig = Rig::new(LONG);
     let held = Ok(Some(rig.document()));
     rig.read_from(held).await.expect("held");
-    rig.cache.distrust_all();
+    rig.cache.invalidate_all();
     assert_eq!(outcome(rig.read_from(away()).await), Some(Outcome::Stale));
     let held = Ok(Some(rig.document()));
     assert_eq!(outcome(rig.read_from(held).await), Some(Outcome::Miss));

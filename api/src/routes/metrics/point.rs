@@ -9,7 +9,7 @@ use crate::http::problem::Problem;
 use crate::http::query::{DOTS, is_dots};
 use crate::rfc3339;
 use crate::routes::openapi::values::EXAMPLE_TIME;
-use crate::write::draft::Draft;
+use crate::write::new_write::NewWrite;
 use crate::write::preferences::OwnKey;
 
 /// One measurement.
@@ -62,12 +62,12 @@ impl PointStored {
 
 impl Point {
     /// Refuses a time that is more than `years_max` years old, or too far ahead.
-    pub fn into_draft(self, years_max: u32) -> Result<Draft, Problem> {
+    pub fn into_new_write(self, years_max: u32) -> Result<NewWrite, Problem> {
         let Self { at_ms, value, kind, idempotency_key } = self;
         check_time(at_ms, clock::now_ms(), years_max)
             .map_err(|error| Problem::invalid_at("/timestamp", error.to_string()))?;
         let own_key = idempotency_key.map(OwnKey::into_text);
-        Ok(Draft { write: Write::Point(write::Point { kind, at_ms, value }), own_key })
+        Ok(NewWrite { write: Write::Point(write::Point { kind, at_ms, value }), own_key })
     }
 }
 
@@ -98,7 +98,7 @@ mod tests {
     fn read(value: &str) -> Result<write::Point, serde_json::Value> {
         let now = rfc3339::rfc3339(clock::now_ms());
         let json = format!(r#"{{"timestamp":"{now}","value":{value},"type":"t"}}"#);
-        let point = body::one::<Point>(json.as_bytes(), 9_000).and_then(|point| point.into_draft(20));
+        let point = body::one::<Point>(json.as_bytes(), 9_000).and_then(|point| point.into_new_write(20));
         match point.map(|draft| draft.write) {
             Ok(Write::Point(point)) => Ok(point),
             Ok(other) => panic!("{other:?}"),

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::errors::{self, Kind};
 use super::values;
-use crate::admission::auth::access::Need;
+use crate::admission::auth::access::RequiredScope;
 use crate::routes::{Fact, Row, methods_of, table};
 
 /// Also answered for what is not stored, which has no tag and is never kept.
@@ -46,7 +46,7 @@ fn complete_operation(row: &Row, method: &str, operation: &mut Value) {
     operation["security"] = need.scope().map_or(json!([]), |scope| json!([{"key": [scope.name()]}, {}]));
     let (is_keyed, waits) = (has_header(operation, "Idempotency-Key"), has_header(operation, "Prefer"));
     let has_body = !operation["requestBody"].is_null();
-    let kind = match (need == Need::Nothing, method, is_keyed) {
+    let kind = match (need == RequiredScope::Nothing, method, is_keyed) {
         (true, ..) => Kind::Health,
         (_, "get", _) => Kind::Read,
         (.., true) => Kind::Accept,

@@ -4,7 +4,7 @@ use actix_web::http::StatusCode;
 use serde_json::{Map, Value, json};
 use shared::model::api_key::Scope;
 
-use crate::admission::auth::access::Need;
+use crate::admission::auth::access::RequiredScope;
 
 const PROBLEM: &str = "application/problem+json";
 
@@ -39,7 +39,7 @@ pub enum Kind {
 }
 
 /// Adds what the rules say and the handler does not.
-pub fn add(responses: &mut Map<String, Value>, kind: Kind, has_body: bool, need: Need) {
+pub fn add(responses: &mut Map<String, Value>, kind: Kind, has_body: bool, need: RequiredScope) {
     let guarded = need.scope();
     let mut may = |status: &str, holds: bool, description: &str| {
         if holds {
@@ -93,9 +93,9 @@ pub fn add_method_not_allowed(responses: &mut Map<String, Value>, methods: &str)
     responses.insert("405".into(), not_allowed);
 }
 
-fn forbidden(need: Need) -> String {
+fn forbidden(need: RequiredScope) -> String {
     let scope = need.scope().map_or("", Scope::name);
-    let off = if need == Need::Admin { "admin routes are off, or " } else { "" };
+    let off = if need == RequiredScope::Admin { "admin routes are off, or " } else { "" };
     format!("the key lacks the scope `{scope}`; without keys: {off}a page of another origin sent it")
 }
 

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use shared::event::{ItemFailed, KeyedTold, Standing};
 use shared::model::id::{IdIssuer, Kind, MessageId};
 use shared::model::idempotency::{fingerprint_of, id_of};
-use shared::model::outcome::{ItemStanding, KeyedVerdict};
+use shared::model::outcome::{CounterResult, KeyedVerdict};
 use shared::runtime::breaker::BreakerLimits;
 use shared::runtime::shutdown;
 use shared::store::{Store, StoreError};
@@ -29,7 +29,7 @@ fn message() -> MessageId {
 }
 
 fn wait(waiters: &Arc<Waiters>, item: ItemKey, fingerprint: Option<Fingerprint>) -> Waiter<Outcome> {
-    waiters.seat().expect("there is room").wait_for(item, fingerprint)
+    waiters.permit().expect("there is room").wait_for(item, fingerprint)
 }
 
 async fn outcome(waiter: &mut Waiter<Outcome>) -> Option<Outcome> {
@@ -61,12 +61,12 @@ fn told(number: i64, verdict: KeyedVerdict) -> Committed {
 const FOUND: Outcome = Outcome::Applied { standing: None, is_own: false };
 
 fn applied(standing: Option<(ItemKey, i64)>) -> Outcome {
-    let standing = standing.map(|(item, value)| ItemStanding { item, value, version: 1 });
+    let standing = standing.map(|(item, value)| CounterResult { item, value, version: 1 });
     Outcome::Applied { standing, is_own: true }
 }
 
-fn fate(fingerprint: Option<Fingerprint>) -> Fate {
-    Fate::Applied { at_ms: 5, fingerprint }
+fn fate(fingerprint: Option<Fingerprint>) -> ItemStatus {
+    ItemStatus::Applied { at_ms: 5, fingerprint }
 }
 
 #[tokio::test]
@@ -75,7 +75,7 @@ async fn everybody_who_waits_for_an_item_hears_of_it_also_before_he_asks() {
     let (one, two) = (message.item(Kind::Increment, 0), message.item(Kind::Point, 1));
     let mut waiting = [wait(&waiters, one, None), wait(&waiters, one, None), wait(&waiters, two, None)];
     let standings = vec![standing(one, 7)];
-    waiters.hear(&Committed { standings, ..named(message) });
+    waiters.on_event(&Committed { standings, ..named(message) });
     assert_eq!(waiting[0].told(), Some(applied(Some((one, 7)))));
     assert_eq!(outcome(&mut waiting[1]).await, Some(applied(Some((one, 7)))));
     assert_eq!(outcome(&mut waiting[2]).await, Some(applied(None)));
@@ -88,7 +88,7 @@ async fn an_item_that_was_set_aside_is_told_with_its_reason_and_its_message_does
     let item = message.item(Kind::Increment, 0);
     let mut waiting = wait(&waiters, item, None);
     let failed = ItemFailed { item, fingerprint: None, reason: "r".into(), detail: "d".into() };
-    waiters.hear(&Committed { failed: vec![failed], ..named(message) });
+    waiters.on_event(&Committed { failed: vec![failed], ..named(message) });
     let expected = Outcome::Failed { reason: "r".into(), detail: "d".into() };
     assert_eq!(outcome(&mut waiting).await, Some(expected));
 }
@@ -99,11 +99,11 @@ async fn an_unclear_item_is_not_settled_by_its_message_and_the_store_decides() {
     let (waiters, message) = (waiters(), message());
     let (unclear, clear) = (message.item(Kind::Increment, 0), message.item(Kind::Increment, 1));
     let mut waiting = [wait(&waiters, unclear, None), wait(&waiters, clear, None)];
-    waiters.hear(&Committed { unclear: vec![unclear], ..named(message) });
+    waiters.on_event(&Committed { unclear: vec![unclear], ..named(message) });
     assert_eq!((waiting[0].told(), waiting[1].told()), (None, Some(applied(None))));
     let (items, mark) = waiters.lock().take_doubted(10);
     assert_eq!(items, [unclear]);
-    waiters.learn(&items, vec![Some(fate(None))], mark);
+    waiters.apply_update(&items, vec![Some(fate(None))], mark);
     assert!(matches!(waiting[0].told(), Some(Outcome::Applied { .. })));
 }
 
@@ -114,9 +114,9 @@ async fn the_first_payload_under_a_key_is_applied_and_the_other_conflicts() {
     let mut other = wait(&waiters, keyed_item(), Some(payload(2)));
     let mut any = wait(&waiters, keyed_item(), None);
     // The standing may come in an event before.
-    waiters.hear(&Committed { standings: vec![standing(keyed_item(), 7)], ..Committed::default() });
+    waiters.on_event(&Committed { standings: vec![standing(keyed_item(), 7)], ..Committed::default() });
     assert_eq!((one.told(), other.told()), (None, None));
-    waiters.hear(&told(1, KeyedVerdict::Applied));
+    waiters.on_event(&told(1, KeyedVerdict::Applied));
     assert_eq!(one.told(), Some(applied(Some((keyed_item(), 7)))));
     assert_eq!(other.told(), Some(Outcome::Conflict));
     assert_eq!(any.told(), Some(applied(Some((keyed_item(), 7)))));
@@ -129,7 +129,7 @@ async fn a_keyed_item_that_was_set_aside_conflicts_with_other_payloads() {
     let mut other = wait(&waiters, keyed_item(), Some(payload(2)));
     let fingerprint = Some(payload(1));
     let failed = ItemFailed { item: keyed_item(), fingerprint, reason: "r".into(), detail: "d".into() };
-    waiters.hear(&Committed { failed: vec![failed], ..Committed::default() });
+    waiters.on_event(&Committed { failed: vec![failed], ..Committed::default() });
     assert!(matches!(one.told(), Some(Outcome::Failed { .. })));
     assert_eq!(other.told(), Some(Outcome::Conflict));
 }
@@ -139,11 +139,11 @@ async fn a_conflict_is_told_to_its_payload_only_and_the_store_decides_for_the_ot
     let waiters = waiters();
     let mut one = wait(&waiters, keyed_item(), Some(payload(1)));
     let mut other = wait(&waiters, keyed_item(), Some(payload(2)));
-    waiters.hear(&told(2, KeyedVerdict::Conflict));
+    waiters.on_event(&told(2, KeyedVerdict::Conflict));
     assert_eq!(other.told(), Some(Outcome::Conflict));
     assert_eq!(one.told(), None);
     let (items, mark) = waiters.lock().take_doubted(10);
-    waiters.learn(&items, vec![Some(fate(Some(payload(1))))], mark);
+    waiters.apply_update(&items, vec![Some(fate(Some(payload(1))))], mark);
     assert_eq!(one.told(), Some(FOUND));
 }
 
@@ -154,13 +154,13 @@ async fn after_a_hole_a_message_is_not_taken_at_its_word_but_named_items_are() {
     let mut waiting = [wait(&waiters, lost, None), wait(&waiters, named_item, None)];
     // The event that told of a failure is missing.
     waiters.doubt_all();
-    waiters.hear(&Committed { standings: vec![standing(named_item, 3)], ..named(message) });
+    waiters.on_event(&Committed { standings: vec![standing(named_item, 3)], ..named(message) });
     assert_eq!(waiting[0].told(), None);
     assert_eq!(waiting[1].told(), Some(applied(Some((named_item, 3)))));
     let (items, mark) = waiters.lock().take_doubted(10);
     assert_eq!(items, [lost]);
-    let failed = Fate::Failed { at_ms: 5, reason: "r".into(), detail: "d".into(), fingerprint: None };
-    waiters.learn(&items, vec![Some(failed)], mark);
+    let failed = ItemStatus::Failed { at_ms: 5, reason: "r".into(), detail: "d".into(), fingerprint: None };
+    waiters.apply_update(&items, vec![Some(failed)], mark);
     assert!(matches!(waiting[0].told(), Some(Outcome::Failed { .. })));
 }
 
@@ -170,8 +170,8 @@ async fn what_the_store_does_not_know_yet_is_told_by_later_events() {
     let mut waiting = wait(&waiters, message.item(Kind::Increment, 0), None);
     waiters.doubt_all();
     let (items, mark) = waiters.lock().take_doubted(10);
-    waiters.learn(&items, vec![None], mark);
-    waiters.hear(&named(message));
+    waiters.apply_update(&items, vec![None], mark);
+    waiters.on_event(&named(message));
     assert_eq!(outcome(&mut waiting).await, Some(applied(None)));
 }
 
@@ -182,11 +182,11 @@ async fn a_commit_during_a_read_is_not_lost() {
     waiters.doubt_all();
     let (items, mark) = waiters.lock().take_doubted(10);
     // The read looks, then the message is committed and named, then the read answers.
-    waiters.hear(&named(message));
-    waiters.learn(&items, vec![None], mark);
+    waiters.on_event(&named(message));
+    waiters.apply_update(&items, vec![None], mark);
     assert_eq!(waiting.told(), None);
     let (items, mark) = waiters.lock().take_doubted(10);
-    waiters.learn(&items, vec![Some(fate(None))], mark);
+    waiters.apply_update(&items, vec![Some(fate(None))], mark);
     assert_eq!(waiting.told(), Some(applied(None)));
 }
 
@@ -197,8 +197,8 @@ async fn a_hole_during_a_read_keeps_the_doubt() {
     waiters.doubt_all();
     let (items, mark) = waiters.lock().take_doubted(10);
     waiters.doubt_all();
-    waiters.learn(&items, vec![None], mark);
-    waiters.hear(&named(message));
+    waiters.apply_update(&items, vec![None], mark);
+    waiters.on_event(&named(message));
     assert_eq!(waiting.told(), None);
     assert!(waiters.lock().has_doubts());
 }
@@ -206,7 +206,7 @@ async fn a_hole_during_a_read_keeps_the_doubt() {
 #[tokio::test]
 async fn a_change_or_a_hole_wakes_who_follows_a_counter() {
     let waiters = waiters();
-    let follow = |name| waiters.seat().expect("there is room").wait_for_counter(name);
+    let follow = |name| waiters.permit().expect("there is room").wait_for_counter(name);
     let (mut one, mut other) = (follow("a"), follow("b"));
     let counter = Counter { name: "a".into(), value: 1, version: 1, updated_at_ms: 5 };
     waiters.changed(&[counter]);
@@ -220,7 +220,7 @@ async fn who_leaves_is_forgotten() {
     let (waiters, message) = (waiters(), message());
     let item = message.item(Kind::Increment, 0);
     let (stays, leaves) = (wait(&waiters, item, None), wait(&waiters, item, None));
-    let follower = waiters.seat().expect("there is room").wait_for_counter("a");
+    let follower = waiters.permit().expect("there is room").wait_for_counter("a");
     assert_eq!(waiters.open(), 3);
     drop(leaves);
     assert!(!waiters.lock().is_empty());
@@ -236,10 +236,10 @@ async fn who_leaves_is_forgotten() {
 #[tokio::test]
 async fn nobody_waits_beyond_the_limit() {
     let waiters = Waiters::new(1, Arc::new(Breaker::new("test", BREAKER)));
-    let seat = waiters.seat().expect("there is room");
-    assert!(waiters.seat().is_none());
-    drop(seat);
-    assert!(waiters.seat().is_some());
+    let permit = waiters.permit().expect("there is room");
+    assert!(waiters.permit().is_none());
+    drop(permit);
+    assert!(waiters.permit().is_some());
 }
 
 #[tokio::test]
@@ -255,18 +255,18 @@ async fn all_are_released_while_the_store_is_away_and_when_the_process_stops() {
     waiters.set_consumers_away(true);
     waiters.release_if_vain();
     assert_eq!(outcome(&mut waiting).await, None);
-    assert!(waiters.seat().is_none(), "nobody waits for a store that is away");
+    assert!(waiters.permit().is_none(), "nobody waits for a store that is away");
     waiters.set_consumers_away(false);
     let mut waiting = wait(&waiters, item, None);
     for _ in 0..BREAKER.failures_max {
         breaker.permit(Instant::now()).expect("closed").failure(Instant::now(), &"away");
     }
-    assert!(waiters.seat().is_none());
+    assert!(waiters.permit().is_none());
     waiters.release_if_vain();
     assert_eq!(outcome(&mut waiting).await, None);
 
     let waiters = self::waiters();
-    let (mut before, late) = (wait(&waiters, item, None), waiters.seat().expect("there is room"));
+    let (mut before, late) = (wait(&waiters, item, None), waiters.permit().expect("there is room"));
     waiters.close();
     assert_eq!(outcome(&mut before).await, None);
     assert_eq!(outcome(&mut late.wait_for(item, None)).await, None);
@@ -283,17 +283,17 @@ async fn ten_thousand_are_answered_by_the_events_of_their_messages() {
         messages: messages.iter().map(|message| message.as_uuid()).collect(),
         ..Committed::default()
     };
-    waiters.hear(&committed(&messages[..9]));
+    waiters.on_event(&committed(&messages[..9]));
     assert_eq!(waiting.iter_mut().filter_map(Waiter::told).count(), 9_000);
-    waiters.hear(&committed(&messages));
+    waiters.on_event(&committed(&messages));
     assert_eq!(waiting.iter_mut().filter_map(Waiter::told).count(), 1_000);
     assert!(waiters.lock().is_empty());
 }
 
 /// How many items the store is asked about, and where it takes the answer for each.
-type Question = (usize, oneshot::Sender<Result<Option<Fate>, StoreError>>);
+type Question = (usize, oneshot::Sender<Result<Option<ItemStatus>, StoreError>>);
 
-/// A store whose answers about fates the test gives.
+/// A store whose answers about statuses the test gives.
 struct Asked(mpsc::Sender<Question>);
 
 #[async_trait]
@@ -302,7 +302,7 @@ impl Layer for Asked {
         unreachable!("fates only")
     }
 
-    async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
         let (sender, receiver) = oneshot::channel();
         self.0.send((items.len(), sender)).await.expect("the test listens");
         let fate = receiver.await.expect("the test answers")?;
@@ -319,7 +319,7 @@ async fn a_hole_costs_a_few_reads_and_one_that_fails_is_repeated() {
     let (trigger, shutdown) = shutdown::channel();
     let breaker = Arc::new(Breaker::new("test", BREAKER));
     let store: Arc<dyn Store> = Arc::new(Layered(Asked(sender)));
-    let task = tokio::spawn(reconcile::settle(waiters.clone(), store, breaker, shutdown));
+    let task = tokio::spawn(reconcile::run(waiters.clone(), store, breaker, shutdown));
     waiters.doubt_all();
     let away = || Err(StoreError::Unavailable("away".into()));
     for (count, answer) in [(1_000, away()), (1_000, Ok(None)), (500, Ok(Some(fate(None))))] {
@@ -330,7 +330,7 @@ async fn a_hole_costs_a_few_reads_and_one_that_fails_is_repeated() {
     for waiting in &mut waiting[1_000..] {
         assert_eq!(outcome(waiting).await, Some(applied(None)));
     }
-    waiters.hear(&named(message));
+    waiters.on_event(&named(message));
     for waiting in &mut waiting[..1_000] {
         assert_eq!(outcome(waiting).await, Some(applied(None)));
     }
@@ -347,8 +347,8 @@ async fn what_was_processed_before_is_looked_up() {
     let (trigger, shutdown) = shutdown::channel();
     let breaker = Arc::new(Breaker::new("test", BREAKER));
     let store: Arc<dyn Store> = Arc::new(Layered(Asked(sender)));
-    let task = tokio::spawn(reconcile::settle(waiters.clone(), store, breaker, shutdown));
-    waiters.hear(&told(1, KeyedVerdict::Repeated));
+    let task = tokio::spawn(reconcile::run(waiters.clone(), store, breaker, shutdown));
+    waiters.on_event(&told(1, KeyedVerdict::Repeated));
     let (_, reply) = asked.recv().await.expect("the store is asked");
     reply.send(Ok(Some(fate(Some(payload(1)))))).expect("awaited");
     assert_eq!(outcome(&mut same).await, Some(FOUND));

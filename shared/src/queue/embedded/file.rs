@@ -13,7 +13,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 
-use super::shelf::{Lane, Message, Range};
+use super::ready_buffer::{Lane, Message, Range};
 use crate::model::message::Outgoing;
 use crate::queue::QueueError;
 use crate::runtime::clock::now_ms;

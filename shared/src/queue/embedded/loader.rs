@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 use super::file::Reader;
-use super::shelf::{Lane, Shelf};
+use super::ready_buffer::{Lane, Shelf};
 use crate::queue::QueueError;
 use crate::runtime::backoff::Backoff;
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use super::shelf::{Lane, Shelf, Taken};
-use super::writer::{Command, Fate, Settle};
+use super::ready_buffer::{Lane, Shelf, Taken};
+use super::writer::{Command, ItemStatus, Settle};
 use crate::queue::{Delivery, Lost, REJECTED_TWICE, Subscription};
 
 pub(super) struct EmbeddedSubscription {
@@ -34,7 +34,7 @@ impl EmbeddedSubscription {
         Self { owner, window, earlier: HashSet::new(), lane, shelf, commands, lost: None }
     }
 
-    async fn settle(&mut self, deliveries: Vec<Delivery>, fate: Fate) -> Result<(), Lost> {
+    async fn settle(&mut self, deliveries: Vec<Delivery>, fate: ItemStatus) -> Result<(), Lost> {
         self.check()?;
         if deliveries.is_empty() {
             return Ok(());
@@ -88,7 +88,7 @@ impl Subscription for EmbeddedSubscription {
     }
 
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
-        self.settle(deliveries, Fate::Applied).await
+        self.settle(deliveries, ItemStatus::Applied).await
     }
 
     async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
@@ -101,7 +101,7 @@ impl Subscription for EmbeddedSubscription {
 
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost> {
         match self.lane {
-            Lane::Writes => self.settle(vec![delivery], Fate::Rejected).await,
+            Lane::Writes => self.settle(vec![delivery], ItemStatus::Rejected).await,
             Lane::Dead => Err(self.lose(Lost(REJECTED_TWICE.into()))),
         }
     }

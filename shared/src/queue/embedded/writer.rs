@@ -1,7 +1,7 @@
 //! The one task that writes the embedded queue: it takes everything that waits, commits it as one
 //! transaction and answers all. Nobody is answered `Ok` before COMMIT has returned.
 //!
-//! When a commit fails it goes on: publishes are refused at once, fates are still tried, and the
+//! When a commit fails it goes on: publishes are refused at once, statuses are still tried, and the
 //! file is probed with a back-off. Before the disk is full it takes no new messages, so that the
 //! consumer can go on making room.
 use std::path::PathBuf;
@@ -14,8 +14,8 @@ use tokio::time::{timeout, timeout_at};
 
 use super::file::{File, FileError, Group, NewMessage};
 use super::loader::SharedReader;
+use super::ready_buffer::{Lane, Lanes, Message};
 use super::room::{LinkState, Reservation, Room};
-use super::shelf::{Lane, Lanes, Message};
 use crate::model::message::Outgoing;
 use crate::queue::{Link, Lost, PublishError};
 use crate::runtime::backoff::Backoff;
@@ -57,12 +57,12 @@ pub(super) struct Publish {
 pub(super) struct Settle {
     pub lane: Lane,
     pub seqs: Vec<u64>,
-    pub fate: Fate,
+    pub fate: ItemStatus,
     pub reply: oneshot::Sender<Result<(), Lost>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ItemStatus {
     /// Gone for good.
     Applied,
     /// Kept in the table of dead messages.
@@ -179,8 +179,8 @@ impl Writer {
         for settle in settles {
             let seqs = match (settle.lane, settle.fate) {
                 (Lane::Dead, _) => &mut group.buried,
-                (Lane::Writes, Fate::Applied) => &mut group.applied,
-                (Lane::Writes, Fate::Rejected) => &mut group.rejected,
+                (Lane::Writes, ItemStatus::Applied) => &mut group.applied,
+                (Lane::Writes, ItemStatus::Rejected) => &mut group.rejected,
             };
             seqs.extend_from_slice(&settle.seqs);
         }
@@ -225,7 +225,7 @@ impl Writer {
     fn answer_settled(&mut self, settles: Vec<Settle>) {
         for Settle { lane, seqs, fate, reply } in settles {
             let bytes = self.lanes.shelf(lane).settle(&seqs);
-            if fate == Fate::Applied {
+            if fate == ItemStatus::Applied {
                 self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
             self.bytes_since_checkpoint += COMMAND_BYTES;
@@ -309,7 +309,7 @@ impl Writer {
         self.room.bytes.fetch_add(found.bytes, Ordering::Relaxed);
         self.lanes.writes.add_unseen(found.last_seq);
         self.lanes.dead.add_unseen(found.last_dead);
-        // Kept even if the probe fails: fates may still pass.
+        // Kept even if the probe fails: statuses may still pass.
         self.file.insert(file).probe().await
     }
 

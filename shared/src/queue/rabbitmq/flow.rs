@@ -18,7 +18,7 @@ use lapin::types::ShortString;
 use lapin::{Channel, Event};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::judged::{Judge, Landed};
+use super::confirms::{Judge, Landed};
 use super::properties::properties_of;
 use super::publisher::{Job, Pump, SWEEP_EVERY};
 use crate::amqp::connection::{ConnectionEvents, Session};

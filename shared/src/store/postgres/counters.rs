@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 
 use super::failure::Failure;
 use super::read::CounterRow;
-use crate::model::outcome::{Counter, ItemStanding, SetAside};
+use crate::model::outcome::{Counter, CounterResult, SetAside};
 use crate::model::write::Increment;
 use crate::store::rules::plan::Task;
 use crate::store::rules::sums::{self, Standing};
@@ -17,7 +17,7 @@ use crate::store::rules::sums::{self, Standing};
 #[derive(Default)]
 pub struct Counted {
     pub counters: Vec<Counter>,
-    pub standings: Vec<ItemStanding>,
+    pub standings: Vec<CounterResult>,
     pub set_aside: Vec<SetAside>,
 }
 

@@ -163,7 +163,7 @@ impl Entombed {
 }
 
 /// Takes back the tombstones of documents that cannot come any more. Who inserts one of them waits for the
-/// tombstone, and so is not committed when their fates are read.
+/// tombstone, and so is not committed when their statuses are read.
 async fn withdraw(
     connection: &mut PgConnection,
     elsewhere: &Elsewhere<'_>,
@@ -173,9 +173,9 @@ async fn withdraw(
         return Ok(());
     }
     let documents: Vec<ItemKey> = fresh.iter().map(|fresh| fresh.document).collect();
-    let fates = read::fates(connection, &documents).await?;
+    let statuses = read::item_statuses(connection, &documents).await?;
     let (mut collections, mut places) = (Vec::new(), Vec::new());
-    for (fresh, fate) in fresh.into_iter().zip(fates) {
+    for (fresh, fate) in fresh.into_iter().zip(statuses) {
         if elsewhere.holds(fresh.document, fate.as_ref()) {
             collections.push(fresh.collection);
             places.push(fresh.place);

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::columns::{self, to_ms};
 use super::failure::Failure;
 use crate::model::id::{ItemKey, MessageId};
-use crate::model::outcome::{Counter, Fate};
+use crate::model::outcome::{Counter, ItemStatus};
 use crate::store::rules::ledger;
 use crate::store::rules::page::Bounds;
 
@@ -71,7 +71,10 @@ pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Res
 /// its number, and a row per message that was applied. Items get a subquery each, because the planner would
 /// read a whole table for a join. Messages are named as a list and by its ends, because a plan that
 /// is kept prunes partitions by single values only (`fates_are_looked_up_by_key_however_many_are_asked_for`).
-pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<Vec<Option<Fate>>, Failure> {
+pub async fn item_statuses(
+    connection: &mut PgConnection,
+    items: &[ItemKey],
+) -> Result<Vec<Option<ItemStatus>>, Failure> {
     let ids: Vec<Uuid> = items.iter().map(|item| item.as_uuid()).collect();
     let messages: BTreeSet<MessageId> = items.iter().filter_map(|item| item.message()).collect();
     let messages: Vec<Uuid> = messages.into_iter().map(MessageId::as_uuid).collect();
@@ -98,22 +101,22 @@ pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<V
     let rows = rows.fetch_all(connection).await?;
     let applied: HashMap<Uuid, OffsetDateTime> =
         rows.iter().filter_map(|row| Some((row.message?, row.applied_at?))).collect();
-    let mut fates = vec![None; items.len()];
+    let mut statuses = vec![None; items.len()];
     for row in rows {
         let Some(number) = row.number.and_then(|number| usize::try_from(number - 1).ok()) else { continue };
         let message = items[number].message().and_then(|message| applied.get(&message.as_uuid()).copied());
         let fingerprint = row.fingerprint.as_deref().map(columns::fingerprint).transpose()?;
-        fates[number] = match (row.set_aside_at, row.reason, row.detail) {
+        statuses[number] = match (row.set_aside_at, row.reason, row.detail) {
             (Some(at), Some(reason), Some(detail)) => {
-                Some(Fate::Failed { at_ms: to_ms(at), reason, detail, fingerprint })
+                Some(ItemStatus::Failed { at_ms: to_ms(at), reason, detail, fingerprint })
             }
             _ => match message.or(row.applied_at) {
-                Some(at) => Some(Fate::Applied { at_ms: to_ms(at), fingerprint }),
-                None => ledger::is_forgotten(items[number], row.floor).then_some(Fate::Forgotten),
+                Some(at) => Some(ItemStatus::Applied { at_ms: to_ms(at), fingerprint }),
+                None => ledger::is_forgotten(items[number], row.floor).then_some(ItemStatus::Forgotten),
             },
         };
     }
-    Ok(fates)
+    Ok(statuses)
 }
 
 pub async fn now_ms(connection: &mut PgConnection) -> Result<i64, Failure> {

@@ -10,7 +10,7 @@ use super::checks::{Checks, Unchecked};
 use super::plan::{Own, Task};
 use crate::model::collection::{Checker, Violation};
 use crate::model::id::ItemKey;
-use crate::model::outcome::{Fate, Reason, SetAside};
+use crate::model::outcome::{ItemStatus, Reason, SetAside};
 use crate::model::write::Document;
 
 /// The definitions that the transaction found, one for each of [`collections`].
@@ -62,8 +62,8 @@ impl<'p> Elsewhere<'p> {
 
     /// `fate` is read in the transaction. What was processed before is stored, was, or is past the floor. What
     /// was set aside may be redriven.
-    pub fn holds(&self, document: ItemKey, fate: Option<&Fate>) -> bool {
-        let was_processed = matches!(fate, Some(Fate::Applied { .. } | Fate::Forgotten));
+    pub fn holds(&self, document: ItemKey, fate: Option<&ItemStatus>) -> bool {
+        let was_processed = matches!(fate, Some(ItemStatus::Applied { .. } | ItemStatus::Forgotten));
         self.stored.contains(&document.as_uuid()) || (was_processed && !self.own.holds(document))
     }
 }

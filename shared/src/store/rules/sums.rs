@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 
 use super::plan::Task;
-use crate::model::outcome::{Counter, ItemStanding, Reason, SetAside};
+use crate::model::outcome::{Counter, CounterResult, Reason, SetAside};
 use crate::model::write::Increment;
 
 /// The increments of a batch, in its order.
@@ -42,7 +42,7 @@ pub struct Folded<'a> {
     /// Counters that changed, by name.
     pub counters: Vec<(&'a str, Standing)>,
     /// After each awaited increment that was applied.
-    pub standings: Vec<ItemStanding>,
+    pub standings: Vec<CounterResult>,
     pub set_aside: Vec<SetAside>,
 }
 
@@ -87,7 +87,7 @@ pub fn fold_increments<'a>(
             *standing = Standing { value, version: standing.version + 1 };
             if task.is_awaited() {
                 let Standing { value, version } = *standing;
-                standings.push(ItemStanding { item: task.item(), value, version });
+                standings.push(CounterResult { item: task.item(), value, version });
             }
         } else {
             let detail = format!("{by} added to {} is out of range", standing.value);
@@ -103,7 +103,7 @@ pub fn fold_increments<'a>(
 }
 
 /// The standings of awaited increments, from what merged sums made of the counters.
-pub fn standings(merged: &[Counter], sums: &[Sum<'_>], increments: Increments<'_, '_>) -> Vec<ItemStanding> {
+pub fn standings(merged: &[Counter], sums: &[Sum<'_>], increments: Increments<'_, '_>) -> Vec<CounterResult> {
     if !increments.iter().any(Task::is_awaited) {
         return Vec::new();
     }

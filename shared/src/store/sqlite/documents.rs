@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::collections::{Cache, Known};
 use super::files::Failure;
-use super::read::fates;
+use super::read::item_statuses;
 use super::values::{fingerprint_of, json};
 use super::{fields, values};
 use crate::model::collection::Checker;
@@ -150,8 +150,8 @@ async fn erase(
         fields::forget(connection, &fields).await?;
     }
     let documents: Vec<ItemKey> = doomed.keys().map(|(_, document)| *document).collect();
-    let fates = fates(connection, &documents).await?;
-    let rows = doomed.iter().zip(fates).map(|(((name, id), task), fate)| {
+    let statuses = item_statuses(connection, &documents).await?;
+    let rows = doomed.iter().zip(statuses).map(|(((name, id), task), fate)| {
         let is_elsewhere = elsewhere.holds(*id, fate.as_ref());
         let (place, id) =
             if id.is_keyed() { (task.place(), Some(id.as_uuid())) } else { (id.as_uuid(), None) };

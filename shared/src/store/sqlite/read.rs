@@ -5,7 +5,7 @@ use sqlx::{Row, SqliteConnection};
 use super::files::Failure;
 use super::values::{fingerprint_of, json};
 use crate::model::id::ItemKey;
-use crate::model::outcome::{Counter, Fate};
+use crate::model::outcome::{Counter, ItemStatus};
 
 pub const COUNTER: &str = "select name, value, version, updated_at_ms from counters where name = ?1";
 
@@ -31,10 +31,10 @@ pub fn counter_of(row: &SqliteRow) -> Result<Counter, sqlx::Error> {
 }
 
 /// In the order of `items`.
-pub async fn fates(
+pub async fn item_statuses(
     connection: &mut SqliteConnection,
     items: &[ItemKey],
-) -> Result<Vec<Option<Fate>>, Failure> {
+) -> Result<Vec<Option<ItemStatus>>, Failure> {
     let row = |item: &ItemKey| {
         let message = item.message().map(|message| message.as_uuid().simple());
         (item.as_uuid().simple(), message)
@@ -45,17 +45,17 @@ pub async fn fates(
     Ok(rows.iter().map(fate_of).collect::<Result<_, _>>()?)
 }
 
-fn fate_of(row: &SqliteRow) -> Result<Option<Fate>, sqlx::Error> {
+fn fate_of(row: &SqliteRow) -> Result<Option<ItemStatus>, sqlx::Error> {
     let applied: Option<i64> = row.try_get(0)?;
     let fingerprint = row.try_get::<Option<Vec<u8>>, _>(1)?.map(fingerprint_of).transpose()?;
     let set_aside: Option<i64> = row.try_get(2)?;
     Ok(match set_aside {
         Some(at_ms) => {
-            Some(Fate::Failed { at_ms, reason: row.try_get(3)?, detail: row.try_get(4)?, fingerprint })
+            Some(ItemStatus::Failed { at_ms, reason: row.try_get(3)?, detail: row.try_get(4)?, fingerprint })
         }
         None => match applied {
-            Some(at_ms) => Some(Fate::Applied { at_ms, fingerprint }),
-            None => row.try_get::<Option<bool>, _>(6)?.unwrap_or(false).then_some(Fate::Forgotten),
+            Some(at_ms) => Some(ItemStatus::Applied { at_ms, fingerprint }),
+            None => row.try_get::<Option<bool>, _>(6)?.unwrap_or(false).then_some(ItemStatus::Forgotten),
         },
     })
 }

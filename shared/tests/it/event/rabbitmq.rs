@@ -42,7 +42,7 @@ async fn what_publishes_by_itself_is_not_over_before_it_is_closed() {
     testkit::isolated("event", |isolated| async move {
         let events = open(&isolated.amqp_url, &isolated);
         connected(events.as_ref()).await;
-        let [mut over] = events.over().try_into().expect("one task");
+        let [mut over] = events.completions().try_into().expect("one task");
         assert!(!over.is_requested());
         events.close().await;
         tokio::time::timeout(PATIENCE, over.requested()).await.expect("over in time");

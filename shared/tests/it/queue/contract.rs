@@ -449,7 +449,7 @@ async fn a_closed_queue_takes_nothing_and_has_answered_everything(fixture: &dyn 
 async fn what_it_runs_by_itself_is_not_over_before_it_is_closed(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     publish(queue.publisher().as_ref(), 1).await;
-    let over = queue.over();
+    let over = queue.completions();
     assert!(!over.is_empty() && !over.iter().any(Shutdown::is_requested), "{over:?}");
     queue.close().await;
     for mut over in over {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use shared::model::id::Kind;
 use shared::model::message::Message;
-use shared::model::outcome::{Counter, Fate, Reason};
+use shared::model::outcome::{Counter, ItemStatus, Reason};
 use shared::store::{NamePage, Store, StoreError};
 use tokio::sync::Barrier;
 
@@ -200,7 +200,7 @@ async fn nothing_that_a_message_can_carry_fails_its_batch([one, other]: [Arc<dyn
     for (aside, sent) in applied.set_aside.iter().zip(nasty) {
         assert_eq!(aside.json, sent);
         let fate = fate(&other, aside.item).await;
-        let Some(Fate::Failed { reason, detail, .. }) = fate else { panic!("{fate:?}") };
+        let Some(ItemStatus::Failed { reason, detail, .. }) = fate else { panic!("{fate:?}") };
         assert_eq!((&*reason, &detail), ("unreadable", &aside.detail));
     }
     // Nor does anything that a reader can ask for.
@@ -234,10 +234,10 @@ async fn the_fate_of_an_item_is_told([one, other]: [Arc<dyn Store>; 2]) {
     let before_ms = one.now_ms().await.expect("a time");
     let applied = apply(&one, &batch).await;
     let told = fate(&other, good).await;
-    let Some(Fate::Applied { at_ms, .. }) = told else { panic!("{told:?}") };
+    let Some(ItemStatus::Applied { at_ms, .. }) = told else { panic!("{told:?}") };
     assert!((before_ms..=applied.committed_at_ms).contains(&at_ms));
     let told = fate(&other, bad).await;
-    let Some(Fate::Failed { at_ms, reason, detail, .. }) = told else { panic!("{told:?}") };
+    let Some(ItemStatus::Failed { at_ms, reason, detail, .. }) = told else { panic!("{told:?}") };
     assert!((before_ms..=one.now_ms().await.expect("a time")).contains(&at_ms));
     assert_eq!(reason, "counter_overflow");
     assert_eq!(detail, "1 added to 9223372036854775807 is out of range");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::model::dead_letter::RedriveOutcome;
-use shared::model::outcome::{Fate, Reason};
+use shared::model::outcome::{ItemStatus, Reason};
 use shared::store::{GiveUp, Store};
 
 use super::dead_letters::{everything, redrive};
@@ -60,7 +60,7 @@ async fn a_message_that_is_given_up_is_done_and_each_item_can_be_redriven([store
     assert!(apply(&store, std::slice::from_ref(&message)).await.fresh.is_empty(), "it is done for good");
     for index in 0..4 {
         let fate = fate(&store, message.item_key(index)).await;
-        let Some(Fate::Failed { reason, detail, .. }) = fate else { panic!("{fate:?}") };
+        let Some(ItemStatus::Failed { reason, detail, .. }) = fate else { panic!("{fate:?}") };
         assert_eq!((&*reason, &*detail), ("not_applied", "it failed"));
     }
     assert_eq!((standing(&store, "a").await, standing(&store, "b").await), ((0, 0), (0, 0)));
@@ -78,7 +78,7 @@ async fn a_message_that_was_applied_cannot_be_given_up([store, _]: [Arc<dyn Stor
     apply(&store, std::slice::from_ref(&message)).await;
     let applied = store.give_up_on(message.clone(), given_up()).await.expect("it is there");
     assert!(applied.fresh.is_empty() && applied.set_aside.is_empty(), "{applied:?}");
-    assert!(matches!(fate(&store, message.item_key(0)).await, Some(Fate::Applied { .. })));
+    assert!(matches!(fate(&store, message.item_key(0)).await, Some(ItemStatus::Applied { .. })));
 }
 
 async fn a_batch_within_its_time_is_applied([store, _]: [Arc<dyn Store>; 2]) {

@@ -7,7 +7,7 @@ use shared::model::dead_letter::{
 };
 use shared::model::id::{ItemKey, Kind};
 use shared::model::message::{Entry, Message};
-use shared::model::outcome::{Fate, KeyedVerdict};
+use shared::model::outcome::{ItemStatus, KeyedVerdict};
 use shared::model::rollup::Resolution;
 use shared::model::write::Item;
 use shared::store::{DocumentPage, Retention, RollupRange, Store, Stored};
@@ -138,11 +138,11 @@ async fn a_redriven_item_takes_effect_and_is_a_dead_letter_no_more([one, other]:
     let sent = messages.of(&[increment("a", i64::MAX), increment("a", 3), increment("b", 1)]);
     apply(&one, std::slice::from_ref(&sent)).await;
     let item = sent.item_key(1);
-    assert!(matches!(fate(&other, item).await, Some(Fate::Failed { .. })));
+    assert!(matches!(fate(&other, item).await, Some(ItemStatus::Failed { .. })));
     apply(&one, &[messages.of(&[increment("a", -10)])]).await;
     assert_eq!(applied(&redrive(&other, everything(), false).await), [item.as_uuid()]);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 7, 3));
-    assert!(matches!(fate(&one, item).await, Some(Fate::Applied { .. })));
+    assert!(matches!(fate(&one, item).await, Some(ItemStatus::Applied { .. })));
     assert_eq!(all(&one).await, []);
     // Neither a second redrive nor a redelivery has an effect.
     assert_eq!(redrive(&one, everything(), false).await, []);
@@ -201,7 +201,7 @@ async fn every_kind_of_item_takes_effect_when_it_is_redriven([one, other]: [Arc<
     assert_eq!(other.rollups(range).await.expect("is read").rollups[0].1.count(), 1);
     assert_eq!(standing(&other, "a").await, (2, 1));
     for key in keys {
-        assert!(matches!(fate(&other, key).await, Some(Fate::Applied { .. })), "{key}");
+        assert!(matches!(fate(&other, key).await, Some(ItemStatus::Applied { .. })), "{key}");
     }
 }
 
@@ -225,7 +225,7 @@ async fn an_item_that_fails_again_stays_with_its_new_reason([one, other]: [Arc<d
         assert_eq!((&letter.item, letter.accepted_at_ms), (&first.item, first.accepted_at_ms));
         assert!(letter.set_aside_at_ms >= first.set_aside_at_ms);
         let told = fate(&one, keys[0]).await;
-        assert!(matches!(told, Some(Fate::Failed { detail: told, .. }) if told == detail));
+        assert!(matches!(told, Some(ItemStatus::Failed { detail: told, .. }) if told == detail));
     }
     // Only the one was tried; together the good one goes and the bad one stays.
     assert_eq!(all(&one).await.len(), 2);
@@ -258,7 +258,7 @@ async fn a_discarded_item_is_never_applied([one, other]: [Arc<dyn Store>; 2]) {
     assert_eq!(redrive(&one, only, false).await, []);
     assert_eq!(applied(&redrive(&one, everything(), false).await), [keys[1].as_uuid()]);
     assert_eq!(standing(&other, "a").await, (10, 1));
-    assert!(matches!(fate(&other, keys[0]).await, Some(Fate::Failed { .. })));
+    assert!(matches!(fate(&other, keys[0]).await, Some(ItemStatus::Failed { .. })));
     // A second time changes nothing.
     assert!(one.discard(id).await.expect("is discarded"));
     let letter = other.dead_letter(id).await.expect("is read").expect("is there");
@@ -289,7 +289,7 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
     assert_eq!(standing(&other, "a").await, (1, 1));
     let told = fate(&other, keys[1]).await;
     assert!(
-        matches!(told, Some(Fate::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&items[1]))
+        matches!(told, Some(ItemStatus::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&items[1]))
     );
 }
 
@@ -316,7 +316,7 @@ async fn the_key_of_a_dead_letter_outlives_its_retention([one, other]: [Arc<dyn 
     assert_eq!(apply(&other, &[messages.of(&[item])]).await.keyed[0].verdict, KeyedVerdict::Repeated);
     assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1);
     assert_eq!(standing(&one, "a").await, (1, 1), "by the redrive alone");
-    assert!(matches!(fate(&one, identity(Kind::Increment, "k", 0)).await, Some(Fate::Applied { .. })));
+    assert!(matches!(fate(&one, identity(Kind::Increment, "k", 0)).await, Some(ItemStatus::Applied { .. })));
     assert_eq!(one.housekeep(retention).await.expect("is kept").rows, 1, "no dead letter holds it now");
 }
 

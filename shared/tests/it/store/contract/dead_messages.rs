@@ -6,7 +6,7 @@ use shared::model::dead_letter::{
     DeadLetter, DeadLetterFilter, DeadMessage, MESSAGE_KIND, Redrive, RedriveOutcome, Redriven,
 };
 use shared::model::message::{Builder, Message, Undecodable, decode};
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::store::Store;
 use tokio::sync::Barrier;
 use uuid::Uuid;
@@ -116,7 +116,7 @@ async fn a_build_that_can_read_a_message_applies_it_by_a_redrive_and_only_once(
     assert_eq!((standing(&one, "a").await, all(&one).await.len()), ((0, 0), 1));
     assert_eq!(redrive(&other, everything(), false).await, would);
     assert_eq!((standing(&one, "a").await, standing(&one, "b").await), ((2, 1), (3, 1)));
-    assert!(matches!(fate(&one, message.item_key(1)).await, Some(Fate::Applied { .. })));
+    assert!(matches!(fate(&one, message.item_key(1)).await, Some(ItemStatus::Applied { .. })));
     assert_eq!(letter(&one, id).await, None);
     // From the queue, and from a build that cannot read it.
     assert!(apply(&one, &[message]).await.fresh.is_empty());
@@ -137,7 +137,7 @@ async fn an_item_of_a_redriven_message_that_cannot_be_applied_is_set_aside_and_t
     let left: Vec<_> = all(&one).await.into_iter().map(|letter| (letter.id, letter.reason)).collect();
     assert_eq!(left, [(failed.as_uuid(), "counter_overflow".into())]);
     assert_eq!((standing(&one, "a").await, standing(&one, "full").await), ((2, 2), (i64::MAX, 1)));
-    assert!(matches!(fate(&one, failed).await, Some(Fate::Failed { .. })));
+    assert!(matches!(fate(&one, failed).await, Some(ItemStatus::Failed { .. })));
 }
 
 async fn what_still_cannot_be_read_stays_and_is_in_nobodys_way([one, other]: [Arc<dyn Store>; 2]) {

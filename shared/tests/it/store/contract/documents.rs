@@ -4,7 +4,7 @@ use std::sync::Arc;
 use shared::model::collection::Definition;
 use shared::model::dead_letter::DeadLetterFilter;
 use shared::model::id::{ItemKey, Kind};
-use shared::model::outcome::{Fate, Reason};
+use shared::model::outcome::{ItemStatus, Reason};
 use shared::model::write::Item;
 use shared::store::{Document, DocumentPage, Store, Stored};
 use tokio::sync::Barrier;
@@ -155,7 +155,7 @@ async fn a_delete_wins_whenever_it_comes([one, other]: [Arc<dyn Store>; 2]) {
         apply(&other, &[messages.of(&[delete(round, x)])]).await;
         for id in [late.item_key(0), early.item_key(0), x, y] {
             assert_eq!(stored(&other, round, id).await, Some(Stored::Deleted), "{round}");
-            assert!(matches!(fate(&other, id).await, Some(Fate::Applied { .. })));
+            assert!(matches!(fate(&other, id).await, Some(ItemStatus::Applied { .. })));
         }
         assert_eq!(ids(&other, round).await, [both[1].item_key(0)]);
     }
@@ -279,7 +279,7 @@ async fn a_document_that_does_not_hold_the_schema_is_set_aside([one, other]: [Ar
     assert!(applied.keyed.is_empty());
     for index in 0..4 {
         let told = fate(&one, sent.item_key(index)).await;
-        let Some(Fate::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
+        let Some(ItemStatus::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
         assert_eq!((&*reason, &detail), ("schema_violation", &applied.set_aside[index].detail));
         assert_eq!(stored(&one, "c", sent.item_key(index)).await, None);
     }
@@ -318,7 +318,7 @@ async fn a_definition_that_cannot_be_used_stops_nothing_else([one, other]: [Arc<
     assert_eq!(aside, [1, 2].map(|index| (sent.item_key(index), Reason::DefinitionUnusable)));
     assert!(applied.set_aside[0].detail.contains("/schema/type"), "{}", applied.set_aside[0].detail);
     let told = fate(&one, sent.item_key(1)).await;
-    assert!(matches!(told, Some(Fate::Failed { reason, .. }) if reason == "definition_unusable"));
+    assert!(matches!(told, Some(ItemStatus::Failed { reason, .. }) if reason == "definition_unusable"));
     assert_eq!(applied.counters.len(), 1);
     // Whoever can use it checked the one that names its version.
     assert_eq!(ids(&one, "c").await, [sent.item_key(3), before.item_key(1)]);

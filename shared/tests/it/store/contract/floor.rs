@@ -6,8 +6,8 @@ use shared::model::dead_letter::{
 };
 use shared::model::id::{IdFloor, IdIssuer, ItemKey, Kind};
 use shared::model::message::{Entry, Message};
-use shared::model::outcome::{Fate, Reason};
-use shared::store::{Hold, Holder, Retention, Store, Stored};
+use shared::model::outcome::{ItemStatus, Reason};
+use shared::store::{ConsumerWatermark, ReportedWatermark, Retention, Store, Stored};
 
 use crate::store::contract::dead_messages::{another, body, bury, read, too_new};
 use crate::store::contract::housekeeping::{DAY_MS, LONG, above_the_floor, housekeep_all};
@@ -34,13 +34,13 @@ async fn forget(store: &Arc<dyn Store>, before_ms: i64) {
     housekeep_all(store, Retention { forget_before_ms: Some(before_ms), ..LONG }).await;
 }
 
-fn is_applied(fate: Option<&Fate>) -> bool {
-    matches!(fate, Some(Fate::Applied { .. }))
+fn is_applied(fate: Option<&ItemStatus>) -> bool {
+    matches!(fate, Some(ItemStatus::Applied { .. }))
 }
 
-fn reason(fate: Option<Fate>) -> String {
+fn reason(fate: Option<ItemStatus>) -> String {
     match fate {
-        Some(Fate::Failed { reason, .. }) => reason,
+        Some(ItemStatus::Failed { reason, .. }) => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -78,7 +78,7 @@ async fn what_was_forgotten_is_told_at_every_store_and_never_applied_again(
     apply(&one, &[old.clone(), new.clone()]).await;
     forget(&other, NOON_MS + 2 * DAY_MS).await;
     for store in [&one, &other] {
-        assert_eq!(fate(store, old.item_key(1)).await, Some(Fate::Forgotten));
+        assert_eq!(fate(store, old.item_key(1)).await, Some(ItemStatus::Forgotten));
         assert!(is_applied(fate(store, new.item_key(0)).await.as_ref()));
         assert_eq!(fate(store, coming.item_key(0)).await, None);
     }
@@ -132,7 +132,11 @@ async fn a_buried_message_that_is_too_old_is_applied_by_force_only([one, other]:
         assert_eq!(told, [Redriven { id, outcome: RedriveOutcome::NeedsForce }]);
     }
     assert_eq!(one.dead_letter(id).await.expect("is read"), before);
-    assert_eq!(fate(&one, read(&late).item_key(0)).await, Some(Fate::Forgotten), "nothing is left of it");
+    assert_eq!(
+        fate(&one, read(&late).item_key(0)).await,
+        Some(ItemStatus::Forgotten),
+        "nothing is left of it"
+    );
     for dry_run in [true, false] {
         assert_eq!(standing(&one, "a").await, (0, 0));
         let told = redrive(&other, None, dry_run, true).await;
@@ -223,7 +227,7 @@ async fn a_dead_letter_is_applied_once_after_its_message_was_forgotten([one, oth
     assert_eq!(told, [Redriven { id: item.as_uuid(), outcome: RedriveOutcome::Applied }]);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 7, 3));
     assert_eq!(redrive(&one, Some(item), false, true).await, []);
-    assert_eq!(fate(&one, item).await, Some(Fate::Forgotten));
+    assert_eq!(fate(&one, item).await, Some(ItemStatus::Forgotten));
     // Nor does its message apply it, should it come again.
     assert_eq!(apply(&other, &[sent]).await.set_aside.len(), 2);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 7, 3));
@@ -295,7 +299,7 @@ async fn the_floor_never_goes_back([one, other]: [Arc<dyn Store>; 2]) {
     apply(&one, std::slice::from_ref(&first)).await;
     forget(&other, NOON_MS + 2 * DAY_MS).await;
     forget(&other, 0).await;
-    assert_eq!(fate(&one, last.item_key(0)).await, Some(Fate::Forgotten));
+    assert_eq!(fate(&one, last.item_key(0)).await, Some(ItemStatus::Forgotten));
     assert_eq!(apply(&one, &[last]).await.set_aside.len(), 1);
     assert_eq!(standing(&one, "a").await, (2, 2));
 }
@@ -322,7 +326,7 @@ async fn a_tombstone_goes_with_the_ledger_unless_a_dead_letter_has_its_id([one, 
     for id in gone {
         assert_eq!(stored(id).await, None, "{id}");
     }
-    assert_eq!(fate(&one, gone[0]).await, Some(Fate::Forgotten));
+    assert_eq!(fate(&one, gone[0]).await, Some(ItemStatus::Forgotten));
     assert_eq!(fate(&one, gone[1]).await, None, "its key went with its tombstone");
     for id in kept.into_iter().chain([lately]) {
         assert_eq!(stored(id).await, Some(Stored::Deleted), "{id}");
@@ -368,7 +372,7 @@ async fn a_discarded_dead_letter_goes_after_its_time_and_not_before_its_message(
         assert_eq!(reason(fate(&one, id).await), "unreadable", "{id}");
     }
     until(NOON_MS + 2 * DAY_MS, -DAY_MS).await;
-    assert_eq!(fate(&one, discarded[0]).await, Some(Fate::Forgotten));
+    assert_eq!(fate(&one, discarded[0]).await, Some(ItemStatus::Forgotten));
     assert_eq!(reason(fate(&one, discarded[1]).await), "unreadable", "its key is as young as the discard");
     let now_ms = one.now_ms().await.expect("a time");
     above_the_floor(&one, now_ms).await;
@@ -381,14 +385,14 @@ async fn a_discarded_dead_letter_goes_after_its_time_and_not_before_its_message(
 }
 
 async fn what_consumers_hold_is_told_to_the_others([one, other]: [Arc<dyn Store>; 2]) {
-    let tell = async |store: &Arc<dyn Store>, consumer, oldest_ms, silent: &[Holder]| {
-        store.hold(Hold { consumer, oldest_ms }, silent.to_vec()).await.expect("is told")
+    let tell = async |store: &Arc<dyn Store>, consumer, oldest_ms, silent: &[ReportedWatermark]| {
+        store.hold(ConsumerWatermark { consumer, oldest_ms }, silent.to_vec()).await.expect("is told")
     };
     let before_ms = one.now_ms().await.expect("a time");
     assert_eq!(tell(&one, u64::MAX, NOON_MS, &[]).await.others, []);
     let held = tell(&other, 7, NOON_MS + 1, &[]).await;
     let [first] = held.others[..] else { panic!("{held:?}") };
-    assert_eq!(first.hold, Hold { consumer: u64::MAX, oldest_ms: NOON_MS });
+    assert_eq!(first.hold, ConsumerWatermark { consumer: u64::MAX, oldest_ms: NOON_MS });
     assert!((before_ms..=held.now_ms).contains(&first.told_at_ms), "{held:?}");
     // It told something since, if only a millisecond later: it is not silent.
     while one.now_ms().await.expect("a time") <= first.told_at_ms {}

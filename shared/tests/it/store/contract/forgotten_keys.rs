@@ -6,7 +6,7 @@ use shared::model::collection::Definition;
 use shared::model::dead_letter::{DeadMessage, RedriveOutcome};
 use shared::model::id::Kind;
 use shared::model::message::{Message, Undecodable};
-use shared::model::outcome::{Fate, KeyedVerdict};
+use shared::model::outcome::{ItemStatus, KeyedVerdict};
 use shared::model::write::Item;
 use shared::store::{DocumentPage, Housekept, Retention, Store, Stored};
 
@@ -34,7 +34,7 @@ async fn forget(store: &Arc<dyn Store>, before_ms: i64) {
 }
 
 async fn is_applied(store: &Arc<dyn Store>, key: &str) -> bool {
-    matches!(fate(store, identity(Kind::Increment, key, 0)).await, Some(Fate::Applied { .. }))
+    matches!(fate(store, identity(Kind::Increment, key, 0)).await, Some(ItemStatus::Applied { .. }))
 }
 
 async fn verdict(store: &Arc<dyn Store>, message: Message) -> KeyedVerdict {
@@ -170,7 +170,7 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
     let kept = |before_ms| Retention { remembered_ms: 2 * DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
     for _ in 0..2 {
         let told = fate(&other, id).await;
-        assert!(matches!(told, Some(Fate::Applied { fingerprint: Some(_), .. })), "{told:?}");
+        assert!(matches!(told, Some(ItemStatus::Applied { fingerprint: Some(_), .. })), "{told:?}");
         assert_eq!(one.document("brief", id).await.expect("is read"), Some(Stored::Deleted));
         assert_eq!(one.document("brief", first.item_key(1)).await.expect("is read"), None, "it has no key");
         let retry = messages.of(std::slice::from_ref(&item));
@@ -184,8 +184,8 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
     apply(&one, &[messages.at(now_ms + 4 * DAY_MS, &[increment("passing", 1)])]).await;
     housekeep_all(&one, kept(now_ms + 6 * DAY_MS)).await;
     assert_eq!(other.document("brief", id).await.expect("is read"), None);
-    let fates = other.fates([id, first.item_key(1)].into()).await.expect("is read");
-    assert_eq!(fates, [None, Some(Fate::Forgotten)]);
+    let fates = other.item_statuses([id, first.item_key(1)].into()).await.expect("is read");
+    assert_eq!(fates, [None, Some(ItemStatus::Forgotten)]);
     messages.at(now_ms + 5 * DAY_MS, &[increment("never sent", 1)]);
     assert_eq!(verdict(&one, messages.of(&[item])).await, KeyedVerdict::Applied);
 }

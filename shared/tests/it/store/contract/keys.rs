@@ -4,7 +4,7 @@ use std::sync::Arc;
 use shared::model::id::Kind;
 use shared::model::message::Message;
 use shared::model::outcome::KeyedVerdict::{self, Applied, Conflict, Repeated};
-use shared::model::outcome::{self, Fate, Reason};
+use shared::model::outcome::{self, ItemStatus, Reason};
 use shared::model::write::Item;
 use shared::store::{RollupRange, Store, Stored};
 use tokio::sync::Barrier;
@@ -48,7 +48,7 @@ async fn a_key_takes_effect_once_wherever_it_comes([one, other]: [Arc<dyn Store>
     assert_eq!(verdicts(&apply(&other, &batch).await), []);
     assert_eq!(standing(&other, "a").await, (21, 3));
     let told = fate(&other, id).await;
-    let Some(Fate::Applied { at_ms, fingerprint: told }) = told else { panic!("{told:?}") };
+    let Some(ItemStatus::Applied { at_ms, fingerprint: told }) = told else { panic!("{told:?}") };
     assert_eq!(told, Some(fingerprint(&item)));
     assert!(at_ms <= first.committed_at_ms, "{at_ms}");
     assert_eq!(fate(&one, next).await, None);
@@ -75,7 +75,7 @@ async fn another_payload_under_a_key_is_a_conflict_in_either_order([one, other]:
         assert_eq!(told, [&b, &a, &b].map(fingerprint));
         let told = fate(&other, identity(Kind::Increment, &key("later"), 0)).await;
         assert!(
-            matches!(told, Some(Fate::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&a))
+            matches!(told, Some(ItemStatus::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&a))
         );
         for name in ["message", "transaction", "later"] {
             assert_eq!(standing(&other, &key(name)).await, (first, 1), "{name}");
@@ -140,7 +140,7 @@ async fn a_keyed_item_that_was_set_aside_was_processed([one, other]: [Arc<dyn St
     assert_eq!(verdicts(&apply(&other, &retries).await), [Repeated, Conflict]);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 1_000, 2));
     let told = fate(&other, identity(Kind::Increment, "k", 0)).await;
-    let Some(Fate::Failed { reason, fingerprint: told, .. }) = told else { panic!("{told:?}") };
+    let Some(ItemStatus::Failed { reason, fingerprint: told, .. }) = told else { panic!("{told:?}") };
     assert_eq!((&*reason, told), ("counter_overflow", Some(fingerprint(&bad))));
 }
 
@@ -154,7 +154,9 @@ async fn a_keyed_item_that_cannot_be_read_was_processed([one, other]: [Arc<dyn S
     assert_eq!(verdicts(&apply(&other, &[messages.of(std::slice::from_ref(&good))]).await), [Repeated]);
     assert_eq!(standing(&one, "a").await, (0, 0));
     let told = fate(&other, identity(Kind::Increment, "k", 0)).await;
-    assert!(matches!(told, Some(Fate::Failed { fingerprint: Some(told), .. }) if told == fingerprint(&good)));
+    assert!(
+        matches!(told, Some(ItemStatus::Failed { fingerprint: Some(told), .. }) if told == fingerprint(&good))
+    );
 }
 
 async fn fates_come_in_the_order_in_which_they_are_asked_for([one, other]: [Arc<dyn Store>; 2]) {
@@ -170,12 +172,12 @@ async fn fates_come_in_the_order_in_which_they_are_asked_for([one, other]: [Arc<
     let unknown = [messages.id().item(Kind::Increment, 0), identity(Kind::Increment, "unknown", 0)];
     let [plain, aside_keyed, aside, keyed] = [0, 1, 2, 3].map(|index| sent.item_key(index));
     let asked = [keyed, unknown[0], aside, plain, unknown[1], aside_keyed, keyed, aside];
-    let fates = other.fates(asked.into()).await.expect("is read");
-    let short = |fate: &Option<Fate>| match fate {
+    let fates = other.item_statuses(asked.into()).await.expect("is read");
+    let short = |fate: &Option<ItemStatus>| match fate {
         None => ("none", None),
-        Some(Fate::Applied { fingerprint, .. }) => ("applied", *fingerprint),
-        Some(Fate::Failed { fingerprint, .. }) => ("failed", *fingerprint),
-        Some(Fate::Forgotten) => ("forgotten", None),
+        Some(ItemStatus::Applied { fingerprint, .. }) => ("applied", *fingerprint),
+        Some(ItemStatus::Failed { fingerprint, .. }) => ("failed", *fingerprint),
+        Some(ItemStatus::Forgotten) => ("forgotten", None),
     };
     let good = ("applied", Some(fingerprint(&items[3])));
     let bad = ("failed", Some(fingerprint(&items[1])));
@@ -190,7 +192,7 @@ async fn fates_come_in_the_order_in_which_they_are_asked_for([one, other]: [Arc<
         ("failed", None),
     ];
     assert_eq!(fates.iter().map(short).collect::<Vec<_>>(), expected);
-    assert_eq!(other.fates([].into()).await.expect("is read"), []);
+    assert_eq!(other.item_statuses([].into()).await.expect("is read"), []);
 }
 
 async fn every_index_and_every_kind_has_its_own_key([one, other]: [Arc<dyn Store>; 2]) {
@@ -215,7 +217,10 @@ async fn every_index_and_every_kind_has_its_own_key([one, other]: [Arc<dyn Store
     let rollups = other.rollups(range).await.expect("is read").rollups;
     assert_eq!(rollups.iter().map(|(_, rollup)| rollup.count()).collect::<Vec<_>>(), [1]);
     for kind in Kind::ALL {
-        assert!(matches!(fate(&other, identity(kind, "k", 0)).await, Some(Fate::Applied { .. })), "{kind:?}");
+        assert!(
+            matches!(fate(&other, identity(kind, "k", 0)).await, Some(ItemStatus::Applied { .. })),
+            "{kind:?}"
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 //! Triggers that sleep stand in for whatever takes so long.
 use std::time::{Duration, Instant};
 
-use shared::model::outcome::{Fate, Reason};
+use shared::model::outcome::{ItemStatus, Reason};
 use shared::store::GiveUp;
 
 use super::{execute, session};
@@ -165,7 +165,7 @@ async fn a_message_is_ended_without_a_try_in_one_cheap_transaction() {
         let applied = store.give_up_on(message.clone(), ended(false)).await.expect("is ended");
         assert_eq!(applied.set_aside.len(), 2);
         let told = fate(&store, message.item_key(0)).await;
-        let Some(Fate::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
+        let Some(ItemStatus::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
         assert_eq!((&*reason, &*detail), ("not_applied", "it took t? long"));
         execute(
             &mut session,

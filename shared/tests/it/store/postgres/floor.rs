@@ -1,7 +1,7 @@
 //! The floor of the ledger beside writers: whoever comes first, nothing is applied twice or lost.
 use std::sync::Arc;
 
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::store::{Housekept, Retention, Store};
 use sqlx::PgConnection;
 use tokio::sync::Barrier;
@@ -63,7 +63,7 @@ async fn a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_as
             // Dropped by now, if it was applied; there as a dead letter, if not.
             apply(&stores[0], std::slice::from_ref(&message)).await;
             let told = fate(&stores[1], message.item_key(0)).await;
-            assert!(matches!(told, Some(Fate::Failed { .. })), "{told:?}");
+            assert!(matches!(told, Some(ItemStatus::Failed { .. })), "{told:?}");
             assert_eq!(standing(&stores[1], "a").await, value);
         }
         assert_eq!(usize::try_from(applied).expect("a count") + aside, 30);
@@ -90,7 +90,7 @@ async fn a_writer_in_the_middle_keeps_its_day_and_its_row_counts() {
         execute(&mut holder, "commit").await;
         assert_eq!(writer.await.expect("no panic"), 0);
         assert_eq!(forget(&stores[1], NOON_MS + 2 * DAY_MS).await.partitions, 1);
-        assert_eq!(fate(&stores[0], message.item_key(0)).await, Some(Fate::Forgotten));
+        assert_eq!(fate(&stores[0], message.item_key(0)).await, Some(ItemStatus::Forgotten));
         assert_eq!(apply(&stores[0], &[message]).await.set_aside.len(), 1);
         assert_eq!(standing(&stores[1], "a").await, (11, 2));
     })

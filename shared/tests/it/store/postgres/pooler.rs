@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use shared::config;
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::store::postgres::PostgresStore;
 use shared::store::{DocumentPage, NamePage, Retention, Store};
 use testkit::servers::pgbouncer::{PgBouncer, program};
@@ -92,7 +92,7 @@ async fn write_and_read(store: Arc<dyn Store>, now_ms: i64) {
         let message = messages.at(now_ms, &items);
         assert_eq!(apply(&store, std::slice::from_ref(&message)).await.fresh.len(), 1);
         let told = fate(&store, message.item_key(1)).await;
-        assert!(matches!(told, Some(Fate::Applied { .. })), "{told:?}");
+        assert!(matches!(told, Some(ItemStatus::Applied { .. })), "{told:?}");
         let found = store.document("c", message.item_key(1)).await.expect("is read");
         assert!(found.is_some());
         let page =

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shared::model::dead_letter::{DeadLetterFilter, DeadMessage, Redrive, RedriveOutcome};
 use shared::model::message::Message;
-use shared::model::outcome::{Fate, Reason};
+use shared::model::outcome::{ItemStatus, Reason};
 use shared::store::{Store, StoreError};
 use sqlx::PgConnection;
 
@@ -173,7 +173,7 @@ async fn an_item_that_is_refused_alone_is_set_aside_and_all_others_are_applied()
         assert_eq!(applied.keyed.len(), 20, "the one that was set aside is not told as applied");
         for item in refused {
             let told = fate(&store, item).await;
-            let Some(Fate::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
+            let Some(ItemStatus::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
             assert_eq!((&*reason, &*detail), ("refused_by_store", "not with me, ? (22001)"));
             let letter = store.dead_letter(item.as_uuid()).await.expect("is read").expect("is there");
             assert!(letter.item.is_ascii(), "{}", letter.item);

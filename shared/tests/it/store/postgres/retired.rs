@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::model::outcome::Fate;
+use shared::model::outcome::ItemStatus;
 use shared::store::{Housekept, Retention, Store};
 use sqlx::PgConnection;
 
@@ -149,9 +149,9 @@ async fn who_needs_a_day_whose_detaching_was_interrupted_ends_that_and_applies_n
         let applied = apply(&store, &[known.clone(), late, later.clone()]).await;
         assert_eq!(applied.set_aside.len(), 2, "both may have been applied");
         assert_eq!(standing(&store, "a").await, (2, 2), "the last is younger than all that were dropped");
-        assert!(matches!(fate(&store, later.item_key(0)).await, Some(Fate::Applied { .. })));
+        assert!(matches!(fate(&store, later.item_key(0)).await, Some(ItemStatus::Applied { .. })));
         assert_eq!(housekeep(&store).await.partitions, 1);
-        assert_eq!(fate(&store, later.item_key(0)).await, Some(Fate::Forgotten));
+        assert_eq!(fate(&store, later.item_key(0)).await, Some(ItemStatus::Forgotten));
     })
     .await;
 }

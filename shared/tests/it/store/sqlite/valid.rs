@@ -163,7 +163,7 @@ fn no_item_that_may_be_applied_is_refused_alone_or_in_company() {
             .flat_map(|message| (0..message.entries.len()).map(|index| message.item_key(index)))
             .collect();
         let (applied, fates) = runtime.block_on(async {
-            (store.apply(batch.into()).await, store.fates(items.into()).await.expect("is read"))
+            (store.apply(batch.into()).await, store.item_statuses(items.into()).await.expect("is read"))
         });
         let applied = applied.map_err(|error| TestCaseError::fail(error.to_string()))?;
         // For reasons of ours, which a person can read, and never for one of SQLite's.

@@ -4,11 +4,11 @@ use shared::model::idempotency::KEY_LENGTH_MAX;
 
 use super::*;
 
-fn drafted(text: &str) -> Result<Draft, serde_json::Value> {
+fn drafted(text: &str) -> Result<NewWrite, serde_json::Value> {
     drafted_as(ItemForm::Document, text)
 }
 
-fn drafted_as(form: ItemForm, text: &str) -> Result<Draft, serde_json::Value> {
+fn drafted_as(form: ItemForm, text: &str) -> Result<NewWrite, serde_json::Value> {
     let definition = Definition {
         schema: Some(r#"{"properties":{"n":{"type":"integer"}}}"#.into()),
         ..Definition::default()

@@ -4,7 +4,7 @@ use sqlx::{Row, SqliteConnection};
 
 use super::files::Failure;
 use crate::runtime::clock;
-use crate::store::{Held, Hold, Holder};
+use crate::store::{ConsumerWatermark, ReportedWatermark, Watermarks};
 
 pub const LEAVE: &str = "delete from ledger_holders where consumer = ?1 and told_at_ms <= ?2";
 
@@ -15,17 +15,24 @@ pub const TELL: &str = "insert into ledger_holders (consumer, oldest_ms, told_at
 const OTHERS: &str = "select consumer, oldest_ms, told_at_ms from ledger_holders where consumer <> ?1";
 
 /// Inside a transaction that holds the write lock.
-pub async fn hold(connection: &mut SqliteConnection, own: Hold, silent: &[Holder]) -> Result<Held, Failure> {
+pub async fn hold(
+    connection: &mut SqliteConnection,
+    own: ConsumerWatermark,
+    silent: &[ReportedWatermark],
+) -> Result<Watermarks, Failure> {
     let (now_ms, consumer) = (clock::now_ms(), own.consumer.cast_signed());
-    for Holder { hold, told_at_ms } in silent {
+    for ReportedWatermark { hold, told_at_ms } in silent {
         let leave = sqlx::query(LEAVE).bind(hold.consumer.cast_signed()).bind(told_at_ms);
         leave.execute(&mut *connection).await?;
     }
     sqlx::query(TELL).bind(consumer).bind(own.oldest_ms).bind(now_ms).execute(&mut *connection).await?;
     let rows = sqlx::query(OTHERS).bind(consumer).fetch_all(connection).await?;
     let holder = |row: &sqlx::sqlite::SqliteRow| {
-        let hold = Hold { consumer: row.try_get::<i64, _>(0)?.cast_unsigned(), oldest_ms: row.try_get(1)? };
-        Ok(Holder { hold, told_at_ms: row.try_get(2)? })
+        let hold = ConsumerWatermark {
+            consumer: row.try_get::<i64, _>(0)?.cast_unsigned(),
+            oldest_ms: row.try_get(1)?,
+        };
+        Ok(ReportedWatermark { hold, told_at_ms: row.try_get(2)? })
     };
-    Ok(Held { others: rows.iter().map(holder).collect::<Result<_, sqlx::Error>>()?, now_ms })
+    Ok(Watermarks { others: rows.iter().map(holder).collect::<Result<_, sqlx::Error>>()?, now_ms })
 }

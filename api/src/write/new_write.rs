@@ -3,7 +3,7 @@ use shared::model::write::Write;
 
 /// One write of a request, checked.
 #[derive(Clone, Debug)]
-pub struct Draft {
+pub struct NewWrite {
     pub write: Write,
     /// The item's own `idempotency_key`.
     pub own_key: Option<Box<str>>,

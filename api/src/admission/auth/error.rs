@@ -3,7 +3,7 @@ use shared::model::api_key::Scope;
 
 /// Why a request is refused before its handler sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum AuthError {
     /// No key where one is needed.
     NoKey,
     /// What stands in the header is no key.
@@ -20,7 +20,7 @@ pub enum Refusal {
     OtherOrigin,
 }
 
-impl Refusal {
+impl AuthError {
     /// The label of its metric.
     pub fn word(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Refusal {
     }
 }
 
-impl Refusal {
+impl AuthError {
     /// `WWW-Authenticate`, in the words of RFC 6750; `None` where a key would not help.
     pub fn challenge(self) -> Option<String> {
         match self {

@@ -4,10 +4,14 @@ use time::OffsetDateTime;
 
 use super::columns::{from_ms, to_ms};
 use super::failure::Failure;
-use crate::store::{Held, Hold, Holder};
+use crate::store::{ConsumerWatermark, ReportedWatermark, Watermarks};
 
 /// One statement. Of the silent, those that told something since they were read stay.
-pub async fn hold(connection: &mut PgConnection, own: Hold, silent: &[Holder]) -> Result<Held, Failure> {
+pub async fn hold(
+    connection: &mut PgConnection,
+    own: ConsumerWatermark,
+    silent: &[ReportedWatermark],
+) -> Result<Watermarks, Failure> {
     let gone: Vec<i64> = silent.iter().map(|holder| holder.hold.consumer.cast_signed()).collect();
     // Times are told in milliseconds and stored in microseconds.
     let before: Vec<OffsetDateTime> =
@@ -33,9 +37,9 @@ pub async fn hold(connection: &mut PgConnection, own: Hold, silent: &[Holder]) -
     let rows = rows.fetch_all(connection).await?;
     let now_ms = rows.first().map_or(0, |row| to_ms(row.now));
     let holder = |(consumer, oldest, told_at): (Option<i64>, Option<_>, Option<_>)| {
-        let hold = Hold { consumer: consumer?.cast_unsigned(), oldest_ms: to_ms(oldest?) };
-        Some(Holder { hold, told_at_ms: to_ms(told_at?) })
+        let hold = ConsumerWatermark { consumer: consumer?.cast_unsigned(), oldest_ms: to_ms(oldest?) };
+        Some(ReportedWatermark { hold, told_at_ms: to_ms(told_at?) })
     };
     let others = rows.into_iter().filter_map(|row| holder((row.consumer, row.oldest, row.told_at))).collect();
-    Ok(Held { others, now_ms })
+    Ok(Watermarks { others, now_ms })
 }

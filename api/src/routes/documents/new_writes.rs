@@ -15,7 +15,7 @@ use crate::http::problem::Problem;
 use crate::http::query::Parameters;
 use crate::read::checking::off_worker;
 use crate::state::Shared;
-use crate::write::draft::Draft;
+use crate::write::new_write::NewWrite;
 use crate::write::preferences::OwnKey;
 
 /// Bodies in bytes that are read on the worker where nothing is checked.
@@ -27,9 +27,9 @@ const INLINE_CHECKED_BYTES_MAX: usize = 8 << 10;
 const INLINE_TIME_MAX: Duration = Duration::from_millis(1);
 
 /// What a request holds.
-pub enum Drafts {
-    One(Draft),
-    Many(Items<Draft>),
+pub enum NewWrites {
+    One(NewWrite),
+    Many(Items<NewWrite>),
 }
 
 /// How the items of a request are written, for all of them alike.
@@ -65,7 +65,12 @@ struct KeyedDocument {
 }
 
 /// Reads the documents of a body.
-pub async fn read(body: Body, form: ItemForm, collection: &str, shared: &Shared) -> Result<Drafts, Problem> {
+pub async fn read(
+    body: Body,
+    form: ItemForm,
+    collection: &str,
+    shared: &Shared,
+) -> Result<NewWrites, Problem> {
     let bytes = match &body {
         Body::Empty => return Err(Problem::malformed("a document is a JSON object; there is no body")),
         Body::One(bytes) | Body::Array(bytes) | Body::Lines(bytes) => bytes.len(),
@@ -90,7 +95,12 @@ pub async fn read(body: Body, form: ItemForm, collection: &str, shared: &Shared)
 }
 
 /// Reads and checks where that keeps no worker.
-async fn read_by(reader: Reader, body: Arc<Body>, bytes: usize, shared: &Shared) -> Result<Drafts, Problem> {
+async fn read_by(
+    reader: Reader,
+    body: Arc<Body>,
+    bytes: usize,
+    shared: &Shared,
+) -> Result<NewWrites, Problem> {
     let checks = reader.checker.as_deref().filter(|checker| !checker.takes_all());
     let Some(checks) = checks else {
         let read = move || reader.read(&body, &Budget::new(Duration::ZERO));
@@ -118,27 +128,27 @@ struct Reader {
 }
 
 impl Reader {
-    fn read(&self, body: &Body, budget: &Budget) -> Result<Drafts, Problem> {
+    fn read(&self, body: &Body, budget: &Budget) -> Result<NewWrites, Problem> {
         let draft = |raw: &RawValue| self.draft(raw, budget);
         let items_max = self.limits.items_max;
         match body {
             Body::Empty | Body::One(_) => {
                 let json = if let Body::One(json) = body { &json[..] } else { &[] };
-                body::one_raw(json, draft).map(Drafts::One)
+                body::one_raw(json, draft).map(NewWrites::One)
             }
-            Body::Array(json) => body::array_raw(json, items_max, draft).map(Drafts::Many),
-            Body::Lines(text) => body::lines_raw(text, items_max, draft).map(Drafts::Many),
+            Body::Array(json) => body::array_raw(json, items_max, draft).map(NewWrites::Many),
+            Body::Lines(text) => body::lines_raw(text, items_max, draft).map(NewWrites::Many),
         }
     }
 
     /// Reads one item, and checks its document.
-    fn draft(&self, raw: &RawValue, budget: &Budget) -> Result<Draft, Problem> {
+    fn draft(&self, raw: &RawValue, budget: &Budget) -> Result<NewWrite, Problem> {
         if self.form == ItemForm::Document {
-            return Ok(Draft { write: self.document(raw, budget)?, own_key: None });
+            return Ok(NewWrite { write: self.document(raw, budget)?, own_key: None });
         }
         let KeyedDocument { idempotency_key, document } = body::one(raw.get().as_bytes(), usize::MAX)?;
         let write = self.document(&document, budget).map_err(|problem| problem.within("/document"))?;
-        Ok(Draft { write, own_key: idempotency_key.map(OwnKey::into_text) })
+        Ok(NewWrite { write, own_key: idempotency_key.map(OwnKey::into_text) })
     }
 
     fn document(&self, raw: &RawValue, budget: &Budget) -> Result<Write, Problem> {
