@@ -67,13 +67,13 @@ on_both_pairs! {
     }
 
     async fn half_a_surrogate_pair_and_a_null_key_are_answered_alike_by_every_kind(installation) {
-        for path in ["/v1/counters/bad/increments", "/v1/data/bad", "/v1/metrics", "/counter", "/data", "/api/metrics"] {
-            for (body, pointer) in [
-                (r#"{"a":["\ud800"]}"#, "/a/0"),
-                (r#"{"\udc00":1}"#, ""),
-                (r#"{"idempotency_key":null}"#, "/idempotency_key"),
-                (r#"{"idempotency_key":"\u007f"}"#, "/idempotency_key"),
-            ] {
+        let paths = ["/v1/counters/bad/increments", "/v1/data/bad", "/v1/metrics", "/counter", "/data", "/api/metrics"];
+        for path in paths {
+            let texts = [(r#"{"a":["\ud800"]}"#, "/a/0"), (r#"{"\udc00":1}"#, "")];
+            let keys = [(r#"{"idempotency_key":null}"#, "/idempotency_key"), (r#"{"idempotency_key":"\u007f"}"#, "/idempotency_key")];
+            // A document's members are its own.
+            let keys = keys.into_iter().filter(|_| !path.contains("data"));
+            for (body, pointer) in texts.into_iter().chain(keys) {
                 let refused = problem(installation.post(path, body).await, 422).await;
                 assert_eq!(refused["errors"][0]["pointer"], pointer, "{path} {body}");
                 let many = problem(installation.post(path, &format!("[{body}]")).await, 422).await;

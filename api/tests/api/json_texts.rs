@@ -18,7 +18,7 @@ fn nested(levels: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_json_comes_back_byte_by_byte() {
     embedded(|installation| async {
-        let many_digits = format!(r#"{{"a":0.{}}}"#, "1".repeat(39));
+        let many_digits = format!(r#"{{"a":0.{}}}"#, "1".repeat(999));
         let texts = [
             "{}",
             "{ \t\r\n}",
@@ -30,6 +30,8 @@ async fn what_is_json_comes_back_byte_by_byte() {
             r#"{"a":1E2,"b":1e+2,"c":1e-2,"d":1.50,"e":123e-10}"#,
             r#"{"a":9007199254740993,"b":-9223372036854775808,"c":9223372036854775807}"#,
             r#"{"a":1e308,"b":5e-324,"c":1.7976931348623157e308}"#,
+            r#"{"a":9223372036854775808,"b":-9223372036854775809,"c":1e309,"d":-1e999,"e":1e-999}"#,
+            r#"{"a":"\u0000","\u0000":1}"#,
             &many_digits,
             r#"{"a":"\u0061\u30AF\u30af","\u0061b":"\/\b\f\n\r\t\"\\"}"#,
             r#"{"a":"\uD834\uDD1E","b":"\udbff\udfff","c":"𝄞"}"#,
@@ -135,13 +137,8 @@ fn ambiguous() -> Vec<String> {
         r#"{"a":"\ud800\n"}"#,
         r#"{"a":"\udc00\ud800"}"#,
         r#"{"\udfff":1}"#,
-        r#"{"a":"\u0000"}"#,
-        r#"{"\u0000":1}"#,
-        r#"{"a":9223372036854775808}"#,
-        r#"{"a":-9223372036854775809}"#,
-        r#"{"a":1e309}"#,
-        r#"{"a":-1e999}"#,
-        r#"{"a":1e-999}"#,
+        r#"{"a":1e10000}"#,
+        r#"{"a":-1E-10000}"#,
         "null",
         "true",
         "5",
@@ -151,8 +148,8 @@ fn ambiguous() -> Vec<String> {
         "[[{}]]",
     ];
     let mut texts = texts.map(str::to_owned).to_vec();
-    texts.extend([nested(65), nested(10_000), format!(r#"{{"a":{}}}"#, "1".repeat(41))]);
-    texts.push(format!(r#"{{"a":0.{}}}"#, "1".repeat(40)));
+    texts.extend([nested(65), nested(10_000), format!(r#"{{"a":{}}}"#, "1".repeat(1_001))]);
+    texts.push(format!(r#"{{"a":0.{}}}"#, "1".repeat(1_000)));
     texts
 }
 
