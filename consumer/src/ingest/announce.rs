@@ -226,7 +226,7 @@ mod tests {
         let (mut continuity, mut changes, mut goodbye) = (Continuity::default(), 0, false);
         while !goodbye {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
-            assert_eq!(continuity.hear(&event, Instant::now()), Sequence::Complete);
+            assert_eq!(continuity.on_event(&event, Instant::now()), Sequence::Complete);
             match &event.body {
                 Body::Committed(committed) => {
                     assert!(event.store_time_ms >= Some(5));
@@ -251,7 +251,7 @@ mod tests {
         let (mut continuity, mut heard) = (Continuity::default(), Vec::new());
         for _ in 0..2 {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
-            heard.push(continuity.hear(&event, Instant::now()));
+            heard.push(continuity.on_event(&event, Instant::now()));
         }
         assert_eq!(heard, [Sequence::Complete, Sequence::Gap]);
     }
