@@ -1,5 +1,5 @@
-//! The side channel: plain blocking requests to ask whether a program is ready and what the
-//! counters say. Never part of what is timed.
+//! The side channel: plain blocking requests that ask for readiness and for counters. They are
+//! never part of what is timed.
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::http::{self, Parsed};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Counters asked for at once; the server may give fewer and says where to go on.
+/// Counters requested at once; the server may give fewer and says where to go on.
 const PAGE: usize = 1_000;
 
 pub struct Client {

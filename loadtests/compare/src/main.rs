@@ -39,7 +39,7 @@ use crate::rows::Verdict;
 use crate::scenario::Settings;
 use crate::stop::Stop;
 
-/// Sockets of both ends of the largest crowd, and some files.
+/// File descriptors for both ends of the largest crowd, and some files.
 const FILES_MIN: u64 = 6_000;
 
 #[derive(Clone, Debug, Parser)]

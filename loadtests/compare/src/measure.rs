@@ -1,4 +1,4 @@
-//! Single measurements: load on one installation, then the account of what became of it.
+//! Single measurements: load on one installation, then the account of its items.
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -19,13 +19,13 @@ pub struct Run {
     pub work: Work,
     pub connections: usize,
     pub seconds: f64,
-    /// Open loop: requests per second that were due.
+    /// Requests per second that were due, in an open loop.
     pub offered: Option<f64>,
     /// Items that were answered 202 (or reads that were answered 200) per second of load.
     pub accepted: f64,
     /// Items per second, from the first request until the last one was applied.
     pub applied: f64,
-    /// From the end of the load until everything accepted was applied.
+    /// Milliseconds from the end of the load until everything accepted was applied.
     pub drain_ms: f64,
     pub p50_ms: f64,
     pub p95_ms: f64,
@@ -43,7 +43,7 @@ pub struct Run {
     pub cpu_us_per_item: f64,
 }
 
-/// What one run is made of.
+/// The settings of one run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub work: Work,

@@ -1,4 +1,4 @@
-//! Figures as text for people and as JSON for machines.
+//! Figures as text for readers and as JSON for programs.
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -24,7 +24,7 @@ impl<'a> Report<'a> {
         Self { rows, measurements, counters: COUNTERS, cores, debug_build: cfg!(debug_assertions) }
     }
 
-    /// Tables for the terminal.
+    /// Formats the tables for the terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let cores = self.cores;
@@ -102,7 +102,7 @@ fn figure_with(figure: f64, unit: &str) -> String {
     }
 }
 
-/// One run in one line, while it goes on.
+/// Formats one run in one line, as progress.
 pub fn line(run: &Run) -> String {
     let what = match run.work {
         Work::Single(Item::Increment) => run.variant.name().to_owned(),

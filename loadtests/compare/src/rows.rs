@@ -1,5 +1,5 @@
-//! The rows of the table: what each says, what it must reach, and how it follows from the runs.
-//! Pure: figures in, verdicts out.
+//! The rows of the table: title, thresholds, and the formula from runs to a figure. Pure: figures
+//! in, verdicts out.
 use serde::Serialize;
 
 use crate::installation::Variant;
@@ -7,13 +7,13 @@ use crate::measure::Run;
 use crate::process::Memory;
 use crate::work::{Item, Work};
 
-/// Everything that was measured.
+/// All measured figures.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Measurements {
     pub runs: Vec<Run>,
-    /// What Postgres took at the same time as the bulk runs of each kind.
+    /// Rows per second that Postgres took at the same time as the bulk runs of each kind.
     pub unnest_rows_per_second: Vec<(Work, f64)>,
-    /// Of the clustered API after closed loops, by connections.
+    /// Memory of the clustered API after closed loops, by connections.
     pub memory: Vec<(usize, Memory)>,
     pub half_load: Option<Run>,
     pub tenth_load: Option<Run>,
@@ -53,7 +53,7 @@ struct Target {
     measured: fn(&Measurements) -> Option<f64>,
 }
 
-/// More is better where the aim is above the must.
+/// All rows of the table. More is better where the aim is above the must.
 const TARGETS: &[Target] = &[
     target("applied-50", "applied ÷ bare, 50 connections", "", 0.22, 0.30, |all| all.applied_to_bare(50)),
     target("applied-1000", "applied ÷ bare, 1 000 connections", "", 0.50, 0.62, |all| {
@@ -122,12 +122,12 @@ const TARGETS: &[Target] = &[
 
 const INCREMENT: Work = Work::Single(Item::Increment);
 
-/// CPU per increment in µs, must and aim, and what the bare handler took on the machine where they
-/// were set. A slower or busier one needs more of both.
+/// CPU per increment in µs, must and aim, and the bare handler's on the machine where they were
+/// set. A slower or busier machine needs more of both.
 pub const CPU_US: [f64; 2] = [22.0, 17.0];
 pub const BARE_CPU_US: f64 = 9.5;
 
-/// Connections of the bulk run: five thousand items in flight, as many as the crowd has.
+/// Connections of the bulk run: with them five thousand items are in flight, as many as the crowd has.
 pub const BULK_CONNECTIONS: usize = 100;
 
 const fn target(
@@ -145,7 +145,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     TARGETS.iter().map(|target| target.name)
 }
 
-/// The rows that were asked for, judged.
+/// Judges the wanted rows.
 pub fn judge(measurements: &Measurements, wanted: impl Fn(&str) -> bool) -> Vec<Row> {
     let judge = |target: &Target| {
         let measured = (target.measured)(measurements).filter(|figure| figure.is_finite());
@@ -168,7 +168,7 @@ fn verdict(must: f64, aim: f64, measured: Option<f64>) -> Verdict {
 }
 
 impl Measurements {
-    /// The middle of all closed-loop runs of one kind.
+    /// Median of all closed-loop runs of one kind.
     pub fn median(
         &self,
         variant: Variant,

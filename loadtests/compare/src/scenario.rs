@@ -1,5 +1,5 @@
-//! What is measured in which order. The variants take turns at every number of connections, so
-//! that each ratio comes from minutes that lie next to each other on the same machine.
+//! The order of the measurements. The variants take turns at every number of connections, so that
+//! the two sides of each ratio are measured within minutes on the same machine.
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -27,17 +27,17 @@ const ITEM_ROWS: [(&str, Item); 3] =
     [("documents-150", Item::Document150), ("documents-1k", Item::Document1k), ("points", Item::Point)];
 const ITEM_CONNECTIONS: usize = 1_000;
 
-/// Of the open loops that ask for summaries.
+/// Connections of the open loops that ask for summaries.
 const SUMMARY_CONNECTIONS: usize = 50;
 
-/// What was asked for on the command line.
+/// The choices on the command line.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub duration: Duration,
-    /// Of the run after which the drain is timed.
+    /// Duration of the run after which the drain is timed.
     pub long_duration: Duration,
     pub rounds: usize,
-    /// Names of rows; empty: all.
+    /// Names of rows; all when empty.
     pub rows: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ impl Settings {
         rows.iter().any(|row| self.wants(row))
     }
 
-    /// Which variants the wanted rows need in a closed loop of so many connections.
+    /// Variants that the wanted rows need in a closed loop with this many connections.
     fn variants(&self, connections: usize) -> Vec<Variant> {
         let needs: &[(Variant, usize, &[&str])] = &[
             (Variant::Bare, 50, &["applied-50"]),
@@ -95,7 +95,7 @@ pub fn run(
     scenario.bulk("bulk", Item::Increment)?;
     scenario.open_loops()?;
     scenario.long_run()?;
-    // After everything that is about increments, so that those rows stay comparable.
+    // After everything about increments, so that those rows stay comparable.
     scenario.items()?;
     scenario.bulk("bulk-documents", Item::Document150)?;
     scenario.bulk("bulk-points", Item::Point)?;
@@ -103,7 +103,7 @@ pub fn run(
     for installation in std::mem::take(&mut scenario.running).into_values() {
         let variant = installation.variant;
         let outcome = installation.stop();
-        // The handler without anything behind it has nothing to lose at a stop.
+        // The bare handler has nothing behind it that a stop could lose.
         if variant != Variant::Bare {
             outcome.with_context(|| format!("stopping {}", variant.name()))?;
         }
@@ -130,7 +130,7 @@ impl Scenario<'_> {
                     self.measurements.runs.push(run);
                 }
             }
-            // The peak never falls, so it is read before the next, larger crowd comes.
+            // Read before the next, larger crowd comes: the peak never falls.
             if let Some(cluster) = self.running.get(&Variant::Cluster)
                 && variants.contains(&Variant::Cluster)
             {
@@ -147,7 +147,7 @@ impl Scenario<'_> {
         for variant in [Variant::Bare, Variant::Cluster] {
             let stop = self.stop;
             measure::prepare_reads(self.installation(variant)?, stop)?;
-            // Once unmeasured: a read puts the value into the cache.
+            // One unmeasured run: a read puts the value into the cache.
             self.closed(variant, Work::Read, 50)?;
         }
         for _ in 0..self.settings.rounds {
@@ -198,7 +198,7 @@ impl Scenario<'_> {
         let store_url = installation.store_url().context("the cluster has a Postgres")?.to_owned();
         note("filling in the rollups of a month");
         block_on(month::fill(&store_url, now_ms(), stop))?;
-        // The last one is not asked again, so that every request of the first run misses.
+        // The last type is not requested again, so that every request of the first run misses.
         month::check(self.installation(Variant::Cluster)?, SUMMARY_TYPES - 1)?;
         self.measurements.summary_miss = Some(self.summary(Work::SummaryMiss)?);
         month::check(self.installation(Variant::Cluster)?, 0)?;
@@ -238,7 +238,7 @@ impl Scenario<'_> {
         Ok(())
     }
 
-    /// What the clustered service accepted and applied per second in the closed loop.
+    /// Items per second that the clustered service accepted and applied in the closed loop.
     fn capacity(&self, connections: usize) -> anyhow::Result<f64> {
         let applied = |run: &Run| run.applied;
         let capacity = self.measurements.median(Variant::Cluster, INCREMENT, connections, applied);
@@ -263,7 +263,7 @@ impl Scenario<'_> {
         Ok(run)
     }
 
-    /// Once unmeasured: tables, plans and connections are as they will stay.
+    /// Runs once unmeasured: afterwards tables, plans and connections are as they will stay.
     fn warm_up(&mut self, variant: Variant, work: Work) -> anyhow::Result<()> {
         let stop = self.stop;
         measure::measure(self.installation(variant)?, warm_up(work), stop)?;
@@ -285,8 +285,8 @@ fn warm_up(work: Work) -> Plan {
     Plan { work, connections: 50, pace: Pace::Closed, duration: Duration::from_secs(1) }
 }
 
-/// Progress, apart from the report, which is all that standard output gets.
+/// Writes progress to standard error: standard output gets nothing but the report.
 fn note(text: &str) {
-    // Nobody listening is no reason to stop measuring.
+    // A closed standard error is no reason to stop measuring.
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -1,5 +1,5 @@
-//! Whether the own generator is as cheap as `wrk -t1`, where that is installed: the same load on
-//! the bare handler by both, in turns.
+//! A check that this generator is as cheap as `wrk -t1`, where that is installed: both put the same
+//! load on the bare handler, in turns.
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use crate::programs::Binaries;
 use crate::stop::Stop;
 use crate::work::{COUNTERS, Item, Work};
 
-/// Prints own and wrk's figures and their ratio for every number of connections.
+/// Prints the figures of both generators and their ratio for every number of connections.
 pub fn compare(binaries: &Binaries, folder: &Path, duration: Duration, stop: &Stop) -> anyhow::Result<()> {
     let mut bare = Installation::start(Variant::Bare, binaries, folder, stop)?;
     let bare_address = bare.address;
@@ -52,8 +52,8 @@ pub fn compare(binaries: &Binaries, folder: &Path, duration: Duration, stop: &St
     Ok(())
 }
 
-/// The rate of a run and the generator's CPU time per request in µs: where others use the machine,
-/// the time says more than the rate. wrk counts as a child of this process.
+/// Measures the rate of a run and the generator's CPU time per request in µs: on a machine with
+/// other load the time says more than the rate. wrk counts as a child of this process.
 fn costed(duration: Duration, run: &mut impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<(f64, f64)> {
     let before = process::of_process(std::process::id())?;
     let rate = run()?;

@@ -25,7 +25,7 @@ pub trait Layer: Send + Sync {
         self.behind().apply(batch).await
     }
 
-    /// Without the limit, for layers that override [`apply`](Self::apply) only.
+    /// Applies without the limit, for layers that override [`apply`](Self::apply) only.
     async fn apply_within(&self, batch: Arc<[Message]>, _limit: Duration) -> Answer<Applied> {
         self.apply(batch).await
     }
