@@ -1,20 +1,20 @@
 //! The comparison of the ledger with what the targets hold. Pure.
 //!
 //! A target that one request used alone decides that request exactly; on shared ones the sum and
-//! the count must be what the accepted requests and *some* whole set of the unknown ones make.
-//! Documents are compared one by one, too, and what waited answers told must agree.
+//! the count must follow from the accepted requests and *some* whole set of the unknown ones.
+//! Documents are compared one by one, too, and the answers to requests that waited must agree.
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::holdings::{Holdings, States};
 use crate::kind::Kind;
 use crate::ledger::{Entry, Outcome, State};
 
-/// Findings of one kind are told up to here; one bug makes thousands.
+/// Findings of one kind that are reported; one bug makes thousands.
 const TOLD_MAX: usize = 20;
-/// Beyond so many possible sums only their bounds are checked.
+/// Number of possible sums above which only their bounds are checked.
 const POSSIBLE_MAX: usize = 500_000;
 
-/// Everything that can be said of what was read at one API.
+/// All findings about the content of the targets at one API.
 pub fn check(entries: &[Entry], holdings: &Holdings) -> Vec<String> {
     let mut findings = check_states(entries, &holdings.states);
     findings.extend(shortened(check_documents(entries, &holdings.documents)));
@@ -76,14 +76,14 @@ fn check_target(name: &str, entries: &[&Entry], found: State) -> Option<String> 
     ))
 }
 
-/// The least and the most items that may be there: unknown deletions take away.
+/// Fewest and most items that may be there: unknown deletions take away.
 fn bounds(certain: State, unknown: &[State]) -> (i64, i64) {
     let less: i64 = unknown.iter().map(|effect| effect.1.min(0)).sum();
     let more: i64 = unknown.iter().map(|effect| effect.1.max(0)).sum();
     (certain.1 + less, certain.1 + more)
 }
 
-/// Whether `found` is `certain` plus some subset of `unknown`.
+/// Checks that `found` is `certain` plus some subset of `unknown`.
 fn possible(certain: State, unknown: &[State], found: State) -> bool {
     let mut states = HashSet::from([certain]);
     for more in unknown {
@@ -97,7 +97,7 @@ fn possible(certain: State, unknown: &[State], found: State) -> bool {
     states.contains(&found)
 }
 
-/// Each document by itself: there with its number, deleted, or refused, as it was acknowledged.
+/// Checks each document: it must be there with its number, deleted, or refused, as it was acknowledged.
 fn check_documents(entries: &[Entry], documents: &BTreeMap<String, BTreeMap<String, i64>>) -> Vec<String> {
     let is_document = |entry: &&Entry| entry.write.kind == Kind::Document;
     let of_documents: Vec<&Entry> = entries.iter().filter(is_document).collect();
@@ -136,8 +136,8 @@ fn check_documents(entries: &[Entry], documents: &BTreeMap<String, BTreeMap<Stri
     findings
 }
 
-/// What was told of counters to those who waited: each increment has its own version, and the
-/// values fit together.
+/// Checks the counters in answers to requests that waited: each increment has its own version, and
+/// the values fit together.
 fn check_standings(entries: &[Entry], states: &States) -> Vec<String> {
     let mut told: BTreeMap<&str, BTreeMap<i64, (&Entry, i64)>> = BTreeMap::new();
     let mut findings = Vec::new();
@@ -152,7 +152,7 @@ fn check_standings(entries: &[Entry], states: &States) -> Vec<String> {
     }
     for (name, versions) in told {
         let last = states.get(&(Kind::Counter, name.to_owned())).copied().unwrap_or_default();
-        // Before the first increment, after the last one, and after those that are told.
+        // The known sums: before the first increment, after the last one, and after the reported ones.
         let mut known: BTreeMap<i64, i64> = BTreeMap::from([(0, 0), (last.1, last.0)]);
         known.extend(versions.iter().map(|(version, (_, value))| (*version, *value)));
         for (version, (entry, value)) in versions {

@@ -1,6 +1,6 @@
-//! A look right after an answer that said *applied*: what it told must be there, at any replica for
-//! what the store says, at the same one for what it keeps in memory. An API that believes the
-//! consumer before its transaction is committed is found here.
+//! A read right after an answer that said *applied*. The effect must be visible: at any replica
+//! where the answer comes from the store, at the same one where it comes from memory. It finds an
+//! API that trusts the consumer before its transaction is committed.
 use std::net::SocketAddr;
 
 use reqwest::{Client, StatusCode};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::kind::Kind;
 use crate::ledger::{Applied, Write};
 
-/// What is wrong, if anything. No answer, and 503, say nothing.
+/// The finding, if any. A missing answer or a 503 is none.
 pub async fn look(
     client: &Client,
     (same, any): (SocketAddr, SocketAddr),

@@ -1,5 +1,5 @@
-//! What targets hold, through the same HTTP as everyone asks: of every kind the sum and the count,
-//! of documents each one with its id.
+//! The content of targets, read through the public HTTP interface: of every kind the sum and the
+//! count, of documents each one with its id.
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -20,17 +20,17 @@ const DAY_MS: i64 = 86_400_000;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Holdings {
     pub states: States,
-    /// The numbers in documents, by collection and id.
+    /// Numbers in documents, by collection and id.
     pub documents: BTreeMap<String, BTreeMap<String, i64>>,
-    /// What contradicts itself.
+    /// Contradictions within the answers.
     pub contradictions: Vec<String>,
 }
 
-/// What to ask for.
+/// The targets to read.
 #[derive(Debug)]
 pub struct Questions<'a> {
     targets: BTreeSet<(Kind, &'a str)>,
-    /// Of points: from the first to the last time.
+    /// First and last time of the points.
     span: (i64, i64),
 }
 
@@ -47,7 +47,7 @@ impl<'a> Questions<'a> {
         self.targets.iter().filter(move |(other, _)| *other == kind).map(|(_, name)| *name)
     }
 
-    /// The span in whole periods, as parameters.
+    /// The span in whole periods, as query parameters.
     fn range(&self, period_ms: i64) -> anyhow::Result<String> {
         let (first, last) = self.span;
         let from = first.div_euclid(period_ms) * period_ms;
@@ -56,7 +56,7 @@ impl<'a> Questions<'a> {
     }
 }
 
-/// Reads what all the targets hold.
+/// Reads the content of all targets.
 pub async fn read(client: &Client, api: SocketAddr, asked: &Questions<'_>) -> anyhow::Result<Holdings> {
     let mut holdings = Holdings::default();
     read_counters(client, api, &mut holdings).await?;
@@ -69,7 +69,7 @@ pub async fn read(client: &Client, api: SocketAddr, asked: &Questions<'_>) -> an
     Ok(holdings)
 }
 
-/// All that the service knows, also those that nobody wrote; a crowd looks after its own.
+/// Reads all counters of the service, also those that no writer of the run wrote; a crowd checks its own.
 async fn read_counters(client: &Client, api: SocketAddr, into: &mut Holdings) -> anyhow::Result<()> {
     for item in pages(client, &format!("http://{api}/v1/counters?limit=1000")).await? {
         let Counter { name, value, version } = serde_json::from_value(item).context("a counter")?;
@@ -98,7 +98,7 @@ async fn read_documents(
     Ok(())
 }
 
-/// Minutes and days are other rows, and must come to the same.
+/// Reads points by minutes and by days: these come from different rows and must agree.
 async fn read_points(
     client: &Client,
     api: SocketAddr,

@@ -15,28 +15,28 @@ use tokio::sync::watch;
     about = "Strikes Forebay's programs and their servers while a client writes, then looks for lost and doubled writes"
 )]
 struct Arguments {
-    /// How long faults come
+    /// Minutes of faults
     #[arg(long, default_value_t = 5.0, conflicts_with_all = ["steps", "short"])]
     minutes: f64,
-    /// So many faults instead
+    /// Number of faults, instead of minutes
     #[arg(long, conflicts_with = "short")]
     steps: Option<usize>,
     /// Each class of fault at least once, as the test does
     #[arg(long)]
     short: bool,
-    /// Both, one after the other, when absent
+    /// The pair; both, one after the other, when absent
     #[arg(long)]
     pair: Option<Pair>,
-    /// A random one, which is told, when absent
+    /// Seed of the plan; a random one, which is printed, when absent
     #[arg(long)]
     seed: Option<u64>,
-    /// Only these classes of faults; may be repeated
+    /// Use only these classes of faults; may be repeated
     #[arg(long = "faults", value_delimiter = ',')]
     classes: Vec<Class>,
     /// Nodes of the broker: the one that leads the queue is killed
     #[arg(long, default_value_t = 1)]
     nodes: usize,
-    /// How long a server is away in the classes broker-outage, store-outage and adrift
+    /// Minutes that a server is away in the classes broker-outage, store-outage and adrift
     #[arg(long, default_value_t = 1.0)]
     outage_minutes: f64,
     /// Connections that write as fast as they are answered, beside the others
@@ -85,7 +85,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             _ = term.recv() => {}
         }
         interrupt.send_replace(true);
-        // Ending here would look like an interrupt to whoever still waits.
+        // An end here would look like an interrupt to the runs that still wait.
         std::future::pending::<()>().await;
     });
     let (mut reports, mut good) = (Vec::new(), true);

@@ -1,5 +1,5 @@
-//! Points are kept twice: as rows and in rollups, which answer. The rows must be as many, and sum up
-//! to the same.
+//! A check of the two forms in which points are kept: as rows and in rollups, which answer reads.
+//! Count and sum must agree.
 use std::collections::BTreeMap;
 
 use testkit::inspect::Points;
@@ -8,7 +8,7 @@ use crate::holdings::States;
 use crate::kind::Kind;
 use crate::ledger::State;
 
-/// What is wrong about the rows, `states` being what the rollups answered.
+/// Findings about the rows; `states` are the answers of the rollups.
 pub fn check(states: &States, rows: &Points) -> Vec<String> {
     let mut found: BTreeMap<&str, State> = BTreeMap::new();
     for (name, count, sum) in rows {

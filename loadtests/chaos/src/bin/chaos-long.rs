@@ -11,14 +11,14 @@ use tokio::sync::watch;
 #[derive(Debug, Parser)]
 #[command(about = "Carries out the long runs of faults, one after the other, and prints a table of them")]
 struct Arguments {
-    /// Of all runs; a random one, which is told, when absent
+    /// Seed of all runs; a random one, which is printed, when absent
     #[arg(long)]
     seed: Option<u64>,
-    /// Only these: kill, embedded, broker, store, leader, broker-away, store-away, clocks, crowd,
-    /// crowd-embedded
+    /// Run only these rows: kill, embedded, broker, store, leader, broker-away, store-away, clocks,
+    /// crowd, crowd-embedded
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// Below 1: fewer faults and shorter outages
+    /// Factor of the length; below 1: fewer faults and shorter outages
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// Folder of forebay-api and forebay-consumer; that of this program when absent
@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         if tokio::signal::ctrl_c().await.is_ok() {
             interrupt.send_replace(true);
         }
-        // Ending here would look like an interrupt to whoever still waits.
+        // An end here would look like an interrupt to the runs that still wait.
         std::future::pending::<()>().await;
     });
     let (mut reports, mut good) = (Vec::new(), true);
