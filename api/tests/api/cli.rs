@@ -1,4 +1,4 @@
-//! The program's command line, as a person or a container runs it.
+//! The program's command line, as an operator or a container runs it.
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::process::{Child, Command, Output, Stdio};
 
 pub const API: &str = env!("CARGO_BIN_EXE_forebay-api");
 
-/// The program in a directory of its own, with nothing set but what the test sets.
+/// Prepares the program in a directory of its own, with no settings but those of the test.
 fn command(directory: &Path, arguments: &[&str]) -> Command {
     command_of(API, directory, arguments)
 }
 
-/// The same through another program, which becomes it.
+/// Prepares the program to be run through another program, which becomes it.
 pub fn command_of(program: &str, directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(directory).env_clear();
@@ -26,7 +26,7 @@ fn run(directory: &Path, arguments: &[&str]) -> (bool, String, String) {
     (status.success(), text(stdout), text(stderr))
 }
 
-/// Where a serving program logs to, in its directory.
+/// Log file of a serving program, in its directory.
 const LOG: &str = "log";
 
 /// A serving program; ended when dropped.
@@ -70,7 +70,7 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // Fails when it has ended already.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -132,7 +132,7 @@ fn a_process_that_was_killed_leaves_no_lock_behind() {
     serving.child.kill().expect("it runs");
     serving.child.wait().expect("it ends");
     assert!(directory.path().join("forebay-data/lock").exists(), "a file, but nobody holds it");
-    // It would not come to listen.
+    // With a bad line in it, the program would not come to listen.
     drop(Serving::start(directory.path()));
 }
 
@@ -151,7 +151,7 @@ fn check_config_shows_origins_and_no_secret() {
     assert!(!shown.contains("hush"), "{shown}");
 }
 
-/// A new key and its entry.
+/// Makes a new key and its entry.
 fn new_key(directory: &Path, arguments: &[&str]) -> (String, String) {
     let (ok, shown, told) = run(directory, &[&["keys", "new"], arguments].concat());
     assert!(ok, "{told}");

@@ -1,4 +1,4 @@
-//! Bad documents get their own answer, and nothing of them is stored.
+//! Bad documents get their own answer, and no part of them is stored.
 use reqwest::{Method, Response};
 
 use crate::support::{Installation, cluster_with, json, on_both_pairs, problem};
@@ -13,13 +13,13 @@ async fn send(installation: &Installation, headers: &[(&str, &str)], body: impl 
     request.body(body.into()).send().await.expect("an answer")
 }
 
-/// A JSON object with that many members.
+/// Makes a JSON object with this many members.
 fn members(count: usize) -> String {
     let members: Vec<_> = (0..count).map(|key| format!(r#""k{key}":{key}"#)).collect();
     format!("{{{}}}", members.join(","))
 }
 
-/// An object with arrays in it, that deep in all.
+/// Makes an object with nested arrays, this deep in all.
 fn nested(depth: usize) -> String {
     format!(r#"{{"a":{}{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1))
 }

@@ -42,7 +42,7 @@ fn range(from_ms: i64, to_ms: i64) -> String {
     format!("from={}&to={}", rfc3339(from_ms), rfc3339(to_ms))
 }
 
-/// Two days around now.
+/// Query of two days around now.
 fn around_now() -> String {
     range(now_ms() - DAY_MS, now_ms() + DAY_MS)
 }
@@ -56,7 +56,7 @@ async fn wait_for_count(installation: &Installation, kind: &str, rest: &str, cou
         .await
 }
 
-/// Compares the figures with what sorting and adding up gives. `sum` is the exact sum.
+/// Compares the figures with those of sorting and adding up. `sum` is the exact sum.
 fn assert_figures(figures: &Value, values: &[f64], sum: f64) {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -95,7 +95,7 @@ fn noise() -> impl Iterator<Item = u64> {
 
 /// Values with ten binary places, so that integers sum them exactly.
 fn values(count: usize) -> (Vec<f64>, f64) {
-    // Of every magnitude, negative and positive.
+    // The numbers have every magnitude, negative and positive.
     let number = |bits: u64| (i32::try_from(bits >> 33).expect("31 bits") - (1 << 30)) >> (bits % 30);
     let thousandths: Vec<i32> = noise().take(count).map(number).collect();
     let sum: i64 = thousandths.iter().map(|value| i64::from(*value)).sum();
@@ -155,7 +155,7 @@ on_both_pairs! {
 
     async fn figures_of_extreme_values_are_right_too(installation) {
         let now_ms = now_ms();
-        // What is left of the large ones is nothing, so that one rounding gives the exact sum.
+        // The large values cancel out, so that one rounding gives the exact sum.
         let extremes = [1e290, -1e290, 0.0, 0.0, -2.5, 1e-9, 1e290, -1e290, 0.0];
         let points = extremes.map(|value| point("extreme", now_ms, value));
         record(&installation, &points).await;
@@ -303,7 +303,7 @@ on_both_pairs! {
             let at_ms = noon_ms - years * 365 * DAY_MS;
             let hour = range(at_ms, at_ms + HOUR_MS);
             let figures = wait_for_count(&installation, "past", &hour, 1).await;
-            // Widened to the day.
+            // The range is widened to the day.
             let day_ms = at_ms - DAY_MS / 2;
             assert_eq!((&figures["from"], &figures["to"]), (&rfc3339(day_ms).into(), &rfc3339(day_ms + DAY_MS).into()));
             let days = json(ask(&installation, 0, "series", "past", &format!("{hour}&step=day")).await).await;
@@ -359,7 +359,8 @@ on_both_pairs! {
         record(&installation, &points).await;
         let all = range(now_ms - 90 * DAY_MS, now_ms + HOUR_MS);
         wait_for_count(&installation, "ages", &all, ages_ms.len()).await;
-        // To the minute within two days, to the hour within 90: each age by itself and all since.
+        // Ages are rounded to the minute within two days, to the hour within 90: each age is read
+        // by itself, and with all later ones.
         for (index, age_ms) in ages_ms.iter().enumerate() {
             let (from_ms, to_ms) = if *age_ms < 2 * DAY_MS {
                 (at(*age_ms) - 30_000, at(*age_ms) + 30_000)

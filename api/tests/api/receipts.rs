@@ -80,7 +80,7 @@ async fn an_id_is_known_at_every_replica_before_its_row_exists_cluster() {
     cluster("early", known_while_nothing_is_applied).await;
 }
 
-/// What was applied so long ago that nobody knows any more is gone at every replica.
+/// Records that were applied so long ago that their outcome is removed are gone at every replica.
 async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
     const DAY_MS: i64 = 24 * 3_600_000;
     let backend = &installation.backends[0];
@@ -106,7 +106,7 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
         forget_before_ms: Some(now_ms - 3 * DAY_MS),
         rows_max: 1_000,
     };
-    // The consumers keep house, too, and one at a time does.
+    // Consumers run housekeeping, too, one at a time.
     let forgotten = async || {
         backend.store.housekeep(retention).await.expect("is kept");
         let fates = backend.store.fates([increment].into()).await.expect("is read");
@@ -122,7 +122,7 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
         assert_eq!(receipt(&installation, replica, &id(new.item_key(0))).await["status"], "applied");
         let there = get(format!("/v1/data/forgotten/{}", id(document))).await;
         assert_eq!(json(there).await["status"], "applied");
-        // Never came, or not to this collection: nobody knows.
+        // It never came, or not to this collection: the outcome is unknown.
         problem(get(format!("/v1/data/elsewhere/{}", id(document))).await, 410).await;
     }
     // It comes again, and only force applies it.

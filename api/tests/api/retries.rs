@@ -1,10 +1,10 @@
-//! Retries of what was applied long ago: they are answered with what is there now.
+//! Retries of writes that were applied long ago: the answer has the present value.
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 
 use crate::support::{Installation, cluster, embedded, json, on_both_pairs};
 
-/// The header that tells a present value from the one that an increment made.
+/// Header that marks a present value; without it the value is the one that an increment made.
 const VALUE: &str = "forebay-value";
 
 fn keyed(installation: &Installation, replica: usize, path: &str, key: &str) -> RequestBuilder {
@@ -50,7 +50,7 @@ on_both_pairs! {
             };
             let made = answered(store(0, r#"{"a": 1, "b": 2}"#).await, 201).await;
             for replica in 0..2 {
-                // The one that is stored, however the retry is spelled.
+                // The answer has the stored document, however the retry is spelled.
                 let retried = store(replica, r#"{"b":2,"a":1}"#).await;
                 assert!(retried.headers()["location"].to_str().expect("text").ends_with(made["id"].as_str().expect("an id")));
                 assert_eq!(answered(retried, 201).await, made);

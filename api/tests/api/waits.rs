@@ -1,4 +1,4 @@
-//! Requests that wait for what becomes of their writes.
+//! Requests that wait for the outcome of their writes.
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::{Installation, cluster_over, embedded_over, json, on_both_pairs, problem};
 
-/// What `wait=20` must not be mistaken for: an answer that came because the time was up.
+/// Upper limit for an answer to `wait=20` that did not come because the time was up.
 const SOONER: Duration = Duration::from_secs(15);
 
 async fn post(installation: &Installation, path: &str, prefer: &str, body: Value) -> Response {
@@ -122,13 +122,13 @@ on_both_pairs! {
     }
 }
 
-/// Until so many requests wait at a replica.
+/// Waits until this many requests wait at a replica.
 async fn waits(installation: &Installation, replica: usize, count: usize) {
     let api = &installation.apis[replica % installation.apis.len()];
     installation.wait_for("requests that wait", async || (api.waiting() >= count).then_some(())).await;
 }
 
-/// How the store behaves.
+/// The behaviour of the store.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mood {
     Fine,
@@ -141,7 +141,7 @@ enum Mood {
 
 struct Moods {
     mood: watch::Sender<Mood>,
-    /// Reads of fates that were answered.
+    /// Number of reads of item statuses that were answered.
     looked: AtomicUsize,
 }
 
@@ -184,7 +184,7 @@ impl Layer for Moody {
     }
 }
 
-/// Runs a test on both pairs over stores that are moody.
+/// Runs a test on both pairs over stores with moods.
 async fn moody<Fut: Future<Output = Installation>>(
     word: &str,
     test: impl Fn(Installation, Arc<Moods>) -> Fut,
@@ -198,7 +198,7 @@ async fn moody<Fut: Future<Output = Installation>>(
     cluster_over(word, &over, |installation| test(installation, moods.clone())).await;
 }
 
-/// Waits in the background, at the first replica.
+/// Starts a request that waits in the background, at the first replica.
 fn waiting(installation: &Installation, path: &str) -> JoinHandle<Response> {
     let request = installation.at(0, Method::POST, path).header("prefer", "wait=20");
     tokio::spawn(async move { request.send().await.expect("an answer") })
@@ -211,7 +211,7 @@ async fn nobody_waits_for_a_store_that_is_away() {
         moods.set(Mood::Away);
         let started = Instant::now();
         let open = waiting(&installation, "/v1/counters/away/increments");
-        // A consumer notices when it has something to apply.
+        // A consumer notices a fault of the store when it has something to apply.
         installation
             .wait_for("a release", async || {
                 installation.increment(0, "away", 1).await;
@@ -285,7 +285,7 @@ async fn a_stop_releases_who_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_waits_until_it_is_settled() {
     moody("receipt", |installation, moods| async move {
-        // Else a hole could make a replica look once more.
+        // Otherwise a gap in the events could make a replica read once more.
         installation.wait_until_heard().await;
         moods.set(Mood::Held);
         let id = installation.increment(0, "settled", 1).await;
@@ -299,7 +299,7 @@ async fn a_receipt_waits_until_it_is_settled() {
         assert_eq!(json(early).await["status"], "accepted");
         let looked = moods.looked.load(Ordering::Relaxed);
         let open = [get(0, "wait=20"), get(1, "wait=20")];
-        // Each registers, looks, and only then waits.
+        // Each registers, reads, and only then waits.
         let all_looked = || moods.looked.load(Ordering::Relaxed) >= looked + open.len();
         installation.wait_for("two that wait", async || all_looked().then_some(())).await;
         moods.set(Mood::Fine);

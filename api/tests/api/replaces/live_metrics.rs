@@ -1,4 +1,4 @@
-//! Metrics as they happen, and what they come to.
+//! Metrics in real time, and their summary.
 //!
 //! ```text
 //! POST /api/metrics   {"timestamp": "2026-11-20T12:00:00Z", "value": 12.5, "type": "cpu"}   → 201
