@@ -1,4 +1,4 @@
-//! `forebay-consumer dead-letters`, as a person runs it, on both backend pairs.
+//! `forebay-consumer dead-letters`, as an operator runs it, on both backend pairs.
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -8,7 +8,7 @@ use shared::id::{IdIssuer, ItemKey};
 use shared::message::{Builder, Undecodable, decode, encode_increment};
 use shared::store::DeadMessage;
 
-/// 2025-11-20, around noon.
+/// Time of 2025-11-20, around noon.
 const NOON_MS: i64 = 1_763_640_000_000;
 
 const CONSUMER: &str = env!("CARGO_BIN_EXE_forebay-consumer");
@@ -35,8 +35,8 @@ async fn apply(backend: &Backend, batcher: u32, increments: &[i64]) -> Vec<ItemK
     keys
 }
 
-/// Buries a body that is no JSON and one of a message that an older build could not read; returns their
-/// ids.
+/// Dead-letters a body that is no JSON and one of a message that an older build could not read;
+/// returns their ids.
 async fn bury(backend: &Backend) -> [String; 2] {
     let mut builder = Builder::new(IdIssuer::new(3, 1).next(NOON_MS), NOON_MS);
     let mut encoded = Vec::new();
@@ -58,7 +58,8 @@ async fn close(backend: Backend) {
     backend.store.close().await;
 }
 
-/// The commands in the order in which a person needs them. The store is open meanwhile where it may.
+/// Runs the commands in the order in which an operator needs them. The store is open meanwhile
+/// where it may be.
 async fn walk(config: &Config, env: &[(&str, &str)]) {
     let directory = tempfile::tempdir().expect("a directory");
     let run = |arguments: &[&str]| run(directory.path(), env, arguments);
@@ -136,7 +137,7 @@ async fn a_cluster_is_looked_after_past_its_queue() {
         config.store.url.clone_from(&isolated.database_url);
         config.ids.secrets = vec!["test".into()];
         let env = [
-            // Nothing listens there: the queue is not needed.
+            // No server listens there: the queue is not needed.
             ("AMQP_URL", "amqp://guest:guest@127.0.0.1:9/%2f"),
             ("DATABASE_URL", &*isolated.database_url),
             ("FOREBAY__IDS__SECRETS", "test"),

@@ -103,7 +103,7 @@ struct Owner {
 }
 
 impl Owner {
-    /// Finds the user of this name, or of the name `nobody`; `None` where this program is not root
+    /// Finds the user of this name, or the unprivileged one; `None` where this program is not root
     /// and cannot choose.
     async fn of_servers(name: &str) -> anyhow::Result<Option<Self>> {
         if !geteuid().is_root() {

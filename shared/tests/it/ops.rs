@@ -22,7 +22,7 @@ async fn request(ops: &Ops, method: &str, path: &str) -> (u16, String, String) {
     (code, head.to_ascii_lowercase(), body.to_owned())
 }
 
-/// Nothing stands still before the test is over.
+/// Makes a watch whose limit is never reached in a test.
 fn progress() -> Progress {
     Progress::start(Duration::from_mins(1)).expect("a thread")
 }
@@ -89,7 +89,7 @@ async fn a_port_that_is_taken_is_an_error_at_once() {
     ops.stop().await.expect("stops");
 }
 
-/// Asks from a thread without a runtime.
+/// Makes requests from a thread without a runtime.
 fn ask(ops: &Ops, path: &str) -> impl FnMut() -> String + Send + 'static {
     let (address, path) = (ops.address(), path.to_owned());
     move || {

@@ -1,4 +1,4 @@
-//! What a line of the log looks like.
+//! The form of a line of the log.
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use shared::config;
 use shared::telemetry::{init_logs, json_logs, text_logs};
 use tracing_subscriber::EnvFilter;
 
-/// Keeps what is written.
+/// A buffer that keeps all written bytes.
 #[derive(Clone, Default)]
 struct Page(Arc<Mutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! Where there is no room, and what takes none.
+//! Embedded files on a full disk, and the operations that take no space.
 use super::*;
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn the_log_does_not_grow_with_what_passes_through() {
     queue.close().await;
 }
 
-/// So that after a crash on a full disk it can be opened, and what is there be settled.
+/// So it can be opened after a crash on a full disk, and its messages can be settled.
 #[tokio::test]
 async fn opening_what_is_there_writes_nothing() {
     let directory = Directory::new("open");

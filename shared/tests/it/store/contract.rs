@@ -1,4 +1,4 @@
-//! What both stores promise.
+//! The contract of both stores.
 use std::sync::Arc;
 
 use shared::id::Kind;
@@ -11,7 +11,7 @@ use super::{Messages, NOON_MS, apply, fate, items, message, standing, unavailabl
 /// Makes a test of each function, once on SQLite and once on Postgres. The function gets two
 /// handles: of two processes on Postgres, of the only one that may open it on SQLite.
 ///
-/// Defined before the modules below, which use it, too.
+/// It is defined before the modules below, which use it, too.
 macro_rules! on_both {
     ($($name:ident),+ $(,)?) => {
         mod on_sqlite {
@@ -80,7 +80,7 @@ async fn a_batch_takes_effect_once_however_often_it_comes([one, other]: [Arc<dyn
         assert!(again.fresh.is_empty() && again.counters.is_empty() && again.set_aside.is_empty());
         assert!(again.committed_at_ms >= first.committed_at_ms);
     }
-    // The same message twice in one batch, against the rules.
+    // The same message comes twice in one batch, against the rules.
     let twice = messages.increments(&[("b", 4)]);
     assert_eq!(apply(&one, &[twice.clone(), batch[0].clone(), twice.clone()]).await.fresh, [twice.id]);
     assert_eq!((standing(&other, "a").await, standing(&other, "b").await), ((6, 3), (7, 2)));
@@ -202,7 +202,7 @@ async fn nothing_that_a_message_can_carry_fails_its_batch([one, other]: [Arc<dyn
         let Some(Fate::Failed { reason, detail, .. }) = fate else { panic!("{fate:?}") };
         assert_eq!((&*reason, &detail), ("unreadable", &aside.detail));
     }
-    // Nor does anything that a reader can ask for.
+    // Nor does any name that a reader can ask for.
     assert_eq!(other.counter("a\0").await.expect("is read"), None);
     let page = NamePage { prefix: "\0".into(), after: Some("\0".into()), limit: 9 };
     assert_eq!(other.counters(page).await.expect("is read"), []);
@@ -277,7 +277,7 @@ async fn writers_with_opposite_orders_lose_nothing(stores: [Arc<dyn Store>; 2]) 
     let writer = |store: Arc<dyn Store>, reversed: bool| async move {
         let mut messages = Messages::new();
         for round in 0..ROUNDS {
-            // New names in every round: created by both at once, as well as changed by both.
+            // Names are new in every round: created by both at once, as well as changed by both.
             let fresh_name = |number| format!("round{round}-{number}");
             let mut names: Vec<String> = (0..NAMES).map(|number| format!("old{number}")).collect();
             names.extend((0..4).map(fresh_name));

@@ -1,4 +1,4 @@
-//! The floor of the ledger beside writers: whoever comes first, nothing is applied twice or lost.
+//! The floor of the ledger beside writers: in any order, nothing is applied twice or lost.
 use std::sync::Arc;
 
 use shared::store::{Fate, Housekept, Retention, Store};
@@ -24,7 +24,7 @@ async fn forget(store: &Arc<dyn Store>, before_ms: i64) -> Housekept {
     store.housekeep(retention).await.expect("is kept")
 }
 
-/// Until somebody waits for a lock on the ledger or on a counter.
+/// Waits until a session waits for a lock on the ledger or on a counter.
 async fn somebody_waits(watcher: &mut PgConnection) {
     let waiting = "select exists (select from pg_locks where not granted)";
     while !sqlx::query_scalar::<_, bool>(waiting).fetch_one(&mut *watcher).await.expect("is read") {
@@ -59,7 +59,7 @@ async fn a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_as
             }
             let value = standing(&stores[1], "a").await;
             assert_eq!(value, (applied, applied), "day {day}");
-            // Dropped by now, if it was applied; there as a dead letter, if not.
+            // It is dropped by now, if it was applied; there as a dead letter, if not.
             apply(&stores[0], std::slice::from_ref(&message)).await;
             let told = fate(&stores[1], message.item_key(0)).await;
             assert!(matches!(told, Some(Fate::Failed { .. })), "{told:?}");
@@ -106,7 +106,7 @@ async fn who_waited_while_the_floor_was_raised_sees_it_raised() {
             let at_ms = NOON_MS + i64::try_from(round).expect("small") * 10;
             apply(&store, &[dated(at_ms, &[("there", 1)])]).await;
             let last = dated(at_ms + 5, &[("never sent", 1)]).id.as_uuid();
-            // As housekeeping does it, but stopped between its statements.
+            // The statements are those of housekeeping, with a stop between them.
             execute(&mut housekeeper, "begin; lock table only applied_message in access exclusive mode")
                 .await;
             let writer = {
