@@ -132,7 +132,7 @@ fn a_process_that_was_killed_leaves_no_lock_behind() {
     serving.child.kill().expect("it runs");
     serving.child.wait().expect("it ends");
     assert!(directory.path().join("forebay-data/lock").exists(), "a file, but nobody holds it");
-    // With a bad line in it, the program would not come to listen.
+    // With the lock still held, the program would not come to listen.
     drop(Serving::start(directory.path()));
 }
 

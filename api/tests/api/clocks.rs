@@ -48,7 +48,7 @@ async fn forget_a_day_to_come(store: &Arc<dyn Store>) {
 }
 
 on_both_pairs! {
-    /// Until the API has asked for the store's time, its writes are dead-lettered.
+    /// Writes are dead-lettered until the API has read the store's floor.
     async fn writes_take_effect_although_a_day_to_come_was_forgotten(installation) {
         forget_a_day_to_come(&installation.backends[0].store).await;
         for replica in 0..installation.apis.len() {

@@ -10,7 +10,7 @@ use crate::support::{Installation, base_config, embedded, embedded_with, json, o
 
 const PAGE: &str = "https://app.example";
 
-/// Number of series of an API and a consumer in one process before any request.
+/// Limit on the series of an API and a consumer in one process before any request.
 const FRESH_SERIES_MAX: usize = 300;
 
 async fn sent(installation: &Installation, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {

@@ -100,7 +100,7 @@ mod answers_that_nobody_reads_have_a_budget_and_an_end {
         let line = metrics.lines().find_map(|line| line.strip_prefix("forebay_http_answers_bytes "));
         let unread: usize = line.expect("a metric").parse().expect("a number");
         assert!((1..=ANSWERS_BYTES_MAX).contains(&unread), "{unread}");
-        // No answer is read for the allowed time, and then there is budget again.
+        // After the allowed time without a read there is budget again.
         wait_for("an answer", async || {
             let answer = read().await;
             (answer.status() == 200).then_some(answer)

@@ -59,7 +59,7 @@ async fn a_confirm_that_stays_away_leads_to_the_same_message_once_more_and_it_is
     .await;
 }
 
-/// While a transaction is held, the broker has delivered one message, however many it had delivered before.
+/// The broker delivers one message while a transaction is held, however many it had delivered before.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_an_unclean_end_the_broker_hands_out_one_message_until_one_is_applied() {
     const MESSAGES: u32 = 40;

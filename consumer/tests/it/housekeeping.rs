@@ -83,7 +83,7 @@ async fn it_goes_on_at_once_while_there_is_more_and_after_an_error_while_writes_
     rig
 }
 
-/// By the clock alone, the record of a first attempt would be gone when its repetition is read.
+/// Records of a first attempt would be gone, by the clock alone, when its repetition is read.
 async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> Rig {
     let more = Ok(Housekept { rows: 1, more: true, ..Housekept::default() });
     let (rig, layer) = scripted(rig, vec![more; 100_000]);

@@ -43,7 +43,7 @@ async fn the_log_does_not_grow_with_what_passes_through() {
     queue.close().await;
 }
 
-/// So it can be opened after a crash on a full disk, and its messages can be settled.
+/// The file can thus be opened after a crash on a full disk, and its messages can be settled.
 #[tokio::test]
 async fn opening_what_is_there_writes_nothing() {
     let directory = Directory::new("open");

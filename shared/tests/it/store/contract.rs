@@ -202,7 +202,7 @@ async fn nothing_that_a_message_can_carry_fails_its_batch([one, other]: [Arc<dyn
         let Some(Fate::Failed { reason, detail, .. }) = fate else { panic!("{fate:?}") };
         assert_eq!((&*reason, &detail), ("unreadable", &aside.detail));
     }
-    // Nor does any name that a reader can ask for.
+    // No name that a reader can ask for fails either.
     assert_eq!(other.counter("a\0").await.expect("is read"), None);
     let page = NamePage { prefix: "\0".into(), after: Some("\0".into()), limit: 9 };
     assert_eq!(other.counters(page).await.expect("is read"), []);

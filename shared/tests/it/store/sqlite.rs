@@ -304,7 +304,7 @@ async fn a_large_day_goes_a_part_at_a_time() {
     assert_eq!(tables_of_points(&mut file).await, Vec::<String>::new());
 }
 
-/// So the ingest, which waits for the transaction under way, waits for one step and not for all.
+/// The ingest, which waits for the transaction under way, thus waits for one step and not for all.
 #[tokio::test]
 async fn each_step_of_housekeeping_is_a_transaction_of_its_own() {
     let directory = Directory::new("steps");

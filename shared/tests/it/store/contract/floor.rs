@@ -276,7 +276,7 @@ async fn a_replica_that_is_two_days_behind_is_applied_until_its_days_are_forgott
     let next = behind.at(NOON_MS - 2 * DAY_MS + 4 * 3_600_000, &[increment("a", 1)]);
     let mut never_seen = Messages::new();
     let unseen = never_seen.at(NOON_MS - 2 * DAY_MS, &[increment("a", 1)]);
-    // It was thought to be gone.
+    // The replica of this message was thought to be gone.
     forget(&other, NOON_MS).await;
     assert_eq!(apply(&one, &[unseen]).await.set_aside.len(), 1);
     // No row of its later messages can have been dropped.

@@ -59,7 +59,7 @@ async fn a_key_lives_for_its_retention_after_the_redrive([one, other]: [Arc<dyn 
     assert_eq!(standing(&one, "a").await, (1, 1), "by the redrive alone");
 }
 
-/// The retention of discarded letters may be short.
+/// The key does not depend on the retention of discarded letters, however short that is.
 async fn a_key_lives_for_its_retention_after_the_discard([one, other]: [Arc<dyn Store>; 2]) {
     let now_ms = one.now_ms().await.expect("a time");
     let mut messages = above_the_floor(&one, now_ms).await;
@@ -114,7 +114,7 @@ async fn a_retry_among_the_dead_letters_is_guarded_as_long_as_any([one, other]: 
     assert!(!is_applied(&one, "k").await);
 }
 
-/// Where clocks were ahead for days the floor is, too, and ids stay above it while requests have
+/// The floor is ahead where clocks were ahead for days, and ids stay above it while requests have
 /// the true time.
 async fn a_retry_whose_id_is_ahead_of_its_request_is_guarded_by_when_it_was_accepted(
     [one, other]: [Arc<dyn Store>; 2],

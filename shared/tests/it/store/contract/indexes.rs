@@ -74,7 +74,7 @@ async fn a_definition_is_replaced_and_no_version_comes_twice([one, other]: [Arc<
         last = defined.version;
         index_all(&other, "c").await;
         assert_eq!(collection(&other, "c").await, Collection { is_indexed: true, ..defined });
-        // An index without work left has no further page.
+        // A page without work left changes nothing.
         assert!(!one.index_page("c").await.expect("is indexed"));
     }
     for stranger in ["C", "c\0", ""] {

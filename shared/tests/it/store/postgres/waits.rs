@@ -110,8 +110,8 @@ async fn two_that_delete_what_the_other_one_inserts_wait_in_no_circle() {
     .await;
 }
 
-/// Asserts that no deadlock occurred; the sessions must have ended, because only then has the
-/// server their statistics.
+/// Asserts that no deadlock occurred. The stores are closed first: only sessions that have ended have
+/// reported to the statistics of the server.
 async fn assert_no_deadlock(stores: [Arc<dyn Store>; 2], url: &str) {
     for store in stores {
         store.close().await;
