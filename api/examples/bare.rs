@@ -36,14 +36,14 @@ struct Point {
 }
 
 #[derive(Serialize)]
-struct Receipt {
+struct ReceiptBody {
     id: &'static str,
     status: &'static str,
     accepted_at: &'static str,
 }
 
 /// The body of Forebay's 202, with the same number of bytes.
-const RECEIPT: Receipt = Receipt {
+const RECEIPT: ReceiptBody = ReceiptBody {
     id: "019a9f3c-5a1b-8c2d-9e4f-0123456789ab",
     status: "accepted",
     accepted_at: "2026-11-20T08:00:00.000Z",

@@ -285,9 +285,9 @@ async fn a_keys_file_counts_without_a_restart_and_a_broken_one_changes_nothing()
                 Some(text) => replace(&path, text),
                 None => std::fs::remove_file(&path).expect("is removed"),
             }
-            let told = failed_reloads(&installation).await;
+            let reported = failed_reloads(&installation).await;
             // Two looks later every replica has seen it.
-            let seen = async || (failed_reloads(&installation).await >= told + 4).then_some(());
+            let seen = async || (failed_reloads(&installation).await >= reported + 4).then_some(());
             installation.wait_for("a look at the broken file", seen).await;
             until([401, 202]).await;
         }

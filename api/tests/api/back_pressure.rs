@@ -163,7 +163,7 @@ async fn a_policy_that_makes_the_queue_full_is_told_loses_nothing_and_heals_when
             accepted += 1;
             installation.add_consumer().await;
             installation.wait_for_value(0, "policy", accepted).await;
-            installation.wait_until_heard().await;
+            installation.wait_until_events_arrive().await;
             installation.wait_for_value(1, "policy", accepted).await;
             installation
         })

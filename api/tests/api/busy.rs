@@ -12,7 +12,7 @@ const HOLD: &str = "do $$ begin lock table documents in access exclusive mode; p
 const RELEASE: &str = "select pg_terminate_backend(pid) from pg_locks \
     where relation = 'documents'::regclass and mode = 'AccessExclusiveLock' and granted";
 
-async fn is_told_busy(response: Response) {
+async fn is_refused_as_busy(response: Response) {
     assert_eq!(response.headers()["retry-after"].to_str().expect("text"), "1");
     assert_eq!(problem(response, 503).await["type"], "urn:forebay:problem:store_busy");
 }
@@ -37,7 +37,7 @@ async fn slow_queries_and_a_burst_beyond_the_pool_are_told_as_busy_and_open_no_b
         config.store.read_timeout_ms = 1_000;
     };
     cluster_with("busy", adjust, |installation| async move {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         assert_eq!(installation.get("/v1/data/listed").await.status(), 200);
         let url = installation.config.store.url.clone();
         let holder = tokio::spawn(async move { testkit::execute(&url, HOLD.into()).await });
@@ -48,7 +48,7 @@ async fn slow_queries_and_a_burst_beyond_the_pool_are_told_as_busy_and_open_no_b
             .await;
         // One more than the failures in a row that open the breaker.
         for round in 0..5 {
-            is_told_busy(installation.get("/v1/data/listed").await).await;
+            is_refused_as_busy(installation.get("/v1/data/listed").await).await;
             is_well(&installation, round).await;
         }
         let burst = (0..BURST).map(|_| {
@@ -56,7 +56,7 @@ async fn slow_queries_and_a_burst_beyond_the_pool_are_told_as_busy_and_open_no_b
             tokio::spawn(async { request.await.expect("an answer") })
         });
         for read in burst.collect::<Vec<_>>() {
-            is_told_busy(read.await.expect("no panic")).await;
+            is_refused_as_busy(read.await.expect("no panic")).await;
             let health = json(installation.get("/health").await).await;
             assert_eq!(health["breakers"]["store"], "closed", "{health}");
         }

@@ -118,8 +118,8 @@ fn what_is_no_http_is_answered_and_fills_no_log() {
 fn a_second_process_on_the_same_data_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let serving = Serving::start(directory.path());
-    let (ok, _, told) = run(directory.path(), &[]);
-    assert!(!ok && told.contains("in use by another process"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &[]);
+    assert!(!ok && reported.contains("in use by another process"), "{reported}");
     assert!(serving.stop());
 }
 
@@ -139,8 +139,8 @@ fn a_process_that_was_killed_leaves_no_lock_behind() {
 #[test]
 fn a_misspelt_setting_is_refused_with_the_nearest_name() {
     let directory = tempfile::tempdir().expect("a directory");
-    let (ok, _, told) = run(directory.path(), &["--set", "server.prot=1"]);
-    assert!(!ok && told.contains("server.prot") && told.contains("server.port"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &["--set", "server.prot=1"]);
+    assert!(!ok && reported.contains("server.prot") && reported.contains("server.port"), "{reported}");
 }
 
 #[test]
@@ -153,10 +153,10 @@ fn check_config_shows_origins_and_no_secret() {
 
 /// Makes a new key and its entry.
 fn new_key(directory: &Path, arguments: &[&str]) -> (String, String) {
-    let (ok, shown, told) = run(directory, &[&["keys", "new"], arguments].concat());
-    assert!(ok, "{told}");
+    let (ok, shown, reported) = run(directory, &[&["keys", "new"], arguments].concat());
+    assert!(ok, "{reported}");
     let (key, entry) = shown.trim_end().split_once('\n').expect("two lines");
-    assert!(!told.contains(key) && !entry.contains(key), "{told} {entry}");
+    assert!(!reported.contains(key) && !entry.contains(key), "{reported} {entry}");
     (key.to_owned(), entry.strip_prefix("- ").expect("an item of a list").to_owned())
 }
 
@@ -194,8 +194,8 @@ fn a_key_may_end_and_belong_to_somebody_and_what_is_none_is_refused() {
     let (other, _) = new_key(directory.path(), &[]);
     assert_ne!(one[..12], other[..12], "ids are random");
     for bad in [["--id", "a_b"], ["--expires", "tomorrow"], ["--scopes", "all"], ["--principal", "a b"]] {
-        let (ok, _, told) = run(directory.path(), &[&["keys", "new"], &bad[..]].concat());
-        assert!(!ok && told.contains(bad[0]), "{told}");
+        let (ok, _, reported) = run(directory.path(), &[&["keys", "new"], &bad[..]].concat());
+        assert!(!ok && reported.contains(bad[0]), "{reported}");
     }
 }
 
@@ -208,15 +208,15 @@ fn a_key_in_the_wrong_place_is_told_without_being_shown() {
         format!("\"{key}\""),
         format!("{{{key}"),
     ] {
-        let (ok, shown, told) = run(directory.path(), &["--set", &format!("auth.keys=[{bad}]")]);
-        assert!(!ok && told.contains("auth.keys"), "{told}");
-        assert!(!told.contains(&key[5..]) && !shown.contains(&key[5..]), "{told}");
+        let (ok, shown, reported) = run(directory.path(), &["--set", &format!("auth.keys=[{bad}]")]);
+        assert!(!ok && reported.contains("auth.keys"), "{reported}");
+        assert!(!reported.contains(&key[5..]) && !shown.contains(&key[5..]), "{reported}");
     }
     let twice = format!("auth.keys=[{entry},{entry}]");
-    let (ok, _, told) = run(directory.path(), &["--set", &twice]);
-    assert!(!ok && told.contains("the id x is there twice"), "{told}");
-    let (ok, _, told) = run(directory.path(), &["--set", "auth.keys_file=nowhere.yaml"]);
-    assert!(!ok && told.contains("auth.keys_file nowhere.yaml"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &["--set", &twice]);
+    assert!(!ok && reported.contains("the id x is there twice"), "{reported}");
+    let (ok, _, reported) = run(directory.path(), &["--set", "auth.keys_file=nowhere.yaml"]);
+    assert!(!ok && reported.contains("auth.keys_file nowhere.yaml"), "{reported}");
 }
 
 #[test]
@@ -238,8 +238,8 @@ fn the_openapi_document_is_printed() {
 #[test]
 fn a_healthcheck_fails_when_nobody_answers() {
     let directory = tempfile::tempdir().expect("a directory");
-    let (ok, _, told) = run(directory.path(), &["healthcheck", "--set", "ops.port=1"]);
-    assert!(!ok && told.contains("error:"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &["healthcheck", "--set", "ops.port=1"]);
+    assert!(!ok && reported.contains("error:"), "{reported}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ async fn consumers_metric(installation: &Installation) -> Option<String> {
 }
 
 async fn without_consumers(mut installation: Installation) -> Installation {
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     let count = installation.consumers.len();
     installation
         .wait_for("all consumers", async || {

@@ -40,7 +40,7 @@ async fn status(installation: &Installation, replica: usize, id: &str) -> Value 
 
 on_both_pairs! {
     async fn a_redriven_letter_takes_effect(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let id = overflow(&installation, "full").await;
         let listed = get(&installation, &format!("{LETTERS}?kind=increment&reason=counter_overflow")).await;
         let letter = get(&installation, &format!("{LETTERS}/{id}")).await;
@@ -73,7 +73,7 @@ on_both_pairs! {
     }
 
     async fn a_discarded_letter_stays_failed(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let id = overflow(&installation, "full").await;
         installation.increment(0, "full", -10).await;
         for _ in 0..2 {
@@ -89,7 +89,7 @@ on_both_pairs! {
     }
 
     async fn letters_are_walked_page_by_page(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let mut ids = vec![overflow(&installation, "full").await];
         for _ in 0..2 {
             let failed = problem(installation.increment_and_wait(0, "full").await, 422).await;
@@ -175,8 +175,8 @@ on_both_pairs! {
             (r#"{"after":"x"}"#, "/after"),
             (r#"{"filter":{"id":"x"}}"#, "/filter/id"),
         ] {
-            let told = problem(installation.post(&path, text).await, 422).await;
-            assert_eq!(told["errors"][0]["pointer"], pointer, "{text}");
+            let reported = problem(installation.post(&path, text).await, 422).await;
+            assert_eq!(reported["errors"][0]["pointer"], pointer, "{text}");
         }
         problem(installation.post(&path, r#"{"filters":{}}"#).await, 422).await;
         problem(installation.post(&path, "").await, 400).await;
@@ -192,7 +192,7 @@ async fn other_replicas_hear_of_a_redrive() {
         config.cache.ttl_ms = 3_600_000;
     };
     cluster_with("redriven", patient, async |installation: Installation| {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         overflow(&installation, "full").await;
         installation.increment(0, "full", -10).await;
         installation.wait_for_value(1, "full", i64::MAX - 10).await;
@@ -214,7 +214,7 @@ async fn letters_that_the_server_refuses_end_no_reads() {
         "refused",
         |_| {},
         async |installation: Installation| {
-            installation.wait_until_heard().await;
+            installation.wait_until_events_arrive().await;
             overflow(&installation, "full").await;
             installation.increment(0, "full", -10).await;
             installation.wait_for_value(0, "full", i64::MAX - 10).await;

@@ -131,8 +131,8 @@ on_both_pairs! {
         assert!(detail.contains("line 3 column 7"), "{detail}");
         let request = installation.at(0, Method::POST, "/v1/counters/c/increments").header("content-type", "application/json");
         let answer = json(request.body("[{\"by\":\n\"one\"},{}]").send().await.expect("an answer")).await;
-        let told = answer["rejected"][0]["problem"]["errors"][0].to_string();
-        assert!(told.contains("an integer from") && !told.contains("column"), "{told}");
+        let reported = answer["rejected"][0]["problem"]["errors"][0].to_string();
+        assert!(reported.contains("an integer from") && !reported.contains("column"), "{reported}");
     }
 }
 

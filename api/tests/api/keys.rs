@@ -103,7 +103,7 @@ on_both_pairs! {
     }
 
     async fn who_waits_hears_of_a_conflict(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let wait = async |replica: usize, by: i64| {
             let request = installation.at(replica, Method::POST, PATH).header("idempotency-key", "waits");
             request.header("prefer", "wait=20").json(&json!({"by": by})).send().await.expect("an answer")
@@ -190,7 +190,7 @@ on_both_pairs! {
     }
 
     async fn a_keyed_write_that_is_set_aside_stays_so(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         accepted(post(&installation, 0, "fill", json!({"by": i64::MAX})).await).await;
         installation.wait_for_value(0, "keyed", i64::MAX).await;
         for replica in 0..2 {

@@ -215,10 +215,10 @@ async fn check(document: &Value, method: &Method, route: &str, response: Respons
     let media_type =
         response.headers().get("content-type").map(|value| value.to_str().expect("text").to_owned());
     let content = declared["content"].as_object();
-    let told = media_type.as_ref().map_or(content.is_none(), |media_type| {
+    let reported = media_type.as_ref().map_or(content.is_none(), |media_type| {
         content.is_some_and(|content| content.contains_key(media_type))
     });
-    assert!(told, "{method} {route} {status}: {media_type:?} is not the media type that is declared");
+    assert!(reported, "{method} {route} {status}: {media_type:?} is not the media type that is declared");
     let Some(media_type) = media_type.filter(|media_type| media_type.contains("json")) else {
         return Value::Null;
     };

@@ -152,7 +152,7 @@ async fn while_the_store_is_away_writes_are_accepted_and_known_values_are_answer
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_store_is_away_nobody_is_kept_waiting_for_it() {
     behind_proxies("waits", async |installation, proxies| {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         proxies.store.down(true);
         let started = Instant::now();
         let waiting =

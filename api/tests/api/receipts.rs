@@ -134,13 +134,13 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
         let request = installation.at(0, Method::POST, "/v1/dead-letters/redrive").json(asked);
         json(request.send().await.expect("an answer")).await
     };
-    let told = redrive(&asked).await;
+    let reported = redrive(&asked).await;
     assert_eq!(
-        (&told["failed_again"], &told["items"][0]["reason"]),
+        (&reported["failed_again"], &reported["items"][0]["reason"]),
         (&1.into(), &"too_old".into()),
-        "{told}"
+        "{reported}"
     );
-    assert!(told["items"][0]["detail"].as_str().expect("a detail").contains("needs force"), "{told}");
+    assert!(reported["items"][0]["detail"].as_str().expect("a detail").contains("needs force"), "{reported}");
     asked["force"] = true.into();
     assert_eq!(redrive(&asked).await["redriven"], 1);
     installation.wait_for_value(0, "forgotten", 3).await;

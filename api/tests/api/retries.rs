@@ -22,7 +22,7 @@ async fn answered(response: Response, status: u16) -> Value {
 
 on_both_pairs! {
     async fn a_retry_of_an_increment_is_answered_with_the_counter_as_it_is_now(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for (path, first, now) in [
             ("/v1/counters/again/increments", json!({"name": "again", "value": 5, "version": 1}), json!({"name": "again", "value": 6, "version": 2})),
             ("/counter", json!({"count": 5}), json!({"count": 6})),
@@ -42,7 +42,7 @@ on_both_pairs! {
     }
 
     async fn a_retry_of_a_document_or_a_point_is_answered_with_what_is_stored(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for path in ["/v1/data/again", "/data"] {
             let store = async |replica: usize, body: &'static str| {
                 let request = keyed(&installation, replica, path, &path.replace('/', "-")).header("content-type", "application/json");
@@ -83,7 +83,7 @@ on_both_pairs! {
 }
 
 async fn retried_without_consumers(mut installation: Installation) -> Installation {
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     let path = "/v1/counters/alone/increments";
     answered(sent(keyed(&installation, 0, path, "alone")).await, 200).await;
     for consumer in installation.consumers.drain(..) {

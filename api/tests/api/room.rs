@@ -100,7 +100,7 @@ mod bodies_that_are_announced_and_never_come_take_no_room {
 
     async fn test(installation: Installation) -> Installation {
         let address = installation.apis[0].address.to_string();
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let bystander = Bystander::start(&address);
         let ways = ["content-length: 1048576\r\n\r\n[", "transfer-encoding: chunked\r\n\r\n1\r\n[\r\n"];
         let paths = ["/v1/counters/room/increments", "/v1/data/room", "/v1/metrics"];
@@ -172,7 +172,7 @@ mod a_client_that_has_gone_gives_its_place_back_soon {
 
     async fn test(mut installation: Installation) -> Installation {
         let address = installation.apis[0].address.to_string();
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let id = installation.increment(0, "gone", 1).await;
         installation.wait_for_value(0, "gone", 1).await;
         // A client that sends everything, closes its side and then reads, is answered with the outcome.

@@ -30,7 +30,7 @@ async fn read(installation: &Installation) -> (String, i64) {
 }
 
 /// Waits until writes that wait are answered with 202 at once, always. Returns their number.
-async fn nobody_is_kept_waiting(installation: &Installation) -> i64 {
+async fn wait_for_prompt_answers(installation: &Installation) -> i64 {
     let mut written = 0;
     // The heartbeats of a consumer report the state of the store; until then some requests may wait.
     let (begun, mut in_a_row) = (Instant::now(), 0);
@@ -46,14 +46,14 @@ async fn nobody_is_kept_waiting(installation: &Installation) -> i64 {
 }
 
 async fn survives(installation: &Installation, administered: &str, trouble: Trouble, reads_fail: bool) {
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     installation.increment(0, "known", 5).await;
     installation.wait_for_value(0, "known", 5).await;
     trouble.begin(administered).await;
     for _ in 0..DURING {
         installation.increment(0, "known", 1).await;
     }
-    let written = DURING + nobody_is_kept_waiting(installation).await;
+    let written = DURING + wait_for_prompt_answers(installation).await;
     if reads_fail {
         installation
             .wait_for("a stale answer", async || {
@@ -73,7 +73,7 @@ async fn survives(installation: &Installation, administered: &str, trouble: Trou
     trouble.end(administered).await;
     let counter = installation.wait_for_value(1, "known", 5 + written).await;
     assert_eq!(counter["version"], 1 + written);
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     let health = json(installation.get("/health").await).await;
     assert_eq!(health["status"], "ok", "{health}");
 }

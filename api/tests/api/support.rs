@@ -254,7 +254,7 @@ impl Installation {
 
     /// Waits until every replica receives the events of every consumer: before that, an event with
     /// a value may be lost, and the answer has the present value. Consumers take messages in turns.
-    pub async fn wait_until_heard(&self) {
+    pub async fn wait_until_events_arrive(&self) {
         for replica in 0..self.apis.len() {
             let in_turn = 4 * self.consumers.len();
             self.wait_for("the events of all consumers", async || {

@@ -98,7 +98,7 @@ on_both_pairs! {
         log.line("message applied", &last).await;
         let text = log.text();
         assert!(!text.contains(&not_sampled) && !text.contains(&wrong));
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         installation.increment(0, "plain", i64::MAX).await;
         installation.wait_for_value(0, "plain", i64::MAX).await;
         let receipt = problem(installation.increment_and_wait(0, "plain").await, 422).await;

@@ -23,7 +23,7 @@ async fn holes(installation: &Installation) -> u64 {
 
 /// The events are as a newer consumer would send them: a new kind in every list, and a body of their own.
 async fn newer_events_empty_no_cache(installation: Installation) -> Installation {
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     installation.increment(0, "known", 1).await;
     installation.wait_for_value(0, "known", 1).await;
     let exchange = format!("{}.events.v1", installation.config.queue.prefix);

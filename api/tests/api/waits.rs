@@ -30,7 +30,7 @@ fn is_vary_prefer(response: &Response) -> bool {
 
 on_both_pairs! {
     async fn a_write_that_waits_is_answered_with_the_value_that_it_made(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for version in 1..=3 {
             let response = post(&installation, "/v1/counters/w/increments", "wait=20", json!({"by": 5})).await;
             assert_eq!(response.status(), 200);
@@ -45,7 +45,7 @@ on_both_pairs! {
     }
 
     async fn a_hundred_that_wait_at_once_get_each_value_once(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let waiting: Vec<_> = (0..100)
             .map(|replica| {
                 let request = installation.at(replica, Method::POST, "/v1/counters/hundred/increments");
@@ -65,7 +65,7 @@ on_both_pairs! {
     }
 
     async fn a_write_that_is_set_aside_answers_with_its_receipt(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let path = "/v1/counters/full/increments";
         let first = post(&installation, path, "wait=20", json!({"by": i64::MAX})).await;
         assert_eq!(first.status(), 200);
@@ -109,7 +109,7 @@ on_both_pairs! {
     }
 
     async fn the_short_path_waits_by_itself(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for count in 1..=3 {
             let response = installation.at(0, Method::POST, "/counter").send().await.expect("an answer");
             assert_eq!(response.status(), 200);
@@ -207,7 +207,7 @@ fn waiting(installation: &Installation, path: &str) -> JoinHandle<Response> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_store_that_is_away() {
     moody("away", |installation, moods| async move {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         moods.set(Mood::Away);
         let started = Instant::now();
         let open = waiting(&installation, "/v1/counters/away/increments");
@@ -244,7 +244,7 @@ async fn nobody_waits_for_a_store_that_is_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_was_lost_after_the_commit_is_told_as_the_one_of_now() {
     moody("lost", |installation, moods| async move {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         moods.set(Mood::Lost);
         let started = Instant::now();
         let response = installation.increment_and_wait(0, "lost").await;
@@ -286,7 +286,7 @@ async fn a_stop_releases_who_waits() {
 async fn a_receipt_waits_until_it_is_settled() {
     moody("receipt", |installation, moods| async move {
         // Otherwise a gap in the events could make a replica read once more.
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         moods.set(Mood::Held);
         let id = installation.increment(0, "settled", 1).await;
         let path = format!("/v1/receipts/{id}");

@@ -82,10 +82,10 @@ async fn walk(config: &Config, env: &[(&str, &str)]) {
     let backend = backend::open(config).await.expect("the backend opens");
     apply(&backend, 2, &[-10]).await;
     close(backend).await;
-    let (succeeded, told, _) = run(&["discard", &other]);
-    assert!(succeeded && told.contains("discarded"), "{told}");
-    let (_, told, _) = run(&["redrive", "--dry-run"]);
-    assert!(told.contains("1 would be applied, 0 would be failed again"), "{told}");
+    let (succeeded, reported, _) = run(&["discard", &other]);
+    assert!(succeeded && reported.contains("discarded"), "{reported}");
+    let (_, reported, _) = run(&["redrive", "--dry-run"]);
+    assert!(reported.contains("1 would be applied, 0 would be failed again"), "{reported}");
     let (succeeded, json, error) = run(&["redrive", "--id", &one, "--json"]);
     let done: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert!(succeeded && done["redriven"] == 1 && done["items"][0]["status"] == "applied", "{json}{error}");
@@ -120,8 +120,8 @@ async fn walk(config: &Config, env: &[(&str, &str)]) {
     let (_, json, error) = run(&["redrive", "--kind", "message", "--json"]);
     let done: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert!(done["redriven"] == 1 && done["failed_again"] == 1 && done["next"].is_null(), "{json}{error}");
-    let (succeeded, told, _) = run(&["discard", &garbage]);
-    assert!(succeeded && told.contains("discarded"), "{told}");
+    let (succeeded, reported, _) = run(&["discard", &garbage]);
+    assert!(succeeded && reported.contains("discarded"), "{reported}");
     let backend = backend::open(config).await.expect("the backend opens");
     let counter = backend.store.counter("buried").await.expect("is read").expect("is there");
     assert_eq!(counter.value, 1);

@@ -174,7 +174,7 @@ async fn a_consumer_whose_probe_another_one_got_does_not_say_that_the_store_is_a
     let message = rig.message("gone", 1);
     rig.publish(message).await;
     rig.ingesting(&queue, async |status| {
-        wait_for("the outage is told", async || status.store_is_away()).await;
+        wait_for("the outage is reported", async || status.store_is_away()).await;
         let mut other = rig.backend.queue.subscribe(1).await.expect("subscribed");
         let taken = other.next().await.expect("not lost");
         wait_for("an idle session", async || {

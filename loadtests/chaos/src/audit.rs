@@ -79,7 +79,7 @@ async fn check_api(
 }
 
 #[derive(Deserialize)]
-struct Receipt {
+struct ReceiptStatus {
     status: String,
 }
 
@@ -137,7 +137,7 @@ async fn await_settled(client: &Client, api: SocketAddr, id: &str, deadline: Ins
 /// Status of a receipt, or the answer that came instead of one.
 pub async fn receipt_status(client: &Client, api: SocketAddr, id: &str) -> String {
     match client.get(format!("http://{api}/v1/receipts/{id}")).send().await {
-        Ok(answer) if answer.status().is_success() => match answer.json::<Receipt>().await {
+        Ok(answer) if answer.status().is_success() => match answer.json::<ReceiptStatus>().await {
             Ok(receipt) => receipt.status,
             Err(error) => error.to_string(),
         },

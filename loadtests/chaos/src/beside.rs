@@ -85,9 +85,9 @@ impl Scene<'_> {
             let began = Instant::now();
             self.watch(&mut beside, async || began.elapsed() >= lasting).await?;
             let letters = dead::letters(&client, self.apis[0], Some(NOT_APPLIED)).await?;
-            let told =
+            let reported =
                 |letter: &Letter| format!("LOST: {} was given up for what names the server", letter.id);
-            beside.findings.extend(shortened(letters.iter().map(told).collect()));
+            beside.findings.extend(shortened(letters.iter().map(reported).collect()));
         }
         self.switch.off().await?;
         beside.findings.extend(dead::redrive(&client, self.apis[0], NOT_APPLIED).await?);

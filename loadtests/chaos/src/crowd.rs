@@ -92,7 +92,7 @@ impl Crowd {
 pub struct Expected(Vec<(u64, u64)>);
 
 #[derive(Debug, Deserialize, PartialEq)]
-struct Counter {
+struct CrowdCounter {
     value: u64,
     version: u64,
 }
@@ -124,7 +124,7 @@ impl Expected {
         Ok(findings)
     }
 
-    async fn read(&self, client: &Client, api: SocketAddr) -> anyhow::Result<Vec<Counter>> {
+    async fn read(&self, client: &Client, api: SocketAddr) -> anyhow::Result<Vec<CrowdCounter>> {
         let mut counters = Vec::new();
         for number in 0..self.0.len() {
             counters.push(read(client, api, number).await?);
@@ -133,8 +133,8 @@ impl Expected {
     }
 }
 
-fn judge(number: usize, counter: &Counter, accepted: u64, unknown: u64) -> Option<String> {
-    let Counter { value, version } = *counter;
+fn judge(number: usize, counter: &CrowdCounter, accepted: u64, unknown: u64) -> Option<String> {
+    let CrowdCounter { value, version } = *counter;
     let most = accepted + unknown;
     let what = if value < accepted {
         "LOST"
@@ -149,10 +149,10 @@ fn judge(number: usize, counter: &Counter, accepted: u64, unknown: u64) -> Optio
 }
 
 /// Reads a counter; one that was never written is 0.
-async fn read(client: &Client, api: SocketAddr, number: usize) -> anyhow::Result<Counter> {
+async fn read(client: &Client, api: SocketAddr, number: usize) -> anyhow::Result<CrowdCounter> {
     let answer = client.get(format!("http://{api}/v1/counters/{PREFIX}{number}")).send().await?;
     if answer.status() == reqwest::StatusCode::NOT_FOUND {
-        return Ok(Counter { value: 0, version: 0 });
+        return Ok(CrowdCounter { value: 0, version: 0 });
     }
     answer.error_for_status()?.json().await.context("no counter")
 }
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_and_what_is_too_much_is_found() {
-        let judged = |value, version| judge(1, &Counter { value, version }, 5, 2);
+        let judged = |value, version| judge(1, &CrowdCounter { value, version }, 5, 2);
         assert_eq!([5, 6, 7].map(|value| judged(value, value)), [None, None, None]);
         assert!(judged(4, 4).is_some_and(|finding| finding.starts_with("LOST")));
         assert!(judged(8, 8).is_some_and(|finding| finding.starts_with("DOUBLED")));

@@ -64,9 +64,9 @@ pub async fn redrive(client: &Client, api: SocketAddr, reason: &str) -> anyhow::
             return Ok(Vec::new());
         }
         if Instant::now() > deadline {
-            let told =
+            let reported =
                 |letter: &Letter| format!("LOST: {} stays a dead letter: {}", letter.id, letter.detail);
-            return Ok(shortened(left.iter().map(told).collect()));
+            return Ok(shortened(left.iter().map(reported).collect()));
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -82,12 +82,12 @@ fn unexpected(letters: &[Letter]) -> Vec<String> {
     let may_be = |letter: &&Letter| {
         letter.is_message() || letter.document().is_some_and(|(_, number)| is_refused(Kind::Document, number))
     };
-    let told = |letter: &Letter| {
+    let reported = |letter: &Letter| {
         let Letter { id, reason, detail, item, .. } = letter;
         let item: String = item.to_string().chars().take(200).collect();
         format!("LOST: {id} is a dead letter: {reason}: {detail}: {item}")
     };
-    shortened(letters.iter().filter(|letter| !may_be(letter)).map(told).collect())
+    shortened(letters.iter().filter(|letter| !may_be(letter)).map(reported).collect())
 }
 
 #[cfg(test)]

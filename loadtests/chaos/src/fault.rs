@@ -63,7 +63,7 @@ pub enum Link {
 /// A fault of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Trouble {
+pub enum LinkFault {
     Cut,
     /// A cut in the middle of a client's message, after this many more bytes.
     CutAfter(u64),
@@ -137,7 +137,7 @@ pub enum Fault {
     Network {
         member: usize,
         link: Link,
-        trouble: Trouble,
+        trouble: LinkFault,
         ms: u64,
     },
     /// `pg_ctl stop -m immediate`, and a start this much later.
@@ -254,7 +254,7 @@ impl fmt::Display for Fault {
             Self::Freeze { .. } => out.write_str("freeze"),
             Self::Clock { whose, seconds, .. } => write!(out, "{}clock {seconds:+} s", whose.prefix()),
             Self::Adrift { whose, days, .. } => write!(out, "{}clock {days:+} days", whose.prefix()),
-            Self::Network { link, trouble: Trouble::CutAfter(bytes), .. } => {
+            Self::Network { link, trouble: LinkFault::CutAfter(bytes), .. } => {
                 write!(out, "{} cut after {bytes} bytes", link.name())
             }
             Self::Network { link, trouble, .. } => write!(out, "{} {}", link.name(), trouble.name()),
@@ -301,7 +301,7 @@ impl Link {
     }
 }
 
-impl Trouble {
+impl LinkFault {
     fn name(self) -> &'static str {
         match self {
             Self::Cut => "cut",

@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use crate::crowd;
 use crate::kind::{Kind, rfc3339};
-use crate::ledger::{Entry, State};
+use crate::ledger::{Entry, SumAndCount};
 
-pub type States = BTreeMap<(Kind, String), State>;
+pub type States = BTreeMap<(Kind, String), SumAndCount>;
 
 const MINUTE_MS: i64 = 60_000;
 const DAY_MS: i64 = 86_400_000;
@@ -72,7 +72,7 @@ pub async fn read(client: &Client, api: SocketAddr, asked: &Questions<'_>) -> an
 /// Reads all counters of the service, also those that no writer of the run wrote; a crowd checks its own.
 async fn read_counters(client: &Client, api: SocketAddr, into: &mut Holdings) -> anyhow::Result<()> {
     for item in pages(client, &format!("http://{api}/v1/counters?limit=1000")).await? {
-        let Counter { name, value, version } = serde_json::from_value(item).context("a counter")?;
+        let ListedCounter { name, value, version } = serde_json::from_value(item).context("a counter")?;
         if !name.starts_with(crowd::PREFIX) {
             into.states.insert((Kind::Counter, name), (value, version));
         }
@@ -109,26 +109,27 @@ async fn read_points(
     for period_ms in [DAY_MS, MINUTE_MS] {
         let range = asked.range(period_ms)?;
         let url = format!("http://{api}/v1/metrics/summary?type={name}&{range}");
-        let summary: Summary = client.get(url).send().await?.error_for_status()?.json().await?;
+        let summary: PointSummary = client.get(url).send().await?.error_for_status()?.json().await?;
         #[expect(clippy::cast_possible_truncation, reason = "sums of small whole numbers")]
         states.push((summary.sum as i64, summary.count));
     }
     if states[0] != states[1] {
-        let told = format!("WRONG: type {name} is {:?} by days and {:?} by minutes", states[0], states[1]);
-        into.contradictions.push(told);
+        let reported =
+            format!("WRONG: type {name} is {:?} by days and {:?} by minutes", states[0], states[1]);
+        into.contradictions.push(reported);
     }
     into.states.insert((Kind::Point, name.into()), states[0]);
     Ok(())
 }
 
 #[derive(Deserialize)]
-struct Page {
+struct ListPage {
     items: Vec<Value>,
     next: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Counter {
+struct ListedCounter {
     name: String,
     value: i64,
     version: i64,
@@ -146,7 +147,7 @@ struct Data {
 }
 
 #[derive(Deserialize)]
-struct Summary {
+struct PointSummary {
     count: i64,
     sum: f64,
 }
@@ -156,7 +157,7 @@ pub async fn pages(client: &Client, url: &str) -> anyhow::Result<Vec<Value>> {
     let (mut items, mut after) = (Vec::new(), String::new());
     loop {
         let answer = client.get(format!("{url}{after}")).send().await?.error_for_status()?;
-        let page: Page = answer.json().await.context("a page of a list")?;
+        let page: ListPage = answer.json().await.context("a page of a list")?;
         items.extend(page.items);
         let Some(next) = page.next else { return Ok(items) };
         after = format!("&after={next}");

@@ -10,7 +10,7 @@ use testkit::inspect;
 use tokio::time::timeout;
 
 use crate::beside::{Beside, Scene};
-use crate::fault::{Bound, Class, Fault, Link, Poison, Server, Trouble, Whose};
+use crate::fault::{Bound, Class, Fault, Link, LinkFault, Poison, Server, Whose};
 use crate::fleet::{Fleet, Member};
 use crate::heavy::Switch;
 use crate::kind::Kind;
@@ -21,7 +21,7 @@ use crate::recovery::{self, Recovery};
 use crate::refused;
 use crate::send;
 use crate::servers::Servers;
-use crate::traffic::{Target, Traffic};
+use crate::traffic::{ApiCounts, Traffic};
 
 /// Accepted requests between two faults.
 pub const ACCEPTED_MIN: u64 = 10;
@@ -335,7 +335,7 @@ impl Site<'_> {
     /// Waits for a moment in which requests are open at the victim.
     async fn open_requests(&self, victim: Option<usize>) -> usize {
         let api = victim.and_then(|member| self.fleet.members[member].api);
-        let target: Option<&Arc<Target>> =
+        let target: Option<&Arc<ApiCounts>> =
             self.traffic.targets.iter().find(|target| Some(target.address) == api);
         let Some(target) = target else {
             return self.traffic.targets.iter().map(|target| *target.open.borrow()).sum();
@@ -348,23 +348,23 @@ impl Site<'_> {
     }
 }
 
-fn set_trouble(member: &Member, link: Link, trouble: Trouble, on: bool) -> anyhow::Result<()> {
+fn set_trouble(member: &Member, link: Link, trouble: LinkFault, on: bool) -> anyhow::Result<()> {
     let links = member.links.as_ref().context("a program without proxies")?;
     let proxy = match link {
         Link::Broker => &links.broker,
         Link::Store => &links.store,
     };
     match trouble {
-        Trouble::Cut if on => proxy.cut(),
-        Trouble::HalfOpen if on => proxy.half_open(),
+        LinkFault::Cut if on => proxy.cut(),
+        LinkFault::HalfOpen if on => proxy.half_open(),
         // These are over at once.
-        Trouble::Cut | Trouble::HalfOpen => {}
-        Trouble::CutAfter(bytes) if on => proxy.cut_after(bytes),
-        Trouble::CutAfter(_) => proxy.cut_never(),
-        Trouble::Delay => proxy.delay(if on { DELAY } else { Duration::ZERO }),
-        Trouble::Mute => proxy.mute(on),
-        Trouble::BlackHole => proxy.black_hole(on),
-        Trouble::Down => proxy.down(on),
+        LinkFault::Cut | LinkFault::HalfOpen => {}
+        LinkFault::CutAfter(bytes) if on => proxy.cut_after(bytes),
+        LinkFault::CutAfter(_) => proxy.cut_never(),
+        LinkFault::Delay => proxy.delay(if on { DELAY } else { Duration::ZERO }),
+        LinkFault::Mute => proxy.mute(on),
+        LinkFault::BlackHole => proxy.black_hole(on),
+        LinkFault::Down => proxy.down(on),
     }
     Ok(())
 }

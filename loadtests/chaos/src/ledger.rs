@@ -14,7 +14,7 @@ use crate::kind::Kind;
 use crate::refused::is_refused;
 
 /// Sum of the numbers and count of the items that took effect at a target.
-pub type State = (i64, i64);
+pub type SumAndCount = (i64, i64);
 
 /// The outcome of a request, as far as its sender knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,7 +36,7 @@ pub struct Applied {
     /// Id of a document or a point.
     pub id: Option<String>,
     /// Value and version of a counter right after the increment.
-    pub standing: Option<State>,
+    pub standing: Option<SumAndCount>,
 }
 
 impl Outcome {
@@ -102,7 +102,7 @@ impl Write {
     }
 
     /// Sum and count that it adds to its target when it takes effect.
-    pub fn effect(&self) -> State {
+    pub fn effect(&self) -> SumAndCount {
         let places = (0..self.items.len()).filter(|index| self.takes_effect(*index));
         let (sum, count) = places.fold((0, 0), |(sum, count), index| (sum + self.items[index], count + 1));
         if self.deletes.is_some() { (-sum, -count) } else { (sum, count) }

@@ -95,7 +95,7 @@ pub enum Length {
 
 /// The settings of one run.
 #[derive(Clone, Debug, Serialize)]
-pub struct Settings {
+pub struct ChaosSettings {
     pub pair: Pair,
     pub length: Length,
     /// Seed of faults, victims, pauses and writes. The behaviour of the programs under them is not
@@ -115,7 +115,7 @@ pub struct Settings {
     pub binaries: PathBuf,
 }
 
-impl Settings {
+impl ChaosSettings {
     /// The command that repeats the run.
     pub fn replay(&self) -> String {
         let mut words = vec![format!("just chaos --pair {} --seed {}", self.pair, self.seed)];
@@ -142,7 +142,7 @@ impl Settings {
     }
 }
 
-impl Settings {
+impl ChaosSettings {
     fn plan(&self, has_clock: bool) -> Plan {
         let outage = Duration::from_secs_f64(self.outage_minutes * 60.0);
         let outage_ms = u64::try_from(outage.as_millis()).unwrap_or(u64::MAX);
@@ -172,7 +172,7 @@ impl Settings {
 
 /// Starts everything, carries the plan out, audits, ends everything. `Err` means that the run
 /// itself broke; errors of the service are in the report.
-pub async fn run(settings: Settings, mut interrupted: watch::Receiver<bool>) -> anyhow::Result<Report> {
+pub async fn run(settings: ChaosSettings, mut interrupted: watch::Receiver<bool>) -> anyhow::Result<Report> {
     let folder = std::env::temp_dir().join(testkit::unique("chaos"));
     std::fs::create_dir_all(&folder)?;
     let outcome = tokio::select! {
@@ -186,11 +186,12 @@ pub async fn run(settings: Settings, mut interrupted: watch::Receiver<bool>) -> 
     if !keep {
         servers::remove_folder(&folder).await?;
     }
-    let told = || format!("again: {}; logs and ledger are kept in {}", settings.replay(), folder.display());
-    outcome.context("interrupted")?.with_context(told)
+    let reported =
+        || format!("again: {}; logs and ledger are kept in {}", settings.replay(), folder.display());
+    outcome.context("interrupted")?.with_context(reported)
 }
 
-async fn run_on_servers(settings: &Settings, folder: &Path) -> anyhow::Result<Report> {
+async fn run_on_servers(settings: &ChaosSettings, folder: &Path) -> anyhow::Result<Report> {
     let mut servers = match settings.pair {
         Pair::Embedded => None,
         Pair::Cluster => Some(Servers::start(&Programs::find()?, folder, settings.nodes).await?),
@@ -203,7 +204,7 @@ async fn run_on_servers(settings: &Settings, folder: &Path) -> anyhow::Result<Re
 }
 
 async fn run_in(
-    settings: &Settings,
+    settings: &ChaosSettings,
     mut servers: Option<&mut Servers>,
     folder: &Path,
 ) -> anyhow::Result<Report> {

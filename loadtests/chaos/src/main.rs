@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use chaos::fault::Class;
-use chaos::{Length, Pair, Settings};
+use chaos::{ChaosSettings, Length, Pair};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 #[command(
     about = "Strikes Forebay's programs and their servers while a client writes, then looks for lost and doubled writes"
 )]
-struct Arguments {
+struct ChaosArguments {
     /// Minutes of faults
     #[arg(long, default_value_t = 5.0, conflicts_with_all = ["steps", "short"])]
     minutes: f64,
@@ -53,8 +53,8 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
-impl Arguments {
-    fn settings(&self, pair: Pair, seed: u64) -> anyhow::Result<Settings> {
+impl ChaosArguments {
+    fn settings(&self, pair: Pair, seed: u64) -> anyhow::Result<ChaosSettings> {
         ensure!(self.minutes.is_finite() && self.minutes > 0.0, "--minutes must be more than 0");
         ensure!(
             self.outage_minutes.is_finite() && self.outage_minutes > 0.0,
@@ -68,13 +68,23 @@ impl Arguments {
         };
         let binaries = self.binaries.clone().map_or_else(chaos::binaries_beside_this, Ok)?;
         let Self { classes, nodes, outage_minutes, crowd, without_keys, .. } = self.clone();
-        Ok(Settings { pair, length, seed, classes, nodes, outage_minutes, crowd, without_keys, binaries })
+        Ok(ChaosSettings {
+            pair,
+            length,
+            seed,
+            classes,
+            nodes,
+            outage_minutes,
+            crowd,
+            without_keys,
+            binaries,
+        })
     }
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+    let arguments = ChaosArguments::parse();
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let pairs = arguments.pair.map_or(vec![Pair::Embedded, Pair::Cluster], |pair| vec![pair]);
     let (interrupt, interrupted) = watch::channel(false);

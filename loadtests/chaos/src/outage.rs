@@ -29,7 +29,7 @@ const WARM_SHARE: u32 = 5;
 const WARM_MAX: Duration = Duration::from_mins(1);
 /// Growth of a program's memory that is allowed after that.
 const GROWTH_KIB_MAX: u64 = 32 << 10;
-const TOLD_MAX: usize = 5;
+const REPORTED_MAX: usize = 5;
 
 /// Observations during one outage.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -42,7 +42,7 @@ pub struct Watched {
     pub slowest_ms: u128,
     /// Median time of the answers that came once the outage was noticed.
     pub middle_ms: u128,
-    pub memory: Vec<Memory>,
+    pub memory: Vec<MemoryGrowth>,
     /// Time of each of those answers.
     #[serde(skip)]
     noticed: Vec<Duration>,
@@ -52,7 +52,7 @@ pub struct Watched {
 
 /// Resident memory of one program, where this system reports it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Memory {
+pub struct MemoryGrowth {
     pub name: String,
     /// Memory once it was warm.
     pub early_kib: u64,
@@ -132,7 +132,7 @@ impl Watched {
     }
 
     fn find(&mut self, finding: String) {
-        if self.findings.len() < TOLD_MAX {
+        if self.findings.len() < REPORTED_MAX {
             self.findings.push(finding);
         }
     }
@@ -145,7 +145,7 @@ impl Watched {
                 &mut self.memory[place]
             } else {
                 let name = member.name.clone();
-                self.memory.push(Memory { name, early_kib: now_kib, most_kib: now_kib });
+                self.memory.push(MemoryGrowth { name, early_kib: now_kib, most_kib: now_kib });
                 self.memory.last_mut().expect("it was just pushed")
             };
             memory.most_kib = memory.most_kib.max(now_kib);
@@ -156,7 +156,7 @@ impl Watched {
     }
 
     fn check_memory(&mut self) {
-        for Memory { name, early_kib, most_kib } in self.memory.clone() {
+        for MemoryGrowth { name, early_kib, most_kib } in self.memory.clone() {
             if most_kib > early_kib + GROWTH_KIB_MAX {
                 self.find(format!("GREW: {name} from {early_kib} to {most_kib} KiB"));
             }
@@ -196,7 +196,7 @@ mod tests {
         watched.note(Server::Broker, &answer(Some(503), soon), late);
         watched.note(Server::Store, &answer(Some(202), soon), late);
         watched.note(Server::Broker, &answer(None, soon), soon);
-        watched.memory = vec![Memory { name: "a".into(), early_kib: 1, most_kib: GROWTH_KIB_MAX }];
+        watched.memory = vec![MemoryGrowth { name: "a".into(), early_kib: 1, most_kib: GROWTH_KIB_MAX }];
         watched.check_memory();
         assert_eq!(watched.findings, Vec::<String>::new());
         watched.note(Server::Broker, &answer(Some(202), soon), late);

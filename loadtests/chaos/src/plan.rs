@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::Pair;
-use crate::fault::{Class, Fault, Link, Poison, Server, Trouble, Weight, Whose};
+use crate::fault::{Class, Fault, Link, LinkFault, Poison, Server, Weight, Whose};
 
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=500;
 const FREEZE_MS: std::ops::RangeInclusive<u64> = 200..=3_000;
@@ -118,8 +118,13 @@ impl Plan {
             steps.push(Fault::SlowItem);
         }
         if has(&self, Class::Network) {
-            let troubles =
-                [Trouble::Cut, Trouble::CutAfter(700), Trouble::HalfOpen, Trouble::Mute, Trouble::Down];
+            let troubles = [
+                LinkFault::Cut,
+                LinkFault::CutAfter(700),
+                LinkFault::HalfOpen,
+                LinkFault::Mute,
+                LinkFault::Down,
+            ];
             for trouble in troubles {
                 let (member, link) = (self.random.random_range(0..members), self.link());
                 steps.push(Fault::Network { member, link, trouble, ms: 1_000 });
@@ -172,15 +177,15 @@ impl Plan {
         if self.random.random_bool(0.5) { Link::Broker } else { Link::Store }
     }
 
-    fn trouble(&mut self) -> Trouble {
+    fn trouble(&mut self) -> LinkFault {
         match self.random.random_range(0..7) {
-            0 => Trouble::Cut,
-            1 => Trouble::CutAfter(self.random.random_range(1..20_000)),
-            2 => Trouble::HalfOpen,
-            3 => Trouble::Delay,
-            4 => Trouble::Mute,
-            5 => Trouble::BlackHole,
-            _ => Trouble::Down,
+            0 => LinkFault::Cut,
+            1 => LinkFault::CutAfter(self.random.random_range(1..20_000)),
+            2 => LinkFault::HalfOpen,
+            3 => LinkFault::Delay,
+            4 => LinkFault::Mute,
+            5 => LinkFault::BlackHole,
+            _ => LinkFault::Down,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use serde::Serialize;
 
-use crate::Settings;
+use crate::ChaosSettings;
 use crate::crowd::Crowded;
 use crate::fault::{Bound, Class};
 use crate::files::Files;
@@ -20,7 +20,7 @@ const ROWS_MAX: usize = 60;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    pub settings: Settings,
+    pub settings: ChaosSettings,
     /// The command that repeats the run.
     pub replay: String,
     pub abilities: Abilities,
@@ -90,7 +90,7 @@ impl Requests {
 
 /// Recovery times of the faults of one class.
 #[derive(Debug)]
-pub struct Summary {
+pub struct RecoverySummary {
     pub class: Class,
     pub count: usize,
     /// Median and maximum.
@@ -129,13 +129,13 @@ impl Report {
         Ok(())
     }
 
-    pub fn summaries(&self) -> Vec<Summary> {
+    pub fn summaries(&self) -> Vec<RecoverySummary> {
         let mut classes: Vec<_> = self.faults.iter().map(|fault| fault.class).collect();
         classes.sort_unstable();
         classes.dedup();
         let summary = |class| {
             let faults: Vec<_> = self.faults.iter().filter(|fault| fault.class == class).collect();
-            Summary {
+            RecoverySummary {
                 class,
                 count: faults.len(),
                 accepted_ms: middle_and_most(faults.iter().filter_map(|fault| fault.recovery.accepted_ms)),

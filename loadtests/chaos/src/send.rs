@@ -49,15 +49,17 @@ pub async fn ask(client: &Client, api: SocketAddr, write: &Write) -> anyhow::Res
     let is_present = response.headers().get("forebay-value").is_some_and(|value| value == "present");
     // The answer broke off: the server may have accepted, and the ids are lost.
     let Ok(body) = response.bytes().await else { return answer(None, Outcome::Unknown) };
-    let told = || format!("{write:?}: answered {status} {}", String::from_utf8_lossy(&body));
+    let reported = || format!("{write:?}: answered {status} {}", String::from_utf8_lossy(&body));
     let outcome = match status {
-        StatusCode::ACCEPTED => accepted(&body, write.items.len(), write.key.is_some()).with_context(told)?,
+        StatusCode::ACCEPTED => {
+            accepted(&body, write.items.len(), write.key.is_some()).with_context(reported)?
+        }
         StatusCode::OK | StatusCode::CREATED if write.wait_seconds.is_some() => {
-            let applied = applied(&body, write).with_context(told)?;
+            let applied = applied(&body, write).with_context(reported)?;
             Outcome::Applied(Applied { standing: applied.standing.filter(|_| !is_present), ..applied })
         }
         StatusCode::SERVICE_UNAVAILABLE if may_retry => Outcome::Unknown,
-        _ => bail!(told()),
+        _ => bail!(reported()),
     };
     answer(Some(status), outcome)
 }

@@ -46,7 +46,7 @@ const SLOW_FACTOR: u32 = 10;
 
 /// Counts at one API.
 #[derive(Debug)]
-pub struct Target {
+pub struct ApiCounts {
     pub address: SocketAddr,
     /// Number of requests accepted so far.
     pub accepted: watch::Sender<u64>,
@@ -55,7 +55,7 @@ pub struct Target {
 }
 
 pub struct Traffic {
-    pub targets: Vec<Arc<Target>>,
+    pub targets: Vec<Arc<ApiCounts>>,
     stop: watch::Sender<bool>,
     writers: JoinSet<anyhow::Result<()>>,
     slower: Arc<AtomicU32>,
@@ -80,7 +80,7 @@ impl Traffic {
         let (strange, factor) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU32::new(1)));
         let turn = Arc::default();
         for address in apis {
-            let target = Arc::new(Target {
+            let target = Arc::new(ApiCounts {
                 address: *address,
                 accepted: watch::channel(0).0,
                 open: watch::channel(0).0,
@@ -138,7 +138,7 @@ impl Traffic {
 
 struct Writer {
     client: Client,
-    target: Arc<Target>,
+    target: Arc<ApiCounts>,
     /// APIs at which keyed requests are repeated.
     apis: Vec<SocketAddr>,
     ledger: Arc<Ledger>,
@@ -198,10 +198,10 @@ impl Writer {
     /// Checks an answer by a read. A keyed write was perhaps answered by another API than its own,
     /// so only its receipt is read.
     async fn look(&mut self, request: usize, write: &Write, outcome: &Outcome) {
-        let Outcome::Applied(told) = outcome else { return };
-        if write.key.is_none() || told.id.is_some() {
+        let Outcome::Applied(reported) = outcome else { return };
+        if write.key.is_none() || reported.id.is_some() {
             let apis = (self.target.address, self.any_api());
-            if let Some(early) = early::look(&self.client, apis, write, told).await {
+            if let Some(early) = early::look(&self.client, apis, write, reported).await {
                 self.note(&format!("EARLY: request {request}: {early}"));
             }
         }

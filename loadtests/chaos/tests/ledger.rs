@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use chaos::servers::Programs;
-use chaos::{Length, Pair, Settings};
+use chaos::{ChaosSettings, Length, Pair};
 use tokio::sync::watch;
 
 /// Connections; both pairs at once share two cores.
@@ -19,7 +19,7 @@ async fn survives_faults(pair: Pair) {
     let binaries = chaos::binaries_beside_this().expect("the programs");
     let (_interrupt, interrupted) = watch::channel(false);
     let without_keys = set("FOREBAY_CHAOS_WITHOUT_KEYS").is_some();
-    let settings = Settings {
+    let settings = ChaosSettings {
         pair,
         length,
         seed,

@@ -7,7 +7,7 @@ use shared::rollup::{Resolution, Rollup};
 use sqlx::{Connection, PgConnection};
 
 use crate::control::Client;
-use crate::generator::Outcome;
+use crate::generator::LoadResult;
 use crate::installation::{Installation, block_on};
 use crate::stop::Stop;
 use crate::work::Item;
@@ -59,7 +59,12 @@ impl Account {
 
     /// Waits until what was accepted is applied and returns when that was seen first. Items with an
     /// unknown outcome may be applied or not; anything beyond them was applied twice.
-    pub fn await_applied(&mut self, outcome: &Outcome, items: u64, stop: &Stop) -> anyhow::Result<Instant> {
+    pub fn await_applied(
+        &mut self,
+        outcome: &LoadResult,
+        items: u64,
+        stop: &Stop,
+    ) -> anyhow::Result<Instant> {
         let least = i64::try_from(outcome.succeeded * items).context("an absurd number of writes")?;
         let most = i64::try_from((outcome.succeeded + outcome.unknown()) * items)?;
         let (mut seen, mut seen_since, mut reached) = (0, Instant::now(), None);

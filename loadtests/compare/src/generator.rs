@@ -42,7 +42,7 @@ pub struct Load<'a> {
 }
 
 /// Counts and times of a finished run.
-pub struct Outcome {
+pub struct LoadResult {
     pub began: Instant,
     /// Time of the last answer.
     pub ended: Instant,
@@ -64,7 +64,7 @@ pub struct Outcome {
     pub latency: Histogram,
 }
 
-impl Outcome {
+impl LoadResult {
     /// Answers of the 2xx class per second.
     pub fn per_second(&self) -> f64 {
         self.succeeded_in_window as f64 / self.window.as_secs_f64()
@@ -77,7 +77,7 @@ impl Outcome {
 }
 
 /// Opens the connections, sends for the duration, waits for what is open.
-pub fn run(load: Load<'_>, stop: &Stop) -> anyhow::Result<Outcome> {
+pub fn run(load: Load<'_>, stop: &Stop) -> anyhow::Result<LoadResult> {
     Generator::connect(load, stop)?.run()
 }
 
@@ -98,7 +98,7 @@ struct Generator<'a> {
     woke: Instant,
     open: usize,
     deadline: Instant,
-    outcome: Outcome,
+    outcome: LoadResult,
 }
 
 impl<'a> Generator<'a> {
@@ -121,7 +121,7 @@ impl<'a> Generator<'a> {
             Pace::Closed => u64::MAX,
             Pace::Open(_) => whole_ns(load.duration) / interval_ns,
         };
-        let outcome = Outcome {
+        let outcome = LoadResult {
             began,
             ended: began,
             window: load.duration,
@@ -154,7 +154,7 @@ impl<'a> Generator<'a> {
         })
     }
 
-    fn run(mut self) -> anyhow::Result<Outcome> {
+    fn run(mut self) -> anyhow::Result<LoadResult> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let now = Instant::now();

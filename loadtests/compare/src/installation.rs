@@ -42,16 +42,16 @@ pub struct Installation {
     consumer: Option<Program>,
     /// Address of the consumer's health and metrics.
     consumer_ops: Option<SocketAddr>,
-    servers: Option<Servers>,
+    servers: Option<DatabaseAndQueues>,
 }
 
 /// The database and queues of a variant on servers that others use, too.
-struct Servers {
+struct DatabaseAndQueues {
     name: String,
     store_url: String,
 }
 
-type Settings = Vec<(&'static str, String)>;
+type ProgramSettings = Vec<(&'static str, String)>;
 
 impl Installation {
     pub fn start(variant: Variant, binaries: &Binaries, folder: &Path, stop: &Stop) -> anyhow::Result<Self> {
@@ -84,8 +84,8 @@ impl Installation {
         let name = testkit::unique(&format!("compare_{}", variant.name()));
         let store = block_on(testkit::create_database(&name))?;
         // From here on, dropping `servers` cleans up, whatever fails.
-        let servers = Servers { name: name.clone(), store_url: store.clone() };
-        let mut settings: Settings = vec![
+        let servers = DatabaseAndQueues { name: name.clone(), store_url: store.clone() };
+        let mut settings: ProgramSettings = vec![
             ("QUEUE__URL", testkit::amqp_url()),
             ("QUEUE__PREFIX", name),
             ("STORE__URL", store),
@@ -141,7 +141,7 @@ impl Installation {
 
 /// Settings with one item per message, and as many publishes at once as a broker can use: the
 /// comparison must be fair.
-fn unbatched() -> Settings {
+fn unbatched() -> ProgramSettings {
     vec![
         ("QUEUE__MESSAGE_ITEMS_MAX", "1".into()),
         ("QUEUE__PUBLISHES_IN_FLIGHT_MAX", "1024".into()),
@@ -153,7 +153,7 @@ fn unbatched() -> Settings {
 
 fn start_api(
     binaries: &Binaries,
-    mut settings: Settings,
+    mut settings: ProgramSettings,
     folder: &Path,
     stop: &Stop,
 ) -> anyhow::Result<(Program, SocketAddr)> {
@@ -171,7 +171,7 @@ pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
     Handle::try_current().context("called outside of the runtime")?.block_on(work)
 }
 
-impl Drop for Servers {
+impl Drop for DatabaseAndQueues {
     fn drop(&mut self) {
         let outcome = block_on(async {
             let queues = testkit::delete_queues(&testkit::amqp_url(), &self.name).await;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use shared::clock::now_ms;
 
 use crate::account::Account;
-use crate::generator::{self, Load, Outcome, Pace};
+use crate::generator::{self, Load, LoadResult, Pace};
 use crate::installation::{Installation, Variant};
 use crate::process::CpuSeconds;
 use crate::stop::Stop;
@@ -45,7 +45,7 @@ pub struct Run {
 
 /// The settings of one run.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct RunPlan {
     pub work: Work,
     pub connections: usize,
     pub pace: Pace,
@@ -54,7 +54,7 @@ pub struct Plan {
 
 /// Runs the load and accounts for every answer. An accepted item that is not applied, or one that
 /// is applied twice, is an error.
-pub fn measure(installation: &mut Installation, plan: Plan, stop: &Stop) -> anyhow::Result<Run> {
+pub fn measure(installation: &mut Installation, plan: RunPlan, stop: &Stop) -> anyhow::Result<Run> {
     let word = testkit::unique("c").replace("forebay_test_", "");
     // Reads go to the same names each time, so that the first run has filled the cache.
     let word = if plan.work == Work::Read { "read".into() } else { word };
@@ -107,11 +107,11 @@ pub fn prepare_reads(installation: &Installation, stop: &Stop) -> anyhow::Result
     Ok(())
 }
 
-fn context(installation: &Installation, plan: Plan) -> String {
+fn context(installation: &Installation, plan: RunPlan) -> String {
     format!("{}, {}, {} connections", installation.variant.name(), plan.work.name(), plan.connections)
 }
 
-fn figures(variant: Variant, plan: Plan, outcome: &Outcome, drained: Instant, cpu: CpuSeconds) -> Run {
+fn figures(variant: Variant, plan: RunPlan, outcome: &LoadResult, drained: Instant, cpu: CpuSeconds) -> Run {
     let items = plan.work.items().max(1);
     let accepted_items = outcome.succeeded * items;
     let load_ended = outcome.began + outcome.window;

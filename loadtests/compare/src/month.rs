@@ -71,13 +71,13 @@ pub async fn fill(store_url: &str, now_ms: i64, stop: &Stop) -> anyhow::Result<(
 /// Checks a summary; an error when it is not made of what was filled in.
 pub fn check(installation: &Installation, number: usize) -> anyhow::Result<()> {
     #[derive(Deserialize)]
-    struct Summary {
+    struct SummaryAnswer {
         count: u64,
     }
     let answer = Client::new(installation.address).get(&summary_path(number))?;
     let text = String::from_utf8_lossy(&answer.body);
     ensure!(answer.status == 200, "a summary: {} {text}", answer.status);
-    let summary: Summary = serde_json::from_slice(&answer.body).context("a summary")?;
+    let summary: SummaryAnswer = serde_json::from_slice(&answer.body).context("a summary")?;
     // The number of these days in this month depends on today's date.
     let days = summary.count / u64::from(VALUES);
     let is_whole = summary.count.is_multiple_of(u64::from(VALUES));

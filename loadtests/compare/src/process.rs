@@ -80,12 +80,12 @@ fn parse_stat(stat: &str) -> Option<(&str, Duration)> {
 
 /// Resident memory of a process.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Memory {
+pub struct ResidentMemory {
     pub peak_mb: f64,
     pub now_mb: f64,
 }
 
-impl Memory {
+impl ResidentMemory {
     pub fn of(pid: u32) -> anyhow::Result<Self> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
             .with_context(|| format!("process {pid} is gone"))?;
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn this_process_uses_memory_and_time() {
         let pid = std::process::id();
-        let memory = Memory::of(pid).expect("own memory");
+        let memory = ResidentMemory::of(pid).expect("own memory");
         assert!(memory.now_mb > 0.1 && memory.peak_mb >= memory.now_mb * 0.5, "{memory:?}");
         assert!(of_process(pid).is_ok());
     }

@@ -5,21 +5,21 @@ use serde::Serialize;
 
 use crate::installation::Variant;
 use crate::measure::Run;
-use crate::rows::{BARE_CPU_US, CPU_US, Measurements, Row, Verdict};
+use crate::rows::{BARE_CPU_US, CPU_US, Measurements, TableRow, Verdict};
 use crate::work::{BULK_ITEMS, COLLECTIONS, COUNTERS, Item, TYPES, Work};
 
 /// The file that `--json` writes.
 #[derive(Serialize)]
-pub struct Report<'a> {
-    pub rows: &'a [Row],
+pub struct MeasurementReport<'a> {
+    pub rows: &'a [TableRow],
     pub measurements: &'a Measurements,
     pub counters: usize,
     pub cores: usize,
     pub debug_build: bool,
 }
 
-impl<'a> Report<'a> {
-    pub fn new(rows: &'a [Row], measurements: &'a Measurements) -> Self {
+impl<'a> MeasurementReport<'a> {
+    pub fn new(rows: &'a [TableRow], measurements: &'a Measurements) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self { rows, measurements, counters: COUNTERS, cores, debug_build: cfg!(debug_assertions) }
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::installation::Variant;
 use crate::measure::Run;
-use crate::process::Memory;
+use crate::process::ResidentMemory;
 use crate::work::{Item, Work};
 
 /// All measured figures.
@@ -14,7 +14,7 @@ pub struct Measurements {
     /// Rows per second that Postgres took at the same time as the bulk runs of each kind.
     pub unnest_rows_per_second: Vec<(Work, f64)>,
     /// Memory of the clustered API after closed loops, by connections.
-    pub memory: Vec<(usize, Memory)>,
+    pub memory: Vec<(usize, ResidentMemory)>,
     pub half_load: Option<Run>,
     pub tenth_load: Option<Run>,
     pub nine_tenths_load: Option<Run>,
@@ -34,7 +34,7 @@ pub enum Verdict {
 
 /// One row with its result.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub struct TableRow {
     pub name: &'static str,
     pub title: &'static str,
     pub unit: &'static str,
@@ -44,7 +44,7 @@ pub struct Row {
     pub verdict: Verdict,
 }
 
-struct Target {
+struct RowTarget {
     name: &'static str,
     title: &'static str,
     unit: &'static str,
@@ -54,7 +54,7 @@ struct Target {
 }
 
 /// All rows of the table. More is better where the aim is above the must.
-const TARGETS: &[Target] = &[
+const TARGETS: &[RowTarget] = &[
     target("applied-50", "applied ÷ bare, 50 connections", "", 0.22, 0.30, |all| all.applied_to_bare(50)),
     target("applied-1000", "applied ÷ bare, 1 000 connections", "", 0.50, 0.62, |all| {
         all.applied_to_bare(1_000)
@@ -137,8 +137,8 @@ const fn target(
     must: f64,
     aim: f64,
     measured: fn(&Measurements) -> Option<f64>,
-) -> Target {
-    Target { name, title, unit, must, aim, measured }
+) -> RowTarget {
+    RowTarget { name, title, unit, must, aim, measured }
 }
 
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -146,11 +146,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Judges the wanted rows.
-pub fn judge(measurements: &Measurements, wanted: impl Fn(&str) -> bool) -> Vec<Row> {
-    let judge = |target: &Target| {
+pub fn judge(measurements: &Measurements, wanted: impl Fn(&str) -> bool) -> Vec<TableRow> {
+    let judge = |target: &RowTarget| {
         let measured = (target.measured)(measurements).filter(|figure| figure.is_finite());
-        let Target { name, title, unit, must, aim, .. } = *target;
-        Row { name, title, unit, must, aim, measured, verdict: verdict(must, aim, measured) }
+        let RowTarget { name, title, unit, must, aim, .. } = *target;
+        TableRow { name, title, unit, must, aim, measured, verdict: verdict(must, aim, measured) }
     };
     TARGETS.iter().filter(|target| wanted(target.name)).map(judge).collect()
 }

@@ -11,9 +11,9 @@ use shared::clock::now_ms;
 use crate::ceiling;
 use crate::generator::Pace;
 use crate::installation::{Installation, Variant, block_on};
-use crate::measure::{self, Plan, Run};
+use crate::measure::{self, Run, RunPlan};
 use crate::month;
-use crate::process::Memory;
+use crate::process::ResidentMemory;
 use crate::programs::Binaries;
 use crate::report;
 use crate::rows::{BULK_CONNECTIONS, Measurements};
@@ -32,7 +32,7 @@ const SUMMARY_CONNECTIONS: usize = 50;
 
 /// The choices on the command line.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ScenarioSettings {
     pub duration: Duration,
     /// Duration of the run after which the drain is timed.
     pub long_duration: Duration,
@@ -41,7 +41,7 @@ pub struct Settings {
     pub rows: Vec<String>,
 }
 
-impl Settings {
+impl ScenarioSettings {
     pub fn wants(&self, row: &str) -> bool {
         self.rows.is_empty() || self.rows.iter().any(|name| name == row)
     }
@@ -77,7 +77,7 @@ impl Settings {
 
 /// Runs everything that the wanted rows need.
 pub fn run(
-    settings: &Settings,
+    settings: &ScenarioSettings,
     binaries: &Binaries,
     folder: &Path,
     stop: &Stop,
@@ -112,7 +112,7 @@ pub fn run(
 }
 
 struct Scenario<'a> {
-    settings: &'a Settings,
+    settings: &'a ScenarioSettings,
     binaries: &'a Binaries,
     folder: &'a Path,
     stop: &'a Stop,
@@ -134,7 +134,7 @@ impl Scenario<'_> {
             if let Some(cluster) = self.running.get(&Variant::Cluster)
                 && variants.contains(&Variant::Cluster)
             {
-                self.measurements.memory.push((connections, Memory::of(cluster.api_pid())?));
+                self.measurements.memory.push((connections, ResidentMemory::of(cluster.api_pid())?));
             }
         }
         Ok(())
@@ -209,8 +209,8 @@ impl Scenario<'_> {
     fn summary(&mut self, work: Work) -> anyhow::Result<Run> {
         let duration = self.settings.duration;
         let pace = Pace::Open(month::rate(duration));
-        let run =
-            self.measure(Variant::Cluster, Plan { work, connections: SUMMARY_CONNECTIONS, pace, duration })?;
+        let run = self
+            .measure(Variant::Cluster, RunPlan { work, connections: SUMMARY_CONNECTIONS, pace, duration })?;
         let lost = run.failed + run.refused + run.unanswered + run.unsent;
         ensure!(lost == 0, "{lost} summaries were not answered 200: their latency says nothing");
         Ok(run)
@@ -232,7 +232,7 @@ impl Scenario<'_> {
     fn long_run(&mut self) -> anyhow::Result<()> {
         if self.settings.wants("drain") {
             let duration = self.settings.long_duration;
-            let plan = Plan { work: INCREMENT, connections: 1_000, pace: Pace::Closed, duration };
+            let plan = RunPlan { work: INCREMENT, connections: 1_000, pace: Pace::Closed, duration };
             self.measurements.long_run = Some(self.measure(Variant::Cluster, plan)?);
         }
         Ok(())
@@ -247,16 +247,16 @@ impl Scenario<'_> {
 
     fn closed(&mut self, variant: Variant, work: Work, connections: usize) -> anyhow::Result<Run> {
         let duration = self.settings.duration;
-        self.measure(variant, Plan { work, connections, pace: Pace::Closed, duration })
+        self.measure(variant, RunPlan { work, connections, pace: Pace::Closed, duration })
     }
 
     fn open(&mut self, connections: usize, per_second: f64) -> anyhow::Result<Run> {
         let duration = self.settings.duration;
-        let plan = Plan { work: INCREMENT, connections, pace: Pace::Open(per_second), duration };
+        let plan = RunPlan { work: INCREMENT, connections, pace: Pace::Open(per_second), duration };
         self.measure(Variant::Cluster, plan)
     }
 
-    fn measure(&mut self, variant: Variant, plan: Plan) -> anyhow::Result<Run> {
+    fn measure(&mut self, variant: Variant, plan: RunPlan) -> anyhow::Result<Run> {
         let stop = self.stop;
         let run = measure::measure(self.installation(variant)?, plan, stop)?;
         note(&report::line(&run));
@@ -281,8 +281,8 @@ impl Scenario<'_> {
     }
 }
 
-fn warm_up(work: Work) -> Plan {
-    Plan { work, connections: 50, pace: Pace::Closed, duration: Duration::from_secs(1) }
+fn warm_up(work: Work) -> RunPlan {
+    RunPlan { work, connections: 50, pace: Pace::Closed, duration: Duration::from_secs(1) }
 }
 
 /// Writes progress to standard error: standard output gets nothing but the report.

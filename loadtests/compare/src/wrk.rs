@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use crate::generator::Pace;
 use crate::installation::{Installation, Variant};
-use crate::measure::{self, Plan};
+use crate::measure::{self, RunPlan};
 use crate::process;
 use crate::programs::Binaries;
 use crate::stop::Stop;
@@ -32,7 +32,7 @@ pub fn compare(binaries: &Binaries, folder: &Path, duration: Duration, stop: &St
     );
     fs::write(&script, lua)?;
     for connections in [50, 1_000, 5_000] {
-        let plan = Plan { work: Work::Single(Item::Increment), connections, pace: Pace::Closed, duration };
+        let plan = RunPlan { work: Work::Single(Item::Increment), connections, pace: Pace::Closed, duration };
         let mut own = || Ok(measure::measure(&mut bare, plan, stop)?.accepted);
         let first = costed(duration, &mut own)?;
         let target = bare_address;

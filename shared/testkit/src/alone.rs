@@ -30,7 +30,7 @@ pub async fn alone<F: Future<Output = ()>>(test: F) {
 /// Value in bytes of a line of this process's status, such as `VmRSS`.
 pub fn memory(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("is read");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is told");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is reported");
     let kilobytes = line.trim_start_matches(':').trim().trim_end_matches(" kB");
     kilobytes.parse::<usize>().expect("a number") * 1_024
 }

@@ -19,11 +19,11 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// A proxy that listens on a port of its own until it is dropped.
 pub struct Proxy {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<ProxyState>,
     listener: JoinHandle<()>,
 }
 
-struct State {
+struct ProxyState {
     /// Servers tried in turn; each connection begins with another one.
     upstreams: Vec<String>,
     faults: watch::Sender<Faults>,
@@ -62,7 +62,7 @@ impl Proxy {
     pub async fn start_over(upstreams: Vec<String>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no port for the proxy")?;
         let address = listener.local_addr()?;
-        let state = Arc::new(State {
+        let state = Arc::new(ProxyState {
             upstreams,
             faults: watch::Sender::new(Faults::default()),
             allowance: AtomicU64::new(UNLIMITED),
@@ -149,7 +149,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+async fn accept(listener: TcpListener, state: Arc<ProxyState>) {
     while let Ok((client, _)) = listener.accept().await {
         if !state.faults.borrow().refuses {
             tokio::spawn(join(client, Arc::clone(&state)));
@@ -158,7 +158,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 /// Moves bytes both ways until one side ends or the connection is cut.
-async fn join(client: TcpStream, state: Arc<State>) {
+async fn join(client: TcpStream, state: Arc<ProxyState>) {
     let faults = state.faults.subscribe();
     let Faults { generation, abandoned, .. } = *faults.borrow();
     let Some(server) = connect(&state).await else { return };
@@ -171,8 +171,8 @@ async fn join(client: TcpStream, state: Arc<State>) {
     let is_cut = until_cut.wait_for(|faults| faults.generation != generation);
     let joined = async {
         let (mut server_in, mut server_out) = server.into_split();
-        let there = Flow { state: &state, faults: faults.clone(), is_there: true };
-        let back = Flow { state: &state, faults, is_there: false };
+        let there = Direction { state: &state, faults: faults.clone(), is_there: true };
+        let back = Direction { state: &state, faults, is_there: false };
         tokio::select! {
             // This arm comes first, so that nothing slips through when a hole is closed after a cut.
             biased;
@@ -195,7 +195,7 @@ async fn join(client: TcpStream, state: Arc<State>) {
     }
 }
 
-async fn connect(state: &State) -> Option<TcpStream> {
+async fn connect(state: &ProxyState) -> Option<TcpStream> {
     let number = state.connections.fetch_add(1, Ordering::Relaxed);
     let count = state.upstreams.len();
     let first = usize::try_from(number).unwrap_or_default() % count;
@@ -214,14 +214,14 @@ async fn swallow(from: &mut OwnedReadHalf) {
 }
 
 /// One direction of one connection.
-struct Flow<'a> {
-    state: &'a State,
+struct Direction<'a> {
+    state: &'a ProxyState,
     faults: watch::Receiver<Faults>,
     /// The direction from the client to the server.
     is_there: bool,
 }
 
-impl Flow<'_> {
+impl Direction<'_> {
     async fn forward(mut self, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -250,7 +250,7 @@ impl Flow<'_> {
     }
 }
 
-impl State {
+impl ProxyState {
     /// Number of these bytes that may still go to the server.
     fn allow(&self, bytes: usize) -> usize {
         let bytes = bytes as u64;

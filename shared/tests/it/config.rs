@@ -387,10 +387,10 @@ fn no_wrong_value_of_any_setting_is_told_in_the_words_of_rust() {
         for value in ["maybe", "[1, [2]]", "[{id: 5}]", "-1", "1.5"] {
             // Some settings take some of these values.
             let Err(error) = given(Program::Api).flag(key, value).load() else { continue };
-            let told = error.to_string();
-            let words = || told.split(|c: char| !c.is_alphanumeric());
+            let reported = error.to_string();
+            let words = || reported.split(|c: char| !c.is_alphanumeric());
             let word = rust.iter().find(|word| words().any(|found| found == **word));
-            assert_eq!(word, None, "{key}={value}: {told}");
+            assert_eq!(word, None, "{key}={value}: {reported}");
         }
     }
 }

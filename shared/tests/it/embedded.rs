@@ -406,7 +406,7 @@ async fn a_subscriber_of_events_that_falls_behind_is_told_and_goes_on() {
     assert_eq!(stream.next().await, Signal::Interrupted);
     let mut last = 0;
     while last < 10_000 {
-        let Signal::Event(event) = stream.next().await else { panic!("told once") };
+        let Signal::Event(event) = stream.next().await else { panic!("reported once") };
         assert!(event.number > last);
         last = event.number;
     }

@@ -40,8 +40,8 @@ fn health(status: Status, ready: bool) -> Health {
 #[tokio::test]
 async fn the_operations_port_tells_what_the_program_says() {
     let phase = Arc::new(AtomicU8::new(0));
-    let told = Arc::clone(&phase);
-    let ask = move || match told.load(Ordering::SeqCst) {
+    let reported = Arc::clone(&phase);
+    let ask = move || match reported.load(Ordering::SeqCst) {
         0 => health(Status::Degraded, true),
         _ => health(Status::Down, false),
     };

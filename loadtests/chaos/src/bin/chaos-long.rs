@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use chaos::programme::{ROWS, Row, table};
+use chaos::programme::{ProgrammeRow, ROWS, table};
 use clap::Parser;
 use tokio::sync::watch;
 
 #[derive(Debug, Parser)]
 #[command(about = "Carries out the long runs of faults, one after the other, and prints a table of them")]
-struct Arguments {
+struct ChaosLongArguments {
     /// Seed of all runs; a random one, which is printed, when absent
     #[arg(long)]
     seed: Option<u64>,
@@ -29,18 +29,19 @@ struct Arguments {
     reports: PathBuf,
 }
 
-impl Arguments {
-    fn rows(&self) -> anyhow::Result<Vec<Row>> {
+impl ChaosLongArguments {
+    fn rows(&self) -> anyhow::Result<Vec<ProgrammeRow>> {
         let unknown = self.rows.iter().find(|name| !ROWS.iter().any(|row| row.name == **name));
         ensure!(unknown.is_none(), "no such row: {unknown:?}");
-        let is_wanted = |row: &&Row| self.rows.is_empty() || self.rows.iter().any(|name| name == row.name);
+        let is_wanted =
+            |row: &&ProgrammeRow| self.rows.is_empty() || self.rows.iter().any(|name| name == row.name);
         Ok(ROWS.iter().filter(is_wanted).copied().collect())
     }
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+    let arguments = ChaosLongArguments::parse();
     ensure!(arguments.scale > 0.0 && arguments.scale <= 1.0, "--scale must be more than 0, and 1 at most");
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let binaries = arguments.binaries.clone().map_or_else(chaos::binaries_beside_this, Ok)?;

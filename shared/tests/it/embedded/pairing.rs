@@ -42,8 +42,8 @@ async fn a_queue_beside_a_missing_an_empty_or_another_store_is_refused_and_taken
     fs::rename(own.0.join("store.db"), kept.0.join("store.db")).expect("is moved");
     let refused = async || format!("{:#}", open(&own.0).await.err().expect("refused"));
     for part in ["store.db", "is missing", &own.0.display().to_string(), "move queue.db away"] {
-        let told = refused().await;
-        assert!(told.contains(part), "{told}");
+        let reported = refused().await;
+        assert!(reported.contains(part), "{reported}");
     }
     assert!(!own.0.join("store.db").exists(), "no empty one is made in its place");
     // The file is as the command line makes it.

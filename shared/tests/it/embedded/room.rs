@@ -20,7 +20,7 @@ async fn a_full_queue_refuses_until_something_is_acknowledged() {
     let mut subscription = queue.subscribe(1).await.expect("subscribes");
     let delivery = next(&mut subscription).await;
     subscription.ack(vec![delivery]).await.expect("acknowledged");
-    assert_eq!(publisher.link(), Link::Up, "told without a publish");
+    assert_eq!(publisher.link(), Link::Up, "reported without a publish");
     publish(&publisher, vec![5; 600]).await.expect("fits again");
     assert_eq!(publish(&publisher, vec![6; 1]).await, Err(PublishError::Full));
     queue.close().await;

@@ -168,7 +168,10 @@ async fn a_cut_loses_a_subscription_for_good_and_its_deliveries_come_again() {
         let mut subscription = queue.subscribe(2).await.expect("subscribed");
         let mut held = next_many(subscription.as_mut(), 2).await;
         proxy.cut();
-        tokio::time::timeout(PATIENCE, subscription.next()).await.expect("told in time").expect_err("lost");
+        tokio::time::timeout(PATIENCE, subscription.next())
+            .await
+            .expect("reported in time")
+            .expect_err("lost");
         subscription.ack(vec![held.remove(0)]).await.expect_err("lost for good");
         subscription.try_next().expect_err("lost for good");
 
@@ -188,7 +191,10 @@ async fn a_subscription_without_a_window_notices_a_cut_as_well() {
         let mut subscription = queue.subscribe(1).await.expect("subscribed");
         subscription.set_window(0).await.expect("stopped");
         proxy.cut();
-        tokio::time::timeout(PATIENCE, subscription.next()).await.expect("told in time").expect_err("lost");
+        tokio::time::timeout(PATIENCE, subscription.next())
+            .await
+            .expect("reported in time")
+            .expect_err("lost");
     })
     .await;
 }
@@ -199,7 +205,10 @@ async fn a_queue_deleted_under_a_consumer_loses_the_subscription() {
         let queue = open(&isolated, LIMITS);
         let mut subscription = queue.subscribe(1).await.expect("subscribed");
         delete_queue(&isolated, "writes").await;
-        tokio::time::timeout(PATIENCE, subscription.next()).await.expect("told in time").expect_err("lost");
+        tokio::time::timeout(PATIENCE, subscription.next())
+            .await
+            .expect("reported in time")
+            .expect_err("lost");
         let mut subscription = queue.subscribe(1).await.expect("subscribed to a new queue");
         let published = publish(queue.publisher().as_ref(), 1).await;
         assert_eq!(id_of(&next(subscription.as_mut()).await), published[0].id);

@@ -117,8 +117,8 @@ async fn what_is_answered_is_what_is_read([one, other]: [Arc<dyn Store>; 2]) {
     apply(&one, &[messages.increments(&[("a", 1)])]).await;
     let applied =
         apply(&one, &[messages.increments(&[("b", i64::MIN), ("a", i64::MAX - 1), ("c", 0)])]).await;
-    let told: Vec<_> = applied.counters.iter().map(|c| (&*c.name, c.value, c.version)).collect();
-    assert_eq!(told, [("a", i64::MAX, 2), ("b", i64::MIN, 1), ("c", 0, 1)]);
+    let reported: Vec<_> = applied.counters.iter().map(|c| (&*c.name, c.value, c.version)).collect();
+    assert_eq!(reported, [("a", i64::MAX, 2), ("b", i64::MIN, 1), ("c", 0, 1)]);
     for counter in &applied.counters {
         assert_eq!(other.counter(&counter.name).await.expect("is read").as_ref(), Some(counter));
         assert!((before_ms..=applied.committed_at_ms).contains(&counter.updated_at_ms));
@@ -150,9 +150,9 @@ async fn exactly_what_overflows_is_set_aside([one, other]: [Arc<dyn Store>; 2]) 
     assert!(applied.set_aside.iter().all(|aside| aside.reason == Reason::CounterOverflow));
     assert_eq!(applied.set_aside[0].accepted_at_ms, NOON_MS + 7);
     assert_eq!(applied.set_aside[0].json, items(&[("up", 1)])[0]);
-    let told: Vec<_> = applied.counters.iter().map(|c| (&*c.name, c.value, c.version)).collect();
-    assert_eq!(told, [("calm", 2, 2), ("down", i64::MIN, 4), ("new", 4, 1), ("up", i64::MAX, 4)]);
-    for (name, value, version) in told {
+    let reported: Vec<_> = applied.counters.iter().map(|c| (&*c.name, c.value, c.version)).collect();
+    assert_eq!(reported, [("calm", 2, 2), ("down", i64::MIN, 4), ("new", 4, 1), ("up", i64::MAX, 4)]);
+    for (name, value, version) in reported {
         assert_eq!(standing(&other, name).await, (value, version), "{name}");
     }
     // A batch that only overflows changes no counter, and comes back as applied.
@@ -215,12 +215,18 @@ async fn another_body_under_a_known_id_is_refused_and_changes_nothing([one, othe
     let forged = message(id, &items(&[("a", 2)]));
     for batch in [vec![forged.clone()], vec![new.clone(), forged.clone()], vec![forged, new.clone()]] {
         let refused = other.apply(batch.into()).await;
-        assert!(matches!(refused, Err(StoreError::DigestMismatch(told)) if told == id), "{refused:?}");
+        assert!(
+            matches!(refused, Err(StoreError::DigestMismatch(reported)) if reported == id),
+            "{refused:?}"
+        );
     }
     let mut twin = new.clone();
     twin.digest[0] ^= 1;
     let refused = one.apply([new.clone(), twin].into()).await;
-    assert!(matches!(refused, Err(StoreError::DigestMismatch(told)) if told == new.id), "{refused:?}");
+    assert!(
+        matches!(refused, Err(StoreError::DigestMismatch(reported)) if reported == new.id),
+        "{refused:?}"
+    );
     assert_eq!((standing(&one, "a").await, standing(&one, "new").await), ((1, 1), (0, 0)));
     assert_eq!(apply(&one, std::slice::from_ref(&new)).await.fresh, [new.id]);
 }
@@ -232,11 +238,11 @@ async fn the_fate_of_an_item_is_told([one, other]: [Arc<dyn Store>; 2]) {
     assert_eq!(fate(&other, good).await, None);
     let before_ms = one.now_ms().await.expect("a time");
     let applied = apply(&one, &batch).await;
-    let told = fate(&other, good).await;
-    let Some(Fate::Applied { at_ms, .. }) = told else { panic!("{told:?}") };
+    let reported = fate(&other, good).await;
+    let Some(Fate::Applied { at_ms, .. }) = reported else { panic!("{reported:?}") };
     assert!((before_ms..=applied.committed_at_ms).contains(&at_ms));
-    let told = fate(&other, bad).await;
-    let Some(Fate::Failed { at_ms, reason, detail, .. }) = told else { panic!("{told:?}") };
+    let reported = fate(&other, bad).await;
+    let Some(Fate::Failed { at_ms, reason, detail, .. }) = reported else { panic!("{reported:?}") };
     assert!((before_ms..=one.now_ms().await.expect("a time")).contains(&at_ms));
     assert_eq!(reason, "counter_overflow");
     assert_eq!(detail, "1 added to 9223372036854775807 is out of range");

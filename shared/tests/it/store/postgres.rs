@@ -256,8 +256,8 @@ async fn a_batch_whose_statement_failed_is_never_reported_as_applied() {
         execute(&mut session(&url).await, trap).await;
         let mut messages = Messages::new();
         let batch = messages.each(&[("a", 1), ("trap", 1)]);
-        let told = unavailable(store.apply(batch.clone().into()).await.expect_err("the trap"));
-        assert!(told.contains("23514"), "{told}");
+        let reported = unavailable(store.apply(batch.clone().into()).await.expect_err("the trap"));
+        assert!(reported.contains("23514"), "{reported}");
         assert_eq!((ledger_rows(&url).await, standing(&store, "a").await), (0, (0, 0)));
         execute(&mut session(&url).await, "alter table counters drop constraint trap").await;
         assert_eq!(apply(&store, &batch).await.fresh.len(), 2);
@@ -294,8 +294,8 @@ async fn a_database_without_the_known_schema_is_refused() {
         let url = isolated.database_url;
         let store = PostgresStore::open(&postgres_config(&url)).expect("opens");
         let batch: Arc<[Message]> = [Messages::new().increments(&[("a", 1)])].into();
-        let told = unavailable(store.apply(Arc::clone(&batch)).await.expect_err("no schema"));
-        assert!(told.contains("api migrate"), "{told}");
+        let reported = unavailable(store.apply(Arc::clone(&batch)).await.expect_err("no schema"));
+        assert!(reported.contains("api migrate"), "{reported}");
         assert!(unavailable(store.now_ms().await.expect_err("no schema")).contains("api migrate"));
         store.migrate().await.expect("migrates");
         store.migrate().await.expect("a second time, too");
@@ -304,8 +304,8 @@ async fn a_database_without_the_known_schema_is_refused() {
         let newer = "insert into _sqlx_migrations values (99, 'later', now(), true, '', 0)";
         execute(&mut session(&url).await, newer).await;
         let late = PostgresStore::open(&postgres_config(&url)).expect("opens");
-        let told = unavailable(late.apply(Arc::clone(&batch)).await.expect_err("newer schema"));
-        assert!(told.contains("99 is newer"), "{told}");
+        let reported = unavailable(late.apply(Arc::clone(&batch)).await.expect_err("newer schema"));
+        assert!(reported.contains("99 is newer"), "{reported}");
         assert!(late.migrate().await.is_err());
         // A process that verified the schema before goes on until the server misses a table.
         assert_eq!(store.counter("a").await.expect("is read"), None);
@@ -323,8 +323,11 @@ async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that
         testkit::drop_database(&isolated.prefix).await.expect("is dropped");
         let careful = PostgresStore::open(&postgres_config(&isolated.database_url)).expect("opens");
         for _ in 0..2 {
-            let told = unavailable(careful.migrate().await.expect_err("no such database"));
-            assert!(told.contains(&isolated.prefix) && told.contains("CREATE_DATABASE"), "{told}");
+            let reported = unavailable(careful.migrate().await.expect_err("no such database"));
+            assert!(
+                reported.contains(&isolated.prefix) && reported.contains("CREATE_DATABASE"),
+                "{reported}"
+            );
         }
         let config = config::Store { create_database: true, ..postgres_config(&isolated.database_url) };
         let open = || PostgresStore::open(&config).expect("opens");
@@ -342,10 +345,10 @@ async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that
 async fn opening_connects_to_nothing_and_no_error_tells_the_password() {
     let config = |url: &str| config::Store { connect_timeout_ms: 200, ..postgres_config(url) };
     let store = PostgresStore::open(&config("postgres://user:hush@127.0.0.1:1/none")).expect("opens");
-    let told = unavailable(store.now_ms().await.expect_err("nobody listens"));
-    assert!(!told.is_empty() && !told.contains("hush"), "{told}");
-    let told = unavailable(store.migrate().await.expect_err("nobody listens"));
-    assert!(told.contains("refused") && !told.contains("hush"), "{told}");
+    let reported = unavailable(store.now_ms().await.expect_err("nobody listens"));
+    assert!(!reported.is_empty() && !reported.contains("hush"), "{reported}");
+    let reported = unavailable(store.migrate().await.expect_err("nobody listens"));
+    assert!(reported.contains("refused") && !reported.contains("hush"), "{reported}");
     for malformed in ["postgres://user:hush@[::1/none", "postgres://user:hush@host:99999/none"] {
         let error = PostgresStore::open(&config(malformed)).err().expect("malformed");
         assert!(!format!("{error:#}").contains("hush"), "{error:#}");

@@ -31,14 +31,14 @@ async fn execute(connection: &mut SqliteConnection, statement: &'static str) {
 async fn what_was_answered_survives_a_kill_in_the_middle() {
     for kill_after in [1, 7, 40] {
         let directory = Directory::new("kill");
-        let told = killed_after(&directory, kill_after);
+        let reported = killed_after(&directory, kill_after);
         let integrity = "pragma integrity_check";
         let integrity =
             sqlx::query_scalar::<_, String>(integrity).fetch_one(&mut file(&directory).await).await;
         assert_eq!(integrity.expect("is checked"), "ok");
         let store = directory.store().await;
         let (value, version) = standing(&store, "a").await;
-        assert!(value >= told, "{value} of {told}");
+        assert!(value >= reported, "{value} of {reported}");
         assert_eq!(version, value);
         // Both counters were in every batch.
         assert_eq!(standing(&store, "b").await, (value * 2, value));
@@ -70,17 +70,17 @@ fn killed_after(directory: &Directory, answers: usize) -> i64 {
         .spawn()
         .expect("starts");
     let lines = BufReader::new(child.stdout.take().expect("is piped")).lines();
-    let mut told = 0;
+    let mut reported = 0;
     let numbers = lines.map_while(Result::ok).filter_map(|line| line.strip_prefix("applied ")?.parse().ok());
     for (answer, number) in (1..).zip(numbers) {
-        told = number;
+        reported = number;
         if answer == answers {
             child.kill().expect("is killed");
         }
     }
     child.wait().expect("ends");
-    assert!(told >= i64::try_from(answers).expect("small"), "{told} of {answers}");
-    told
+    assert!(reported >= i64::try_from(answers).expect("small"), "{reported} of {answers}");
+    reported
 }
 
 /// Applies batches until it is killed.

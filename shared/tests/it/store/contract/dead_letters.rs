@@ -164,7 +164,7 @@ async fn a_dry_run_tells_what_would_be_and_changes_nothing([one, other]: [Arc<dy
     let before = all(&other).await;
     let would = redrive(&other, everything(), true).await;
     assert_eq!(would.len(), 5);
-    let full = would.iter().find(|redriven| redriven.id == keys[1].as_uuid()).expect("is told");
+    let full = would.iter().find(|redriven| redriven.id == keys[1].as_uuid()).expect("is reported");
     assert_eq!(failed_again(std::slice::from_ref(full)).0, "counter_overflow");
     assert_eq!(all(&other).await, before);
     assert_eq!((standing(&one, "a").await, standing(&one, "full").await), ((0, 0), (i64::MAX, 1)));
@@ -223,8 +223,8 @@ async fn an_item_that_fails_again_stays_with_its_new_reason([one, other]: [Arc<d
         assert_eq!((&*letter.reason, &*letter.detail), (reason, detail));
         assert_eq!((&letter.item, letter.accepted_at_ms), (&first.item, first.accepted_at_ms));
         assert!(letter.set_aside_at_ms >= first.set_aside_at_ms);
-        let told = fate(&one, keys[0]).await;
-        assert!(matches!(told, Some(Fate::Failed { detail: told, .. }) if told == detail));
+        let reported = fate(&one, keys[0]).await;
+        assert!(matches!(reported, Some(Fate::Failed { detail: reported, .. }) if reported == detail));
     }
     // Only that one was tried; together, the good one is applied and the bad one stays.
     assert_eq!(all(&one).await.len(), 2);
@@ -282,12 +282,13 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
     assert_eq!(listed[1].fingerprint, Some(fingerprint(&items[0])));
     // A retry under the key finds it processed, and another payload is a conflict.
     let retry = messages.of(&[items[1].clone(), with_key("k", increment("a", 2))]);
-    let verdicts: Vec<_> = apply(&one, &[retry]).await.keyed.iter().map(|told| told.verdict).collect();
+    let verdicts: Vec<_> =
+        apply(&one, &[retry]).await.keyed.iter().map(|reported| reported.verdict).collect();
     assert_eq!(verdicts, [KeyedVerdict::Repeated, KeyedVerdict::Conflict]);
     assert_eq!(standing(&other, "a").await, (1, 1));
-    let told = fate(&other, keys[1]).await;
+    let reported = fate(&other, keys[1]).await;
     assert!(
-        matches!(told, Some(Fate::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&items[1]))
+        matches!(reported, Some(Fate::Applied { fingerprint: Some(reported), .. }) if reported == fingerprint(&items[1]))
     );
 }
 

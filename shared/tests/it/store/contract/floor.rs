@@ -105,15 +105,18 @@ async fn a_message_that_never_came_is_set_aside_when_it_is_too_old_and_applied_b
     let before = letter(&one, late.item_key(0)).await.expect("is set aside");
     assert_eq!((&*before.reason, before.accepted_at_ms), ("too_old", NOON_MS + 7));
     for dry_run in [true, false] {
-        let told = redrive(&one, None, dry_run, false).await;
-        assert_eq!(told.len(), 2);
-        assert!(told.iter().all(|told| told.outcome == RedriveOutcome::NeedsForce), "{told:?}");
+        let reported = redrive(&one, None, dry_run, false).await;
+        assert_eq!(reported.len(), 2);
+        assert!(
+            reported.iter().all(|reported| reported.outcome == RedriveOutcome::NeedsForce),
+            "{reported:?}"
+        );
     }
     assert_eq!(letter(&other, late.item_key(0)).await, Some(before));
     assert_eq!(standing(&one, "a").await, (0, 0));
-    let told = redrive(&one, None, true, true).await;
-    assert!(told.iter().all(|told| told.outcome == RedriveOutcome::Applied), "{told:?}");
-    assert_eq!(redrive(&other, None, false, true).await, told);
+    let reported = redrive(&one, None, true, true).await;
+    assert!(reported.iter().all(|reported| reported.outcome == RedriveOutcome::Applied), "{reported:?}");
+    assert_eq!(redrive(&other, None, false, true).await, reported);
     assert_eq!(standing(&one, "a").await, (1, 1));
     let stored = one.document("c", late.item_key(1)).await.expect("is read");
     assert!(matches!(stored, Some(Stored::Document(_))), "{stored:?}");
@@ -127,15 +130,15 @@ async fn a_buried_message_that_is_too_old_is_applied_by_force_only([one, other]:
     forget(&one, NOON_MS + 2 * DAY_MS).await;
     let before = one.dead_letter(id).await.expect("is read");
     for dry_run in [true, false] {
-        let told = redrive(&other, None, dry_run, false).await;
-        assert_eq!(told, [Redriven { id, outcome: RedriveOutcome::NeedsForce }]);
+        let reported = redrive(&other, None, dry_run, false).await;
+        assert_eq!(reported, [Redriven { id, outcome: RedriveOutcome::NeedsForce }]);
     }
     assert_eq!(one.dead_letter(id).await.expect("is read"), before);
     assert_eq!(fate(&one, read(&late).item_key(0)).await, Some(Fate::Forgotten), "nothing is left of it");
     for dry_run in [true, false] {
         assert_eq!(standing(&one, "a").await, (0, 0));
-        let told = redrive(&other, None, dry_run, true).await;
-        assert_eq!(told, [Redriven { id, outcome: RedriveOutcome::Applied }]);
+        let reported = redrive(&other, None, dry_run, true).await;
+        assert_eq!(reported, [Redriven { id, outcome: RedriveOutcome::Applied }]);
     }
     assert_eq!((standing(&one, "a").await, standing(&one, "b").await), ((1, 1), (2, 1)));
     assert_eq!(
@@ -163,9 +166,9 @@ async fn a_body_under_a_reused_id_stays_when_the_original_is_forgotten([one, oth
         let only = DeadLetterFilter { id: Some(id), ..DeadLetterFilter::default() };
         for (dry_run, force) in [(true, false), (false, false), (true, true), (false, true)] {
             let asked = Redrive { filter: only.clone(), after: None, limit: 9, dry_run, force };
-            let told = other.redrive(asked).await.expect("is redriven").items;
-            let [Redriven { outcome: RedriveOutcome::FailedAgain { reason, .. }, .. }] = &told[..] else {
-                panic!("{told:?}")
+            let reported = other.redrive(asked).await.expect("is redriven").items;
+            let [Redriven { outcome: RedriveOutcome::FailedAgain { reason, .. }, .. }] = &reported[..] else {
+                panic!("{reported:?}")
             };
             assert_eq!(reason, "digest_mismatch");
         }
@@ -190,12 +193,12 @@ async fn a_key_tells_what_the_ledger_has_forgotten([one, other]: [Arc<dyn Store>
     apply(&one, &[messages.of(&[increment("z", 1)])]).await;
     forget(&one, NOON_MS + 2 * DAY_MS).await;
     let applied = apply(&other, &[early.clone(), old.clone()]).await;
-    let told: Vec<_> = applied.keyed.iter().map(|told| (told.item, told.verdict)).collect();
+    let reported: Vec<_> = applied.keyed.iter().map(|reported| (reported.item, reported.verdict)).collect();
     let expected = [
         (early.item_key(1), shared::store::KeyedVerdict::Conflict),
         (old.item_key(0), shared::store::KeyedVerdict::Repeated),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(reported, expected);
     assert_eq!(applied.set_aside.len(), 3);
     assert!(is_applied(fate(&one, identity(Kind::Increment, "known", 0)).await.as_ref()));
     assert_eq!(reason(fate(&one, identity(Kind::Increment, "lost", 0)).await), "too_old");
@@ -218,8 +221,8 @@ async fn a_dead_letter_is_applied_once_after_its_message_was_forgotten([one, oth
         "counter_overflow",
         "a dead letter stays until it is decided"
     );
-    let told = redrive(&other, Some(item), false, false).await;
-    assert_eq!(told, [Redriven { id: item.as_uuid(), outcome: RedriveOutcome::Applied }]);
+    let reported = redrive(&other, Some(item), false, false).await;
+    assert_eq!(reported, [Redriven { id: item.as_uuid(), outcome: RedriveOutcome::Applied }]);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 7, 3));
     assert_eq!(redrive(&one, Some(item), false, true).await, []);
     assert_eq!(fate(&one, item).await, Some(Fate::Forgotten));
@@ -381,7 +384,7 @@ async fn a_discarded_dead_letter_goes_after_its_time_and_not_before_its_message(
 
 async fn what_consumers_hold_is_told_to_the_others([one, other]: [Arc<dyn Store>; 2]) {
     let tell = async |store: &Arc<dyn Store>, consumer, oldest_ms, silent: &[Holder]| {
-        store.hold(Hold { consumer, oldest_ms }, silent.to_vec()).await.expect("is told")
+        store.hold(Hold { consumer, oldest_ms }, silent.to_vec()).await.expect("is reported")
     };
     let before_ms = one.now_ms().await.expect("a time");
     assert_eq!(tell(&one, u64::MAX, NOON_MS, &[]).await.others, []);

@@ -37,7 +37,7 @@ async fn verdict(store: &Arc<dyn Store>, message: Message) -> KeyedVerdict {
 }
 
 /// Dead-letters a message that only a newer build reads.
-async fn bury_unread(store: &Arc<dyn Store>, messages: &mut Messages, at_ms: i64, items: &[Item]) {
+async fn dead_letter_unread(store: &Arc<dyn Store>, messages: &mut Messages, at_ms: i64, items: &[Item]) {
     let body = messages.body_at(at_ms, items);
     bury(store, &DeadMessage::undecodable(body, &Undecodable::Version(9))).await;
 }
@@ -88,7 +88,7 @@ async fn a_key_stays_until_the_floor_guards_what_waits_among_the_dead_letters(
     let mut messages = Messages::new();
     let item = with_key("k", increment("a", 1));
     apply(&one, &[messages.at(now_ms, &[increment("first", 1)])]).await;
-    bury_unread(&one, &mut messages, now_ms, std::slice::from_ref(&item)).await;
+    dead_letter_unread(&one, &mut messages, now_ms, std::slice::from_ref(&item)).await;
     apply(&one, &[messages.at(now_ms, &[item])]).await;
     let behind = Retention { forget_before_ms: Some(next_ms(&one).await), rows_max: 1, ..LONG };
     one.housekeep(behind).await.expect("is kept");
@@ -103,7 +103,7 @@ async fn a_retry_among_the_dead_letters_is_guarded_as_long_as_any([one, other]: 
     let item = with_key("k", increment("a", 1));
     apply(&one, &[messages.of(std::slice::from_ref(&item))]).await;
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
-    bury_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, std::slice::from_ref(&item)).await;
+    dead_letter_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, std::slice::from_ref(&item)).await;
     let kept = |before_ms| Retention { remembered_ms: 2 * DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
     housekeep_all(&one, kept(now_ms + 2 * DAY_MS)).await;
     assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1, "it is not too old");
@@ -123,7 +123,7 @@ async fn a_retry_whose_id_is_ahead_of_its_request_is_guarded_by_when_it_was_acce
     let mut messages = above_the_floor(&one, now_ms).await;
     let item = with_key("k", increment("a", 1));
     apply(&one, &[messages.at(now_ms, std::slice::from_ref(&item))]).await;
-    bury_unread(&one, &mut messages, now_ms, &[item]).await;
+    dead_letter_unread(&one, &mut messages, now_ms, &[item]).await;
     forget(&one, now_ms + DAY_MS).await;
     assert!(!is_applied(&one, "k").await);
     let redriven = redrive(&other, everything(), false).await;
@@ -140,7 +140,7 @@ async fn a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters(
     let id = identity(Kind::Document, "k", 0);
     apply(&one, &[messages.of(std::slice::from_ref(&item)), messages.of(&[delete("c", id)])]).await;
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
-    bury_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, &[item]).await;
+    dead_letter_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, &[item]).await;
     // It was deleted long ago, by the time of its message.
     let remembered_ms = now_ms - crate::store::NOON_MS + 2 * DAY_MS;
     let kept = Retention { remembered_ms, forget_before_ms: Some(now_ms + 2 * DAY_MS), ..LONG };

@@ -46,9 +46,9 @@ async fn a_key_takes_effect_once_wherever_it_comes([one, other]: [Arc<dyn Store>
     // The outcome of a redelivered message has nothing about its keys: the store knows them.
     assert_eq!(verdicts(&apply(&other, &batch).await), []);
     assert_eq!(standing(&other, "a").await, (21, 3));
-    let told = fate(&other, id).await;
-    let Some(Fate::Applied { at_ms, fingerprint: told }) = told else { panic!("{told:?}") };
-    assert_eq!(told, Some(fingerprint(&item)));
+    let reported = fate(&other, id).await;
+    let Some(Fate::Applied { at_ms, fingerprint: reported }) = reported else { panic!("{reported:?}") };
+    assert_eq!(reported, Some(fingerprint(&item)));
     assert!(at_ms <= first.committed_at_ms, "{at_ms}");
     assert_eq!(fate(&one, next).await, None);
 }
@@ -70,11 +70,11 @@ async fn another_payload_under_a_key_is_a_conflict_in_either_order([one, other]:
         let applied = apply(&other, &[messages.of(&[b.clone(), a.clone(), b.clone()])]).await;
         assert_eq!(verdicts(&applied), [Conflict, Repeated, Conflict]);
         // An outcome has the payload that is in conflict; the store has the one that counts.
-        let told: Vec<_> = applied.keyed.iter().map(|outcome| outcome.fingerprint).collect();
-        assert_eq!(told, [&b, &a, &b].map(fingerprint));
-        let told = fate(&other, identity(Kind::Increment, &key("later"), 0)).await;
+        let reported: Vec<_> = applied.keyed.iter().map(|outcome| outcome.fingerprint).collect();
+        assert_eq!(reported, [&b, &a, &b].map(fingerprint));
+        let reported = fate(&other, identity(Kind::Increment, &key("later"), 0)).await;
         assert!(
-            matches!(told, Some(Fate::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&a))
+            matches!(reported, Some(Fate::Applied { fingerprint: Some(reported), .. }) if reported == fingerprint(&a))
         );
         for name in ["message", "transaction", "later"] {
             assert_eq!(standing(&other, &key(name)).await, (first, 1), "{name}");
@@ -138,9 +138,9 @@ async fn a_keyed_item_that_was_set_aside_was_processed([one, other]: [Arc<dyn St
     let retries = [room, messages.of(&[bad.clone(), other_payload])];
     assert_eq!(verdicts(&apply(&other, &retries).await), [Repeated, Conflict]);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 1_000, 2));
-    let told = fate(&other, identity(Kind::Increment, "k", 0)).await;
-    let Some(Fate::Failed { reason, fingerprint: told, .. }) = told else { panic!("{told:?}") };
-    assert_eq!((&*reason, told), ("counter_overflow", Some(fingerprint(&bad))));
+    let reported = fate(&other, identity(Kind::Increment, "k", 0)).await;
+    let Some(Fate::Failed { reason, fingerprint: reported, .. }) = reported else { panic!("{reported:?}") };
+    assert_eq!((&*reason, reported), ("counter_overflow", Some(fingerprint(&bad))));
 }
 
 async fn a_keyed_item_that_cannot_be_read_was_processed([one, other]: [Arc<dyn Store>; 2]) {
@@ -152,8 +152,10 @@ async fn a_keyed_item_that_cannot_be_read_was_processed([one, other]: [Arc<dyn S
     assert_eq!(applied.set_aside[0].reason, Reason::Unreadable);
     assert_eq!(verdicts(&apply(&other, &[messages.of(std::slice::from_ref(&good))]).await), [Repeated]);
     assert_eq!(standing(&one, "a").await, (0, 0));
-    let told = fate(&other, identity(Kind::Increment, "k", 0)).await;
-    assert!(matches!(told, Some(Fate::Failed { fingerprint: Some(told), .. }) if told == fingerprint(&good)));
+    let reported = fate(&other, identity(Kind::Increment, "k", 0)).await;
+    assert!(
+        matches!(reported, Some(Fate::Failed { fingerprint: Some(reported), .. }) if reported == fingerprint(&good))
+    );
 }
 
 async fn fates_come_in_the_order_in_which_they_are_asked_for([one, other]: [Arc<dyn Store>; 2]) {
@@ -229,7 +231,7 @@ async fn awaited_increments_learn_what_they_came_to([one, other]: [Arc<dyn Store
         increment("a", 4),
     ];
     let batch = [messages.awaited(&items, |index| index != 3), messages.awaited(&items[3..], |_| true)];
-    let told = |applied: &store::Applied| -> Vec<_> {
+    let reported = |applied: &store::Applied| -> Vec<_> {
         applied.standings.iter().map(|standing| (standing.item, standing.value, standing.version)).collect()
     };
     let applied = apply(&other, &batch).await;
@@ -244,13 +246,13 @@ async fn awaited_increments_learn_what_they_came_to([one, other]: [Arc<dyn Store
         (second[0], -14, 2),
         (second[1], 111, 6),
     ];
-    assert_eq!(told(&applied), expected);
-    assert_eq!(told(&apply(&one, &batch).await), []);
+    assert_eq!(reported(&applied), expected);
+    assert_eq!(reported(&apply(&one, &batch).await), []);
     // Where an increment overflows the others get the same results.
     let items = [increment("a", i64::MAX), increment("a", 1), increment("b", 2), increment("a", -1)];
     let batch = [messages.awaited(&items, |_| true)];
     let applied = apply(&one, &batch).await;
     let first = keys(&batch[0]);
-    assert_eq!(told(&applied), [(first[1], 112, 7), (first[2], -12, 3), (first[3], 111, 8)]);
+    assert_eq!(reported(&applied), [(first[1], 112, 7), (first[2], -12, 3), (first[3], 111, 8)]);
     assert_eq!(applied.set_aside.len(), 1);
 }

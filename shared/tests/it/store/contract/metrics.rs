@@ -191,8 +191,8 @@ async fn points_at_two_stores_at_once_are_all_counted(stores: [Arc<dyn Store>; 2
         }
     }
     let page = NamePage { prefix: String::new(), after: None, limit: 1_000 };
-    let told = stores[1].metric_types(page).await.expect("is read");
-    assert_eq!(told.iter().map(|name| &**name).collect::<Vec<_>>(), kinds);
+    let reported = stores[1].metric_types(page).await.expect("is read");
+    assert_eq!(reported.iter().map(|name| &**name).collect::<Vec<_>>(), kinds);
 }
 
 async fn types_are_told_in_pages([one, other]: [Arc<dyn Store>; 2]) {

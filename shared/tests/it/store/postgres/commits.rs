@@ -113,8 +113,8 @@ async fn what_fails_at_the_commit_itself_is_not_taken_for_committed() {
             if number == 0 {
                 execute(&mut session, late).await;
             }
-            let told = store.apply(Arc::clone(&batch)).await.expect_err("is refused").to_string();
-            assert!(told.contains(code), "{told}");
+            let reported = store.apply(Arc::clone(&batch)).await.expect_err("is refused").to_string();
+            assert!(reported.contains(code), "{reported}");
             let left = (ledger_rows(&url).await, dead_letters(&mut session).await);
             assert_eq!((left, standing(&store, "a").await), ((0, 0), (0, 0)), "{code}");
         }

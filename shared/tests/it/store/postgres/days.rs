@@ -107,8 +107,8 @@ async fn a_table_with_the_name_of_a_day_is_attached_when_it_is_empty_and_named_w
         let mut batch = || [messages.of(&[point("t", NOON_MS, 1.0)])];
         apply(&store, &batch()).await;
         execute(&mut session, "alter table points detach partition points_20251120").await;
-        let told = unavailable(store.apply(batch().into()).await.expect_err("nothing is mixed"));
-        assert!(told.contains("points_20251120 holds rows and is no partition of points"), "{told}");
+        let reported = unavailable(store.apply(batch().into()).await.expect_err("nothing is mixed"));
+        assert!(reported.contains("points_20251120 holds rows and is no partition of points"), "{reported}");
         let kept = "select count(*) from points_20251120";
         assert_eq!(sqlx::query_scalar::<_, i64>(kept).fetch_one(&mut session).await.expect("is read"), 1);
         execute(&mut session, "delete from points_20251120").await;
@@ -153,8 +153,8 @@ async fn a_step_of_housekeeping_that_fails_keeps_no_other_from_being_done() {
         .await
         .expect("a name");
         execute(&mut session, &format!("create table {name} as select 1 as other")).await;
-        let told = unavailable(store.housekeep(RETENTION).await.expect_err("two steps fail"));
-        assert!(told.contains("a: refused (P0001)") && told.contains(&name), "{told}");
+        let reported = unavailable(store.housekeep(RETENTION).await.expect_err("two steps fail"));
+        assert!(reported.contains("a: refused (P0001)") && reported.contains(&name), "{reported}");
         let left: Vec<String> = sqlx::query_scalar("select collection from documents")
             .fetch_all(&mut session)
             .await
@@ -257,8 +257,8 @@ async fn a_rollup_that_cannot_be_read_pauses_its_writers_and_stays() {
         let mut session = session(&url).await;
         execute(&mut session, "update rollups set data = '\\x01' where resolution = 1").await;
         let batch = [messages.of(&[point("t", NOON_MS, 1.0)])];
-        let told = unavailable(store.apply(batch.into()).await.expect_err("cannot be read"));
-        assert!(told.contains("rollup of resolution 1"), "{told}");
+        let reported = unavailable(store.apply(batch.into()).await.expect_err("cannot be read"));
+        assert!(reported.contains("rollup of resolution 1"), "{reported}");
         let data: Vec<u8> = sqlx::query_scalar("select data from rollups where resolution = 1")
             .fetch_one(&mut session)
             .await

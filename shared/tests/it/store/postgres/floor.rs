@@ -25,7 +25,7 @@ async fn forget(store: &Arc<dyn Store>, before_ms: i64) -> Housekept {
 }
 
 /// Waits until a session waits for a lock on the ledger or on a counter.
-async fn somebody_waits(watcher: &mut PgConnection) {
+async fn wait_for_a_blocked_session(watcher: &mut PgConnection) {
     let waiting = "select exists (select from pg_locks where not granted)";
     while !sqlx::query_scalar::<_, bool>(waiting).fetch_one(&mut *watcher).await.expect("is read") {
         tokio::task::yield_now().await;
@@ -61,8 +61,8 @@ async fn a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_as
             assert_eq!(value, (applied, applied), "day {day}");
             // It is dropped by now, if it was applied; there as a dead letter, if not.
             apply(&stores[0], std::slice::from_ref(&message)).await;
-            let told = fate(&stores[1], message.item_key(0)).await;
-            assert!(matches!(told, Some(Fate::Failed { .. })), "{told:?}");
+            let reported = fate(&stores[1], message.item_key(0)).await;
+            assert!(matches!(reported, Some(Fate::Failed { .. })), "{reported:?}");
             assert_eq!(standing(&stores[1], "a").await, value);
         }
         assert_eq!(usize::try_from(applied).expect("a count") + aside, 30);
@@ -83,7 +83,7 @@ async fn a_writer_in_the_middle_keeps_its_day_and_its_row_counts() {
             let (store, message) = (Arc::clone(&stores[0]), message.clone());
             tokio::spawn(async move { apply(&store, &[message]).await.set_aside.len() })
         };
-        somebody_waits(&mut watcher).await;
+        wait_for_a_blocked_session(&mut watcher).await;
         // Its ledger row is written and not committed.
         assert_eq!(forget(&stores[1], NOON_MS + 2 * DAY_MS).await.partitions, 0);
         execute(&mut holder, "commit").await;
@@ -113,7 +113,7 @@ async fn who_waited_while_the_floor_was_raised_sees_it_raised() {
                 let store = Arc::clone(&store);
                 tokio::spawn(async move { apply(&store, &[dated(at_ms + 1, &[("a", 1)])]).await })
             };
-            somebody_waits(&mut watcher).await;
+            wait_for_a_blocked_session(&mut watcher).await;
             let raise = format!("update ledger_floor set id = '{last}' where one; {drop} commit");
             execute(&mut housekeeper, &raise).await;
             assert_eq!(writer.await.expect("no panic").set_aside.len(), 1, "{drop}");
@@ -135,7 +135,7 @@ async fn writers_wait_for_no_writer_that_has_read_the_floor() {
             let store = Arc::clone(&stores[0]);
             tokio::spawn(async move { apply(&store, &[dated(NOON_MS + 1, &[("a", 1)])]).await })
         };
-        somebody_waits(&mut watcher).await;
+        wait_for_a_blocked_session(&mut watcher).await;
         apply(&stores[1], &[dated(NOON_MS + 2, &[("b", 1)])]).await;
         assert_eq!(standing(&stores[1], "b").await, (1, 1));
         execute(&mut holder, "commit").await;

@@ -90,8 +90,8 @@ async fn write_and_read(store: Arc<dyn Store>, now_ms: i64) {
         let items = [increment("sum", 1), document("c", r#"{"a":1}"#), point("t", now_ms, 1.0)];
         let message = messages.at(now_ms, &items);
         assert_eq!(apply(&store, std::slice::from_ref(&message)).await.fresh.len(), 1);
-        let told = fate(&store, message.item_key(1)).await;
-        assert!(matches!(told, Some(Fate::Applied { .. })), "{told:?}");
+        let reported = fate(&store, message.item_key(1)).await;
+        assert!(matches!(reported, Some(Fate::Applied { .. })), "{reported:?}");
         let found = store.document("c", message.item_key(1)).await.expect("is read");
         assert!(found.is_some());
         let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before: None, limit: 5 };
@@ -110,8 +110,8 @@ async fn a_pooler_that_is_not_configured_is_recognised() {
             let pooler = PgBouncer::create(&program, &url, settings).await.expect("starts");
             let through = pooler.url(&url).expect("a URL");
             let store = PostgresStore::open(&postgres_config(&through)).expect("opens");
-            let told = unavailable(store.counter("a").await.expect_err("is refused"));
-            assert!(told.contains("set store.pooler to true"), "{told}");
+            let reported = unavailable(store.counter("a").await.expect_err("is refused"));
+            assert!(reported.contains("set store.pooler to true"), "{reported}");
             store.close().await;
             pooler.stop().await.expect("stops");
         }

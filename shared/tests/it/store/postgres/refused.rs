@@ -170,10 +170,10 @@ async fn an_item_that_is_refused_alone_is_set_aside_and_all_others_are_applied()
         assert_eq!([one, other], refused.map(|item| (item, Reason::RefusedByStore)));
         assert_eq!(overflow, (batch[20].item_key(1), Reason::CounterOverflow));
         assert_eq!((standing(&store, "a").await, standing(&store, "keyed").await), ((20, 20), (20, 20)));
-        assert_eq!(applied.keyed.len(), 20, "the one that was set aside is not told as applied");
+        assert_eq!(applied.keyed.len(), 20, "the one that was set aside is not reported as applied");
         for item in refused {
-            let told = fate(&store, item).await;
-            let Some(Fate::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
+            let reported = fate(&store, item).await;
+            let Some(Fate::Failed { reason, detail, .. }) = reported else { panic!("{reported:?}") };
             assert_eq!((&*reason, &*detail), ("refused_by_store", "not with me, ? (22001)"));
             let letter = store.dead_letter(item.as_uuid()).await.expect("is read").expect("is there");
             assert!(letter.item.is_ascii(), "{}", letter.item);
@@ -360,9 +360,11 @@ async fn a_redrive_at_a_server_that_is_not_well_leaves_every_letter_as_it_is() {
         execute(&mut session, "drop trigger object on counters").await;
         // The objection is to every batch, whatever is in it.
         object_to(&mut session, "applied_message", "true", "22001").await;
-        let told = store.redrive(asked(letters[0])).await.expect("is redriven").items;
-        let RedriveOutcome::FailedAgain { reason, detail } = &told[0].outcome else { panic!("{told:?}") };
-        assert!(reason == "unknown_version" && detail.contains("any batch"), "{told:?}");
+        let reported = store.redrive(asked(letters[0])).await.expect("is redriven").items;
+        let RedriveOutcome::FailedAgain { reason, detail } = &reported[0].outcome else {
+            panic!("{reported:?}")
+        };
+        assert!(reason == "unknown_version" && detail.contains("any batch"), "{reported:?}");
         assert_eq!(all().await, before);
         execute(&mut session, "drop trigger object on applied_message").await;
         assert_eq!(redrive_all(&store, false).await, [RedriveOutcome::Applied, RedriveOutcome::Applied]);
