@@ -5,9 +5,9 @@ pub mod store_probe;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use shared::breaker::Breaker;
-use shared::ops::{Health, Status};
+use shared::program::ops::{Health, Status};
 use shared::queue::Link;
+use shared::runtime::breaker::Breaker;
 
 use crate::state::App;
 

@@ -12,4 +12,3 @@ pub mod problem;
 pub mod query;
 pub mod refused_head;
 pub mod request_id;
-pub mod rfc3339;

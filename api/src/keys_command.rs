@@ -5,8 +5,8 @@ use anyhow::{Context, anyhow, ensure};
 use clap::{Args, Subcommand};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use shared::api_key::{ApiKey, KeyId, Principal, Scope, Scopes, generate};
-use shared::clock;
+use shared::model::api_key::{ApiKey, KeyId, Principal, Scope, Scopes, generate};
+use shared::runtime::clock;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 

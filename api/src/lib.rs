@@ -2,16 +2,32 @@
 //!
 //! It never waits for the store to accept a write. The consumer is not used here, but for one
 //! place: `main.rs` runs it in this process when the queue is the embedded one.
-pub mod admission;
+//!
+//! The modules in the order of their imports, from the top down:
 pub mod banner;
-pub mod health;
-pub mod http;
 pub mod keys_command;
-pub mod metrics;
-pub mod read;
-pub mod receipt;
-pub mod routes;
 pub mod server;
-pub mod state;
-pub mod wait;
+// One row per route; handlers translate between HTTP and what lies below.
+pub mod routes;
+// The accept path, and what became of a write.
 pub mod write;
+// What runs beside the requests.
+pub mod event_feed;
+pub mod health;
+// State that handlers use.
+pub mod state;
+// Requests become messages.
+pub mod batcher;
+// Answers from memory.
+pub mod read;
+// HTTP as such.
+pub mod http;
+pub mod receipt;
+// Requests that wait.
+pub mod wait;
+// Who and how much comes in.
+pub mod admission;
+pub mod metrics;
+pub mod rfc3339;
+pub mod store_breaker;
+pub mod target;

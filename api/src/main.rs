@@ -9,12 +9,15 @@ use api::keys_command::KeysCommand;
 use api::routes::openapi;
 use api::server::Server;
 use clap::{Parser, Subcommand};
-use shared::backend::{self, Backend, Pair};
 use shared::config::Config;
-use shared::config::load::{Loaded, Program, check_config_report};
-use shared::program::{self, Options};
-use shared::shutdown::{self, Shutdown};
-use shared::signals::Signals;
+use shared::config::load::Loaded;
+use shared::config::load::profile::Program;
+use shared::config::load::report::check_config_report;
+use shared::config::pair::Pair;
+use shared::program::backend::{self, Backend};
+use shared::program::cli::{self, Options};
+use shared::runtime::shutdown::{self, Shutdown};
+use shared::runtime::signals::Signals;
 
 /// Retains less memory after a burst than the system's allocator.
 #[global_allocator]
@@ -49,8 +52,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = program::block_on(run(&cli));
-    outcome.map_or_else(|error| program::exit_with(&error), |()| ExitCode::SUCCESS)
+    let outcome = cli::block_on(run(&cli));
+    outcome.map_or_else(|error| cli::exit_with(&error), |()| ExitCode::SUCCESS)
 }
 
 async fn run(cli: &Cli) -> anyhow::Result<()> {
@@ -73,7 +76,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Keys(KeysCommand::New(new)) => new.print(),
-        Command::Healthcheck => program::healthcheck(&options.load(Program::Api)?.config).await,
+        Command::Healthcheck => cli::healthcheck(&options.load(Program::Api)?.config).await,
     }
 }
 
@@ -86,7 +89,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let embedded = matches!(Pair::of(&config), Ok(Pair::Embedded(_)));
     let opening = open(&config, embedded, &shutdown);
     // Nothing was accepted yet: what it has opened needs no more care than after a crash.
-    let Some(opened) = program::unless_stopped(&mut signals, opening).await else { return Ok(()) };
+    let Some(opened) = cli::unless_stopped(&mut signals, opening).await else { return Ok(()) };
     let backend = opened?;
     tokio::spawn(backend.progress.clone().ticking("runtime"));
     let server = Server::start(&config, &backend)?;
@@ -102,7 +105,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let consumer_over = None;
     let parts = server.over().into_iter().chain(backend.over()).chain(consumer_over).collect();
     greet(&config, &server, embedded);
-    let stopped = program::stop_requested(&mut signals, stop_max, parts).await;
+    let stopped = cli::stop_requested(&mut signals, stop_max, parts).await;
     server.stop().await;
     trigger.request();
     #[cfg(feature = "embedded")]
@@ -112,7 +115,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
             tracing::error!(%error, "consumer failed");
         }
     }
-    signals.allow(program::CLOSE_MAX);
+    signals.allow(cli::CLOSE_MAX);
     close(backend).await;
     tracing::info!("stopped");
     stopped
@@ -128,9 +131,9 @@ async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::R
         // Before the first id.
         backend.learn_floor().await?;
     } else {
-        program::tell_missing_servers(config).await;
+        cli::tell_missing_servers(config).await;
         if config.store.migrate {
-            tokio::spawn(program::migrate(backend.store.clone(), shutdown.clone()));
+            tokio::spawn(cli::migrate(backend.store.clone(), shutdown.clone()));
         }
     }
     Ok(backend)

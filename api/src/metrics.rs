@@ -7,10 +7,8 @@ use prometheus::{
     register_gauge, register_histogram, register_histogram_vec, register_int_counter,
     register_int_counter_vec, register_int_gauge,
 };
-use shared::id::Kind;
-use shared::telemetry::LATENCY_BUCKETS;
-
-use crate::admission::auth::refusal::Refusal;
+use shared::model::id::Kind;
+use shared::runtime::metrics::LATENCY_BUCKETS;
 
 /// Why a message was closed. The words are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +31,10 @@ impl WhyFlushed {
         }
     }
 }
+
+/// Reasons for which a request is refused before its handler sees it.
+const REFUSALS: [&str; 9] =
+    ["no_key", "malformed", "unknown", "expired", "scope", "admin_off", "no_host", "host", "origin"];
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -242,7 +244,7 @@ fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
             "forebay_api_refused_total",
             "requests refused for key, host or origin",
             "reason",
-            &Refusal::WORDS,
+            &REFUSALS,
         )?,
         counted(
             "forebay_api_key_reloads_total",

@@ -1,11 +1,13 @@
 //! The receipt of a write, as clients see it.
 use serde::Serialize;
-use shared::id::ItemId;
-use shared::keyed::Fingerprint;
-use shared::store::Fate;
+use shared::model::dead_letter::DeadLetter;
+use shared::model::id::{IdKeys, ItemId};
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::Fate;
 use utoipa::ToSchema;
 
-use crate::http::rfc3339::rfc3339;
+use crate::rfc3339::rfc3339;
+use crate::target::Target;
 use crate::wait::outcome::Outcome;
 
 /// What became of a write.
@@ -20,6 +22,13 @@ pub struct Receipt {
     /// `conflict`: another payload was processed under its Idempotency-Key.
     #[schema(example = "applied")]
     status: &'static str,
+    /// RFC 3339, UTC: the time in the id, which is that of the 202, or later where the clock of the replica had
+    /// been set back. A keyed id has no time: there it is known of what was set aside only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_at: Option<String>,
+    /// Of what was set aside, where its item can be read, and of a refusal, which the request itself names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<Target>,
     /// RFC 3339, UTC, by the store's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied_at: Option<String>,
@@ -39,6 +48,8 @@ impl Receipt {
             id: id.to_string(),
             kind: id.key().kind_name(),
             status: "accepted",
+            accepted_at: id.key().message().map(|message| rfc3339(message.time_ms())),
+            target: None,
             applied_at: None,
             failed_at: None,
             reason: None,
@@ -90,6 +101,22 @@ impl Receipt {
             },
             Outcome::Conflict => Self::conflict(id),
         }
+    }
+
+    /// Adds what the request itself says of its write.
+    pub fn about(self, target: Target) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    /// Adds what only the dead letter says.
+    pub fn with_letter(self, letter: Option<&DeadLetter>, ids: &IdKeys) -> Self {
+        let Some(letter) = letter else { return self };
+        let accepted_at = self.accepted_at.or_else(|| Some(rfc3339(letter.accepted_at_ms)));
+        Self { accepted_at, target: Target::of_letter(letter, ids), ..self }
+    }
+
+    pub fn is_failed(&self) -> bool {
+        self.status == "failed"
     }
 
     pub fn is_settled(&self) -> bool {

@@ -84,6 +84,7 @@ routes! {
         DELETE documents::delete, Write, "delete";
         GET documents::get, Read, "document", Cached;
     }
+    "/v1/collections" { GET collections::list, Admin, "collections"; }
     "/v1/collections/{name}" {
         PUT collections::put, Admin, "collection";
         DELETE collections::delete, Admin, "collection";

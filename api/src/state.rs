@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
-use shared::backend::{Backend, Pair};
-use shared::breaker::{Breaker, BreakerLimits};
+use shared::config::pair::Pair;
 use shared::config::{self, Config};
 use shared::event::Events;
-use shared::id::{IdIssuer, IdKeys};
+use shared::model::id::{IdIssuer, IdKeys};
+use shared::program::backend::Backend;
 use shared::queue::Publisher;
+use shared::runtime::breaker::{Breaker, BreakerLimits};
 use shared::store::Store;
 use tokio::sync::Semaphore;
 
@@ -18,8 +19,10 @@ use crate::admission::auth::Door;
 use crate::admission::clock_skew::ClockCheck;
 use crate::admission::in_flight::Gate;
 use crate::admission::memory_budget::MemoryBudget;
+use crate::batcher::{BatchLimits, Batcher};
 use crate::http::body::BodyLimits;
 use crate::http::problem::Problem;
+use crate::read::checking::Checking;
 use crate::read::computed::{ReadCache, ReadLimits};
 use crate::read::counters::{CacheLimits, CounterCache};
 use crate::read::definitions::Definitions;
@@ -27,8 +30,6 @@ use crate::read::documents::DocumentCache;
 use crate::read::metric_query::Question;
 use crate::wait::recent_keys::RecentKeys;
 use crate::wait::waiters::Waiters;
-use crate::write::batcher::{BatchLimits, Batcher};
-use crate::write::checking::Checking;
 
 /// Pages of rollups in memory at once, of all answers. A page is up to 1 MiB of stored bytes, eight
 /// times that once it is read.

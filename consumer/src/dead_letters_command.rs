@@ -9,14 +9,16 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use shared::backend::{self, OpenStore, Pair};
 use shared::config::Config;
-use shared::config::load::Program;
-use shared::id::{IdKeys, ItemId};
-use shared::program::Options;
-use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven, Store,
+use shared::config::load::profile::Program;
+use shared::config::pair::Pair;
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
 };
+use shared::model::id::{IdKeys, ItemId};
+use shared::program::backend::{self, OpenStore};
+use shared::program::cli::Options;
+use shared::store::Store;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;

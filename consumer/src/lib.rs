@@ -2,8 +2,10 @@
 //!
 //! [`Consumer::run`] is the whole program but for its command line, so that the API can run it in its own
 //! process (the embedded default) and tests can start several. It must not know HTTP or the API.
+// The modules in the order of their imports, from the top down:
 pub mod dead_letters;
 pub mod ingest;
+pub mod low_watermark;
 pub mod metrics;
 pub mod retention;
 pub mod status;
@@ -12,10 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use shared::backend::Backend;
 use shared::config::Config;
-use shared::progress::Progress;
-use shared::shutdown::{self, Shutdown};
+use shared::program::backend::Backend;
+use shared::runtime::progress::Progress;
+use shared::runtime::shutdown::{self, Shutdown};
 use tokio::task::JoinHandle;
 
 use crate::dead_letters::dead_queue::DeadQueue;

@@ -9,12 +9,14 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use consumer::Consumer;
 use consumer::status::Status as Ingesting;
-use shared::backend;
-use shared::config::load::{Loaded, Program, check_config_report};
-use shared::ops::{self, Health, Status};
-use shared::program::{self, Options};
-use shared::shutdown::{self, Shutdown};
-use shared::signals::Signals;
+use shared::config::load::Loaded;
+use shared::config::load::profile::Program;
+use shared::config::load::report::check_config_report;
+use shared::program::backend;
+use shared::program::cli::{self, Options};
+use shared::program::ops::{self, Health, Status};
+use shared::runtime::shutdown::{self, Shutdown};
+use shared::runtime::signals::Signals;
 
 /// Retains less memory after a burst than the system's allocator.
 #[global_allocator]
@@ -47,8 +49,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = program::block_on(dispatch(&cli));
-    outcome.map_or_else(|error| program::exit_with(&error), |()| ExitCode::SUCCESS)
+    let outcome = cli::block_on(dispatch(&cli));
+    outcome.map_or_else(|error| cli::exit_with(&error), |()| ExitCode::SUCCESS)
 }
 
 async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
@@ -60,7 +62,7 @@ async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::DeadLetters { command } => dead_letters_command::run(options, command).await,
-        Command::Healthcheck => program::healthcheck(&options.load(Program::Consumer)?.config).await,
+        Command::Healthcheck => cli::healthcheck(&options.load(Program::Consumer)?.config).await,
     }
 }
 
@@ -70,14 +72,14 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let (trigger, shutdown) = shutdown::channel();
     let start = async {
         let backend = backend::open(&config).await?;
-        program::tell_missing_servers(&config).await;
+        cli::tell_missing_servers(&config).await;
         anyhow::Ok(backend)
     };
-    let Some(started) = program::unless_stopped(&mut signals, start).await else { return Ok(()) };
+    let Some(started) = cli::unless_stopped(&mut signals, start).await else { return Ok(()) };
     let backend = started?;
     tokio::spawn(backend.progress.clone().ticking("runtime"));
     if config.store.migrate {
-        tokio::spawn(program::migrate(backend.store.clone(), shutdown.clone()));
+        tokio::spawn(cli::migrate(backend.store.clone(), shutdown.clone()));
     }
     let consumer = Consumer::new(&config, &backend, rand::random());
     let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
@@ -87,12 +89,12 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     tracing::info!(ops.address = %ops.address(), "consumer started");
     let (task, over) = shutdown::watched(consumer.run(shutdown));
     let parts = std::iter::once(over).chain(backend.over()).collect();
-    let stopped = program::stop_requested(&mut signals, consumer::STOP_MAX, parts).await;
+    let stopped = cli::stop_requested(&mut signals, consumer::STOP_MAX, parts).await;
     trigger.request();
     if let Err(error) = task.await {
         tracing::error!(%error, "consumer failed");
     }
-    signals.allow(program::CLOSE_MAX);
+    signals.allow(cli::CLOSE_MAX);
     backend.queue.close().await;
     backend.events.close().await;
     backend.store.close().await;

@@ -7,12 +7,43 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, histogram_opts, opts};
 use prometheus::{register_histogram, register_int_counter, register_int_counter_vec, register_int_gauge};
-use shared::clock;
-use shared::id::Kind;
-use shared::message::Message;
-use shared::store::{Applied, KeyedVerdict, Reason};
+use shared::model::id::Kind;
+use shared::model::message::Message;
+use shared::model::outcome::{Applied, KeyedVerdict, Reason};
+use shared::runtime::clock;
 
-use crate::ingest::merge::WhyStopped;
+/// Why a batch is not larger. The words are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyStopped {
+    /// The next message would exceed the items of a batch.
+    Items,
+    /// The next message would exceed the bytes of a batch.
+    Bytes,
+    /// Everything that may be unacknowledged is in this batch.
+    Window,
+    /// Nothing more was there, and there is no load to wait for.
+    Drained,
+    /// Waited for more as long as allowed.
+    Lingered,
+    /// The program is asked to stop.
+    Stopping,
+}
+
+impl WhyStopped {
+    pub const ALL: [Self; 6] =
+        [Self::Items, Self::Bytes, Self::Window, Self::Drained, Self::Lingered, Self::Stopping];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Items => "items",
+            Self::Bytes => "bytes",
+            Self::Window => "window",
+            Self::Drained => "drained",
+            Self::Lingered => "lingered",
+            Self::Stopping => "stopping",
+        }
+    }
+}
 
 pub struct Metrics {
     /// Items applied, by `kind`.

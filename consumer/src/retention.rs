@@ -1,3 +1,3 @@
 //! What may be forgotten, and the work of deleting it.
+pub mod forget_before;
 pub mod housekeeping;
-pub mod low_watermark;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::retention::low_watermark::Oldest;
+use crate::low_watermark::Oldest;
 
 #[derive(Debug, Default)]
 pub struct Status {

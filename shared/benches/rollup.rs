@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use shared::rollup::Rollup;
+use shared::model::rollup::Rollup;
 
 /// Response times in milliseconds around 20, the same in each run.
 fn values(number: u32) -> Vec<f64> {

@@ -2,12 +2,14 @@
 //!
 //! Defaults < `config.yaml` < environment < flags. `docs/configuration.md` is generated from here.
 pub mod load;
+pub mod pair;
+pub mod queue_limits;
 
 use std::thread::available_parallelism;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api_key::ApiKey;
+use crate::model::api_key::ApiKey;
 
 /// All settings of both programs. Both read the same file; each uses its part.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

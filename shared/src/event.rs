@@ -17,10 +17,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::id::ItemKey;
-use crate::keyed::{Fingerprint, item_key};
-use crate::shutdown::Shutdown;
-use crate::store::{Counter, KeyedVerdict};
+use crate::model::id::ItemKey;
+use crate::model::idempotency::{Fingerprint, item_key};
+use crate::model::outcome::{Counter, KeyedVerdict};
+use crate::runtime::shutdown::Shutdown;
 
 /// A publisher that was not heard for this long is gone, and what it said last may be missing.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);

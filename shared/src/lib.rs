@@ -1,29 +1,29 @@
 //! What the API and the consumer share: the shapes of writes and messages, the three ports (queue,
 //! store, events) with two implementations each, and what every program needs to run.
 //!
+//! The modules stand in the order of the flow: each imports only those above it.
 //! SQL and AMQP stand nowhere else. Nothing here knows HTTP routes or when to merge messages.
-pub mod api_key;
-pub mod backend;
-pub mod backoff;
-pub mod breaker;
-pub mod clock;
-pub mod collection;
+
+/// Shapes: ids, items, messages, collections, rollups, outcomes.
+pub mod model;
+
+/// Clock, stops, liveness, metrics.
+pub mod runtime;
+
+/// Settings, and where their values come from.
 pub mod config;
-pub mod decimal;
-pub mod event;
-pub mod id;
-pub mod json;
-pub mod keyed;
-pub mod message;
-pub mod ops;
-pub mod program;
-pub mod progress;
+
+/// RabbitMQ: sessions, and what is declared.
+pub mod amqp;
+
+/// Port: the durable queue between API and consumer.
 pub mod queue;
-pub mod read_error;
-pub mod rollup;
-pub mod shutdown;
-pub mod signals;
+
+/// Port: ledger, effects, reads.
 pub mod store;
-pub mod telemetry;
-pub mod trace;
-pub mod write;
+
+/// Port: what changed, numbered, for caches and waiters.
+pub mod event;
+
+/// Command lines, logs, the pair that is configured, the operations port.
+pub mod program;

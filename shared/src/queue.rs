@@ -12,13 +12,13 @@ pub mod embedded;
 pub mod rabbitmq;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::message::Outgoing;
-use crate::shutdown::Shutdown;
+use crate::model::message::Outgoing;
+use crate::runtime::shutdown::Shutdown;
 
 /// The most messages that may be unacknowledged; quorum queues take no more.
 pub const PREFETCH_MAX: u16 = 2_000;
@@ -161,13 +161,4 @@ pub enum QueueError {
     /// Declared differently from what this build needs: a person must act.
     #[error("{0}")]
     Misdeclared(String),
-}
-
-/// Limits of one queue, the same for both implementations.
-#[derive(Clone, Copy, Debug)]
-pub struct QueueLimits {
-    /// Bytes that may wait in the queue; beyond them publishes are refused.
-    pub bytes_max: u64,
-    /// How long one confirm may take before the session counts as broken.
-    pub confirm_timeout: Duration,
 }

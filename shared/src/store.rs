@@ -8,37 +8,24 @@
 //!   that is so old that its row may have been dropped is set aside whole.
 //! * Items are applied as if one after the other, in the order of messages and items; an item
 //!   that cannot be applied is set aside and the next one is applied.
-mod bodies;
-mod checks;
-mod dead_letters;
-mod documents;
-mod ledger;
-mod page;
-pub mod plan;
-pub mod points;
 pub mod postgres;
-mod schema;
+pub mod rules;
 pub mod sqlite;
-pub mod sums;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::collection::{Collection, Definition};
-use crate::id::{ItemKey, MessageId};
-use crate::keyed::Fingerprint;
-use crate::message::Message;
-use crate::rollup::{Resolution, Rollup};
-
-pub use self::bodies::{BODY_BYTES_MAX, DeadMessage, KIND as MESSAGE_KIND};
-pub use self::dead_letters::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
-    RedrivenPage,
-};
+use crate::model::collection::{Collection, Definition};
+use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::idempotency::Fingerprint;
+use crate::model::message::Message;
+use crate::model::outcome::{Applied, Counter, Fate};
+use crate::model::rollup::{Resolution, Rollup};
 
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -51,7 +38,7 @@ pub trait Store: Send + Sync {
     async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Result<Applied, StoreError>;
 
     /// Ends a message that failed alone, time and again: what fails of it is set aside as
-    /// [`Reason::NotApplied`], in the transaction of its ledger row.
+    /// [`Reason::NotApplied`](crate::model::outcome::Reason::NotApplied), in the transaction of its ledger row.
     async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError>;
 
     /// Commits a small write of its own: whether the store takes writes now.
@@ -81,6 +68,9 @@ pub trait Store: Send + Sync {
     /// The definition of a collection; the default one when it was never registered.
     async fn collection(&self, name: &str) -> Result<Collection, StoreError>;
 
+    /// Collections that are defined, by name (bytewise), each with its definition.
+    async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError>;
+
     /// Replaces a definition. Each call makes a new version, whatever came before. Afterwards
     /// every document that is applied is checked and indexed by it; those that were there before
     /// are indexed by [`index_page`](Self::index_page).
@@ -98,7 +88,7 @@ pub trait Store: Send + Sync {
     async fn documents(&self, page: DocumentPage) -> Result<DocumentsFound, StoreError>;
 
     /// The rollups of one type in a range of periods, ascending; none for an unknown type. A page ends
-    /// once it holds [`points::PAGE_BYTES_MAX`].
+    /// once it holds [`PAGE_BYTES_MAX`](self::rules::points::PAGE_BYTES_MAX).
     async fn rollups(&self, range: RollupRange) -> Result<RollupPage, StoreError>;
 
     /// Names of the metric types that have points, bytewise.
@@ -110,7 +100,7 @@ pub trait Store: Send + Sync {
 
     /// What was set aside, by ascending id, which costs no index of its own: unkeyed items come in
     /// the order in which they were accepted, the rest anywhere between them. Fewer than `limit` come
-    /// when there are no more, or when they hold [`PAGE_BYTES_MAX`] together.
+    /// when there are no more, or when they hold [`PAGE_BYTES_MAX`](crate::model::dead_letter::PAGE_BYTES_MAX) together.
     async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError>;
 
     /// One of them, discarded or not.
@@ -155,26 +145,25 @@ pub struct NamePage {
     pub limit: u32,
 }
 
-/// A counter as stored. `version` counts the increments that were applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counter {
-    pub name: Arc<str>,
-    pub value: i64,
-    pub version: i64,
-    /// By the store's clock, in milliseconds since 1970.
-    pub updated_at_ms: i64,
-}
-
 /// A page of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DocumentPage {
     pub collection: String,
-    /// Field and value as [`collection::index_value`](crate::collection::index_value) writes it;
+    /// Field and value as [`collection::index_value`](crate::model::collection::index_value) writes it;
     /// all must match, and only fields that are indexed may be named.
     pub filters: Vec<(String, String)>,
+    /// Documents whose place is this one or lies behind it.
+    pub from: Option<Uuid>,
     /// Documents whose place lies before this one.
     pub before: Option<Uuid>,
     pub limit: u32,
+}
+
+impl DocumentPage {
+    /// Whether no place lies between its bounds.
+    pub fn is_empty(&self) -> bool {
+        self.from.is_some_and(|from| self.before.is_some_and(|before| from >= before))
+    }
 }
 
 /// The documents of a page. Fewer than its limit, without `stopped_at`, are the last.
@@ -211,7 +200,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    fn into_document(self) -> Option<Document> {
+    pub(crate) fn into_document(self) -> Option<Document> {
         match self {
             Self::Document(document) => Some(document),
             Self::Deleted => None,
@@ -307,172 +296,6 @@ pub struct GiveUp {
     /// Applies what can be applied, and searches for the items that fail alone, where the store can;
     /// otherwise all are set aside without another try.
     pub search: bool,
-}
-
-/// What one committed `apply` did.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Applied {
-    /// Messages that were applied in this transaction; the others had been before.
-    pub fresh: Vec<MessageId>,
-    /// The changed counters with their new values.
-    pub counters: Vec<Counter>,
-    /// Value and version right after each awaited increment that was applied.
-    pub standings: Vec<ItemStanding>,
-    pub set_aside: Vec<SetAside>,
-    /// Every keyed item of the fresh messages that was not set aside.
-    pub keyed: Vec<KeyedOutcome>,
-    /// The documents that were deleted.
-    pub deleted: Vec<ItemKey>,
-    /// The metric types that got points, each once.
-    pub types: Vec<Arc<str>>,
-    /// By the store's clock, in milliseconds since 1970.
-    pub committed_at_ms: i64,
-}
-
-impl Applied {
-    /// Adds what a later part of the same transaction did.
-    fn absorb(&mut self, later: Self) {
-        let Self { counters, standings, set_aside, deleted, types, .. } = later;
-        let changed: HashSet<Arc<str>> = counters.iter().map(|counter| counter.name.clone()).collect();
-        self.counters.retain(|counter| !changed.contains(&counter.name));
-        self.counters.extend(counters);
-        self.counters.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-        self.standings.extend(standings);
-        self.set_aside.extend(set_aside);
-        self.deleted.extend(deleted);
-        self.deleted.sort_unstable();
-        self.deleted.dedup();
-        self.types.extend(types);
-        self.types.sort_unstable();
-        self.types.dedup();
-    }
-}
-
-/// A counter right after one increment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ItemStanding {
-    pub item: ItemKey,
-    pub value: i64,
-    pub version: i64,
-}
-
-/// What a keyed item came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyedOutcome {
-    pub item: ItemKey,
-    /// Of the payload that this outcome is about.
-    pub fingerprint: Fingerprint,
-    pub verdict: KeyedVerdict,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyedVerdict {
-    /// The first under its key: applied now.
-    Applied,
-    /// Processed before, with the same payload; what it came to, the store knows.
-    Repeated,
-    /// Another payload was processed under this key. Never applied.
-    Conflict,
-}
-
-/// An item that could not be applied, as it is written to `dead_letters`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetAside {
-    pub item: ItemKey,
-    /// Of a keyed item.
-    pub fingerprint: Option<Fingerprint>,
-    pub reason: Reason,
-    pub detail: String,
-    /// The item as JSON.
-    pub json: String,
-    pub accepted_at_ms: i64,
-}
-
-/// Why an item, or a whole message, was set aside. The words are stored and answered: do not rename them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    CounterOverflow,
-    /// Does not hold the schema of its collection, or a value that cannot be indexed.
-    SchemaViolation,
-    /// Its check took more than `collections.check_ms_max`, or those of its batch together.
-    CheckOverrun,
-    /// This build cannot use the definition of its collection, and nobody else checked it by that.
-    DefinitionUnusable,
-    Unreadable,
-    /// It failed, or brought its consumer down, time and again while others were applied: by itself,
-    /// or as a part of a message of which nobody could know which item does.
-    NotApplied,
-    /// The server refused it with a code of [`postgres`]' short list, also when it was alone.
-    RefusedByStore,
-    /// Of a whole message: not one of any version that this build knows.
-    Undecodable,
-    /// Of a whole message, which only a newer build can read.
-    UnknownVersion,
-    /// Of a whole message: one of its items asks for what only a newer build knows.
-    UnknownKind,
-    /// Of a whole message: another body was applied under its id.
-    DigestMismatch,
-    /// Of a whole message: longer than any of Forebay's, so only its beginning was kept.
-    TooLarge,
-    /// The ledger has forgotten what was applied when its message was accepted: whether this item
-    /// took effect before, nobody can know.
-    TooOld,
-}
-
-impl Reason {
-    pub const ALL: [Self; 13] = [
-        Self::CounterOverflow,
-        Self::SchemaViolation,
-        Self::CheckOverrun,
-        Self::DefinitionUnusable,
-        Self::Unreadable,
-        Self::NotApplied,
-        Self::RefusedByStore,
-        Self::Undecodable,
-        Self::UnknownVersion,
-        Self::UnknownKind,
-        Self::DigestMismatch,
-        Self::TooLarge,
-        Self::TooOld,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::CounterOverflow => "counter_overflow",
-            Self::SchemaViolation => "schema_violation",
-            Self::CheckOverrun => "check_overrun",
-            Self::DefinitionUnusable => "definition_unusable",
-            Self::Unreadable => "unreadable",
-            Self::NotApplied => "not_applied",
-            Self::RefusedByStore => "refused_by_store",
-            Self::Undecodable => "undecodable",
-            Self::UnknownVersion => "unknown_version",
-            Self::UnknownKind => "unknown_kind",
-            Self::DigestMismatch => "digest_mismatch",
-            Self::TooLarge => "too_large",
-            Self::TooOld => "too_old",
-        }
-    }
-}
-
-/// What became of an item that was processed. `fingerprint` is that of the payload which was
-/// processed under a key: a caller that has another one has a conflict.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
-    Applied {
-        at_ms: i64,
-        fingerprint: Option<Fingerprint>,
-    },
-    Failed {
-        at_ms: i64,
-        reason: String,
-        detail: String,
-        fingerprint: Option<Fingerprint>,
-    },
-    /// So old that the ledger has forgotten what was applied then. Not of a keyed item, whose id
-    /// has no time.
-    Forgotten,
 }
 
 #[derive(Clone, Debug, thiserror::Error)]

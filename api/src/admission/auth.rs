@@ -14,9 +14,9 @@ use actix_web::HttpMessage;
 use actix_web::HttpRequest;
 use actix_web::dev::RequestHead;
 use actix_web::http::header::AUTHORIZATION;
-use shared::api_key::{ApiKey, Principal, Scope, Token, Unfit};
-use shared::clock;
 use shared::config::Config;
+use shared::model::api_key::{ApiKey, Principal, Scope, Token, Unfit};
+use shared::runtime::clock;
 
 use self::access::Need;
 use self::hosts::Hosts;

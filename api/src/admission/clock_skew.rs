@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::clock;
 use shared::event::HEARTBEAT_EVERY;
+use shared::runtime::clock;
 
 use crate::metrics::metrics;
 

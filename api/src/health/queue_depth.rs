@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shared::shutdown::Shutdown;
-use shared::telemetry::metrics;
+use shared::runtime::metrics::metrics;
+use shared::runtime::shutdown::Shutdown;
 
 use crate::state::App;
 

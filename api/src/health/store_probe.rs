@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::clock;
-use shared::shutdown::Shutdown;
+use shared::runtime::clock;
+use shared::runtime::shutdown::Shutdown;
 
-use crate::read::counters::guarded;
 use crate::state::App;
+use crate::store_breaker::guarded;
 
 const EVERY: Duration = Duration::from_secs(5);
 

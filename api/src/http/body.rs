@@ -20,8 +20,8 @@ use futures_util::{FutureExt, StreamExt};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
-use shared::json::{self, Flaw};
-use shared::read_error;
+use shared::model::json_rules::{self, Flaw};
+use shared::model::read_error;
 
 use self::object::OfObject;
 use crate::admission::memory_budget::{Arriving, MemoryBudget, NoRoom};
@@ -458,7 +458,7 @@ fn explain<T: DeserializeOwned>(json: &[u8]) -> Problem {
         Err(problem) => return problem,
     };
     // Of these a reader says too little, and other things than the check of documents.
-    if let Err(flawed) = json::check(whole.get())
+    if let Err(flawed) = json_rules::check(whole.get())
         && matches!(flawed.flaw, Flaw::LoneSurrogate | Flaw::DuplicateKey)
     {
         return Problem::invalid_at(flawed.pointer, flawed.flaw.to_string());

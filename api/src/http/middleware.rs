@@ -13,7 +13,7 @@ use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{Error, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 
-use crate::admission::in_flight::Gate;
+use crate::admission::in_flight::{Entered, Gate};
 use crate::http::connection_state::Pace;
 use crate::http::cors::Cors;
 use crate::http::large_answer;
@@ -123,7 +123,7 @@ where
         wrapping.prefix.complete(&mut response);
         wrapping.cors.complete(&mut response, origin);
         // Asked again: a stop also hurries those who waited meanwhile.
-        if closes || entered.as_ref().is_some_and(|entered| entered.is_draining()) {
+        if closes || entered.as_ref().is_some_and(Entered::is_draining) {
             // A header of this name would be left out.
             response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
         }

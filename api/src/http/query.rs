@@ -1,9 +1,9 @@
 //! The parameters of a query: read once, each taken by who knows it. What is left over, or stands
 //! there twice, is refused by its name: a filter that is ignored would answer another question.
 use actix_web::web::Query;
-use shared::read_error;
+use shared::model::read_error;
+use shared::model::write::check_name;
 use shared::store::NamePage;
-use shared::write::check_name;
 use utoipa::IntoParams;
 
 use crate::http::body::shorten;

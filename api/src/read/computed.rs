@@ -15,12 +15,13 @@ use actix_web::http::header::HeaderValue;
 use bytes::Bytes;
 use rand::Rng;
 use sha2::{Digest, Sha256};
-use shared::breaker::Breaker;
+use shared::runtime::breaker::Breaker;
 use shared::store::StoreError;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::read::counters::{Outcome, guarded};
+use crate::read::counters::Outcome;
+use crate::store_breaker::guarded;
 
 /// What an entry weighs beside its key and its body: the structures, its tag among them.
 const ENTRY_BYTES: usize = 600;

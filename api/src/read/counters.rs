@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::Rng;
-use shared::breaker::Breaker;
-use shared::store::{Counter, Store, StoreError};
+use shared::model::outcome::Counter;
+use shared::runtime::breaker::Breaker;
+use shared::store::{Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::http::rfc3339::rfc3339;
 use crate::metrics::metrics;
+use crate::rfc3339::rfc3339;
+use crate::store_breaker::guarded;
 
 /// What an entry weighs beside its name, which it holds twice: the rendered body and the structures.
 const ENTRY_BYTES: usize = 400;
@@ -205,43 +207,6 @@ pub fn render(counter: &Counter) -> String {
     let Counter { name, value, version, updated_at_ms } = counter;
     let updated_at = rfc3339(*updated_at_ms);
     format!(r#"{{"name":"{name}","value":{value},"version":{version},"updated_at":"{updated_at}"}}"#)
-}
-
-/// A read of the store behind its breaker.
-pub async fn guarded<T>(
-    breaker: &Breaker,
-    read: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let Ok(permit) = breaker.permit(Instant::now()) else {
-        return Err(StoreError::Unavailable("its breaker is open".into()));
-    };
-    let result = read.await;
-    match &result {
-        Err(error @ (StoreError::Unavailable(_) | StoreError::Failed(_))) => {
-            tracing::debug!(%error, "read failed");
-            permit.failure(Instant::now(), error);
-        }
-        // It is there: one read that takes too long, or a burst of them, must not end all others.
-        Err(StoreError::Busy(_)) => drop(permit),
-        Ok(_) | Err(_) => permit.success(),
-    }
-    result
-}
-
-/// A change that a person asks of the store. What it has against that one says nothing of reads, which
-/// find out by themselves when it is away.
-pub async fn attempted<T>(
-    breaker: &Breaker,
-    change: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let Ok(permit) = breaker.permit(Instant::now()) else {
-        return Err(StoreError::Unavailable("its breaker is open".into()));
-    };
-    let result = change.await;
-    if result.is_ok() {
-        permit.success();
-    }
-    result
 }
 
 fn newer(one: Option<Counter>, other: Option<Counter>) -> Option<Counter> {

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use shared::breaker::Breaker;
-use shared::collection::{Checker, Collection, Definition};
 use shared::event::{Event, Events};
+use shared::model::collection::{Checker, Collection, Definition};
+use shared::runtime::breaker::Breaker;
 use shared::store::{Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::read::counters::guarded;
+use crate::store_breaker::guarded;
 
 /// How long a definition is used without asking the store again.
 const FRESH_FOR: Duration = Duration::from_secs(1);

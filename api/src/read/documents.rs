@@ -6,12 +6,13 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use shared::breaker::Breaker;
-use shared::id::ItemKey;
+use shared::model::id::ItemKey;
+use shared::runtime::breaker::Breaker;
 use shared::store::{Document, Store, StoreError, Stored};
 use uuid::Uuid;
 
-use crate::read::counters::{CacheLimits, Outcome, guarded};
+use crate::read::counters::{CacheLimits, Outcome};
+use crate::store_breaker::guarded;
 
 /// What an entry weighs beside its data.
 const ENTRY_BYTES: usize = 500;

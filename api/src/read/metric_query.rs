@@ -3,14 +3,14 @@
 //! A question names concrete times, so that it can be the key of its answer: the same period asked
 //! for an hour later is another question.
 use shared::config::Retention;
-use shared::rollup::Resolution;
+use shared::model::rollup::Resolution;
 use utoipa::IntoParams;
 
 use crate::http::problem::Problem;
 use crate::http::query::{Parameters, check_parameter};
-use crate::http::rfc3339;
 use crate::read::computed::ReadKey;
 use crate::read::period::{self, Buckets, Kept, NoBuckets, Period, RANGE_DAYS_MAX, Span};
+use crate::rfc3339;
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -155,8 +155,8 @@ fn checked_kind(kind: Option<String>) -> Result<Box<str>, Problem> {
 fn range(from: Option<String>, to: Option<String>, now_ms: i64) -> Result<Span, Problem> {
     let time = |name, text: Option<String>| {
         let text = text.ok_or_else(|| missing(name))?;
-        let detail = "not a time with a zone, such as 2026-11-20T08:00:00Z (RFC 3339; write + as %2B)";
-        let at_ms = rfc3339::parse(&text).ok_or_else(|| Problem::invalid_parameter(name, detail))?;
+        let at_ms = rfc3339::parse(&text);
+        let at_ms = at_ms.ok_or_else(|| Problem::invalid_parameter(name, rfc3339::NO_TIME))?;
         if at_ms < 0 || at_ms > now_ms.saturating_add(AHEAD_MS_MAX) {
             return Err(Problem::invalid_parameter(name, "must lie between 1970 and a year from now"));
         }

@@ -4,8 +4,8 @@
 //! points, and merging them is exact, so it does not matter for the figures which ones a range is
 //! made of.
 use shared::config;
-use shared::rollup::Resolution;
-use shared::store::points::{HOURS_BACK_MS_MAX, MINUTES_BACK_MS_MAX};
+use shared::model::rollup::Resolution;
+use shared::store::rules::points::{HOURS_BACK_MS_MAX, MINUTES_BACK_MS_MAX};
 use time::{Date, Month, OffsetDateTime};
 
 use self::Resolution::{Day, Hour, Minute};

@@ -7,17 +7,23 @@ use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use shared::collection::{Checker, Collection, Definition};
+use shared::model::collection::{Checker, Collection, Definition};
+use shared::store::NamePage;
 use utoipa::ToSchema;
 
 use crate::http::body;
 use crate::http::problem::{Invalid, Problem};
-use crate::http::query::{self, check_parameter};
+use crate::http::query::{self, ListParams, check_parameter, page_of};
 use crate::routes::counters::unavailable;
+use crate::routes::documents::list::TIME_PARAMETERS;
 use crate::state::Shared;
+use crate::store_breaker::guarded;
 
 /// The schema of a collection that is defined without one: it takes every object.
 const ANY: &str = "{}";
+
+/// Definitions that are read at once: their schemas fit into memory for many requests.
+const ROWS_AT_ONCE: u32 = 64;
 
 /// What an owner says about a collection.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -51,6 +57,14 @@ pub struct CollectionBody {
     /// Grows with every change.
     #[schema(example = 3)]
     version: i64,
+}
+
+/// Collections by name.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CollectionsBody {
+    items: Vec<CollectionBody>,
+    /// Pass it as `after` to get the next page; null on the last one.
+    next: Option<String>,
 }
 
 /// Defines a collection.
@@ -104,6 +118,12 @@ fn definition_of(body: DefinitionBody) -> Definition {
 fn check_definition(definition: Definition) -> Result<Definition, Problem> {
     let collection = Collection { definition, ..Collection::default() };
     let refused = |pointer, detail| Problem::invalid(vec![Invalid { pointer, parameter: None, detail }]);
+    // Not of a stored definition, whose documents would be set aside.
+    let mut indexed = collection.definition.indexed.iter();
+    if let Some(index) = indexed.position(|field| TIME_PARAMETERS.contains(&&**field)) {
+        let detail = "a parameter of lists has this name".to_owned();
+        return Err(refused(Some(format!("/indexed/{index}")), detail));
+    }
     Checker::new(&collection).map_err(|bad| refused(Some(bad.pointer), bad.detail))?;
     Ok(collection.definition)
 }
@@ -130,6 +150,47 @@ pub async fn get(
     query::none(request.query_string())?;
     let defined = defined(&shared, &name).await?;
     Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(defined))
+}
+
+/// Lists the collections that are defined, by name.
+///
+/// A collection that was never defined is not listed, whatever documents it holds. A page ends early,
+/// with `next`, where its schemas grow larger than `server.page_bytes_max`. Needs `admin`.
+#[utoipa::path(
+    get,
+    path = "/v1/collections",
+    operation_id = "list_collections",
+    tag = "collections",
+    params(ListParams),
+    responses(
+        (status = 200, description = "one page", body = CollectionsBody)
+    )
+)]
+pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<HttpResponse, Problem> {
+    let NamePage { prefix, mut after, limit } = page_of(request.query_string())?;
+    let (mut items, mut bytes) = (Vec::new(), 0);
+    let has_next = 'page: loop {
+        // One more than asked for tells whether there is a next page.
+        let rows = (limit + 1).min(ROWS_AT_ONCE);
+        let asked = NamePage { prefix: prefix.clone(), after: after.clone(), limit: rows };
+        let found = guarded(&shared.store_breaker, shared.store.collections(asked)).await;
+        let found = found.map_err(|error| unavailable(&error))?;
+        let is_last = found.len() < rows as usize;
+        for (name, collection) in found {
+            bytes += collection.definition.schema.as_ref().map_or(0, String::len);
+            let is_full = items.len() >= limit as usize || bytes > shared.page_bytes_max;
+            if is_full && !items.is_empty() {
+                break 'page true;
+            }
+            items.push(shown(&name, &collection));
+            after = Some(name);
+        }
+        if is_last {
+            break false;
+        }
+    };
+    let body = CollectionsBody { items, next: after.filter(|_| has_next) };
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(body))
 }
 
 /// Removes the definition of a collection.

@@ -9,7 +9,8 @@ use crate::http::problem::Problem;
 use crate::http::query;
 use crate::routes::counters::{describe, has, increment_named, read, standing_of};
 use crate::state::Shared;
-use crate::write::accept::{Accepted, Settled};
+use crate::write::accept::Written;
+use crate::write::accepted::Accepted;
 use crate::write::preferences::Terms;
 
 /// The counter behind `/counter`.
@@ -44,11 +45,13 @@ pub async fn increment(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     let terms = Terms::short(&request, &shared)?;
-    let present = async |settled: &Settled<'_>| {
-        let (mut response, count, _) = standing_of(&shared, NAME, settled).await?;
-        Some(response.json(Count { count }))
-    };
-    increment_named(&request, payload, NAME, &shared, &terms, present).await
+    match increment_named(&request, payload, NAME, &shared, &terms).await? {
+        Written::Answered(response) => Ok(response),
+        Written::Applied(applied) => {
+            let standing = standing_of(&shared, NAME, &applied).await;
+            Ok(applied.answer(standing.map(|(mut response, count, _)| response.json(Count { count }))))
+        }
+    }
 }
 
 /// Reads the counter `default`: 0 before the first increment.

@@ -5,7 +5,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use crate::http::problem::Problem;
 use crate::routes::documents::{self, DocumentBody, list};
 use crate::state::Shared;
-use crate::write::accept::Accepted;
+use crate::write::accepted::Accepted;
 use crate::write::preferences::Terms;
 
 /// The collection behind `/data`.

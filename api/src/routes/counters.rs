@@ -9,8 +9,9 @@ use actix_web::http::header::{
 use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use serde::{Deserialize, Serialize};
-use shared::store::{Counter, ItemStanding, NamePage, StoreError};
-use shared::write::{Increment, Write};
+use shared::model::outcome::{Counter, ItemStanding};
+use shared::model::write::{Increment, Write};
+use shared::store::{NamePage, StoreError};
 use utoipa::ToSchema;
 
 use crate::http::body::{self, Body, Items};
@@ -18,11 +19,13 @@ use crate::http::connection_state::{Pace, while_there};
 use crate::http::header;
 use crate::http::problem::Problem;
 use crate::http::query::{self, ListParams, check_parameter, page_of};
-use crate::http::rfc3339::rfc3339;
 use crate::metrics::metrics;
-use crate::read::counters::{Cached, Outcome, guarded};
+use crate::read::counters::{Cached, Outcome};
+use crate::rfc3339::rfc3339;
 use crate::state::Shared;
-use crate::write::accept::{self, Accepted, Settled};
+use crate::store_breaker::guarded;
+use crate::write::accept::{self, AppliedWrite, Written};
+use crate::write::accepted::Accepted;
 use crate::write::draft::Draft;
 use crate::write::preferences::{OwnKey, Terms};
 use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
@@ -117,21 +120,26 @@ pub async fn increment(
     shared: ThinData<Shared>,
 ) -> Result<HttpResponse, Problem> {
     let terms = Terms::of(&request, &shared)?;
-    let present = async |settled: &Settled<'_>| {
-        let (mut response, value, version) = standing_of(&shared, &name, settled).await?;
-        Some(response.json(StandingBody { name: name.clone(), value, version }))
-    };
-    increment_named(&request, payload, &name, &shared, &terms, present).await
+    match increment_named(&request, payload, &name, &shared, &terms).await? {
+        Written::Answered(response) => Ok(response),
+        Written::Applied(applied) => {
+            let standing = standing_of(&shared, &name, &applied).await;
+            let made = standing.map(|(mut response, value, version)| {
+                response.json(StandingBody { name: name.into_inner(), value, version })
+            });
+            Ok(applied.answer(made))
+        }
+    }
 }
 
 /// Begins the answer to an increment that was applied: value and version right after it, or of now.
 pub async fn standing_of(
     shared: &Shared,
     name: &str,
-    settled: &Settled<'_>,
+    applied: &AppliedWrite,
 ) -> Option<(HttpResponseBuilder, i64, i64)> {
     let mut response = HttpResponse::Ok();
-    if let Some(ItemStanding { value, version, .. }) = settled.standing {
+    if let Some(ItemStanding { value, version, .. }) = applied.standing {
         return Some((response, value, version));
     }
     // Not through the cache, which may not have the event of this increment either.
@@ -149,8 +157,7 @@ pub async fn increment_named(
     name: &str,
     shared: &Shared,
     terms: &Terms,
-    present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-) -> Result<HttpResponse, Problem> {
+) -> Result<Written, Problem> {
     check_parameter("name", name)?;
     query::none(request.query_string())?;
     shared.check_clock()?;
@@ -164,13 +171,13 @@ pub async fn increment_named(
     let items: Items<IncrementBody> = match body {
         Body::Empty => {
             let item = IncrementBody { by: one(), idempotency_key: None };
-            return accept::single(shared, terms, draft(item), present).await;
+            return accept::single(shared, terms, draft(item)).await;
         }
         Body::One(json) => {
             let item = body::one::<IncrementBody>(&json, limits.item_bytes_max)?;
             // The request may wait for long now, and nothing of its body is needed.
             drop((json, reserved));
-            return accept::single(shared, terms, draft(item), present).await;
+            return accept::single(shared, terms, draft(item)).await;
         }
         Body::Array(json) => body::array(&json, limits)?,
         Body::Lines(text) => body::lines(&text, limits)?,
@@ -178,7 +185,7 @@ pub async fn increment_named(
     let Items { valid, rejected } = items;
     let valid = valid.into_iter().map(|(index, item)| (index, draft(item))).collect();
     drop(reserved);
-    accept::many(shared, terms, Items { valid, rejected }).await
+    accept::many(shared, terms, Items { valid, rejected }).await.map(Written::Answered)
 }
 
 /// Reads a counter.

@@ -7,21 +7,22 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use shared::event::Event;
-use shared::store::{
+use shared::model::dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterPage, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
-    RedrivenPage, StoreError,
+    RedrivenPage,
 };
+use shared::store::StoreError;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::http::body;
 use crate::http::problem::{Invalid, Problem};
 use crate::http::query::{self, PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Parameters};
-use crate::http::rfc3339::rfc3339;
 use crate::metrics::metrics;
-use crate::read::counters::{attempted, guarded};
+use crate::rfc3339::rfc3339;
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
+use crate::store_breaker::{attempted, guarded};
 
 /// An item that was set aside, or a whole message that this version could not read.
 #[derive(Debug, Serialize, ToSchema)]

@@ -6,23 +6,26 @@ use actix_web::web::{Path, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use shared::clock;
-use shared::id::{ItemId, ItemKey, Kind};
-use shared::keyed::Fingerprint;
-use shared::store::{Fate, StoreError, Stored};
-use shared::write::{Delete, Write};
+use shared::model::id::{ItemId, ItemKey, Kind};
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::Fate;
+use shared::model::write::{Delete, Write};
+use shared::runtime::clock;
+use shared::store::{StoreError, Stored};
 use utoipa::ToSchema;
 
 use crate::http::body;
 use crate::http::problem::Problem;
 use crate::http::query::{self, check_parameter};
-use crate::http::rfc3339::rfc3339;
-use crate::read::counters::{Outcome, guarded};
+use crate::read::counters::Outcome;
 use crate::read::documents::{Cached, Found};
+use crate::rfc3339::rfc3339;
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::routes::receipts::{forgotten, payload_of};
 use crate::state::Shared;
-use crate::write::accept::{self, Accepted, Settled};
+use crate::store_breaker::guarded;
+use crate::write::accept::{self, AppliedWrite, Written};
+use crate::write::accepted::Accepted;
 use crate::write::draft::Draft;
 use crate::write::preferences::Terms;
 
@@ -132,14 +135,17 @@ pub async fn post_into(
             let kept = kept.and_then(|data| shared.waiting_budget.reserve(data.len()));
             terms.wait = terms.wait.filter(|_| kept.is_some());
             let data = terms.wait.and(data).unwrap_or_default();
-            let stored = async |settled: &Settled<'_>| {
-                if settled.is_own {
-                    Some(created(collection, settled.id, settled.accepted_at, &data))
-                } else {
-                    stored_before(shared, collection, settled).await
+            match accept::single(shared, &terms, draft).await? {
+                Written::Answered(response) => Ok(response),
+                Written::Applied(applied) => {
+                    let stored = if applied.is_own {
+                        Some(created(collection, &applied.id(), &applied.accepted_at, &data))
+                    } else {
+                        stored_before(shared, collection, &applied).await
+                    };
+                    Ok(applied.answer(stored))
                 }
-            };
-            accept::single(shared, &terms, draft, stored).await
+            }
         }
         Drafts::Many(drafts) => {
             drop(reserved);
@@ -156,12 +162,12 @@ fn created(collection: &str, id: &str, accepted_at: &str, data: &str) -> HttpRes
 }
 
 /// Answers with what an earlier request brought: it may be spelled otherwise, or deleted since.
-async fn stored_before(shared: &Shared, collection: &str, settled: &Settled<'_>) -> Option<HttpResponse> {
-    Some(match in_store(shared, collection, settled.item).await.ok()?? {
+async fn stored_before(shared: &Shared, collection: &str, applied: &AppliedWrite) -> Option<HttpResponse> {
+    Some(match in_store(shared, collection, applied.item).await.ok()?? {
         Stored::Document(document) => {
-            created(collection, settled.id, &rfc3339(document.accepted_at_ms), &document.data)
+            created(collection, &applied.id(), &rfc3339(document.accepted_at_ms), &document.data)
         }
-        Stored::Deleted => DocumentBody::with(&settled.id, "deleted").answer(),
+        Stored::Deleted => DocumentBody::with(&applied.id(), "deleted").answer(),
     })
 }
 
@@ -357,17 +363,19 @@ pub async fn delete(
     shared.check_clock()?;
     let terms = Terms::of(&request, &shared)?;
     let write = Write::Delete(Delete { collection: collection.as_str().into(), document: id.key() });
-    let done = async |_: &Settled<'_>| {
-        // Its event is on its way; who waited must not meet the document again.
-        shared.documents.forget([id.key()]);
-        match in_store(&shared, &collection, id.key()).await.ok()? {
-            Some(Stored::Deleted) => Some(DocumentBody::with(&id, "deleted").answer()),
-            Some(Stored::Document(_)) => None,
-            // A deletion of what another collection holds leaves no trace.
-            None => Some(not_held().error_response()),
-        }
+    let applied = match accept::single(&shared, &terms, Draft { write, own_key: None }).await? {
+        Written::Answered(response) => return Ok(response),
+        Written::Applied(applied) => applied,
     };
-    accept::single(&shared, &terms, Draft { write, own_key: None }, done).await
+    // Its event is on its way; a client that waited must not meet the document again.
+    shared.documents.forget([id.key()]);
+    let done = match in_store(&shared, &collection, id.key()).await {
+        Ok(Some(Stored::Deleted)) => Some(DocumentBody::with(&id, "deleted").answer()),
+        // A deletion of what another collection holds leaves no trace.
+        Ok(None) => Some(not_held().error_response()),
+        Ok(Some(Stored::Document(_))) | Err(_) => None,
+    };
+    Ok(applied.answer(done))
 }
 
 #[cfg(test)]

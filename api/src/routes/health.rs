@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use actix_web::web::ThinData;
 use actix_web::{HttpResponse, HttpResponseBuilder};
-use shared::ops::Status;
+use shared::program::ops::Status;
 use utoipa::ToSchema;
 
 use crate::state::Shared;

@@ -7,10 +7,10 @@ use std::time::Duration;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use actix_web::web::{self, Payload, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
-use shared::clock;
-use shared::rollup::Rollup;
+use shared::model::rollup::Rollup;
+use shared::model::write::Write;
+use shared::runtime::clock;
 use shared::store::{RollupPage, RollupRange, Store, StoreError};
-use shared::write::Write;
 use tokio::time::timeout;
 
 use self::figures::{Filling, Series, Summary};
@@ -21,12 +21,14 @@ use crate::http::body::{self, Body};
 use crate::http::problem::Problem;
 use crate::http::query::{self, ListParams, page_of};
 use crate::read::computed::{Answer, ReadKey};
-use crate::read::counters::{Outcome, guarded};
+use crate::read::counters::Outcome;
 use crate::read::metric_query::{self, Question, Shape};
 use crate::read::period::{Buckets, Piece};
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::state::Shared;
-use crate::write::accept::{self, Accepted};
+use crate::store_breaker::guarded;
+use crate::write::accept::{self, Written};
+use crate::write::accepted::Accepted;
 use crate::write::preferences::Terms;
 
 /// How long a page waits for its turn.
@@ -87,13 +89,16 @@ pub async fn record_on(
             let point = terms.wait.map(|_| draft.write.clone());
             // The request may wait for long now, and nothing of its body is needed.
             drop((json, reserved));
-            let present = async |settled: &accept::Settled<'_>| match &point {
-                Some(Write::Point(point)) => {
-                    Some(HttpResponse::Created().json(PointStored::new(settled.id, point)))
+            return Ok(match accept::single(shared, terms, draft).await? {
+                Written::Answered(response) => response,
+                Written::Applied(applied) => {
+                    let stored = match &point {
+                        Some(Write::Point(point)) => Some(PointStored::new(&applied.id(), point)),
+                        _ => None,
+                    };
+                    applied.answer(stored.map(|stored| HttpResponse::Created().json(stored)))
                 }
-                _ => None,
-            };
-            return accept::single(shared, terms, draft, present).await;
+            });
         }
         Body::Array(json) => body::array::<Point>(&json, limits)?,
         Body::Lines(text) => body::lines::<Point>(&text, limits)?,

@@ -9,14 +9,14 @@ use actix_web::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{HttpResponse, Route};
 use serde_json::Value;
-use shared::clock;
+use shared::runtime::clock;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::Config;
 
 use self::complete::complete;
 use self::values::EXAMPLE_TIME;
 use crate::http::problem::Problem;
-use crate::http::rfc3339::rfc3339;
+use crate::rfc3339::rfc3339;
 use crate::routes::{self, Operations};
 
 #[derive(OpenApi)]
@@ -27,7 +27,7 @@ use crate::routes::{self, Operations};
         license(name = "MIT", identifier = "MIT")
     ),
     servers((url = "/", description = "where this document is served")),
-    components(schemas(Problem, crate::write::accept::ManyAccepted))
+    components(schemas(Problem, crate::write::accepted::ManyAccepted))
 )]
 struct Document;
 

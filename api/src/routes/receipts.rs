@@ -4,18 +4,18 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::{Path, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
-use shared::id::ItemId;
-use shared::keyed::Fingerprint;
+use shared::model::id::ItemId;
+use shared::model::idempotency::Fingerprint;
 use utoipa::IntoParams;
 
 use crate::http::connection_state::{Pace, while_there};
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
-use crate::read::receipts::{after, fate_of};
 use crate::receipt::Receipt;
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
 use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
+use crate::write::receipts::{after, fate_of, with_letter};
 
 /// For the document: [`payload_of`] reads them.
 #[derive(Debug, IntoParams)]
@@ -29,7 +29,9 @@ pub struct ReceiptParams {
 
 /// Tells what became of a write.
 ///
-/// Every replica recognises an id that any replica issued, before the write is applied.
+/// Every replica recognises an id that any replica issued, before the write is applied. `target` is told of
+/// what was set aside, where its item can be read: the 202 told it of every write, and nothing keeps it for
+/// each.
 #[utoipa::path(
     get,
     path = "/v1/receipts/{id}",
@@ -92,7 +94,8 @@ async fn read_after(
 
 async fn read(shared: &Shared, id: ItemId, payload: Option<Fingerprint>) -> Result<Receipt, Problem> {
     let fate = fate_of(shared, id.key()).await.map_err(|error| unavailable(&error))?;
-    Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)
+    let receipt = Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)?;
+    with_letter(shared, id.key(), receipt).await.map_err(|error| unavailable(&error))
 }
 
 /// The fingerprint that a client holds, the only parameter.
@@ -101,7 +104,7 @@ pub fn payload_of(query: &str) -> Result<Option<Fingerprint>, Problem> {
     let payload = params.take("payload");
     params.finish()?;
     let parsed = payload.map(|payload| payload.to_ascii_lowercase().parse()).transpose();
-    parsed.map_err(|error: shared::keyed::NotAFingerprint| {
+    parsed.map_err(|error: shared::model::idempotency::NotAFingerprint| {
         Problem::invalid_parameter("payload", error.to_string())
     })
 }

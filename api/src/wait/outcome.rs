@@ -1,6 +1,6 @@
 //! What a request can wait for: the outcome of an item, or the change of a counter.
-use shared::keyed::Fingerprint;
-use shared::store::{Fate, ItemStanding};
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::{Fate, ItemStanding};
 
 /// What an item came to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 use std::time::Duration;
 
 use shared::event::Committed;
-use shared::id::ItemKey;
-use shared::keyed::{Fingerprint, Keyed};
-use shared::store::KeyedVerdict;
+use shared::model::id::ItemKey;
+use shared::model::idempotency::{Fingerprint, Keyed};
+use shared::model::outcome::KeyedVerdict;
 
 /// Keys that one process remembers.
 const REMEMBERED_MAX: u64 = 100_000;
@@ -73,8 +73,8 @@ impl RecentKeys {
 #[cfg(test)]
 mod tests {
     use shared::event::{ItemFailed, KeyedTold};
-    use shared::id::Kind;
-    use shared::keyed::{fingerprint_of, id_of};
+    use shared::model::id::Kind;
+    use shared::model::idempotency::{fingerprint_of, id_of};
 
     use super::*;
 

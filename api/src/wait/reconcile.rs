@@ -2,11 +2,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::breaker::Breaker;
-use shared::shutdown::Shutdown;
+use shared::runtime::breaker::Breaker;
+use shared::runtime::shutdown::Shutdown;
 use shared::store::Store;
 
-use crate::read::counters::guarded;
+use crate::store_breaker::guarded;
 use crate::wait::waiters::Waiters;
 
 /// Items in one read at most.

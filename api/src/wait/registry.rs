@@ -6,9 +6,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use shared::event::{Committed, ItemFailed, KeyedTold, Standing};
-use shared::id::{ItemKey, MessageId};
-use shared::keyed::Fingerprint;
-use shared::store::{Fate, ItemStanding, KeyedVerdict};
+use shared::model::id::{ItemKey, MessageId};
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::{Fate, ItemStanding, KeyedVerdict};
 use tokio::sync::oneshot;
 
 use crate::wait::outcome::{Changed, Outcome};

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use shared::breaker::Breaker;
 use shared::event::Committed;
-use shared::id::ItemKey;
-use shared::keyed::Fingerprint;
-use shared::store::{Counter, Fate};
+use shared::model::id::ItemKey;
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::{Counter, Fate};
+use shared::runtime::breaker::Breaker;
 use tokio::sync::{Notify, oneshot};
 
 use crate::metrics::metrics;

@@ -1,6 +1,5 @@
 //! The accept path of every write: check → place in the batch → confirm → 202, or for a request
 //! that waits: register → confirm or outcome, whichever comes first → 200, 201, 422 or 202.
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Instant;
@@ -8,27 +7,27 @@ use std::time::Instant;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use actix_web::{HttpResponse, ResponseError};
-use serde::Serialize;
-use shared::id::ItemKey;
-use shared::keyed::{Fingerprint, Keyed};
-use shared::message;
-use shared::store::ItemStanding;
-use shared::write::{Increment, Item, Write};
-use utoipa::ToSchema;
+use shared::model::id::{ItemId, ItemKey, Kind};
+use shared::model::idempotency::Keyed;
+use shared::model::message;
+use shared::model::outcome::ItemStanding;
+use shared::model::write::{Increment, Item, Write};
 
+use crate::batcher::{Load, Pending};
 use crate::http::body::Items;
 use crate::http::connection_state::while_there;
 use crate::http::problem::{Problem, Rejected};
-use crate::read::counters::guarded;
-use crate::read::receipts;
 use crate::receipt::Receipt;
 use crate::state::Shared;
+use crate::store_breaker::guarded;
+use crate::target::Target;
 use crate::wait::outcome::Outcome;
 use crate::wait::waiters::Waiter;
-use crate::write::batcher::{Load, Pending};
+use crate::write::accepted::ManyAccepted;
 use crate::write::draft::Draft;
 use crate::write::idempotency;
 use crate::write::preferences::{PREFERENCE_APPLIED, Terms};
+use crate::write::receipts;
 
 /// Items of one request, encoded as they will stand in the message.
 #[derive(Debug, Default)]
@@ -52,64 +51,61 @@ impl Encoded {
     }
 }
 
-/// Answer to a single write.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Accepted {
-    /// Names the write in receipts.
-    #[schema(example = "019a9c1e-7a10-8c01-9f3c-5a1d10000a41")]
-    pub id: String,
-    /// `accepted`, or `applied`: a retry of what is known to have taken effect.
-    #[schema(example = "accepted")]
-    pub status: &'static str,
-    /// RFC 3339, UTC.
-    pub accepted_at: String,
-}
-
-/// Answer to an array or NDJSON body.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ManyAccepted {
-    /// How many items were accepted.
-    pub accepted: usize,
-    /// Their ids, in the order of the request.
-    pub ids: Vec<String>,
-    /// Beside `ids`, where items have a key: the fingerprint of each that has one, for `?payload=` of
-    /// its receipt.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Option<Vec<Option<String>>>)]
-    pub payloads: Vec<Option<Fingerprint>>,
-    /// The items that were not, by their position in the request.
-    pub rejected: Vec<Rejected>,
+/// What became of a single write before its request was answered.
+#[derive(Debug)]
+pub enum Written {
+    /// It is durable, or its outcome is known and needs nothing else: here is the answer.
+    Answered(HttpResponse),
+    /// It took effect: the handler answers with what it made.
+    Applied(Box<AppliedWrite>),
 }
 
 /// A single write that took effect while its request waited.
 #[derive(Debug)]
-pub struct Settled<'a> {
+pub struct AppliedWrite {
     pub item: ItemKey,
-    pub id: &'a str,
-    pub accepted_at: &'a str,
+    pub accepted_at: String,
     /// The counter right after an increment; `None` for other writes, and once it is not known any more.
     pub standing: Option<ItemStanding>,
     /// False when an earlier request with the same key may have brought it.
     pub is_own: bool,
+    id: ItemId,
+    keyed: Option<Keyed>,
+    kind: Kind,
+    target: Target,
+    preference: Option<HeaderValue>,
 }
 
-/// Makes one write durable and answers it: with `present` when it took effect in time (`None` there:
-/// what is to be answered cannot be read), else with 202.
-pub async fn single(
-    shared: &Shared,
-    terms: &Terms,
-    draft: Draft,
-    present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-) -> Result<HttpResponse, Problem> {
+impl AppliedWrite {
+    /// Text of its id.
+    pub fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// Answers with what the write made, or with 202 when that cannot be read.
+    pub fn answer(self, made: Option<HttpResponse>) -> HttpResponse {
+        let Some(mut response) = made else {
+            let Self { id, keyed, kind, target, accepted_at, .. } = &self;
+            return accepted(*id, *keyed, (*kind, target), "applied", accepted_at);
+        };
+        if let Some(preference) = self.preference {
+            response.headers_mut().insert(PREFERENCE_APPLIED, preference);
+        }
+        response
+    }
+}
+
+/// Makes one write durable, and waits for its outcome where its request does.
+pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Written, Problem> {
     // Its body may have been on the way for long.
     shared.check_clock()?;
     let keyed = idempotency::of(terms, &draft, 0);
+    let (kind, target) = (draft.write.kind(), Target::of(&draft.write, &shared.ids));
     if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
-        return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id))));
+        return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target)));
     }
     let deadline = terms.wait.map(|wait| Instant::now() + wait);
     let seat = deadline.and_then(|_| shared.waiters.seat());
-    let (kind, location) = (draft.write.kind(), location_of(&draft.write));
     // Not kept while the request waits.
     let pending = {
         let mut encoded = Encoded::with_capacity(bytes_of(&draft.write));
@@ -119,40 +115,40 @@ pub async fn single(
     };
     let item =
         keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
-    let accepted = Single { shared, item, keyed, location: &location };
+    let write = Single { shared, terms, item, keyed, kind, target };
     let (Some(seat), Some(deadline)) = (seat, deadline) else {
         let accepted_at = pending.confirmed().await?.accepted_at;
         return Ok(if deadline.is_some() && shared.waiters.consumers_are_missing() {
-            Box::pin(accepted.look_up(&accepted_at, terms, present)).await
+            Box::pin(write.look_up(&accepted_at)).await
         } else {
-            accepted.answer(&accepted_at)
+            Written::Answered(write.answer(&accepted_at))
         });
     };
     // Before anything yields, and with that before anything is sent.
     let waiter = seat.wait_for(item, keyed.map(|keyed| keyed.fingerprint));
     // Apart, so that the future of a request that does not wait stays small.
-    Box::pin(accepted.wait(pending, waiter, deadline, terms, present)).await
+    Box::pin(write.wait(pending, waiter, deadline)).await
 }
 
 /// A single write that has its place in a message.
 struct Single<'a> {
     shared: &'a Shared,
+    terms: &'a Terms,
     item: ItemKey,
     keyed: Option<Keyed>,
-    location: &'a str,
+    kind: Kind,
+    target: Target,
 }
 
 impl Single<'_> {
-    /// Answers with the outcome when it comes in time, before the confirm or after it.
+    /// Takes the outcome when it comes in time, before the confirm or after it.
     async fn wait(
         self,
         pending: Pending,
         mut waiter: Waiter<Outcome>,
         deadline: Instant,
-        terms: &Terms,
-        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-    ) -> Result<HttpResponse, Problem> {
-        let (accepted_at, pace) = (pending.placed.accepted_at.clone(), terms.pace.as_ref());
+    ) -> Result<Written, Problem> {
+        let (accepted_at, pace) = (pending.placed.accepted_at.clone(), self.terms.pace.as_ref());
         let mut confirmed = pin!(pending.confirmed());
         let mut is_confirmed = false;
         let outcome = tokio::select! {
@@ -171,22 +167,17 @@ impl Single<'_> {
             if !is_confirmed {
                 confirmed.await?;
             }
-            return Ok(self.look_up(&accepted_at, terms, present).await);
+            return Ok(self.look_up(&accepted_at).await);
         };
-        Ok(self.settled(outcome, &accepted_at, terms, present).await)
+        Ok(self.settled(outcome, &accepted_at).await)
     }
 
-    /// Answers a write of which no event told anything. A keyed one may have been applied long ago: one read of
-    /// the store tells, unless it is known to be away.
-    async fn look_up(
-        &self,
-        accepted_at: &str,
-        terms: &Terms,
-        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-    ) -> HttpResponse {
+    /// Looks for the outcome of a write that no event reported. A keyed one may have been applied long ago: one
+    /// read of the store tells, unless the store is known to be away.
+    async fn look_up(&self, accepted_at: &str) -> Written {
         match self.outcome_in_store().await {
-            Some(outcome) => self.settled(outcome, accepted_at, terms, present).await,
-            None => self.answer(accepted_at),
+            Some(outcome) => self.settled(outcome, accepted_at).await,
+            None => Written::Answered(self.answer(accepted_at)),
         }
     }
 
@@ -197,61 +188,67 @@ impl Single<'_> {
         Outcome::of(&fate, Some(keyed.fingerprint), None)
     }
 
-    /// Answers with the outcome.
-    async fn settled(
-        &self,
-        outcome: Outcome,
-        accepted_at: &str,
-        terms: &Terms,
-        present: impl AsyncFn(&Settled<'_>) -> Option<HttpResponse>,
-    ) -> HttpResponse {
-        let Self { shared, item, keyed, .. } = *self;
-        let mut response = match outcome {
+    async fn settled(&self, outcome: Outcome, accepted_at: &str) -> Written {
+        let Self { shared, item, keyed, kind, .. } = *self;
+        let preference = self.terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
+        let problem = match outcome {
             Outcome::Applied { standing, is_own } => {
                 if let Some(keyed) = keyed {
                     shared.recent_keys.learn_applied(keyed);
                 }
-                let mut buffer = [0; 36];
-                let id = shared.ids.sign(item).encode(&mut buffer);
-                match present(&Settled { item, id, accepted_at, standing, is_own }).await {
-                    Some(response) => response,
-                    None => return self.answer_as("applied", accepted_at),
-                }
+                let (id, target, accepted_at) =
+                    (shared.ids.sign(item), self.target.clone(), accepted_at.to_owned());
+                let applied =
+                    AppliedWrite { item, accepted_at, standing, is_own, id, keyed, kind, target, preference };
+                return Written::Applied(Box::new(applied));
             }
             failed @ Outcome::Failed { .. } => {
                 let payload = keyed.map(|keyed| keyed.fingerprint);
-                Problem::set_aside(receipts::after(shared, item, payload, failed).await).error_response()
+                let receipt = receipts::after(shared, item, payload, failed).await;
+                Problem::set_aside(receipt.about(self.target.clone()))
             }
-            Outcome::Conflict => Problem::conflict(Receipt::conflict(shared.ids.sign(item))).error_response(),
+            Outcome::Conflict => {
+                Problem::conflict(Receipt::conflict(shared.ids.sign(item)).about(self.target.clone()))
+            }
         };
-        if let Some(applied) = terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok()) {
-            response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+        let mut response = problem.error_response();
+        if let Some(preference) = preference {
+            response.headers_mut().insert(PREFERENCE_APPLIED, preference);
         }
-        response
+        Written::Answered(response)
     }
 
     /// 202, once it is durable.
     fn answer(&self, accepted_at: &str) -> HttpResponse {
         let is_applied = self.keyed.is_some_and(|keyed| self.shared.recent_keys.is_applied(keyed));
-        self.answer_as(if is_applied { "applied" } else { "accepted" }, accepted_at)
+        let status = if is_applied { "applied" } else { "accepted" };
+        let id = self.shared.ids.sign(self.item);
+        accepted(id, self.keyed, (self.kind, &self.target), status, accepted_at)
     }
+}
 
-    fn answer_as(&self, status: &str, accepted_at: &str) -> HttpResponse {
-        let mut buffer = [0; 36];
-        let id = self.shared.ids.sign(self.item).encode(&mut buffer);
-        // By hand, because this is the hottest answer of the service; the test holds the shape.
-        let body =
-            [r#"{"id":""#, id, r#"","status":""#, status, r#"","accepted_at":""#, accepted_at, r#""}"#]
-                .concat();
-        let location = match self.keyed {
-            None => [self.location, id].concat(),
-            Some(Keyed { fingerprint, .. }) => format!("{}{id}?payload={fingerprint}", self.location),
-        };
-        HttpResponse::build(StatusCode::ACCEPTED)
-            .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
-            .insert_header((LOCATION, location))
-            .body(body)
-    }
+/// 202 for one write.
+fn accepted(
+    id: ItemId,
+    keyed: Option<Keyed>,
+    (kind, target): (Kind, &Target),
+    status: &str,
+    accepted_at: &str,
+) -> HttpResponse {
+    let mut buffer = [0; 36];
+    let id = id.encode(&mut buffer);
+    // By hand, because this is the hottest answer of the service; the test holds the shape.
+    let (at, json, path) = (r#"","accepted_at":""#, target.to_json(), target.path(kind));
+    let body =
+        [r#"{"id":""#, id, r#"","status":""#, status, at, accepted_at, r#"","target":"#, &json, "}"].concat();
+    let location = match keyed {
+        None => [&*path, id].concat(),
+        Some(Keyed { fingerprint, .. }) => format!("{path}{id}?payload={fingerprint}"),
+    };
+    HttpResponse::build(StatusCode::ACCEPTED)
+        .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
+        .insert_header((LOCATION, location))
+        .body(body)
 }
 
 /// About how long the parts of an answer to many items are.
@@ -270,6 +267,7 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     // Of the accepted items, once one has a key.
     let mut identities: Vec<Option<Keyed>> = Vec::new();
     let mut taken = HashMap::new();
+    let (mut target, mut is_shared) = (None::<Target>, true);
     for (index, draft) in valid {
         let keyed = idempotency::of(terms, &draft, index);
         if let Some(keyed) = keyed {
@@ -277,13 +275,16 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
             let conflicts = shared.recent_keys.conflicts(keyed)
                 || *taken.entry(keyed.id).or_insert(keyed.fingerprint) != keyed.fingerprint;
             if conflicts {
-                let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)));
+                let target = Target::of(&draft.write, &shared.ids);
+                let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target));
                 rejected.push(Rejected { index, problem });
                 continue;
             }
             identities.resize(encoded.count, None);
             identities.push(Some(keyed));
         }
+        is_shared &= target.as_ref().is_none_or(|target| target.is_shared_by(&draft.write));
+        target.get_or_insert_with(|| Target::of(&draft.write, &shared.ids));
         encoded.push(|out| encode(out, draft.write, keyed));
     }
     rejected.sort_by_key(|rejected| rejected.index);
@@ -308,9 +309,9 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
         let item = keyed.map_or_else(|| placed.message.item(kind, placed.first + offset), |keyed| keyed.id);
         shared.ids.sign(item).to_string()
     };
-    let ids = (0..count).map(id).collect();
+    let (ids, target) = ((0..count).map(id).collect(), target.filter(|_| is_shared));
     let payloads = identities.iter().map(|keyed| keyed.map(|keyed| keyed.fingerprint)).collect();
-    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, rejected }))
+    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, target, rejected }))
 }
 
 /// About how long a write is as an item of a message.
@@ -332,21 +333,13 @@ fn encode(out: &mut Vec<u8>, write: Write, keyed: Option<Keyed>) {
     }
 }
 
-/// Where to look for what became of the write, up to its id.
-fn location_of(write: &Write) -> Cow<'static, str> {
-    match write {
-        Write::Document(document) => format!("/v1/data/{}/", document.collection).into(),
-        _ => "/v1/receipts/".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use shared::config::load::ITEM_GROWTH_BYTES_MAX;
-    use shared::id::{IdIssuer, Kind};
-    use shared::keyed;
-    use shared::message::AWAITED_BYTES_MAX;
-    use shared::write::{Delete, Document, Object, Point};
+    use shared::config::load::check::ITEM_GROWTH_BYTES_MAX;
+    use shared::model::id::{IdIssuer, Kind};
+    use shared::model::idempotency;
+    use shared::model::message::AWAITED_BYTES_MAX;
+    use shared::model::write::{Delete, Document, Object, Point};
 
     use std::sync::Arc;
 
@@ -380,8 +373,8 @@ mod tests {
     #[test]
     fn no_item_grows_by_more_than_the_limits_of_memory_count_with() {
         for (write, sent) in longest() {
-            let id = keyed::id_of("p", write.kind(), "k", 0);
-            let keyed = Keyed { id, fingerprint: keyed::fingerprint_of("POST", "a", "{}") };
+            let id = idempotency::id_of("p", write.kind(), "k", 0);
+            let keyed = Keyed { id, fingerprint: idempotency::fingerprint_of("POST", "a", "{}") };
             let (mut encoded, shown) = (Encoded::default(), format!("{write:?}"));
             encoded.push(|out| encode(out, write.clone(), Some(keyed)));
             encoded.push(|out| encode(out, write, Some(keyed)));

@@ -4,9 +4,9 @@
 use std::borrow::Cow;
 
 use serde_json::Number;
-use shared::decimal::Decimal;
+use shared::model::decimal::Decimal;
 
-/// Writes it. The text is JSON that [`shared::json::check`] took; anything else is its own form.
+/// Writes it. The text is JSON that [`shared::model::json_rules::check`] took; anything else is its own form.
 pub fn canonical(json: &str) -> String {
     let mut writer = Writer { text: json, at: 0, out: String::with_capacity(json.len()) };
     match writer.value() {

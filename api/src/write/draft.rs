@@ -1,5 +1,5 @@
 //! One write of a request, before it has an id.
-use shared::write::Write;
+use shared::model::write::Write;
 
 /// One write of a request, checked.
 #[derive(Clone, Debug)]

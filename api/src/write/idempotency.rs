@@ -1,11 +1,11 @@
 //! The identity of writes with a key, and what this process remembers of them.
 //!
-//! How an identity is made is part of what is stored: see `shared::keyed`. What is remembered here
+//! How an identity is made is part of what is stored: see `shared::model::idempotency`. What is remembered here
 //! only spares a client the way through the queue: the store decides.
 use serde_json::Value;
-use shared::api_key::Principal;
-use shared::keyed::{Fingerprint, Keyed, fingerprint_of, id_of};
-use shared::write::{Delete, Document, Increment, Point, Write};
+use shared::model::api_key::Principal;
+use shared::model::idempotency::{Fingerprint, Keyed, fingerprint_of, id_of};
+use shared::model::write::{Delete, Document, Increment, Point, Write};
 
 use crate::write::canonical::canonical;
 use crate::write::draft::Draft;
@@ -47,8 +47,8 @@ fn fingerprint(write: &Write) -> Fingerprint {
 
 #[cfg(test)]
 mod tests {
-    use shared::id::Kind;
-    use shared::write::Object;
+    use shared::model::id::Kind;
+    use shared::model::write::Object;
 
     use super::*;
 

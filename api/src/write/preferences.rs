@@ -6,9 +6,9 @@ use std::time::Duration;
 use actix_web::HttpRequest;
 use actix_web::http::header::{HeaderMap, HeaderName};
 use serde::{Deserialize, Deserializer};
-use shared::api_key::Principal;
-use shared::keyed::KEY_LENGTH_MAX;
-use shared::trace::TraceParent;
+use shared::model::api_key::Principal;
+use shared::model::idempotency::KEY_LENGTH_MAX;
+use shared::model::trace::TraceParent;
 
 use crate::admission::auth::principal_of;
 use crate::http::connection_state::Pace;

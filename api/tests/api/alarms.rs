@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use api::server::Server;
 use reqwest::Client;
-use shared::backend::Backend;
 use shared::config::Config;
+use shared::program::backend::Backend;
 use testkit::private::Broker;
 
 use crate::process::Process;

@@ -3,9 +3,9 @@ use std::path::Path;
 
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
-use shared::api_key::{ApiKey, KeyId, Principal, Scope, Scopes, generate};
-use shared::clock;
 use shared::config::Config;
+use shared::model::api_key::{ApiKey, KeyId, Principal, Scope, Scopes, generate};
+use shared::runtime::clock;
 use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

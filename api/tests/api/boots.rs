@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Client, Response};
 use serde_json::Value;
-use shared::backend;
 use shared::config::Config;
+use shared::program::backend;
 use testkit::proxy::Proxy;
 
 use crate::process::Process;

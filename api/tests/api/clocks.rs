@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use reqwest::{Client, Method};
-use shared::clock;
-use shared::id::IdIssuer;
-use shared::message::{Builder, Message, decode, encode_increment};
-use shared::store::{Applied, Retention, Store, StoreError};
+use shared::model::id::IdIssuer;
+use shared::model::message::{Builder, Message, decode, encode_increment};
+use shared::model::outcome::Applied;
+use shared::runtime::clock;
+use shared::store::{Retention, Store, StoreError};
 use testkit::store::{Layer, Layered};
 
 use crate::process::Process;

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use shared::backend::Backend;
-use shared::message::Outgoing;
+use shared::model::message::Outgoing;
+use shared::program::backend::Backend;
 use shared::queue::{Link, PublishError, Publisher, Queue, QueueError, Subscription};
 use tokio::sync::watch;
 

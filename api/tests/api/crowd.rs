@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use shared::backend::Backend;
-use shared::message::Message;
-use shared::store::{Applied, Store, StoreError};
+use shared::model::message::Message;
+use shared::model::outcome::Applied;
+use shared::program::backend::Backend;
+use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

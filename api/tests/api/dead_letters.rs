@@ -125,7 +125,7 @@ on_both_pairs! {
             ),
         ] {
             installation.put_into_queue(body).await;
-            let id = shared::id::BodyId::of(body).to_string();
+            let id = shared::model::id::BodyId::of(body).to_string();
             let path = format!("{LETTERS}/{id}");
             let letter = installation
                 .wait_for("a dead letter", async || {

@@ -1,5 +1,7 @@
-//! Bad documents get their own answer, and no part of them is stored.
+//! Bad documents get their own answer, and no part of them is stored; lists take what they name.
+use api::rfc3339::{parse, rfc3339};
 use reqwest::{Method, Response};
+use serde_json::{Value, json as value};
 
 use crate::support::{Installation, cluster_with, json, on_both_pairs, problem};
 
@@ -136,7 +138,8 @@ on_both_pairs! {
             }
         }
         let zeros = format!("after={}", "0".repeat(32));
-        for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "after=", "after=%00", "after=x", &zeros] {
+        let no_zone = "accepted_before=2026-11-20T08:00:00";
+        for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "after=", "after=%00", "after=x", &zeros, "accepted_after=now", no_zone] {
             let refused = problem(installation.get(&format!("{PATH}?{query}")).await, 422).await;
             let parameter = query.split('=').next().expect("a name");
             assert_eq!(refused["errors"][0]["parameter"], parameter, "{query}");
@@ -146,10 +149,107 @@ on_both_pairs! {
             (Method::POST, "/v1/data/bad/x", "DELETE, GET, HEAD"),
             (Method::POST, "/v1/collections/bad", "DELETE, GET, HEAD, PUT"),
             (Method::DELETE, "/data", "GET, HEAD, POST"),
+            (Method::PUT, "/v1/collections", "GET, HEAD"),
         ] {
             let refused = installation.at(0, method, path).send().await.expect("an answer");
             assert_eq!(refused.headers()["allow"], allowed);
             problem(refused, 405).await;
+        }
+    }
+
+    async fn definitions_are_listed_by_name_in_pages(installation) {
+        let list = async |query: &str| json(installation.get(&format!("/v1/collections{query}")).await).await;
+        assert_eq!(list("").await, value!({"items": [], "next": null}));
+        let stored = installation.at(0, Method::POST, "/v1/data/undefined").header("prefer", "wait=30");
+        assert_eq!(stored.json(&value!({"n": 1})).send().await.expect("an answer").status(), 201);
+        let schema = value!({"description": "x".repeat(60_000)});
+        for name in ["orders", "events", "orders:old"] {
+            let put = installation.at(0, Method::PUT, &format!("/v1/collections/{name}"));
+            let put = put.json(&value!({"schema": schema, "indexed": ["n"], "retention_days": 7}));
+            assert_eq!(put.send().await.expect("an answer").status(), 200);
+        }
+        let all = list("").await;
+        for item in all["items"].as_array().expect("items") {
+            let path = format!("/v1/collections/{}", item["name"].as_str().expect("a name"));
+            assert_eq!(*item, json(installation.get(&path).await).await);
+        }
+        let names = |page: &Value| -> Vec<Value> {
+            page["items"].as_array().expect("items").iter().map(|item| item["name"].clone()).collect()
+        };
+        assert_eq!((names(&all), &all["next"]), (vec!["events".into(), "orders".into(), "orders:old".into()], &Value::Null));
+        let first = list("?limit=2").await;
+        assert_eq!((names(&first), &first["next"]), (vec!["events".into(), "orders".into()], &"orders".into()));
+        let second = list("?limit=2&after=orders").await;
+        assert_eq!((names(&second), &second["next"]), (vec!["orders:old".into()], &Value::Null));
+        assert_eq!(names(&list("?prefix=orders").await).len(), 2);
+        // As many schemas as a page may hold, and then the rest.
+        let many = installation.config.server.page_bytes_max / 60_000 + 1;
+        for number in 0..many {
+            let put = installation.at(0, Method::PUT, &format!("/v1/collections/many:{number:04}"));
+            assert_eq!(put.json(&value!({"schema": schema})).send().await.expect("an answer").status(), 200);
+        }
+        let (mut seen, mut query, mut pages) = (Vec::new(), "?prefix=many&limit=1000".to_owned(), 0);
+        loop {
+            let page = list(&query).await;
+            seen.extend(names(&page));
+            pages += 1;
+            let Some(next) = page["next"].as_str() else { break };
+            query = format!("?prefix=many&limit=1000&after={next}");
+        }
+        assert_eq!((seen.len(), seen.is_sorted_by_key(Value::to_string), pages), (many, true, 2));
+        for (query, parameter) in [("limit=0", "limit"), ("after=a%20b", "after"), ("sort=up", "sort")] {
+            let refused = problem(installation.get(&format!("/v1/collections?{query}")).await, 422).await;
+            assert_eq!(refused["errors"][0]["parameter"], parameter);
+        }
+    }
+
+    /// Keyed ones, too, whose ids have no time.
+    async fn a_list_between_two_times_is_that_part_of_the_whole(installation) {
+        let put = installation.at(0, Method::PUT, "/v1/collections/bad").json(&value!({"indexed": ["f"]}));
+        assert_eq!(put.send().await.expect("an answer").status(), 200);
+        for number in 0..6 {
+            let request = installation.at(number, Method::POST, PATH).header("prefer", "wait=30");
+            let request = if number % 2 == 0 { request } else { request.header("idempotency-key", format!("k{number}")) };
+            let stored = request.json(&value!({"f": number / 3})).send().await.expect("an answer");
+            assert_eq!(stored.status(), 201);
+        }
+        let list = async |query: &str| {
+            let (mut items, mut after) = (Vec::new(), String::new());
+            loop {
+                let page = json(installation.get(&format!("{PATH}?{query}{after}")).await).await;
+                items.extend(page["items"].as_array().expect("items").clone());
+                let Some(next) = page["next"].as_str() else { return items };
+                after = format!("&after={next}");
+            }
+        };
+        let time_of = |item: &Value| parse(item["accepted_at"].as_str().expect("text")).expect("a time");
+        let whole = list("limit=9").await;
+        assert_eq!(whole.len(), 6);
+        let ends = [time_of(&whole[5]) - 1, time_of(&whole[4]), time_of(&whole[1]), time_of(&whole[0]) + 1];
+        for (after, before) in ends.iter().flat_map(|after| ends.map(|before| (*after, before))) {
+            for (filter, f) in [("", None), ("&f=1", Some(1)), ("&f=1.0", Some(1))] {
+                let is_in = |item: &&Value| {
+                    let at_ms = time_of(item);
+                    at_ms > after && at_ms < before && f.is_none_or(|f| item["data"]["f"] == f)
+                };
+                let expected: Vec<Value> = whole.iter().filter(is_in).cloned().collect();
+                let (after, before) = (rfc3339(after), rfc3339(before));
+                let bounds = format!("accepted_after={after}&accepted_before={before}{filter}");
+                assert_eq!(list(&format!("limit=2&{bounds}")).await, expected, "{bounds}");
+            }
+        }
+        // Finer than the times of documents, and with an offset.
+        let newest = rfc3339(time_of(&whole[0])).replace('Z', "");
+        let at_newest = format!("accepted_after={newest}Z");
+        assert_eq!(list(&at_newest).await, Vec::<Value>::new());
+        assert!(list(&format!("accepted_before={newest}1Z")).await == whole);
+        let hours_behind = format!("accepted_before={newest}-02:00&accepted_after={newest}%2B02:00");
+        assert!(list(&hours_behind).await == whole);
+        // Lists take these names for themselves.
+        for field in ["accepted_after", "accepted_before"] {
+            let put = installation.at(0, Method::PUT, "/v1/collections/other").json(&value!({"indexed": ["n", field]}));
+            let refused = problem(put.send().await.expect("an answer"), 422).await;
+            assert_eq!(refused["errors"][0]["pointer"], "/indexed/1");
         }
     }
 }

@@ -6,11 +6,12 @@ use api::server::Server;
 use async_trait::async_trait;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
-use shared::backend::Backend;
-use shared::clock;
-use shared::collection::{Collection, Definition};
-use shared::id::{IdIssuer, IdKeys, ItemKey, Kind};
-use shared::store::{Fate, Store, StoreError, Stored};
+use shared::model::collection::{Collection, Definition};
+use shared::model::id::{IdIssuer, IdKeys, ItemKey, Kind};
+use shared::model::outcome::Fate;
+use shared::program::backend::Backend;
+use shared::runtime::clock;
+use shared::store::{Store, StoreError, Stored};
 use testkit::store::{Layer, Layered};
 
 use crate::support::{RunningConsumer, base_config, close, json, on_both_pairs, open, problem, wait_for};

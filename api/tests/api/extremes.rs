@@ -3,9 +3,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::server::Server;
-use shared::backend;
 use shared::config::Config;
-use shared::config::load::{ConfigError, Program, RANGES, Sources, load};
+use shared::config::load::problem::ConfigError;
+use shared::config::load::profile::Program;
+use shared::config::load::ranges::RANGES;
+use shared::config::load::{Sources, load};
+use shared::program::backend;
 
 use crate::support::{RunningConsumer, client, close, wait_for};
 

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use shared::backend::Backend;
-use shared::id::IdIssuer;
-use shared::message::{Message, Outgoing};
+use shared::model::id::IdIssuer;
+use shared::model::message::{Message, Outgoing};
+use shared::model::outcome::Applied;
+use shared::program::backend::Backend;
 use shared::queue::{Delivery, Link, Lost, PublishError, Publisher, Queue, QueueError, Subscription};
-use shared::store::{Applied, Store, StoreError};
+use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 
 use crate::support::{RunningConsumer, base_config, close, open, wait_for};

@@ -2,8 +2,8 @@
 //! figures that begin at 0.
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, Response};
-use shared::api_key::{KeyId, Principal, Scope, Scopes, generate};
 use shared::config::Config;
+use shared::model::api_key::{KeyId, Principal, Scope, Scopes, generate};
 
 use crate::process::Process;
 use crate::support::{Installation, base_config, embedded, embedded_with, json, on_both_pairs, problem};

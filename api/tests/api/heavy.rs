@@ -1,11 +1,11 @@
 //! Reads of rollups that are as heavy as they can get: answered in bounded memory.
 use std::sync::Arc;
 
-use api::http::rfc3339::rfc3339;
+use api::rfc3339::rfc3339;
 use async_trait::async_trait;
 use serde_json::Value;
-use shared::rollup::Rollup;
-use shared::store::points::PAGE_BYTES_MAX;
+use shared::model::rollup::Rollup;
+use shared::store::rules::points::PAGE_BYTES_MAX;
 use shared::store::{RollupPage, RollupRange, Store, StoreError};
 use testkit::store::{Layer, Layered};
 
@@ -59,7 +59,7 @@ async fn series_and_summaries_over_heavy_rollups_need_little_memory() {
 async fn asked() {
     let layered = |behind| -> Arc<dyn Store> { Arc::new(Layered(Heavy { behind, rollup: heavy() })) };
     embedded_over(&layered, |installation| async move {
-        let now_ms = shared::clock::now_ms();
+        let now_ms = shared::runtime::clock::now_ms();
         // 1,440 rollups of minutes.
         let range = format!("from={}&to={}", rfc3339(now_ms - 24 * 60 * MINUTE_MS), rfc3339(now_ms));
         // This resets the peak.

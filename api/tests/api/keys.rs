@@ -1,8 +1,8 @@
 //! Writes with an Idempotency-Key: one effect, no matter which client repeats them and where.
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use shared::backend::Backend;
 use shared::config::Config;
+use shared::program::backend::Backend;
 
 use crate::support::{Installation, close, cluster, json, on_both_pairs, open, problem};
 

@@ -1,8 +1,8 @@
 //! Points in; summaries, series and types out.
-use api::http::rfc3339::rfc3339;
+use api::rfc3339::rfc3339;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use shared::write::YEAR_MS;
+use shared::model::write::YEAR_MS;
 
 use crate::support::{Installation, cluster_with, json, on_both_pairs, problem};
 
@@ -11,7 +11,7 @@ const HOUR_MS: i64 = 60 * MINUTE_MS;
 const DAY_MS: i64 = 24 * HOUR_MS;
 
 fn now_ms() -> i64 {
-    shared::clock::now_ms()
+    shared::runtime::clock::now_ms()
 }
 
 fn point(kind: &str, at_ms: i64, value: f64) -> Value {

@@ -1,10 +1,10 @@
 //! Every operation keeps the OpenAPI document: requests, and their answers checked against it.
 use std::collections::BTreeSet;
 
-use api::http::rfc3339::rfc3339;
+use api::rfc3339::rfc3339;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use shared::clock;
+use shared::runtime::clock;
 
 use crate::support::{Installation, cluster_with, embedded, json};
 
@@ -124,6 +124,7 @@ fn cases() -> Vec<Case> {
         get("/counter", "/counter"),
         case(Method::PUT, "/v1/collections/{name}", "/v1/collections/c", definition, 200),
         get("/v1/collections/{name}", "/v1/collections/c"),
+        get("/v1/collections", "/v1/collections?limit=1&prefix=c"),
         case(Method::POST, "/v1/data/{collection}", "/v1/data/c", json!({"a": 1}), 201),
         get("/v1/receipts/{id}", "/v1/receipts/{document}"),
         get("/v1/data/{collection}", "/v1/data/c?a=1"),

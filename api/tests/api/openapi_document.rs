@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use api::http::rfc3339;
+use api::rfc3339;
 use api::routes;
 use api::routes::openapi::document;
 use api::routes::openapi::values::EXAMPLE_TIME;
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
-use shared::clock;
+use shared::runtime::clock;
 
 use crate::openapi::operations;
 use crate::support::{Installation, embedded_with, json};

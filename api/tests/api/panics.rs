@@ -6,10 +6,11 @@ use std::time::Duration;
 use api::server::Server;
 use async_trait::async_trait;
 use reqwest::Method;
-use shared::backend::Backend;
 use shared::event::{Event, EventStream, Events, Signal};
-use shared::id::ItemKey;
-use shared::store::{Fate, Store, StoreError};
+use shared::model::id::ItemKey;
+use shared::model::outcome::Fate;
+use shared::program::backend::Backend;
+use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 
 use crate::support::{base_config, close, embedded_over, open, problem};
@@ -94,7 +95,8 @@ async fn an_api_of_which_a_part_is_gone_is_over() {
     let first = tokio::time::timeout(Duration::from_secs(30), futures_util::future::select_all(ends)).await;
     first.expect("one of its parts ended");
     assert!(
-        healthy.over().len() >= 4 && !healthy.over().iter().any(shared::shutdown::Shutdown::is_requested)
+        healthy.over().len() >= 4
+            && !healthy.over().iter().any(shared::runtime::shutdown::Shutdown::is_requested)
     );
     api.stop().await;
     healthy.stop().await;

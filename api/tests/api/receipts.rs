@@ -1,9 +1,10 @@
 //! Receipts: accepted, applied, failed, or never issued.
 use reqwest::Method;
-use serde_json::Value;
-use shared::id::IdIssuer;
-use shared::message::{Builder, decode};
-use shared::store::{Fate, Retention};
+use serde_json::{Value, json as value};
+use shared::model::id::{IdIssuer, Kind};
+use shared::model::message::{Builder, decode};
+use shared::model::outcome::Fate;
+use shared::store::Retention;
 
 use crate::support::{Installation, cluster, embedded, json, on_both_pairs, problem};
 
@@ -46,6 +47,90 @@ on_both_pairs! {
         assert_eq!(counter["version"], 2);
     }
 
+    async fn an_accepted_write_names_its_target_and_its_receipt_the_time(installation) {
+        let document = json(installation.post("/v1/data/shop", "{}").await).await;
+        let document_id = document["id"].as_str().expect("an id");
+        assert_eq!(document["target"], value!({"collection": "shop"}));
+        let now = api::rfc3339::rfc3339(shared::runtime::clock::now_ms());
+        let point = value!({"timestamp": now, "value": 1, "type": "cpu"}).to_string();
+        for (method, path, body, target) in [
+            (Method::POST, "/v1/counters/c/increments", "{}", value!({"counter": "c"})),
+            (Method::POST, "/v1/data/shop", "{}", value!({"collection": "shop"})),
+            (Method::POST, "/v1/metrics", &*point, value!({"type": "cpu"})),
+            (Method::DELETE, &*format!("/v1/data/shop/{document_id}"), "", value!({"collection": "shop", "document": document_id})),
+        ] {
+            for key in [None, Some("k")] {
+                let request = installation.at(0, method.clone(), path).header("content-type", "application/json");
+                let request = key.iter().fold(request, |request, key| request.header("idempotency-key", *key));
+                let answer = request.body(body.to_owned()).send().await.expect("an answer");
+                assert_eq!(answer.status(), 202);
+                let accepted = json(answer).await;
+                assert_eq!(accepted["target"], target, "{path}");
+                let id = accepted["id"].as_str().expect("an id");
+                // Accepted or applied: the time of an id without a key is known, and no target.
+                for receipt in [receipt(&installation, 1, id).await, settled(&installation, 0, id).await] {
+                    let expected = if key.is_none() { &accepted["accepted_at"] } else { &Value::Null };
+                    assert_eq!(receipt["accepted_at"], *expected, "{path} {key:?}");
+                    assert_eq!(receipt.get("target"), None, "{path} {key:?}");
+                }
+            }
+        }
+        let two_types = format!("[{point},{}]", point.replace("cpu", "disk"));
+        for (path, body, target) in [
+            ("/v1/counters/c/increments", "[{},{},5]", value!({"counter": "c"})),
+            ("/v1/data/shop", "[{},{},5]", value!({"collection": "shop"})),
+            ("/v1/metrics", &*format!("[{point},{point},5]"), value!({"type": "cpu"})),
+            ("/v1/metrics", &*two_types, Value::Null),
+        ] {
+            let accepted = json(installation.post(path, body).await).await;
+            assert_eq!((&accepted["accepted"], &accepted["target"]), (&2.into(), &target), "{path}");
+        }
+    }
+
+    async fn the_receipt_of_what_was_set_aside_names_time_and_target(installation) {
+        let full = format!(r#"{{"by":{}}}"#, i64::MAX);
+        assert_eq!(installation.post("/v1/counters/full/increments", &full).await.status(), 202);
+        let post = async |key: Option<&str>, wait: bool, by: i64| {
+            let request = installation.at(0, Method::POST, "/v1/counters/full/increments").json(&value!({"by": by}));
+            let request = key.iter().fold(request, |request, key| request.header("idempotency-key", *key));
+            let request = if wait { request.header("prefer", "wait=30") } else { request };
+            json(request.send().await.expect("an answer")).await
+        };
+        installation.wait_for_value(0, "full", i64::MAX).await;
+        let target = value!({"counter": "full"});
+        for key in [None, Some("k")] {
+            let accepted = post(key, false, 1).await;
+            let id = accepted["id"].as_str().expect("an id");
+            settled(&installation, 0, id).await;
+            for replica in 0..2 {
+                let failed = receipt(&installation, replica, id).await;
+                assert_eq!((&failed["reason"], &failed["target"]), (&"counter_overflow".into(), &target));
+                assert_eq!(failed["accepted_at"], accepted["accepted_at"], "{key:?}");
+            }
+            let reported = post(key, true, 1).await["receipt"].take();
+            assert_eq!((&reported["status"], &reported["target"]), (&"failed".into(), &target));
+            assert!(reported["accepted_at"].is_string(), "{reported}");
+        }
+        // Another payload under the key: its own target, and no time, as it was accepted never.
+        let reported = post(Some("k"), true, 2).await["receipt"].take();
+        assert_eq!((&reported["status"], &reported["target"], reported.get("accepted_at")), (&"conflict".into(), &target, None));
+    }
+
+    async fn what_cannot_be_read_has_a_receipt_without_a_target(installation) {
+        let id = IdIssuer::new(rand::random(), 0).next(shared::runtime::clock::now_ms());
+        let body = format!(
+            r#"{{"v":1,"id":"{id}","accepted_at_ms":{},"items":[{{"increment":{{"counter":"a b","by":1}}}},{{"document":{{"collection":"c","data":[]}}}}]}}"#,
+            id.time_ms()
+        );
+        installation.put_into_queue(body.as_bytes()).await;
+        for (index, kind) in [Kind::Increment, Kind::Document].into_iter().enumerate() {
+            let item = installation.backends[0].ids.sign(id.item(kind, index)).to_string();
+            let failed = settled(&installation, 0, &item).await;
+            assert_eq!((&failed["reason"], failed.get("target")), (&"unreadable".into(), None), "{failed}");
+            assert_eq!(failed["accepted_at"], api::rfc3339::rfc3339(id.time_ms()));
+        }
+    }
+
     async fn an_id_that_was_never_issued_is_not_found(installation) {
         let id = installation.increment(0, "real", 1).await;
         let other_check = if id.ends_with('0') { "1" } else { "0" };
@@ -84,7 +169,7 @@ async fn an_id_is_known_at_every_replica_before_its_row_exists_cluster() {
 async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
     const DAY_MS: i64 = 24 * 3_600_000;
     let backend = &installation.backends[0];
-    let now_ms = shared::clock::now_ms();
+    let now_ms = shared::runtime::clock::now_ms();
     let mut ids = IdIssuer::new(rand::random(), 0);
     let mut message = |at_ms: i64| {
         let mut builder = Builder::new(ids.next(at_ms), at_ms);

@@ -61,7 +61,7 @@ on_both_pairs! {
             let gone = answered(store(1, r#"{"a":1,"b":2}"#).await, 200).await;
             assert_eq!(gone, json!({"id": made["id"], "status": "deleted"}));
         }
-        let point = json!({"timestamp": api::http::rfc3339::rfc3339(shared::clock::now_ms()), "value": 1.5, "type": "t"});
+        let point = json!({"timestamp": api::rfc3339::rfc3339(shared::runtime::clock::now_ms()), "value": 1.5, "type": "t"});
         let first = answered(sent(keyed(&installation, 0, "/api/metrics", "p").json(&point)).await, 201).await;
         for replica in 0..2 {
             let retried = sent(keyed(&installation, replica, "/api/metrics", "p").json(&point)).await;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use reqwest::Client;
-use shared::backend::Backend;
 use shared::config::Config;
+use shared::program::backend::Backend;
 use testkit::servers::free_address;
 
 use crate::process::Process;

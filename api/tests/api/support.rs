@@ -7,11 +7,11 @@ use api::server::Server;
 use consumer::Consumer;
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
-use shared::backend::{self, Backend};
 use shared::config::Config;
-use shared::id::IdIssuer;
-use shared::message::Outgoing;
-use shared::shutdown::{self, Trigger};
+use shared::model::id::IdIssuer;
+use shared::model::message::Outgoing;
+use shared::program::backend::{self, Backend};
+use shared::runtime::shutdown::{self, Trigger};
 use shared::store::Store;
 use tokio::task::JoinHandle;
 
@@ -240,7 +240,7 @@ impl Installation {
 
     /// Puts a body into the queue that no API would send.
     pub async fn put_into_queue(&self, body: &[u8]) {
-        let id = IdIssuer::new(rand::random(), 0).next(shared::clock::now_ms());
+        let id = IdIssuer::new(rand::random(), 0).next(shared::runtime::clock::now_ms());
         let message = Outgoing { id, body: body.to_vec().into(), items: 1, traces: None };
         let publisher = self.backends[0].queue.publisher();
         publisher.publish(message, Instant::now() + PATIENCE).await.expect("durable");

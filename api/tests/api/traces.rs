@@ -18,7 +18,7 @@ impl Log {
             let log = Log::default();
             let writer = log.clone();
             let filter = EnvFilter::new("info,consumer=debug");
-            let lines = shared::telemetry::json_logs(filter, move || writer.clone());
+            let lines = shared::program::logs::json_logs(filter, move || writer.clone());
             tracing::subscriber::set_global_default(lines).expect("no other test captures the log");
             log
         });

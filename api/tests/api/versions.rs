@@ -1,7 +1,7 @@
 //! Versions side by side: messages, events and ids of a newer version, met by this one.
 use serde_json::{Value, json};
-use shared::id::{IdIssuer, ItemKey, Kind};
-use shared::message::{Builder, decode};
+use shared::model::id::{IdIssuer, ItemKey, Kind};
+use shared::model::message::{Builder, decode};
 use shared::store::StoreError;
 use testkit::inspect;
 use uuid::Uuid;
@@ -28,7 +28,7 @@ async fn newer_events_empty_no_cache(installation: Installation) -> Installation
     installation.wait_for_value(0, "known", 1).await;
     let exchange = format!("{}.events.v1", installation.config.queue.prefix);
     let url = installation.config.queue.url.clone();
-    let later = later_kind(IdIssuer::new(1, 1).next(shared::clock::now_ms()).item(Kind::Point, 0));
+    let later = later_kind(IdIssuer::new(1, 1).next(shared::runtime::clock::now_ms()).item(Kind::Point, 0));
     let print = "00112233445566778899aabbccddeeff";
     let send = async |number: u64, body: Value| {
         let event =
@@ -94,7 +94,7 @@ async fn set_aside(installation: &Installation, item: ItemKey) {
 
 on_both_pairs! {
     async fn a_receipt_of_a_kind_that_only_a_newer_version_knows_tells_what_became_of_it(installation) {
-        let now_ms = shared::clock::now_ms();
+        let now_ms = shared::runtime::clock::now_ms();
         let mut builder = Builder::new(IdIssuer::new(rand::random(), 0).next(now_ms), now_ms);
         for _ in 0..2 {
             builder.push(br#"{"increment":{"counter":"beside","by":1}}"#, 1);

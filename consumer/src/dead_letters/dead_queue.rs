@@ -9,13 +9,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::backoff::Backoff;
-use shared::id::IdKeys;
-use shared::message::Message;
-use shared::progress::Mark;
+use shared::model::dead_letter::DeadMessage;
+use shared::model::id::IdKeys;
+use shared::model::message::Message;
+use shared::model::outcome::Applied;
 use shared::queue::{Delivery, Lost, Queue, QueueError, Subscription};
-use shared::shutdown::Shutdown;
-use shared::store::{Applied, DeadMessage, Store, StoreError};
+use shared::runtime::backoff::Backoff;
+use shared::runtime::progress::Mark;
+use shared::runtime::shutdown::Shutdown;
+use shared::store::{Store, StoreError};
 
 use crate::ingest::announce::Announcer;
 use crate::ingest::attempts::Attempts;

@@ -6,12 +6,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use shared::backend::Backend;
 use shared::event::{Event, Events};
-use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Store,
-    StoreError,
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome,
 };
+use shared::model::outcome::Reason;
+use shared::program::backend::Backend;
+use shared::store::{Store, StoreError};
 use uuid::Uuid;
 
 use crate::metrics::metrics;

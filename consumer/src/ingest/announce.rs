@@ -4,10 +4,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use shared::clock;
 use shared::event::{Body, Committed, Event, Events, HEARTBEAT_EVERY, ItemFailed, KeyedTold, Standing};
-use shared::shutdown::Shutdown;
-use shared::store::{Applied, ItemStanding, KeyedOutcome, SetAside, Store, StoreError};
+use shared::model::outcome::{Applied, ItemStanding, KeyedOutcome, SetAside};
+use shared::runtime::clock;
+use shared::runtime::shutdown::Shutdown;
+use shared::store::{Store, StoreError};
 
 use crate::status::Status;
 
@@ -204,9 +205,9 @@ mod tests {
 
     use shared::event::in_process::InProcessEvents;
     use shared::event::{Continuity, Heed, Signal};
-    use shared::id::{IdIssuer, Kind};
-    use shared::keyed::{fingerprint_of, id_of};
-    use shared::store::{Counter, KeyedVerdict, Reason};
+    use shared::model::id::{IdIssuer, Kind};
+    use shared::model::idempotency::{fingerprint_of, id_of};
+    use shared::model::outcome::{Counter, KeyedVerdict, Reason};
 
     use super::*;
 
@@ -335,7 +336,7 @@ mod tests {
             shared::store::sqlite::SqliteStore::open(directory.path(), &shared::config::Store::default())
                 .await
                 .expect("a store");
-        let (trigger, shutdown) = shared::shutdown::channel();
+        let (trigger, shutdown) = shared::runtime::shutdown::channel();
         let status = Arc::new(Status::default());
         let announcer = Arc::new(Announcer::new(events, 7));
         let running = {

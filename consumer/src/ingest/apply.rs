@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shared::id::MessageId;
-use shared::message::Message;
+use shared::model::id::MessageId;
+use shared::model::message::Message;
+use shared::model::outcome::Applied;
 use shared::queue::{Delivery, Lost};
-use shared::shutdown::Shutdown;
-use shared::store::{Applied, Store, StoreError};
+use shared::runtime::shutdown::Shutdown;
+use shared::store::{Store, StoreError};
 
 use crate::ingest::batch_log;
 use crate::ingest::session::{Batch, Held, Session, Settled, answered};

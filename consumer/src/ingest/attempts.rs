@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::id::MessageId;
+use shared::model::id::MessageId;
 use shared::store::{Store, StoreError};
 
 /// How many ended attempts are kept until they are forgotten together.

@@ -2,11 +2,11 @@
 //! it set aside. The trace beside an item leads to the request that brought it.
 use std::collections::{HashMap, HashSet};
 
-use shared::id::{IdKeys, ItemKey};
-use shared::message::Message;
+use shared::model::id::{IdKeys, ItemKey};
+use shared::model::message::Message;
+use shared::model::outcome::Applied;
+use shared::model::trace::{TraceParent, Traces};
 use shared::queue::Delivery;
-use shared::store::Applied;
-use shared::trace::{TraceParent, Traces};
 use tracing::Level;
 
 /// Items that were set aside by one batch and get a line each; the others are counted in one more.

@@ -5,6 +5,8 @@
 //! one it stays within every limit.
 use std::time::Duration;
 
+use crate::metrics::WhyStopped;
+
 /// Limits of one batch.
 #[derive(Clone, Copy, Debug)]
 pub struct MergeLimits {
@@ -12,39 +14,6 @@ pub struct MergeLimits {
     pub bytes_max: usize,
     /// How long to wait for more while under load.
     pub linger_max: Duration,
-}
-
-/// Why a batch is not larger. The words are metric labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhyStopped {
-    /// The next message would exceed the items of a batch.
-    Items,
-    /// The next message would exceed the bytes of a batch.
-    Bytes,
-    /// Everything that may be unacknowledged is in this batch.
-    Window,
-    /// Nothing more was there, and there is no load to wait for.
-    Drained,
-    /// Waited for more as long as allowed.
-    Lingered,
-    /// The program is asked to stop.
-    Stopping,
-}
-
-impl WhyStopped {
-    pub const ALL: [Self; 6] =
-        [Self::Items, Self::Bytes, Self::Window, Self::Drained, Self::Lingered, Self::Stopping];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Items => "items",
-            Self::Bytes => "bytes",
-            Self::Window => "window",
-            Self::Drained => "drained",
-            Self::Lingered => "lingered",
-            Self::Stopping => "stopping",
-        }
-    }
 }
 
 /// The size of the batch under construction.

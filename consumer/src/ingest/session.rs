@@ -10,19 +10,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shared::backoff::Backoff;
-use shared::id::{IdKeys, MessageId};
-use shared::message::{Message, Undecodable, decode};
-use shared::progress::Mark;
+use shared::model::id::{IdKeys, MessageId};
+use shared::model::message::{Message, Undecodable, decode};
+use shared::model::outcome::Applied;
 use shared::queue::{Delivery, Lost, Queue, Subscription};
-use shared::shutdown::Shutdown;
-use shared::store::{Applied, Store, StoreError};
+use shared::runtime::backoff::Backoff;
+use shared::runtime::progress::Mark;
+use shared::runtime::shutdown::Shutdown;
+use shared::store::{Store, StoreError};
 
 use crate::ingest::announce::Announcer;
 use crate::ingest::attempts::Attempts;
 use crate::ingest::batch_log;
-use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, WhyStopped, Window, admit, when_empty};
+use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, Window, admit, when_empty};
 use crate::ingest::suspects::{Ended, Pace, Suspects};
+use crate::metrics::WhyStopped;
 use crate::metrics::{metrics, show_oldest};
 use crate::status::Status;
 

@@ -9,10 +9,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::id::MessageId;
-use shared::message::Message;
+use shared::model::id::MessageId;
+use shared::model::message::Message;
+use shared::model::outcome::Applied;
 use shared::queue::Delivery;
-use shared::store::{Applied, GiveUp, Store, StoreError};
+use shared::store::{GiveUp, Store, StoreError};
 use tokio::task::JoinSet;
 
 use crate::metrics::metrics;

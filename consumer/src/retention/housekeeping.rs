@@ -8,17 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use shared::backend::Backend;
-use shared::backoff::Backoff;
-use shared::clock;
 use shared::config::Config;
+use shared::program::backend::Backend;
 use shared::queue::Queue;
-use shared::shutdown::Shutdown;
+use shared::runtime::backoff::Backoff;
+use shared::runtime::clock;
+use shared::runtime::shutdown::Shutdown;
 use shared::store::{Hold, Holder, Housekept, Retention, Store, StoreError};
 
 use crate::dead_letters::rescue::Rescue;
 use crate::metrics::metrics;
-use crate::retention::low_watermark::{Watch, forget_before_ms};
+use crate::retention::forget_before::{Watch, forget_before_ms};
 use crate::status::Status;
 
 /// How often it begins anew, give or take a fifth, so that consumers do not keep in step.

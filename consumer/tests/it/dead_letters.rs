@@ -2,11 +2,11 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use shared::backend::{self, Backend};
 use shared::config::Config;
-use shared::id::{IdIssuer, ItemKey};
-use shared::message::{Builder, Undecodable, decode, encode_increment};
-use shared::store::DeadMessage;
+use shared::model::dead_letter::DeadMessage;
+use shared::model::id::{IdIssuer, ItemKey};
+use shared::model::message::{Builder, Undecodable, decode, encode_increment};
+use shared::program::backend::{self, Backend};
 
 /// Time of 2025-11-20, around noon.
 const NOON_MS: i64 = 1_763_640_000_000;

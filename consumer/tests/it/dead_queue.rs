@@ -3,9 +3,11 @@ use bytes::Bytes;
 use consumer::dead_letters::dead_queue::DeadQueue;
 use consumer::ingest::announce::Announcer;
 use consumer::ingest::suspects::Pace;
-use shared::id::BodyId;
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome,
+};
+use shared::model::id::BodyId;
 use shared::queue::{Delivery, Subscription};
-use shared::store::{DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome};
 use tracing::instrument::WithSubscriber;
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
@@ -195,7 +197,7 @@ async fn what_an_older_consumer_rejected_is_applied_by_a_newer_one(mut rig: Rig)
 async fn what_an_older_consumer_buried_is_applied_by_a_newer_one_and_the_rest_stays_as_it_is(
     mut rig: Rig,
 ) -> Rig {
-    let kind = shared::message::Undecodable::Kind(0);
+    let kind = shared::model::message::Undecodable::Kind(0);
     let (message, newest) = (rig.message("rescued", 1), Bytes::from_static(b"later"));
     for body in [&message.body, &newest] {
         rig.backend.store.bury(DeadMessage::undecodable(body.clone(), &kind)).await.expect("is buried");
@@ -214,7 +216,7 @@ async fn what_an_older_consumer_buried_is_applied_by_a_newer_one_and_the_rest_st
 /// one is there.
 async fn what_an_older_consumer_buried_is_applied_by_a_redrive(mut rig: Rig) -> Rig {
     let message = rig.message("buried", 1);
-    let version = shared::message::Undecodable::Version(1);
+    let version = shared::model::message::Undecodable::Version(1);
     let dead = DeadMessage::undecodable(message.body.clone(), &version);
     rig.backend.store.bury(dead).await.expect("is buried");
     let all =
@@ -381,7 +383,7 @@ async fn what_is_set_aside_of_a_dead_message_is_told_in_the_log(mut rig: Rig) ->
     rig.reject_all(1).await;
     let log = Log::default();
     let writer = log.clone();
-    let lines = shared::telemetry::json_logs(EnvFilter::new("info"), move || writer.clone());
+    let lines = shared::program::logs::json_logs(EnvFilter::new("info"), move || writer.clone());
     let (trigger, shutdown) = shutdown::channel();
     let reading = tokio::spawn(rig.reader().run(shutdown).with_subscriber(lines));
     assert!(matches!(rig.wait_for_fate(aside.id).await, Fate::Failed { .. }));

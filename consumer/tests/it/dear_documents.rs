@@ -1,8 +1,8 @@
 //! Documents that came before their collection was defined, and are expensive to check by its
 //! schema: each is dead-lettered alone, and writes beside and behind them are applied meanwhile.
-use shared::collection::Definition;
-use shared::message::encode;
-use shared::write::{Document, Item, Object, Write};
+use shared::model::collection::Definition;
+use shared::model::message::encode;
+use shared::model::write::{Document, Item, Object, Write};
 
 use crate::*;
 
@@ -24,7 +24,8 @@ fn document(data: &str) -> Item {
 async fn documents_that_cost_too_much_are_set_aside_alone_and_nobody_waits_for_them(mut rig: Rig) -> Rig {
     let letter = |at: u32| if at.wrapping_mul(2_654_435_761) >> 31 == 0 { 'a' } else { 'b' };
     let letters: String = (0..28_000_u32).map(letter).collect();
-    let mut builder = Builder::new(rig.issuer.next(shared::clock::now_ms()), shared::clock::now_ms());
+    let mut builder =
+        Builder::new(rig.issuer.next(shared::runtime::clock::now_ms()), shared::runtime::clock::now_ms());
     let dear = (0..30).map(|number| document(&format!(r#"{{"n":{number},"log":"{letters}"}}"#)));
     for item in dear.chain([document(r#"{"log":"aabc"}"#)]) {
         let mut encoded = Vec::new();

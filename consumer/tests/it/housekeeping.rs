@@ -90,7 +90,7 @@ async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> R
     let asked = || layer.0.asked.lock().expect("no panic").len();
     let last = || layer.0.asked.lock().expect("no panic").last().map(|retention| retention.forget_before_ms);
     let hours_ms = |hours: i64| hours * 3_600_000;
-    let now_ms = shared::clock::now_ms();
+    let now_ms = shared::runtime::clock::now_ms();
     rig.consuming(async {
         // Nothing is deleted before a message was read.
         wait_for("the first housekeeping", async || last().is_some()).await;
@@ -117,7 +117,7 @@ async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
     let more = Ok(Housekept { rows: 1, more: true, ..Housekept::default() });
     let (rig, layer) = scripted(rig, vec![more; 100_000]);
     let last = || layer.0.asked.lock().expect("no panic").last().and_then(|asked| asked.forget_before_ms);
-    let (now_ms, day_ms) = (shared::clock::now_ms(), 24 * 3_600_000);
+    let (now_ms, day_ms) = (shared::runtime::clock::now_ms(), 24 * 3_600_000);
     let hold = Hold { consumer: 7, oldest_ms: now_ms - 9 * day_ms };
     rig.backend.store.hold(hold, Vec::new()).await.expect("is reported");
     rig.consuming(async {
@@ -135,7 +135,7 @@ async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
 /// A message that was applied, and whose record is deleted, comes once more, as from a consumer
 /// that had stopped.
 async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig) -> Rig {
-    let (now_ms, day_ms) = (shared::clock::now_ms(), 24 * 3_600_000);
+    let (now_ms, day_ms) = (shared::runtime::clock::now_ms(), 24 * 3_600_000);
     let old = Rig::accepted(now_ms - 5 * day_ms);
     rig.publish(old.clone()).await;
     rig.consuming(rig.wait_for_value("accepted", 1)).await;

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use consumer::Consumer;
 use consumer::status::Status;
-use shared::backend::{self, Backend};
 use shared::config::Config;
-use shared::id::{IdIssuer, Kind, MessageId};
-use shared::message::{Builder, Message, Outgoing, encode_increment};
-use shared::shutdown;
-use shared::store::{Applied, DeadMessage, Fate, Store, StoreError};
+use shared::model::dead_letter::DeadMessage;
+use shared::model::id::{IdIssuer, Kind, MessageId};
+use shared::model::message::{Builder, Message, Outgoing, encode_increment};
+use shared::model::outcome::{Applied, Fate};
+use shared::program::backend::{self, Backend};
+use shared::runtime::shutdown;
+use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -105,7 +107,10 @@ impl Rig {
     }
 
     fn message(&mut self, counter: &str, by: i64) -> Outgoing {
-        let mut builder = Builder::new(self.issuer.next(shared::clock::now_ms()), shared::clock::now_ms());
+        let mut builder = Builder::new(
+            self.issuer.next(shared::runtime::clock::now_ms()),
+            shared::runtime::clock::now_ms(),
+        );
         let mut encoded = Vec::new();
         encode_increment(&mut encoded, counter, by);
         builder.push(&encoded, 1);

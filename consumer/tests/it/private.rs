@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use shared::config::Config;
-use shared::message::Outgoing;
+use shared::model::message::Outgoing;
 use shared::queue::{Link, PublishError, Publisher};
 use testkit::inspect;
 use testkit::private::Broker;

@@ -1,6 +1,6 @@
 //! A store that is there and cannot be used. Each such fault pauses the ingest, dead-letters
 //! nothing, spends no delivery count and heals by itself, whatever SQLSTATE it comes with.
-use shared::store::Fate;
+use shared::model::outcome::Fate;
 use testkit::inspect;
 use testkit::trouble::{Trouble, give_to};
 

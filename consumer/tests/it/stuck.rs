@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use shared::message::Outgoing;
-use shared::progress::Progress;
+use shared::model::message::Outgoing;
+use shared::runtime::progress::Progress;
 
 use crate::stops::{Process, beside_a_process};
 use crate::{Rig, wait_for};

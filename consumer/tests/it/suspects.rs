@@ -390,7 +390,7 @@ async fn a_message_that_can_not_even_be_given_up_is_kept_as_a_whole(mut rig: Rig
     let parts = [sick.ingest(), sick.dead_queue()];
     let heavy = sick.rig.message(HEAVY, 1);
     sick.rig.publish(heavy.clone()).await;
-    let id = shared::id::BodyId::of(&heavy.body).as_uuid();
+    let id = shared::model::id::BodyId::of(&heavy.body).as_uuid();
     sick.bystand(async |rig| rig.backend.store.dead_letter(id).await.expect("it answers").is_some()).await;
     let letter = rig.backend.store.dead_letter(id).await.expect("it answers").expect("just seen");
     assert_eq!(letter.reason, "not_applied");

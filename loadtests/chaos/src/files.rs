@@ -42,8 +42,8 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::time::Duration;
 
+    use shared::config::queue_limits::QueueLimits;
     use shared::queue::Queue;
-    use shared::queue::QueueLimits;
     use shared::queue::embedded::EmbeddedQueue;
     use shared::store::Store;
     use shared::store::sqlite::SqliteStore;

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chaos::servers::{Programs, rabbitmq};
-use shared::id::IdIssuer;
-use shared::message::{Builder, Outgoing, encode_increment};
-use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
-use shared::queue::{Link, PublishError, Queue, QueueLimits};
+use shared::amqp::settings::RabbitSettings;
+use shared::config::queue_limits::QueueLimits;
+use shared::model::id::IdIssuer;
+use shared::model::message::{Builder, Outgoing, encode_increment};
+use shared::queue::rabbitmq::RabbitQueue;
+use shared::queue::{Link, PublishError, Queue};
 
 const LIMITS: QueueLimits = QueueLimits { bytes_max: 64 << 20, confirm_timeout: Duration::from_secs(5) };
 const PREFIX: &str = "leaderless";

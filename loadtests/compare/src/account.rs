@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use shared::rollup::{Resolution, Rollup};
+use shared::model::rollup::{Resolution, Rollup};
 use sqlx::{Connection, PgConnection};
 
 use crate::control::Client;

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
-use shared::clock::now_ms;
+use shared::runtime::clock::now_ms;
 
 use crate::account::Account;
 use crate::generator::{self, Load, LoadResult, Pace};

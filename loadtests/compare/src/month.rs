@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
-use shared::rollup::{Resolution, Rollup};
+use shared::model::rollup::{Resolution, Rollup};
 use sqlx::{Connection, Executor, PgConnection};
 
 use crate::control::Client;

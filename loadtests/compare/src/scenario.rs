@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use shared::clock::now_ms;
+use shared::runtime::clock::now_ms;
 
 use crate::ceiling;
 use crate::generator::Pace;

@@ -3,28 +3,25 @@
 //! Defaults < built-in defaults of the profile < `config.yaml` (its `default:`, then the profile's
 //! section) < environment < flags. Nothing here opens anything but the file; what a program
 //! cannot run with is told in one go, each problem with the setting's name and origin.
-mod check;
+pub mod check;
 mod layers;
-mod ranges;
-mod report;
+pub mod problem;
+pub mod profile;
+pub mod ranges;
+pub mod report;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use figment::Figment;
-use figment::error::Kind;
 use figment::providers::Serialized;
 
 use self::layers::{Env, Setting, is_secret};
+use self::problem::{ConfigError, Problem};
+use self::profile::{Profile, Program};
 use super::Config;
-use crate::backend::{NoPair, Pair};
-use crate::read_error::{self, plain};
-
-pub use self::check::ITEM_GROWTH_BYTES_MAX;
-pub use self::ranges::{RANGES, range_of};
-pub use self::report::check_config_report;
+use super::pair::{NoPair, Pair};
+use crate::model::read_error::{plain, reason_without_value};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_PATH: &str = "config.yaml";
@@ -34,23 +31,6 @@ pub const ENV_PATH: &str = ".env";
 
 /// The secret of installations that nobody else can reach. Anything else needs its own.
 const DEVELOPMENT_SECRET: &str = "forebay-development-secret";
-
-/// Which of the two programs asks: their defaults differ in places.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Program {
-    Api,
-    Consumer,
-}
-
-/// A section of the file with built-in defaults of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Profile {
-    /// RabbitMQ and Postgres at their usual loopback addresses.
-    Local,
-    Dev,
-    Preprod,
-    Prod,
-}
 
 /// Everything that settings may come from.
 #[derive(Clone, Debug)]
@@ -81,30 +61,6 @@ pub struct Loaded {
     pub env_file: Option<PathBuf>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read {}: {source}", path.display())]
-    Unreadable { path: PathBuf, source: std::io::Error },
-    #[error("{} is not YAML: {reason}", path.display())]
-    Malformed { path: PathBuf, reason: String },
-    #[error("{} does not consist of lines NAME=value", path.display())]
-    NoVariables { path: PathBuf },
-    /// All that were found, one per line.
-    #[error("{}", lines(.0))]
-    Problems(Vec<Problem>),
-}
-
-/// One thing that is wrong with the settings.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    #[error("unknown setting {name} ({origin}){}", hint(nearest.as_deref()))]
-    Unknown { name: String, origin: String, nearest: Option<String> },
-    #[error("unknown profile {name} ({origin}): there are local, dev, preprod and prod")]
-    UnknownProfile { name: String, origin: String },
-    #[error("{key} ({origin}): {reason}")]
-    Invalid { key: String, origin: String, reason: String },
-}
-
 impl Sources {
     /// With the environment of this process. Variables that are not UTF-8 are nobody's settings.
     pub fn of_process(program: Program) -> Self {
@@ -125,41 +81,6 @@ impl Sources {
         };
         let unknown = |()| Problem::UnknownProfile { name: name.clone(), origin: origin.clone() };
         name.parse().map(Some).map_err(unknown)
-    }
-}
-
-impl Profile {
-    pub const ALL: [Self; 4] = [Self::Local, Self::Dev, Self::Preprod, Self::Prod];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Dev => "dev",
-            Self::Preprod => "preprod",
-            Self::Prod => "prod",
-        }
-    }
-
-    /// Runs somewhere that others depend on: nothing is guessed there.
-    fn is_deployed(self) -> bool {
-        self != Self::Local
-    }
-}
-
-impl FromStr for Profile {
-    type Err = ();
-
-    fn from_str(name: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|profile| profile.name() == name).ok_or(())
-    }
-}
-
-impl fmt::Display for Program {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Api => "api",
-            Self::Consumer => "consumer",
-        })
     }
 }
 
@@ -321,26 +242,4 @@ fn wrong_type(error: figment::Error) -> Problem {
     let key = if is_hidden { error.path[..error.path.len().min(3)].join(".") } else { key };
     let reason = if is_hidden { reason_without_value(&error.kind) } else { plain(&error.kind.to_string()) };
     Problem::Invalid { key, origin, reason }
-}
-
-/// Why a value cannot be read, without what was found: it may be a part of a secret.
-pub(crate) fn reason_without_value(kind: &Kind) -> String {
-    match kind {
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
-            format!("expected {}", read_error::expected(expected))
-        }
-        Kind::UnknownVariant(_, known) => format!("expected one of {}", known.join(", ")),
-        Kind::UnknownField(_, known) => format!("unknown member; there are {}", known.join(", ")),
-        Kind::Message(ours) => ours.clone(),
-        Kind::MissingField(name) => format!("{name} is missing"),
-        _ => "cannot be read".into(),
-    }
-}
-
-fn lines(problems: &[Problem]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-}
-
-fn hint(nearest: Option<&str>) -> String {
-    nearest.map_or(String::new(), |name| format!(": did you mean {name}?"))
 }

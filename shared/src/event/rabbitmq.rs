@@ -21,9 +21,9 @@ use tokio::time::timeout;
 use self::follow::{RabbitEventStream, follow};
 use self::publish::publish_all;
 use super::{Event, EventStream, Events};
-use crate::queue::rabbitmq::RabbitSettings;
-use crate::shutdown::{self, Shutdown, Trigger};
-use crate::telemetry::metrics;
+use crate::amqp::settings::RabbitSettings;
+use crate::runtime::metrics::metrics;
+use crate::runtime::shutdown::{self, Shutdown, Trigger};
 
 /// Events that may wait for the publisher.
 const BUFFER_MAX: usize = 1_024;
@@ -33,9 +33,6 @@ const SIGNALS_MAX: usize = 1_024;
 
 /// How long `close` may take: to send what is left, and to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The exchange `<prefix>.events.v1`.
 pub struct RabbitEvents {

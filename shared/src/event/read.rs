@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::{Body, Committed, Event};
-use crate::id::ItemKey;
-use crate::keyed::item_key;
+use crate::model::id::ItemKey;
+use crate::model::idempotency::item_key;
 
 type Members<'j> = HashMap<String, &'j RawValue>;
 
@@ -120,8 +120,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::id::{IdIssuer, Kind, MessageId};
-    use crate::store::KeyedVerdict;
+    use crate::model::id::{IdIssuer, Kind, MessageId};
+    use crate::model::outcome::KeyedVerdict;
 
     fn message() -> MessageId {
         IdIssuer::new(1, 1).next(1_763_600_000_000)

@@ -4,31 +4,34 @@
 //! and turns everything that waits into one fsynced transaction (group commit), and one [`loader`]
 //! reads ahead of the subscribers. Who was handed what is kept in memory ([`shelf`]), so a restart
 //! delivers everything again that was not acknowledged. Only one process may use the directory:
-//! [`crate::backend`] holds its lock.
+//! [`crate::program::backend`] holds its lock.
 mod file;
 mod loader;
 pub mod pairing;
+mod room;
 mod shelf;
 mod subscription;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::file::{File, Lane};
+use self::file::File;
 use self::loader::SharedReader;
-use self::shelf::{Lanes, Shelf};
+use self::room::{LinkState, Reservation, Room};
+use self::shelf::{Lane, Lanes, Shelf};
 use self::subscription::EmbeddedSubscription;
 use self::writer::{Command, Publish, Writer};
-use super::{Link, PublishError, Publisher, Queue, QueueError, QueueLimits, Subscription, Waiting};
-use crate::message::Outgoing;
-use crate::shutdown::{self, Shutdown};
+use super::{Link, PublishError, Publisher, Queue, QueueError, Subscription, Waiting};
+use crate::config::queue_limits::QueueLimits;
+use crate::model::message::Outgoing;
+use crate::runtime::shutdown::{self, Shutdown};
 
 /// Commands that may wait for the writer; beyond them publishers wait, until their deadlines.
 const COMMANDS_WAITING_MAX: usize = 256;
@@ -170,86 +173,4 @@ impl Publisher for EmbeddedPublisher {
 
 fn closed_to_publish() -> PublishError {
     PublishError::Unavailable("the queue is closed".into())
-}
-
-/// The bytes that the queue may hold, and those it holds: waiting messages, those on their way
-/// into the file, and rejected ones.
-struct Room {
-    bytes: AtomicU64,
-    bytes_max: u64,
-    /// Of the message that was refused last, if none was taken since; else 0.
-    refused: AtomicU64,
-}
-
-impl Room {
-    fn new(bytes: u64, bytes_max: u64) -> Self {
-        Self { bytes: AtomicU64::new(bytes), bytes_max, refused: AtomicU64::new(0) }
-    }
-
-    /// Whether what was refused last would be refused again. A queue that takes smaller messages is not
-    /// full, and nobody has to publish for it to show that there is room again.
-    fn is_full(&self) -> bool {
-        let refused = self.refused.load(Ordering::Relaxed);
-        refused > 0 && self.bytes.load(Ordering::Relaxed).saturating_add(refused) > self.bytes_max
-    }
-
-    /// Remembers how an attempt ended, for [`is_full`](Self::is_full).
-    fn note_refused(&self, bytes: u64) {
-        // Most often nothing changes, and all publishers share it.
-        if self.refused.load(Ordering::Relaxed) != bytes {
-            self.refused.store(bytes, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Bytes that are taken until the message is settled; given back when it never became durable.
-struct Reservation {
-    room: Arc<Room>,
-    bytes: u64,
-}
-
-impl Reservation {
-    fn take(room: &Arc<Room>, bytes: u64) -> Result<Self, PublishError> {
-        let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= room.bytes_max);
-        let taken = room.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
-        room.note_refused(if taken { 0 } else { bytes.max(1) });
-        if taken { Ok(Self { room: Arc::clone(room), bytes }) } else { Err(PublishError::Full) }
-    }
-
-    /// The message is in the file: its bytes stay taken until somebody settles it.
-    fn keep(mut self) {
-        self.bytes = 0;
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.room.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// What the writer says of its file, readable by every request.
-#[derive(Default)]
-struct LinkState(AtomicU8);
-
-impl LinkState {
-    fn get(&self) -> Link {
-        match self.0.load(Ordering::Relaxed) {
-            0 => Link::Up,
-            1 => Link::Blocked,
-            2 => Link::Full,
-            _ => Link::Down,
-        }
-    }
-
-    fn set(&self, link: Link) {
-        let word = match link {
-            Link::Up => 0,
-            Link::Blocked => 1,
-            Link::Full => 2,
-            // A file is opened before anybody publishes, and never has to settle.
-            Link::Down | Link::Opening | Link::Settling => 3,
-        };
-        self.0.store(word, Ordering::Relaxed);
-    }
 }

@@ -6,11 +6,14 @@
 mod apply;
 mod attempts;
 mod collections;
+mod columns;
 mod counters;
 mod database;
+mod days;
 mod dead_letters;
 mod dead_messages;
 mod documents;
+mod effects;
 mod failure;
 mod fields;
 mod holders;
@@ -24,6 +27,7 @@ mod listing;
 mod partitions;
 mod points;
 mod read;
+mod redrive;
 mod retire;
 mod rollups;
 mod schema;
@@ -39,17 +43,19 @@ use uuid::Uuid;
 
 use self::failure::Failure;
 use self::known::Known;
-use self::session::{Class, Limit, Session};
-use super::page::Bounds;
+use self::limits::{Class, Limit};
+use self::session::Session;
+use super::rules::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, GiveUp,
-    Held, Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange,
-    Store, StoreError, Stored,
+    DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,
+    RollupRange, Store, StoreError, Stored,
 };
-use crate::collection::{Collection, Definition};
 use crate::config;
-use crate::id::{ItemKey, MessageId};
-use crate::message::Message;
+use crate::model::collection::{Collection, Definition};
+use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::message::Message;
+use crate::model::outcome::{Applied, Counter, Fate};
 
 /// See the module.
 pub struct PostgresStore {
@@ -163,6 +169,14 @@ impl Store for PostgresStore {
         work.await
     }
 
+    async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError> {
+        let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
+        let work = self.session.run("collections", self.list_timeout, move |connection| {
+            Box::pin(async move { collections::page(connection, &bounds).await })
+        });
+        work.await
+    }
+
     async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
         let name = name.to_owned();
         let work = self.session.run("define", self.write_timeout, move |connection| {
@@ -251,7 +265,7 @@ impl Store for PostgresStore {
         }
         let known = Arc::clone(&self.known);
         let work = self.session.run("redrive", self.write_timeout, move |connection| {
-            Box::pin(async move { dead_letters::redrive(connection, &known, &redrive).await })
+            Box::pin(async move { redrive::redrive(connection, &known, &redrive).await })
         });
         work.await
     }

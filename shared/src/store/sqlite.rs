@@ -2,18 +2,20 @@
 //!
 //! Here is the port; `files` holds the one writing connection and the readers, `apply` the
 //! transaction that writes, and the other modules the statements of their tables. With a single writer nothing changes between reading and writing, so
-//! counters always take the exact path of [`sums`](super::sums): SQLite itself would turn an
+//! counters always take the exact path of [`sums`](super::rules::sums): SQLite itself would turn an
 //! integer that overflows into a REAL.
 mod apply;
 mod attempts;
 mod collections;
 mod dead_letters;
 mod documents;
+mod fields;
 mod files;
 mod holders;
 mod housekeeping;
 mod keys;
 mod points;
+mod read;
 mod values;
 
 use std::collections::HashMap;
@@ -22,25 +24,23 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use self::collections::Cache;
 use self::files::{Failure, Files};
-use super::ledger::TooOld;
-use super::page::Bounds;
+use super::rules::ledger::TooOld;
+use super::rules::page::Bounds;
 use super::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, GiveUp,
-    Held, Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange,
-    Store, StoreError, Stored,
+    DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,
+    RollupRange, Store, StoreError, Stored,
 };
-use crate::clock;
-use crate::collection::{Collection, Definition};
 use crate::config;
-use crate::id::{ItemKey, MessageId};
-use crate::keyed::Fingerprint;
-use crate::message::Message;
+use crate::model::collection::{Collection, Definition};
+use crate::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::message::Message;
+use crate::model::outcome::{Applied, Counter, Fate};
+use crate::runtime::clock;
 
 /// See the module.
 pub struct SqliteStore {
@@ -52,20 +52,6 @@ pub struct SqliteStore {
 
 /// Attempts of a transaction; a redrive finds unchecked documents step by step.
 const ATTEMPTS_MAX: usize = 50;
-
-const COUNTER: &str = "select name, value, version, updated_at_ms from counters where name = ?1";
-
-const COUNTERS: &str = "select name, value, version, updated_at_ms from counters \
-    where name <> ?1 and name >= ?2 and name < ?3 order by name limit ?4";
-
-const FATES: &str = "with item (number, id, message) as materialized \
-    (select key, unhex(value ->> 0), unhex(value ->> 1) from json_each(?1)) \
-    select coalesce(message.applied_at_ms, keyed.applied_at_ms), keyed.fingerprint, \
-    dead.set_aside_at_ms, dead.reason, dead.detail, item.number, \
-    item.message <= (select id from ledger_floor where one = 1) from item \
-    left join dead_letters as dead on dead.id = item.id \
-    left join keyed_writes as keyed on keyed.id = item.id \
-    left join applied_message as message on message.id = item.message";
 
 impl SqliteStore {
     /// Tries a transaction again for as long as it finds documents that nobody has checked yet.
@@ -154,8 +140,8 @@ impl Store for SqliteStore {
         let name = name.to_owned();
         let work = self.files.read("counter", move |connection| {
             Box::pin(async move {
-                let row = sqlx::query(COUNTER).bind(name).fetch_optional(connection).await?;
-                Ok(row.as_ref().map(counter_of).transpose()?)
+                let row = sqlx::query(read::COUNTER).bind(name).fetch_optional(connection).await?;
+                Ok(row.as_ref().map(read::counter_of).transpose()?)
             })
         });
         work.await
@@ -165,9 +151,9 @@ impl Store for SqliteStore {
         let Some(Bounds { after, from, below, limit }) = Bounds::of(page) else { return Ok(Vec::new()) };
         let work = self.files.list("counters", move |connection| {
             Box::pin(async move {
-                let query = sqlx::query(COUNTERS).bind(after).bind(from).bind(below).bind(limit);
+                let query = sqlx::query(read::COUNTERS).bind(after).bind(from).bind(below).bind(limit);
                 let rows = query.fetch_all(connection).await?;
-                Ok(rows.iter().map(counter_of).collect::<Result<_, _>>()?)
+                Ok(rows.iter().map(read::counter_of).collect::<Result<_, _>>()?)
             })
         });
         work.await
@@ -176,7 +162,7 @@ impl Store for SqliteStore {
     async fn fates(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<Fate>>, StoreError> {
         let work = self
             .files
-            .read("fates", move |connection| Box::pin(async move { fates(connection, &items).await }));
+            .read("fates", move |connection| Box::pin(async move { read::fates(connection, &items).await }));
         work.await
     }
 
@@ -184,6 +170,14 @@ impl Store for SqliteStore {
         let name = name.to_owned();
         let work = self.files.read("collection", move |connection| {
             Box::pin(async move { Ok(collections::read(connection, &name).await?.collection) })
+        });
+        work.await
+    }
+
+    async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError> {
+        let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
+        let work = self.files.list("collections", move |connection| {
+            Box::pin(async move { collections::page(connection, bounds).await })
         });
         work.await
     }
@@ -199,7 +193,7 @@ impl Store for SqliteStore {
     async fn index_page(&self, name: &str) -> Result<bool, StoreError> {
         let (name, cache) = (name.to_owned(), Arc::clone(&self.definitions));
         let work = self.files.write("index_page", move |connection| {
-            Box::pin(async move { collections::index_page(connection, &cache, &name).await })
+            Box::pin(async move { fields::index_page(connection, &cache, &name).await })
         });
         work.await
     }
@@ -304,47 +298,6 @@ impl Store for SqliteStore {
     }
 }
 
-fn counter_of(row: &SqliteRow) -> Result<Counter, sqlx::Error> {
-    Ok(Counter {
-        name: row.try_get::<&str, _>(0)?.into(),
-        value: row.try_get(1)?,
-        version: row.try_get(2)?,
-        updated_at_ms: row.try_get(3)?,
-    })
-}
-
-/// In the order of `items`.
-async fn fates(connection: &mut SqliteConnection, items: &[ItemKey]) -> Result<Vec<Option<Fate>>, Failure> {
-    let row = |item: &ItemKey| {
-        let message = item.message().map(|message| message.as_uuid().simple());
-        (item.as_uuid().simple(), message)
-    };
-    let rows: Vec<_> = items.iter().map(row).collect();
-    let mut rows = sqlx::query(FATES).bind(json(&rows)).fetch_all(connection).await?;
-    rows.sort_unstable_by_key(|row| row.get::<i64, _>(5));
-    Ok(rows.iter().map(fate_of).collect::<Result<_, _>>()?)
-}
-
-fn fate_of(row: &SqliteRow) -> Result<Option<Fate>, sqlx::Error> {
-    let applied: Option<i64> = row.try_get(0)?;
-    let fingerprint = row.try_get::<Option<Vec<u8>>, _>(1)?.map(fingerprint_of).transpose()?;
-    let set_aside: Option<i64> = row.try_get(2)?;
-    Ok(match set_aside {
-        Some(at_ms) => {
-            Some(Fate::Failed { at_ms, reason: row.try_get(3)?, detail: row.try_get(4)?, fingerprint })
-        }
-        None => match applied {
-            Some(at_ms) => Some(Fate::Applied { at_ms, fingerprint }),
-            None => row.try_get::<Option<bool>, _>(6)?.unwrap_or(false).then_some(Fate::Forgotten),
-        },
-    })
-}
-
-fn fingerprint_of(bytes: Vec<u8>) -> Result<Fingerprint, sqlx::Error> {
-    let wrong = |bytes: Vec<u8>| format!("a fingerprint of {} bytes", bytes.len());
-    bytes.try_into().map(Fingerprint).map_err(|bytes| sqlx::Error::Decode(wrong(bytes).into()))
-}
-
 /// A write that was ended at its time limit may be what takes so long.
 fn failed_in_time(error: StoreError) -> StoreError {
     match error {
@@ -353,22 +306,17 @@ fn failed_in_time(error: StoreError) -> StoreError {
     }
 }
 
-/// Many rows for one statement.
-fn json<T: serde::Serialize + ?Sized>(rows: &T) -> String {
-    serde_json::to_string(rows).expect("text and integers have a JSON form")
-}
-
 #[cfg(test)]
 mod tests {
-    use sqlx::{Connection, SqliteConnection};
+    use sqlx::{Connection, Row, SqliteConnection};
 
     use super::*;
 
     /// Statements that look rows up by keys, or walk a range of them.
-    const LOOK_UPS: [&str; 37] = [
-        COUNTER,
-        COUNTERS,
-        FATES,
+    const LOOK_UPS: [&str; 38] = [
+        read::COUNTER,
+        read::COUNTERS,
+        read::FATES,
         apply::ENTER,
         apply::SEEN,
         apply::CURRENT,
@@ -377,12 +325,13 @@ mod tests {
         keys::ENTER,
         keys::EARLIER,
         collections::ONE,
+        collections::PAGE,
         collections::VERSIONS,
         collections::PUT,
         collections::HAS_DOCUMENTS,
         collections::DROP_FIELD,
-        collections::NEXT,
-        collections::INDEXED_TO,
+        fields::NEXT,
+        fields::INDEXED_TO,
         dead_letters::PAGE,
         dead_letters::ONE,
         dead_letters::DISCARD,
@@ -392,8 +341,8 @@ mod tests {
         documents::ERASE,
         documents::DOOMED_PLAIN,
         documents::DOOMED_KEYED,
-        documents::INDEX,
-        documents::FORGET,
+        fields::INDEX,
+        fields::FORGET,
         documents::PLAIN,
         documents::KEYED,
         documents::PAGE,
@@ -457,20 +406,21 @@ mod tests {
             }
         }
         for (statement, key) in [
-            (COUNTER, "PRIMARY KEY (name=?)"),
-            (COUNTERS, "PRIMARY KEY (name>? AND name<?)"),
+            (read::COUNTER, "PRIMARY KEY (name=?)"),
+            (read::COUNTERS, "PRIMARY KEY (name>? AND name<?)"),
             (apply::SEEN, "PRIMARY KEY (id=?)"),
             (apply::CURRENT, "PRIMARY KEY (name=?)"),
             (keys::EARLIER, "PRIMARY KEY (id=?)"),
-            (collections::NEXT, "documents_1 (collection=? AND place<?)"),
+            (collections::PAGE, "PRIMARY KEY (name>? AND name<?)"),
+            (fields::NEXT, "documents_1 (collection=? AND place<?)"),
             (collections::DROP_FIELD, "PRIMARY KEY (collection=? AND field=?)"),
             (documents::DOOMED_PLAIN, "documents_1 (collection=? AND place=?)"),
             (documents::DOOMED_KEYED, "documents_id (collection=? AND id=?)"),
-            (documents::INDEX, "documents_1 (collection=? AND place=?)"),
-            (documents::FORGET, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
+            (fields::INDEX, "documents_1 (collection=? AND place=?)"),
+            (fields::FORGET, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (documents::KEYED, "documents_id (collection=? AND id=?)"),
-            (documents::PAGE, "documents_1 (collection=? AND place<?)"),
-            (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place<?)"),
+            (documents::PAGE, "documents_1 (collection=? AND place>? AND place<?)"),
+            (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place>? AND place<?)"),
             (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (points::FIND, "rollups_1 (resolution=? AND type=? AND period=?)"),
             (points::RANGE, "rollups_1 (resolution=? AND type=? AND period>? AND period<?)"),

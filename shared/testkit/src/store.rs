@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use shared::collection::{Collection, Definition};
-use shared::id::{ItemKey, MessageId};
-use shared::message::Message;
+use shared::model::collection::{Collection, Definition};
+use shared::model::dead_letter::{DeadLetter, DeadLetterPage, DeadMessage, Redrive, RedrivenPage};
+use shared::model::id::{ItemKey, MessageId};
+use shared::model::message::Message;
+use shared::model::outcome::{Applied, Counter, Fate};
 use shared::store::{
-    Applied, Counter, DeadLetter, DeadLetterPage, DeadMessage, DocumentPage, DocumentsFound, Fate, GiveUp,
-    Held, Hold, Holder, Housekept, NamePage, Redrive, RedrivenPage, Retention, RollupPage, RollupRange,
-    Store, StoreError, Stored,
+    DocumentPage, DocumentsFound, GiveUp, Held, Hold, Holder, Housekept, NamePage, Retention, RollupPage,
+    RollupRange, Store, StoreError, Stored,
 };
 use uuid::Uuid;
 
@@ -123,6 +124,10 @@ impl<L: Layer> Store for Layered<L> {
 
     async fn collection(&self, name: &str) -> StoreResult<Collection> {
         self.0.collection(name).await
+    }
+
+    async fn collections(&self, page: NamePage) -> StoreResult<Vec<(String, Collection)>> {
+        self.0.behind().collections(page).await
     }
 
     async fn define(&self, name: &str, definition: Definition) -> StoreResult<Collection> {

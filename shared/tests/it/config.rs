@@ -4,11 +4,13 @@ mod docs;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use shared::backend::Pair;
 use shared::config::Config;
-use shared::config::load::{
-    ConfigError, Loaded, Profile, Program, RANGES, Sources, check_config_report, load,
-};
+use shared::config::load::problem::ConfigError;
+use shared::config::load::profile::{Profile, Program};
+use shared::config::load::ranges::RANGES;
+use shared::config::load::report::check_config_report;
+use shared::config::load::{Loaded, Sources, load};
+use shared::config::pair::Pair;
 
 /// Sources under construction; without more they are an empty environment.
 struct Given {

@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use shared::backend::{DirectoryLock, secret_of};
+use shared::config::queue_limits::QueueLimits;
 use shared::event::in_process::InProcessEvents;
 use shared::event::{Body, Event, Events, Signal};
-use shared::id::IdIssuer;
-use shared::message::Outgoing;
+use shared::model::id::IdIssuer;
+use shared::model::message::Outgoing;
+use shared::program::data_directory::{DirectoryLock, secret_of};
 use shared::queue::embedded::EmbeddedQueue;
-use shared::queue::{Delivery, Link, PublishError, Publisher, Queue, QueueLimits, Subscription};
+use shared::queue::{Delivery, Link, PublishError, Publisher, Queue, Subscription};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, Row};
 

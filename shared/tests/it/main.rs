@@ -3,6 +3,7 @@
 mod config;
 mod embedded;
 mod event;
+mod layout;
 mod ops;
 mod queue;
 mod store;

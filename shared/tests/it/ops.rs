@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::ops::{self, Health, Ops, Status};
-use shared::progress::Progress;
+use shared::program::ops::{self, Health, Ops, Status};
+use shared::runtime::progress::Progress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -46,7 +46,7 @@ async fn the_operations_port_tells_what_the_program_says() {
         _ => health(Status::Down, false),
     };
     let ops = ops::serve("127.0.0.1", 0, &progress(), Arc::new(ask)).expect("listens");
-    shared::telemetry::metrics().queue_sessions_lost.inc();
+    shared::runtime::metrics::metrics().queue_sessions_lost.inc();
 
     let (code, head, body) = request(&ops, "GET", "/metrics").await;
     assert_eq!(code, 200);

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::id::{IdIssuer, MessageId};
-use shared::message::{Builder, Outgoing, encode_increment};
-use shared::queue::{Delivery, PublishError, Publisher, Queue, QueueLimits, Subscription};
+use shared::config::queue_limits::QueueLimits;
+use shared::model::id::{IdIssuer, MessageId};
+use shared::model::message::{Builder, Outgoing, encode_increment};
+use shared::queue::{Delivery, PublishError, Publisher, Queue, Subscription};
 
 /// Time limit for anything that is expected to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,7 +41,7 @@ fn message(bytes: usize) -> Outgoing {
 }
 
 fn id_of(delivery: &Delivery) -> MessageId {
-    shared::message::decode(&delivery.body).expect("a message of these tests").id
+    shared::model::message::decode(&delivery.body).expect("a message of these tests").id
 }
 
 fn in_time() -> Instant {

@@ -14,11 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use shared::config;
-use shared::id::{IdIssuer, ItemKey, MessageId};
-use shared::message::{Builder, Message, decode};
+use shared::model::id::{IdIssuer, ItemKey, MessageId};
+use shared::model::message::{Builder, Message, decode};
+use shared::model::outcome::{Applied, Fate};
 use shared::store::postgres::PostgresStore;
 use shared::store::sqlite::SqliteStore;
-use shared::store::{Applied, Fate, Store, StoreError};
+use shared::store::{Store, StoreError};
 
 /// Time of 2025-11-20, around noon.
 const NOON_MS: i64 = 1_763_640_000_000;

@@ -3,9 +3,9 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use shared::breaker::{Breaker, BreakerLimits};
 use shared::config;
-use shared::telemetry::{init_logs, json_logs, text_logs};
+use shared::program::logs::{init_logs, json_logs, text_logs};
+use shared::runtime::breaker::{Breaker, BreakerLimits};
 use tracing_subscriber::EnvFilter;
 
 /// A buffer that keeps all written bytes.

@@ -1,5 +1,5 @@
 //! What a request must bring. Which route needs what stands in the table of routes.
-use shared::api_key::Scope;
+use shared::model::api_key::Scope;
 
 /// What a request must bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use shared::api_key::{ApiKey, KeyRing, Token, Unfit, list_of};
 use shared::config::Auth;
-use shared::shutdown::Shutdown;
+use shared::model::api_key::{ApiKey, KeyRing, Token, Unfit, list_of};
+use shared::runtime::shutdown::Shutdown;
 
 use crate::metrics::metrics;
 
@@ -142,7 +142,7 @@ fn tell(ring: &KeyRing) {
 
 #[cfg(test)]
 mod tests {
-    use shared::api_key::{KeyId, Principal, Scope, Scopes, generate};
+    use shared::model::api_key::{KeyId, Principal, Scope, Scopes, generate};
 
     use super::*;
 

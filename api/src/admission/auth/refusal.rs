@@ -1,5 +1,5 @@
 //! Reasons for which a request is refused before its handler sees it.
-use shared::api_key::Scope;
+use shared::model::api_key::Scope;
 
 /// Why a request is refused before its handler sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +21,6 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// All words of [`Self::word`].
-    pub const WORDS: [&'static str; 9] =
-        ["no_key", "malformed", "unknown", "expired", "scope", "admin_off", "no_host", "host", "origin"];
-
     /// The label of its metric.
     pub fn word(self) -> &'static str {
         match self {

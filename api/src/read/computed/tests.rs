@@ -1,5 +1,5 @@
 //! The cache over loads that the test answers, in its own time.
-use shared::breaker::BreakerLimits;
+use shared::runtime::breaker::BreakerLimits;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 

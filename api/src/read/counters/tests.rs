@@ -1,6 +1,6 @@
 //! The cache over a store whose reads the test answers.
 use async_trait::async_trait;
-use shared::breaker::BreakerLimits;
+use shared::runtime::breaker::BreakerLimits;
 use testkit::store::{Layer, Layered};
 use tokio::sync::{mpsc, oneshot};
 

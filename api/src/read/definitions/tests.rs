@@ -1,7 +1,7 @@
 //! Definitions over a store whose reads the test answers.
 use async_trait::async_trait;
-use shared::breaker::BreakerLimits;
 use shared::event::in_process::InProcessEvents;
+use shared::runtime::breaker::BreakerLimits;
 use testkit::store::{Layer, Layered};
 use tokio::sync::{mpsc, oneshot};
 

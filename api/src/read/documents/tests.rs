@@ -1,7 +1,7 @@
 //! The cache over a store whose reads the test answers.
 use async_trait::async_trait;
-use shared::breaker::BreakerLimits;
-use shared::id::{IdIssuer, Kind};
+use shared::model::id::{IdIssuer, Kind};
+use shared::runtime::breaker::BreakerLimits;
 use testkit::store::{Layer, Layered};
 use tokio::sync::{mpsc, oneshot};
 

@@ -2,7 +2,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::http::rfc3339::{parse, rfc3339};
+use crate::rfc3339::{parse, rfc3339};
 
 fn at(text: &str) -> i64 {
     parse(text).expect("a time")

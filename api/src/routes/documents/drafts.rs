@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use shared::collection::{Budget, Checker};
-use shared::json;
-use shared::read_error;
-use shared::write::{Document, Object, Write};
+use shared::model::collection::{Budget, Checker};
+use shared::model::write::{Document, Object, Write};
+use shared::model::{json_rules, read_error};
 
 use crate::http::body::{self, Body, BodyLimits, Items};
 use crate::http::problem::Problem;
+use crate::read::checking::off_worker;
 use crate::state::Shared;
-use crate::write::checking::off_worker;
 use crate::write::draft::Draft;
 use crate::write::preferences::OwnKey;
 
@@ -103,7 +102,8 @@ impl Reader {
         body::check_item_size(text.as_bytes(), self.limits.item_bytes_max)?;
         let data =
             Object::from_raw(raw).ok_or_else(|| Problem::invalid_at("", "a document is a JSON object"))?;
-        json::check(text).map_err(|flawed| Problem::invalid_at(flawed.pointer, flawed.flaw.to_string()))?;
+        json_rules::check(text)
+            .map_err(|flawed| Problem::invalid_at(flawed.pointer, flawed.flaw.to_string()))?;
         let own_key = own_key(text)?;
         if let Some(checker) = &self.checker {
             let checked = checker.check(text, budget);

@@ -7,8 +7,8 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::web::{Path, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
-use shared::collection::{Wanted, has_all};
-use shared::id::{ItemKey, Kind};
+use shared::model::collection::{Wanted, has_all};
+use shared::model::id::{ItemKey, Kind, MessageId};
 use shared::store::{Document, DocumentPage, DocumentsFound};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -17,11 +17,11 @@ use super::{DocumentBody, render_into};
 use crate::http::body;
 use crate::http::problem::Problem;
 use crate::http::query::{Parameters, check_parameter, limit_of};
-use crate::http::rfc3339::rfc3339;
-use crate::read::counters::guarded;
 use crate::read::definitions::Known;
+use crate::rfc3339::{self, NO_TIME, rfc3339};
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
+use crate::store_breaker::guarded;
 
 /// Documents, newest first.
 #[derive(Debug, Serialize, ToSchema)]
@@ -41,6 +41,12 @@ pub struct DocumentsParams {
     limit: Option<u32>,
     /// `next` of the page before.
     after: Option<String>,
+    /// Only documents that were accepted later than this: RFC 3339 with a zone (write `+` as `%2B`).
+    #[param(format = DateTime)]
+    accepted_after: Option<String>,
+    /// Only documents that were accepted earlier than this.
+    #[param(format = DateTime)]
+    accepted_before: Option<String>,
     /// Only documents with these values, by the names of indexed fields: `?sku=A-1&count=3`.
     #[param(style = Form, explode, additional_properties, value_type = Option<HashMap<String, String>>)]
     fields: Option<HashMap<String, String>>,
@@ -50,9 +56,15 @@ pub struct DocumentsParams {
 #[derive(Debug, PartialEq, Eq)]
 struct Params {
     limit: u32,
+    /// Places behind `accepted_after`.
+    from: Option<Uuid>,
+    /// Places before `accepted_before` and behind the page before.
     before: Option<Uuid>,
     wanted: Vec<(String, Wanted)>,
 }
+
+/// Parameters that came after collections could index members of these names.
+pub const TIME_PARAMETERS: [&str; 2] = ["accepted_after", "accepted_before"];
 
 /// Fields with the index values that they shall have.
 type Filters = Vec<(String, String)>;
@@ -70,8 +82,11 @@ const SPELLINGS_MAX: usize = 8;
 ///
 /// The newest accepted come first. A page ends early, with `next`, where its documents grow larger
 /// than `server.page_bytes_max`, or where filters that hardly ever match together leave much to search:
-/// then it may hold no item at all, and only a `next` of null says that there are no more. Any other
-/// parameter is the name of an indexed field: the text of a string, a number, `true`, `false` or
+/// then it may hold no item at all, and only a `next` of null says that there are no more.
+///
+/// `accepted_after` and `accepted_before` are outside of their interval; an empty interval has no documents.
+/// They go by the time that orders the list. It is `accepted_at`, or later where the clock of the accepting
+/// replica had been set back. Any other parameter is the name of an indexed field: the text of a string, a number, `true`, `false` or
 /// `null`; all of them must match. A number is found by its exact value, however it is spelled:
 /// `1e18` finds 1000000000000000000, and 0.1 not 0.1000000000000000055; `1.0` finds the string `1.0`, too.
 #[utoipa::path(
@@ -108,7 +123,7 @@ pub async fn list_of(
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("collection", collection)?;
-    let Params { limit, mut before, mut wanted } = params_of(request.query_string())?;
+    let Params { limit, from, before, mut wanted } = params_of(request.query_string())?;
     if !wanted.is_empty() {
         check_indexed(shared, collection, &wanted).await?;
     }
@@ -116,12 +131,17 @@ pub async fn list_of(
     // The others are decided by the index.
     wanted.retain(|(_, wanted)| wanted.is_number());
     let begun = Instant::now();
+    let collection = collection.to_owned();
+    let mut asked = DocumentPage { collection, filters: Filters::new(), from, before, limit };
     let mut page = Page { body: r#"{"items":["#.to_owned(), count: 0, bytes: 0, last: None };
     let has_next = loop {
+        if asked.is_empty() {
+            break false;
+        }
         // One more than asked for tells whether there is a next page.
-        let rows = (limit - page.count + 1).min(ROWS_AT_ONCE);
-        let found = read(shared, collection, &spelled, before, rows).await?;
-        let is_last = found.documents.len() < rows as usize;
+        asked.limit = (limit - page.count + 1).min(ROWS_AT_ONCE);
+        let found = read(shared, &asked, &spelled).await?;
+        let is_last = found.documents.len() < asked.limit as usize;
         let mut matching = found.documents.iter().filter(|document| has_all(&document.data, &wanted));
         if !matching.all(|document| page.take(shared, limit, document)) {
             break true;
@@ -137,7 +157,7 @@ pub async fn list_of(
         if begun.elapsed() > PAGE_TIME_MAX {
             break true;
         }
-        before = page.last;
+        asked.before = page.last;
     };
     let body = page.into_body(has_next);
     let json = (CONTENT_TYPE, "application/json");
@@ -181,17 +201,10 @@ impl Page {
 
 /// The next documents in the order of the list. No document is found by two spellings: each has one
 /// value in a field. What lies beyond the place at which any search stopped comes with the next page.
-async fn read(
-    shared: &Shared,
-    collection: &str,
-    spelled: &[Filters],
-    before: Option<Uuid>,
-    limit: u32,
-) -> Result<DocumentsFound, Problem> {
+async fn read(shared: &Shared, asked: &DocumentPage, spelled: &[Filters]) -> Result<DocumentsFound, Problem> {
     let mut all = DocumentsFound::default();
     for filters in spelled {
-        let page =
-            DocumentPage { collection: collection.to_owned(), filters: filters.clone(), before, limit };
+        let page = DocumentPage { filters: filters.clone(), ..asked.clone() };
         let read = guarded(&shared.store_breaker, shared.store.documents(page));
         let mut found = read.await.map_err(|error| unavailable(&error))?;
         all.documents.append(&mut found.documents);
@@ -200,8 +213,8 @@ async fn read(
     if spelled.len() > 1 {
         all.documents.retain(|document| all.stopped_at.is_none_or(|place| document.place >= place));
         all.documents.sort_unstable_by_key(|document| Reverse(document.place));
-        if all.documents.len() >= limit as usize {
-            all.documents.truncate(limit as usize);
+        if all.documents.len() >= asked.limit as usize {
+            all.documents.truncate(asked.limit as usize);
             all.stopped_at = None;
         }
     }
@@ -228,9 +241,22 @@ fn spellings(wanted: &[(String, Wanted)]) -> Result<Vec<Filters>, Problem> {
 fn params_of(query: &str) -> Result<Params, Problem> {
     let mut params = Parameters::of(query)?;
     let limit = limit_of(params.take("limit"))?;
-    let before = params.take("after").map(|cursor| place_of(&cursor)).transpose()?;
+    let cursor = params.take("after").map(|cursor| place_of(&cursor)).transpose()?;
+    let [after, before] = TIME_PARAMETERS.map(|name| (name, params.take(name)));
+    // Ids have whole milliseconds.
+    let from = time_of(after, rfc3339::parse)?.map(|after_ms| MessageId::lowest_at(after_ms + 1));
+    let until = time_of(before, rfc3339::parse_up)?.map(MessageId::lowest_at);
+    let before = cursor.into_iter().chain(until).min();
     let of_text = |(field, text): (String, String)| (field, Wanted::of(&text));
-    Ok(Params { limit, before, wanted: params.into_rest().into_iter().map(of_text).collect() })
+    Ok(Params { limit, from, before, wanted: params.into_rest().into_iter().map(of_text).collect() })
+}
+
+fn time_of(
+    (name, text): (&'static str, Option<String>),
+    parse: impl Fn(&str) -> Option<i64>,
+) -> Result<Option<i64>, Problem> {
+    let time = text.map(|text| parse(&text).ok_or_else(|| Problem::invalid_parameter(name, NO_TIME)));
+    time.transpose()
 }
 
 /// A cursor is the place of the last document of its page.
@@ -258,7 +284,7 @@ async fn check_indexed(
         known = shared.definitions.reread(collection).await.map_err(|error| unavailable(&error))?;
     }
     if let Some(field) = unknown(&known) {
-        let detail = "neither limit, after nor an indexed field of this collection";
+        let detail = "neither a parameter of lists nor an indexed field of this collection";
         return Err(Problem::invalid_parameter(body::shorten(field), detail));
     }
     if known.collection.is_indexed {
@@ -271,7 +297,7 @@ async fn check_indexed(
 
 #[cfg(test)]
 mod tests {
-    use shared::id::IdIssuer;
+    use shared::model::id::IdIssuer;
 
     use super::*;
     use crate::http::query::PAGE_LIMIT_DEFAULT;
@@ -281,9 +307,39 @@ mod tests {
         let place = IdIssuer::new(1, 2).next(3).item(Kind::Document, 4).as_uuid();
         let query = format!("limit=7&after={}&name=a%20b&n=1", place.simple());
         let wanted = vec![("name".into(), Wanted::of("a b")), ("n".into(), Wanted::of("1"))];
-        let expected = Params { limit: 7, before: Some(place), wanted };
+        let expected = Params { limit: 7, from: None, before: Some(place), wanted };
         assert_eq!(params_of(&query).expect("parameters"), expected);
         assert_eq!(params_of("").expect("none").limit, PAGE_LIMIT_DEFAULT);
+    }
+
+    #[test]
+    fn an_interval_leaves_its_bounds_out_whatever_their_spelling() {
+        let bounds = |query: &str| {
+            let Params { from, before, .. } = params_of(query).expect(query);
+            (from, before)
+        };
+        let at = |ms: i64| Some(MessageId::lowest_at(1_763_600_000_000 + ms));
+        let time = "2025-11-20T00:53:20";
+        for (after, before, expected) in [
+            (format!("{time}.042Z"), format!("{time}.044Z"), (at(43), at(44))),
+            (format!("{time}.0429Z"), format!("{time}.0431Z"), (at(43), at(44))),
+            (
+                "2025-11-20T02:53:20.042%2B02:00".into(),
+                "2025-11-19T23:53:21-01:00".into(),
+                (at(43), at(1_000)),
+            ),
+            ("1960-01-01T00:00:00Z".into(), "9999-12-31T23:59:59.9999-23:59".into(), {
+                let last_ms = rfc3339::parse_up("9999-12-31T23:59:59.9999-23:59").expect("a time");
+                (Some(Uuid::nil()), Some(MessageId::lowest_at(last_ms)))
+            }),
+        ] {
+            assert_eq!(bounds(&format!("accepted_after={after}&accepted_before={before}")), expected);
+        }
+        // A cursor goes on within the interval, wherever it came from.
+        let place = IdIssuer::new(1, 2).next(1_763_600_000_050).item(Kind::Document, 4).as_uuid();
+        let cursor = format!("after={}&accepted_before={time}", place.simple());
+        assert_eq!(bounds(&format!("{cursor}.051Z")), (None, Some(place)));
+        assert_eq!(bounds(&format!("{cursor}.050Z")), (None, at(50)));
     }
 
     #[test]
@@ -301,6 +357,10 @@ mod tests {
             (format!("after={}", point.simple()), "after"),
             (format!("after={}", keyed.simple()), "after"),
             ("a=1&b=2&a=3".into(), "a"),
+            ("accepted_after=".into(), "accepted_after"),
+            ("accepted_after=2026-11-20T08:00:00".into(), "accepted_after"),
+            ("accepted_before=2026-11-20T08:00:00+02:00".into(), "accepted_before"),
+            ("accepted_before=1763600000".into(), "accepted_before"),
         ] {
             let problem = serde_json::to_value(params_of(&query).expect_err(&query)).expect("serialises");
             assert_eq!(problem["errors"][0]["parameter"], parameter, "{query}");

@@ -2,11 +2,11 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use shared::rollup::Rollup;
+use shared::model::rollup::Rollup;
 use utoipa::ToSchema;
 
-use crate::http::rfc3339::rfc3339;
 use crate::read::period::{Buckets, Span};
+use crate::rfc3339::rfc3339;
 
 /// What is known of some points. Of no points the count and the sum are 0, the others null.
 #[derive(Debug, Serialize, ToSchema)]

@@ -1,13 +1,13 @@
 //! Points as clients send them, and as they are told what was stored.
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
-use shared::clock;
-use shared::write::{self, Write, check_name, check_time, check_value};
+use shared::model::write::{self, Write, check_name, check_time, check_value};
+use shared::runtime::clock;
 use utoipa::ToSchema;
 
 use crate::http::problem::Problem;
 use crate::http::query::{DOTS, is_dots};
-use crate::http::rfc3339;
+use crate::rfc3339;
 use crate::routes::openapi::values::EXAMPLE_TIME;
 use crate::write::draft::Draft;
 use crate::write::preferences::OwnKey;

@@ -2,7 +2,7 @@
 //! Handlers say only what is their own.
 use actix_web::http::StatusCode;
 use serde_json::{Map, Value, json};
-use shared::api_key::Scope;
+use shared::model::api_key::Scope;
 
 use crate::admission::auth::access::Need;
 

@@ -1,7 +1,7 @@
 //! The shapes of values by the name of their parameter or member: names, ids, keys, times and the words of
 //! closed sets. A name has one meaning in the whole contract, so handlers say only what a value is for.
 use serde_json::{Map, Value, json};
-use shared::id::Kind;
+use shared::model::id::Kind;
 
 /// The time in the examples of points.
 pub const EXAMPLE_TIME: &str = "2026-11-20T08:00:00.250Z";
@@ -9,7 +9,7 @@ pub const EXAMPLE_TIME: &str = "2026-11-20T08:00:00.250Z";
 /// An id as it is shown; no installation issued it.
 const ID: &str = "019a9c1e-7a10-8c01-9f3c-5a1d20000a41";
 
-/// What [`check_name`](shared::write::check_name) takes. The two names `.` and `..` are refused beside it.
+/// What [`check_name`](shared::model::write::check_name) takes. The two names `.` and `..` are refused beside it.
 const NAME: &str = "^[A-Za-z0-9._:-]{1,128}$";
 
 /// A bare word, or a string of RFC 8941 with its two escapes.
@@ -175,8 +175,8 @@ mod tests {
     use shared::config::Retention;
 
     use super::*;
-    use crate::http::rfc3339;
     use crate::read::metric_query;
+    use crate::rfc3339;
 
     #[test]
     fn the_example_of_a_series_is_taken_in_any_year() {

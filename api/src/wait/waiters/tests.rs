@@ -2,12 +2,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use shared::breaker::BreakerLimits;
 use shared::event::{ItemFailed, KeyedTold, Standing};
-use shared::id::{IdIssuer, Kind, MessageId};
-use shared::keyed::{fingerprint_of, id_of};
-use shared::shutdown;
-use shared::store::{ItemStanding, KeyedVerdict, Store, StoreError};
+use shared::model::id::{IdIssuer, Kind, MessageId};
+use shared::model::idempotency::{fingerprint_of, id_of};
+use shared::model::outcome::{ItemStanding, KeyedVerdict};
+use shared::runtime::breaker::BreakerLimits;
+use shared::runtime::shutdown;
+use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 use tokio::sync::mpsc;
 

@@ -4,10 +4,10 @@
 //! POST /api/metrics   {"timestamp": "2026-11-20T12:00:00Z", "value": 12.5, "type": "cpu"}   → 201
 //! GET  /api/metrics/summary?type=cpu&period=daily   → 200 {"count", "average_value", "p95", …}
 //! ```
-use api::http::rfc3339::rfc3339;
+use api::rfc3339::rfc3339;
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::clock;
+use shared::runtime::clock;
 
 use crate::support::{json, on_both_pairs, problem};
 

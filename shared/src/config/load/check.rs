@@ -1,12 +1,13 @@
 //! Values that no program can run with. Pure: settings in, names and reasons out.
 use std::net::IpAddr;
 
+use tracing_subscriber::EnvFilter;
+
 use super::ranges;
-use crate::api_key::KeyRing;
 use crate::config::Config;
-use crate::message::ENVELOPE_BYTES_MAX;
-use crate::store::BODY_BYTES_MAX;
-use crate::telemetry;
+use crate::model::api_key::KeyRing;
+use crate::model::dead_letter::BODY_BYTES_MAX;
+use crate::model::message::ENVELOPE_BYTES_MAX;
 
 /// Least length of a secret where others depend on it.
 pub(super) const SECRET_BYTES_MIN: usize = 16;
@@ -70,7 +71,7 @@ pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     demand("auth.cors_origins", origins, expected);
     let ring = KeyRing::new(config.auth.keys.iter().cloned());
     demand("auth.keys", ring.is_ok(), ring.err().unwrap_or_default());
-    let filter = telemetry::check_filter(&config.telemetry.log_filter);
+    let filter = check_filter(&config.telemetry.log_filter);
     demand("telemetry.log_filter", filter.is_ok(), filter.err().unwrap_or_default());
     found
 }
@@ -99,4 +100,9 @@ pub(super) fn is_loopback(url: &str) -> bool {
     let Some(host) = url.host_str() else { return false };
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Reads a log filter; an error says what cannot be read.
+fn check_filter(filter: &str) -> Result<(), String> {
+    EnvFilter::try_new(filter).map(|_| ()).map_err(|error| error.to_string())
 }

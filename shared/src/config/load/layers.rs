@@ -9,7 +9,8 @@ use figment::providers::{Format, Yaml};
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Provider};
 
-use super::{ConfigError, Problem, Profile, Program};
+use super::problem::{ConfigError, Problem};
+use super::profile::{Profile, Program};
 use crate::config::Config;
 
 const ENV_PREFIX: &str = "FOREBAY__";

@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::id::ITEMS_PER_MESSAGE_MAX;
-use crate::write::POINT_YEARS_MAX;
+use crate::model::id::ITEMS_PER_MESSAGE_MAX;
+use crate::model::write::POINT_YEARS_MAX;
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;

@@ -6,13 +6,14 @@ use url::Url;
 
 use super::Loaded;
 use super::layers::is_secret;
+use super::profile::Profile;
 
 const REDACTED: &str = "***";
 
 /// One line per setting, warnings at the end.
 pub fn check_config_report(loaded: &Loaded) -> String {
     let values = serde_json::to_value(&loaded.config).expect("settings are plain values");
-    let profile = loaded.profile.map_or("none", super::Profile::name);
+    let profile = loaded.profile.map_or("none", Profile::name);
     let mut report = format!("profile: {profile}\n");
     if let Some(path) = &loaded.env_file {
         let _ = writeln!(report, "variables: {}", path.display());

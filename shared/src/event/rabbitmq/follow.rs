@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::{RETRY_FIRST, RETRY_MAX};
-use crate::backoff::Backoff;
+use crate::amqp::connection::{LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError, call};
+use crate::amqp::settings::{Names, RabbitSettings};
+use crate::amqp::topology::declare_events;
 use crate::event::{Event, EventStream, SILENCE_MAX, Signal};
-use crate::queue::rabbitmq::{LogOnce, Names, RabbitSettings, Session, SessionError, call, declare_events};
+use crate::runtime::backoff::Backoff;
 
 /// The name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay events subscriber";

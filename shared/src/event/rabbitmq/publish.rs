@@ -13,14 +13,13 @@ use lapin::{BasicProperties, Channel};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::{RETRY_FIRST, RETRY_MAX};
-use crate::backoff::Backoff;
+use crate::amqp::connection::{ConnectionEvents, LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError};
+use crate::amqp::settings::RabbitSettings;
+use crate::amqp::topology::declare_events;
 use crate::event::{Body, Event};
-use crate::queue::rabbitmq::{
-    ConnectionEvents, LogOnce, RabbitSettings, Session, SessionError, declare_events,
-};
-use crate::shutdown::Shutdown;
-use crate::telemetry::metrics;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::metrics::metrics;
+use crate::runtime::shutdown::Shutdown;
 
 /// The name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay events publisher";

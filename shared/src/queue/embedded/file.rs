@@ -13,10 +13,10 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 
-use super::shelf::{Message, Range};
-use crate::clock::now_ms;
-use crate::message::Outgoing;
+use super::shelf::{Lane, Message, Range};
+use crate::model::message::Outgoing;
 use crate::queue::QueueError;
+use crate::runtime::clock::now_ms;
 
 /// The layout of the file; a file with a higher number was written by a newer build.
 const LAYOUT: i64 = 1;
@@ -43,14 +43,6 @@ const SCHEMA: &str = "
     create table if not exists probe (number integer primary key, filler blob not null) strict;
     pragma user_version = 1;
 ";
-
-/// Which messages of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
-    Writes,
-    /// Those that were rejected.
-    Dead,
-}
 
 /// The writing connection.
 pub(super) struct File {

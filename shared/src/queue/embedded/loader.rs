@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::file::{Lane, Reader};
-use super::shelf::Shelf;
-use crate::backoff::Backoff;
+use super::file::Reader;
+use super::shelf::{Lane, Shelf};
 use crate::queue::QueueError;
+use crate::runtime::backoff::Backoff;
 
 /// The read connection, shared with the writer, who takes it to keep readers away.
 pub(super) type SharedReader = Arc<Mutex<Option<Reader>>>;

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::file::Lane;
 use crate::queue::{Lost, PREFETCH_MAX};
 
 /// Bodies kept ready ahead of the subscribers; what is beyond stays in the file only.
@@ -287,4 +286,12 @@ impl Inner {
         }
         Some(body)
     }
+}
+
+/// Which messages of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    Writes,
+    /// Those that were rejected.
+    Dead,
 }

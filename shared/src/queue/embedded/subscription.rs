@@ -7,8 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use super::file::Lane;
-use super::shelf::{Shelf, Taken};
+use super::shelf::{Lane, Shelf, Taken};
 use super::writer::{Command, Fate, Settle};
 use crate::queue::{Delivery, Lost, REJECTED_TWICE, Subscription};
 

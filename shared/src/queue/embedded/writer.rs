@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{timeout, timeout_at};
 
-use super::file::{File, FileError, Group, Lane, NewMessage};
+use super::file::{File, FileError, Group, NewMessage};
 use super::loader::SharedReader;
-use super::shelf::{Lanes, Message};
-use super::{LinkState, Reservation, Room};
-use crate::backoff::Backoff;
-use crate::message::Outgoing;
+use super::room::{LinkState, Reservation, Room};
+use super::shelf::{Lane, Lanes, Message};
+use crate::model::message::Outgoing;
 use crate::queue::{Link, Lost, PublishError};
-use crate::telemetry::metrics;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::metrics::metrics;
 
 /// Commands in one transaction at most. Each number of messages is a script of its own.
 const GROUP_COMMANDS_MAX: usize = 32;

@@ -21,8 +21,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::judged::{Judge, Landed};
 use super::properties::properties_of;
 use super::publisher::{Job, Pump, SWEEP_EVERY};
-use super::{ConnectionEvents, Session};
-use crate::message::Outgoing;
+use crate::amqp::connection::{ConnectionEvents, Session};
+use crate::model::message::Outgoing;
 use crate::queue::{Link, PublishError};
 
 /// How a session ended.

@@ -12,8 +12,10 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
 use tokio::sync::Mutex;
 
-use super::super::Waiting;
-use super::{RabbitSettings, Session, SessionError, call, topology};
+use crate::amqp::connection::{Session, SessionError, call};
+use crate::amqp::settings::RabbitSettings;
+use crate::amqp::topology;
+use crate::queue::Waiting;
 
 /// The name of the session in the broker's tools.
 const NAME: &str = "forebay queue look";

@@ -18,21 +18,20 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::flow::{Ended, Flow};
 use super::refusals::Refusals;
-use super::{LogOnce, Names, RabbitSettings, Session, SessionError, topology};
-use crate::backoff::Backoff;
-use crate::message::Outgoing;
+use crate::amqp::connection::{LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError};
+use crate::amqp::settings::RabbitSettings;
+use crate::amqp::topology;
+use crate::model::message::Outgoing;
 use crate::queue::{Link, PublishError, Publisher};
-use crate::shutdown::{self, Shutdown};
-use crate::telemetry::metrics;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::metrics::metrics;
+use crate::runtime::shutdown::{self, Shutdown};
 
 /// The name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay queue publisher";
 
 /// How often jobs whose callers have gone are thrown out while they cannot be sent.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_millis(100);
-
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The side of the callers.
 pub(super) struct RabbitPublisher {
@@ -276,7 +275,7 @@ async fn open(
     link: Arc<LinkState>,
 ) -> Result<(Session, Channel), SessionError> {
     let session = Session::open(&settings, NAME).await?;
-    let names = Names::new(&settings.prefix);
+    let names = settings.names();
     let settle = async {
         link.set(Link::Settling);
         sleep(settings.settle).await;

@@ -23,10 +23,12 @@ use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 use super::properties::traces_of;
-use super::{ConnectionEvents, Names, RabbitSettings, Session, SessionError, call, topology};
-use crate::backoff::Backoff;
+use crate::amqp::connection::{ConnectionEvents, Session, SessionError, call};
+use crate::amqp::settings::{Names, RabbitSettings};
+use crate::amqp::topology;
 use crate::queue::{Delivery, Lost, QueueError, REJECTED_TWICE, Subscription};
-use crate::telemetry::metrics;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::metrics::metrics;
 
 /// Which of the queues.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -111,7 +113,7 @@ impl RabbitSubscription {
     ) -> Result<Self, SessionError> {
         static SESSIONS: AtomicU64 = AtomicU64::new(1);
         let session = Session::open(settings, lane.session_name()).await?;
-        let names = Names::new(&settings.prefix);
+        let names = settings.names();
         topology::declare_queues(&session, &names, settings.limits.bytes_max, sleep(settings.settle)).await?;
         let channel = session.channel().await?;
         let mut subscription = Self {

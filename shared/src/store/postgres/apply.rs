@@ -15,31 +15,23 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
-use super::counters::{add_merged, add_one_by_one};
+use super::days::days_of;
+use super::effects::{Learned, Path, take_effect};
 use super::failure::Failure;
 use super::isolate::{self, Rest, Search};
 use super::known::Known;
-use super::partitions::days_of;
-use super::points::TypeIds;
-use super::{documents, keys, ledger, points, read, rollups, session};
-use crate::backoff::Backoff;
-use crate::message::Message;
-use crate::store::ledger::{TooOld, distinct};
-use crate::store::plan::Plan;
-use crate::store::{Applied, GiveUp, Reason};
+use super::{keys, ledger, read, session};
+use crate::model::message::Message;
+use crate::model::outcome::{Applied, Reason};
+use crate::runtime::backoff::Backoff;
+use crate::store::GiveUp;
+use crate::store::rules::ledger::{TooOld, distinct};
+use crate::store::rules::plan::Plan;
 
 /// Attempts after a deadlock, a lock that did not come, or a partition that went.
 const ATTEMPTS_MAX: u32 = 5;
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(200);
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Path {
-    /// One addition per counter.
-    Merged,
-    /// Increment by increment.
-    Exact,
-}
 
 /// Which items of a batch a transaction applies.
 #[derive(Clone, Copy)]
@@ -186,25 +178,6 @@ async fn try_once(
     }
 }
 
-/// What is worth remembering once the transaction is committed.
-#[derive(Default)]
-pub struct Learned {
-    types: TypeIds,
-    rollups: Vec<rollups::Key>,
-}
-
-impl Learned {
-    pub fn absorb(&mut self, later: Self) {
-        self.types.extend(later.types);
-        self.rollups.extend(later.rollups);
-    }
-
-    pub fn remember(self, known: &Known) {
-        known.types.remember(&self.types);
-        known.rollups.remember(self.rollups);
-    }
-}
-
 /// All statements between `begin` and `commit`.
 pub async fn within(
     connection: &mut PgConnection,
@@ -241,37 +214,4 @@ pub async fn within(
     applied.fresh = fresh.iter().map(|message| message.id).collect();
     applied.keyed = plan.keyed_outcomes(&applied.set_aside);
     Ok((applied, learned))
-}
-
-/// Writes everything that a plan asks for, but ledger and keys. What cannot be applied is added to
-/// the items that are set aside.
-pub async fn take_effect(
-    connection: &mut PgConnection,
-    known: &Known,
-    plan: &Plan<'_>,
-    path: Path,
-    applied: &mut Applied,
-) -> Result<Learned, Failure> {
-    let written = documents::write(connection, known, plan).await?;
-    applied.set_aside.extend(written.set_aside);
-    applied.deleted = written.deleted;
-    let mut learned = Learned::default();
-    if !plan.points.is_empty() {
-        learned.types = points::types(connection, &known.types, &plan.points).await?;
-        points::insert(connection, &learned.types, &plan.points).await?;
-        learned.rollups = rollups::merge(connection, &known.rollups, &learned.types, &plan.points).await?;
-        applied.types = learned.types.keys().cloned().collect();
-        applied.types.sort_unstable();
-    }
-    let counted = match path {
-        Path::Merged => add_merged(connection, &plan.increments).await?,
-        Path::Exact => add_one_by_one(connection, &plan.increments).await?,
-    };
-    // Only now is it known what overflows. Nobody waits for these rows: who writes the same ones
-    // has waited for the ledger or for the keys.
-    ledger::bury(connection, &counted.set_aside).await?;
-    applied.set_aside.extend(counted.set_aside);
-    applied.standings = counted.standings;
-    applied.counters = counted.counters;
-    Ok(learned)
 }

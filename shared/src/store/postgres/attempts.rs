@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::failure::Failure;
-use crate::id::MessageId;
+use crate::model::id::MessageId;
 
 /// Writes the one row that every database has.
 pub async fn probe(connection: &mut PgConnection) -> Result<(), Failure> {

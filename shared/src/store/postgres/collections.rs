@@ -12,8 +12,9 @@ use uuid::Uuid;
 
 use super::failure::Failure;
 use super::session::begin;
-use crate::collection::{Checker, Collection, Definition};
-use crate::store::documents::KNOWN_BYTES_MAX;
+use crate::model::collection::{Checker, Collection, Definition};
+use crate::store::rules::documents::KNOWN_BYTES_MAX;
+use crate::store::rules::page::Bounds;
 
 /// Any numbers that nothing else uses; the same in every build.
 const DEFINITIONS_LOCK: i64 = 0x666f_7265_6261_7902;
@@ -151,6 +152,26 @@ impl Compiled {
 pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Collection, Failure> {
     let row = row(connection, name).await?;
     Ok(row.map_or_else(Collection::default, Collection::from))
+}
+
+/// Those that are defined, by name.
+pub async fn page(
+    connection: &mut PgConnection,
+    bounds: &Bounds,
+) -> Result<Vec<(String, Collection)>, Failure> {
+    let rows = sqlx::query_as!(
+        CollectionRow,
+        "select name, version, is_defined, schema, indexed, retention_days, index_before
+         from collections
+         where name <> $1 and name >= $2 and name < $3 and is_defined
+         order by name
+         limit $4",
+        bounds.after,
+        bounds.from,
+        bounds.below,
+        bounds.limit
+    );
+    Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (row.name.clone(), row.into())).collect())
 }
 
 async fn row(connection: &mut PgConnection, name: &str) -> Result<Option<CollectionRow>, Failure> {

@@ -8,10 +8,10 @@ use sqlx::PgConnection;
 
 use super::failure::Failure;
 use super::read::CounterRow;
-use crate::store::plan::Task;
-use crate::store::sums::{self, Standing};
-use crate::store::{Counter, ItemStanding, SetAside};
-use crate::write::Increment;
+use crate::model::outcome::{Counter, ItemStanding, SetAside};
+use crate::model::write::Increment;
+use crate::store::rules::plan::Task;
+use crate::store::rules::sums::{self, Standing};
 
 /// What the increments of a batch came to.
 #[derive(Default)]

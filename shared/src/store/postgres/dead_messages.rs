@@ -4,21 +4,22 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::apply::{Choice, Learned, Mode, Path, Patience, within};
+use super::apply::{Choice, Mode, Patience, within};
+use super::days::days_of;
 use super::dead_letters::{keep_one, lock, take};
+use super::effects::{Learned, Path};
 use super::failure::Failure;
 use super::isolate::{Refusal, Search};
 use super::known::Known;
-use super::partitions::days_of;
 use super::{ledger, session};
-use crate::message::Message;
-use crate::store::bodies::{
-    Row, failed_again, is_reused_for_good, may_repeat, message_of, mismatch, too_old,
+use crate::model::dead_letter::{
+    DeadLetter, DeadMessage, MESSAGE_KIND, Redrive, RedriveOutcome, Redriven, mismatch,
 };
-use crate::store::dead_letters::failed;
-use crate::store::{
-    DeadLetter, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome, Redriven, StoreError,
-};
+use crate::model::message::Message;
+use crate::model::outcome::Reason;
+use crate::store::StoreError;
+use crate::store::rules::bodies::{Row, failed_again, is_reused_for_good, may_repeat, message_of, too_old};
+use crate::store::rules::dead_letters::failed;
 
 /// Bounds the search for what the server refuses, below `store.write_timeout_ms`.
 const REDRIVE_LIMIT: Duration = Duration::from_secs(20);

@@ -9,16 +9,16 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::collections::{self, Compiled, Found};
+use super::columns::from_ms;
+use super::days::DAY_MS;
 use super::failure::Failure;
 use super::known::Known;
-use super::partitions::DAY_MS;
-use super::read::from_ms;
 use super::{fields, keys, ledger, read};
-use crate::id::{ItemKey, MessageId};
-use crate::store::SetAside;
-use crate::store::documents::{self, Elsewhere, FieldRow, Row};
-use crate::store::plan::{Plan, Task};
-use crate::write::Delete;
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::outcome::SetAside;
+use crate::model::write::Delete;
+use crate::store::rules::documents::{self, Elsewhere, FieldRow, Row};
+use crate::store::rules::plan::{Plan, Task};
 
 /// Documents that [`prune`] deletes at once.
 const PAGE_DOCUMENTS_MAX: i64 = 2_000;

@@ -1,6 +1,6 @@
 //! What can go wrong in an operation, and what it means for the next attempt.
 use crate::store::StoreError;
-use crate::store::checks::Unchecked;
+use crate::store::rules::checks::Unchecked;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -176,4 +176,9 @@ fn hint(code: &str, message: &str) -> &'static str {
         _ => false,
     };
     if is_of_pooler { "; a pooler stands before the server: set store.pooler to true" } else { "" }
+}
+
+/// Something is stored that this build cannot read: it is left as it is, and writers pause.
+pub fn corrupt(text: &str) -> Failure {
+    StoreError::Unavailable(text.into()).into()
 }

@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::collections::{self, Compiled};
 use super::failure::Failure;
 use super::session::begin;
-use crate::collection::Checker;
-use crate::store::documents::FieldRow;
+use crate::model::collection::Checker;
+use crate::store::rules::documents::FieldRow;
 
 /// Documents that one call of [`index_page`] reads at most, and about how many bytes of them.
 const PAGE_DOCUMENTS_MAX: i64 = 2_000;

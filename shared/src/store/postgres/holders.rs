@@ -2,8 +2,8 @@
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::columns::{from_ms, to_ms};
 use super::failure::Failure;
-use super::read::{from_ms, to_ms};
 use crate::store::{Held, Hold, Holder};
 
 /// One statement. Of the silent, those that told something since they were read stay.

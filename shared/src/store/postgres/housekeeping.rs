@@ -11,16 +11,17 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
+use super::columns::from_ms;
+use super::days::{DAY_MS, Table, days_ahead};
 use super::failure::Failure;
 use super::known::Known;
-use super::partitions::{self, DAY_MS, Table};
-use super::read::{from_ms, now_ms};
+use super::read::now_ms;
 use super::retire::{Retired, retire};
 use super::session::begin;
-use super::{collections, dead_letters, documents, fields, keys, ledger, rollups};
-use crate::id::MessageId;
-use crate::rollup::Resolution;
-use crate::store::ledger::keys_before_ms;
+use super::{collections, dead_letters, documents, fields, keys, ledger, partitions, rollups};
+use crate::model::id::MessageId;
+use crate::model::rollup::Resolution;
+use crate::store::rules::ledger::keys_before_ms;
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 /// Any number that nothing else uses; the same in every build.
@@ -80,7 +81,7 @@ pub async fn housekeep(
         now_ms
     };
     let mut failed = Failed::default();
-    for day in partitions::days_ahead(now_ms) {
+    for day in days_ahead(now_ms) {
         failed.note("partitions", known.partitions.ensure(connection, &BTreeSet::from([day])).await);
     }
     let now_ms = now_ms.min(retention.now_ms_max);

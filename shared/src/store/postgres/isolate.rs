@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use super::apply::{Learned, Path, take_effect};
+use super::effects::{Learned, Path, take_effect};
 use super::failure::Failure;
 use super::known::Known;
 use super::ledger;
-use crate::store::plan::{Place, Plan, set_aside};
-use crate::store::{Applied, Reason, SetAside};
+use crate::model::outcome::{Applied, Reason, SetAside};
+use crate::store::rules::plan::{Place, Plan, set_aside};
 
 /// Parts of a batch that are tried at most.
 const PROBES_MAX: usize = 1_000;
@@ -205,7 +205,7 @@ pub fn give_up(why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{IdIssuer, Kind};
+    use crate::model::id::{IdIssuer, Kind};
 
     fn refusal(code: &str) -> Refusal {
         Refusal { reason: Reason::RefusedByStore, code: code.into(), message: "zu lang für c".into() }

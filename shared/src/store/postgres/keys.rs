@@ -5,14 +5,11 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::columns::{fingerprint, from_ms, item};
 use super::failure::Failure;
-use super::read::from_ms;
-use crate::clock;
-use crate::id::ItemKey;
-use crate::keyed::Fingerprint;
-use crate::message::Message;
-use crate::store::StoreError;
-use crate::store::plan::{self, Earlier};
+use crate::model::message::Message;
+use crate::runtime::clock;
+use crate::store::rules::plan::{self, Earlier};
 
 /// Enters the keys of messages that are new, and returns those that were there before. Another
 /// transaction that holds the same key is waited for: it may have been the first.
@@ -122,20 +119,4 @@ pub async fn forget(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), F
         sqlx::query!("delete from keyed_writes where id = any($1)", ids).execute(connection).await?;
     }
     Ok(())
-}
-
-/// An item's key as stored.
-pub fn item(id: Uuid) -> Result<ItemKey, Failure> {
-    ItemKey::from_uuid(id).ok_or_else(|| corrupt(&format!("{id} is stored and is no key of an item")))
-}
-
-/// A fingerprint as stored.
-pub fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, Failure> {
-    let bytes = bytes.try_into().map_err(|_| corrupt("a stored fingerprint does not have 16 bytes"))?;
-    Ok(Fingerprint(bytes))
-}
-
-/// Something is stored that this build cannot read: it is left as it is, and writers pause.
-pub fn corrupt(text: &str) -> Failure {
-    StoreError::Unavailable(text.into()).into()
 }

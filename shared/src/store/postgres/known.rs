@@ -9,7 +9,7 @@ use super::partitions::Partitions;
 use super::points::KnownTypes;
 use super::rollups::KnownRollups;
 use crate::config;
-use crate::store::checks::Checks;
+use crate::store::rules::checks::Checks;
 
 #[derive(Debug)]
 pub struct Known {

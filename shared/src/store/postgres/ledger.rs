@@ -7,11 +7,12 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::columns::from_ms;
 use super::failure::Failure;
-use super::read::from_ms;
-use crate::id::MessageId;
-use crate::message::Message;
-use crate::store::{SetAside, ledger};
+use crate::model::id::MessageId;
+use crate::model::message::Message;
+use crate::model::outcome::SetAside;
+use crate::store::rules::ledger;
 
 /// Writes the ledger rows and returns the messages that had none, in the order of the batch, and
 /// which of them lie at or below the floor. Another transaction that holds the same id is waited for.

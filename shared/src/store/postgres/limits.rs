@@ -13,7 +13,6 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::failure::Failure;
 use super::schema::Schema;
-use super::session::Class;
 use crate::config;
 use crate::store::StoreError;
 
@@ -32,6 +31,35 @@ const LEVEL: &str = "begin isolation level read committed";
 
 /// Any number that nothing else uses; the same in every build.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7919;
+
+/// Kind of an operation, which decides its connections and its limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Finds what it is asked for by key; one transaction.
+    Read,
+    /// A read that a client can make slow: those have a share of the connections.
+    List,
+    /// Begins transactions of its own, by [`begin`](super::session::begin).
+    Write,
+}
+
+/// How long an operation may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub class: Class,
+    pub time: Duration,
+}
+
+impl Limit {
+    pub fn new(class: Class, time_ms: u64) -> Self {
+        Self { class, time: Duration::from_millis(time_ms) }
+    }
+
+    /// The same class with another time.
+    pub fn within(self, time: Duration) -> Self {
+        Self { time, ..self }
+    }
+}
 
 /// In milliseconds.
 pub struct Limits {

@@ -8,10 +8,9 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::columns::{fingerprint, item, to_ms};
 use super::failure::Failure;
-use super::keys::{fingerprint, item};
-use super::read::to_ms;
-use crate::id::ItemKey;
+use crate::model::id::ItemKey;
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 
 /// A row of `documents` with what `keyed_writes` holds of it.
@@ -79,11 +78,12 @@ pub async fn page(
         r#"select place, document.id, data, accepted_at,
                (select fingerprint from keyed_writes where id = document.id) as fingerprint
            from documents as document
-           where collection = $1 and place < $2 and data is not null
+           where collection = $1 and place < $2 and place >= $4 and data is not null
            order by place desc limit $3"#,
         page.collection,
         page.before.unwrap_or(Uuid::max()),
-        i64::from(page.limit)
+        i64::from(page.limit),
+        page.from.unwrap_or(Uuid::nil())
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
     let documents = rows.filter_map(|row| row.read().map(Stored::into_document).transpose());
@@ -130,7 +130,7 @@ async fn search(
                    where collection = $1
                        and field = ($2::text[])[walk.step % cardinality($2::text[]) + 1]
                        and value = ($3::text[])[walk.step % cardinality($2::text[]) + 1]
-                       and place <= walk.place
+                       and place <= walk.place and place >= $8
                        and (place < walk.place or walk.agreed < cardinality($2::text[]))
                    order by place desc limit 1
                ) as next
@@ -157,7 +157,8 @@ async fn search(
         page.before.unwrap_or(Uuid::max()),
         i32::try_from(page.limit).unwrap_or(i32::MAX),
         SEARCH_STEPS_MAX,
-        time_max.as_secs_f64() * 1_000.0
+        time_max.as_secs_f64() * 1_000.0,
+        page.from.unwrap_or(Uuid::nil())
     );
     let mut found = DocumentsFound::default();
     for step in steps.fetch_all(connection).await? {

@@ -8,38 +8,16 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
-use time::OffsetDateTime;
 
-use super::failure::Failure;
-use super::keys::corrupt;
-use super::read::clamp_ms;
+use super::days::{Day, Table};
+use super::failure::{Failure, corrupt};
 use super::retire::{self, State};
 use super::session::begin;
-use crate::id::MessageId;
-use crate::message::{Entry, Message};
-use crate::rollup::Resolution;
-use crate::store::points::MINUTES_BACK_MS_MAX;
-use crate::write::{Item, Write};
 
-pub const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
-const DAY_MINUTES: i64 = 24 * 60;
-/// Ids hold 48 bits of milliseconds.
-const TIME_END_MS: i64 = 1 << 48;
 /// Any number that nothing else uses; the same in every build.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7901;
 /// Days remembered. Batches are about today; more than a few days mean a backlog.
 const KNOWN_DAYS_MAX: usize = 1_000;
-
-/// A table that has a partition per day.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Table {
-    Ledger,
-    Points,
-    Minutes,
-}
-
-/// A table and a day, counted since 1970.
-pub type Day = (Table, i64);
 
 /// The partitions that are known to exist.
 #[derive(Debug, Default)]
@@ -70,30 +48,6 @@ impl Partitions {
     fn known(&self) -> MutexGuard<'_, BTreeSet<Day>> {
         self.days.lock().expect("no code panics while it holds this lock")
     }
-}
-
-/// What a batch needs.
-pub fn days_of(batch: &[&Message]) -> BTreeSet<Day> {
-    let mut days = BTreeSet::new();
-    for message in batch {
-        days.insert((Table::Ledger, message.id.time_ms() / DAY_MS));
-        for entry in &message.entries {
-            let Entry::Item(Item { write: Write::Point(point), .. }) = entry else { continue };
-            days.insert((Table::Points, clamp_ms(message.accepted_at_ms) / DAY_MS));
-            if message.accepted_at_ms.saturating_sub(point.at_ms) <= MINUTES_BACK_MS_MAX {
-                let minute = i64::from(Resolution::Minute.period_of(point.at_ms));
-                days.insert((Table::Minutes, minute.div_euclid(DAY_MINUTES)));
-            }
-        }
-    }
-    days
-}
-
-/// What will be needed until tomorrow ends.
-pub fn days_ahead(now_ms: i64) -> BTreeSet<Day> {
-    let today = now_ms / DAY_MS;
-    let tables = [Table::Ledger, Table::Points, Table::Minutes];
-    tables.into_iter().flat_map(|table| [(table, today), (table, today + 1)]).collect()
 }
 
 /// Made apart and then attached: that takes no lock against readers and writers of the table,
@@ -155,100 +109,4 @@ pub async fn older(
         retire::MARK
     );
     Ok(rows.fetch_all(connection).await?)
-}
-
-impl Table {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ledger => "applied_message",
-            Self::Points => "points",
-            Self::Minutes => "rollups",
-        }
-    }
-
-    /// Of the names of partitions.
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Ledger => "applied_message",
-            Self::Points => "points",
-            Self::Minutes => "rollups_minute",
-        }
-    }
-
-    /// Half of each page is kept free where rows are updated again and again: `counters`.
-    fn settings(self) -> &'static str {
-        match self {
-            Self::Ledger | Self::Points => "",
-            Self::Minutes => " with (fillfactor = 50)",
-        }
-    }
-
-    /// `points_20261120`; made of digits and letters only.
-    fn partition(self, day: i64) -> String {
-        let prefix = self.prefix();
-        let date = OffsetDateTime::from_unix_timestamp(day * DAY_MS / 1_000).map(OffsetDateTime::date);
-        match date {
-            Ok(date) if date.year() >= 0 => {
-                format!("{prefix}_{:04}{:02}{:02}", date.year(), u8::from(date.month()), date.day())
-            }
-            // What a message can name and the calendar here cannot.
-            _ if day < 0 => format!("{prefix}_day_before_{}", day.unsigned_abs()),
-            _ => format!("{prefix}_day_{day}"),
-        }
-    }
-
-    /// As SQL: the first key of the day, and what follows its last.
-    fn bounds(self, day: i64) -> (String, String) {
-        match self {
-            Self::Ledger => {
-                let id = |time_ms| format!("'{}'", MessageId::lowest_at(time_ms));
-                let to_ms = (day + 1) * DAY_MS;
-                let to = if to_ms < TIME_END_MS { id(to_ms) } else { "maxvalue".to_owned() };
-                (id(day * DAY_MS), to)
-            }
-            Self::Points => {
-                let time = |day: i64| format!("to_timestamp({})", day * DAY_MS / 1_000);
-                (time(day), time(day + 1))
-            }
-            Self::Minutes => {
-                let period = |day: i64, beyond: &str| {
-                    let period = i32::try_from(day * DAY_MINUTES);
-                    format!("0, {}", period.map_or_else(|_| beyond.to_owned(), |period| period.to_string()))
-                };
-                (period(day, "minvalue"), period(day + 1, "maxvalue"))
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_meet_without_a_gap_from_the_first_to_the_last() {
-        let ledger = Table::Ledger;
-        assert_eq!(ledger.partition(0), "applied_message_19700101");
-        assert_eq!(ledger.partition(20_777), "applied_message_20261120");
-        let last = (TIME_END_MS - 1) / DAY_MS;
-        assert_eq!(ledger.partition(last), format!("applied_message_day_{last}"));
-        assert_eq!(ledger.bounds(last).1, "maxvalue");
-        let minutes = Table::Minutes;
-        let [first, end] = [i32::MIN, i32::MAX].map(|minute| i64::from(minute).div_euclid(DAY_MINUTES));
-        assert_eq!(minutes.partition(-1), "rollups_minute_19691231");
-        assert!(minutes.partition(-1_000_000).starts_with("rollups_minute_day_before_"));
-        assert_eq!(
-            (minutes.bounds(first).0, minutes.bounds(end).1),
-            ("0, minvalue".into(), "0, maxvalue".into())
-        );
-        for (table, days) in [
-            (ledger, [0, 20_777, last - 1]),
-            (Table::Points, [0, 20_777, 2_932_896]),
-            (minutes, [first, 0, end - 1]),
-        ] {
-            for day in days {
-                assert_eq!(table.bounds(day).1, table.bounds(day + 1).0);
-            }
-        }
-    }
 }

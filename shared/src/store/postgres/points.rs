@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::columns::from_ms;
 use super::failure::Failure;
-use super::read::from_ms;
-use crate::store::plan::Task;
-use crate::write::Point;
+use crate::model::write::Point;
+use crate::store::rules::plan::Task;
 
 /// Types remembered. Those beyond are asked for in each batch.
 const TYPES_MAX: usize = 100_000;

@@ -6,14 +6,12 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::columns::{self, to_ms};
 use super::failure::Failure;
-use super::keys;
-use crate::id::{ItemKey, MessageId};
-use crate::store::ledger;
-use crate::store::page::Bounds;
-use crate::store::{Counter, Fate};
-
-const YEAR_9999_END_MS: i64 = 253_402_300_799_999;
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::outcome::{Counter, Fate};
+use crate::store::rules::ledger;
+use crate::store::rules::page::Bounds;
 
 /// A row of `counters`.
 pub struct CounterRow {
@@ -104,7 +102,7 @@ pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<V
     for row in rows {
         let Some(number) = row.number.and_then(|number| usize::try_from(number - 1).ok()) else { continue };
         let message = items[number].message().and_then(|message| applied.get(&message.as_uuid()).copied());
-        let fingerprint = row.fingerprint.as_deref().map(keys::fingerprint).transpose()?;
+        let fingerprint = row.fingerprint.as_deref().map(columns::fingerprint).transpose()?;
         fates[number] = match (row.set_aside_at, row.reason, row.detail) {
             (Some(at), Some(reason), Some(detail)) => {
                 Some(Fate::Failed { at_ms: to_ms(at), reason, detail, fingerprint })
@@ -121,32 +119,4 @@ pub async fn fates(connection: &mut PgConnection, items: &[ItemKey]) -> Result<V
 pub async fn now_ms(connection: &mut PgConnection) -> Result<i64, Failure> {
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(connection).await?;
     Ok(to_ms(now))
-}
-
-pub fn to_ms(at: OffsetDateTime) -> i64 {
-    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).expect("nanoseconds have 96 bits at most")
-}
-
-/// The nearest time that the server and the calendar hold: a message may carry any number.
-pub fn from_ms(at_ms: i64) -> OffsetDateTime {
-    let nanoseconds = i128::from(clamp_ms(at_ms)) * 1_000_000;
-    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).expect("a time from 1970 to 9999")
-}
-
-/// See [`from_ms`].
-pub fn clamp_ms(at_ms: i64) -> i64 {
-    at_ms.clamp(0, YEAR_9999_END_MS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_number_becomes_a_time_and_a_usual_one_itself() {
-        for (at_ms, stored) in [(-1, 0), (i64::MIN, 0), (1_763_600_000_123, 1_763_600_000_123)] {
-            assert_eq!(to_ms(from_ms(at_ms)), stored);
-        }
-        assert_eq!(from_ms(i64::MAX).year(), 9999);
-    }
 }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
+use super::days::Table;
 use super::failure::Failure;
 use super::ledger;
-use super::partitions::Table;
 use super::session::{alone, begin};
 
 /// The comment on a partition that is to go: detached, it is one that nobody keeps.

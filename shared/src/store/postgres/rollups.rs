@@ -9,14 +9,14 @@ use std::sync::{Mutex, MutexGuard};
 
 use sqlx::PgConnection;
 
-use super::failure::Failure;
-use super::keys::corrupt;
+use super::failure::{Failure, corrupt};
 use super::points::TypeIds;
-use crate::rollup::{Corrupt, Resolution, Rollup};
-use crate::store::plan::Task;
-use crate::store::points::{Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, merged, page, rollups};
+use crate::model::rollup::bytes::Corrupt;
+use crate::model::rollup::{Resolution, Rollup};
+use crate::model::write::Point;
+use crate::store::rules::plan::Task;
+use crate::store::rules::points::{Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, merged, page, rollups};
 use crate::store::{RollupPage, RollupRange};
-use crate::write::Point;
 
 /// Keys remembered, of twelve bytes each. Keys beyond are inserted in vain before they are locked.
 const KEYS_MAX: usize = 1 << 18;

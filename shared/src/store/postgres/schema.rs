@@ -9,7 +9,7 @@ use sqlx::migrate::Migrator;
 
 use super::failure::Failure;
 use crate::store::StoreError;
-use crate::store::schema::{Ran, compare};
+use crate::store::rules::schema::{Ran, compare};
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations/postgres");
 

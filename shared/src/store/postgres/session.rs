@@ -26,11 +26,11 @@ use tokio::time::timeout;
 
 use super::database;
 use super::failure::Failure;
-use super::limits::{Begin, COMMITS, Limits};
+use super::limits::{Begin, COMMITS, Class, Limit, Limits};
 use super::schema::Schema;
 use crate::config;
+use crate::runtime::metrics::metrics;
 use crate::store::StoreError;
-use crate::telemetry::metrics;
 
 /// How long a server may take to agree that a connection is idle.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -45,35 +45,6 @@ const IDLE_MAX: Duration = Duration::from_mins(5);
 const LAST_WORD_MAX: Duration = Duration::from_millis(500);
 /// A migration may rewrite a table, and waits for the one that another process runs.
 const MIGRATE_TIMEOUT: Duration = Duration::from_mins(15);
-
-/// Kind of an operation, which decides its connections and its limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// Finds what it is asked for by key; one transaction.
-    Read,
-    /// A read that a client can make slow: those have a share of the connections.
-    List,
-    /// Begins transactions of its own, by [`begin`].
-    Write,
-}
-
-/// How long an operation may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Limit {
-    pub class: Class,
-    pub time: Duration,
-}
-
-impl Limit {
-    pub fn new(class: Class, time_ms: u64) -> Self {
-        Self { class, time: Duration::from_millis(time_ms) }
-    }
-
-    /// The same class with another time.
-    pub fn within(self, time: Duration) -> Self {
-        Self { time, ..self }
-    }
-}
 
 tokio::task_local! {
     /// How the operation of this task begins a transaction.

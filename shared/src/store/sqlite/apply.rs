@@ -8,14 +8,16 @@ use uuid::Uuid;
 
 use super::collections::Cache;
 use super::files::Failure;
-use super::{documents, json, keys, points};
-use crate::clock;
-use crate::id::{ItemKey, MessageId};
-use crate::message::Message;
-use crate::store::ledger::TooOld;
-use crate::store::plan::Plan;
-use crate::store::sums::{self, Folded, Standing};
-use crate::store::{Applied, Counter, Reason, SetAside, ledger};
+use super::values::json;
+use super::{documents, keys, points};
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::message::Message;
+use crate::model::outcome::{Applied, Counter, Reason, SetAside};
+use crate::runtime::clock;
+use crate::store::rules::ledger;
+use crate::store::rules::ledger::TooOld;
+use crate::store::rules::plan::Plan;
+use crate::store::rules::sums::{self, Folded, Standing};
 
 /// `where true` tells the parser that `on` begins no join.
 pub const ENTER: &str = "insert into applied_message (id, digest, applied_at_ms) \

@@ -6,9 +6,9 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::files::Failure;
-use super::json;
-use crate::clock;
-use crate::id::MessageId;
+use super::values::json;
+use crate::model::id::MessageId;
+use crate::runtime::clock;
 
 /// Writes the one row that every file has.
 pub const PROBE: &str = "update ledger_floor set id = id where one = 1";

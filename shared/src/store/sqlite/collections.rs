@@ -3,21 +3,24 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::documents;
 use super::files::Failure;
-use super::json;
-use crate::collection::{Checker, Collection, Definition};
+use super::values::json;
 use crate::config;
-use crate::store::checks::Checks;
-use crate::store::documents::KNOWN_BYTES_MAX;
+use crate::model::collection::{Checker, Collection, Definition};
+use crate::store::rules::checks::Checks;
+use crate::store::rules::documents::KNOWN_BYTES_MAX;
+use crate::store::rules::page::Bounds;
 
 pub const ONE: &str = "select version, is_defined, schema, indexed, retention_days, index_before \
     from collections where name = ?1";
+
+/// As [`ONE`], with the name behind it.
+pub const PAGE: &str = "select version, is_defined, schema, indexed, retention_days, index_before, name \
+    from collections where name <> ?1 and name >= ?2 and name < ?3 and is_defined order by name limit ?4";
 
 pub const VERSIONS: &str = "select name, version from collections \
     where name in (select value from json_each(?1))";
@@ -32,16 +35,6 @@ pub const PUT: &str = "insert into collections \
 pub const HAS_DOCUMENTS: &str = "select exists (select 1 from documents where collection = ?1)";
 
 pub const DROP_FIELD: &str = "delete from document_fields where collection = ?1 and field = ?2";
-
-pub const NEXT: &str = "select place, data from documents \
-    where collection = ?1 and place < ?2 order by place desc limit ?3";
-
-pub const INDEXED_TO: &str = "update collections set index_before = ?2 where name = ?1";
-
-/// Documents that one call indexes at most: other writes wait meanwhile.
-const PAGE_ROWS_MAX: u32 = 500;
-/// And once it has read so many bytes of them, it ends.
-pub const PAGE_BYTES_MAX: usize = 4 << 20;
 
 /// Definitions that are kept compiled; beyond, all are forgotten.
 const KNOWN_MAX: usize = 1_000;
@@ -132,6 +125,18 @@ pub async fn read(connection: &mut SqliteConnection, name: &str) -> Result<Found
     Ok(row.as_ref().map(found_of).transpose()?.unwrap_or_default())
 }
 
+/// Those that are defined, by name.
+pub async fn page(
+    connection: &mut SqliteConnection,
+    bounds: Bounds,
+) -> Result<Vec<(String, Collection)>, Failure> {
+    let Bounds { after, from, below, limit } = bounds;
+    let rows = sqlx::query(PAGE).bind(after).bind(from).bind(below).bind(limit);
+    let rows = rows.fetch_all(connection).await?;
+    let named = |row: &SqliteRow| Ok((row.try_get(6)?, found_of(row)?.collection));
+    Ok(rows.iter().map(named).collect::<Result<_, sqlx::Error>>()?)
+}
+
 fn found_of(row: &SqliteRow) -> Result<Found, sqlx::Error> {
     let indexed: String = row.try_get(3)?;
     let decoded = serde_json::from_str(&indexed);
@@ -147,7 +152,7 @@ fn found_of(row: &SqliteRow) -> Result<Found, sqlx::Error> {
 }
 
 /// Replaces a definition. What it does not index any more is forgotten at once; what it indexes
-/// newly waits for [`index_page`]. Rows of a field that stays are right as they are: they depend
+/// newly waits for [`index_page`](super::fields::index_page). Rows of a field that stays are right as they are: they depend
 /// on nothing but the document.
 pub async fn define(
     connection: &mut SqliteConnection,
@@ -181,35 +186,4 @@ pub async fn define(
         .bind(index_before);
     put.execute(connection).await?;
     Ok(collection)
-}
-
-/// Indexes the next documents, by descending place; `false` when there are no more.
-pub async fn index_page(
-    connection: &mut SqliteConnection,
-    cache: &Cache,
-    name: &str,
-) -> Result<bool, Failure> {
-    let Some(before) = read(connection, name).await?.index_before else { return Ok(false) };
-    let known = cache.load(connection, &[name]).await?;
-    let checker = &known[name].checker;
-    let (mut last, mut fields) = (None, Vec::new());
-    let (mut rows, mut bytes) = (0, 0);
-    {
-        let mut documents =
-            sqlx::query(NEXT).bind(name).bind(before).bind(PAGE_ROWS_MAX).fetch(&mut *connection);
-        while bytes < PAGE_BYTES_MAX
-            && let Some(row) = documents.try_next().await?
-        {
-            let place: Uuid = row.try_get(0)?;
-            (last, rows) = (Some(place), rows + 1);
-            if let Some(data) = row.try_get::<Option<&str>, _>(1)? {
-                bytes += data.len();
-                fields.extend(documents::fields_of(checker, name, place, data));
-            }
-        }
-    }
-    documents::index(connection, &fields).await?;
-    let index_before = last.filter(|_| rows == PAGE_ROWS_MAX || bytes >= PAGE_BYTES_MAX);
-    sqlx::query(INDEXED_TO).bind(name).bind(index_before).execute(connection).await?;
-    Ok(index_before.is_some())
 }

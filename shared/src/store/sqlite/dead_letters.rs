@@ -9,16 +9,19 @@ use uuid::Uuid;
 
 use super::collections::Cache;
 use super::files::Failure;
-use super::{apply, documents, housekeeping, json, keys, points};
-use crate::clock;
-use crate::message::Message;
-use crate::store::bodies::{failed_again, is_reused_for_good, may_repeat, message_of, mismatch, too_old};
-use crate::store::dead_letters::{Batch, PAGE_BYTES_MAX, REDRIVE_TIME_MAX, bytes, steps};
-use crate::store::plan::Plan;
-use crate::store::{
-    Applied, DeadLetter, DeadLetterPage, DeadMessage, MESSAGE_KIND, Reason, Redrive, RedriveOutcome,
-    Redriven, RedrivenPage, StoreError,
+use super::values::json;
+use super::{apply, documents, housekeeping, keys, points};
+use crate::model::dead_letter::{
+    DeadLetter, DeadLetterPage, DeadMessage, MESSAGE_KIND, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
+    RedrivenPage, bytes, mismatch,
 };
+use crate::model::message::Message;
+use crate::model::outcome::{Applied, Reason};
+use crate::runtime::clock;
+use crate::store::StoreError;
+use crate::store::rules::bodies::{failed_again, is_reused_for_good, may_repeat, message_of, too_old};
+use crate::store::rules::dead_letters::{Batch, REDRIVE_TIME_MAX, steps};
+use crate::store::rules::plan::Plan;
 
 pub const PAGE: &str = "select id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms, \
     discarded_at_ms from dead_letters where id > ?1 and id <= ?2 and (discarded_at_ms is not null) = ?3 \

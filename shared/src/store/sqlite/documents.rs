@@ -12,13 +12,16 @@ use uuid::Uuid;
 
 use super::collections::{Cache, Known};
 use super::files::Failure;
-use super::{fates, fingerprint_of, json, values};
-use crate::collection::Checker;
-use crate::id::ItemKey;
-use crate::store::documents::{self, Elsewhere, FieldRow, Row};
-use crate::store::plan::{Plan, Task};
-use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, SetAside, Stored};
-use crate::write::Delete;
+use super::read::fates;
+use super::values::{fingerprint_of, json};
+use super::{fields, values};
+use crate::model::collection::Checker;
+use crate::model::id::ItemKey;
+use crate::model::outcome::SetAside;
+use crate::model::write::Delete;
+use crate::store::rules::documents::{self, Elsewhere, Row};
+use crate::store::rules::plan::{Plan, Task};
+use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 
 const INSERT: (&str, &str) =
     ("insert into documents (collection, place, id, data, accepted_at_ms)", "on conflict do nothing");
@@ -51,18 +54,6 @@ pub const DOOMED_KEYED: &str = "with doomed (collection, id) as materialized \
     cross join documents on documents.collection = doomed.collection and documents.id = doomed.id \
     where documents.data is not null";
 
-/// Only of what is there, and was not deleted in the same transaction.
-pub const INDEX: &str = "insert into document_fields (collection, field, value, place) \
-    with entry (collection, field, value, place) as materialized \
-    (select value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3) from json_each(?1)) \
-    select entry.collection, entry.field, entry.value, entry.place from entry \
-    cross join documents on documents.collection = entry.collection \
-    and documents.place = entry.place \
-    where documents.data is not null on conflict do nothing";
-
-pub const FORGET: &str = "delete from document_fields where (collection, field, value, place) in \
-    (select value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3) from json_each(?1))";
-
 /// Not what is keyed: at the place of a delete may stand what it deleted.
 pub const PLAIN: &str = "select place, id, data, accepted_at_ms, null from documents \
     where collection = ?1 and place = ?2 and id is null";
@@ -75,7 +66,8 @@ pub const KEYED: &str = "select documents.place, documents.id, documents.data, \
 pub const PAGE: &str = "select documents.place, documents.id, documents.data, \
     documents.accepted_at_ms, keyed.fingerprint from documents \
     left join keyed_writes as keyed on keyed.id = documents.id \
-    where documents.collection = ?1 and documents.place < ?2 and documents.data is not null \
+    where documents.collection = ?1 and documents.place < ?2 and documents.place >= ?4 \
+    and documents.data is not null \
     order by documents.place desc limit ?3";
 
 /// Leaps along the indexes of all filters at once: each step asks the next filter for its last place
@@ -93,7 +85,7 @@ pub const SEARCH: &str = "with recursive walk (step, place, agreed, found, passe
     and next.place = (select place from document_fields as last where last.collection = ?1 \
     and last.field = ?4 ->> ('$[' || (walk.step % json_array_length(?4)) || '][0]') \
     and last.value = ?4 ->> ('$[' || (walk.step % json_array_length(?4)) || '][1]') \
-    and last.place <= walk.place and (last.place < walk.place or walk.agreed < json_array_length(?4)) \
+    and last.place <= walk.place and last.place >= ?6 and (last.place < walk.place or walk.agreed < json_array_length(?4)) \
     order by last.place desc limit 1) \
     where found < ?3 and step < ?5) \
     select walk.place, documents.id, documents.data, documents.accepted_at_ms, keyed.fingerprint, \
@@ -120,7 +112,7 @@ pub async fn apply(
     })
     .await?;
     erase(connection, &known, &Elsewhere::new(&rows, &plan.own), &plan.deletes).await?;
-    index(connection, &rows.fields).await?;
+    fields::index(connection, &rows.fields).await?;
     Ok(rows.set_aside)
 }
 
@@ -151,11 +143,11 @@ async fn erase(
             while let Some(row) = rows.try_next().await? {
                 let (name, place, data) = (row.try_get::<&str, _>(0)?, row.try_get(1)?, row.try_get(2)?);
                 if let Some((name, known)) = known.get_key_value(name) {
-                    fields.extend(fields_of(&known.checker, name, place, data));
+                    fields.extend(fields::fields_of(&known.checker, name, place, data));
                 }
             }
         }
-        forget(connection, &fields).await?;
+        fields::forget(connection, &fields).await?;
     }
     let documents: Vec<ItemKey> = doomed.keys().map(|(_, document)| *document).collect();
     let fates = fates(connection, &documents).await?;
@@ -167,35 +159,6 @@ async fn erase(
     });
     let rows: Vec<_> = rows.collect();
     sqlx::query(ERASE).bind(json(&rows)).execute(connection).await?;
-    Ok(())
-}
-
-/// What is indexed of a document that was stored; nothing of one that cannot be read.
-pub fn fields_of<'a>(checker: &Checker, name: &'a str, place: Uuid, data: &str) -> Vec<FieldRow<'a>> {
-    let values = checker.index_values(data).unwrap_or_default();
-    let row =
-        |(field, value): (&str, String)| FieldRow { collection: name, field: field.to_owned(), value, place };
-    values.into_iter().map(row).collect()
-}
-
-fn field_json(fields: &[FieldRow<'_>]) -> String {
-    let row = |row: &FieldRow<'_>| {
-        serde_json::json!([row.collection, row.field, row.value, row.place.simple().to_string()])
-    };
-    json(&fields.iter().map(row).collect::<Vec<_>>())
-}
-
-pub async fn index(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), Failure> {
-    if !fields.is_empty() {
-        sqlx::query(INDEX).bind(field_json(fields)).execute(connection).await?;
-    }
-    Ok(())
-}
-
-pub async fn forget(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), Failure> {
-    if !fields.is_empty() {
-        sqlx::query(FORGET).bind(field_json(fields)).execute(connection).await?;
-    }
     Ok(())
 }
 
@@ -212,15 +175,15 @@ pub async fn one(
 }
 
 pub async fn page(connection: &mut SqliteConnection, page: DocumentPage) -> Result<DocumentsFound, Failure> {
-    let before = page.before.unwrap_or(Uuid::max());
+    let (from, before) = (page.from.unwrap_or(Uuid::nil()), page.before.unwrap_or(Uuid::max()));
     if page.filters.is_empty() {
-        let rows = sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit);
+        let rows = sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit).bind(from);
         let rows = rows.fetch_all(connection).await?;
         let documents = rows.iter().map(document_of).collect::<Result<_, _>>()?;
         return Ok(DocumentsFound { documents, stopped_at: None });
     }
     let search = sqlx::query(SEARCH).bind(page.collection).bind(before).bind(page.limit);
-    let mut steps = search.bind(json(&page.filters)).bind(SEARCH_STEPS_MAX).fetch(connection);
+    let mut steps = search.bind(json(&page.filters)).bind(SEARCH_STEPS_MAX).bind(from).fetch(connection);
     let mut found = DocumentsFound::default();
     while let Some(step) = steps.try_next().await? {
         if step.try_get::<Option<&str>, _>(2)?.is_some() {

@@ -16,10 +16,10 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::runtime::metrics::metrics;
 use crate::store::StoreError;
-use crate::store::checks::Unchecked;
-use crate::store::schema::{Ran, compare};
-use crate::telemetry::metrics;
+use crate::store::rules::checks::Unchecked;
+use crate::store::rules::schema::{Ran, compare};
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations/sqlite");
 

@@ -3,7 +3,7 @@
 use sqlx::{Row, SqliteConnection};
 
 use super::files::Failure;
-use crate::clock;
+use crate::runtime::clock;
 use crate::store::{Held, Hold, Holder};
 
 pub const LEAVE: &str = "delete from ledger_holders where consumer = ?1 and told_at_ms <= ?2";

@@ -6,13 +6,14 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::{Cache, PAGE_BYTES_MAX};
+use super::collections::Cache;
+use super::fields::PAGE_BYTES_MAX;
 use super::files::{Failure, Files};
-use super::{documents, keys, points};
-use crate::clock;
-use crate::id::MessageId;
-use crate::rollup::Resolution;
-use crate::store::ledger::keys_before_ms;
+use super::{fields, keys, points};
+use crate::model::id::MessageId;
+use crate::model::rollup::Resolution;
+use crate::runtime::clock;
+use crate::store::rules::ledger::keys_before_ms;
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
@@ -300,10 +301,10 @@ async fn delete_documents(
             (last, rows) = (Some(place), rows + 1);
             let data: &str = row.try_get(1)?;
             bytes += data.len();
-            fields.extend(documents::fields_of(checker, collection, place, data));
+            fields.extend(fields::fields_of(checker, collection, place, data));
         }
     }
-    documents::forget(connection, &fields).await?;
+    fields::forget(connection, &fields).await?;
     if let Some(last) = last {
         sqlx::query(DELETE_OLD_KEYS).bind(collection).bind(last).execute(&mut *connection).await?;
         sqlx::query(DELETE_OLD).bind(collection).bind(last).execute(&mut *connection).await?;

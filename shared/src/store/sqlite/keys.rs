@@ -6,10 +6,10 @@ use uuid::Uuid;
 use uuid::fmt::Simple;
 
 use super::files::Failure;
-use super::{fingerprint_of, json};
-use crate::id::ItemKey;
-use crate::message::Message;
-use crate::store::plan::{self, Earlier, Entered};
+use super::values::{fingerprint_of, json};
+use crate::model::id::ItemKey;
+use crate::model::message::Message;
+use crate::store::rules::plan::{self, Earlier, Entered};
 
 pub const ENTER: &str = "insert into keyed_writes (id, fingerprint, applied_at_ms) \
     select unhex(value ->> 0), unhex(value ->> 1), max(?2, value ->> 2) from json_each(?1) where true \

@@ -7,13 +7,17 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 use time::OffsetDateTime;
 
 use super::files::Failure;
-use super::{json, values};
-use crate::rollup::{Corrupt, Rollup};
-use crate::store::page::Bounds;
-use crate::store::plan::Task;
-use crate::store::points::{Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, RollupKey, merged, page, rollups};
+use super::values;
+use super::values::json;
+use crate::model::rollup::Rollup;
+use crate::model::rollup::bytes::Corrupt;
+use crate::model::write::Point;
+use crate::store::rules::page::Bounds;
+use crate::store::rules::plan::Task;
+use crate::store::rules::points::{
+    Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, RollupKey, merged, page, rollups,
+};
 use crate::store::{RollupPage, RollupRange, StoreError};
-use crate::write::Point;
 
 pub const TYPES: &str = "select name, id from metric_types \
     where name in (select value from json_each(?1))";

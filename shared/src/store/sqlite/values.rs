@@ -6,6 +6,7 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
 use super::files::Failure;
+use crate::model::idempotency::Fingerprint;
 
 /// Rows of one statement. More gain nothing, and a statement that is too long costs to compile.
 const ROWS_PER_STATEMENT: usize = 250;
@@ -32,3 +33,13 @@ pub async fn insert<'q, T: Sync>(
 
 /// A statement with the parameters that were bound so far.
 pub type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// Many rows for one statement.
+pub fn json<T: serde::Serialize + ?Sized>(rows: &T) -> String {
+    serde_json::to_string(rows).expect("text and integers have a JSON form")
+}
+
+pub fn fingerprint_of(bytes: Vec<u8>) -> Result<Fingerprint, sqlx::Error> {
+    let wrong = |bytes: Vec<u8>| format!("a fingerprint of {} bytes", bytes.len());
+    bytes.try_into().map(Fingerprint).map_err(|bytes| sqlx::Error::Decode(wrong(bytes).into()))
+}

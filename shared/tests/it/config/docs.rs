@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use shared::config::Config;
-use shared::config::load::range_of;
+use shared::config::load::ranges::range_of;
 
 const SOURCE: &str = include_str!("../../../src/config.rs");
 
@@ -139,7 +139,7 @@ fn the_commented_settings_of_the_file_are_all_settings_with_their_defaults() {
 
 #[test]
 fn the_file_of_the_repository_loads_with_every_profile() {
-    use shared::config::load::Program;
+    use shared::config::load::profile::Program;
     for profile in ["local", "dev", "preprod", "prod"] {
         let mut given = super::cluster(Program::Api).profile(profile);
         given.sources.config_path = Some(root("config.yaml"));

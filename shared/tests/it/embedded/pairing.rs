@@ -2,8 +2,8 @@
 use std::fs;
 use std::path::Path;
 
-use shared::backend::{self, Backend};
 use shared::config::Config;
+use shared::program::backend::{self, Backend};
 
 use super::*;
 

@@ -35,10 +35,10 @@ contract! {
 mod fixtures {
     use std::future::Future;
 
+    use shared::amqp::settings::RabbitSettings;
+    use shared::config::queue_limits::QueueLimits;
     use shared::event::in_process::InProcessEvents;
     use shared::event::rabbitmq::RabbitEvents;
-    use shared::queue::QueueLimits;
-    use shared::queue::rabbitmq::RabbitSettings;
 
     use super::{Arc, Events, PATIENCE};
 

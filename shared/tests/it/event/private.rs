@@ -1,10 +1,10 @@
 //! Effects on events of the administrator of a broker, or of its lack of memory: on a private one.
 use std::time::Instant;
 
+use shared::amqp::settings::RabbitSettings;
+use shared::config::queue_limits::QueueLimits;
 use shared::event::Signal;
 use shared::event::rabbitmq::RabbitEvents;
-use shared::queue::QueueLimits;
-use shared::queue::rabbitmq::RabbitSettings;
 use testkit::proxy::Proxy;
 use tokio::time::timeout;
 

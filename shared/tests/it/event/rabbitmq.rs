@@ -2,10 +2,10 @@
 use lapin::options::ExchangeDeleteOptions;
 use lapin::{Connection, ConnectionProperties};
 use serde_json::json;
+use shared::amqp::settings::RabbitSettings;
+use shared::config::queue_limits::QueueLimits;
 use shared::event::rabbitmq::RabbitEvents;
 use shared::event::{Body, Event, Signal};
-use shared::queue::QueueLimits;
-use shared::queue::rabbitmq::RabbitSettings;
 use testkit::proxy::Proxy;
 use testkit::{Isolated, inspect};
 

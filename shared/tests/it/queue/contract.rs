@@ -1,5 +1,5 @@
 //! The contract of every queue.
-use shared::shutdown::Shutdown;
+use shared::runtime::shutdown::Shutdown;
 
 use super::{
     Arc, BTreeSet, Delivery, Duration, Fixture, Instant, LIMITS, MessageId, Outgoing, PATIENCE, PublishError,
@@ -53,9 +53,10 @@ contract! {
 mod fixtures {
     use std::future::Future;
 
+    use shared::amqp::settings::RabbitSettings;
     use shared::queue::Queue;
     use shared::queue::embedded::EmbeddedQueue;
-    use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+    use shared::queue::rabbitmq::RabbitQueue;
 
     use super::{Arc, Fixture, QueueLimits};
 

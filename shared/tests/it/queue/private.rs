@@ -1,6 +1,7 @@
 //! Effects on a queue that only the administrator of a broker can have, on a private one.
+use shared::amqp::settings::RabbitSettings;
 use shared::config::Config;
-use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+use shared::queue::rabbitmq::RabbitQueue;
 use testkit::inspect;
 
 use super::{Arc, LIMITS, Queue, delivered_ids, ids, next, next_many, publish};

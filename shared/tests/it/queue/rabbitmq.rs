@@ -5,8 +5,9 @@ use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use shared::amqp::settings::RabbitSettings;
 use shared::config::Config;
-use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+use shared::queue::rabbitmq::RabbitQueue;
 use shared::queue::{Link, QueueError};
 use testkit::Isolated;
 use testkit::proxy::Proxy;
@@ -300,7 +301,7 @@ async fn a_queue_that_stays_full_is_shown_and_tried_on_new_sessions_and_takes_ag
     testkit::isolated("rabbit", |isolated| async move {
         let queue = open(&isolated, QueueLimits { bytes_max: 100_000, ..LIMITS });
         let publisher = queue.publisher();
-        let lost = || shared::telemetry::metrics().queue_sessions_lost.get();
+        let lost = || shared::runtime::metrics::metrics().queue_sessions_lost.get();
         let (mut taken, lost_before) = (fill(publisher.as_ref(), 5_000).await, lost());
         assert_eq!(publisher.link(), Link::Up, "one refusal is no state");
         let deadline = in_time();

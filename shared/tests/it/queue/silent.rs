@@ -1,6 +1,7 @@
 //! A broker that takes connections and sends nothing.
+use shared::amqp::settings::RabbitSettings;
 use shared::queue::QueueError;
-use shared::queue::rabbitmq::{RabbitQueue, RabbitSettings};
+use shared::queue::rabbitmq::RabbitQueue;
 
 use super::{Arc, Duration, LIMITS, Queue};
 

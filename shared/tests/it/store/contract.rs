@@ -1,9 +1,10 @@
 //! The contract of both stores.
 use std::sync::Arc;
 
-use shared::id::Kind;
-use shared::message::Message;
-use shared::store::{Counter, Fate, NamePage, Reason, Store, StoreError};
+use shared::model::id::Kind;
+use shared::model::message::Message;
+use shared::model::outcome::{Counter, Fate, Reason};
+use shared::store::{NamePage, Store, StoreError};
 use tokio::sync::Barrier;
 
 use super::{Messages, NOON_MS, apply, fate, items, message, standing, unavailable};
@@ -312,7 +313,7 @@ async fn writers_with_opposite_orders_lose_nothing(stores: [Arc<dyn Store>; 2]) 
 }
 
 async fn the_clock_is_the_time([one, _]: [Arc<dyn Store>; 2]) {
-    let here_ms = shared::clock::now_ms();
+    let here_ms = shared::runtime::clock::now_ms();
     let there_ms = one.now_ms().await.expect("a time");
     assert!((there_ms - here_ms).abs() < 60_000, "{there_ms} {here_ms}");
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shared::rollup::{BYTES_MAX, Resolution, Rollup};
-use shared::store::points::{PAGE_BYTES_MAX, PART_BYTES_MAX};
+use shared::model::rollup::bytes::BYTES_MAX;
+use shared::model::rollup::{Resolution, Rollup};
+use shared::store::rules::points::{PAGE_BYTES_MAX, PART_BYTES_MAX};
 use shared::store::{RollupRange, Store};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};

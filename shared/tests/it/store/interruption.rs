@@ -1,7 +1,7 @@
 //! Callers that go away at any moment, with their whole runtime: both stores stay exact.
 use std::sync::Arc;
 
-use shared::message::Message;
+use shared::model::message::Message;
 use shared::store::Store;
 
 use super::{Directory, Messages, apply, apply_until_known, postgres, postgres_config, standing};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::collection::index_text;
 use shared::config;
-use shared::id::{IdIssuer, ItemKey, Kind};
+use shared::model::collection::index_text;
+use shared::model::id::{IdIssuer, ItemKey, Kind, MessageId};
 use shared::store::{Document, DocumentPage, NamePage, SEARCH_STEPS_MAX, Store, StoreError};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 use tokio::time::timeout;
@@ -76,7 +76,7 @@ async fn fill_sqlite(directory: &Directory, places: &[Uuid]) {
 
 fn page(fields: &[&str], before: Option<Uuid>, limit: u32) -> DocumentPage {
     let filters = fields.iter().map(|field| ((*field).to_owned(), index_text("x"))).collect();
-    DocumentPage { collection: "c".into(), filters, before, limit }
+    DocumentPage { collection: "c".into(), filters, from: None, before, limit }
 }
 
 /// Reads all documents that match; returns also the number of calls that it took.
@@ -122,6 +122,17 @@ async fn the_search_ends_and_finds_all(store: Arc<dyn Store>, places: Vec<Uuid>)
         assert!(found.is_empty());
         assert!((2..=4 * DOCUMENTS / steps).contains(&calls), "{calls} for {fields:?}");
     }
+    // An interval is searched alone, however many documents lie outside of it.
+    let [from, before] = [7, 8].map(|time_ms| Some(MessageId::lowest_at(NOON_MS + time_ms)));
+    let within = async |fields: &[&str]| {
+        let asked = DocumentPage { from, ..page(fields, before, 2_000) };
+        let found = store.documents(asked).await.expect("ends by itself");
+        assert_eq!(found.stopped_at, None, "{fields:?}");
+        found.documents.into_iter().map(|document| document.place).collect::<Vec<_>>()
+    };
+    assert!(within(&["even", "odd"]).await.is_empty() && within(&["rare"]).await.is_empty());
+    let newest_first: Vec<Uuid> = places[7_000..8_000].iter().rev().copied().collect();
+    assert!(within(&["all"]).await == newest_first && within(&[]).await == newest_first);
     // The pages are full, but for the last one.
     for fields in [&["all"][..], &["even", "third"], &["third", "all", "odd"]] {
         let (found, _) = listed(&store, fields, 5_000).await;

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shared::config;
-use shared::id::IdIssuer;
-use shared::message::Message;
+use shared::model::id::IdIssuer;
+use shared::model::message::Message;
 use shared::store::postgres::PostgresStore;
 use shared::store::{Store, StoreError};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};

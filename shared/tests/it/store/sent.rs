@@ -1,9 +1,9 @@
 //! Test data for a store: items of every kind, keyed or not, and messages of them.
 use bytes::Bytes;
-use shared::id::{ItemKey, Kind};
-use shared::keyed::{self, Fingerprint, Keyed};
-use shared::message::{Builder, Message, decode, encode};
-use shared::write::{Delete, Document, Increment, Item, Object, Point, Write};
+use shared::model::id::{ItemKey, Kind};
+use shared::model::idempotency::{self, Fingerprint, Keyed};
+use shared::model::message::{Builder, Message, decode, encode};
+use shared::model::write::{Delete, Document, Increment, Item, Object, Point, Write};
 
 use super::{Messages, NOON_MS};
 
@@ -35,7 +35,7 @@ fn unkeyed(write: Write) -> Item {
 
 /// Makes the identity of an item at `index` of a request with `key`.
 pub fn identity(kind: Kind, key: &str, index: usize) -> ItemKey {
-    keyed::id_of("tester", kind, key, index)
+    idempotency::id_of("tester", kind, key, index)
 }
 
 /// Returns the same item as the first of a request with `key`.
@@ -53,7 +53,7 @@ pub fn with_key_at(key: &str, index: usize, item: Item) -> Item {
 pub fn fingerprint(item: &Item) -> Fingerprint {
     let bare = Item { write: item.write.clone(), keyed: None };
     let json = serde_json::to_string(&bare).expect("an item has a JSON form");
-    keyed::fingerprint_of("POST", "test", &json)
+    idempotency::fingerprint_of("POST", "test", &json)
 }
 
 impl Messages {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use shared::collection::Definition;
-use shared::rollup::Resolution;
+use shared::model::collection::Definition;
+use shared::model::rollup::Resolution;
 use shared::store::sqlite::SqliteStore;
 use shared::store::{DocumentPage, Retention, RollupRange, Store, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -140,8 +140,9 @@ async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
     // There is no time at all: only the work between two checks of the clock is allowed.
     let impatient = shared::config::Store { read_timeout_ms: 0, ..shared::config::Store::default() };
     let store = SqliteStore::open(&directory.0, &impatient).await.expect("opens");
-    let filters = ["f", "g"].map(|field| (field.to_owned(), shared::collection::index_text("x")));
-    let page = DocumentPage { collection: "c".into(), filters: filters.into(), before: None, limit: 10 };
+    let filters = ["f", "g"].map(|field| (field.to_owned(), shared::model::collection::index_text("x")));
+    let page =
+        DocumentPage { collection: "c".into(), filters: filters.into(), from: None, before: None, limit: 10 };
     for _ in 0..10 {
         let ended = store.documents(page.clone()).await.expect_err("every document is looked at");
         assert!(matches!(ended, StoreError::Busy(_)), "{ended}");

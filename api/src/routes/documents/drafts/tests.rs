@@ -1,6 +1,6 @@
 //! What becomes a document.
-use shared::collection::{Collection, Definition};
-use shared::keyed::KEY_LENGTH_MAX;
+use shared::model::collection::{Collection, Definition};
+use shared::model::idempotency::KEY_LENGTH_MAX;
 
 use super::*;
 

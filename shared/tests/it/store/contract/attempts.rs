@@ -3,7 +3,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::store::{Fate, GiveUp, Reason, RedriveOutcome, Store};
+use shared::model::dead_letter::RedriveOutcome;
+use shared::model::outcome::{Fate, Reason};
+use shared::store::{GiveUp, Store};
 
 use super::dead_letters::{everything, redrive};
 use crate::store::sent::{document, increment, with_key};

@@ -1,15 +1,16 @@
 //! The contract of both stores on dead-lettered items, and on their redrive.
 use std::sync::Arc;
 
-use shared::collection::Definition;
-use shared::id::{ItemKey, Kind};
-use shared::message::{Entry, Message};
-use shared::rollup::Resolution;
-use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadLetterPage, DocumentPage, Fate, KeyedVerdict, Redrive, RedriveOutcome,
-    Redriven, RedrivenPage, Retention, RollupRange, Store, Stored,
+use shared::model::collection::Definition;
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, Redrive, RedriveOutcome, Redriven, RedrivenPage,
 };
-use shared::write::Item;
+use shared::model::id::{ItemKey, Kind};
+use shared::model::message::{Entry, Message};
+use shared::model::outcome::{Fate, KeyedVerdict};
+use shared::model::rollup::Resolution;
+use shared::model::write::Item;
+use shared::store::{DocumentPage, Retention, RollupRange, Store, Stored};
 use tokio::sync::Barrier;
 use uuid::Uuid;
 
@@ -194,7 +195,7 @@ async fn every_kind_of_item_takes_effect_when_it_is_redriven([one, other]: [Arc<
     assert_eq!((stored.place, &*stored.data, stored.accepted_at_ms), (keys[0].as_uuid(), data, NOON_MS + 7));
     assert_eq!(other.document("c", gone).await.expect("is read"), Some(Stored::Deleted));
     let filters = vec![("a".into(), "1".into())];
-    let found = DocumentPage { collection: "c".into(), filters, before: None, limit: 9 };
+    let found = DocumentPage { collection: "c".into(), filters, from: None, before: None, limit: 9 };
     assert_eq!(other.documents(found).await.expect("is read").documents, [stored]);
     let range = RollupRange { kind: "t".into(), resolution: Resolution::Minute, from: 0, below: i32::MAX };
     assert_eq!(other.rollups(range).await.expect("is read").rollups[0].1.count(), 1);
@@ -276,7 +277,8 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
     let later = messages.at(NOON_MS + 1_000, &[document("c", "{}")]);
     let ends = [&later, &earlier].map(|message| message.item_key(0));
     apply(&one, &[earlier, later]).await;
-    let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before: None, limit: 9 };
+    let page =
+        DocumentPage { collection: "c".into(), filters: Vec::new(), from: None, before: None, limit: 9 };
     let listed = other.documents(page).await.expect("is read").documents;
     assert_eq!(listed.iter().map(|document| document.id).collect::<Vec<_>>(), [ends[0], keys[0], ends[1]]);
     assert_eq!(listed[1].fingerprint, Some(fingerprint(&items[0])));
@@ -328,7 +330,8 @@ async fn a_redriven_document_that_was_deleted_stays_deleted([one, other]: [Arc<d
     for key in keys {
         assert_eq!(other.document("c", key).await.expect("is read"), Some(Stored::Deleted), "{key}");
     }
-    let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before: None, limit: 9 };
+    let page =
+        DocumentPage { collection: "c".into(), filters: Vec::new(), from: None, before: None, limit: 9 };
     assert_eq!(other.documents(page).await.expect("is read").documents, []);
 }
 

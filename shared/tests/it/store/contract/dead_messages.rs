@@ -2,10 +2,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shared::message::{Builder, Message, Undecodable, decode};
-use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadMessage, Fate, MESSAGE_KIND, Redrive, RedriveOutcome, Redriven, Store,
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadMessage, MESSAGE_KIND, Redrive, RedriveOutcome, Redriven,
 };
+use shared::model::message::{Builder, Message, Undecodable, decode};
+use shared::model::outcome::Fate;
+use shared::store::Store;
 use tokio::sync::Barrier;
 use uuid::Uuid;
 

@@ -1,10 +1,12 @@
 //! The contract of both stores on documents and their deletion.
 use std::sync::Arc;
 
-use shared::collection::Definition;
-use shared::id::{ItemKey, Kind};
-use shared::store::{DeadLetterFilter, Document, DocumentPage, Fate, Reason, Store, Stored};
-use shared::write::Item;
+use shared::model::collection::Definition;
+use shared::model::dead_letter::DeadLetterFilter;
+use shared::model::id::{ItemKey, Kind};
+use shared::model::outcome::{Fate, Reason};
+use shared::model::write::Item;
+use shared::store::{Document, DocumentPage, Store, Stored};
 use tokio::sync::Barrier;
 use uuid::Uuid;
 
@@ -33,7 +35,8 @@ async fn walk(store: &Arc<dyn Store>, collection: &str, limit: u32) -> Vec<Docum
     let mut all: Vec<Document> = Vec::new();
     loop {
         let before = all.last().map(|document| document.place);
-        let page = DocumentPage { collection: collection.into(), filters: Vec::new(), before, limit };
+        let page =
+            DocumentPage { collection: collection.into(), filters: Vec::new(), from: None, before, limit };
         let documents = store.documents(page).await.expect("is read").documents;
         if documents.is_empty() {
             return all;
@@ -103,7 +106,7 @@ async fn pages_are_newest_first_whatever_is_deleted_meanwhile([one, other]: [Arc
         assert_eq!(walked, expected, "{limit}");
     }
     let page = async |before: Option<Uuid>, limit| {
-        let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before, limit };
+        let page = DocumentPage { collection: "c".into(), filters: Vec::new(), from: None, before, limit };
         other.documents(page).await.expect("is read").documents
     };
     let first = page(None, 6).await;
@@ -236,7 +239,7 @@ async fn documents_and_their_deletes_at_two_stores_at_once_end_deleted(stores: [
     assert_eq!(ids(&stores[1], "c").await, []);
     for number in 0..20 {
         let filters = vec![("n".to_owned(), number.to_string())];
-        let page = DocumentPage { collection: "c".into(), filters, before: None, limit: 100 };
+        let page = DocumentPage { collection: "c".into(), filters, from: None, before: None, limit: 100 };
         assert_eq!(stores[1].documents(page).await.expect("is read").documents, []);
     }
 }

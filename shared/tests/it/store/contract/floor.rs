@@ -1,12 +1,13 @@
 //! The contract of both stores on messages that are older than the records of the ledger.
 use std::sync::Arc;
 
-use shared::id::{IdFloor, IdIssuer, ItemKey, Kind};
-use shared::message::{Entry, Message};
-use shared::store::{
-    DeadLetter, DeadLetterFilter, DeadMessage, Fate, Hold, Holder, Reason, Redrive, RedriveOutcome, Redriven,
-    Retention, Store, Stored,
+use shared::model::dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadMessage, Redrive, RedriveOutcome, Redriven,
 };
+use shared::model::id::{IdFloor, IdIssuer, ItemKey, Kind};
+use shared::model::message::{Entry, Message};
+use shared::model::outcome::{Fate, Reason};
+use shared::store::{Hold, Holder, Retention, Store, Stored};
 
 use crate::store::contract::dead_messages::{another, body, bury, read, too_new};
 use crate::store::contract::housekeeping::{DAY_MS, LONG, above_the_floor, housekeep_all};
@@ -195,8 +196,8 @@ async fn a_key_tells_what_the_ledger_has_forgotten([one, other]: [Arc<dyn Store>
     let applied = apply(&other, &[early.clone(), old.clone()]).await;
     let reported: Vec<_> = applied.keyed.iter().map(|reported| (reported.item, reported.verdict)).collect();
     let expected = [
-        (early.item_key(1), shared::store::KeyedVerdict::Conflict),
-        (old.item_key(0), shared::store::KeyedVerdict::Repeated),
+        (early.item_key(1), shared::model::outcome::KeyedVerdict::Conflict),
+        (old.item_key(0), shared::model::outcome::KeyedVerdict::Repeated),
     ];
     assert_eq!(reported, expected);
     assert_eq!(applied.set_aside.len(), 3);

@@ -2,10 +2,12 @@
 //! that would take effect once more.
 use std::sync::Arc;
 
-use shared::id::Kind;
-use shared::message::{Message, Undecodable};
-use shared::store::{DeadMessage, Fate, Housekept, KeyedVerdict, RedriveOutcome, Retention, Store, Stored};
-use shared::write::Item;
+use shared::model::dead_letter::{DeadMessage, RedriveOutcome};
+use shared::model::id::Kind;
+use shared::model::message::{Message, Undecodable};
+use shared::model::outcome::{Fate, KeyedVerdict};
+use shared::model::write::Item;
+use shared::store::{Housekept, Retention, Store, Stored};
 
 use crate::store::contract::dead_letters::{applied, everything, redrive, set_aside};
 use crate::store::contract::dead_messages::bury;

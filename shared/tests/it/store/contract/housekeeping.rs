@@ -2,11 +2,12 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use shared::collection::{Definition, index_value};
-use shared::id::{ItemKey, Kind};
-use shared::rollup::Resolution;
-use shared::store::{DocumentPage, Housekept, KeyedVerdict, Retention, RollupRange, Store};
-use shared::write::Item;
+use shared::model::collection::{Definition, index_value};
+use shared::model::id::{ItemKey, Kind};
+use shared::model::outcome::KeyedVerdict;
+use shared::model::rollup::Resolution;
+use shared::model::write::Item;
+use shared::store::{DocumentPage, Housekept, Retention, RollupRange, Store};
 
 use crate::store::contract::dead_letters::set_aside;
 use crate::store::sent::{delete, document, identity, increment, point, with_key};
@@ -145,7 +146,8 @@ async fn a_key_stays_as_long_as_its_dead_letter([one, other]: [Arc<dyn Store>; 2
 async fn listed(store: &Arc<dyn Store>, collection: &str, filter: Option<&str>) -> Vec<ItemKey> {
     let value = |text: &str| index_value(&json!(text)).expect("is indexed");
     let filters = filter.map(|text| ("f".to_owned(), value(text))).into_iter().collect();
-    let page = DocumentPage { collection: collection.into(), filters, before: None, limit: 1_000 };
+    let page =
+        DocumentPage { collection: collection.into(), filters, from: None, before: None, limit: 1_000 };
     store.documents(page).await.expect("is read").documents.into_iter().map(|document| document.id).collect()
 }
 
@@ -175,7 +177,7 @@ async fn documents_go_after_their_retention_with_their_fields([one, other]: [Arc
     let few = Retention { rows_max: 4, ..LONG };
     assert!(housekeep(&other, few).await.more);
     assert!(housekeep_all(&other, few).await >= 1);
-    let of = |message: &shared::message::Message, is_forever: bool| -> Vec<ItemKey> {
+    let of = |message: &shared::model::message::Message, is_forever: bool| -> Vec<ItemKey> {
         (0..12).rev().filter(|n| (n % 4 == 3) == is_forever).map(|n| message.item_key(n)).collect()
     };
     assert_eq!(listed(&one, "bounded", None).await, of(&new, false));

@@ -2,15 +2,15 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use shared::collection::{Collection, Definition, index_value};
-use shared::id::ItemKey;
-use shared::store::{DocumentPage, Store};
-use shared::write::Item;
+use shared::model::collection::{Collection, Definition, index_value};
+use shared::model::id::{ItemKey, MessageId};
+use shared::model::write::Item;
+use shared::store::{DocumentPage, NamePage, Store};
 use tokio::sync::Barrier;
 use uuid::Uuid;
 
 use crate::store::sent::{delete, document, with_key};
-use crate::store::{Messages, apply};
+use crate::store::{Messages, NOON_MS, apply};
 
 on_both!(
     a_definition_is_replaced_and_no_version_comes_twice,
@@ -19,6 +19,8 @@ on_both!(
     documents_from_before_a_definition_are_indexed_page_by_page,
     a_redefinition_forgets_what_it_does_not_index,
     a_definition_that_comes_among_documents_misses_none,
+    collections_that_are_defined_are_listed_by_name,
+    a_listing_between_two_times_is_that_part_of_the_whole,
 );
 
 fn indexed(fields: &[&str]) -> Definition {
@@ -52,7 +54,7 @@ async fn find_page(
     let filter =
         |(field, value): &(&str, Value)| ((*field).to_owned(), index_value(value).expect("is indexed"));
     let filters = filters.iter().map(filter).collect();
-    let page = DocumentPage { collection: "c".into(), filters, before, limit };
+    let page = DocumentPage { collection: "c".into(), filters, from: None, before, limit };
     let documents = store.documents(page).await.expect("is read").documents;
     documents.into_iter().map(|document| (document.id, document.place)).collect()
 }
@@ -246,4 +248,92 @@ async fn a_definition_that_comes_among_documents_misses_none(stores: [Arc<dyn St
     writer.await.expect("every batch is applied");
     assert!(collection(&stores[0], "c").await.is_indexed);
     assert_eq!(find(&stores[0], &[("f", json!(1))]).await.len(), ROUNDS * DOCUMENTS);
+}
+
+async fn collections_that_are_defined_are_listed_by_name([one, other]: [Arc<dyn Store>; 2]) {
+    let listed = async |prefix: &str, after: Option<&str>, limit| {
+        let page = NamePage { prefix: prefix.into(), after: after.map(Into::into), limit };
+        other.collections(page).await.expect("is read")
+    };
+    let names = async |prefix: &str, after: Option<&str>, limit| -> Vec<String> {
+        listed(prefix, after, limit).await.into_iter().map(|(name, _)| name).collect()
+    };
+    assert!(listed("", None, 10).await.is_empty());
+    let mut messages = Messages::new();
+    apply(&one, &[messages.of(&[document("never-defined", "{}"), document("a:1", "{}")])]).await;
+    for name in ["b", "a:2", "a:1", "B", "gone", "a"] {
+        define(&one, name, indexed(&[&name[..1]])).await;
+    }
+    define(&one, "gone", Definition::default()).await;
+    assert_eq!(names("", None, 10).await, ["B", "a", "a:1", "a:2", "b"]);
+    assert_eq!(names("a:", None, 10).await, ["a:1", "a:2"]);
+    assert_eq!(names("", Some("a"), 2).await, ["a:1", "a:2"]);
+    assert_eq!(names("a", Some("a:1"), 2).await, ["a:2"]);
+    for (prefix, after) in [("c", None), ("g", None), ("", Some("b")), ("a\0", None)] {
+        assert!(names(prefix, after, 10).await.is_empty(), "{prefix} {after:?}");
+    }
+    // Each is what it is by its name, also while it is being indexed.
+    for (name, found) in listed("", None, 10).await {
+        assert_eq!(found, collection(&one, &name).await);
+        assert_eq!((found.is_defined, found.is_indexed), (true, name != "a:1"), "{name}");
+    }
+}
+
+/// Places of the documents that pages of that size bring.
+async fn places(store: &Arc<dyn Store>, mut page: DocumentPage) -> Vec<Uuid> {
+    let mut all = Vec::new();
+    loop {
+        let found = store.documents(page.clone()).await.expect("is read");
+        all.extend(found.documents.iter().map(|document| document.place));
+        if found.documents.len() < page.limit as usize && found.stopped_at.is_none() {
+            return all;
+        }
+        page.before = found.stopped_at.or(all.last().copied());
+    }
+}
+
+async fn a_listing_between_two_times_is_that_part_of_the_whole([one, other]: [Arc<dyn Store>; 2]) {
+    define(&one, "c", indexed(&["f", "g"])).await;
+    let mut messages = Messages::new();
+    // Two messages a time, none at the odd ones.
+    let times: Vec<i64> = (0..8).map(|number| NOON_MS + number / 2 * 2).collect();
+    for (number, time_ms) in times.iter().enumerate() {
+        let data = format!(r#"{{"f":{},"g":1}}"#, number % 2);
+        let items = [
+            document("c", &data),
+            with_key(&format!("k{number}"), document("c", &data)),
+            document("c", "{}"),
+        ];
+        let sent = messages.at(*time_ms, &items);
+        apply(&one, std::slice::from_ref(&sent)).await;
+        if number % 3 == 0 {
+            let gone = [delete("c", sent.item_key(0)), delete("c", sent.item_key(2))];
+            apply(&one, &[messages.at(times[7], &gone)]).await;
+        }
+    }
+    let time_of = |place: &Uuid| {
+        let message = ItemKey::from_uuid(*place).and_then(ItemKey::message);
+        message.expect("a place has a time").time_ms() - NOON_MS
+    };
+    let filter = |field: &str| (field.to_owned(), index_value(&json!(1)).expect("is indexed"));
+    for filters in [vec![], vec![filter("f")], vec![filter("f"), filter("g")]] {
+        let page = |from, before, limit| DocumentPage {
+            collection: "c".into(),
+            filters: filters.clone(),
+            from,
+            before,
+            limit,
+        };
+        let whole = places(&other, page(None, None, 100)).await;
+        assert!(whole.len() > 5 && whole.is_sorted_by(|one, next| one > next));
+        for (after, before) in (-1..=7).flat_map(|after| (-1..=7).map(move |before| (after, before))) {
+            let expected: Vec<Uuid> =
+                whole.iter().copied().filter(|place| (after + 1..before).contains(&time_of(place))).collect();
+            let [from, before] = [after + 1, before].map(|ms| Some(MessageId::lowest_at(NOON_MS + ms)));
+            for limit in [1, 4, 100] {
+                let found = places(&other, page(from, before, limit)).await;
+                assert_eq!(found, expected, "after {after}, {filters:?} by {limit}");
+            }
+        }
+    }
 }

@@ -1,11 +1,12 @@
 //! The contract of both stores on writes with an Idempotency-Key, and on items that a client awaits.
 use std::sync::Arc;
 
-use shared::id::Kind;
-use shared::message::Message;
-use shared::store::KeyedVerdict::{self, Applied, Conflict, Repeated};
-use shared::store::{self, Fate, Reason, RollupRange, Store, Stored};
-use shared::write::Item;
+use shared::model::id::Kind;
+use shared::model::message::Message;
+use shared::model::outcome::KeyedVerdict::{self, Applied, Conflict, Repeated};
+use shared::model::outcome::{self, Fate, Reason};
+use shared::model::write::Item;
+use shared::store::{RollupRange, Store, Stored};
 use tokio::sync::Barrier;
 
 use crate::store::sent::{delete, document, fingerprint, identity, increment, point, with_key, with_key_at};
@@ -22,7 +23,7 @@ on_both!(
     awaited_increments_learn_what_they_came_to,
 );
 
-fn verdicts(applied: &store::Applied) -> Vec<KeyedVerdict> {
+fn verdicts(applied: &outcome::Applied) -> Vec<KeyedVerdict> {
     applied.keyed.iter().map(|outcome| outcome.verdict).collect()
 }
 
@@ -211,7 +212,7 @@ async fn every_index_and_every_kind_has_its_own_key([one, other]: [Arc<dyn Store
     assert_eq!(verdicts(&apply(&other, &[messages.of(&items)]).await), [Repeated; 3]);
     let stored = other.document("c", document_id).await.expect("is read");
     assert!(matches!(stored, Some(Stored::Document(_))), "{stored:?}");
-    let day = shared::rollup::Resolution::Day;
+    let day = shared::model::rollup::Resolution::Day;
     let range = RollupRange { kind: "t".into(), resolution: day, from: 0, below: i32::MAX };
     let rollups = other.rollups(range).await.expect("is read").rollups;
     assert_eq!(rollups.iter().map(|(_, rollup)| rollup.count()).collect::<Vec<_>>(), [1]);
@@ -231,7 +232,7 @@ async fn awaited_increments_learn_what_they_came_to([one, other]: [Arc<dyn Store
         increment("a", 4),
     ];
     let batch = [messages.awaited(&items, |index| index != 3), messages.awaited(&items[3..], |_| true)];
-    let reported = |applied: &store::Applied| -> Vec<_> {
+    let reported = |applied: &outcome::Applied| -> Vec<_> {
         applied.standings.iter().map(|standing| (standing.item, standing.value, standing.version)).collect()
     };
     let applied = apply(&other, &batch).await;

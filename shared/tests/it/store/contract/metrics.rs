@@ -2,10 +2,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shared::message::Message;
-use shared::rollup::Resolution;
+use shared::model::message::Message;
+use shared::model::rollup::Resolution;
+use shared::model::write::{Item, POINT_AGE_MS_MAX, Write};
 use shared::store::{NamePage, RollupRange, Store};
-use shared::write::{Item, POINT_AGE_MS_MAX, Write};
 use tokio::sync::Barrier;
 
 use crate::store::sent::point;

@@ -2,7 +2,8 @@
 //! Triggers that sleep stand for any cause of a long wait.
 use std::time::{Duration, Instant};
 
-use shared::store::{Fate, GiveUp, Reason};
+use shared::model::outcome::{Fate, Reason};
+use shared::store::GiveUp;
 
 use super::{execute, session};
 use crate::store::sent::{document, increment, point, with_key};

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shared::collection::Definition;
-use shared::message::Message;
+use shared::model::collection::Definition;
+use shared::model::message::Message;
 use shared::store::Store;
 use sqlx::PgConnection;
 

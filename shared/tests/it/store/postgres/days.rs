@@ -2,9 +2,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::collection::Definition;
-use shared::message::Message;
-use shared::rollup::Resolution;
+use shared::model::collection::Definition;
+use shared::model::message::Message;
+use shared::model::rollup::Resolution;
 use shared::store::{Housekept, Retention, RollupRange, Store};
 use sqlx::PgConnection;
 use tokio::sync::Barrier;

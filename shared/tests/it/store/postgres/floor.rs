@@ -1,7 +1,8 @@
 //! The floor of the ledger beside writers: in any order, nothing is applied twice or lost.
 use std::sync::Arc;
 
-use shared::store::{Fate, Housekept, Retention, Store};
+use shared::model::outcome::Fate;
+use shared::store::{Housekept, Retention, Store};
 use sqlx::PgConnection;
 use tokio::sync::Barrier;
 

@@ -66,14 +66,25 @@ async fn pages_of_documents_are_read_along_their_keys() {
         )
         .await;
         let last = "'ffffffff-ffff-ffff-ffff-ffffffffffff'";
+        let first = "'00000000-0000-0000-0000-000000000000'";
         let words = ["from documents as document", "place < $2"];
-        assert_by_keys(&plan(&mut session, &words, &format!("'c', {last}, 100")).await);
+        let pages = plan(&mut session, &words, &format!("'c', {last}, 100, {first}")).await;
+        assert_by_keys(&pages);
+        // Both ends of an interval are ends of the walk: nothing outside of it is read.
+        assert!(
+            pages.contains("Index Cond: ((collection = $1) AND (place < $2) AND (place >= $4))"),
+            "{pages}"
+        );
         let words = ["with recursive walk"];
         for (fields, values) in
             [("{all}", "{1}"), ("{all,few}", "{1,7}"), ("{some,all,few}", "{1,1,1}"), ("{few,some}", "{1,1}")]
         {
-            let parameters = format!("'c', '{fields}', '{values}', {last}, 100, 10000, 500");
-            assert_by_keys(&plan(&mut session, &words, &parameters).await);
+            let parameters = format!("'c', '{fields}', '{values}', {last}, 100, 10000, 500, {first}");
+            let search = plan(&mut session, &words, &parameters).await;
+            assert_by_keys(&search);
+            let ends =
+                search.lines().any(|line| line.contains("Index Cond") && line.contains("(place >= $8)"));
+            assert!(ends, "{search}");
         }
         // Documents are read one by one, and where housekeeping looks for old ones.
         let words = ["from documents as document left join keyed_writes"];

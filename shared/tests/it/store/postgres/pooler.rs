@@ -2,8 +2,9 @@
 use std::sync::Arc;
 
 use shared::config;
+use shared::model::outcome::Fate;
 use shared::store::postgres::PostgresStore;
-use shared::store::{DocumentPage, Fate, NamePage, Retention, Store};
+use shared::store::{DocumentPage, NamePage, Retention, Store};
 use testkit::servers::pgbouncer::{PgBouncer, program};
 
 use super::{DAY_MS, execute, session};
@@ -94,7 +95,8 @@ async fn write_and_read(store: Arc<dyn Store>, now_ms: i64) {
         assert!(matches!(reported, Some(Fate::Applied { .. })), "{reported:?}");
         let found = store.document("c", message.item_key(1)).await.expect("is read");
         assert!(found.is_some());
-        let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before: None, limit: 5 };
+        let page =
+            DocumentPage { collection: "c".into(), filters: Vec::new(), from: None, before: None, limit: 5 };
         assert!(!store.documents(page).await.expect("is read").documents.is_empty());
     }
 }

@@ -2,10 +2,10 @@
 //! objections of an operator, an encoding or an index.
 use std::sync::Arc;
 
-use shared::message::Message;
-use shared::store::{
-    DeadLetterFilter, DeadMessage, Fate, Reason, Redrive, RedriveOutcome, Store, StoreError,
-};
+use shared::model::dead_letter::{DeadLetterFilter, DeadMessage, Redrive, RedriveOutcome};
+use shared::model::message::Message;
+use shared::model::outcome::{Fate, Reason};
+use shared::store::{Store, StoreError};
 use sqlx::PgConnection;
 
 use crate::store::contract::dead_messages::{body, bury, too_new};
@@ -47,8 +47,8 @@ async fn a_message_that_is_refused_as_text_is_kept_in_ascii() {
         let mut session = session(&isolated.database_url).await;
         object_to(&mut session, "dead_letters", "new.item ~ '[^\x01-\x7f]'", "22P05").await;
         let bury = async |body: &'static str| {
-            let error = shared::message::decode(body.as_bytes()).expect_err("no message");
-            let dead = shared::store::DeadMessage::undecodable(body.into(), &error);
+            let error = shared::model::message::decode(body.as_bytes()).expect_err("no message");
+            let dead = shared::model::dead_letter::DeadMessage::undecodable(body.into(), &error);
             store.bury(dead.clone()).await.map(|()| dead.id().as_uuid())
         };
         let id = bury("nö").await.expect("is buried");
@@ -73,7 +73,7 @@ async fn a_message_is_buried_within_the_time_of_writes() {
         let objection = format!("new.item ~ '[^\x01-\x7f]' or {other_limit}");
         object_to(&mut session, "dead_letters", &objection, "22P05").await;
         for body in ["no", "nö"] {
-            let error = shared::message::decode(body.as_bytes()).expect_err("no message");
+            let error = shared::model::message::decode(body.as_bytes()).expect_err("no message");
             store.bury(DeadMessage::undecodable(body.into(), &error)).await.expect("is buried");
         }
         assert_eq!(dead_letters(&mut session).await, 2);

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::store::{Fate, Housekept, Retention, Store};
+use shared::model::outcome::Fate;
+use shared::store::{Housekept, Retention, Store};
 use sqlx::PgConnection;
 
 use super::{DAY_MS, dated, execute, session};

@@ -2,11 +2,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::collection::Definition;
-use shared::message::Message;
-use shared::rollup::Resolution;
+use shared::model::collection::Definition;
+use shared::model::message::Message;
+use shared::model::rollup::Resolution;
+use shared::model::write::Item;
 use shared::store::{DocumentPage, RollupRange, Store, Stored};
-use shared::write::Item;
 use sqlx::PgConnection;
 use tokio::sync::Barrier;
 
@@ -149,7 +149,7 @@ async fn a_definition_waits_for_documents_that_are_on_their_way() {
         assert!(!definer.await.expect("no panic").is_indexed);
         while stores[0].index_page("c").await.expect("is indexed") {}
         let filters = vec![("f".to_owned(), "1".to_owned())];
-        let page = DocumentPage { collection: "c".into(), filters, before: None, limit: 9 };
+        let page = DocumentPage { collection: "c".into(), filters, from: None, before: None, limit: 9 };
         let found: Vec<_> = stores[1]
             .documents(page)
             .await
@@ -233,7 +233,8 @@ async fn opposite_orders_of_everything_meet_no_deadlock() {
         for writer in writers {
             writer.await.expect("every batch is applied");
         }
-        let page = DocumentPage { collection: "c".into(), filters: Vec::new(), before: None, limit: 9 };
+        let page =
+            DocumentPage { collection: "c".into(), filters: Vec::new(), from: None, before: None, limit: 9 };
         assert_eq!(stores[0].documents(page).await.expect("is read").documents, []);
         assert_eq!(standing(&stores[0], "keyed").await, (12 * ROUNDS, 12 * ROUNDS));
         assert_eq!(standing(&stores[0], "old3").await, (2 * ROUNDS, 2 * ROUNDS));

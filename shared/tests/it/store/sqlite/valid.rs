@@ -7,10 +7,10 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
-use shared::id::{ItemKey, Kind};
-use shared::message::{Builder, Message, decode, encode};
-use shared::store::Reason;
-use shared::write::{Item, NAME_LENGTH_MAX, POINT_AGE_MS_MAX, POINT_AHEAD_MS_MAX, VALUE_MAX};
+use shared::model::id::{ItemKey, Kind};
+use shared::model::message::{Builder, Message, decode, encode};
+use shared::model::outcome::Reason;
+use shared::model::write::{Item, NAME_LENGTH_MAX, POINT_AGE_MS_MAX, POINT_AHEAD_MS_MAX, VALUE_MAX};
 
 use super::*;
 use crate::store::sent::{checked_document, identity};
@@ -80,7 +80,7 @@ fn document_data() -> impl Strategy<Value = String> {
             members.into_iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
         format!("{{{}}}", members.join(","))
     });
-    data.prop_filter("is read", |data| shared::write::Object::from_json(data).is_some())
+    data.prop_filter("is read", |data| shared::model::write::Object::from_json(data).is_some())
 }
 
 fn what() -> impl Strategy<Value = What> {

@@ -1,0 +1,225 @@
+//! Hears the consumers' events: feeds the cache, settles who waits, and watches what may have been
+//! missed. Whether something was is checked before anybody is answered from an event.
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use shared::event::{Body, Committed, Continuity, Event, Heed, SILENCE_MAX, Signal};
+use shared::model::id::ItemKey;
+use shared::model::outcome::Counter;
+use shared::queue::Link;
+use shared::runtime::shutdown::Shutdown;
+
+use crate::admission::clock_skew::Ahead;
+use crate::metrics::metrics;
+use crate::state::App;
+
+/// How often is looked who fell silent, and whether the store is away for those who wait.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long the sessions for events may take to come back after the broker did.
+const RECONNECT_MAX: Duration = Duration::from_secs(6);
+
+/// Runs until the shutdown.
+pub async fn run(app: Arc<App>, shutdown: Shutdown) {
+    Feed(app).run(shutdown).await;
+}
+
+struct Feed(Arc<App>);
+
+impl Feed {
+    async fn run(self, mut shutdown: Shutdown) {
+        let mut stream = self.0.events.subscribe().await;
+        let mut continuity = Continuity::default();
+        let mut consumers = Consumers::new(Instant::now());
+        let mut ahead = Ahead::default();
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                signal = stream.next() => match signal {
+                    Signal::Event(event) => {
+                        let now = Instant::now();
+                        consumers.hear(&event, now);
+                        self.heed(continuity.hear(&event, now));
+                        self.take(&event);
+                        if let Some(store_ms) = event.store_time_ms {
+                            self.0.clock.heard(store_ms, &mut ahead);
+                        }
+                    }
+                    Signal::Interrupted => {
+                        continuity.reset();
+                        self.heed(Heed::Hole);
+                    }
+                },
+                _ = tick.tick() => {
+                    let now = Instant::now();
+                    self.heed(continuity.check_silence(now));
+                    self.look_after(&mut consumers, now);
+                }
+                () = shutdown.requested() => return,
+            }
+        }
+    }
+
+    fn look_after(&self, consumers: &mut Consumers, now: Instant) {
+        if matches!(self.0.publisher.link(), Link::Down | Link::Opening) {
+            consumers.may_return(now + RECONNECT_MAX);
+        }
+        self.0.waiters.set_consumers_away(consumers.are_away(now));
+        let (count, are_missing) = (consumers.count(), consumers.are_missing(now));
+        self.0.consumers_heard.store(count, Ordering::Relaxed);
+        metrics().consumers.set(i64::try_from(count).unwrap_or(i64::MAX));
+        if are_missing != self.0.waiters.consumers_are_missing() {
+            self.0.waiters.set_consumers_missing(are_missing);
+            if are_missing {
+                tracing::warn!("no consumer runs: writes are accepted, and applied once one does");
+            } else if count > 0 {
+                tracing::info!(consumers.count = count, "consumers run again");
+            }
+        }
+        self.0.waiters.release_if_vain();
+    }
+
+    fn heed(&self, heed: Heed) {
+        if heed == Heed::Hole {
+            tracing::debug!("events may have been missed");
+            self.0.cache.distrust_all();
+            self.0.documents.distrust_all();
+            self.0.metrics.cache.distrust_all();
+            self.0.definitions.distrust_all();
+            self.0.waiters.doubt_all();
+        }
+    }
+
+    fn take(&self, event: &Event) {
+        match &event.body {
+            Body::Committed(committed) => self.take_committed(committed),
+            Body::Defined { .. } => self.0.definitions.distrust_all(),
+            Body::Heartbeat { .. } | Body::Goodbye | Body::Unknown => {}
+        }
+    }
+
+    /// Keys and cached values first: who is answered may look at once.
+    fn take_committed(&self, committed: &Committed) {
+        let counters: Vec<Counter> = committed.counters.iter().cloned().map(Into::into).collect();
+        self.0.cache.learn(&counters);
+        self.0.documents.forget(committed.deleted.iter().copied().filter_map(ItemKey::from_uuid));
+        self.0.metrics.cache.changed(committed.types.iter().map(|kind| &**kind));
+        self.0.recent_keys.hear(committed);
+        self.0.waiters.changed(&counters);
+        self.0.waiters.hear(committed);
+    }
+}
+
+/// The consumers whose events come, and which of them said last that they cannot reach the store.
+#[derive(Debug)]
+struct Consumers {
+    heard: HashMap<u64, (Instant, bool)>,
+    /// Until then it is not known that none runs: one may just start, or be heard again.
+    unknown_until: Instant,
+}
+
+impl Consumers {
+    fn new(now: Instant) -> Self {
+        Self { heard: HashMap::new(), unknown_until: now + SILENCE_MAX }
+    }
+
+    fn hear(&mut self, event: &Event, now: Instant) {
+        let is_away = match event.body {
+            Body::Heartbeat { store_away } => store_away,
+            Body::Committed(_) => false,
+            // Nothing about the store, but its publisher lives, if it is a consumer.
+            Body::Unknown => match self.heard.get(&event.publisher) {
+                Some((_, is_away)) => *is_away,
+                None => return,
+            },
+            // An API says that.
+            Body::Defined { .. } => return,
+            Body::Goodbye => {
+                if self.heard.remove(&event.publisher).is_some() {
+                    self.may_return(now + SILENCE_MAX);
+                }
+                return;
+            }
+        };
+        self.heard.insert(event.publisher, (now, is_away));
+        self.may_return(now + SILENCE_MAX);
+    }
+
+    /// Nothing follows from silence until then.
+    fn may_return(&mut self, until: Instant) {
+        self.unknown_until = self.unknown_until.max(until);
+    }
+
+    fn count(&self) -> usize {
+        self.heard.len()
+    }
+
+    /// Returns true when no consumer was heard for so long that none runs.
+    fn are_missing(&self, now: Instant) -> bool {
+        self.heard.is_empty() && now >= self.unknown_until
+    }
+
+    /// Whether all that were heard lately say so. Of consumers that nobody hears nothing is known.
+    fn are_away(&mut self, now: Instant) -> bool {
+        self.heard.retain(|_, (heard_at, _)| now.duration_since(*heard_at) < SILENCE_MAX);
+        !self.heard.is_empty() && self.heard.values().all(|(_, is_away)| *is_away)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(publisher: u64, body: Body) -> Event {
+        Event { publisher, number: 0, store_time_ms: None, body }
+    }
+
+    #[test]
+    fn the_store_is_away_when_every_consumer_that_is_heard_says_so() {
+        let now = Instant::now();
+        let mut consumers = Consumers::new(now);
+        assert!(!consumers.are_away(now), "nobody knows");
+        let away = || Body::Heartbeat { store_away: true };
+        consumers.hear(&event(1, away()), now);
+        assert!(consumers.are_away(now));
+        consumers.hear(&event(2, Body::Heartbeat { store_away: false }), now);
+        assert!(!consumers.are_away(now), "one reaches it");
+        consumers.hear(&event(2, away()), now);
+        assert!(consumers.are_away(now));
+        consumers.hear(&event(2, Body::Committed(Committed::default())), now);
+        assert!(!consumers.are_away(now), "it has just committed");
+        consumers.hear(&event(2, Body::Unknown), now);
+        assert!(!consumers.are_away(now), "nothing new about the store");
+        consumers.hear(&event(2, Body::Goodbye), now);
+        assert!(consumers.are_away(now));
+        assert!(!consumers.are_away(now + SILENCE_MAX), "nobody is heard any more");
+    }
+
+    #[test]
+    fn consumers_are_missing_after_silence_or_a_goodbye_and_not_while_one_may_return() {
+        let begin = Instant::now();
+        let after = |ms: u64| begin + Duration::from_millis(ms);
+        let mut consumers = Consumers::new(begin);
+        let missing_at = |consumers: &mut Consumers, ms: u64| {
+            consumers.are_away(after(ms));
+            consumers.are_missing(after(ms))
+        };
+        assert!(!missing_at(&mut consumers, 2_900), "it has just begun to listen");
+        assert!(missing_at(&mut consumers, 3_000), "none was there");
+        let heartbeat = |publisher| event(publisher, Body::Heartbeat { store_away: true });
+        consumers.hear(&heartbeat(1), after(3_100));
+        assert!(!missing_at(&mut consumers, 6_000), "it is there, whatever it says of the store");
+        assert!(missing_at(&mut consumers, 6_100), "silence");
+        consumers.hear(&heartbeat(2), after(6_200));
+        consumers.hear(&event(2, Body::Goodbye), after(7_000));
+        assert!(!missing_at(&mut consumers, 9_900), "another may be about to start");
+        assert!(missing_at(&mut consumers, 10_000));
+        consumers.hear(&event(3, Body::Goodbye), after(10_100));
+        assert!(missing_at(&mut consumers, 10_100), "that was no consumer");
+        consumers.may_return(after(16_000));
+        assert!(!missing_at(&mut consumers, 15_900), "nothing could be heard");
+    }
+}

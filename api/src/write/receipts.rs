@@ -1,0 +1,41 @@
+//! What the store knows of a write.
+use shared::model::id::ItemKey;
+use shared::model::idempotency::Fingerprint;
+use shared::model::outcome::Fate;
+use shared::store::StoreError;
+
+use crate::receipt::Receipt;
+use crate::state::Shared;
+use crate::store_breaker::guarded;
+use crate::wait::outcome::Outcome;
+
+/// After `outcome` was told: as the store knows it, or if it cannot be asked just now, as told.
+pub async fn after(
+    shared: &Shared,
+    item: ItemKey,
+    payload: Option<Fingerprint>,
+    outcome: Outcome,
+) -> Receipt {
+    let id = shared.ids.sign(item);
+    let known = match fate_of(shared, item).await {
+        Ok(Some(fate)) => Receipt::of_fate(id, payload, Some(fate)),
+        Ok(None) | Err(_) => None,
+    };
+    let receipt = known.unwrap_or_else(|| Receipt::of_outcome(id, outcome));
+    with_letter(shared, item, receipt.clone()).await.unwrap_or(receipt)
+}
+
+pub async fn fate_of(shared: &Shared, item: ItemKey) -> Result<Option<Fate>, StoreError> {
+    let fates = guarded(&shared.store_breaker, shared.store.fates([item].into())).await?;
+    Ok(fates.into_iter().next().flatten())
+}
+
+/// Adds to the receipt of what was set aside what its dead letter says; there is none when it was redriven
+/// meanwhile.
+pub async fn with_letter(shared: &Shared, item: ItemKey, receipt: Receipt) -> Result<Receipt, StoreError> {
+    if !receipt.is_failed() {
+        return Ok(receipt);
+    }
+    let letter = guarded(&shared.store_breaker, shared.store.dead_letter(item.as_uuid())).await?;
+    Ok(receipt.with_letter(letter.as_ref(), &shared.ids))
+}

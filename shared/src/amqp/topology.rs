@@ -1,0 +1,192 @@
+//! Queues and exchanges: their names, their arguments, and how they come to be.
+//!
+//! Arguments cannot be changed on an existing queue, so the names carry a version. Each object is
+//! looked at passively first, so that a user without the right to configure can run against what
+//! an operator declared; what exists is declared again as the check of its arguments. Why these
+//! arguments: `docs/decisions/0004-broker-topology.md`.
+use std::time::Duration;
+
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use tokio::time::sleep;
+
+use super::connection::{Session, SessionError, call};
+use super::settings::Names;
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
+
+/// Deliveries after which the broker itself sets a message aside. So many that it never does: a
+/// consumer that crashes in a loop must not turn good messages into dead ones.
+const DELIVERY_LIMIT: i32 = 1_000_000;
+
+enum Kind {
+    Exchange(ExchangeKind),
+    Queue(FieldTable),
+}
+
+/// Declares the queues and what they need; runs `settle`, which waits, when a queue is new.
+///
+/// A broker that is killed within half a second after it made a quorum queue starts it again
+/// without a leader and without what it had confirmed. So the exchange of dead letters says that
+/// queues are older than that: it is deleted before a queue is made and declared last, and who does
+/// not find it waits, too, whoever made them. Hence it is looked for after the queues. A message
+/// that is rejected meanwhile stays in its queue, and nobody is told of it: who wants to know which
+/// messages are dead looks whether the exchange is there ([`check_dead_exchange`]).
+pub(crate) async fn declare_queues(
+    session: &Session,
+    names: &Names,
+    bytes_max: u64,
+    settle: impl Future<Output = ()>,
+) -> Result<(), SessionError> {
+    let dead_exchange = Kind::Exchange(ExchangeKind::Direct);
+    let dead = Kind::Queue(quorum_arguments(bytes_max));
+    let mut writes = quorum_arguments(bytes_max);
+    writes.insert("x-dead-letter-exchange".into(), text(names.dead.as_str()));
+    writes.insert("x-dead-letter-routing-key".into(), text(names.dead.as_str()));
+    // A dead letter leaves its queue only when the dead queue has confirmed it.
+    writes.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    let writes = Kind::Queue(writes);
+    if !(exists(session, &names.dead, &dead).await? && exists(session, &names.writes, &writes).await?) {
+        delete_exchange(session, &names.dead).await?;
+    }
+    let was_settled = exists(session, &names.dead, &dead_exchange).await?;
+    let dead_existed = ensure(session, &names.dead, &dead).await?;
+    let writes_existed = ensure(session, &names.writes, &writes).await?;
+    if !(was_settled && dead_existed && writes_existed) {
+        settle.await;
+    }
+    ensure(session, &names.dead, &dead_exchange).await?;
+    // Whoever declared both without giving us the right to bind has bound them, too.
+    bind_dead(session, &names.dead, was_settled && dead_existed).await
+}
+
+/// Whether the exchange of dead letters is there; then its binding is made again, if it may be.
+pub(crate) async fn check_dead_exchange(session: &Session, names: &Names) -> Result<bool, SessionError> {
+    let is_there = exists(session, &names.dead, &Kind::Exchange(ExchangeKind::Direct)).await?;
+    if is_there {
+        bind_dead(session, &names.dead, true).await?;
+    }
+    Ok(is_there)
+}
+
+/// Makes it again between queues that are there; no queue is made here.
+pub(crate) async fn restore_dead_exchange(
+    session: &Session,
+    names: &Names,
+    settle: Duration,
+) -> Result<(), SessionError> {
+    for queue in [&names.dead, &names.writes] {
+        declare(session, queue, &Kind::Queue(FieldTable::default()), true).await?;
+    }
+    // It may be missing because a queue is new.
+    sleep(settle).await;
+    ensure(session, &names.dead, &Kind::Exchange(ExchangeKind::Direct)).await?;
+    bind_dead(session, &names.dead, false).await
+}
+
+/// Declares the exchange that events go through.
+pub(crate) async fn declare_events(session: &Session, names: &Names) -> Result<(), SessionError> {
+    ensure(session, &names.events, &Kind::Exchange(ExchangeKind::Topic)).await?;
+    Ok(())
+}
+
+fn quorum_arguments(bytes_max: u64) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    // The queue says no when it is full. Its default is to drop the oldest.
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
+    arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes_max));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    arguments
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(value))
+}
+
+/// Makes sure that `name` is there with these arguments; returns whether it was before.
+async fn ensure(session: &Session, name: &ShortString, kind: &Kind) -> Result<bool, SessionError> {
+    let existed = exists(session, name, kind).await?;
+    match declare(session, name, kind, false).await {
+        Ok(()) => Ok(existed),
+        Err(error) if existed && error.code() == Some(ACCESS_REFUSED) => Ok(existed),
+        Err(error) if error.code() == Some(PRECONDITION_FAILED) => {
+            Err(SessionError::Misdeclared(explain(name, kind, &error)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn exists(session: &Session, name: &ShortString, kind: &Kind) -> Result<bool, SessionError> {
+    match declare(session, name, kind, true).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.code() == Some(NOT_FOUND) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Declares on a channel of its own, because an error closes the channel.
+async fn declare(
+    session: &Session,
+    name: &ShortString,
+    kind: &Kind,
+    passive: bool,
+) -> Result<(), SessionError> {
+    let channel = session.channel().await?;
+    match kind {
+        Kind::Exchange(kind) => {
+            let mut options = ExchangeDeclareOptions::default();
+            (options.passive, options.durable) = (passive, true);
+            let none = FieldTable::default();
+            call("exchange.declare", channel.exchange_declare(name.clone(), kind.clone(), options, none))
+                .await?;
+        }
+        Kind::Queue(arguments) => {
+            let mut options = QueueDeclareOptions::default();
+            (options.passive, options.durable) = (passive, true);
+            call("queue.declare", channel.queue_declare(name.clone(), options, arguments.clone())).await?;
+        }
+    }
+    call("channel.close", channel.close(200, "done".into())).await
+}
+
+/// Without the right to it the exchange stays: then an operator declares the queues.
+async fn delete_exchange(session: &Session, name: &ShortString) -> Result<(), SessionError> {
+    let channel = session.channel().await?;
+    let deleted = channel.exchange_delete(name.clone(), ExchangeDeleteOptions::default());
+    match call("exchange.delete", deleted).await {
+        Ok(()) => call("channel.close", channel.close(200, "done".into())).await,
+        Err(error) if matches!(error.code(), Some(ACCESS_REFUSED | NOT_FOUND)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Without the right to it that is an error unless both `existed`.
+async fn bind_dead(session: &Session, dead: &ShortString, existed: bool) -> Result<(), SessionError> {
+    let channel = session.channel().await?;
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    let bound = channel.queue_bind(dead.clone(), dead.clone(), dead.clone(), options, none);
+    match call("queue.bind", bound).await {
+        Ok(()) => call("channel.close", channel.close(200, "done".into())).await,
+        Err(error) if existed && error.code() == Some(ACCESS_REFUSED) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn explain(name: &ShortString, kind: &Kind, error: &SessionError) -> String {
+    match kind {
+        Kind::Exchange(_) => format!(
+            "exchange {name} exists, but with other properties than this build needs ({error}): \
+             delete it, and it is declared anew, or use another queue.prefix"
+        ),
+        Kind::Queue(_) => format!(
+            "queue {name} exists, but with other arguments than this build needs ({error}): set \
+             queue.bytes_max to what the queue has (a policy may tighten it), or stop the writers, \
+             let the queue drain and delete it, and it is declared anew; or use another queue.prefix"
+        ),
+    }
+}

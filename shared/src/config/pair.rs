@@ -1,0 +1,83 @@
+//! The pair of queue and store that the two URLs name.
+use std::path::PathBuf;
+
+use super::Config;
+
+/// Which pair a configuration names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pair {
+    /// Everything in this process, files in this directory.
+    Embedded(PathBuf),
+    /// RabbitMQ and Postgres.
+    Cluster,
+}
+
+/// The queue and the store that are named do not go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoPair {
+    #[error("is not set: set AMQP_URL (or FOREBAY__QUEUE__URL)")]
+    QueueUnset,
+    #[error("is not set: set DATABASE_URL (or FOREBAY__STORE__URL)")]
+    StoreUnset,
+    #[error("expected amqp://…, amqps://… or embedded:<directory>")]
+    QueueUnknown,
+    #[error("expected postgres://… or embedded:<directory>")]
+    StoreUnknown,
+    #[error(
+        "names a server while the store is the embedded one: set DATABASE_URL (or FOREBAY__STORE__URL) too"
+    )]
+    StoreMissing,
+    #[error("names a server while the queue is the embedded one: set AMQP_URL (or FOREBAY__QUEUE__URL) too")]
+    QueueMissing,
+    #[error("names another directory than queue.url")]
+    TwoDirectories,
+}
+
+impl NoPair {
+    /// The setting that is to blame.
+    pub fn setting(self) -> &'static str {
+        match self {
+            Self::QueueUnset | Self::QueueUnknown | Self::StoreMissing => "queue.url",
+            Self::StoreUnset | Self::StoreUnknown | Self::QueueMissing | Self::TwoDirectories => "store.url",
+        }
+    }
+}
+
+/// What one URL names.
+enum Place<'a> {
+    Unset,
+    Directory(&'a str),
+    Server,
+    Unknown,
+}
+
+impl<'a> Place<'a> {
+    fn of(url: &'a str, schemes: &[&str]) -> Self {
+        match url.split_once(':') {
+            _ if url.is_empty() => Self::Unset,
+            Some(("embedded", directory)) if !directory.is_empty() => Self::Directory(directory),
+            Some((scheme, rest)) if schemes.contains(&scheme) && rest.starts_with("//") => Self::Server,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl Pair {
+    pub fn of(config: &Config) -> Result<Self, NoPair> {
+        let queue = Place::of(&config.queue.url, &["amqp", "amqps"]);
+        let store = Place::of(&config.store.url, &["postgres", "postgresql"]);
+        match (queue, store) {
+            (Place::Directory(queue), Place::Directory(store)) if queue == store => {
+                Ok(Self::Embedded(queue.into()))
+            }
+            (Place::Server, Place::Server) => Ok(Self::Cluster),
+            (Place::Unset, _) => Err(NoPair::QueueUnset),
+            (_, Place::Unset) => Err(NoPair::StoreUnset),
+            (Place::Unknown, _) => Err(NoPair::QueueUnknown),
+            (_, Place::Unknown) => Err(NoPair::StoreUnknown),
+            (Place::Server, Place::Directory(_)) => Err(NoPair::StoreMissing),
+            (Place::Directory(_), Place::Server) => Err(NoPair::QueueMissing),
+            (Place::Directory(_), Place::Directory(_)) => Err(NoPair::TwoDirectories),
+        }
+    }
+}

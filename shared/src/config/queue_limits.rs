@@ -1,0 +1,19 @@
+//! Limits of a queue, as both implementations take them.
+use std::time::Duration;
+
+use super::Queue;
+
+/// Limits of one queue, the same for both implementations.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueLimits {
+    /// Bytes that may wait in the queue; beyond them publishes are refused.
+    pub bytes_max: u64,
+    /// How long one confirm may take before the session counts as broken.
+    pub confirm_timeout: Duration,
+}
+
+impl From<&Queue> for QueueLimits {
+    fn from(queue: &Queue) -> Self {
+        Self { bytes_max: queue.bytes_max, confirm_timeout: Duration::from_millis(queue.confirm_timeout_ms) }
+    }
+}

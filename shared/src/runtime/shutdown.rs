@@ -1,0 +1,66 @@
+//! Asking a program to stop: one trigger, many listeners, passed in by whoever starts a task.
+//! Signals and the limit of a stop are in [`crate::runtime::signals`].
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// The listening side. Clones hear the same request.
+#[derive(Clone, Debug)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+/// The asking side. Dropping it asks, too: nobody is left running without an owner.
+#[derive(Debug)]
+pub struct Trigger(watch::Sender<bool>);
+
+pub fn channel() -> (Trigger, Shutdown) {
+    let (sender, receiver) = watch::channel(false);
+    (Trigger(sender), Shutdown(receiver))
+}
+
+impl Trigger {
+    pub fn request(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Shutdown {
+    /// Resolves when a stop was requested; at once if that was before. Safe to cancel.
+    pub async fn requested(&mut self) {
+        // An error means that the trigger is gone, which asks as well.
+        let _ = self.0.wait_for(|requested| *requested).await;
+    }
+
+    pub fn is_requested(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+}
+
+/// Spawns a task that must not end by itself, and what hears its end, however it ends.
+pub fn watched<T: Send + 'static>(
+    task: impl Future<Output = T> + Send + 'static,
+) -> (JoinHandle<T>, Shutdown) {
+    let (alive, over) = channel();
+    let handle = tokio::spawn(async move {
+        let _alive = alive;
+        task.await
+    });
+    (handle, over)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watched_task_is_heard_to_end_also_by_a_panic() {
+        let (ended, mut over) = watched(async {});
+        over.requested().await;
+        ended.await.expect("it ended well");
+        let (panicked, mut over) = watched(async { panic!("on purpose") });
+        over.requested().await;
+        assert!(panicked.await.expect_err("it panicked").is_panic());
+        let (running, over) = watched(std::future::pending::<()>());
+        tokio::task::yield_now().await;
+        assert!(!over.is_requested());
+        running.abort();
+    }
+}

@@ -1,0 +1,71 @@
+//! Effects of a plan: all statements of a transaction but those for ledger and keys, in the order of
+//! tables that [`apply`](super::apply) keeps.
+use sqlx::PgConnection;
+
+use super::counters::{add_merged, add_one_by_one};
+use super::failure::Failure;
+use super::known::Known;
+use super::points::TypeIds;
+use super::{documents, ledger, points, rollups};
+use crate::model::outcome::Applied;
+use crate::store::rules::plan::Plan;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// One addition per counter.
+    Merged,
+    /// Increment by increment.
+    Exact,
+}
+
+/// What is worth remembering once the transaction is committed.
+#[derive(Default)]
+pub struct Learned {
+    types: TypeIds,
+    rollups: Vec<rollups::Key>,
+}
+
+impl Learned {
+    pub fn absorb(&mut self, later: Self) {
+        self.types.extend(later.types);
+        self.rollups.extend(later.rollups);
+    }
+
+    pub fn remember(self, known: &Known) {
+        known.types.remember(&self.types);
+        known.rollups.remember(self.rollups);
+    }
+}
+
+/// Writes everything that a plan asks for, but ledger and keys. What cannot be applied is added to
+/// the items that are set aside.
+pub async fn take_effect(
+    connection: &mut PgConnection,
+    known: &Known,
+    plan: &Plan<'_>,
+    path: Path,
+    applied: &mut Applied,
+) -> Result<Learned, Failure> {
+    let written = documents::write(connection, known, plan).await?;
+    applied.set_aside.extend(written.set_aside);
+    applied.deleted = written.deleted;
+    let mut learned = Learned::default();
+    if !plan.points.is_empty() {
+        learned.types = points::types(connection, &known.types, &plan.points).await?;
+        points::insert(connection, &learned.types, &plan.points).await?;
+        learned.rollups = rollups::merge(connection, &known.rollups, &learned.types, &plan.points).await?;
+        applied.types = learned.types.keys().cloned().collect();
+        applied.types.sort_unstable();
+    }
+    let counted = match path {
+        Path::Merged => add_merged(connection, &plan.increments).await?,
+        Path::Exact => add_one_by_one(connection, &plan.increments).await?,
+    };
+    // Only now is it known what overflows. Nobody waits for these rows: who writes the same ones
+    // has waited for the ledger or for the keys.
+    ledger::bury(connection, &counted.set_aside).await?;
+    applied.set_aside.extend(counted.set_aside);
+    applied.standings = counted.standings;
+    applied.counters = counted.counters;
+    Ok(learned)
+}

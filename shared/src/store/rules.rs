@@ -1,0 +1,11 @@
+//! Rules of the store, for both implementations: what a transaction has to do. Without SQL.
+pub(super) mod bodies;
+pub(super) mod checks;
+pub(super) mod dead_letters;
+pub(super) mod documents;
+pub(super) mod ledger;
+pub(super) mod page;
+pub mod plan;
+pub mod points;
+pub(super) mod schema;
+pub mod sums;

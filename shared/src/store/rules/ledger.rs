@@ -1,0 +1,82 @@
+//! Which messages of a batch are new, decided from what the ledger answered. Pure, for both stores.
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+use crate::model::id::{ItemKey, MessageId};
+use crate::model::message::Message;
+use crate::store::StoreError;
+
+/// What becomes of new messages that are so old that their ledger rows may have been dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooOld {
+    /// Their items are set aside: so it is with what the queue brings.
+    SetAside,
+    /// Nothing is done, so that a person decides.
+    Refuse,
+    /// A person has decided.
+    Apply,
+}
+
+impl TooOld {
+    /// The messages whose items are set aside; `None` where nothing is done.
+    pub fn set_aside(self, too_old: HashSet<MessageId>) -> Option<HashSet<MessageId>> {
+        match self {
+            Self::SetAside => Some(too_old),
+            Self::Refuse => too_old.is_empty().then_some(too_old),
+            Self::Apply => Some(HashSet::new()),
+        }
+    }
+}
+
+/// The messages of a batch, each id once. Callers promise different ids; a copy that comes all
+/// the same is ignored, and the same id with another body refused.
+pub fn distinct(batch: &[Message]) -> Result<Vec<&Message>, StoreError> {
+    let mut digests = HashMap::with_capacity(batch.len());
+    let mut distinct = Vec::with_capacity(batch.len());
+    for message in batch {
+        match digests.insert(message.id, message.digest) {
+            None => distinct.push(message),
+            Some(digest) if digest == message.digest => {}
+            Some(_) => return Err(StoreError::DigestMismatch(message.id)),
+        }
+    }
+    Ok(distinct)
+}
+
+/// Parts a batch, in its order, into messages whose ledger row was inserted by this transaction,
+/// and the others.
+pub fn part<'a>(batch: &[&'a Message], inserted: &HashSet<Uuid>) -> (Vec<&'a Message>, Vec<&'a Message>) {
+    batch.iter().partition(|message| inserted.contains(&message.id.as_uuid()))
+}
+
+/// Keys and tombstones that are older may be forgotten, given the floor.
+///
+/// A message that was not applied, because no build could read it, may hold a repetition, and it may be
+/// redriven at any time: unless it lies below the floor. It came within `remembered_ms`, the time for
+/// which a key is promised to hold it back; and the floor may be behind what may be forgotten.
+pub fn keys_before_ms(before_ms: i64, floor: MessageId, remembered_ms: i64) -> i64 {
+    before_ms.min(floor.time_ms().saturating_sub(remembered_ms))
+}
+
+/// Whether an item of which nothing is known is so old that it may have been applied. A keyed one
+/// names no message.
+pub fn is_forgotten(item: ItemKey, floor: Option<Uuid>) -> bool {
+    item.message().is_some_and(|message| floor.is_some_and(|floor| message.as_uuid() <= floor))
+}
+
+/// Compares messages that had been applied before with what the ledger holds of them.
+pub fn compare(seen: &[&Message], stored: &HashMap<Uuid, Vec<u8>>) -> Result<(), StoreError> {
+    for message in seen {
+        match stored.get(&message.id.as_uuid()) {
+            Some(digest) if digest[..] == message.digest[..] => {}
+            Some(_) => return Err(StoreError::DigestMismatch(message.id)),
+            // Pruned between two statements: on the next attempt it is a new message.
+            None => {
+                let text = format!("the ledger row of {} vanished while it was read", message.id);
+                return Err(StoreError::Unavailable(text.into()));
+            }
+        }
+    }
+    Ok(())
+}
