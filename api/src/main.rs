@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use api::admission::auth::keys::Keys;
 use api::banner::{self, Facts};
 use api::keys_command::KeysCommand;
 use api::routes::openapi;
@@ -67,10 +68,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
             println!("the schema is up to date");
             Ok(())
         }
-        Command::CheckConfig => {
-            print!("{}", check_config_report(&options.load(Program::Api)?));
-            Ok(())
-        }
+        Command::CheckConfig => check_config(&options.load(Program::Api)?),
         Command::Openapi => {
             println!("{:#}", openapi::document());
             Ok(())
@@ -78,6 +76,15 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Keys(KeysCommand::New(new)) => new.print(),
         Command::Healthcheck => cli::healthcheck(&options.load(Program::Api)?.config).await,
     }
+}
+
+/// Says more than a start demands: whoever asks may still mend what will not work.
+fn check_config(loaded: &Loaded) -> anyhow::Result<()> {
+    print!("{}", check_config_report(loaded));
+    let expired = Keys::read(&loaded.config.auth)?.expired();
+    let names = expired.into_iter().collect::<Vec<_>>().join(", ");
+    anyhow::ensure!(names.is_empty(), "auth: these keys have expired and open nothing: {names}");
+    Ok(())
 }
 
 async fn serve(loaded: Loaded) -> anyhow::Result<()> {
@@ -127,7 +134,8 @@ async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::R
     if embedded {
         let without = "this build has no embedded form: set AMQP_URL and DATABASE_URL";
         anyhow::ensure!(cfg!(feature = "embedded"), without);
-        backend.store.migrate().await?;
+        let at = || format!("the store in {}", config.store.url);
+        backend.store.migrate().await.with_context(at)?;
         // Before the first id.
         backend.learn_floor().await?;
     } else {

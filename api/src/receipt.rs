@@ -17,7 +17,8 @@ pub struct Receipt {
     /// `unknown` when only a newer version knows it.
     #[schema(example = "increment")]
     kind: &'static str,
-    /// `accepted`: durable, not yet applied. `applied`: took effect; of a deletion also that its collection
+    /// `accepted`: durable, not yet applied; without `message` also of a write with an Idempotency-Key that
+    /// was forgotten. `applied`: took effect; of a deletion also that its collection
     /// does not hold the document. `failed`: set aside.
     /// `conflict`: another payload was processed under its Idempotency-Key.
     #[schema(example = "applied")]

@@ -100,6 +100,14 @@ impl Problem {
         Self::invalid(vec![Invalid { pointer, parameter: None, detail: detail.into() }])
     }
 
+    /// The same problem of a value that stands at `place` of a larger one, a JSON pointer.
+    pub fn within(mut self, place: &str) -> Self {
+        for pointer in self.errors.iter_mut().filter_map(|error| error.pointer.as_mut()) {
+            pointer.insert_str(0, place);
+        }
+        self
+    }
+
     /// 422 for a path or query parameter.
     pub fn invalid_parameter(parameter: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
         let parameter = Some(parameter.into());

@@ -13,7 +13,8 @@ const NAME: &str = "default";
 
 /// Stores documents in the collection `default`.
 ///
-/// Waits a moment by itself, so that a single caller sees the stored document.
+/// Waits a moment by itself, so that a single caller sees the stored document. What a document may be, and where its
+/// key stands, is the same as for `POST /v1/data/{collection}`.
 #[utoipa::path(
     post,
     path = "/data",
@@ -21,7 +22,8 @@ const NAME: &str = "default";
     tag = "short paths",
     params(
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, instead of a moment, until it is applied"),
-        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect"),
+        ("items" = Option<String>, Query, description = "`keyed`: each item is an object with `document` and, if it has a key of its own, `idempotency_key`")
     ),
     request_body(
         content((Object = "application/json"), (String = "application/x-ndjson")),
@@ -31,7 +33,9 @@ const NAME: &str = "default";
         (status = 200, description = "a retry of what was stored before and is deleted by now", body = DocumentBody),
         (status = 201, description = "stored while the request waited, or before", body = DocumentBody,
          headers(("Location" = String, description = "the document"))),
-        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the document")))
+        (status = 202, description = "durable", body = Accepted, headers(("Location" = String, description = "the document"))),
+        (status = 422, description = "no document that is taken: see `errors` for the place and the limit (64 levels, 1000 digits, exponents to 9999, a name twice, half of a surrogate pair, the schema of the collection); or a parameter is invalid; or, for who waits, set aside or in conflict with another write",
+         body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn post(

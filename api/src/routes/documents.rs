@@ -21,18 +21,19 @@ use crate::read::counters::Outcome;
 use crate::read::documents::{Cached, Found};
 use crate::rfc3339::rfc3339;
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
-use crate::routes::receipts::{forgotten, payload_of};
+use crate::routes::receipts::{Hints, forgotten};
 use crate::state::Shared;
 use crate::store_breaker::guarded;
 use crate::write::accept::{self, AppliedWrite, Written};
 use crate::write::accepted::Accepted;
 use crate::write::draft::Draft;
 use crate::write::preferences::Terms;
+use crate::write::receipts::fate_of;
 
 mod drafts;
 pub mod list;
 
-use self::drafts::Drafts;
+use self::drafts::{Drafts, ItemForm};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -74,11 +75,14 @@ impl DocumentBody {
 /// Stores documents.
 ///
 /// Send one JSON object, an array of them, or one per line (NDJSON). The answer comes once they
-/// are durable, before they are stored. Where the collection has a schema each is checked against
-/// it, within `collections.check_ms_max` of CPU time for the request; what is beyond gets 422. A
-/// document has `server.item_bytes_max` bytes at most, and as many members as fit; arrays and objects
-/// are nested 64 deep at most, a number has 40 digits, an integer 64 bits, a key stands once in its
-/// object, and `\u0000` and halves of surrogate pairs are refused. A member `idempotency_key` works like the header, for its item alone, and stays in the data.
+/// are durable, before they are stored. All members of a document are data, also one named `idempotency_key`:
+/// its key comes by the header. With `items=keyed` each item is `{"idempotency_key": "...", "document": {...}}`
+/// instead, and its key, which may be left out, wins over the header; no other member is taken, and pointers of errors
+/// begin with `/document`. Where the collection has a schema each document is checked against
+/// it, within `collections.check_ms_max` of CPU time for the request and by the exact values of its numbers. A
+/// document comes back as it was sent. It has `server.item_bytes_max` bytes at most, which bounds its members, too;
+/// arrays and objects are nested 64 deep at most; a number has 1000 digits at most and an exponent from -9999 to 9999.
+/// A name that stands twice in its object, and half of a surrogate pair, are refused.
 #[utoipa::path(
     post,
     path = "/v1/data/{collection}",
@@ -87,7 +91,8 @@ impl DocumentBody {
     params(
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds until it is stored"),
-        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect")
+        ("Idempotency-Key" = Option<String>, Header, description = "a retry with it has no second effect"),
+        ("items" = Option<String>, Query, description = "`keyed`: each item is an object with `document` and, if it has a key of its own, `idempotency_key`")
     ),
     request_body(
         content((Object = "application/json"), (String = "application/x-ndjson")),
@@ -99,7 +104,9 @@ impl DocumentBody {
         (status = 201, description = "stored while the request waited, or before", body = DocumentBody,
          headers(("Location" = String, description = "the document"), ("Preference-Applied" = String, description = "RFC 7240"))),
         (status = 202, description = "durable; the items of an array are told by index",
-         body = Accepted, headers(("Location" = String, description = "the document")))
+         body = Accepted, headers(("Location" = String, description = "the document"))),
+        (status = 422, description = "no document that is taken: see `errors` for the place and the limit (64 levels, 1000 digits, exponents to 9999, a name twice, half of a surrogate pair, the schema of the collection); or a parameter is invalid; or, for who waits, set aside or in conflict with another write",
+         body = Problem, content_type = "application/problem+json")
     )
 )]
 pub async fn post(
@@ -121,11 +128,11 @@ pub async fn post_into(
     shared: &Shared,
 ) -> Result<HttpResponse, Problem> {
     check_parameter("collection", collection)?;
-    query::none(request.query_string())?;
+    let form = ItemForm::of(request.query_string())?;
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
-    match drafts::read(body, collection, shared).await? {
+    match drafts::read(body, form, collection, shared).await? {
         Drafts::One(draft) => {
             drop(reserved);
             // Needed only by an answer that waited, and kept for it only where there is room.
@@ -139,7 +146,7 @@ pub async fn post_into(
                 Written::Answered(response) => Ok(response),
                 Written::Applied(applied) => {
                     let stored = if applied.is_own {
-                        Some(created(collection, &applied.id(), &applied.accepted_at, &data))
+                        Some(created(&applied, &applied.accepted_at, &data))
                     } else {
                         stored_before(shared, collection, &applied).await
                     };
@@ -154,19 +161,17 @@ pub async fn post_into(
     }
 }
 
-fn created(collection: &str, id: &str, accepted_at: &str, data: &str) -> HttpResponse {
+fn created(applied: &AppliedWrite, accepted_at: &str, data: &str) -> HttpResponse {
     HttpResponse::Created()
-        .insert_header((LOCATION, format!("/v1/data/{collection}/{id}")))
+        .insert_header((LOCATION, applied.location()))
         .insert_header((CONTENT_TYPE, "application/json"))
-        .body(render(id, accepted_at, data))
+        .body(render(&applied.id(), accepted_at, data))
 }
 
 /// Answers with what an earlier request brought: it may be spelled otherwise, or deleted since.
 async fn stored_before(shared: &Shared, collection: &str, applied: &AppliedWrite) -> Option<HttpResponse> {
-    Some(match in_store(shared, collection, applied.item).await.ok()?? {
-        Stored::Document(document) => {
-            created(collection, &applied.id(), &rfc3339(document.accepted_at_ms), &document.data)
-        }
+    Some(match in_store(shared, collection, applied.item()).await.ok()?? {
+        Stored::Document(document) => created(applied, &rfc3339(document.accepted_at_ms), &document.data),
         Stored::Deleted => DocumentBody::with(&applied.id(), "deleted").answer(),
     })
 }
@@ -195,6 +200,7 @@ fn data_of(draft: &Draft) -> Option<String> {
         ("collection" = String, Path, description = "1 to 128 characters out of A-Z a-z 0-9 . _ : -"),
         ("id" = String, Path, description = "an id from a 202"),
         ("payload" = Option<String>, Query, description = "as in the `Location` of a write with an Idempotency-Key: tells a conflict"),
+        ("message" = Option<String>, Query, description = "as in the same `Location`: tells what is forgotten from what is accepted"),
         ("If-None-Match" = Option<String>, Header, description = "the ETag that the client has")
     ),
     responses(
@@ -217,17 +223,20 @@ pub async fn get(
     let (collection, id) = path.into_inner();
     check_parameter("collection", &collection)?;
     let id = issued(&shared, &id)?;
-    let payload = payload_of(request.query_string())?;
+    let hints = Hints::of(request.query_string())?;
+    let payload = hints.payload;
     let read = async || {
         let found = shared.documents.get(&collection, id.key()).await;
         found.map_err(|error| unavailable(&error))
     };
     let fate = match read().await? {
         Found::Document(cached, outcome) => return Ok(stored(&request, id, payload, &cached, outcome)),
+        Found::Deleted if is_past_retention(&shared, &collection, id, &hints).await? => {
+            return Err(past_retention());
+        }
         Found::Deleted => return Err(deleted()),
         Found::Nothing => {
-            let fates = guarded(&shared.store_breaker, shared.store.fates([id.key()].into()));
-            fates.await.map_err(|error| unavailable(&error))?.pop().flatten()
+            fate_of(&shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?
         }
     };
     match fate {
@@ -244,10 +253,12 @@ pub async fn get(
             // It came between the two questions.
             Found::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
             Found::Deleted => Err(deleted()),
-            Found::Nothing if is_past_retention(&shared, &collection, id).await? => Err(past_retention()),
+            Found::Nothing if is_past_retention(&shared, &collection, id, &hints).await? => {
+                Err(past_retention())
+            }
             Found::Nothing => Err(not_held()),
         },
-        None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id).await? => {
+        None | Some(Fate::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
             Err(past_retention())
         }
         // What was stored and not deleted would have been found.
@@ -305,9 +316,14 @@ fn render_into(body: &mut String, id: &str, accepted_at: &str, data: &str) {
     body.extend([r#"","data":"#, data, "}"]);
 }
 
-/// Whether the collection keeps nothing of that age. A keyed id has no time.
-async fn is_past_retention(shared: &Shared, collection: &str, id: ItemId) -> Result<bool, Problem> {
-    let Some(message) = id.key().message() else { return Ok(false) };
+/// Whether the collection keeps nothing of that age. A keyed id has no time, its message has.
+async fn is_past_retention(
+    shared: &Shared,
+    collection: &str,
+    id: ItemId,
+    hints: &Hints,
+) -> Result<bool, Problem> {
+    let Some(message) = id.key().message().or(hints.message) else { return Ok(false) };
     let known = shared.definitions.current(collection).await.map_err(|error| unavailable(&error))?;
     let Some(days) = known.collection.definition.retention_days else { return Ok(false) };
     let age = Duration::from_millis(clock::now_ms().saturating_sub(message.time_ms()).max(0).unsigned_abs());

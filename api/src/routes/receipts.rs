@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::{Path, ThinData};
 use actix_web::{HttpRequest, HttpResponse};
-use shared::model::id::ItemId;
+use shared::model::id::{ItemId, MessageId};
 use shared::model::idempotency::Fingerprint;
 use utoipa::IntoParams;
+use uuid::Uuid;
 
 use crate::http::connection_state::{Pace, while_there};
 use crate::http::problem::Problem;
@@ -17,7 +18,7 @@ use crate::state::Shared;
 use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
 use crate::write::receipts::{after, fate_of, with_letter};
 
-/// For the document: [`payload_of`] reads them.
+/// For the document: [`Hints::of`] reads them.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "only their description is used")]
@@ -25,6 +26,8 @@ pub struct ReceiptParams {
     /// The fingerprint in the `Location` of a write with an Idempotency-Key: tells `conflict` when
     /// another payload was processed under the key.
     payload: Option<String>,
+    /// The message in the same `Location`: tells what is forgotten from what is accepted.
+    message: Option<String>,
 }
 
 /// Tells what became of a write.
@@ -58,13 +61,13 @@ pub async fn get(
     if !shared.ids.recognises(id) {
         return Err(never_issued());
     }
-    let payload = payload_of(request.query_string())?;
+    let hints = Hints::of(request.query_string())?;
     let wait = wait_of(request.headers(), shared.waits.wait_max);
     let mut response = HttpResponse::Ok();
     let receipt = match wait {
-        None => read(&shared, id, payload).await?,
+        None => read(&shared, id, hints).await?,
         Some(wait) => {
-            let (receipt, helped) = read_after(&shared, id, payload, wait, request.conn_data()).await?;
+            let (receipt, helped) = read_after(&shared, id, hints, wait, request.conn_data()).await?;
             if helped {
                 response.insert_header((PREFERENCE_APPLIED, applied(wait)));
             }
@@ -78,38 +81,56 @@ pub async fn get(
 async fn read_after(
     shared: &Shared,
     id: ItemId,
-    payload: Option<Fingerprint>,
+    hints: Hints,
     wait: Duration,
     pace: Option<&Rc<Pace>>,
 ) -> Result<(Receipt, bool), Problem> {
     let deadline = Instant::now() + wait;
-    let waiter = shared.waiters.seat().map(|seat| seat.wait_for(id.key(), payload));
-    let receipt = read(shared, id, payload).await?;
+    let waiter = shared.waiters.seat().map(|seat| seat.wait_for(id.key(), hints.payload));
+    let receipt = read(shared, id, hints).await?;
     let Some(mut waiter) = waiter.filter(|_| !receipt.is_settled()) else { return Ok((receipt, false)) };
     match while_there(pace, waiter.outcome(deadline)).await {
-        Some(outcome) => Ok((after(shared, id.key(), payload, outcome).await, true)),
+        Some(outcome) => Ok((after(shared, id.key(), hints.payload, outcome).await, true)),
         None => Ok((receipt, false)),
     }
 }
 
-async fn read(shared: &Shared, id: ItemId, payload: Option<Fingerprint>) -> Result<Receipt, Problem> {
-    let fate = fate_of(shared, id.key()).await.map_err(|error| unavailable(&error))?;
-    let receipt = Receipt::of_fate(id, payload, fate).ok_or_else(forgotten)?;
+async fn read(shared: &Shared, id: ItemId, hints: Hints) -> Result<Receipt, Problem> {
+    let fate = fate_of(shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?;
+    let receipt = Receipt::of_fate(id, hints.payload, fate).ok_or_else(forgotten)?;
     with_letter(shared, id.key(), receipt).await.map_err(|error| unavailable(&error))
 }
 
-/// The fingerprint that a client holds, the only parameter.
-pub fn payload_of(query: &str) -> Result<Option<Fingerprint>, Problem> {
-    let mut params = Parameters::of(query)?;
-    let payload = params.take("payload");
-    params.finish()?;
-    let parsed = payload.map(|payload| payload.to_ascii_lowercase().parse()).transpose();
-    parsed.map_err(|error: shared::model::idempotency::NotAFingerprint| {
-        Problem::invalid_parameter("payload", error.to_string())
-    })
+/// What the `Location` of a keyed write says beside its id.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hints {
+    /// The fingerprint of what the client sent.
+    pub payload: Option<Fingerprint>,
+    /// The message that brought it.
+    pub message: Option<MessageId>,
 }
 
-/// Of an id without a key, whose time says that it is older than what is remembered.
+impl Hints {
+    /// Reads a query that has no other parameters.
+    pub fn of(query: &str) -> Result<Self, Problem> {
+        let mut params = Parameters::of(query)?;
+        let (payload, message) = (params.take("payload"), params.take("message"));
+        params.finish()?;
+        let payload = payload.map(|payload| payload.to_ascii_lowercase().parse()).transpose();
+        let payload = payload.map_err(|error: shared::model::idempotency::NotAFingerprint| {
+            Problem::invalid_parameter("payload", error.to_string())
+        })?;
+        let is_canonical = |text: &String| text.len() == 36;
+        let message = message.map(|text| {
+            let uuid = Some(text).filter(is_canonical).and_then(|text| Uuid::try_parse(&text).ok());
+            uuid.and_then(MessageId::from_uuid)
+                .ok_or_else(|| Problem::invalid_parameter("message", "is not the id of a message"))
+        });
+        Ok(Self { payload, message: message.transpose()? })
+    }
+}
+
+/// Answer of an id whose time, or that of its message, says that it is older than what is remembered.
 pub fn forgotten() -> Problem {
     Problem::gone("so old that it is no longer known what became of it (ids.remembered_for_hours)")
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use actix_web::{HttpResponse, ResponseError};
-use shared::model::id::{ItemId, ItemKey, Kind};
+use shared::model::id::{ItemId, ItemKey, Kind, MessageId};
 use shared::model::idempotency::Keyed;
 use shared::model::message;
 use shared::model::outcome::ItemStanding;
@@ -63,35 +63,76 @@ pub enum Written {
 /// A single write that took effect while its request waited.
 #[derive(Debug)]
 pub struct AppliedWrite {
-    pub item: ItemKey,
+    named: Named,
     pub accepted_at: String,
     /// The counter right after an increment; `None` for other writes, and once it is not known any more.
     pub standing: Option<ItemStanding>,
     /// False when an earlier request with the same key may have brought it.
     pub is_own: bool,
-    id: ItemId,
-    keyed: Option<Keyed>,
-    kind: Kind,
-    target: Target,
     preference: Option<HeaderValue>,
 }
 
 impl AppliedWrite {
+    pub fn item(&self) -> ItemKey {
+        self.named.id.key()
+    }
+
     /// Text of its id.
     pub fn id(&self) -> String {
-        self.id.to_string()
+        self.named.id.to_string()
+    }
+
+    /// Path of the document, or of the receipt.
+    pub fn location(&self) -> String {
+        self.named.location(&self.id())
     }
 
     /// Answers with what the write made, or with 202 when that cannot be read.
     pub fn answer(self, made: Option<HttpResponse>) -> HttpResponse {
-        let Some(mut response) = made else {
-            let Self { id, keyed, kind, target, accepted_at, .. } = &self;
-            return accepted(*id, *keyed, (*kind, target), "applied", accepted_at);
-        };
+        let Some(mut response) = made else { return self.named.accepted("applied", &self.accepted_at) };
         if let Some(preference) = self.preference {
             response.headers_mut().insert(PREFERENCE_APPLIED, preference);
         }
         response
+    }
+}
+
+/// What answers name a single write by.
+#[derive(Clone, Debug)]
+struct Named {
+    id: ItemId,
+    keyed: Option<Keyed>,
+    /// The message that brings it.
+    message: MessageId,
+    kind: Kind,
+    target: Target,
+}
+
+impl Named {
+    /// 202, with the status that is known.
+    fn accepted(&self, status: &str, accepted_at: &str) -> HttpResponse {
+        let mut buffer = [0; 36];
+        let id = self.id.encode(&mut buffer);
+        // By hand, because this is the hottest answer of the service; the test holds the shape.
+        let (at, target) = (r#"","accepted_at":""#, self.target.to_json());
+        let body =
+            [r#"{"id":""#, id, r#"","status":""#, status, at, accepted_at, r#"","target":"#, &target, "}"]
+                .concat();
+        HttpResponse::build(StatusCode::ACCEPTED)
+            .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
+            .insert_header((LOCATION, self.location(id)))
+            .body(body)
+    }
+
+    /// Path with what the id of a keyed write does not say: its payload, and the message that brings it.
+    fn location(&self, id: &str) -> String {
+        let path = self.target.path(self.kind);
+        match self.keyed {
+            None => [&*path, id].concat(),
+            Some(Keyed { fingerprint, .. }) => {
+                format!("{path}{id}?payload={fingerprint}&message={}", self.message)
+            }
+        }
     }
 }
 
@@ -113,9 +154,10 @@ pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Writ
         let (is_awaited, trace) = (seat.is_some(), terms.trace);
         shared.batcher.begin(Load { kind, json: &encoded.json, items: 1, is_awaited, trace })?
     };
-    let item =
-        keyed.map_or_else(|| pending.placed.message.item(kind, pending.placed.first), |keyed| keyed.id);
-    let write = Single { shared, terms, item, keyed, kind, target };
+    let message = pending.placed.message;
+    let item = keyed.map_or_else(|| message.item(kind, pending.placed.first), |keyed| keyed.id);
+    let named = Named { id: shared.ids.sign(item), keyed, message, kind, target };
+    let write = Single { shared, terms, named };
     let (Some(seat), Some(deadline)) = (seat, deadline) else {
         let accepted_at = pending.confirmed().await?.accepted_at;
         return Ok(if deadline.is_some() && shared.waiters.consumers_are_missing() {
@@ -134,10 +176,7 @@ pub async fn single(shared: &Shared, terms: &Terms, draft: Draft) -> Result<Writ
 struct Single<'a> {
     shared: &'a Shared,
     terms: &'a Terms,
-    item: ItemKey,
-    keyed: Option<Keyed>,
-    kind: Kind,
-    target: Target,
+    named: Named,
 }
 
 impl Single<'_> {
@@ -182,34 +221,32 @@ impl Single<'_> {
     }
 
     async fn outcome_in_store(&self) -> Option<Outcome> {
-        let keyed = self.keyed.filter(|_| !self.shared.waiters.store_is_away())?;
-        let fates = guarded(&self.shared.store_breaker, self.shared.store.fates([self.item].into()));
+        let keyed = self.named.keyed.filter(|_| !self.shared.waiters.store_is_away())?;
+        let fates =
+            guarded(&self.shared.store_breaker, self.shared.store.fates([self.named.id.key()].into()));
         let fate = fates.await.ok()?.pop()??;
         Outcome::of(&fate, Some(keyed.fingerprint), None)
     }
 
     async fn settled(&self, outcome: Outcome, accepted_at: &str) -> Written {
-        let Self { shared, item, keyed, kind, .. } = *self;
+        let (shared, named) = (self.shared, &self.named);
+        let keyed = named.keyed;
         let preference = self.terms.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
         let problem = match outcome {
             Outcome::Applied { standing, is_own } => {
                 if let Some(keyed) = keyed {
                     shared.recent_keys.learn_applied(keyed);
                 }
-                let (id, target, accepted_at) =
-                    (shared.ids.sign(item), self.target.clone(), accepted_at.to_owned());
-                let applied =
-                    AppliedWrite { item, accepted_at, standing, is_own, id, keyed, kind, target, preference };
+                let (named, accepted_at) = (named.clone(), accepted_at.to_owned());
+                let applied = AppliedWrite { named, accepted_at, standing, is_own, preference };
                 return Written::Applied(Box::new(applied));
             }
             failed @ Outcome::Failed { .. } => {
                 let payload = keyed.map(|keyed| keyed.fingerprint);
-                let receipt = receipts::after(shared, item, payload, failed).await;
-                Problem::set_aside(receipt.about(self.target.clone()))
+                let receipt = receipts::after(shared, named.id.key(), payload, failed).await;
+                Problem::set_aside(receipt.about(named.target.clone()))
             }
-            Outcome::Conflict => {
-                Problem::conflict(Receipt::conflict(shared.ids.sign(item)).about(self.target.clone()))
-            }
+            Outcome::Conflict => Problem::conflict(Receipt::conflict(named.id).about(named.target.clone())),
         };
         let mut response = problem.error_response();
         if let Some(preference) = preference {
@@ -220,35 +257,10 @@ impl Single<'_> {
 
     /// 202, once it is durable.
     fn answer(&self, accepted_at: &str) -> HttpResponse {
-        let is_applied = self.keyed.is_some_and(|keyed| self.shared.recent_keys.is_applied(keyed));
+        let is_applied = self.named.keyed.is_some_and(|keyed| self.shared.recent_keys.is_applied(keyed));
         let status = if is_applied { "applied" } else { "accepted" };
-        let id = self.shared.ids.sign(self.item);
-        accepted(id, self.keyed, (self.kind, &self.target), status, accepted_at)
+        self.named.accepted(status, accepted_at)
     }
-}
-
-/// 202 for one write.
-fn accepted(
-    id: ItemId,
-    keyed: Option<Keyed>,
-    (kind, target): (Kind, &Target),
-    status: &str,
-    accepted_at: &str,
-) -> HttpResponse {
-    let mut buffer = [0; 36];
-    let id = id.encode(&mut buffer);
-    // By hand, because this is the hottest answer of the service; the test holds the shape.
-    let (at, json, path) = (r#"","accepted_at":""#, target.to_json(), target.path(kind));
-    let body =
-        [r#"{"id":""#, id, r#"","status":""#, status, at, accepted_at, r#"","target":"#, &json, "}"].concat();
-    let location = match keyed {
-        None => [&*path, id].concat(),
-        Some(Keyed { fingerprint, .. }) => format!("{path}{id}?payload={fingerprint}"),
-    };
-    HttpResponse::build(StatusCode::ACCEPTED)
-        .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
-        .insert_header((LOCATION, location))
-        .body(body)
 }
 
 /// About how long the parts of an answer to many items are.
@@ -311,7 +323,9 @@ pub async fn many(shared: &Shared, terms: &Terms, drafts: Items<Draft>) -> Resul
     };
     let (ids, target) = ((0..count).map(id).collect(), target.filter(|_| is_shared));
     let payloads = identities.iter().map(|keyed| keyed.map(|keyed| keyed.fingerprint)).collect();
-    Ok(HttpResponse::Accepted().json(ManyAccepted { accepted: count, ids, payloads, target, rejected }))
+    let message = (!identities.is_empty()).then(|| placed.message.to_string());
+    let answer = ManyAccepted { accepted: count, ids, payloads, message, target, rejected };
+    Ok(HttpResponse::Accepted().json(answer))
 }
 
 /// About how long a write is as an item of a message.

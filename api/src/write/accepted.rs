@@ -32,6 +32,10 @@ pub struct ManyAccepted {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Option<Vec<Option<String>>>)]
     pub payloads: Vec<Option<Fingerprint>>,
+    /// Where items have a key: the message that brought them, for `?message=` of their receipts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "019a9c1e-7a10-8c01-9f3c-5a1d00000000")]
+    pub message: Option<String>,
     /// The target of all accepted items; left out where points have several types.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,

@@ -1,143 +1,61 @@
 //! The canonical form of a document's JSON, which its fingerprint is made of: sorted members, no white
 //! space, one spelling of each string, and numbers without loss (`docs/decisions/0025-payloads-and-values.md`).
 //! It is part of what is stored: never change it.
-use std::borrow::Cow;
-
-use serde_json::Number;
+use serde_json::Value;
 use shared::model::decimal::Decimal;
+use shared::model::json_rules::{self, Tree};
 
-/// Writes it. The text is JSON that [`shared::model::json_rules::check`] took; anything else is its own form.
-pub fn canonical(json: &str) -> String {
-    let mut writer = Writer { text: json, at: 0, out: String::with_capacity(json.len()) };
-    match writer.value() {
-        Some(()) => writer.out,
-        None => json.to_owned(),
+/// Writes it. The text is JSON that [`json_rules::check`] took; anything else is its own form.
+pub fn canonical(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    match Tree::read(text).and_then(|tree| write(&tree, &mut out)) {
+        Some(()) => out,
+        None => text.to_owned(),
     }
 }
 
-struct Writer<'a> {
-    text: &'a str,
-    at: usize,
-    out: String,
+/// Its depth is that of the text, which is bounded.
+fn write(tree: &Tree<'_>, out: &mut String) -> Option<()> {
+    match tree {
+        Tree::Null => out.push_str("null"),
+        Tree::Bool(is) => out.push_str(if *is { "true" } else { "false" }),
+        Tree::Number(number) => out.push_str(&canonical_number(number)?),
+        Tree::String(text) => write_string(text, out),
+        Tree::Array(elements) => {
+            out.push('[');
+            for (index, element) in elements.iter().enumerate() {
+                out.push_str(if index > 0 { "," } else { "" });
+                write(element, out)?;
+            }
+            out.push(']');
+        }
+        Tree::Object(members) => {
+            out.push('{');
+            for (index, (name, member)) in members.iter().enumerate() {
+                out.push_str(if index > 0 { "," } else { "" });
+                write_string(name, out);
+                out.push(':');
+                write(member, out)?;
+            }
+            out.push('}');
+        }
+    }
+    Some(())
 }
 
-impl<'a> Writer<'a> {
-    /// Its depth is that of the text, which is bounded.
-    fn value(&mut self) -> Option<()> {
-        match self.next()? {
-            b'{' => self.object(),
-            b'[' => self.array(),
-            b'"' => {
-                let text = self.string()?;
-                self.write_string(&text);
-                Some(())
-            }
-            b'-' | b'0'..=b'9' => self.number(),
-            _ => {
-                let word = self.take(|byte| byte.is_ascii_lowercase());
-                self.out.push_str(word);
-                (!word.is_empty()).then_some(())
-            }
-        }
-    }
+fn write_string(text: &str, out: &mut String) {
+    out.push_str(&Value::from(text).to_string());
+}
 
-    /// Members are written as they come, and put into order where they are not.
-    fn object(&mut self) -> Option<()> {
-        self.at += 1;
-        let first = self.out.len();
-        let mut members: Vec<(Cow<'a, str>, std::ops::Range<usize>)> = Vec::new();
-        while self.next()? != b'}' {
-            if self.next()? == b',' {
-                self.at += 1;
-                self.next()?;
-            }
-            let begin = self.out.len();
-            let name = self.string()?;
-            self.write_string(&name);
-            if self.next()? != b':' {
-                return None;
-            }
-            self.at += 1;
-            self.out.push(':');
-            self.value()?;
-            members.push((name, begin..self.out.len()));
-        }
-        self.at += 1;
-        members.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-        let written: Vec<_> = members.iter().map(|(_, range)| &self.out[range.clone()]).collect();
-        let object = ["{", &written.join(","), "}"].concat();
-        self.out.truncate(first);
-        self.out.push_str(&object);
-        Some(())
+fn canonical_number(number: &str) -> Option<String> {
+    // An integer has one spelling, but for zero.
+    if number != "-0" && !number.contains(['.', 'e', 'E']) {
+        return Some(number.to_owned());
     }
-
-    fn array(&mut self) -> Option<()> {
-        self.at += 1;
-        self.out.push('[');
-        while self.next()? != b']' {
-            if self.next()? == b',' {
-                self.at += 1;
-                self.out.push(',');
-            }
-            self.value()?;
-        }
-        self.at += 1;
-        self.out.push(']');
-        Some(())
-    }
-
-    /// The content of the string that begins here.
-    fn string(&mut self) -> Option<Cow<'a, str>> {
-        if self.text.as_bytes().get(self.at) != Some(&b'"') {
-            return None;
-        }
-        let (start, mut end, mut has_escapes) = (self.at, self.at + 1, false);
-        loop {
-            match self.text.as_bytes().get(end)? {
-                b'"' => break,
-                b'\\' => {
-                    has_escapes = true;
-                    end += 2;
-                }
-                _ => end += 1,
-            }
-        }
-        self.at = end + 1;
-        let quoted = self.text.get(start..=end)?;
-        if has_escapes {
-            serde_json::from_str(quoted).map(Cow::Owned).ok()
-        } else {
-            Some(Cow::Borrowed(&quoted[1..quoted.len() - 1]))
-        }
-    }
-
-    fn write_string(&mut self, text: &str) {
-        self.out.push_str(&serde_json::Value::from(text).to_string());
-    }
-
-    fn number(&mut self) -> Option<()> {
-        let written = self.take(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
-        let number: Number = serde_json::from_str(written).ok()?;
-        let short = number.to_string();
-        // Released versions knew doubles only; their text stays where it says the whole number.
-        match Decimal::parse(written)? {
-            exact if Decimal::parse(&short).as_ref() == Some(&exact) => self.out.push_str(&short),
-            exact => self.out.push_str(&exact.to_string()),
-        }
-        Some(())
-    }
-
-    fn take(&mut self, is_part: impl Fn(u8) -> bool) -> &'a str {
-        let rest = &self.text[self.at..];
-        let length = rest.bytes().position(|byte| !is_part(byte)).unwrap_or(rest.len());
-        self.at += length;
-        &rest[..length]
-    }
-
-    /// The next byte that is no white space, which is not taken.
-    fn next(&mut self) -> Option<u8> {
-        self.take(|byte| byte.is_ascii_whitespace());
-        self.text.as_bytes().get(self.at).copied()
+    // Released versions knew doubles only; their text stays where it says the whole number.
+    match json_rules::held(number) {
+        Some(double) => Some(double.to_string()),
+        None => Decimal::parse(number).map(|exact| exact.to_string()),
     }
 }
 
@@ -146,7 +64,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use serde_json::Value;
 
     use super::*;
 
@@ -190,6 +107,12 @@ mod tests {
             ("-0", "-0.0"),
             ("0", "0"),
             ("9223372036854775807", "9223372036854775807"),
+            ("-9223372036854775809", "-9223372036854775809"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("100000000000000000000", "100000000000000000000"),
+            ("1e20", "1e+20"),
+            ("1e400", "1e400"),
+            ("12.50E-400", "125e-401"),
             ("0.1000000000000000055", "1000000000000000055e-19"),
             ("9007199254740993.0", "9007199254740993e0"),
             ("1e300", "1e+300"),

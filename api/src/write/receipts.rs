@@ -1,5 +1,5 @@
 //! What the store knows of a write.
-use shared::model::id::ItemKey;
+use shared::model::id::{ItemKey, Kind, MessageId};
 use shared::model::idempotency::Fingerprint;
 use shared::model::outcome::Fate;
 use shared::store::StoreError;
@@ -17,7 +17,7 @@ pub async fn after(
     outcome: Outcome,
 ) -> Receipt {
     let id = shared.ids.sign(item);
-    let known = match fate_of(shared, item).await {
+    let known = match fate_of(shared, item, None).await {
         Ok(Some(fate)) => Receipt::of_fate(id, payload, Some(fate)),
         Ok(None) | Err(_) => None,
     };
@@ -25,9 +25,18 @@ pub async fn after(
     with_letter(shared, item, receipt.clone()).await.unwrap_or(receipt)
 }
 
-pub async fn fate_of(shared: &Shared, item: ItemKey) -> Result<Option<Fate>, StoreError> {
-    let fates = guarded(&shared.store_breaker, shared.store.fates([item].into())).await?;
-    Ok(fates.into_iter().next().flatten())
+/// Fate of an item. A keyed id names no message, so the client does: where that was processed, or is so old
+/// that it may have been, and nothing is known of the key, the key was forgotten.
+pub async fn fate_of(
+    shared: &Shared,
+    item: ItemKey,
+    message: Option<MessageId>,
+) -> Result<Option<Fate>, StoreError> {
+    let sent = message.filter(|_| item.is_keyed()).map(|message| message.item(Kind::Document, 0));
+    let asked = [item].into_iter().chain(sent).collect();
+    let mut fates = guarded(&shared.store_breaker, shared.store.fates(asked)).await?.into_iter();
+    let fate = fates.next().flatten();
+    Ok(fate.or_else(|| fates.next().flatten().map(|_| Fate::Forgotten)))
 }
 
 /// Adds to the receipt of what was set aside what its dead letter says; there is none when it was redriven

@@ -199,6 +199,33 @@ fn a_key_may_end_and_belong_to_somebody_and_what_is_none_is_refused() {
     }
 }
 
+#[tokio::test]
+async fn a_key_that_has_expired_is_named_by_check_config_and_by_a_start_that_it_does_not_stop() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (ok, _, reported) = run(directory.path(), &["keys", "new", "--expires", "2020-01-01T00:00:00Z"]);
+    assert!(!ok && reported.contains("--expires is in the past"), "{reported}");
+    let (old, entry) = new_key(directory.path(), &["--id", "bygone", "--expires", "2099-01-01T00:00:00Z"]);
+    let (good, other) = new_key(directory.path(), &["--id", "fresh"]);
+    let entry = entry.replace("2099", "2020");
+    std::fs::write(directory.path().join("keys.yaml"), format!("- {entry}\n- {other}\n"))
+        .expect("is written");
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    for setting in [&format!("auth.keys=[{entry},{other}]"), "auth.keys_file=keys.yaml"] {
+        let (ok, shown, reported) = run(directory.path(), &["check-config", "--set", setting]);
+        assert!(!ok && reported.contains("these keys have expired and open nothing: bygone"), "{reported}");
+        assert!(shown.contains("auth.keys") && !reported.contains("fresh"), "{reported}");
+        let serving = Serving::start_with(directory.path(), &["--set", setting]);
+        for (key, status) in [(&old, 401), (&good, 200)] {
+            let url = format!("{}/v1/counters", serving.url);
+            assert_eq!(client.get(url).bearer_auth(key).send().await.expect("an answer").status(), status);
+        }
+        assert!(serving.stop());
+        let log = std::fs::read_to_string(directory.path().join(LOG)).expect("a log");
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains("have expired")).collect();
+        assert!(matches!(warnings[..], [line] if line.contains("bygone") && line.contains("WARN")), "{log}");
+    }
+}
+
 #[test]
 fn a_key_in_the_wrong_place_is_told_without_being_shown() {
     let directory = tempfile::tempdir().expect("a directory");

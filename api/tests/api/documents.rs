@@ -89,7 +89,7 @@ on_both_pairs! {
     }
 
     async fn an_array_and_lines_are_accepted_as_one(installation) {
-        let array = r#"[{"n":1},5,{"n":"\u0000"},{"n":2}]"#;
+        let array = r#"[{"n":1},5,{"n":"\ud800"},{"n":2}]"#;
         let response = installation.post("/v1/data/many", array).await;
         assert_eq!(response.status(), 202);
         let accepted = json(response).await;

@@ -28,7 +28,7 @@ fn nested(depth: usize) -> String {
 
 on_both_pairs! {
     async fn each_bad_document_gets_its_status(installation) {
-        let long_key = format!(r#"{{"idempotency_key":"{}"}}"#, "k".repeat(256));
+        let digits = format!(r#"{{"a":[1,{}]}}"#, "1".repeat(1_001));
         let cases: &[(u16, Option<&str>, &str)] = &[
             (400, None, ""),
             (400, None, "{"),
@@ -47,21 +47,12 @@ on_both_pairs! {
             (422, Some(""), "[]"),
             (422, Some(""), r#"{"a":1,"a":2}"#),
             (422, Some("/a"), r#"{"a":{"b":1,"\u0062":2}}"#),
-            (422, Some("/a"), r#"{"a":"\u0000"}"#),
-            (422, Some(""), r#"{"\u0000":1}"#),
             (422, Some("/a/0"), r#"{"a":["\ud800"]}"#),
             (422, Some("/a"), r#"{"a":"\udc00\ud800"}"#),
             (422, Some(""), r#"{"\udfff":1}"#),
-            (422, Some("/a"), r#"{"a":1e999}"#),
-            (422, Some("/a"), r#"{"a":-1e999}"#),
-            (422, Some("/a"), r#"{"a":1e-999}"#),
-            (422, Some("/a"), r#"{"a":9223372036854775808}"#),
-            (422, Some("/a"), r#"{"a":-9223372036854775809}"#),
-            (422, Some("/a"), r#"{"a":0.12345678901234567890123456789012345678901}"#),
-            (422, Some("/idempotency_key"), r#"{"idempotency_key":1}"#),
-            (422, Some("/idempotency_key"), r#"{"idempotency_key":null}"#),
-            (422, Some("/idempotency_key"), r#"{"idempotency_key":""}"#),
-            (422, Some("/idempotency_key"), &long_key),
+            (422, Some("/a"), r#"{"a":1e10000}"#),
+            (422, Some("/a"), r#"{"a":-1e-10000}"#),
+            (422, Some("/a/1"), &digits),
             (422, None, &nested(65)),
             (422, None, &nested(100_000)),
         ];
@@ -82,9 +73,12 @@ on_both_pairs! {
         let limit = installation.config.server.item_bytes_max;
         let largest = format!(r#"{{"a":"{}"}}"#, "x".repeat(limit - 8));
         assert_eq!(largest.len(), limit);
-        let longest_key = format!(r#"{{"idempotency_key":"{}"}}"#, "k".repeat(255));
+        let digits = "7".repeat(1_000);
         let good = [
-            largest, nested(64), members(15_000), longest_key,
+            largest, nested(64), members(15_000),
+            format!(r#"{{"a":[{digits},-{digits},0.{}]}}"#, &digits[1..]),
+            r#"{"a":[9223372036854775808,-9223372036854775809,18446744073709551616,1e400,1e9999,-1E-9999]}"#.into(),
+            r#"{"\u0000":["\u0000","a\u0000b"]}"#.into(),
             r#"{"a":[9223372036854775807,-9223372036854775808,5e-324,1.7976931348623157e308]}"#.into(),
             r#"{"":{"":"\ud83d\ude00 \u007f \uffff"}}"#.into(),
         ];

@@ -19,6 +19,11 @@ async fn accepted(response: Response) -> (String, String) {
     (json(response).await["id"].as_str().expect("an id").to_owned(), location)
 }
 
+/// Up to the message, which is another each time.
+fn named(location: &str) -> &str {
+    location.split("&message=").next().expect("a path")
+}
+
 fn ids(accepted: &Value) -> Vec<String> {
     let ids = accepted["ids"].as_array().expect("ids").iter();
     ids.map(|id| id.as_str().expect("an id").to_owned()).collect()
@@ -53,7 +58,9 @@ on_both_pairs! {
         assert!(location.starts_with(&format!("/v1/receipts/{id}?payload=")), "{location}");
         for replica in 0..4 {
             // Without quotes, or with other spaces: the same key and the same payload.
-            assert_eq!(accepted(post(&installation, replica, "order-1", json!({"by": 5})).await).await, (id.clone(), location.clone()));
+            let (again, other) = accepted(post(&installation, replica, "order-1", json!({"by": 5})).await).await;
+            assert_eq!((again, named(&other)), (id.clone(), named(&location)));
+            assert_ne!(other, location, "it came in another message");
         }
         for replica in 0..2 {
             assert_eq!(settled(&installation, replica, &location).await["status"], "applied");
@@ -71,7 +78,7 @@ on_both_pairs! {
             post(&installation, 1, "same", json!({"by": 3}))
         );
         let (one, two) = (accepted(same.0).await, accepted(same.1).await);
-        assert_eq!(one, two);
+        assert_eq!((&one.0, named(&one.1)), (&two.0, named(&two.1)));
         settled(&installation, 0, &one.1).await;
         let counter = counter_in_the_end(&installation).await;
         assert_eq!((&counter["value"], &counter["version"]), (&json!(3), &json!(1)));
@@ -173,7 +180,8 @@ on_both_pairs! {
             assert_eq!(settled(&installation, 1, &location).await["status"], "conflict");
         }
         for replica in [1, 0, 1] {
-            assert_eq!(accepted(post(&installation, replica, "race", json!({"by": 2})).await).await.1, won);
+            let (_, again) = accepted(post(&installation, replica, "race", json!({"by": 2})).await).await;
+            assert_eq!(named(&again), named(&won));
         }
     }
 
@@ -199,6 +207,70 @@ on_both_pairs! {
             let set_aside = problem(response, 422).await;
             assert_eq!(set_aside["type"], "urn:forebay:problem:set_aside", "{set_aside}");
             assert_eq!(set_aside["receipt"]["reason"], "counter_overflow");
+        }
+    }
+
+    async fn a_member_of_a_document_is_data_and_never_its_key(installation) {
+        let values = [json!("same"), json!("same"), json!(5), json!(null), json!({"a": [1]}), json!("\u{e4}\n"), json!("k".repeat(300))];
+        let documents: Vec<_> = values.iter().map(|value| json!({"idempotency_key": value})).collect();
+        let answer = json(installation.post("/v1/data/member", &Value::from(documents.clone()).to_string()).await).await;
+        assert_eq!((&answer["accepted"], answer.get("payloads")), (&json!(values.len()), None), "{answer}");
+        for (id, document) in ids(&answer).iter().zip(&documents) {
+            let stored = settled(&installation, 0, &format!("/v1/data/member/{id}")).await;
+            assert_eq!((&stored["status"], &stored["data"]), (&json!("applied"), document));
+        }
+        // The header is the key, whatever the member says.
+        let send = async |replica: usize, member: &str| {
+            let request = installation.at(replica, Method::POST, "/data").header("idempotency-key", "header");
+            request.header("prefer", "wait=20").json(&json!({"idempotency_key": member})).send().await.expect("an answer")
+        };
+        let first = send(0, "a").await;
+        assert_eq!(first.status(), 201);
+        assert_eq!(json(first).await["id"], json(send(1, "a").await).await["id"]);
+        assert_eq!(problem(send(1, "b").await, 422).await["type"], "urn:forebay:problem:conflict");
+    }
+
+    async fn a_key_beside_a_document_is_that_of_its_item(installation) {
+        let send = async |replica: usize, path: &str, media_type: &str, body: &str| {
+            let request = installation.at(replica, Method::POST, path).header("content-type", media_type);
+            request.header("prefer", "wait=20").header("idempotency-key", "request").body(body.to_owned()).send().await.expect("an answer")
+        };
+        let (path, plain, lines) = ("/v1/data/beside?items=keyed", "application/json", "application/x-ndjson");
+        let items = [
+            r#"{"idempotency_key":"a","document":{"idempotency_key":7,"document":{}}}"#,
+            r#"{"document":{"n":2}}"#,
+            r#"{"idempotency_key":"b","document":{"n":3}}"#,
+            r#"{"idempotency_key":"c","document":{"n":4},"more":1}"#,
+            r#"{"document":{"n":[1,1e99999]}}"#,
+            r#"{"n":5}"#,
+            r#"{"idempotency_key":"a","document":{"n":6}}"#,
+        ];
+        let array = format!("[{}]", items.join(","));
+        let first = json(send(0, path, plain, &array).await).await;
+        assert_eq!(first["accepted"], 3, "{first}");
+        let rejected = first["rejected"].as_array().expect("a list");
+        let shown: Vec<_> = rejected.iter().map(|item| (item["index"].as_u64(), item["problem"]["errors"][0]["pointer"].as_str())).collect();
+        assert_eq!(shown, [(Some(3), Some("/more")), (Some(4), Some("/document/n/1")), (Some(5), Some("/n")), (Some(6), None)], "{first}");
+        assert_eq!(rejected[3]["problem"]["type"], "urn:forebay:problem:conflict");
+        for (media_type, body) in [(plain, array), (lines, items.join("\n"))] {
+            assert_eq!(ids(&json(send(1, path, media_type, &body).await).await), ids(&first));
+        }
+        // Its own key has no position, and the collection is part of the payload.
+        let alone = send(1, path, plain, items[2]).await;
+        assert_eq!(alone.status(), 201);
+        assert_eq!(json(alone).await["id"], ids(&first)[2]);
+        for (path, body) in [(path, items[2].replace('3', "30")), ("/data?items=keyed", items[2].into())] {
+            let conflict = problem(send(0, path, plain, &body).await, 422).await;
+            assert_eq!(conflict["type"], "urn:forebay:problem:conflict", "{body}");
+        }
+        for (id, data) in ids(&first).iter().zip([json!({"idempotency_key": 7, "document": {}}), json!({"n": 2}), json!({"n": 3})]) {
+            assert_eq!(settled(&installation, 0, &format!("/v1/data/beside/{id}")).await["data"], data);
+        }
+        let page = json(installation.get("/v1/data/beside").await).await;
+        assert_eq!(page["items"].as_array().map(Vec::len), Some(3), "{page}");
+        for (query, parameter) in [("items=plain", "items"), ("items=keyed&x=1", "x")] {
+            let refused = problem(send(0, &format!("/data?{query}"), plain, "{}").await, 422).await;
+            assert_eq!(refused["errors"][0]["parameter"], parameter);
         }
     }
 
@@ -229,7 +301,7 @@ async fn a_repetition_after_its_replica_is_gone_has_no_second_effect() {
         let first = accepted(post(&installation, 0, "gone", json!({"by": 7})).await).await;
         installation.apis.remove(0).stop().await;
         let again = accepted(post(&installation, 0, "gone", json!({"by": 7})).await).await;
-        assert_eq!(first, again);
+        assert_eq!((&first.0, named(&first.1)), (&again.0, named(&again.1)));
         settled(&installation, 0, &again.1).await;
         let counter = counter_in_the_end(&installation).await;
         assert_eq!((&counter["value"], &counter["version"]), (&json!(7), &json!(1)));

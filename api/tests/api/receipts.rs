@@ -1,10 +1,11 @@
 //! Receipts: accepted, applied, failed, or never issued.
 use reqwest::Method;
 use serde_json::{Value, json as value};
-use shared::model::id::{IdIssuer, Kind};
+use shared::model::id::{IdIssuer, ItemId, ItemKey, Kind};
+use shared::model::idempotency as keyed;
 use shared::model::message::{Builder, decode};
 use shared::model::outcome::Fate;
-use shared::store::Retention;
+use shared::store::{Retention, Stored};
 
 use crate::support::{Installation, cluster, embedded, json, on_both_pairs, problem};
 
@@ -165,9 +166,22 @@ async fn an_id_is_known_at_every_replica_before_its_row_exists_cluster() {
     cluster("early", known_while_nothing_is_applied).await;
 }
 
+const DAY_MS: i64 = 24 * 3_600_000;
+
+/// Retention that keeps everything above the floor.
+const LONG: Retention = Retention {
+    now_ms_max: i64::MAX,
+    points_ms: 90 * DAY_MS,
+    minutes_ms: 90 * DAY_MS,
+    hours_ms: 90 * DAY_MS,
+    discarded_ms: 90 * DAY_MS,
+    remembered_ms: 0,
+    forget_before_ms: None,
+    rows_max: 1_000,
+};
+
 /// Records that were applied so long ago that their outcome is removed are gone at every replica.
 async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
-    const DAY_MS: i64 = 24 * 3_600_000;
     let backend = &installation.backends[0];
     let now_ms = shared::runtime::clock::now_ms();
     let mut ids = IdIssuer::new(rand::random(), 0);
@@ -181,16 +195,7 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
     let id = |item| backend.ids.sign(item).to_string();
     let [increment, document] = [0, 1].map(|index| old.item_key(index));
     backend.store.apply([old.clone(), new.clone()].into()).await.expect("is applied");
-    let retention = Retention {
-        now_ms_max: i64::MAX,
-        points_ms: 90 * DAY_MS,
-        minutes_ms: 90 * DAY_MS,
-        hours_ms: 90 * DAY_MS,
-        discarded_ms: 90 * DAY_MS,
-        remembered_ms: 0,
-        forget_before_ms: Some(now_ms - 3 * DAY_MS),
-        rows_max: 1_000,
-    };
+    let retention = Retention { forget_before_ms: Some(now_ms - 3 * DAY_MS), ..LONG };
     // Consumers run housekeeping, too, one at a time.
     let forgotten = async || {
         backend.store.housekeep(retention).await.expect("is kept");
@@ -240,4 +245,133 @@ async fn what_is_forgotten_is_gone_embedded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_forgotten_is_gone_at_every_replica_cluster() {
     cluster("forgotten", gone_once_it_is_forgotten).await;
+}
+
+/// Forgets everything of today by a message of days to come, whose receipts it needs no more.
+async fn forget_today(installation: &Installation, gone: &[ItemKey]) {
+    let backend = &installation.backends[0];
+    let now_ms = shared::runtime::clock::now_ms();
+    let mut builder = Builder::new(IdIssuer::new(rand::random(), 0).next(now_ms + 2 * DAY_MS), now_ms);
+    builder.push(br#"{"increment":{"counter":"passing","by":1}}"#, 1);
+    let passing = decode(&builder.finish().body).expect("a message");
+    backend.store.apply([passing].into()).await.expect("is applied");
+    let retention = Retention { forget_before_ms: Some(now_ms + 4 * DAY_MS), ..LONG };
+    // Consumers run housekeeping, too, one at a time.
+    let forgotten = async || {
+        backend.store.housekeep(retention).await.expect("is kept");
+        let fates = backend.store.fates(gone.into()).await.expect("is read");
+        fates.iter().all(Option::is_none).then_some(())
+    };
+    installation.wait_for("keys to be forgotten", forgotten).await;
+}
+
+fn hints_of(location: &str) -> &str {
+    location.split_once('?').expect("hints").1
+}
+
+on_both_pairs! {
+    async fn a_keyed_write_whose_key_was_forgotten_is_gone_by_its_location(installation) {
+        let sent = async |path: &str, body: &str| {
+            let request = installation.at(0, Method::POST, path).header("idempotency-key", "k");
+            let request = request.header("content-type", "application/json").body(body.to_owned());
+            let answer = request.send().await.expect("an answer");
+            assert_eq!(answer.status(), 202);
+            let location = answer.headers()["location"].to_str().expect("text").to_owned();
+            (json(answer).await["id"].as_str().expect("an id").to_owned(), location)
+        };
+        let point = r#"{"type":"t","timestamp":"2026-10-31T00:00:00Z","value":1}"#;
+        let mut writes = vec![
+            sent("/v1/counters/old/increments", "{}").await,
+            sent("/v1/metrics", point).await,
+            sent("/v1/data/old", r#"{"a":1}"#).await,
+        ];
+        // One that was taken out again, by a deletion with a key.
+        let path = writes[2].1.split('?').next().expect("a path").to_owned();
+        let delete = installation.at(0, Method::DELETE, &path).header("idempotency-key", "k");
+        let delete = delete.send().await.expect("an answer");
+        let location = delete.headers()["location"].to_str().expect("text").to_owned();
+        writes.push((json(delete).await["id"].as_str().expect("an id").to_owned(), location));
+        let many = installation.at(0, Method::POST, "/v1/counters/old/increments").header("idempotency-key", "many");
+        let many = json(many.json(&serde_json::json!([{"by": 1}, {"by": 2}])).send().await.expect("an answer")).await;
+        let (id, payload) = (many["ids"][1].as_str().expect("an id"), many["payloads"][1].as_str().expect("a payload"));
+        let message = many["message"].as_str().expect("a message");
+        writes.push((id.to_owned(), format!("/v1/receipts/{id}?payload={payload}&message={message}")));
+        let receipt_at = |(id, location): &(String, String)| format!("/v1/receipts/{id}?{}", hints_of(location));
+        let mut keys = Vec::new();
+        for write in &writes {
+            let applied = installation.wait_for("an applied write", async || {
+                let receipt = json(installation.get(&receipt_at(write)).await).await;
+                (receipt["status"] == "applied").then_some(())
+            });
+            applied.await;
+            keys.push(write.0.parse::<ItemId>().expect("an id").key());
+        }
+        // The first of an array is as old.
+        keys.push(many["ids"][0].as_str().expect("an id").parse::<ItemId>().expect("an id").key());
+        forget_today(&installation, &keys).await;
+        for write in &writes {
+            for replica in 0..2 {
+                for wait in ["wait=0", "wait=20"] {
+                    let request = installation.at(replica, Method::GET, &receipt_at(write)).header("prefer", wait);
+                    problem(request.send().await.expect("an answer"), 410).await;
+                }
+            }
+            // The id alone has no time.
+            assert_eq!(receipt(&installation, 1, &write.0).await["status"], "accepted");
+        }
+        problem(installation.get(&writes[2].1).await, 410).await;
+    }
+
+    async fn a_keyed_document_that_retention_took_is_applied_and_then_gone(installation) {
+        let backend = &installation.backends[0];
+        let brief = installation.at(0, Method::PUT, "/v1/collections/brief").json(&serde_json::json!({"retention_days": 1}));
+        assert_eq!(brief.send().await.expect("an answer").status(), 200);
+        // As a client sent it two days ago.
+        let old_ms = shared::runtime::clock::now_ms() - 2 * DAY_MS;
+        let id = keyed::id_of("anonymous", Kind::Document, "k", 0);
+        let fingerprint = keyed::fingerprint_of("POST", "brief", r#"{"a":1}"#);
+        let message = IdIssuer::new(rand::random(), 0).next(old_ms);
+        let mut builder = Builder::new(message, old_ms);
+        let item = format!(
+            r#"{{"document":{{"collection":"brief","data":{{"a":1}}}},"keyed":{{"id":"{id}","fingerprint":"{fingerprint}"}}}}"#
+        );
+        builder.push(item.as_bytes(), 1);
+        backend.store.apply([decode(&builder.finish().body).expect("a message")].into()).await.expect("is applied");
+        let taken = async || {
+            backend.store.housekeep(LONG).await.expect("is kept");
+            let stored = backend.store.document("brief", id).await.expect("is read");
+            (stored == Some(Stored::Deleted)).then_some(())
+        };
+        installation.wait_for("retention to take it", taken).await;
+        let text = backend.ids.sign(id).to_string();
+        let location = format!("{text}?payload={fingerprint}&message={message}");
+        let read = async |path: &str| installation.at(1, Method::GET, path).send().await.expect("an answer");
+        for path in [format!("/v1/receipts/{location}"), format!("/v1/receipts/{text}")] {
+            assert_eq!(json(read(&path).await).await["status"], "applied");
+        }
+        problem(read(&format!("/v1/data/brief/{location}")).await, 410).await;
+        problem(read(&format!("/v1/data/brief/{text}")).await, 404).await;
+        // A retry is no new document.
+        let retry = installation.at(0, Method::POST, "/v1/data/brief").header("idempotency-key", "k");
+        let retry = retry.header("prefer", "wait=20").json(&serde_json::json!({"a": 1})).send().await.expect("an answer");
+        assert_eq!(retry.status(), 200);
+        let retried = json(retry).await;
+        assert_eq!((&retried["id"], &retried["status"]), (&text.as_str().into(), &"deleted".into()), "{retried}");
+        assert_eq!(json(read("/v1/data/brief").await).await["items"], serde_json::json!([]));
+        forget_today(&installation, &[id]).await;
+        for path in [format!("/v1/receipts/{location}"), format!("/v1/data/brief/{location}")] {
+            problem(read(&path).await, 410).await;
+        }
+    }
+
+    async fn a_message_in_a_receipt_is_one_or_is_refused(installation) {
+        let id = installation.increment(0, "named", 1).await;
+        for bad in ["", "x", &id[1..], "01234567-89ab-4cde-8f01-23456789abcd", "{019a9c1e-7a10-8c01-9f3c-5a1d0000}"] {
+            let refused = problem(installation.get(&format!("/v1/receipts/{id}?message={bad}")).await, 422).await;
+            assert_eq!(refused["errors"][0]["parameter"], "message", "{bad}");
+        }
+        // An id without a key names its message by itself.
+        let old = IdIssuer::new(1, 1).next(5);
+        assert_eq!(installation.get(&format!("/v1/receipts/{id}?message={old}")).await.status(), 200);
+    }
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::load::{Answered, ask};
-use crate::support::{Installation, embedded_with};
+use crate::support::{Installation, embedded, embedded_with};
 
 /// Pause between the bytes of a slow client.
 const PACE: Duration = Duration::from_millis(10);
@@ -99,6 +99,41 @@ async fn a_head_that_comes_byte_by_byte_or_never_whole_ends_with_its_connection_
         tokio::join!(one(false, b"x"), one(true, b"x"), one(false, b""), one(true, b""));
         let heads = installation.wait_for_value(0, "heads", 2).await;
         assert_eq!(heads["version"], 2, "half a request is none");
+        installation
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_head_that_does_not_come_to_its_end_is_answered_with_a_problem_and_an_id() {
+    // With a patience for connections that is longer than that for a head.
+    embedded(|installation| async {
+        let refused = async |part: &'static [u8]| {
+            let mut stream = connect(&installation).await;
+            stream
+                .write_all(b"GET /v1/counters HTTP/1.1\r\nhost: localhost\r\nx-slow: ")
+                .await
+                .expect("sent");
+            let answer = dribble(stream, part).await;
+            let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+            assert!(head.starts_with("HTTP/1.1 408 "), "{answer}");
+            let header = |name: &str| {
+                let mut headers = head.lines().filter_map(|line| line.split_once(": "));
+                headers.find_map(|(found, value)| (found == name).then(|| value.to_owned()))
+            };
+            assert_eq!(header("content-type").as_deref(), Some("application/problem+json"), "{head}");
+            assert_eq!(header("content-length"), Some(body.len().to_string()), "{head}");
+            assert_eq!(header("connection").as_deref(), Some("close"), "{head}");
+            let problem: Value = serde_json::from_str(body).expect("a problem");
+            assert_eq!(
+                (&problem["type"], &problem["status"]),
+                (&"urn:forebay:problem:head_timeout".into(), &408.into())
+            );
+            assert!(problem["detail"].is_string(), "{problem}");
+            header("x-request-id").filter(|id| !id.is_empty()).expect("an id")
+        };
+        let (silent, dribbled) = tokio::join!(refused(b""), refused(b"x"));
+        assert_ne!(silent, dribbled, "each has its own");
         installation
     })
     .await;

@@ -3,7 +3,7 @@
 //! A secret has 256 random bits, so that one round of SHA-256 hides it: nobody can try them out.
 //! Whoever writes a key where its hash, its id or another name belongs is told so without seeing it
 //! again. Nothing here reads a clock or a file.
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
@@ -284,6 +284,12 @@ impl KeyRing {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Ids of keys that open nothing any more, in their order.
+    pub fn expired(&self, now_ms: i64) -> BTreeSet<String> {
+        let expired = self.0.iter().filter(|(_, key)| key.has_expired(now_ms));
+        expired.map(|(id, _)| id.clone()).collect()
     }
 
     /// The key that this is. Only who has the secret learns that it has expired.

@@ -7,6 +7,7 @@ mod bad_definition;
 mod counted;
 mod index;
 mod meter;
+mod numeric;
 mod pattern;
 mod schema;
 mod wanted;
@@ -14,11 +15,11 @@ mod wanted;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use self::bad_definition::{bad, cut};
 use self::counted::Counting;
 use self::schema::Compiled;
+use crate::model::json_rules::{self, Tree};
 
 pub use self::bad_definition::BadDefinition;
 pub use self::index::{index_text, index_value};
@@ -159,7 +160,7 @@ impl Checker {
             overrun: None,
         };
         let check = || {
-            let document: Value = serde_json::from_str(data).map_err(|error| unreadable(&error))?;
+            let document = Tree::read(data).ok_or_else(|| unreadable(data))?;
             schema.validator.validate(Counting(&document)).map_err(violation)
         };
         budget.run(schema.matches_keys, check).unwrap_or_else(|overrun| {
@@ -173,19 +174,23 @@ impl Checker {
         if self.indexed.is_empty() {
             return Ok(Vec::new());
         }
-        let members: serde_json::Map<String, Value> =
-            serde_json::from_str(data).map_err(|error| unreadable(&error))?;
+        let Some(Tree::Object(members)) = Tree::read(data) else { return Err(unreadable(data)) };
         let mut values = Vec::with_capacity(self.indexed.len());
         for field in &self.indexed {
-            let value = members.get(field).and_then(index_value);
+            let value = members.get(field.as_str()).and_then(index_value);
             values.extend(value.map(|value| (&**field, value)));
         }
         Ok(values)
     }
 }
 
-fn unreadable(error: &serde_json::Error) -> Violation {
-    Violation { pointer: String::new(), detail: error.to_string(), overrun: None }
+/// The reason that a document of another producer could not be read.
+fn unreadable(data: &str) -> Violation {
+    let (pointer, detail) = match json_rules::check(data) {
+        Err(flawed) => (flawed.pointer, flawed.flaw.to_string()),
+        Ok(()) => (String::new(), "not a JSON object".into()),
+    };
+    Violation { pointer, detail, overrun: None }
 }
 
 fn check_indexed(indexed: &[String]) -> Result<(), BadDefinition> {

@@ -2,14 +2,16 @@
 //! changes. A file that cannot be read changes nothing, and is logged until it can be. A change counts
 //! once two looks in a row found the same: half of a list is a list, too, and a file that is rewritten
 //! in place must not lock clients out meanwhile.
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use shared::config::Auth;
 use shared::model::api_key::{ApiKey, KeyRing, Token, Unfit, list_of};
+use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
 
 use crate::metrics::metrics;
@@ -34,6 +36,8 @@ pub struct Keys {
     ring: RwLock<KeyRing>,
     configured: Vec<ApiKey>,
     file: Option<PathBuf>,
+    /// Ids of keys that had expired when they were read last.
+    expired: Mutex<BTreeSet<String>>,
 }
 
 impl Keys {
@@ -48,8 +52,34 @@ impl Keys {
             }
             None => KeyRing::new(configured.clone()).map_err(KeysError::Twice)?,
         };
-        tell(&ring);
-        Ok(Self { ring: RwLock::new(ring), configured, file })
+        let keys = Self { ring: RwLock::default(), configured, file, expired: Mutex::default() };
+        keys.put_in_force(ring);
+        Ok(keys)
+    }
+
+    /// Ids of keys that had expired when they were read last.
+    pub fn expired(&self) -> BTreeSet<String> {
+        self.expired.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the keys before them.
+    fn put_in_force(&self, ring: KeyRing) -> KeyRing {
+        metrics().api_keys.set(i64::try_from(ring.len()).unwrap_or(i64::MAX));
+        let keys = self.newly_expired(&ring).join(", ");
+        if !keys.is_empty() {
+            tracing::warn!(keys, "api keys have expired and open nothing: take them out, or replace them");
+        }
+        std::mem::replace(&mut *self.ring.write().unwrap_or_else(PoisonError::into_inner), ring)
+    }
+
+    /// Ids of keys that have expired and had not when they were read last. It is told of each once: a program
+    /// must start with them years later (`docs/decisions/0030-fine-print.md`).
+    fn newly_expired(&self, ring: &KeyRing) -> Vec<String> {
+        let expired = ring.expired(clock::now_ms());
+        let mut known = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+        let newly = expired.difference(&known).cloned().collect();
+        *known = expired;
+        newly
     }
 
     pub fn open(&self, token: Token<'_>, now_ms: i64) -> Result<Arc<ApiKey>, Unfit> {
@@ -88,10 +118,8 @@ impl Keys {
             Ok((ring, text)) => {
                 let is_first = watched.text.is_none() && watched.trouble.is_none();
                 *watched = Watched { text: Some(text), ..Watched::default() };
-                tell(&ring);
                 let keys = ring.len();
-                let before =
-                    std::mem::replace(&mut *self.ring.write().unwrap_or_else(PoisonError::into_inner), ring);
+                let before = self.put_in_force(ring);
                 if !is_first {
                     reloads.with_label_values(&["loaded"]).inc();
                     tracing::info!(keys, keys.before = before.len(), "api keys were read again");
@@ -136,10 +164,6 @@ fn text_of(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn tell(ring: &KeyRing) {
-    metrics().api_keys.set(i64::try_from(ring.len()).unwrap_or(i64::MAX));
-}
-
 #[cfg(test)]
 mod tests {
     use shared::model::api_key::{KeyId, Principal, Scope, Scopes, generate};
@@ -154,6 +178,25 @@ mod tests {
 
     fn list(keys: &[&ApiKey]) -> String {
         serde_json::to_string(keys).expect("plain values")
+    }
+
+    #[test]
+    fn a_key_that_has_expired_is_told_once_and_closed_while_others_open() {
+        let ended = |id: &str| {
+            let (text, key) = made(id);
+            (text, ApiKey { expires_at: Some(time::OffsetDateTime::UNIX_EPOCH), ..key })
+        };
+        let ((old, first), (_, second), (good, third)) = (ended("old"), ended("older"), made("good"));
+        let auth = Auth { keys: vec![first.clone(), third.clone()], ..Auth::default() };
+        let keys = Keys::read(&auth).expect("expired keys are no trouble");
+        let open = |text: &str| keys.open(Token::parse(text).expect("a key"), clock::now_ms()).map(drop);
+        assert_eq!((open(&old), open(&good)), (Err(Unfit::Expired), Ok(())));
+        assert_eq!(keys.expired(), BTreeSet::from(["old".to_owned()]));
+        let ring = |keys: &[&ApiKey]| KeyRing::new(keys.iter().copied().cloned()).expect("distinct ids");
+        assert_eq!(keys.newly_expired(&ring(&[&first, &third])), [""; 0]);
+        assert_eq!(keys.newly_expired(&ring(&[&first, &second])), ["older"]);
+        assert_eq!(keys.newly_expired(&ring(&[&third])), [""; 0]);
+        assert_eq!(keys.newly_expired(&ring(&[&second])), ["older"]);
     }
 
     /// Half of a list is a list.

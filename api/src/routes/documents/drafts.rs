@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use shared::model::collection::{Budget, Checker};
+use shared::model::json_rules;
 use shared::model::write::{Document, Object, Write};
-use shared::model::{json_rules, read_error};
 
 use crate::http::body::{self, Body, BodyLimits, Items};
 use crate::http::problem::Problem;
+use crate::http::query::Parameters;
 use crate::read::checking::off_worker;
 use crate::state::Shared;
 use crate::write::draft::Draft;
@@ -31,8 +32,40 @@ pub enum Drafts {
     Many(Items<Draft>),
 }
 
+/// How the items of a request are written, for all of them alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemForm {
+    /// Each is a document. All of its members are data.
+    Document,
+    /// Each is a [`KeyedDocument`].
+    Keyed,
+}
+
+impl ItemForm {
+    /// Reads it from the query of a request: `items=keyed`, or nothing.
+    pub fn of(query: &str) -> Result<Self, Problem> {
+        let mut parameters = Parameters::of(query)?;
+        let form = match parameters.take("items").as_deref() {
+            None => Self::Document,
+            Some("keyed") => Self::Keyed,
+            Some(_) => return Err(Problem::invalid_parameter("items", "must be keyed, or left out")),
+        };
+        parameters.finish()?;
+        Ok(form)
+    }
+}
+
+/// A document beside the key of its item. No other member is taken.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyedDocument {
+    #[serde(default, deserialize_with = "OwnKey::present")]
+    idempotency_key: Option<OwnKey>,
+    document: Box<RawValue>,
+}
+
 /// Reads the documents of a body.
-pub async fn read(body: Body, collection: &str, shared: &Shared) -> Result<Drafts, Problem> {
+pub async fn read(body: Body, form: ItemForm, collection: &str, shared: &Shared) -> Result<Drafts, Problem> {
     let bytes = match &body {
         Body::Empty => return Err(Problem::malformed("a document is a JSON object; there is no body")),
         Body::One(bytes) | Body::Array(bytes) | Body::Lines(bytes) => bytes.len(),
@@ -41,6 +74,7 @@ pub async fn read(body: Body, collection: &str, shared: &Shared) -> Result<Draft
     let checker = shared.definitions.checker(collection).await;
     let version = checker.as_ref().map(|checker| checker.version);
     let reader = Reader {
+        form,
         collection: collection.into(),
         checker,
         limits: shared.body_limits,
@@ -74,6 +108,7 @@ async fn read_by(reader: Reader, body: Arc<Body>, bytes: usize, shared: &Shared)
 
 #[derive(Clone)]
 struct Reader {
+    form: ItemForm,
     collection: Box<str>,
     /// `None` when the definition is not known soon enough, or not usable here.
     checker: Option<Arc<Checker>>,
@@ -96,15 +131,23 @@ impl Reader {
         }
     }
 
-    /// One document, checked.
+    /// Reads one item, and checks its document.
     fn draft(&self, raw: &RawValue, budget: &Budget) -> Result<Draft, Problem> {
+        if self.form == ItemForm::Document {
+            return Ok(Draft { write: self.document(raw, budget)?, own_key: None });
+        }
+        let KeyedDocument { idempotency_key, document } = body::one(raw.get().as_bytes(), usize::MAX)?;
+        let write = self.document(&document, budget).map_err(|problem| problem.within("/document"))?;
+        Ok(Draft { write, own_key: idempotency_key.map(OwnKey::into_text) })
+    }
+
+    fn document(&self, raw: &RawValue, budget: &Budget) -> Result<Write, Problem> {
         let text = raw.get();
         body::check_item_size(text.as_bytes(), self.limits.item_bytes_max)?;
         let data =
             Object::from_raw(raw).ok_or_else(|| Problem::invalid_at("", "a document is a JSON object"))?;
         json_rules::check(text)
             .map_err(|flawed| Problem::invalid_at(flawed.pointer, flawed.flaw.to_string()))?;
-        let own_key = own_key(text)?;
         if let Some(checker) = &self.checker {
             let checked = checker.check(text, budget);
             checked.map_err(|violation| {
@@ -113,36 +156,8 @@ impl Reader {
             })?;
         }
         let schema_version = self.checker.as_ref().map(|checker| checker.version);
-        let collection = self.collection.clone();
-        Ok(Draft { write: Write::Document(Document { collection, schema_version, data }), own_key })
+        Ok(Write::Document(Document { collection: self.collection.clone(), schema_version, data }))
     }
-}
-
-/// The document's own `idempotency_key`.
-fn own_key(text: &str) -> Result<Option<Box<str>>, Problem> {
-    #[derive(Deserialize)]
-    struct Own<'a> {
-        #[serde(borrow, default, deserialize_with = "present")]
-        idempotency_key: Option<&'a RawValue>,
-    }
-
-    /// Keeps a null apart from none.
-    fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-        <&RawValue>::deserialize(deserializer).map(Some)
-    }
-
-    // Most documents have none, and need not be read once more. The name may be written in escapes.
-    if !text.contains("idempotency_key") && !text.contains('\\') {
-        return Ok(None);
-    }
-    let own: Own<'_> = serde_json::from_str(text)
-        .map_err(|error| Problem::invalid_at("", body::shorten(&read_error::plain(&error.to_string()))))?;
-    let read = |raw: &RawValue| {
-        serde_json::from_str(raw.get()).map(OwnKey::into_text).map_err(|error| {
-            Problem::invalid_at("/idempotency_key", body::shorten(&read_error::plain(&error.to_string())))
-        })
-    };
-    own.idempotency_key.map(read).transpose()
 }
 
 #[cfg(test)]

@@ -54,13 +54,14 @@ fn shape_of(place: &str, name: &str) -> Option<Value> {
     let name_shape = || json!({"pattern": NAME, "minLength": 1, "maxLength": 128});
     Some(match (place, name) {
         ("path", "name" | "collection") | ("query", "type" | "after") => name_shape(),
-        ("path", "id") => json!({"format": "uuid", "minLength": 36, "maxLength": 36}),
+        ("path", "id") | ("query", "message") => json!({"format": "uuid", "minLength": 36, "maxLength": 36}),
         ("query", "prefix") => json!({"pattern": NAME.replace("{1,", "{0,"), "maxLength": 128}),
         ("query", "payload") => json!({"pattern": "^[0-9A-Fa-f]{32}$", "minLength": 32, "maxLength": 32}),
         ("query", "period") => json!({"enum": ["hourly", "daily", "weekly", "monthly"]}),
         ("query", "step") => json!({"pattern": "^(minute|hour|day|[0-9]{1,9}[mhd]?)$"}),
         ("query", "reason") => json!({"pattern": "^[a-z_]{1,64}$"}),
         ("query", "kind") => json!({"enum": kinds()}),
+        ("query", "items") => json!({"enum": ["keyed"]}),
         ("query", "fields") => json!({"additionalProperties": {"type": "string"}}),
         ("header", "Idempotency-Key") => json!({"pattern": KEY, "minLength": 1, "maxLength": 512}),
         _ => return None,

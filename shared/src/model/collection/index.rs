@@ -1,21 +1,36 @@
 //! Index values: the one spelling under which a member of a document is indexed, and with which a
 //! filter is compared. Pure; changing it changes what stored indexes mean.
-use serde_json::{Number, Value};
+use serde_json::Number;
 use sha2::{Digest, Sha256};
+
+use crate::model::decimal::Decimal;
+use crate::model::json_rules::Tree;
 
 /// Longest text of an indexed value that is kept as it is; a longer one is kept as its hash.
 const INDEXED_TEXT_BYTES_MAX: usize = 200;
 
 /// What is indexed of a value, and what a filter is compared with: the text of a string, the
 /// canonical text of a number, `true`, `false` or `null`; nothing of arrays and objects.
-pub fn index_value(value: &Value) -> Option<String> {
+pub fn index_value(value: &Tree<'_>) -> Option<String> {
     match value {
-        Value::Null => Some("null".into()),
-        Value::Bool(is) => Some(is.to_string()),
-        Value::Number(number) => Some(number_text(number)),
-        Value::String(text) => Some(index_text(text)),
-        Value::Array(_) | Value::Object(_) => None,
+        Tree::Null => Some("null".into()),
+        Tree::Bool(is) => Some(is.to_string()),
+        Tree::Number(number) => written_number_text(number),
+        Tree::String(text) => Some(index_text(text)),
+        Tree::Array(_) | Tree::Object(_) => None,
     }
+}
+
+/// A number that is beyond all doubles stands in the index by its normal form.
+fn written_number_text(number: &str) -> Option<String> {
+    match serde_json::from_str::<Number>(number) {
+        Ok(number) => Some(number_text(&number)),
+        Err(_) => Decimal::parse(number).as_ref().map(beyond_text),
+    }
+}
+
+pub fn beyond_text(number: &Decimal) -> String {
+    index_text(&number.to_string())
 }
 
 /// The index value of a text. What no column takes, or not at that length, is replaced by its hash.
@@ -57,9 +72,13 @@ mod tests {
             ("1e18", "1e+18"),
             ("9007199254740993.0", "9007199254740992.0"),
             ("0.1000000000000000055", "0.1"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("100000000000000000001", "1e+20"),
+            ("1e400", "1e400"),
+            ("-10.0e400", "-1e401"),
+            ("1e-400", "0"),
         ] {
-            let stored: Value = serde_json::from_str(number).expect("a number");
-            assert_eq!(index_value(&stored).as_deref(), Some(expected), "{number}");
+            assert_eq!(index_value(&Tree::Number(number)).as_deref(), Some(expected), "{number}");
         }
     }
 }

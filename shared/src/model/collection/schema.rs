@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::bad_definition::{BadDefinition, bad, cut};
 use super::counted::Counted;
+use super::numeric::{self, NumericKeyword};
 use super::pattern::{BadPattern, PATTERN_STATES_MAX, Pattern, Patterns};
 use crate::model::json_rules::{self, DEPTH_MAX};
 use crate::model::read_error::plain;
@@ -71,7 +72,8 @@ pub fn compile(schema: &str) -> Result<Compiled, BadDefinition> {
     // Read first, because the scan takes JSON only.
     let root: Value =
         serde_json::from_str(schema).map_err(|error| bad(within(""), cut(&plain(&error.to_string()))))?;
-    json_rules::check(schema).map_err(|flawed| bad(within(&flawed.pointer), flawed.flaw.to_string()))?;
+    json_rules::check_schema(schema)
+        .map_err(|flawed| bad(within(&flawed.pointer), flawed.flaw.to_string()))?;
     if !root.is_object() && !root.is_boolean() {
         return Err(bad(within(""), "a schema is an object, true or false"));
     }
@@ -98,7 +100,7 @@ type Options = ValidationOptions<'static, Arc<dyn jsonschema::Retrieve>, Counted
 
 fn options(patterns: &Arc<Patterns>, key_pattern_bytes_max: usize) -> Options {
     let patterns = Arc::clone(patterns);
-    jsonschema::options_for::<Counted>()
+    let options = jsonschema::options_for::<Counted>()
         .with_pattern_options(PatternOptions::regex().size_limit(key_pattern_bytes_max))
         .with_keyword("pattern", move |_, pattern: &Value, _| {
             let text = pattern.as_str().ok_or_else(|| ValidationError::custom("a pattern is a string"))?;
@@ -106,7 +108,13 @@ fn options(patterns: &Arc<Patterns>, key_pattern_bytes_max: usize) -> Options {
             Ok(Box::new(keyword) as Box<dyn for<'i> Keyword<'i, Counted>>)
         })
         .should_validate_formats(false)
-        .offline()
+        .offline();
+    numeric::KEYWORDS.into_iter().fold(options, |options, keyword| {
+        options.with_keyword(keyword, move |parent: &Map<String, Value>, value: &Value, _| {
+            let numeric = NumericKeyword::of(keyword, parent, value).map_err(ValidationError::custom)?;
+            Ok(Box::new(numeric) as Box<dyn for<'i> Keyword<'i, Counted>>)
+        })
+    })
 }
 
 /// Why a key of `patternProperties` was not taken: the validator says that it is no pattern, also

@@ -1,8 +1,7 @@
 //! Definitions and checks, as both programs use them.
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::model::json_rules;
 
 fn checker(definition: Definition) -> Result<Checker, BadDefinition> {
     Checker::new(&Collection { definition, ..Collection::default() })
@@ -206,6 +205,11 @@ fn uniqueness_is_that_of_values() {
         ("[1e2,100]", false),
         ("[1.5,15e-1]", false),
         ("[9007199254740993,9007199254740992.0]", true),
+        ("[9007199254740993,9007199254740993.0]", false),
+        ("[0.1,0.1000000000000000055]", true),
+        ("[36893488147419103232,36893488147419103233,1e400,1e401]", true),
+        ("[36893488147419103232,36893488147419103232.0]", false),
+        ("[1e400,10e399]", false),
         ("[9007199254740992,9007199254740992.0]", false),
         ("[{\"a\":1,\"b\":2},{\"b\":2,\"a\":1.0}]", false),
         ("[[1,2],[2,1]]", true),

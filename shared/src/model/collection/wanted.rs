@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Number;
 use serde_json::value::RawValue;
 
-use super::index::{index_text, number_text};
+use super::index::{beyond_text, index_text, number_text};
 use crate::model::decimal::Decimal;
 
 /// The text that a query gives for a member. It may mean a string, a number, `true`, `false` or `null`.
@@ -25,10 +25,13 @@ impl Wanted {
     /// The index values of all members that are meant, each once: as the text, as an integer, and as the
     /// nearest double, under which other numbers may stand, too.
     pub fn index_values(&self) -> Vec<String> {
-        let integer = self.number.as_ref().and_then(Decimal::integer).map(|integer| integer.to_string());
-        let double = || Number::from_f64(self.text.parse().ok()?).map(|double| number_text(&double));
         let mut values = vec![index_text(&self.text)];
-        for value in [integer, self.number.as_ref().and_then(|_| double())].into_iter().flatten() {
+        let Some(number) = &self.number else { return values };
+        let integer = number.integer().map(|integer| integer.to_string());
+        // Beyond the largest double there is none.
+        let double = self.text.parse().ok().and_then(Number::from_f64);
+        let double = double.map_or_else(|| beyond_text(number), |double| number_text(&double));
+        for value in integer.into_iter().chain([double]) {
             if !values.contains(&value) {
                 values.push(value);
             }
@@ -90,8 +93,9 @@ impl<'de> Visitor<'de> for Members<'_> {
 mod tests {
     use super::super::index_value;
     use super::*;
+    use crate::model::json_rules::Tree;
 
-    const EQUAL: [&[&str]; 9] = [
+    const EQUAL: [&[&str]; 15] = [
         &["1e18", "1000000000000000000", "1000000000000000000.0", "10E17"],
         &["1000000000000000001", "1.000000000000000001e18"],
         &["9007199254740993", "9007199254740993.0", "9.007199254740993e15"],
@@ -101,6 +105,12 @@ mod tests {
         &["3", "3.0", "0.3e1"],
         &["3.0000000000000000001"],
         &["0", "-0", "0.0", "-0e7"],
+        &["9223372036854775808", "9223372036854775808.0", "9.223372036854775808e18"],
+        &["18446744073709551615", "1844674407370955161.5e1"],
+        &["18446744073709551616", "18446744073709551616.0"],
+        &["1e400", "10E399", "1.0e+400"],
+        &["-123456789e400", "-1.23456789e408"],
+        &["1e-400", "0.1e-399"],
     ];
 
     #[test]
@@ -112,8 +122,7 @@ mod tests {
                     for member in *members {
                         let is_same = has_all(&format!(r#"{{"x":0,"n":{member}}}"#), &wanted);
                         assert_eq!(is_same, group == other, "{spelling} {member}");
-                        let value =
-                            index_value(&serde_json::from_str(member).expect("JSON")).expect("a value");
+                        let value = index_value(&Tree::Number(member)).expect("a value");
                         let is_found = wanted[0].1.index_values().contains(&value);
                         assert!(is_found || !is_same, "{spelling} does not look under {value} for {member}");
                     }
@@ -145,6 +154,10 @@ mod tests {
         assert_eq!(Wanted::of("7").index_values(), ["7"]);
         assert_eq!(Wanted::of("1.5").index_values(), ["1.5"]);
         assert_eq!(Wanted::of("1e999").index_values(), ["1e999"]);
+        let digits = "7".repeat(400);
+        assert!(Wanted::of(&digits).index_values().iter().all(|value| value.starts_with("sha256:")));
+        assert!(has(&digits, &digits) && !has(&digits, &digits[1..]));
+        assert!(has(r#""\u0000""#, "\0") && !Wanted::of("\0").index_values()[0].contains('\0'));
         assert!(!Wanted::of("x").is_number());
     }
 }

@@ -347,9 +347,9 @@ pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> 
     Ok(rows.fetch_all(connection).await?)
 }
 
-/// Deletes tombstones of deletes that were accepted before `before_ms`, with their keys. Each kept an
-/// insert away that the ledger would have let through; what lies below the floor it lets through no
-/// more. A dead letter of the document may still be redriven: its tombstone stays.
+/// Deletes tombstones of deletes that were accepted before `before_ms`, with their keys, unless a key was
+/// entered later. Each kept an insert away that the ledger would have let through; what lies below the floor
+/// it lets through no more. A dead letter of the document may still be redriven: its tombstone stays.
 pub async fn prune_deleted(
     connection: &mut PgConnection,
     before_ms: i64,
@@ -363,6 +363,8 @@ pub async fn prune_deleted(
              where data is null and accepted_at < $1 and place <= $2
                  and (select id from dead_letters
                       where dead_letters.id = coalesce(documents.id, documents.place)) is null
+                 and (select id from keyed_writes
+                      where keyed_writes.id = documents.id and applied_at >= $1) is null
              order by accepted_at limit $3))
          returning id",
         // An insert is hardly ever younger than its delete: little is walked over that must stay.
@@ -376,12 +378,14 @@ pub async fn prune_deleted(
 }
 
 /// Deletes documents of a collection that are older than it keeps them, `rows_max` and a page at most,
-/// with their fields and keys. Tombstones stay, and their keys with them.
+/// with their fields and keys. Where a key was not entered before `keys_before_ms` a tombstone takes the place
+/// of its document, as if a client had deleted it. Tombstones stay, and their keys with them.
 pub async fn prune(
     connection: &mut PgConnection,
     compiled: &Compiled,
     name: &str,
     now_ms: i64,
+    keys_before_ms: i64,
     rows_max: i64,
 ) -> Result<u64, Failure> {
     collections::hold_for_deletes(connection).await?;
@@ -409,13 +413,25 @@ pub async fn prune(
     let old = old.fetch_all(&mut *connection).await?;
     unindex(connection, &found, &old).await?;
     let places: Vec<Uuid> = old.iter().map(|old| old.place).collect();
+    let entombed = sqlx::query!(
+        "update documents set data = null,
+             accepted_at = greatest(accepted_at,
+                 (select applied_at from keyed_writes where keyed_writes.id = documents.id))
+         where collection = $1 and place = any($2)
+             and (select id from keyed_writes
+                  where keyed_writes.id = documents.id and applied_at >= $3) is not null",
+        name,
+        &places,
+        from_ms(keys_before_ms)
+    );
+    let entombed = entombed.execute(&mut *connection).await?.rows_affected();
     let deleted = sqlx::query_scalar!(
-        "delete from documents where collection = $1 and place = any($2) returning id",
+        "delete from documents where collection = $1 and place = any($2) and data is not null returning id",
         name,
         &places
     );
     let deleted = deleted.fetch_all(&mut *connection).await?;
     let keyed: Vec<Uuid> = deleted.iter().flatten().copied().collect();
     keys::forget(connection, &keyed).await?;
-    Ok(deleted.len() as u64)
+    Ok(entombed + deleted.len() as u64)
 }

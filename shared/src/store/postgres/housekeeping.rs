@@ -158,7 +158,7 @@ enum Step {
     Deleted(Forget),
     Discarded { before_ms: i64, forget: Forget },
     Fields,
-    Documents { collection: String, now_ms: i64 },
+    Documents { collection: String, now_ms: i64, forget: Option<Forget> },
 }
 
 impl Step {
@@ -214,8 +214,9 @@ async fn steps(
         steps.extend(names.into_iter().map(|name| Step::Partition { table, name }));
     }
     steps.push(Step::Hours { before: Resolution::Hour.period_of(now_ms.saturating_sub(retention.hours_ms)) });
-    if let Some(before_ms) = retention.forget_before_ms {
-        let forget = Forget { before_ms, remembered_ms: retention.remembered_ms };
+    let remembered_ms = retention.remembered_ms;
+    let forget = retention.forget_before_ms.map(|before_ms| Forget { before_ms, remembered_ms });
+    if let Some(forget) = forget {
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
         steps.push(Step::Keys(forget));
         steps.push(Step::Deleted(forget));
@@ -223,7 +224,7 @@ async fn steps(
     }
     steps.push(Step::Fields);
     let old = failed.note("old documents", old_documents(connection, now_ms).await).unwrap_or_default();
-    steps.extend(old.into_iter().map(|collection| Step::Documents { collection, now_ms }));
+    steps.extend(old.into_iter().map(|collection| Step::Documents { collection, now_ms, forget }));
     steps
 }
 
@@ -325,8 +326,15 @@ async fn within(
             collections::hold_for_deletes(connection).await?;
             fields::prune_dropped(connection, None, rows_max).await?
         }
-        Step::Documents { collection, now_ms } => {
-            documents::prune(connection, &known.compiled, collection, *now_ms, rows_max).await?
+        Step::Documents { collection, now_ms, forget } => {
+            // No key is old enough while nothing may be forgotten.
+            let mut keys_before_ms = 0;
+            if let Some(forget) = forget {
+                keys_before_ms =
+                    floor_and_keys(connection, forget).await?.map_or(0, |(_, before_ms)| before_ms);
+            }
+            let (compiled, now_ms) = (&known.compiled, *now_ms);
+            documents::prune(connection, compiled, collection, now_ms, keys_before_ms, rows_max).await?
         }
     };
     // Documents go by pages, of which only an empty one is the last.

@@ -8,8 +8,7 @@ use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
 
 use super::failure::Failure;
-use crate::store::StoreError;
-use crate::store::rules::schema::{Ran, compare};
+use crate::store::rules::schema::{Ran, compare, not_migrated};
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations/postgres");
 
@@ -44,6 +43,6 @@ impl Schema {
     pub async fn migrate(&self, connection: &mut PgConnection) -> Result<(), Failure> {
         self.forget();
         let migrated = MIGRATOR.run_direct(None, connection, false).await;
-        migrated.map_err(|error| StoreError::Unavailable(format!("cannot migrate: {error}").into()).into())
+        Ok(migrated.map_err(|error| not_migrated(&MIGRATOR, &error))?)
     }
 }

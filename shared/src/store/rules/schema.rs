@@ -1,5 +1,5 @@
 //! Whether a database has the schema that this build was made for. Pure, for both stores.
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 
 use crate::store::StoreError;
 
@@ -13,22 +13,37 @@ pub struct Ran {
 
 /// Compares what was run, by version, with what this build knows: exactly that must have been.
 pub fn compare(known: &Migrator, ran: &[Ran]) -> Result<(), StoreError> {
-    let needed = known.iter().map(|migration| migration.version).max().expect("there are migrations");
+    let needed = newest(known);
     let found = ran.last().map_or(0, |ran| ran.version);
     let wrong = if ran.is_empty() {
         "the database has no schema: run `api migrate`".to_owned()
     } else if found < needed {
         format!("schema version {found} is older than {needed}, which this build needs: run `api migrate`")
     } else if found > needed {
-        format!(
-            "schema version {found} is newer than {needed}, which this build knows: it needs a newer build"
-        )
+        newer(found, needed)
     } else if !same(known, ran) {
         format!("schema version {found} is not the one that this build knows: another build made it")
     } else {
         return Ok(());
     };
     Err(StoreError::Unavailable(wrong.into()))
+}
+
+/// Why a database could not be brought to the schema of this build.
+pub fn not_migrated(known: &Migrator, error: &MigrateError) -> StoreError {
+    let needed = newest(known);
+    StoreError::Unavailable(match error {
+        MigrateError::VersionMissing(found) if *found > needed => newer(*found, needed).into(),
+        other => format!("cannot migrate: {other}").into(),
+    })
+}
+
+fn newest(known: &Migrator) -> i64 {
+    known.iter().map(|migration| migration.version).max().expect("there are migrations")
+}
+
+fn newer(found: i64, needed: i64) -> String {
+    format!("schema version {found} is newer than {needed}, which this build knows: it needs a newer build")
 }
 
 fn same(known: &Migrator, ran: &[Ran]) -> bool {

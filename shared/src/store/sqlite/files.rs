@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::runtime::metrics::metrics;
 use crate::store::StoreError;
 use crate::store::rules::checks::Unchecked;
-use crate::store::rules::schema::{Ran, compare};
+use crate::store::rules::schema::{Ran, compare, not_migrated};
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations/sqlite");
 
@@ -189,8 +189,7 @@ impl Files {
             let migrated = MIGRATOR.run(&pool).await;
             pool.close().await;
             shared.schema_verified.store(false, Ordering::Release);
-            let told = |error| StoreError::Unavailable(format!("cannot migrate: {error}").into());
-            Ok(migrated.map_err(told)?)
+            Ok(migrated.map_err(|error| not_migrated(&MIGRATOR, &error))?)
         });
         Ok(joined(migration).await?)
     }

@@ -33,6 +33,12 @@ const BOUNDED: &str = "select name, retention_days from collections where retent
 pub const OLD: &str = "select place, data from documents \
     where collection = ?1 and place < ?2 and data is not null order by place limit ?3";
 
+/// Where a key was entered too late to be forgotten: as if a client had deleted the document.
+pub const ENTOMB_OLD: &str = "update documents set data = null, accepted_at_ms = max(accepted_at_ms, \
+    (select applied_at_ms from keyed_writes where keyed_writes.id = documents.id)) \
+    where collection = ?1 and place <= ?2 and data is not null and id is not null \
+    and exists (select 1 from keyed_writes where keyed_writes.id = documents.id and applied_at_ms >= ?3)";
+
 pub const DELETE_OLD: &str =
     "delete from documents where collection = ?1 and place <= ?2 and data is not null";
 
@@ -53,6 +59,7 @@ pub const FORGET_MESSAGES: &str = "delete from applied_message where id <= ?1";
 pub const DELETED: &str = "delete from documents where rowid in \
     (select rowid from documents where data is null and accepted_at_ms < ?1 and place <= ?2 \
     and not exists (select 1 from dead_letters where dead_letters.id = coalesce(documents.id, documents.place)) \
+    and not exists (select 1 from keyed_writes where keyed_writes.id = documents.id and applied_at_ms >= ?1) \
     order by accepted_at_ms limit ?3) returning id";
 
 /// Once its message is forgotten, too: without its row the item would look applied. In hexadecimal a
@@ -99,6 +106,7 @@ enum Step {
     Documents {
         collection: String,
         below: Uuid,
+        forget: Option<Forget>,
     },
 }
 
@@ -150,11 +158,12 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreE
         steps.push(Step::Rollups { resolution, below: resolution.period_of(now_ms.saturating_sub(age_ms)) });
     }
     // What nothing asks for any more that may still come of the queue.
-    if let Some(before_ms) = retention.forget_before_ms {
+    let remembered_ms = retention.remembered_ms;
+    let forget = retention.forget_before_ms.map(|before_ms| Forget { before_ms, remembered_ms });
+    if let Some(forget) = forget {
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
-        let forget = Forget { before_ms, remembered_ms: retention.remembered_ms };
         steps.extend([
-            Step::Messages { before_ms },
+            Step::Messages { before_ms: forget.before_ms },
             Step::Keys(forget),
             Step::Tombstones(forget),
             Step::Discarded { discarded_before_ms, forget },
@@ -162,7 +171,7 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreE
     }
     steps.extend(bounded.await?.into_iter().map(|(collection, days)| {
         let below = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
-        Step::Documents { collection, below }
+        Step::Documents { collection, below, forget }
     }));
     Ok(steps)
 }
@@ -179,8 +188,15 @@ async fn run(
         Step::Points { first_kept } => {
             return Ok((drop_points(connection, first_kept, rows_max).await?, None));
         }
-        Step::Documents { collection, below } => {
-            return Ok((delete_documents(connection, cache, collection, *below, rows_max).await?, None));
+        Step::Documents { collection, below, forget } => {
+            // No key is old enough while nothing may be forgotten.
+            let mut keys_before_ms = i64::MIN;
+            if let Some(forget) = forget {
+                let known = floor_and_keys(connection, forget).await?;
+                keys_before_ms = known.map_or(i64::MIN, |(_, before_ms)| before_ms);
+            }
+            let old = (collection.as_str(), *below, keys_before_ms);
+            return Ok((delete_documents(connection, cache, old, rows_max).await?, None));
         }
         Step::Keys(forget) => {
             let Some((_, before_ms)) = floor_and_keys(connection, forget).await? else {
@@ -285,8 +301,7 @@ async fn drop_points(
 async fn delete_documents(
     connection: &mut SqliteConnection,
     cache: &Cache,
-    collection: &str,
-    below: Uuid,
+    (collection, below, keys_before_ms): (&str, Uuid, i64),
     rows_max: u32,
 ) -> Result<Housekept, Failure> {
     let known = cache.load(connection, &[collection]).await?;
@@ -306,6 +321,8 @@ async fn delete_documents(
     }
     fields::forget(connection, &fields).await?;
     if let Some(last) = last {
+        let entomb = sqlx::query(ENTOMB_OLD).bind(collection).bind(last).bind(keys_before_ms);
+        entomb.execute(&mut *connection).await?;
         sqlx::query(DELETE_OLD_KEYS).bind(collection).bind(last).execute(&mut *connection).await?;
         sqlx::query(DELETE_OLD).bind(collection).bind(last).execute(&mut *connection).await?;
     }

@@ -2,12 +2,13 @@
 //! that would take effect once more.
 use std::sync::Arc;
 
+use shared::model::collection::Definition;
 use shared::model::dead_letter::{DeadMessage, RedriveOutcome};
 use shared::model::id::Kind;
 use shared::model::message::{Message, Undecodable};
 use shared::model::outcome::{Fate, KeyedVerdict};
 use shared::model::write::Item;
-use shared::store::{Housekept, Retention, Store, Stored};
+use shared::store::{DocumentPage, Housekept, Retention, Store, Stored};
 
 use crate::store::contract::dead_letters::{applied, everything, redrive, set_aside};
 use crate::store::contract::dead_messages::bury;
@@ -22,6 +23,8 @@ on_both!(
     a_retry_among_the_dead_letters_is_guarded_as_long_as_any,
     a_retry_whose_id_is_ahead_of_its_request_is_guarded_by_when_it_was_accepted,
     a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters,
+    a_document_that_retention_took_is_no_new_one_while_its_key_is_promised,
+    a_tombstone_stays_while_a_key_is_promised_that_was_entered_after_the_delete,
     a_key_that_a_clock_behind_entered_lives_as_long_as_any,
     pruning_looks_at_so_many_keys_at_a_time_and_at_none_twice,
 );
@@ -149,6 +152,66 @@ async fn a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters(
     housekeep_all(&one, kept).await;
     assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1, "it is not too old");
     assert_eq!(one.document("c", id).await.expect("is read"), Some(Stored::Deleted));
+}
+
+/// Retention may be shorter than the time for which keys are promised, or the document may have waited.
+async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
+    [one, other]: [Arc<dyn Store>; 2],
+) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = Messages::new();
+    let brief = Definition { indexed: vec!["f".into()], retention_days: Some(1), schema: None };
+    one.define("brief", brief).await.expect("is defined");
+    let item = with_key("k", document("brief", r#"{"f":"x"}"#));
+    let id = identity(Kind::Document, "k", 0);
+    let first = messages.at(now_ms - 2 * DAY_MS, &[item.clone(), document("brief", "{}")]);
+    apply(&one, std::slice::from_ref(&first)).await;
+    // Before anything may be forgotten, and after the ledger row was.
+    housekeep_all(&other, LONG).await;
+    apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
+    let kept = |before_ms| Retention { remembered_ms: 2 * DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
+    for _ in 0..2 {
+        let reported = fate(&other, id).await;
+        assert!(matches!(reported, Some(Fate::Applied { fingerprint: Some(_), .. })), "{reported:?}");
+        assert_eq!(one.document("brief", id).await.expect("is read"), Some(Stored::Deleted));
+        assert_eq!(one.document("brief", first.item_key(1)).await.expect("is read"), None, "it has no key");
+        let retry = messages.of(std::slice::from_ref(&item));
+        assert_eq!(verdict(&one, retry).await, KeyedVerdict::Repeated);
+        let page =
+            DocumentPage { collection: "brief".into(), filters: vec![], from: None, before: None, limit: 10 };
+        assert_eq!(one.documents(page).await.expect("is read").documents, []);
+        housekeep_all(&other, kept(now_ms + 2 * DAY_MS)).await;
+    }
+    // From here on it is a new one, and the message that brought it is known to be forgotten.
+    apply(&one, &[messages.at(now_ms + 4 * DAY_MS, &[increment("passing", 1)])]).await;
+    housekeep_all(&one, kept(now_ms + 6 * DAY_MS)).await;
+    assert_eq!(other.document("brief", id).await.expect("is read"), None);
+    let fates = other.fates([id, first.item_key(1)].into()).await.expect("is read");
+    assert_eq!(fates, [None, Some(Fate::Forgotten)]);
+    messages.at(now_ms + 5 * DAY_MS, &[increment("never sent", 1)]);
+    assert_eq!(verdict(&one, messages.of(&[item])).await, KeyedVerdict::Applied);
+}
+
+/// Both waited for the store for days.
+async fn a_tombstone_stays_while_a_key_is_promised_that_was_entered_after_the_delete(
+    [one, other]: [Arc<dyn Store>; 2],
+) {
+    let now_ms = one.now_ms().await.expect("a time");
+    let mut messages = Messages::new();
+    let item = with_key("k", document("c", "{}"));
+    let id = identity(Kind::Document, "k", 0);
+    let waited =
+        [messages.at(now_ms - 3 * DAY_MS, std::slice::from_ref(&item)), messages.of(&[delete("c", id)])];
+    apply(&one, &waited).await;
+    apply(&one, &[messages.at(now_ms - DAY_MS, &[increment("passing", 1)])]).await;
+    forget(&other, now_ms - DAY_MS / 2).await;
+    assert_eq!(verdict(&one, messages.of(std::slice::from_ref(&item))).await, KeyedVerdict::Repeated);
+    assert_eq!(one.document("c", id).await.expect("is read"), Some(Stored::Deleted));
+    // Once the key is old, both go.
+    apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
+    forget(&other, now_ms + 2 * DAY_MS).await;
+    assert_eq!(one.document("c", id).await.expect("is read"), None);
+    assert_eq!(fate(&one, id).await, None);
 }
 
 /// The store's clock was behind when the key was entered: its message has a later time.

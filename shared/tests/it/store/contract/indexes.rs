@@ -4,6 +4,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use shared::model::collection::{Collection, Definition, index_value};
 use shared::model::id::{ItemKey, MessageId};
+use shared::model::json_rules::Tree;
 use shared::model::write::Item;
 use shared::store::{DocumentPage, NamePage, Store};
 use tokio::sync::Barrier;
@@ -51,8 +52,8 @@ async fn find_page(
     before: Option<Uuid>,
     limit: u32,
 ) -> Vec<(ItemKey, Uuid)> {
-    let filter =
-        |(field, value): &(&str, Value)| ((*field).to_owned(), index_value(value).expect("is indexed"));
+    let indexed = |value: &Value| index_value(&Tree::read(&value.to_string()).expect("JSON"));
+    let filter = |(field, value): &(&str, Value)| ((*field).to_owned(), indexed(value).expect("is indexed"));
     let filters = filters.iter().map(filter).collect();
     let page = DocumentPage { collection: "c".into(), filters, from: None, before, limit };
     let documents = store.documents(page).await.expect("is read").documents;
@@ -315,7 +316,8 @@ async fn a_listing_between_two_times_is_that_part_of_the_whole([one, other]: [Ar
         let message = ItemKey::from_uuid(*place).and_then(ItemKey::message);
         message.expect("a place has a time").time_ms() - NOON_MS
     };
-    let filter = |field: &str| (field.to_owned(), index_value(&json!(1)).expect("is indexed"));
+    let filter =
+        |field: &str| (field.to_owned(), index_value(&Tree::read("1").expect("JSON")).expect("is indexed"));
     for filters in [vec![], vec![filter("f")], vec![filter("f"), filter("g")]] {
         let page = |from, before, limit| DocumentPage {
             collection: "c".into(),
