@@ -12,7 +12,7 @@ fn command(work: &Path, data: &str) -> Command {
     command
 }
 
-/// What a start says that does not come to serve.
+/// Starts the program, which must fail; returns its error output.
 fn refused(work: &Path, data: &str) -> String {
     let output = command(work, data).output().expect("it runs");
     let reported = String::from_utf8(output.stderr).expect("text");
@@ -37,7 +37,7 @@ fn a_file_in_the_way_is_named() {
     assert_eq!(std::fs::read_to_string(work.path().join("taken")).expect("is there"), "no directory");
 }
 
-/// Not even the superuser makes files there.
+/// The superuser cannot make files there either.
 #[test]
 fn a_directory_that_cannot_be_written_to_is_named() {
     let work = tempfile::tempdir().expect("a directory");
@@ -71,7 +71,7 @@ fn a_link_leads_to_the_directory_and_to_its_lock() {
     assert!(refused(work.path(), "dangling").contains("cannot create the data directory"));
 }
 
-/// Served once, then changed by `spoil`, and refused.
+/// Serves once, changes the directory by `spoil`, and returns the refusal of the next start.
 async fn spoiled(spoil: impl AsyncFn(&Path)) -> String {
     let work = tempfile::tempdir().expect("a directory");
     served(work.path(), "data");

@@ -19,7 +19,7 @@ async fn accepted(response: Response) -> (String, String) {
     (json(response).await["id"].as_str().expect("an id").to_owned(), location)
 }
 
-/// Up to the message, which is another each time.
+/// Part of a location before the message, which is another each time.
 fn named(location: &str) -> &str {
     location.split("&message=").next().expect("a path")
 }
@@ -255,7 +255,7 @@ on_both_pairs! {
         for (media_type, body) in [(plain, array), (lines, items.join("\n"))] {
             assert_eq!(ids(&json(send(1, path, media_type, &body).await).await), ids(&first));
         }
-        // Its own key has no position, and the collection is part of the payload.
+        // The id of a single document has no position, and the collection is part of the payload.
         let alone = send(1, path, plain, items[2]).await;
         assert_eq!(alone.status(), 201);
         assert_eq!(json(alone).await["id"], ids(&first)[2]);

@@ -112,7 +112,7 @@ on_both_pairs! {
             assert_eq!((&reported["status"], &reported["target"]), (&"failed".into(), &target));
             assert!(reported["accepted_at"].is_string(), "{reported}");
         }
-        // Another payload under the key: its own target, and no time, as it was accepted never.
+        // Another payload under the key has its own target and no time, because it was never accepted.
         let reported = post(Some("k"), true, 2).await["receipt"].take();
         assert_eq!((&reported["status"], &reported["target"], reported.get("accepted_at")), (&"conflict".into(), &target, None));
     }
@@ -247,7 +247,7 @@ async fn what_is_forgotten_is_gone_at_every_replica_cluster() {
     cluster("forgotten", gone_once_it_is_forgotten).await;
 }
 
-/// Forgets everything of today by a message of days to come, whose receipts it needs no more.
+/// Removes the records of today, by a message of a later day, until these items have no status.
 async fn forget_today(installation: &Installation, gone: &[ItemKey]) {
     let backend = &installation.backends[0];
     let now_ms = shared::runtime::clock::now_ms();
@@ -285,7 +285,7 @@ on_both_pairs! {
             sent("/v1/metrics", point).await,
             sent("/v1/data/old", r#"{"a":1}"#).await,
         ];
-        // One that was taken out again, by a deletion with a key.
+        // This document was deleted again, with a key.
         let path = writes[2].1.split('?').next().expect("a path").to_owned();
         let delete = installation.at(0, Method::DELETE, &path).header("idempotency-key", "k");
         let delete = delete.send().await.expect("an answer");
@@ -306,7 +306,7 @@ on_both_pairs! {
             applied.await;
             keys.push(write.0.parse::<ItemId>().expect("an id").key());
         }
-        // The first of an array is as old.
+        // The first item of an array is as old.
         keys.push(many["ids"][0].as_str().expect("an id").parse::<ItemId>().expect("an id").key());
         forget_today(&installation, &keys).await;
         for write in &writes {
@@ -326,7 +326,7 @@ on_both_pairs! {
         let backend = &installation.backends[0];
         let brief = installation.at(0, Method::PUT, "/v1/collections/brief").json(&serde_json::json!({"retention_days": 1}));
         assert_eq!(brief.send().await.expect("an answer").status(), 200);
-        // As a client sent it two days ago.
+        // The document is as a client sent it two days ago.
         let old_ms = shared::runtime::clock::now_ms() - 2 * DAY_MS;
         let id = keyed::id_of("anonymous", Kind::Document, "k", 0);
         let fingerprint = keyed::fingerprint_of("POST", "brief", r#"{"a":1}"#);

@@ -106,7 +106,7 @@ async fn a_head_that_comes_byte_by_byte_or_never_whole_ends_with_its_connection_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_head_that_does_not_come_to_its_end_is_answered_with_a_problem_and_an_id() {
-    // With a patience for connections that is longer than that for a head.
+    // The time limit of a connection is longer than that of a head here.
     embedded(|installation| async {
         let refused = async |part: &'static [u8]| {
             let mut stream = connect(&installation).await;

@@ -166,7 +166,7 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
     let id = identity(Kind::Document, "k", 0);
     let first = messages.at(now_ms - 2 * DAY_MS, &[item.clone(), document("brief", "{}")]);
     apply(&one, std::slice::from_ref(&first)).await;
-    // Before anything may be forgotten, and after the ledger row was.
+    // This holds before anything may be removed, and after the ledger row was.
     housekeep_all(&other, LONG).await;
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
     let kept = |before_ms| Retention { remembered_ms: 2 * DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
@@ -182,7 +182,7 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
         assert_eq!(one.documents(page).await.expect("is read").documents, []);
         housekeep_all(&other, kept(now_ms + 2 * DAY_MS)).await;
     }
-    // From here on it is a new one, and the message that brought it is known to be forgotten.
+    // From here on it is a new one, and the message that brought it is known to be removed.
     apply(&one, &[messages.at(now_ms + 4 * DAY_MS, &[increment("passing", 1)])]).await;
     housekeep_all(&one, kept(now_ms + 6 * DAY_MS)).await;
     assert_eq!(other.document("brief", id).await.expect("is read"), None);
@@ -192,7 +192,7 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
     assert_eq!(verdict(&one, messages.of(&[item])).await, KeyedVerdict::Applied);
 }
 
-/// Both waited for the store for days.
+/// Document and deletion waited for the store for days.
 async fn a_tombstone_stays_while_a_key_is_promised_that_was_entered_after_the_delete(
     [one, other]: [Arc<dyn Store>; 2],
 ) {

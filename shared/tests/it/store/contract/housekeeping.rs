@@ -113,7 +113,7 @@ async fn a_key_of_a_document_lives_as_long_as_its_document([one, other]: [Arc<dy
     let keyed = |key: &str, collection: &str| with_key(key, document(collection, "{}"));
     let items = [keyed("stays", "c"), keyed("deleted", "c"), keyed("goes", "bounded")];
     apply(&one, &[messages.at(now_ms - 11 * DAY_MS, &items)]).await;
-    // Keys of before may be forgotten.
+    // Earlier keys may be removed after this.
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
     // Its tombstone stays.
     let erase = [delete("c", identity(Kind::Document, "deleted", 0))];

@@ -273,14 +273,14 @@ async fn collections_that_are_defined_are_listed_by_name([one, other]: [Arc<dyn 
     for (prefix, after) in [("c", None), ("g", None), ("", Some("b")), ("a\0", None)] {
         assert!(names(prefix, after, 10).await.is_empty(), "{prefix} {after:?}");
     }
-    // Each is what it is by its name, also while it is being indexed.
+    // The list has each as a read by its name has it, also while it is being indexed.
     for (name, found) in listed("", None, 10).await {
         assert_eq!(found, collection(&one, &name).await);
         assert_eq!((found.is_defined, found.is_indexed), (true, name != "a:1"), "{name}");
     }
 }
 
-/// Places of the documents that pages of that size bring.
+/// Reads the places of all documents, in pages of this size.
 async fn places(store: &Arc<dyn Store>, mut page: DocumentPage) -> Vec<Uuid> {
     let mut all = Vec::new();
     loop {
@@ -296,7 +296,7 @@ async fn places(store: &Arc<dyn Store>, mut page: DocumentPage) -> Vec<Uuid> {
 async fn a_listing_between_two_times_is_that_part_of_the_whole([one, other]: [Arc<dyn Store>; 2]) {
     define(&one, "c", indexed(&["f", "g"])).await;
     let mut messages = Messages::new();
-    // Two messages a time, none at the odd ones.
+    // There are two messages at each even time, none at the odd ones.
     let times: Vec<i64> = (0..8).map(|number| NOON_MS + number / 2 * 2).collect();
     for (number, time_ms) in times.iter().enumerate() {
         let data = format!(r#"{{"f":{},"g":1}}"#, number % 2);
