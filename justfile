@@ -1,4 +1,4 @@
-# Shortcuts; each is one command that also works without just. `just --list` tells them.
+# Shortcuts; each is one command that also works without just. `just --list` shows them.
 
 target := env("CARGO_TARGET_DIR", justfile_directory() / "target")
 

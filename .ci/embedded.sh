@@ -21,7 +21,7 @@ start_embedded() {
   wait_until_healthy "$port"
 }
 
-# still_embedded STATUS: tells the end of the log when the step failed or the program is gone.
+# still_embedded STATUS: prints the end of the log when the step failed or the program is gone.
 still_embedded() {
   local status=$1
   kill -0 "$api" 2>/dev/null || { echo 'forebay-api ended during the run' >&2; status=1; }
@@ -41,7 +41,7 @@ wait_until_healthy() {
   done
 }
 
-# curl_like PORT PATH: whether the answer is 200; a bare machine has no curl.
+# curl_like PORT PATH: succeeds when the answer is 200; a bare machine has no curl.
 curl_like() {
   local answer
   # shellcheck disable=SC2016  # expanded by the inner shell

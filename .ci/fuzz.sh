@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # schemathesis over the OpenAPI document against an embedded forebay-api: no answer that the document does not
-# declare, and no 5xx, whatever it thinks of, alone and in sequences that follow the links from answers to
+# declare, and no 5xx, for any generated request, alone and in sequences that follow the links from answers to
 # requests. Sourced by ./test.
 # shellcheck disable=SC2154
 # (`url` and `environment` come from embedded.sh.)

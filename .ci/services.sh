@@ -295,7 +295,7 @@ converse() (
   timeout 1 dd bs=64k count=1 <&3 >/dev/null || true # lets the server close first
 ) 2>/dev/null
 
-# Sets `free` to a loopback port that nobody listens at, below those that the system gives to clients.
+# Sets `free` to a loopback port without a listener, below those that the system gives to clients.
 free_port() {
   local i
   for ((i = 0; i < 100; i++)); do

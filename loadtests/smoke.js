@@ -1,4 +1,4 @@
-// Whether a running Forebay keeps its HTTP contract, over and over for some seconds:
+// Checks that a running Forebay keeps its HTTP contract, again and again for some seconds:
 //
 //   BASE_URL=http://127.0.0.1:8080 k6 run loadtests/smoke.js
 //

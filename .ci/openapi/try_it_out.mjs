@@ -1,6 +1,6 @@
 // Clicks "Try it out" and "Execute" at every operation of Swagger UI and compares the request that is sent with the
 // one that is shown. Examples are sent as they are: each is answered with success, or with 404 where it names
-// something by an id or a name that nobody wrote. Run with the browser, the document and the address of the API.
+// something by an id or a name that was never written. Run with the browser, the document and the address of the API.
 import { readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
 

@@ -1,8 +1,8 @@
-//! The bare HTTP handler of the same build: what actix-web does on this machine when nothing is
+//! The bare HTTP handler of the same build: the speed of actix-web on this machine with nothing
 //! behind it. `loadtests/compare` divides Forebay's figures by the figures of this program.
 //!
 //! Same allocator, worker rule, keep-alive and sizes of the answers as `forebay-api`; no queue, no
-//! limits, no metrics. It must not grow a feature: whatever is added here flatters the service.
+//! limits, no metrics. It must not grow a feature: each one would flatter the service.
 //!
 //! `cargo run --release -p api --example bare -- [port]`; port 0 or none takes a free one.
 use std::io::Write;
@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// As that of the service.
+/// Listen backlog, the same as that of the service.
 const BACKLOG: u32 = 8_192;
 
 #[derive(Deserialize)]
@@ -36,14 +36,14 @@ struct Point {
 }
 
 #[derive(Serialize)]
-struct Receipt {
+struct ReceiptBody {
     id: &'static str,
     status: &'static str,
     accepted_at: &'static str,
 }
 
 /// The body of Forebay's 202, with the same number of bytes.
-const RECEIPT: Receipt = Receipt {
+const RECEIPT: ReceiptBody = ReceiptBody {
     id: "019a9f3c-5a1b-8c2d-9e4f-0123456789ab",
     status: "accepted",
     accepted_at: "2026-11-20T08:00:00.000Z",
@@ -57,7 +57,7 @@ async fn increment(name: web::Path<Box<str>>, body: web::Json<Increment>) -> Htt
     HttpResponse::Accepted().json(RECEIPT)
 }
 
-/// A document is any object: what the service must read of it is where it ends.
+/// Accepts a document, which is any object: the service must read it only to find its end.
 async fn document(collection: web::Path<Box<str>>, body: web::Json<Box<RawValue>>) -> HttpResponse {
     std::hint::black_box((&collection, &body));
     HttpResponse::Accepted().json(RECEIPT)

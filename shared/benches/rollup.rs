@@ -1,11 +1,11 @@
-//! What rollups cost the consumer: a value added, small and large ones merged, bytes written and
+//! Costs of rollups in the consumer: a value added, small and large ones merged, bytes written and
 //! read. `cargo bench -p shared --bench rollup`.
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shared::model::rollup::Rollup;
 
-/// Response times in milliseconds around 20, each run the same.
+/// Response times in milliseconds around 20, the same in each run.
 fn values(number: u32) -> Vec<f64> {
     let spread = |step: u32| f64::from(step.wrapping_mul(2_654_435_761)) / f64::from(u32::MAX);
     (1..=number).map(|step| (20.0 * (2.0 * (spread(step) - 0.5)).exp() * 10.0).round() / 10.0).collect()
@@ -19,7 +19,7 @@ fn rollup(values: &[f64]) -> Rollup {
     rollup
 }
 
-/// A value in each bin that a sketch can have.
+/// Makes a rollup with a value in each bin that a sketch can have.
 fn widest() -> Rollup {
     let rising = (0..2_770).map(|bin| 1e-9 * (f64::from(bin) / 50.1 + 0.001).exp());
     rollup(&rising.flat_map(|value| [value, -value]).collect::<Vec<_>>())

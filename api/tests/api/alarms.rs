@@ -1,5 +1,5 @@
-//! A broker that runs out of memory, or that its administrator takes something away from: on a
-//! private one, where nobody else suffers from it.
+//! Alarms and lost rights of a broker: it runs out of memory, or its administrator takes a right
+//! away. The tests use a private broker, so that no other test suffers from it.
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn a_signal_while_the_broker_blocks_the_events_of_an_api_is_obeyed_in_time
             broker.blocks("forebay events publisher").await.then_some(())
         })
         .await;
-        // It is told to the others when they can be told; nothing waits for that.
+        // The other replicas receive the event when they can; the redrive does not wait for that.
         assert_eq!(redrive().await, 202);
         api.terminate();
         let (status, took) = api.ended().await;
@@ -56,7 +56,7 @@ async fn a_signal_while_the_broker_blocks_the_events_of_an_api_is_obeyed_in_time
     .await;
 }
 
-/// An API and a consumer on what `url` names, and a client that adds 1 to a counter.
+/// An API and a consumer at the servers of `config`, and a client that adds 1 to a counter.
 struct Running {
     api: Server,
     consumer: RunningConsumer,
@@ -115,9 +115,9 @@ async fn a_right_that_is_taken_away_and_given_back_needs_no_restart() {
         let may = async |write: &str| {
             broker.control(&["set_permissions", "-p", "/", &user, ".*", write, ".*"]).await;
         };
-        // Messages go through the default exchange, which has this name here.
+        // Messages go through the default exchange, which is called `amq.default` here.
         may("^(?!amq\\.default$).*$").await;
-        // A channel that publishes again and again remembers what it may: RabbitMQ forgets that when the
+        // A channel that publishes again and again caches its rights: RabbitMQ drops them when the
         // channel is idle, or gone.
         broker.control(&["close_all_connections", "--vhost", "/", "rights have changed"]).await;
         accepted += running.write_until(503).await;
@@ -142,7 +142,7 @@ async fn a_virtual_host_that_is_deleted_and_made_again_needs_no_restart() {
         config.server.accept_timeout_ms = 1_000;
         let running = Running::start(&config).await;
         let accepted = running.write_until(202).await;
-        // Applied, so that nothing is deleted with the queue.
+        // All must be applied, so that nothing is deleted with the queue.
         running.wait_for_at_least(accepted).await;
         broker.control(&["delete_vhost", &host]).await;
         running.write_until(503).await;

@@ -1,4 +1,4 @@
-//! Keys, their scopes and their principals; and what keeps web pages out where there are none.
+//! Keys, their scopes and their principals; and the protection from web pages where there are no keys.
 use std::path::Path;
 
 use reqwest::{Method, RequestBuilder, Response};
@@ -37,7 +37,7 @@ async fn increment(installation: &Installation, authorization: &str) -> Response
     sent(installation.at(0, Method::POST, PATH).header("authorization", authorization)).await
 }
 
-/// What an operation needs, told apart from the table in the code.
+/// Scope that an operation requires, kept apart from the table in the code.
 fn scope_of(method: &str, path: &str) -> Option<Scope> {
     match (method, path) {
         (_, "/livez" | "/readyz" | "/health") => None,
@@ -54,7 +54,7 @@ async fn every_operation_is_closed_to_who_lacks_its_scope() {
     let scopes = [Scope::Read, Scope::Write, Scope::Admin];
     let made = scopes.map(|scope| key(scope.name(), "p", &[scope]));
     let keys: Vec<_> = made.iter().map(|(_, key)| key.clone()).collect();
-    // Switched on for everybody, which holds without keys only.
+    // Switched on for all clients, which holds without keys only.
     let adjust = |config: &mut Config| {
         config.auth.keys = keys;
         config.auth.admin_without_keys = true;
@@ -141,10 +141,10 @@ async fn what_is_no_key_or_none_any_more_opens_nothing() {
                 assert_eq!(refused.headers()["www-authenticate"], r#"Bearer error="invalid_token""#);
                 let refused = problem(refused, 401).await;
                 assert!(refused["detail"].as_str().expect("text").contains(detail), "{authorization}");
-                // Nothing of a key comes back.
+                // No part of a key comes back.
                 assert!(!refused.to_string().contains(&good[10..]), "{refused}");
             }
-            // A key in the query is no key, and a foreign host is no reason where keys are asked for.
+            // A key in the query is no key. A foreign host is no ground for refusal where keys are required.
             assert_eq!(
                 sent(installation.at(0, Method::POST, &format!("{PATH}?key={good}"))).await.status(),
                 401
@@ -195,7 +195,7 @@ async fn an_idempotency_key_belongs_to_the_principal(
     installation
         .wait_for("both effects", async || (value(&installation, &old).await["value"] == 2).then_some(()))
         .await;
-    // Another payload is a conflict for its own principal only.
+    // Another payload under a key is a conflict for its own principal only.
     let of = async |key: &str, by: i64| {
         let request = installation.at(0, Method::POST, PATH).header("idempotency-key", "order-2");
         sent(request.header("prefer", "wait=20").bearer_auth(key).json(&json!({"by": by}))).await
@@ -232,7 +232,7 @@ async fn an_idempotency_key_belongs_to_the_principal_cluster() {
     .await;
 }
 
-/// As a mounted secret changes: another file takes the place of the one before.
+/// Replaces a file by a rename, as a mounted secret changes.
 fn replace(path: &Path, text: &str) {
     let next = path.with_extension("next");
     std::fs::write(&next, text).expect("is written");
@@ -285,9 +285,9 @@ async fn a_keys_file_counts_without_a_restart_and_a_broken_one_changes_nothing()
                 Some(text) => replace(&path, text),
                 None => std::fs::remove_file(&path).expect("is removed"),
             }
-            let told = failed_reloads(&installation).await;
+            let reported = failed_reloads(&installation).await;
             // Two looks later every replica has seen it.
-            let seen = async || (failed_reloads(&installation).await >= told + 4).then_some(());
+            let seen = async || (failed_reloads(&installation).await >= reported + 4).then_some(());
             installation.wait_for("a look at the broken file", seen).await;
             until([401, 202]).await;
         }
@@ -302,7 +302,7 @@ async fn a_keys_file_counts_without_a_restart_and_a_broken_one_changes_nothing()
     .await;
 }
 
-/// Status and headers of a request as it stands here.
+/// Returns status and headers of the answer to a request that is sent byte for byte.
 async fn raw(installation: &Installation, head: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(installation.apis[0].address).await.expect("a connection");
     let head = format!("{}\r\nconnection: close\r\n\r\n", head.replace('\n', "\r\n"));
@@ -331,7 +331,7 @@ on_both_pairs! {
             ("GET /v1/counters HTTP/1.1\nhost: evil.example".into(), 421),
             ("GET /openapi.json HTTP/1.1\nhost: evil.example".into(), 421),
             ("GET /docs/ HTTP/1.1\nhost: evil.example".into(), 421),
-            // Probes come by the address of their pod, and whoever asks learns nothing.
+            // Probes come by the address of their pod, and their answers disclose nothing.
             ("GET /livez HTTP/1.1\nhost: 10.1.2.3:8080".into(), 200),
             ("GET /readyz HTTP/1.1\nhost: 10.1.2.3:8080".into(), 200),
             ("GET /health HTTP/1.1\nhost: 10.1.2.3:8080".into(), 200),
@@ -339,7 +339,7 @@ on_both_pairs! {
             let (found, answer) = raw(&installation, &head).await;
             assert_eq!(found, status, "{head}");
             assert!(!answer.contains("access-control-"), "{answer}");
-            // What is no HTTP/1.1 is answered before there is a request to answer.
+            // A request that is not HTTP/1.1 is answered before there is a request to a route.
             let is_bare = status == 400 && answer.contains("content-length: 0");
             assert!(status < 300 || is_bare || answer.contains("application/problem+json"), "{answer}");
         }

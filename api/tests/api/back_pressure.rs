@@ -1,11 +1,12 @@
-//! The broker is there and takes nothing: its queue is full, or it has run out of memory.
+//! A broker that is there and takes nothing: its queue is full, or it has run out of memory.
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, Response};
 
 use crate::support::{Installation, cluster_with, embedded_with, json, problem};
 
-/// Far less than the 10 s for which an accepted write of these tests may wait for its confirm.
+/// Time for a prompt answer, far less than the 10 s for which an accepted write of these tests may
+/// wait for its confirm.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 async fn write_much(installation: &Installation) -> Response {
@@ -53,7 +54,7 @@ mod a_full_queue_is_told_as_such_and_by_the_health_and_takes_again_by_itself {
             .await;
         assert_eq!(installation.get("/readyz").await.status(), 200, "reads are still answered");
         installation.add_consumer().await;
-        // Without a write: who routes by health would never send one.
+        // Health changes without a write: a load balancer that routes by health would never send one.
         installation
             .wait_for("a healthy replica", async || {
                 (health(&installation).await == (200, "healthy".into())).then_some(())
@@ -75,7 +76,7 @@ async fn a_broker_without_memory_is_told_at_once_while_what_waits_is_applied_and
             config.queue.url = broker.url().into();
         };
         cluster_with("alarm", adjust, |mut installation| async {
-            // Nobody applies anything before the alarm.
+            // No consumer applies anything before the alarm.
             for consumer in installation.consumers.drain(..) {
                 consumer.stop().await;
             }
@@ -118,7 +119,7 @@ async fn a_broker_without_memory_is_told_at_once_while_what_waits_is_applied_and
     .await;
 }
 
-/// Not an argument of the queue, and not known to any program: an administrator's decision.
+/// The limit is no argument of the queue, and no program knows it: it is an administrator's decision.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_makes_the_queue_full_is_told_loses_nothing_and_heals_when_it_goes() {
     testkit::private::broker(|broker| async move {
@@ -150,7 +151,7 @@ async fn a_policy_that_makes_the_queue_full_is_told_loses_nothing_and_heals_when
             }
             assert!(accepted > 0, "the policy counts messages");
             broker.policy(&prefix, None).await;
-            // Without a write: who routes by health would never send one.
+            // Health changes without a write: a load balancer that routes by health would never send one.
             installation
                 .wait_for("a healthy replica", async || {
                     (health(&installation).await == (200, "healthy".into())).then_some(())
@@ -162,7 +163,7 @@ async fn a_policy_that_makes_the_queue_full_is_told_loses_nothing_and_heals_when
             accepted += 1;
             installation.add_consumer().await;
             installation.wait_for_value(0, "policy", accepted).await;
-            installation.wait_until_heard().await;
+            installation.wait_until_events_arrive().await;
             installation.wait_for_value(1, "policy", accepted).await;
             installation
         })

@@ -1,4 +1,4 @@
-//! Bad input gets its own answer, and nothing of it reaches a message.
+//! Bad input gets its own answer, and no part of it reaches a message.
 use reqwest::{Method, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -240,7 +240,7 @@ on_both_pairs! {
             assert_eq!(head.status(), 200, "{path}");
             assert!(head.bytes().await.expect("nothing").is_empty(), "{path}");
         }
-        // The one that the client follows.
+        // The redirect that the client follows.
         assert_eq!(installation.get("/docs").await.url().path(), "/docs/");
         problem(installation.get("/docs/none").await, 404).await;
         for path in ["/openapi.json", "/docs", "/docs/", "/docs/index.css"] {

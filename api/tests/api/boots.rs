@@ -1,5 +1,5 @@
-//! Programs that start before their servers, or beside a schema that they do not know: ready, honest,
-//! and healed without a restart.
+//! Programs that start before their servers, or beside a schema that they do not know: ready, with
+//! the true health, and healed without a restart.
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, Response};
@@ -13,7 +13,7 @@ use crate::support::{RunningConsumer, base_config, close, json, open, problem, w
 
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A freshly started API, and who asks it.
+/// A freshly started API and its client.
 struct Booted {
     api: Process,
     client: Client,
@@ -40,7 +40,7 @@ impl Booted {
         self.client.post(url).send().await.expect("an answer")
     }
 
-    /// Reads until the health is as expected: the breaker opens by what was met.
+    /// Reads until the health is as expected: each read may open the breaker.
     async fn wait_for_health(&self, expected: (&str, &str, &str)) {
         wait_for(&format!("{expected:?}"), async || {
             self.get("/v1/counters/any").await;

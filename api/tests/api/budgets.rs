@@ -1,9 +1,9 @@
-//! What requests keep in memory while they wait has a limit, beyond which they do not wait.
+//! Memory of requests that wait: it has a limit, beyond which they do not wait.
 use std::time::Duration;
 
 use crate::support::{RunningConsumer, base_config, close, json, open, wait_for};
 
-/// Of both budgets; requests that wait may keep half of it.
+/// Limit of both budgets; requests that wait may keep half of it.
 const BODIES_BYTES_MAX: usize = 100_000;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,7 +22,7 @@ async fn a_document_that_waits_beyond_the_budget_is_answered_at_once_and_the_roo
         let request = client.post(url).header("prefer", "wait=30").json(&document).send();
         async { request.await.expect("an answer") }
     };
-    // Nobody applies anything.
+    // No consumer applies anything.
     let first = tokio::spawn(write());
     wait_for("the first to wait", async || (api.waiting() == 1).then_some(())).await;
     for _ in 0..3 {

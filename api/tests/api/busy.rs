@@ -1,23 +1,23 @@
-//! A store that is there and has no time for some reads: those are told so, and nothing else is.
+//! A store that is there and has no time for some reads: those get that answer, and no others do.
 use reqwest::Response;
 use shared::config::Config;
 
 use crate::support::{Installation, cluster_with, json, problem};
 
-/// Far more than there are connections.
+/// Number of reads at once, far above the number of connections.
 const BURST: usize = 40;
 
-/// Holds the documents, so that whoever lists them waits.
+/// Statement that locks the documents, so that every list of them waits.
 const HOLD: &str = "do $$ begin lock table documents in access exclusive mode; perform pg_sleep(60); end $$";
 const RELEASE: &str = "select pg_terminate_backend(pid) from pg_locks \
     where relation = 'documents'::regclass and mode = 'AccessExclusiveLock' and granted";
 
-async fn is_told_busy(response: Response) {
+async fn is_refused_as_busy(response: Response) {
     assert_eq!(response.headers()["retry-after"].to_str().expect("text"), "1");
     assert_eq!(problem(response, 503).await["type"], "urn:forebay:problem:store_busy");
 }
 
-/// The breaker is closed, counters are read from the store, and waits are granted.
+/// Checks that the breaker is closed, counters are read from the store, and waits are granted.
 async fn is_well(installation: &Installation, round: usize) {
     let health = json(installation.get("/health").await).await;
     assert_eq!(
@@ -37,7 +37,7 @@ async fn slow_queries_and_a_burst_beyond_the_pool_are_told_as_busy_and_open_no_b
         config.store.read_timeout_ms = 1_000;
     };
     cluster_with("busy", adjust, |installation| async move {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         assert_eq!(installation.get("/v1/data/listed").await.status(), 200);
         let url = installation.config.store.url.clone();
         let holder = tokio::spawn(async move { testkit::execute(&url, HOLD.into()).await });
@@ -46,9 +46,9 @@ async fn slow_queries_and_a_burst_beyond_the_pool_are_told_as_busy_and_open_no_b
                 (installation.get("/v1/data/listed").await.status() == 503).then_some(())
             })
             .await;
-        // More than the failures in a row that open the breaker.
+        // One more than the failures in a row that open the breaker.
         for round in 0..5 {
-            is_told_busy(installation.get("/v1/data/listed").await).await;
+            is_refused_as_busy(installation.get("/v1/data/listed").await).await;
             is_well(&installation, round).await;
         }
         let burst = (0..BURST).map(|_| {
@@ -56,7 +56,7 @@ async fn slow_queries_and_a_burst_beyond_the_pool_are_told_as_busy_and_open_no_b
             tokio::spawn(async { request.await.expect("an answer") })
         });
         for read in burst.collect::<Vec<_>>() {
-            is_told_busy(read.await.expect("no panic")).await;
+            is_refused_as_busy(read.await.expect("no panic")).await;
             let health = json(installation.get("/health").await).await;
             assert_eq!(health["breakers"]["store"], "closed", "{health}");
         }

@@ -1,4 +1,4 @@
-//! The program's command line, as a person or a container runs it.
+//! The program's command line, as an operator or a container runs it.
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::process::{Child, Command, Output, Stdio};
 
 pub const API: &str = env!("CARGO_BIN_EXE_forebay-api");
 
-/// The program in a directory of its own, with nothing set but what the test sets.
+/// Prepares the program in a directory of its own, with no settings but those of the test.
 fn command(directory: &Path, arguments: &[&str]) -> Command {
     command_of(API, directory, arguments)
 }
 
-/// The same through another program, which becomes it.
+/// Prepares the program to be run through another program, which becomes it.
 pub fn command_of(program: &str, directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(directory).env_clear();
@@ -26,7 +26,7 @@ fn run(directory: &Path, arguments: &[&str]) -> (bool, String, String) {
     (status.success(), text(stdout), text(stderr))
 }
 
-/// Where a serving program logs to, in its directory.
+/// Log file of a serving program, in its directory.
 const LOG: &str = "log";
 
 /// A serving program; ended when dropped.
@@ -70,7 +70,7 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // Fails when it has ended already.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -118,8 +118,8 @@ fn what_is_no_http_is_answered_and_fills_no_log() {
 fn a_second_process_on_the_same_data_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let serving = Serving::start(directory.path());
-    let (ok, _, told) = run(directory.path(), &[]);
-    assert!(!ok && told.contains("in use by another process"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &[]);
+    assert!(!ok && reported.contains("in use by another process"), "{reported}");
     assert!(serving.stop());
 }
 
@@ -132,15 +132,15 @@ fn a_process_that_was_killed_leaves_no_lock_behind() {
     serving.child.kill().expect("it runs");
     serving.child.wait().expect("it ends");
     assert!(directory.path().join("forebay-data/lock").exists(), "a file, but nobody holds it");
-    // It would not come to listen.
+    // With the lock still held, the program would not come to listen.
     drop(Serving::start(directory.path()));
 }
 
 #[test]
 fn a_misspelt_setting_is_refused_with_the_nearest_name() {
     let directory = tempfile::tempdir().expect("a directory");
-    let (ok, _, told) = run(directory.path(), &["--set", "server.prot=1"]);
-    assert!(!ok && told.contains("server.prot") && told.contains("server.port"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &["--set", "server.prot=1"]);
+    assert!(!ok && reported.contains("server.prot") && reported.contains("server.port"), "{reported}");
 }
 
 #[test]
@@ -151,12 +151,12 @@ fn check_config_shows_origins_and_no_secret() {
     assert!(!shown.contains("hush"), "{shown}");
 }
 
-/// A new key and its entry.
+/// Makes a new key and its entry.
 fn new_key(directory: &Path, arguments: &[&str]) -> (String, String) {
-    let (ok, shown, told) = run(directory, &[&["keys", "new"], arguments].concat());
-    assert!(ok, "{told}");
+    let (ok, shown, reported) = run(directory, &[&["keys", "new"], arguments].concat());
+    assert!(ok, "{reported}");
     let (key, entry) = shown.trim_end().split_once('\n').expect("two lines");
-    assert!(!told.contains(key) && !entry.contains(key), "{told} {entry}");
+    assert!(!reported.contains(key) && !entry.contains(key), "{reported} {entry}");
     (key.to_owned(), entry.strip_prefix("- ").expect("an item of a list").to_owned())
 }
 
@@ -194,16 +194,16 @@ fn a_key_may_end_and_belong_to_somebody_and_what_is_none_is_refused() {
     let (other, _) = new_key(directory.path(), &[]);
     assert_ne!(one[..12], other[..12], "ids are random");
     for bad in [["--id", "a_b"], ["--expires", "tomorrow"], ["--scopes", "all"], ["--principal", "a b"]] {
-        let (ok, _, told) = run(directory.path(), &[&["keys", "new"], &bad[..]].concat());
-        assert!(!ok && told.contains(bad[0]), "{told}");
+        let (ok, _, reported) = run(directory.path(), &[&["keys", "new"], &bad[..]].concat());
+        assert!(!ok && reported.contains(bad[0]), "{reported}");
     }
 }
 
 #[tokio::test]
 async fn a_key_that_has_expired_is_named_by_check_config_and_by_a_start_that_it_does_not_stop() {
     let directory = tempfile::tempdir().expect("a directory");
-    let (ok, _, told) = run(directory.path(), &["keys", "new", "--expires", "2020-01-01T00:00:00Z"]);
-    assert!(!ok && told.contains("--expires is in the past"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &["keys", "new", "--expires", "2020-01-01T00:00:00Z"]);
+    assert!(!ok && reported.contains("--expires is in the past"), "{reported}");
     let (old, entry) = new_key(directory.path(), &["--id", "bygone", "--expires", "2099-01-01T00:00:00Z"]);
     let (good, other) = new_key(directory.path(), &["--id", "fresh"]);
     let entry = entry.replace("2099", "2020");
@@ -211,9 +211,9 @@ async fn a_key_that_has_expired_is_named_by_check_config_and_by_a_start_that_it_
         .expect("is written");
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     for setting in [&format!("auth.keys=[{entry},{other}]"), "auth.keys_file=keys.yaml"] {
-        let (ok, shown, told) = run(directory.path(), &["check-config", "--set", setting]);
-        assert!(!ok && told.contains("these keys have expired and open nothing: bygone"), "{told}");
-        assert!(shown.contains("auth.keys") && !told.contains("fresh"), "{told}");
+        let (ok, shown, reported) = run(directory.path(), &["check-config", "--set", setting]);
+        assert!(!ok && reported.contains("these keys have expired and open nothing: bygone"), "{reported}");
+        assert!(shown.contains("auth.keys") && !reported.contains("fresh"), "{reported}");
         let serving = Serving::start_with(directory.path(), &["--set", setting]);
         for (key, status) in [(&old, 401), (&good, 200)] {
             let url = format!("{}/v1/counters", serving.url);
@@ -235,15 +235,15 @@ fn a_key_in_the_wrong_place_is_told_without_being_shown() {
         format!("\"{key}\""),
         format!("{{{key}"),
     ] {
-        let (ok, shown, told) = run(directory.path(), &["--set", &format!("auth.keys=[{bad}]")]);
-        assert!(!ok && told.contains("auth.keys"), "{told}");
-        assert!(!told.contains(&key[5..]) && !shown.contains(&key[5..]), "{told}");
+        let (ok, shown, reported) = run(directory.path(), &["--set", &format!("auth.keys=[{bad}]")]);
+        assert!(!ok && reported.contains("auth.keys"), "{reported}");
+        assert!(!reported.contains(&key[5..]) && !shown.contains(&key[5..]), "{reported}");
     }
     let twice = format!("auth.keys=[{entry},{entry}]");
-    let (ok, _, told) = run(directory.path(), &["--set", &twice]);
-    assert!(!ok && told.contains("the id x is there twice"), "{told}");
-    let (ok, _, told) = run(directory.path(), &["--set", "auth.keys_file=nowhere.yaml"]);
-    assert!(!ok && told.contains("auth.keys_file nowhere.yaml"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &["--set", &twice]);
+    assert!(!ok && reported.contains("the id x is there twice"), "{reported}");
+    let (ok, _, reported) = run(directory.path(), &["--set", "auth.keys_file=nowhere.yaml"]);
+    assert!(!ok && reported.contains("auth.keys_file nowhere.yaml"), "{reported}");
 }
 
 #[test]
@@ -265,8 +265,8 @@ fn the_openapi_document_is_printed() {
 #[test]
 fn a_healthcheck_fails_when_nobody_answers() {
     let directory = tempfile::tempdir().expect("a directory");
-    let (ok, _, told) = run(directory.path(), &["healthcheck", "--set", "ops.port=1"]);
-    assert!(!ok && told.contains("error:"), "{told}");
+    let (ok, _, reported) = run(directory.path(), &["healthcheck", "--set", "ops.port=1"]);
+    assert!(!ok && reported.contains("error:"), "{reported}");
 }
 
 #[test]

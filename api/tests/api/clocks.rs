@@ -1,4 +1,4 @@
-//! Clocks that were wrong for long and are put right: writes take effect again by themselves.
+//! Clocks that were wrong for a long time and are put right: writes take effect again without help.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -16,7 +16,7 @@ use crate::support::{base_config, close, embedded_over, json, on_both_pairs, ope
 
 const DAY_MS: i64 = 24 * 3_600_000;
 
-/// An increment that was accepted then.
+/// An increment that was accepted at this time.
 fn accepted(at_ms: i64) -> Message {
     let mut builder = Builder::new(IdIssuer::new(rand::random(), 0).next(at_ms), at_ms);
     let mut encoded = Vec::new();
@@ -25,8 +25,8 @@ fn accepted(at_ms: i64) -> Message {
     decode(&builder.finish().body).expect("a message")
 }
 
-/// Leaves the store as a month does in which every clock was ahead: a day that is still to come was
-/// written, and has been forgotten.
+/// Leaves the store as after a month in which every clock was ahead: a day in the future was
+/// written, and its data has been removed.
 async fn forget_a_day_to_come(store: &Arc<dyn Store>) {
     let now_ms = clock::now_ms();
     store.apply([accepted(now_ms + 30 * DAY_MS)].into()).await.expect("is applied");
@@ -49,7 +49,7 @@ async fn forget_a_day_to_come(store: &Arc<dyn Store>) {
 }
 
 on_both_pairs! {
-    /// Until the API has asked, what it accepts is set aside.
+    /// Writes are dead-lettered until the API has read the store's floor.
     async fn writes_take_effect_although_a_day_to_come_was_forgotten(installation) {
         forget_a_day_to_come(&installation.backends[0].store).await;
         for replica in 0..installation.apis.len() {
@@ -77,7 +77,7 @@ async fn the_first_write_takes_effect_although_a_day_to_come_was_forgotten() {
         let url = format!("http://{}/v1/counters/first/increments", process.address);
         client.post(url).header("prefer", "wait=20").send()
     };
-    // From all workers.
+    // The requests go to all workers.
     let answers = futures_util::future::join_all((0..8).map(|_| write())).await;
     for answer in answers {
         let answer = answer.expect("an answer");

@@ -1,4 +1,4 @@
-//! Outcomes that are there before their confirms: what took effect is durable.
+//! Outcomes that arrive before their confirms: a write that took effect is durable.
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,14 +13,14 @@ use crate::support::{RunningConsumer, base_config, close, json, open, problem, w
 /// A queue that takes messages and holds their confirms back.
 pub struct Late {
     queue: Arc<dyn Queue>,
-    /// What publishes are answered with; `None` holds the answer back.
+    /// Answer to publishes; `None` holds the answer back.
     pub answer: watch::Sender<Option<Result<(), PublishError>>>,
-    /// Whether a message is stored at all.
+    /// Messages are stored, or dropped.
     stores: watch::Sender<bool>,
 }
 
 impl Late {
-    /// The backend with such a queue, and what holds its confirms.
+    /// Wraps the queue of a backend; returns the wrapper too, which releases the confirms.
     pub fn over(backend: &Backend) -> (Arc<Self>, Backend) {
         let late = Arc::new(Self {
             queue: backend.queue.clone(),

@@ -1,4 +1,4 @@
-//! An installation without consumers: writes are durable, and everybody sees that nothing applies them.
+//! An installation without consumers: writes are durable, and every client sees that nothing applies them.
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -17,7 +17,7 @@ async fn consumers_metric(installation: &Installation) -> Option<String> {
 }
 
 async fn without_consumers(mut installation: Installation) -> Installation {
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     let count = installation.consumers.len();
     installation
         .wait_for("all consumers", async || {
@@ -28,7 +28,7 @@ async fn without_consumers(mut installation: Installation) -> Installation {
     for consumer in installation.consumers.drain(..) {
         consumer.stop().await;
     }
-    // It may be a restart that is under way, so it waits until it is known that none is there.
+    // It waits until it knows that no consumer is there, because a restart may be under way.
     let started = Instant::now();
     let held = installation.increment_and_wait(0, "held").await;
     assert_eq!((held.status().as_u16(), json(held).await["status"].clone()), (202, json!("accepted")));

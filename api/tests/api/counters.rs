@@ -106,7 +106,7 @@ on_both_pairs! {
         assert_eq!(has("\"c0\"").await, 304);
         let request = installation.at(0, Method::POST, "/counter");
         let answer = request.send().await.expect("an answer");
-        // Its value may be lost while the consumer is not heard yet.
+        // Its value may be lost while the API does not receive the consumer's events yet.
         assert!(matches!(answer.status().as_u16(), 200 | 202), "{answer:?}");
         installation.wait_for_value(0, "default", 1).await;
         let answer = installation.get("/counter").await;
@@ -114,7 +114,7 @@ on_both_pairs! {
         assert_eq!(answer.headers()["cache-control"], "no-cache");
         assert_eq!(json(answer).await, json!({"count": 1}));
         assert_eq!(has("W/\"c1\"").await, 304);
-        // The tag of the counter itself is that of another body.
+        // The entity tag of the counter itself belongs to another body.
         assert_eq!(installation.get("/v1/counters/default").await.headers()["etag"], "\"1\"");
         assert_eq!(has("\"1\"").await, 200);
         assert_eq!(has("\"c0\"").await, 200);

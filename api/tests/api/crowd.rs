@@ -19,10 +19,10 @@ use crate::support::{RunningConsumer, base_config, close, open, wait_for};
 
 const CROWD: usize = 10_000;
 
-/// Clients that connect at the same moment; more than the listen backlog would be turned away.
+/// Clients that connect at the same moment; a higher number than the listen backlog would be turned away.
 const CONNECTING_MAX: usize = 256;
 
-/// Transactions wait while the gate is closed.
+/// A store whose transactions wait while the gate is closed.
 struct Gated {
     store: Arc<dyn Store>,
     is_open: watch::Receiver<bool>,
@@ -40,7 +40,7 @@ impl Layer for Gated {
     }
 }
 
-/// Status and body of one write that waits.
+/// Sends one write that waits; returns status and body.
 async fn wait(api: &Process, connecting: &Semaphore) -> (u16, serde_json::Value) {
     let mut stream = {
         let _permit = connecting.acquire().await.expect("never closed");
@@ -65,7 +65,7 @@ async fn ten_thousand_wait_at_once_and_each_is_answered_with_its_own_value() {
         config.queue.url = isolated.amqp_url;
         config.queue.prefix = isolated.prefix;
         config.store.url = isolated.database_url;
-        // The machine may be busy.
+        // A long limit, because the machine may be busy.
         config.server.accept_timeout_ms = 30_000;
         config.queue.confirm_timeout_ms = 30_000;
         config.server.wait_ms_max = 120_000;

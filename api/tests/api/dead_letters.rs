@@ -6,7 +6,7 @@ use crate::support::{Installation, cluster_with, json as body_of, on_both_pairs,
 
 const LETTERS: &str = "/v1/dead-letters";
 
-/// Fills a counter and adds 1, which fails; returns the id of that.
+/// Fills a counter and adds 1, which fails; returns the id of that increment.
 async fn overflow(installation: &Installation, counter: &str) -> String {
     installation.increment(0, counter, i64::MAX).await;
     installation.wait_for_value(0, counter, i64::MAX).await;
@@ -40,7 +40,7 @@ async fn status(installation: &Installation, replica: usize, id: &str) -> Value 
 
 on_both_pairs! {
     async fn a_redriven_letter_takes_effect(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let id = overflow(&installation, "full").await;
         let listed = get(&installation, &format!("{LETTERS}?kind=increment&reason=counter_overflow")).await;
         let letter = get(&installation, &format!("{LETTERS}/{id}")).await;
@@ -48,7 +48,7 @@ on_both_pairs! {
         assert_eq!(letter["id"], id.as_str());
         assert_eq!(letter["item"], json!({"increment": {"counter": "full", "by": 1}}));
         assert_eq!((&letter["reason"], &letter["discarded_at"]), (&json!("counter_overflow"), &Value::Null));
-        // There is no room yet.
+        // The counter is still full.
         let asked = json!({"filter": {"id": id}});
         let again = redrive(&installation, 0, &asked).await;
         assert_eq!((&again["redriven"], &again["failed_again"]), (&json!(0), &json!(1)));
@@ -62,7 +62,7 @@ on_both_pairs! {
         assert_eq!(status(&installation, 0, &id).await, "failed");
         let done = redrive(&installation, 0, &asked).await;
         assert_eq!((&done["redriven"], &done["dry_run"]), (&json!(1), &json!(false)));
-        // The replica that did it shows it at once.
+        // The replica that redrove it shows the effect at once.
         let counter = get(&installation, "/v1/counters/full").await;
         assert_eq!((&counter["value"], &counter["version"]), (&json!(i64::MAX - 9), &json!(3)));
         for replica in 0..2 {
@@ -73,7 +73,7 @@ on_both_pairs! {
     }
 
     async fn a_discarded_letter_stays_failed(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let id = overflow(&installation, "full").await;
         installation.increment(0, "full", -10).await;
         for _ in 0..2 {
@@ -89,7 +89,7 @@ on_both_pairs! {
     }
 
     async fn letters_are_walked_page_by_page(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let mut ids = vec![overflow(&installation, "full").await];
         for _ in 0..2 {
             let failed = problem(installation.increment_and_wait(0, "full").await, 422).await;
@@ -105,7 +105,7 @@ on_both_pairs! {
         ids.sort_unstable();
         walked.sort_unstable();
         assert_eq!(walked, ids);
-        // What failed again is passed over.
+        // Letters that failed again are passed over.
         let first = redrive(&installation, 0, &json!({"limit": 2})).await;
         assert_eq!(first["failed_again"], 2);
         let rest = redrive(&installation, 0, &json!({"limit": 2, "after": first["next"]})).await;
@@ -135,7 +135,7 @@ on_both_pairs! {
                 .await;
             assert_eq!((&letter["id"], &letter["kind"]), (&json!(id), &json!("message")));
             assert_eq!((&letter["item"], &letter["reason"]), (&item, &json!(reason)));
-            // No client was ever given this id.
+            // This id was never given to a client.
             problem(installation.get(&format!("/v1/receipts/{id}")).await, 404).await;
             shown.push(letter);
         }
@@ -154,7 +154,7 @@ on_both_pairs! {
             assert_eq!(send(&installation, &Method::DELETE, &path).await.status(), 204);
         }
         assert_eq!(get(&installation, LETTERS).await["items"], json!([]));
-        // The others go on.
+        // Other writes go on.
         installation.increment(0, "beside", 1).await;
         installation.wait_for_value(0, "beside", 1).await;
     }
@@ -175,8 +175,8 @@ on_both_pairs! {
             (r#"{"after":"x"}"#, "/after"),
             (r#"{"filter":{"id":"x"}}"#, "/filter/id"),
         ] {
-            let told = problem(installation.post(&path, text).await, 422).await;
-            assert_eq!(told["errors"][0]["pointer"], pointer, "{text}");
+            let reported = problem(installation.post(&path, text).await, 422).await;
+            assert_eq!(reported["errors"][0]["pointer"], pointer, "{text}");
         }
         problem(installation.post(&path, r#"{"filters":{}}"#).await, 422).await;
         problem(installation.post(&path, "").await, 400).await;
@@ -184,15 +184,15 @@ on_both_pairs! {
     }
 }
 
-/// The cached reads of another replica are known to be old long before they expire.
+/// Cached reads of another replica are known to be old long before they expire.
 #[tokio::test(flavor = "multi_thread")]
 async fn other_replicas_hear_of_a_redrive() {
     let patient = |config: &mut shared::config::Config| {
-        // An hour.
+        // One hour.
         config.cache.ttl_ms = 3_600_000;
     };
     cluster_with("redriven", patient, async |installation: Installation| {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         overflow(&installation, "full").await;
         installation.increment(0, "full", -10).await;
         installation.wait_for_value(1, "full", i64::MAX - 10).await;
@@ -203,7 +203,7 @@ async fn other_replicas_hear_of_a_redrive() {
     .await;
 }
 
-/// What the server has against one letter says nothing of what it is asked otherwise.
+/// A failure of one letter at the server does not count against other reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_that_the_server_refuses_end_no_reads() {
     const REFUSE: &str = "create function refuse() returns trigger language plpgsql as $$ begin
@@ -214,13 +214,13 @@ async fn letters_that_the_server_refuses_end_no_reads() {
         "refused",
         |_| {},
         async |installation: Installation| {
-            installation.wait_until_heard().await;
+            installation.wait_until_events_arrive().await;
             overflow(&installation, "full").await;
             installation.increment(0, "full", -10).await;
             installation.wait_for_value(0, "full", i64::MAX - 10).await;
             let url = &installation.config.store.url;
             testkit::execute(url, REFUSE.into()).await.expect("it may");
-            // More than the failures in a row that open the breaker.
+            // One more than the failures in a row that open the breaker.
             for round in 0..5 {
                 let request = installation.at(0, Method::POST, &format!("{LETTERS}/redrive"));
                 problem(request.json(&json!({})).send().await.expect("an answer"), 503).await;

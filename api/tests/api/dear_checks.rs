@@ -1,5 +1,5 @@
-//! What a schema makes dear is ended within its budget, away from the workers, and told; what people
-//! send is taken.
+//! Expensive checks of schemas: each ends within its budget, away from the workers, with an answer
+//! that says so; usual documents are taken.
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -19,14 +19,14 @@ async fn send(installation: &Installation, name: &str, body: String) -> reqwest:
     request.header("content-type", "application/json").body(body).send().await.expect("an answer")
 }
 
-/// Letters without an order.
+/// Makes a text of letters without an order.
 fn letters(count: u32) -> String {
     let letter = |at: u32| if at.wrapping_mul(2_654_435_761) >> 31 == 0 { 'a' } else { 'b' };
     (0..count).map(letter).collect()
 }
 
-/// Asks for what costs nothing until `done`, and fails when one such answer took half of that time: a
-/// worker that checks answers nothing, and a busy machine delays the check in the same measure.
+/// Sends cheap requests until `done`, and fails when one answer took half of that time. A worker
+/// that runs a check answers nothing, and a busy machine delays the check in the same measure.
 async fn while_others_are_answered<T>(installation: &Installation, done: impl Future<Output = T>) -> T {
     let (begun, mut longest) = (Instant::now(), Duration::ZERO);
     let mut done = std::pin::pin!(done);
@@ -146,7 +146,8 @@ async fn a_dear_check_ends_with_422_and_nobody_waits_for_it() {
     .await;
 }
 
-/// Checks of a tenth of a second each that would keep a core busy for longer than a turn is awaited.
+/// Number of checks per core, of a tenth of a second each: they keep a core busy for longer than a
+/// request waits for its turn.
 const DEAR_PER_CORE: usize = 30;
 
 async fn write_beside_dear_checks(installation: &Installation) {

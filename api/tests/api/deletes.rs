@@ -26,7 +26,7 @@ async fn read(installation: &Installation, replica: usize, path: &str) -> (u16, 
 
 on_both_pairs! {
     async fn a_document_of_another_collection_is_not_told_as_deleted(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for key in [None, Some("k")] {
             let id = store(&installation, key).await;
             let [there, elsewhere] = ["a", "b"].map(|collection| format!("/v1/data/{collection}/{id}"));

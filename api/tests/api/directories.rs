@@ -12,14 +12,14 @@ fn command(work: &Path, data: &str) -> Command {
     command
 }
 
-/// What a start says that does not come to serve.
+/// Starts the program, which must fail; returns its error output.
 fn refused(work: &Path, data: &str) -> String {
     let output = command(work, data).output().expect("it runs");
-    let told = String::from_utf8(output.stderr).expect("text");
-    assert_eq!(output.status.code(), Some(1), "{data}: {told}");
-    assert!(told.contains(data.rsplit('/').next().expect("a name")), "{data} is named: {told}");
-    assert!(!told.contains("panicked"), "{told}");
-    told
+    let reported = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{data}: {reported}");
+    assert!(reported.contains(data.rsplit('/').next().expect("a name")), "{data} is named: {reported}");
+    assert!(!reported.contains("panicked"), "{reported}");
+    reported
 }
 
 fn served(work: &Path, data: &str) {
@@ -31,20 +31,20 @@ fn a_file_in_the_way_is_named() {
     let work = tempfile::tempdir().expect("a directory");
     std::fs::write(work.path().join("taken"), "no directory").expect("is written");
     for data in ["taken", "taken/below"] {
-        let told = refused(work.path(), data);
-        assert!(told.contains("cannot create the data directory taken"), "{told}");
+        let reported = refused(work.path(), data);
+        assert!(reported.contains("cannot create the data directory taken"), "{reported}");
     }
     assert_eq!(std::fs::read_to_string(work.path().join("taken")).expect("is there"), "no directory");
 }
 
-/// Not even the superuser makes files there.
+/// The superuser cannot make files there either.
 #[test]
 fn a_directory_that_cannot_be_written_to_is_named() {
     let work = tempfile::tempdir().expect("a directory");
-    let told = refused(work.path(), "/proc/self");
-    assert!(told.contains("cannot write to the data directory /proc/self"), "{told}");
-    let told = refused(work.path(), "/proc/self/forebay-data");
-    assert!(told.contains("cannot create the data directory /proc/self/forebay-data"), "{told}");
+    let reported = refused(work.path(), "/proc/self");
+    assert!(reported.contains("cannot write to the data directory /proc/self"), "{reported}");
+    let reported = refused(work.path(), "/proc/self/forebay-data");
+    assert!(reported.contains("cannot create the data directory /proc/self/forebay-data"), "{reported}");
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_link_leads_to_the_directory_and_to_its_lock() {
     assert!(refused(work.path(), "dangling").contains("cannot create the data directory"));
 }
 
-/// Served once, then changed by `spoil`, and refused.
+/// Serves once, changes the directory by `spoil`, and returns the refusal of the next start.
 async fn spoiled(spoil: impl AsyncFn(&Path)) -> String {
     let work = tempfile::tempdir().expect("a directory");
     served(work.path(), "data");
@@ -84,12 +84,16 @@ async fn files_of_a_newer_version_are_left_alone() {
     let execute = async |file: &Path, statement: &str| {
         testkit::sqlite::execute(file, statement.to_owned()).await.expect("is executed");
     };
-    let told = spoiled(async |data| execute(&data.join("queue.db"), "pragma user_version = 99").await).await;
-    assert!(told.contains("was written by a newer build (layout 99"), "{told}");
+    let reported =
+        spoiled(async |data| execute(&data.join("queue.db"), "pragma user_version = 99").await).await;
+    assert!(reported.contains("was written by a newer build (layout 99"), "{reported}");
     let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
         values (99, 'later', true, x'00', 0)";
-    let told = spoiled(async |data| execute(&data.join("store.db"), newer).await).await;
-    assert!(told.contains("schema version 99 is newer than") && told.contains("newer build"), "{told}");
+    let reported = spoiled(async |data| execute(&data.join("store.db"), newer).await).await;
+    assert!(
+        reported.contains("schema version 99 is newer than") && reported.contains("newer build"),
+        "{reported}"
+    );
 }
 
 #[tokio::test]
@@ -97,17 +101,17 @@ async fn files_that_are_something_else_are_named() {
     for (file, expected) in
         [("queue.db", "queue.db"), ("store.db", "store.db"), ("ids.secret", "hexadecimal digits")]
     {
-        let told = spoiled(async |data| {
+        let reported = spoiled(async |data| {
             std::fs::write(data.join(file), "something else, long enough to be no database of any kind")
                 .expect("is written");
         });
-        let told = told.await;
-        assert!(told.contains(expected), "{file}: {told}");
-        let told = spoiled(async |data| {
+        let reported = reported.await;
+        assert!(reported.contains(expected), "{file}: {reported}");
+        let reported = spoiled(async |data| {
             std::fs::remove_file(data.join(file)).expect("is there");
             std::fs::create_dir(data.join(file)).expect("is made");
         });
-        let told = told.await;
-        assert!(told.contains(file), "{file}: {told}");
+        let reported = reported.await;
+        assert!(reported.contains(file), "{file}: {reported}");
     }
 }

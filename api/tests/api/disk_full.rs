@@ -1,8 +1,5 @@
-//! No room on the disk, with the real program on its own files: writes are refused and nothing that was
-//! accepted is lost, reads go on, and it heals by itself.
-//!
-//! A limit on the size of files can be set by anybody and fails every write while the disk says that it has
-//! room. A disk that is really full takes a namespace of its own, which not every machine allows.
+//! A full disk under the real program with its own files: writes are refused and no accepted write
+//! is lost, reads go on, and the service recovers by itself.
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,14 +13,15 @@ use tempfile::TempDir;
 use crate::cli::{API, Serving, command_of};
 use crate::support::{json, problem, wait_for};
 
-/// Refused writes while memory is watched, and how much it may grow meanwhile.
+/// Number of refused writes while memory is watched, and its growth that is allowed meanwhile.
 const REFUSED: usize = 500;
 const GROWTH_KIB_MAX: u64 = 16 << 10;
 
-/// Becomes the program, in which writes beyond a limit fail instead of ending it.
+/// Shell line that becomes the program, in which writes beyond a limit fail instead of ending it.
 const LIMITABLE: &str = r#"trap '' XFSZ; exec "$0""#;
 
-/// Mounts a disk of so many MiB in a namespace that ends with the program, and becomes the program.
+/// Shell line that mounts a disk of `$1` MiB in a namespace that ends with the program, and becomes
+/// the program.
 const WITH_DISK: &str = r#"mount -t tmpfs -o "size=$1m" tmpfs "$2" && exec "$0""#;
 
 /// The program and a client that writes to one counter, each increment under a key of its own.
@@ -32,12 +30,12 @@ struct Rig {
     serving: Serving,
     client: Client,
     sent: usize,
-    /// Keys of writes that got no 202: what became of them is unknown.
+    /// Keys of writes that got no 202; their outcome is unknown.
     refused: Vec<usize>,
 }
 
 impl Rig {
-    /// `arguments` of `program` make it become the API.
+    /// Starts the API: `arguments` of `program` make it become the API.
     fn start(directory: TempDir, program: &str, arguments: &[&str]) -> Self {
         let mut command = command_of(program, directory.path(), arguments);
         let data = format!("embedded:{}", directory.path().join("data").display());
@@ -48,13 +46,13 @@ impl Rig {
         Self { directory, serving, client, sent: 0, refused: Vec::new() }
     }
 
-    /// On a disk of so many MiB that is mounted at a folder of the directory.
+    /// Starts the API with a disk of this many MiB, mounted at a folder of the directory.
     fn start_with_disk(directory: TempDir, mebibytes: &str, folder: &str) -> Self {
         let place = directory.path().join(folder).display().to_string();
         Self::start(directory, "unshare", &["-Urm", "sh", "-c", WITH_DISK, API, mebibytes, &place])
     }
 
-    /// A path of the directory, as the program sees it.
+    /// Path of a file in the directory, as the program sees it.
     fn inside(&self, path: &str) -> PathBuf {
         let root = format!("/proc/{}/root", self.serving.child.id());
         let path = self.directory.path().join(path);
@@ -65,8 +63,8 @@ impl Rig {
         self.client.get(format!("{}{path}", self.serving.url)).send().await.expect("an answer")
     }
 
-    /// Adds 1 under this key; whether it was accepted. All other answers must be those of a service that
-    /// is there and has no room.
+    /// Adds 1 under this key; returns whether it was accepted. All other answers must be those of a
+    /// service that is there and has no space.
     async fn add(&self, key: usize) -> bool {
         let url = format!("{}/v1/counters/c/increments", self.serving.url);
         let request = self.client.post(url).header("idempotency-key", key.to_string());
@@ -94,7 +92,7 @@ impl Rig {
         }
     }
 
-    /// Status, and the words for all, the queue and the store.
+    /// Status of the health, and its words for the service, the queue and the store.
     async fn health(&self) -> (u16, [String; 3]) {
         let response = self.get("/health").await;
         let (status, health) = (response.status().as_u16(), json(response).await);
@@ -118,7 +116,7 @@ impl Rig {
 
     async fn check_reads(&self) {
         assert_eq!(self.get("/v1/counters/c").await.status(), 200);
-        // Not from memory.
+        // This read does not come from memory.
         let listed = json(self.get("/v1/counters").await).await;
         assert_eq!(listed["items"][0]["name"], "c");
     }
@@ -131,7 +129,7 @@ impl Rig {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// Every write is there once, whether it was accepted at its first attempt or at a later one.
+    /// Checks that every write is there once, whether it was accepted at its first attempt or at a later one.
     async fn check_all_applied_once(mut self) {
         for key in std::mem::take(&mut self.refused) {
             wait_for("a write is accepted", async || self.add(key).await.then_some(())).await;
@@ -144,7 +142,7 @@ impl Rig {
     }
 }
 
-/// From a service with room through one without to one with.
+/// Goes from a service with space through one without to one with space again.
 async fn lose_room_and_get_it_back(mut rig: Rig, begin: impl FnOnce(&Rig), end: impl FnOnce(&Rig)) {
     rig.add_many(20).await;
     rig.wait_for_count(20).await;
@@ -182,7 +180,7 @@ async fn files_that_take_no_more_lose_nothing_and_heal_by_themselves() {
     lose_room_and_get_it_back(rig, |rig| limit_files(rig, Some(1)), |rig| limit_files(rig, None)).await;
 }
 
-/// Whether this machine lets us mount a disk in a namespace of its own; says so loudly if not.
+/// Checks that this machine lets us mount a disk in a namespace of its own; says so loudly if not.
 fn may_mount() -> bool {
     let directory = tempfile::tempdir().expect("a directory");
     let mut command = Command::new("unshare");
@@ -197,7 +195,7 @@ fn may_mount() -> bool {
     may
 }
 
-/// Writes a file until there is not a byte left.
+/// Writes a file until no byte is left.
 fn fill(filler: &Path) {
     let mut file = File::create(filler).expect("the disk has room");
     for bytes in [1 << 20, 4_096, 1] {
@@ -221,7 +219,7 @@ async fn a_full_disk_loses_nothing_and_heals_by_itself() {
         .await;
 }
 
-/// One of the two files on a small disk of its own; the other has all the room of this machine.
+/// Starts the API with one of the two files on a small disk; the other has all the space of this machine.
 fn start_with_small_disk_for(file: &str) -> Rig {
     let directory = tempfile::tempdir().expect("a directory");
     for folder in ["data", "small"] {
@@ -232,7 +230,7 @@ fn start_with_small_disk_for(file: &str) -> Rig {
     Rig::start_with_disk(directory, "8", "small")
 }
 
-/// The queue does not see it coming: the disk of its directory has room.
+/// The queue gets no warning: the disk of its directory has space.
 #[tokio::test]
 async fn a_queue_that_runs_out_of_room_while_it_writes_loses_nothing_and_heals_by_itself() {
     if !may_mount() {

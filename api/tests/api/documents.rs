@@ -62,7 +62,7 @@ on_both_pairs! {
         let accepted = json(response).await;
         let id = accepted["id"].as_str().expect("an id");
         assert_eq!(location, format!("/v1/data/things/{id}"));
-        // At every replica, whether it is stored already or not.
+        // Both replicas answer, whether it is stored already or not.
         for replica in 0..2 {
             let body = json(installation.at(replica, Method::GET, &location).send().await.expect("an answer")).await;
             assert_eq!(body["id"], id);
@@ -168,7 +168,7 @@ on_both_pairs! {
         let differs = format!("/v1/data/here/{id}?payload=");
         problem(installation.get(&format!("{differs}x")).await, 422).await;
         problem(installation.get(&format!("/v1/data/here/{id}?other=1")).await, 422).await;
-        // No key, no payload to compare with.
+        // Without a key there is no payload to compare with.
         let answer = installation.get(&format!("{differs}{}", "0".repeat(32))).await;
         assert_eq!(json(answer).await["status"], "applied");
     }
@@ -219,7 +219,7 @@ on_both_pairs! {
             let Some(next) = page["next"].as_str() else { break };
             path = format!("/v1/data/heavy?limit=1000&after={next}");
         }
-        // Ids are those of the order of acceptance only at one worker; none is missing, none there twice.
+        // Ids follow the order of acceptance only at one worker; none is missing, none there twice.
         seen.sort_unstable();
         ids.sort_unstable();
         assert_eq!(seen, ids);
@@ -238,7 +238,7 @@ on_both_pairs! {
             let id = send(&installation, "shop", data).await;
             wait_until_stored(&installation, "shop", &id).await;
         }
-        // What was there before the definition is found as well.
+        // Documents from before the definition are found as well.
         assert_eq!(list(&installation, "/v1/data/shop?sku=a%20b").await.0, [json!(2.0), json!(1)]);
         assert_eq!(list(&installation, "/v1/data/shop?n=2").await.0, [json!(2), json!(2.0)]);
         assert_eq!(list(&installation, "/v1/data/shop?n=2&sku=other").await.0, [json!(2)]);
@@ -262,7 +262,7 @@ on_both_pairs! {
         assert_eq!(refused["errors"][0]["parameter"], "ok");
     }
 
-    /// More of them than the search for one page looks at: the page is empty, and its `next` leads on.
+    /// There are more of them than the search for one page reads: the page is empty, and its `next` leads on.
     async fn a_search_that_finds_nothing_for_long_ends_its_page_with_a_next(installation) {
         define(&installation, "turns", &json!({"indexed": ["f", "g"]})).await;
         let both = send(&installation, "turns", r#"{"f":1,"g":1,"n":7}"#).await;
@@ -285,7 +285,7 @@ on_both_pairs! {
             (items, next) = list(&installation, &format!("{path}&after={after}")).await;
         }
         assert_eq!(items, [json!(7)]);
-        // Also where each spelling is a search of its own.
+        // This holds also where each spelling is a search of its own.
         let (items, next) = list(&installation, "/v1/data/turns?f=1.0&g=1.0").await;
         assert!(items.is_empty() && next.is_some());
     }

@@ -1,4 +1,4 @@
-//! Bad documents get their own answer, and nothing of them is stored; lists take what they name.
+//! Bad documents get their own answer, and no part of them is stored; lists take what they name.
 use api::rfc3339::{parse, rfc3339};
 use reqwest::{Method, Response};
 use serde_json::{Value, json as value};
@@ -15,13 +15,13 @@ async fn send(installation: &Installation, headers: &[(&str, &str)], body: impl 
     request.body(body.into()).send().await.expect("an answer")
 }
 
-/// A JSON object with that many members.
+/// Makes a JSON object with this many members.
 fn members(count: usize) -> String {
     let members: Vec<_> = (0..count).map(|key| format!(r#""k{key}":{key}"#)).collect();
     format!("{{{}}}", members.join(","))
 }
 
-/// An object with arrays in it, that deep in all.
+/// Makes an object with nested arrays, this deep in all.
 fn nested(depth: usize) -> String {
     format!(r#"{{"a":{}{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1))
 }
@@ -176,7 +176,7 @@ on_both_pairs! {
         let second = list("?limit=2&after=orders").await;
         assert_eq!((names(&second), &second["next"]), (vec!["orders:old".into()], &Value::Null));
         assert_eq!(names(&list("?prefix=orders").await).len(), 2);
-        // As many schemas as a page may hold, and then the rest.
+        // One page has as many schemas as it may hold, the next has the rest.
         let many = installation.config.server.page_bytes_max / 60_000 + 1;
         for number in 0..many {
             let put = installation.at(0, Method::PUT, &format!("/v1/collections/many:{number:04}"));
@@ -197,7 +197,7 @@ on_both_pairs! {
         }
     }
 
-    /// Keyed ones, too, whose ids have no time.
+    /// Documents with a key are listed, too, although their ids have no time.
     async fn a_list_between_two_times_is_that_part_of_the_whole(installation) {
         let put = installation.at(0, Method::PUT, "/v1/collections/bad").json(&value!({"indexed": ["f"]}));
         assert_eq!(put.send().await.expect("an answer").status(), 200);
@@ -232,7 +232,7 @@ on_both_pairs! {
                 assert_eq!(list(&format!("limit=2&{bounds}")).await, expected, "{bounds}");
             }
         }
-        // Finer than the times of documents, and with an offset.
+        // The times are finer than those of documents, and with an offset.
         let newest = rfc3339(time_of(&whole[0])).replace('Z', "");
         let at_newest = format!("accepted_after={newest}Z");
         assert_eq!(list(&at_newest).await, Vec::<Value>::new());

@@ -1,4 +1,4 @@
-//! Documents while the store is away or not ready, and when their time is over.
+//! Documents while the store is away or not ready, and after their retention.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,7 @@ use testkit::store::{Layer, Layered};
 
 use crate::support::{RunningConsumer, base_config, close, json, on_both_pairs, open, problem, wait_for};
 
-/// What the API sees of the store; the consumer sees it as it is.
+/// The store as the API sees it; the consumer sees the real one.
 #[derive(Default)]
 struct View {
     away: AtomicBool,
@@ -61,11 +61,11 @@ impl Layer for Veiled {
     }
 }
 
-/// One API behind a veil.
+/// One API over such a view.
 struct Rig {
     api: Server,
     view: Arc<View>,
-    /// What is behind the veil.
+    /// The real store.
     store: Arc<dyn Store>,
     client: reqwest::Client,
 }
@@ -107,7 +107,7 @@ async fn veiled(test: impl AsyncFnOnce(&Rig)) {
     let url = format!("embedded:{}", directory.path().display());
     config.queue.url.clone_from(&url);
     config.store.url = url;
-    // Every entry is old at once: what is answered from it is answered stale.
+    // Every entry is old at once, so an answer from it is a stale one.
     config.cache.ttl_ms = 1;
     let backend = open(&config).await;
     let consumer = RunningConsumer::start(&config, &backend);

@@ -21,7 +21,7 @@ fn loaded(directory: &std::path::Path, key: &str, value: u64) -> Result<Config, 
         ("ops.port", "0".into()),
         ("queue.url", url.clone()),
         ("store.url", url),
-        // Beyond the least values of others, where one has to fit into another.
+        // These are beyond the least values of others, where one has to fit into another.
         ("server.waiters_max", "10".into()),
         ("queue.prefetch_bytes_max", "1099511627776".into()),
         (key, value.to_string()),
@@ -33,7 +33,7 @@ fn loaded(directory: &std::path::Path, key: &str, value: u64) -> Result<Config, 
     load(&sources).map(|loaded| loaded.config)
 }
 
-/// Starts all of it, writes, reads, and stops.
+/// Starts the whole service, writes, reads, and stops.
 async fn runs(config: &Config, name: &str) {
     let backend = backend::open(config).await.expect("it opens");
     backend.store.migrate().await.expect("the schema is brought up");
@@ -42,7 +42,7 @@ async fn runs(config: &Config, name: &str) {
     let api = Server::start(config, &backend).expect("it starts");
     let client = client();
     let url = format!("http://{}/v1/counters/extreme", api.address);
-    // A limit may refuse it; an answer there is.
+    // A limit may refuse it, but an answer there must be.
     wait_for(&format!("{name}: an answer to a write"), async || {
         let answer =
             client.post(format!("{url}/increments")).timeout(Duration::from_secs(5)).send().await.ok()?;
@@ -58,7 +58,7 @@ async fn runs(config: &Config, name: &str) {
     let ended = api.completions().into_iter().chain(backend.completions()).any(|part| part.is_requested());
     assert!(!ended, "{name}: a part of the program ended by itself");
     drop(client);
-    // The grace of a stop may be long; what is looked for was seen.
+    // A stop may have a long grace; there the test has seen enough.
     if config.server.drain_grace_ms == 0 {
         api.stop().await;
     }
@@ -69,7 +69,7 @@ async fn runs(config: &Config, name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_number_within_its_range_keeps_a_program_from_running() {
     for &(key, least, greatest) in RANGES {
-        // A port that may be taken, or be forbidden.
+        // A port may be taken or forbidden, so these are left out.
         let values = if matches!(key, "server.port" | "ops.port") {
             vec![0]
         } else {
@@ -79,7 +79,7 @@ async fn no_number_within_its_range_keeps_a_program_from_running() {
             let (directory, name) = (tempfile::tempdir().expect("a directory"), format!("{key}={value}"));
             match loaded(directory.path(), key, value) {
                 Ok(config) => runs(&config, &name).await,
-                // It does not go together with another one.
+                // A value that does not go together with another one.
                 Err(error) => assert!(error.to_string().contains(" ("), "{name}: {error}"),
             }
         }

@@ -1,5 +1,5 @@
-//! The whole flow over ports that fail on purpose: nothing is lost or doubled. And the proof that
-//! this test can fail: three seeded bugs, each of which it must catch.
+//! The whole flow over ports that fail on purpose: nothing is lost or doubled. Three seeded bugs,
+//! each of which the test must catch, prove that it can fail.
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use testkit::store::{Layer, Layered};
 
 use crate::support::{RunningConsumer, base_config, close, open, wait_for};
 
-/// A bug that somebody could write.
+/// A bug of a kind that a programmer could write.
 #[derive(Clone, Copy, PartialEq)]
 enum Bug {
     None,
@@ -25,14 +25,14 @@ enum Bug {
     ConfirmIgnored,
 }
 
-/// Disturbs one call in so many; shared by the three ports.
+/// A source of faults, which disturbs one call in so many; shared by the three ports.
 struct Disturbance {
     bug: Bug,
     on: AtomicBool,
     publishes: AtomicU64,
     applies: AtomicU64,
     acks: AtomicU64,
-    /// The consumer's session must break now, as if its process had been killed.
+    /// Request to break the consumer's session now, as if its process had been killed.
     crash: AtomicBool,
 }
 
@@ -50,7 +50,7 @@ impl Disturbance {
     }
 }
 
-/// Faults take disjoint parts of a hundred.
+/// A number below a hundred; faults take disjoint parts of that range.
 struct Draw {
     percent: u64,
     on: bool,
@@ -92,7 +92,7 @@ impl Queue for FaultyQueue {
 
 #[async_trait]
 impl Publisher for FaultyPublisher {
-    /// Loses messages, and stores others without a confirm.
+    /// Publishes a message; some are lost, others stored without a confirm.
     async fn publish(&self, message: Outgoing, deadline: Instant) -> Result<(), PublishError> {
         let draw = self.1.draw(&self.1.publishes);
         let answer = if draw.is_in(0..15) {
@@ -101,7 +101,7 @@ impl Publisher for FaultyPublisher {
             let stored = self.0.publish(message, deadline).await;
             if draw.is_in(15..30) { stored.and(Err(PublishError::DeadlineExceeded)) } else { stored }
         };
-        // `Full`, because any other error would open the breaker and end the test early.
+        // The error is `Full`, because any other would open the breaker and end the test early.
         if self.1.bug == Bug::ConfirmIgnored { Ok(()) } else { answer.map_err(|_| PublishError::Full) }
     }
 
@@ -119,11 +119,11 @@ impl Subscription for FaultySubscription {
     }
 
     fn try_next(&mut self) -> Result<Option<Delivery>, Lost> {
-        // Only what `next` brings goes through the seeded bug.
+        // Only deliveries of `next` go through the seeded bug.
         if self.1.bug == Bug::AcknowledgeBeforeCommit { Ok(None) } else { self.0.try_next() }
     }
 
-    /// Breaks the session after a commit and before its acknowledgement.
+    /// Acknowledges; sometimes breaks the session after a commit and before its acknowledgement.
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
         if self.1.bug == Bug::AcknowledgeBeforeCommit {
             return Ok(());
@@ -170,7 +170,7 @@ impl Layer for FaultyStore {
         &self.0
     }
 
-    /// Fails before the transaction, or after its commit, and takes the session along.
+    /// Applies a batch; sometimes fails before the transaction, or after its commit, and breaks the session.
     async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
         let batch = if self.1.bug == Bug::LedgerSkipped { under_new_ids(&batch) } else { batch };
         let away = |why: &str| StoreError::Unavailable(why.into());
@@ -190,7 +190,7 @@ impl Layer for FaultyStore {
     }
 }
 
-/// As if there were no ledger: each delivery looks like a message that was never seen.
+/// Gives messages new ids, as if there were no ledger: each delivery looks like one that was never seen.
 fn under_new_ids(batch: &[Message]) -> Arc<[Message]> {
     let renamed = batch.iter().map(|message| {
         let id = IdIssuer::new(rand::random(), rand::random()).next(message.id.time_ms());
@@ -199,7 +199,7 @@ fn under_new_ids(batch: &[Message]) -> Arc<[Message]> {
     renamed.collect()
 }
 
-/// What the client's ledger says against the store's values.
+/// The differences between the client's ledger and the store's values.
 #[derive(Debug, Default)]
 struct Verdict {
     lost: Vec<String>,
@@ -208,7 +208,8 @@ struct Verdict {
     refused: usize,
 }
 
-/// Each write has a counter of its own, so that one in doubt is 0 or exactly what it added.
+/// Runs the flow. Each write has a counter of its own, so that a write with an unknown outcome
+/// shows 0 or exactly its increment.
 async fn run(backend: Backend, config: &shared::config::Config, bug: Bug) -> Verdict {
     let disturbance = Arc::new(Disturbance {
         bug,
@@ -234,8 +235,8 @@ async fn run(backend: Backend, config: &shared::config::Config, bug: Bug) -> Ver
         ledger.insert(format!("w-{number}"), answer.status() == 202);
     }
     disturbance.on.store(false, Ordering::Relaxed);
-    // What is applied in order behind everything else: when it is there, the queue is drained,
-    // apart from redeliveries, which change nothing (or are the bug).
+    // This write is applied behind everything else: when it is there, the queue is drained, apart
+    // from redeliveries, which change nothing (or are the bug).
     let url = format!("http://{}/v1/counters/last/increments", api.address);
     wait_for("the last write", async || {
         client.post(&url).send().await.expect("an answer");

@@ -1,4 +1,5 @@
-//! What a newcomer meets: the root, plain words, pages and proxies in between, and figures that begin at 0.
+//! The first minutes of a newcomer: the root, plain words, pages and proxies in between, and
+//! figures that begin at 0.
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, Response};
 use shared::config::Config;
@@ -9,7 +10,7 @@ use crate::support::{Installation, base_config, embedded, embedded_with, json, o
 
 const PAGE: &str = "https://app.example";
 
-/// Series of an API and a consumer in one process of which nobody asked anything yet.
+/// Limit on the series of an API and a consumer in one process before any request.
 const FRESH_SERIES_MAX: usize = 300;
 
 async fn sent(installation: &Installation, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
@@ -28,7 +29,7 @@ fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.headers().get(name).map(|value| value.to_str().expect("text"))
 }
 
-/// Words of Rust in what people read.
+/// Finds a word of Rust in a text for readers.
 fn word_of_rust(text: &str) -> Option<&str> {
     const WORDS: [&str; 24] = [
         "i8", "i16", "i32", "i64", "i128", "isize", "u8", "u16", "u32", "u64", "u128", "usize", "f32", "f64",
@@ -130,8 +131,8 @@ on_both_pairs! {
         assert!(detail.contains("line 3 column 7"), "{detail}");
         let request = installation.at(0, Method::POST, "/v1/counters/c/increments").header("content-type", "application/json");
         let answer = json(request.body("[{\"by\":\n\"one\"},{}]").send().await.expect("an answer")).await;
-        let told = answer["rejected"][0]["problem"]["errors"][0].to_string();
-        assert!(told.contains("an integer from") && !told.contains("column"), "{told}");
+        let reported = answer["rejected"][0]["problem"]["errors"][0].to_string();
+        assert!(reported.contains("an integer from") && !reported.contains("column"), "{reported}");
     }
 }
 
@@ -165,7 +166,7 @@ async fn a_page_of_a_named_origin_may_ask_send_and_read_and_no_other_may() {
             for needed in ["authorization", "content-type", "idempotency-key", "prefer"] {
                 assert!(allowed.contains(needed), "{allowed}");
             }
-            // Answers and refusals alike, so that a page sees both.
+            // Answers and refusals have the header, so that a page sees both.
             for (path, status) in [("/v1/counters", 200), ("/v1/counters?limit=0", 422), ("/none", 404)] {
                 let answer = sent(&installation, Method::GET, path, &[("origin", PAGE)]).await;
                 assert_eq!(
@@ -280,7 +281,7 @@ async fn metrics_have_base_units_help_and_series_that_begin_at_0() {
     .await;
 }
 
-/// In a process of its own: the metrics of this one are those of all its tests.
+/// It runs in a process of its own: the metrics of this one are those of all its tests.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fresh_api_has_few_series_and_a_status_class_only_once_it_occurred() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -293,7 +294,7 @@ async fn a_fresh_api_has_few_series_and_a_status_class_only_once_it_occurred() {
         answer.text().await.expect("text")
     };
     let metrics = exposition().await;
-    // Operations of the store appear as they occur, and its background tasks have begun.
+    // Operations of the store appear once they occur, and its background tasks have begun.
     let occurred = |line: &str| line.starts_with('#') || line.starts_with("forebay_store_seconds");
     let series = metrics.lines().filter(|line| !occurred(line)).count();
     assert!(series <= FRESH_SERIES_MAX, "{series} series");

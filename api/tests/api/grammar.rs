@@ -1,4 +1,4 @@
-//! Headers and bodies in unusual but correct spellings, and what is wrong said by its name.
+//! Headers and bodies in unusual but correct spellings, and errors in others named in the answer.
 use std::time::{Duration, Instant};
 
 use reqwest::header::HeaderMap;
@@ -207,7 +207,7 @@ async fn a_refused_type_or_encoding_is_told_what_is_taken() {
     .await;
 }
 
-/// The last answer on a connection: head in lower case, and body.
+/// Returns the last answer on a connection: head in lower case, and body.
 async fn last_answer(installation: &Installation, request: &str) -> (String, Value) {
     let mut stream = send(&installation.apis[0].address.to_string(), request).await;
     let answer = rest(&mut stream).await;

@@ -1,4 +1,4 @@
-//! Heads of requests that are long, refused before their body, or ask for what is not offered.
+//! Heads of requests that are long, refused before their body, or ask for a feature that is not offered.
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ async fn a_query_with_very_many_parameters_is_refused_at_once_on_every_route() {
                 took.insert(begun.elapsed(), (method, path));
                 assert_eq!(refused["errors"][0]["parameter"], "query", "{path}: {refused}");
             }
-            // Comparing each with each other took some hundred milliseconds, and seconds in this build.
+            // A comparison of each with each took some hundred milliseconds, and seconds in this build.
             let slowest = took.last_key_value().expect("some");
             assert!(*slowest.0 < Duration::from_millis(500), "{slowest:?}");
             installation
@@ -57,7 +57,7 @@ async fn a_query_with_very_many_parameters_is_refused_at_once_on_every_route() {
     .await;
 }
 
-/// Longest part of a head that is tried; the server takes 128 KiB of it all.
+/// Longest part of a head that is tried; the server takes 128 KiB for the whole head.
 const LONG: usize = 60_000;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +94,7 @@ async fn a_long_part_of_a_head_is_read_in_a_time_that_grows_with_its_length_only
                     matches!(answered, Answered::Whole { status, .. } if status == expected),
                     "{shown} {answered:?}"
                 );
-                // Each with each would be thousands of millions of steps.
+                // A comparison of each with each would be thousands of millions of steps.
                 assert!(begun.elapsed() < Duration::from_secs(1), "{shown} {:?}", begun.elapsed());
             }
             installation
@@ -103,12 +103,12 @@ async fn a_long_part_of_a_head_is_read_in_a_time_that_grows_with_its_length_only
     .await;
 }
 
-/// Sends a head and returns what comes before the other side waits for more or closes.
+/// Sends a head and returns the answers until the server waits for more or closes.
 async fn statuses(address: &str, head: &str) -> Vec<String> {
     let mut stream =
         send(address, &format!("{head}\r\nhost: localhost\r\nexpect: 100-continue\r\n\r\n")).await;
     let mut answer = Vec::new();
-    // The first answer comes as one.
+    // The first answer comes in one piece.
     let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await;
     assert!(matches!(read, Ok(Ok(1..))), "{head}: {read:?}");
     let text = String::from_utf8_lossy(&answer).into_owned();

@@ -1,4 +1,4 @@
-//! Questions over rollups that are as heavy as they can get: answered in bounded memory.
+//! Reads of rollups that are as heavy as they can get: answered in bounded memory.
 use std::sync::Arc;
 
 use api::rfc3339::rfc3339;
@@ -13,11 +13,11 @@ use crate::support::{embedded_over, json};
 
 const MINUTE_MS: i64 = 60_000;
 
-/// Questions at once.
+/// Number of reads at once.
 const QUESTIONS: usize = 6;
 
-/// Memory that they may need together, in bytes: four pages of 8 MiB as they are read, and what the
-/// allocator keeps. All of the rollups have 760 MB.
+/// Bytes of memory that they may need together: four pages of 8 MiB as they are read, and the
+/// memory that the allocator keeps. All of the rollups have 760 MB.
 const MEMORY_MAX: usize = 128 << 20;
 
 /// A store that has a heavy rollup for each period, whatever the type.
@@ -40,7 +40,7 @@ impl Layer for Heavy {
     }
 }
 
-/// A value in every bin, on both sides.
+/// Makes a rollup with a value in every bin, on both sides.
 fn heavy() -> Rollup {
     let mut rollup = Rollup::default();
     for bin in 0..2_770 {
@@ -62,7 +62,7 @@ async fn asked() {
         let now_ms = shared::runtime::clock::now_ms();
         // 1,440 rollups of minutes.
         let range = format!("from={}&to={}", rfc3339(now_ms - 24 * 60 * MINUTE_MS), rfc3339(now_ms));
-        // Opens the peak anew.
+        // This resets the peak.
         std::fs::write("/proc/self/clear_refs", "5").expect("is written");
         let before = testkit::alone::memory("VmRSS");
         let ask = async |index: usize| -> Value {

@@ -1,4 +1,4 @@
-//! Programs that have nothing to do ask their store next to nothing.
+//! Idle programs send their store next to no requests.
 use shared::event::{Body, EventStream, Signal};
 use testkit::proxy::Proxy;
 
@@ -7,7 +7,7 @@ use crate::support::{RunningConsumer, base_config, client, close, open};
 /// Heartbeats of one consumer, which come once a second and later on a busy machine.
 const HEARTBEATS: u64 = 7;
 
-/// Questions per program and heartbeat that would be too many.
+/// Requests per program and heartbeat that are too many.
 const TOO_MANY: u64 = 2;
 
 async fn heartbeats(stream: &mut dyn EventStream, count: u64) {
@@ -27,7 +27,7 @@ async fn idle_programs_ask_their_store_less_than_twice_a_second_each() {
     testkit::isolated("idle", |isolated| async move {
         let (_, place) = isolated.database_url.rsplit_once('@').expect("a URL with a user");
         let place = place.split('/').next().expect("a host");
-        // One before each program.
+        // One proxy before each program.
         let proxies =
             [Proxy::start(place).await.expect("a proxy"), Proxy::start(place).await.expect("a proxy")];
         let configs = proxies.each_ref().map(|proxy| {
@@ -41,14 +41,14 @@ async fn idle_programs_ask_their_store_less_than_twice_a_second_each() {
         let consumer = RunningConsumer::start(&configs[0], &backends[0]);
         let api = api::server::Server::start(&configs[1], &backends[1]).expect("the API starts");
         let mut stream = backends[1].events.subscribe().await;
-        // Both have worked.
+        // Both programs have worked.
         let url = format!("http://{}/v1/counters/idle/increments", api.address);
         crate::support::wait_for("a write that is applied", async || {
             let answer = client().post(&url).header("prefer", "wait=20").send().await.expect("an answer");
             (answer.status() == 200).then_some(())
         })
         .await;
-        // What they do once at their start is over.
+        // The work at the start of the programs is over.
         heartbeats(stream.as_mut(), 3).await;
         let said = || proxies.each_ref().map(Proxy::said);
         let before = said();

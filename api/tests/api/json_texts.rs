@@ -45,7 +45,7 @@ async fn what_is_json_comes_back_byte_by_byte() {
             let stored = installation.get(&location).await.text().await.expect("text");
             assert!(stored.ends_with(&format!(r#","data":{text}}}"#)), "{text}: {stored}");
         }
-        // What stands around the text is none of the document's.
+        // White space and marks around the text are no part of the document.
         for text in [&b" \t\r\n{\"a\":1}\r\n\t "[..], b"\xef\xbb\xbf{\"a\":1}"] {
             let around = json(send(&installation, text).await).await;
             assert_eq!(around["data"], serde_json::json!({"a": 1}));

@@ -1,5 +1,5 @@
-//! What other services got wrong in the field and this one does not: framing of bodies, HEAD, odd times, odd
-//! lines, overflow and keys. Each is an answer to keep.
+//! Mistakes of other services in the field that this one does not make: framing of bodies, HEAD,
+//! odd times, odd lines, overflow and keys. Each is an answer to keep.
 use std::collections::BTreeMap;
 
 use reqwest::Method;
@@ -60,7 +60,7 @@ async fn a_body_has_one_length_or_the_connection_ends_and_nothing_is_counted() {
         }
         let value = i64::try_from(good.len()).expect("few");
         installation.wait_for_value(0, "framed", value).await;
-        // What came after would be counted by now, too.
+        // A hidden second request would be counted by now, too.
         let next = body_of(installation.increment_and_wait(0, "framed").await).await;
         assert_eq!(next["value"], value + 1);
         installation
@@ -87,7 +87,7 @@ async fn many_requests_at_once_on_one_connection_are_answered_each_and_head_has_
     .await;
 }
 
-/// Headers without those that differ from request to request.
+/// Returns headers without those that differ from request to request.
 async fn lasting_headers(
     installation: &Installation,
     method: Method,
@@ -117,7 +117,7 @@ on_both_pairs! {
             let range = if path.ends_with("summary") { range.trim_end_matches("&step=hour") } else { range };
             let is_figure = path.ends_with("summary") || path.ends_with("series");
             let path = if is_figure { [&path, range].concat() } else { path };
-            // The first of both may find no cache.
+            // The first one of both may find no cache.
             installation.get(&path).await;
             let get = lasting_headers(&installation, Method::GET, &path).await;
             assert_eq!(lasting_headers(&installation, Method::HEAD, &path).await, get, "{path}");
@@ -218,7 +218,7 @@ on_both_pairs! {
                 let request = installation.at(replica, Method::POST, path).header("idempotency-key", format!("race-{round}"));
                 request.json(&json!({ "by": by })).send().await.expect("an answer").status().as_u16()
             };
-            // Counted by the payload: thousands of the first, ones of the second.
+            // The payload that counted is known by the digits: thousands of the first, ones of the second.
             let (a, b, c, d) = tokio::join!(send(0, 1_000), send(1, 1), send(0, 1), send(1, 1_000));
             assert!([a, b, c, d].iter().all(|status| [202, 422].contains(status)), "{a} {b} {c} {d}");
         }

@@ -1,4 +1,4 @@
-//! Writes with an Idempotency-Key: one effect, whoever repeats them and wherever.
+//! Writes with an Idempotency-Key: one effect, no matter which client repeats them and where.
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use shared::config::Config;
@@ -19,7 +19,7 @@ async fn accepted(response: Response) -> (String, String) {
     (json(response).await["id"].as_str().expect("an id").to_owned(), location)
 }
 
-/// Up to the message, which is another each time.
+/// Part of a location before the message, which is another each time.
 fn named(location: &str) -> &str {
     location.split("&message=").next().expect("a path")
 }
@@ -29,7 +29,7 @@ fn ids(accepted: &Value) -> Vec<String> {
     ids.map(|id| id.as_str().expect("an id").to_owned()).collect()
 }
 
-/// The receipt once it is settled.
+/// Returns the receipt once it is settled.
 async fn settled(installation: &Installation, replica: usize, path: &str) -> Value {
     installation
         .wait_for("a settled receipt", async || {
@@ -41,8 +41,8 @@ async fn settled(installation: &Installation, replica: usize, path: &str) -> Val
         .await
 }
 
-/// Applies one more write, behind everything that was sent before, and returns the counter then.
-/// Consumers take messages in turns, so that is one write for each.
+/// Applies one more write, behind everything that was sent before, and returns the counter after
+/// it. Consumers take messages in turns, so that is one write for each.
 async fn counter_in_the_end(installation: &Installation) -> Value {
     for consumer in 0..2 * installation.consumers.len() {
         let id = installation.increment(0, &format!("last-{consumer}"), 1).await;
@@ -57,7 +57,7 @@ on_both_pairs! {
         let (id, location) = accepted(post(&installation, 0, "\"order-1\"", json!({"by": 5})).await).await;
         assert!(location.starts_with(&format!("/v1/receipts/{id}?payload=")), "{location}");
         for replica in 0..4 {
-            // Bare, or with other spaces: the same key and the same payload.
+            // Without quotes, or with other spaces: the same key and the same payload.
             let (again, other) = accepted(post(&installation, replica, "order-1", json!({"by": 5})).await).await;
             assert_eq!((again, named(&other)), (id.clone(), named(&location)));
             assert_ne!(other, location, "it came in another message");
@@ -110,7 +110,7 @@ on_both_pairs! {
     }
 
     async fn who_waits_hears_of_a_conflict(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let wait = async |replica: usize, by: i64| {
             let request = installation.at(replica, Method::POST, PATH).header("idempotency-key", "waits");
             request.header("prefer", "wait=20").json(&json!({"by": by})).send().await.expect("an answer")
@@ -121,9 +121,9 @@ on_both_pairs! {
         let conflict = problem(wait(1, 2).await, 422).await;
         assert_eq!(conflict["type"], "urn:forebay:problem:conflict");
         let id = conflict["receipt"]["id"].as_str().expect("an id");
-        // What counts under the key was applied, and that is what its receipt tells without a payload.
+        // The write that counts under the key was applied, and its receipt says so without a payload.
         assert_eq!(settled(&installation, 0, &format!("/v1/receipts/{id}")).await["status"], "applied");
-        // The value of the first time was told the first time; a retry gets the one of now.
+        // The value after the increment was returned the first time only; a retry gets the present one.
         let repeated = wait(1, 1).await;
         assert_eq!((repeated.status().as_u16(), &repeated.headers()["forebay-value"]), (200, &"present".parse().expect("a value")));
         assert_eq!(json(repeated).await["version"], 1);
@@ -135,7 +135,7 @@ on_both_pairs! {
         assert_eq!((&first["accepted"], &first["rejected"][0]["index"]), (&json!(2), &json!(1)));
         let again = json(post(&installation, 1, "batch", body).await).await;
         assert_eq!(ids(&first), ids(&again));
-        // Corrected under the same key: the good ones keep their positions.
+        // The batch is corrected under the same key: the good items keep their positions.
         let corrected = json(post(&installation, 0, "batch", json!([{"by": 1}, {"by": 10}, {"by": 100}])).await).await;
         let corrected = ids(&corrected);
         assert_eq!([&corrected[0], &corrected[2]], [&ids(&first)[0], &ids(&first)[1]]);
@@ -144,7 +144,7 @@ on_both_pairs! {
         }
         let counter = counter_in_the_end(&installation).await;
         assert_eq!((&counter["value"], &counter["version"]), (&json!(111), &json!(3)));
-        // Known at once where the first was heard of.
+        // The replica that received the first one knows it at once.
         let shifted = installation
             .wait_for("a conflict that is known at once", async || {
                 let shifted = json(post(&installation, 0, "batch", json!([{"by": 10}, {"by": 10}])).await).await;
@@ -172,7 +172,8 @@ on_both_pairs! {
     async fn who_won_may_repeat_where_the_loser_was_accepted(installation) {
         let (_, won) = accepted(post(&installation, 0, "race", json!({"by": 2})).await).await;
         assert_eq!(settled(&installation, 0, &won).await["status"], "applied");
-        // Taken or refused at once, as this replica has heard; applied never.
+        // It is accepted or refused at once, depending on the events that this replica has
+        // received; it is never applied.
         let lost = post(&installation, 1, "race", json!({"by": 1})).await;
         if lost.status() == 202 {
             let (_, location) = accepted(lost).await;
@@ -197,7 +198,7 @@ on_both_pairs! {
     }
 
     async fn a_keyed_write_that_is_set_aside_stays_so(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         accepted(post(&installation, 0, "fill", json!({"by": i64::MAX})).await).await;
         installation.wait_for_value(0, "keyed", i64::MAX).await;
         for replica in 0..2 {
@@ -254,7 +255,7 @@ on_both_pairs! {
         for (media_type, body) in [(plain, array), (lines, items.join("\n"))] {
             assert_eq!(ids(&json(send(1, path, media_type, &body).await).await), ids(&first));
         }
-        // Its own key has no position, and the collection is part of the payload.
+        // The id of a single document has no position, and the collection is part of the payload.
         let alone = send(1, path, plain, items[2]).await;
         assert_eq!(alone.status(), 201);
         assert_eq!(json(alone).await["id"], ids(&first)[2]);
@@ -309,7 +310,7 @@ async fn a_repetition_after_its_replica_is_gone_has_no_second_effect() {
     .await;
 }
 
-/// Another replica of the same installation, with other secrets.
+/// Starts another replica of the same installation, with other secrets.
 async fn with_secrets(installation: &mut Installation, secrets: &[&str]) -> Backend {
     let mut config: Config = installation.config.clone();
     config.ids.secrets = secrets.iter().map(|secret| (*secret).to_owned()).collect();
@@ -334,7 +335,7 @@ async fn while_a_secret_is_rotated_a_repetition_has_no_second_effect() {
         let (first, first_at) = accepted(post(&installation, 0, "rotated", json!({"by": 7})).await).await;
         let (again, again_at) =
             accepted(post(&installation, rotated, "rotated", json!({"by": 7})).await).await;
-        // The last 16 bits are the check, which depends on the secret that signs.
+        // The last 16 bits are the check sum, which depends on the secret that signs.
         assert_eq!(first[..32], again[..32]);
         assert_ne!(first[32..], again[32..]);
         assert_eq!(settled(&installation, rotated, &first_at).await["status"], "applied");

@@ -1,4 +1,4 @@
-//! What a process holds while there are many clients or the broker is away: files and memory.
+//! Files and memory of a process while there are many clients or the broker is away.
 use std::time::Duration;
 
 use reqwest::Client;
@@ -13,13 +13,13 @@ use crate::support::{base_config, json, wait_for};
 const WRITE: &str =
     "POST /v1/counters/limits/increments HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n";
 
-/// A limit that is too low for what connects here; common ones are 1 024.
+/// Limit of open files that is too low for the connections here; common ones are 1 024.
 const SOFT_LIMIT: u32 = 256;
 const CONNECTIONS: usize = 400;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_low_soft_limit_of_files_turns_no_connection_away() {
-    // Also for this side of the connections.
+    // This limit holds also for this side of the connections.
     let limits = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }).expect("a soft limit");
     let directory = tempfile::tempdir().expect("a directory");
@@ -45,14 +45,14 @@ async fn a_low_soft_limit_of_files_turns_no_connection_away() {
     .await;
 }
 
-/// Requests of which the memory is compared with that of as many before.
+/// Number of requests; their memory is compared with that of as many before.
 const REQUESTS: usize = 10_000;
 const CLIENTS: usize = 16;
 
-/// What allocators and statistics may add. 512 bytes that stayed of each request came to 3 MiB.
+/// Growth that allocators and statistics may cause. 512 bytes that stayed of each request came to 3 MiB.
 const GROWTH_KIB_MAX: u64 = 2 << 10;
 
-/// Keeps asking over connections that stay open; each answer is a refusal.
+/// Sends requests over connections that stay open; each answer is a refusal.
 async fn be_refused(address: &str) {
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {

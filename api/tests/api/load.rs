@@ -4,13 +4,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How a client writes.
+/// The way in which a client writes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     Single,
-    /// Five at once.
+    /// Five items at once.
     Array,
-    /// One, and waits for what becomes of it.
+    /// One item, and a wait for its outcome.
     Wait,
 }
 
@@ -19,7 +19,7 @@ impl Kind {
         if self == Self::Array { 5 } else { 1 }
     }
 
-    /// A write to the counter of this name.
+    /// Builds a write to the counter of this name.
     fn request(self, counter: &str) -> String {
         let (headers, body) = match self {
             Self::Single => ("", ""),
@@ -33,20 +33,20 @@ impl Kind {
     }
 }
 
-/// What a client has seen, in items.
+/// The record of a client, counted in items.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ledger {
-    /// Answered with 200 or 202.
+    /// Writes answered with 200 or 202.
     pub accepted: i64,
-    /// Their connection was closed before a byte of an answer.
+    /// Writes whose connection was closed before a byte of an answer.
     pub unanswered: i64,
-    /// Their connection ended within an answer.
+    /// Writes whose connection ended within an answer.
     pub torn: i64,
-    /// Answered otherwise.
+    /// Writes with any other answer.
     pub refused: i64,
 }
 
-/// What became of one request.
+/// The outcome of one request.
 #[derive(Debug)]
 pub enum Answered {
     Whole { status: u16, closes: bool },
@@ -54,7 +54,7 @@ pub enum Answered {
     Never,
 }
 
-/// Writes until nobody listens any more.
+/// Writes until no server listens any more.
 pub async fn write_without_pause(address: String, kind: Kind, counter: String) -> Ledger {
     let (request, mut ledger) = (kind.request(&counter), Ledger::default());
     while let Ok(mut stream) = TcpStream::connect(&address).await {
@@ -85,7 +85,7 @@ pub async fn write_without_pause(address: String, kind: Kind, counter: String) -
     ledger
 }
 
-/// One request on a connection and its whole answer.
+/// Sends one request on a connection and reads its whole answer.
 pub async fn ask(stream: &mut TcpStream, request: &str) -> Answered {
     if stream.write_all(request.as_bytes()).await.is_err() {
         return Answered::Never;
@@ -102,7 +102,7 @@ pub async fn ask(stream: &mut TcpStream, request: &str) -> Answered {
     }
 }
 
-/// The answer when all of it is there.
+/// Parses the answer once all of it is there.
 fn whole(answer: &[u8]) -> Option<Answered> {
     let text = String::from_utf8_lossy(answer).to_ascii_lowercase();
     let (head, body) = text.split_once("\r\n\r\n")?;

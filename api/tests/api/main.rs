@@ -1,4 +1,4 @@
-//! Black-box tests of the API: whole installations, spoken to by HTTP, on both backend pairs.
+//! Black-box tests of the API: whole installations, used through HTTP, on both backend pairs.
 mod alarms;
 mod auth;
 mod back_pressure;

@@ -42,7 +42,7 @@ fn range(from_ms: i64, to_ms: i64) -> String {
     format!("from={}&to={}", rfc3339(from_ms), rfc3339(to_ms))
 }
 
-/// Two days around now.
+/// Query of two days around now.
 fn around_now() -> String {
     range(now_ms() - DAY_MS, now_ms() + DAY_MS)
 }
@@ -56,7 +56,7 @@ async fn wait_for_count(installation: &Installation, kind: &str, rest: &str, cou
         .await
 }
 
-/// Compares the figures with what sorting and adding up gives. `sum` is the exact sum.
+/// Compares the figures with those of sorting and adding up. `sum` is the exact sum.
 fn assert_figures(figures: &Value, values: &[f64], sum: f64) {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -76,9 +76,9 @@ fn assert_figures(figures: &Value, values: &[f64], sum: f64) {
     assert_eq!(average.to_bits(), (sum / count as f64).to_bits(), "{average}");
     for (name, percent) in [("p50", 50), ("p95", 95), ("p99", 99)] {
         let expected = sorted[(count * percent).div_ceil(100) - 1];
-        let told = figures[name].as_f64().expect("a number");
+        let reported = figures[name].as_f64().expect("a number");
         let allowed = (expected.abs() * 0.01).max(1e-9) * (1.0 + 1e-9);
-        assert!((told - expected).abs() <= allowed, "{name}: {told} for {expected}");
+        assert!((reported - expected).abs() <= allowed, "{name}: {reported} for {expected}");
     }
 }
 
@@ -95,7 +95,7 @@ fn noise() -> impl Iterator<Item = u64> {
 
 /// Values with ten binary places, so that integers sum them exactly.
 fn values(count: usize) -> (Vec<f64>, f64) {
-    // Of every magnitude, negative and positive.
+    // The numbers have every magnitude, negative and positive.
     let number = |bits: u64| (i32::try_from(bits >> 33).expect("31 bits") - (1 << 30)) >> (bits % 30);
     let thousandths: Vec<i32> = noise().take(count).map(number).collect();
     let sum: i64 = thousandths.iter().map(|value| i64::from(*value)).sum();
@@ -155,7 +155,7 @@ on_both_pairs! {
 
     async fn figures_of_extreme_values_are_right_too(installation) {
         let now_ms = now_ms();
-        // What is left of the large ones is nothing, so that one rounding gives the exact sum.
+        // The large values cancel out, so that one rounding gives the exact sum.
         let extremes = [1e290, -1e290, 0.0, 0.0, -2.5, 1e-9, 1e290, -1e290, 0.0];
         let points = extremes.map(|value| point("extreme", now_ms, value));
         record(&installation, &points).await;
@@ -261,9 +261,9 @@ on_both_pairs! {
         for (status, pointer, body) in &cases {
             let response = installation.post("/v1/metrics", body).await;
             assert_eq!(response.status(), *status, "{body}");
-            let told = problem(response, *status).await;
+            let reported = problem(response, *status).await;
             if let Some(pointer) = pointer {
-                assert_eq!(told["errors"][0]["pointer"], *pointer, "{body}: {told}");
+                assert_eq!(reported["errors"][0]["pointer"], *pointer, "{body}: {reported}");
             }
         }
         let figures = summary(&installation, "bad", &around_now()).await;
@@ -288,9 +288,9 @@ on_both_pairs! {
         assert!([201, 202].contains(&installation.post("/api/metrics", &body).await.status().as_u16()));
         let years_ago = |years: i64| point("past", noon_ms - years * 365 * DAY_MS, 1.0);
         let many = json!([years_ago(1), years_ago(21), years_ago(19), years_ago(60), {"value": 1}]).to_string();
-        let told = json(installation.post("/v1/metrics", &many).await).await;
-        assert_eq!(told["accepted"], 2);
-        let rejected = told["rejected"].as_array().expect("an array");
+        let reported = json(installation.post("/v1/metrics", &many).await).await;
+        assert_eq!(reported["accepted"], 2);
+        let rejected = reported["rejected"].as_array().expect("an array");
         assert_eq!(rejected.iter().map(|item| &item["index"]).collect::<Vec<_>>(), [1, 3, 4]);
         for item in &rejected[..2] {
             assert_eq!(item["problem"]["errors"][0]["pointer"], "/timestamp", "{item}");
@@ -303,7 +303,7 @@ on_both_pairs! {
             let at_ms = noon_ms - years * 365 * DAY_MS;
             let hour = range(at_ms, at_ms + HOUR_MS);
             let figures = wait_for_count(&installation, "past", &hour, 1).await;
-            // Widened to the day.
+            // The range is widened to the day.
             let day_ms = at_ms - DAY_MS / 2;
             assert_eq!((&figures["from"], &figures["to"]), (&rfc3339(day_ms).into(), &rfc3339(day_ms + DAY_MS).into()));
             let days = json(ask(&installation, 0, "series", "past", &format!("{hour}&step=day")).await).await;
@@ -359,7 +359,8 @@ on_both_pairs! {
         record(&installation, &points).await;
         let all = range(now_ms - 90 * DAY_MS, now_ms + HOUR_MS);
         wait_for_count(&installation, "ages", &all, ages_ms.len()).await;
-        // To the minute within two days, to the hour within 90: each age by itself and all since.
+        // Ages are rounded to the minute within two days, to the hour within 90: each age is read
+        // by itself, and with all later ones.
         for (index, age_ms) in ages_ms.iter().enumerate() {
             let (from_ms, to_ms) = if *age_ms < 2 * DAY_MS {
                 (at(*age_ms) - 30_000, at(*age_ms) + 30_000)
@@ -372,22 +373,22 @@ on_both_pairs! {
             assert_figures(&alone, &[value], value);
             assert_eq!((&alone["from"], &alone["to"]), (&json!(rfc3339(from_ms)), &json!(rfc3339(to_ms))));
             let since: Vec<f64> = (1..=index + 1).map(|value| value as f64).collect();
-            let told = summary(&installation, "ages", &range(from_ms, now_ms + HOUR_MS)).await;
-            assert_figures(&told, &since, since.iter().sum());
+            let reported = summary(&installation, "ages", &range(from_ms, now_ms + HOUR_MS)).await;
+            assert_figures(&reported, &since, since.iter().sum());
         }
         for period in ["hourly", "daily", "weekly", "monthly"] {
-            let told = summary(&installation, "ages", &format!("period={period}")).await;
-            assert_eq!(told["period"], period);
+            let reported = summary(&installation, "ages", &format!("period={period}")).await;
+            assert_eq!(reported["period"], period);
             let inside: Vec<f64> = ages_ms
                 .iter()
                 .zip(1_u8..)
                 .filter(|(age_ms, _)| {
                     let at = rfc3339(at(**age_ms));
-                    told["from"].as_str() <= Some(&at) && Some(&*at) < told["to"].as_str()
+                    reported["from"].as_str() <= Some(&at) && Some(&*at) < reported["to"].as_str()
                 })
                 .map(|(_, value)| f64::from(value))
                 .collect();
-            assert_figures(&told, &inside, inside.iter().sum());
+            assert_figures(&reported, &inside, inside.iter().sum());
         }
     }
 

@@ -1,4 +1,4 @@
-//! The OpenAPI document is kept by every operation it names: requests, and their answers checked against it.
+//! Every operation keeps the OpenAPI document: requests, and their answers checked against it.
 use std::collections::BTreeSet;
 
 use api::rfc3339::rfc3339;
@@ -8,8 +8,8 @@ use shared::runtime::clock;
 
 use crate::support::{Installation, cluster_with, embedded, json};
 
-/// One request to each operation, in an order in which each finds what it needs; `{…}` in a path
-/// stands for what an earlier answer brought.
+/// Sends one request to each operation, in an order in which each finds what it needs; `{…}` in a
+/// path stands for a value of an earlier answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_answers_as_it_is_documented() {
     let admin = |config: &mut shared::config::Config| config.auth.admin_without_keys = true;
@@ -21,7 +21,7 @@ async fn every_operation_answers_as_it_is_documented() {
             let path = ids.fill(path);
             let request = installation.at(0, method.clone(), &path);
             let request = if body.is_null() { request } else { request.json(&body) };
-            // What was written before is applied once this is answered.
+            // All earlier writes are applied once this is answered.
             let request = if method == Method::GET { request } else { request.header("prefer", "wait=30") };
             let response = request.send().await.expect("an answer");
             assert_eq!(response.status(), status, "{method} {path}");
@@ -139,7 +139,7 @@ fn cases() -> Vec<Case> {
         get("/v1/metrics/types", "/v1/metrics/types"),
         case(Method::POST, "/api/metrics", "/api/metrics", point, 201),
         get("/api/metrics/summary", "/api/metrics/summary?type=cpu&period=monthly"),
-        // One more than a counter holds.
+        // This value is one more than a counter holds.
         case(
             Method::POST,
             "/v1/counters/{name}/increments",
@@ -170,7 +170,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// What earlier answers brought.
+/// Values of earlier answers.
 #[derive(Default)]
 struct Ids {
     document: String,
@@ -198,7 +198,7 @@ impl Ids {
 const OF_THE_PROTOCOL: [&str; 5] =
     ["connection", "content-length", "content-type", "date", "transfer-encoding"];
 
-/// Asserts that status, media type, headers and body are what the document says; returns the body.
+/// Asserts that status, media type, headers and body agree with the document; returns the body.
 async fn check(document: &Value, method: &Method, route: &str, response: Response) -> Value {
     let operation = &document["paths"][route][method.as_str().to_lowercase()];
     let status = response.status().as_u16().to_string();
@@ -216,10 +216,10 @@ async fn check(document: &Value, method: &Method, route: &str, response: Respons
     let media_type =
         response.headers().get("content-type").map(|value| value.to_str().expect("text").to_owned());
     let content = declared["content"].as_object();
-    let told = media_type.as_ref().map_or(content.is_none(), |media_type| {
+    let reported = media_type.as_ref().map_or(content.is_none(), |media_type| {
         content.is_some_and(|content| content.contains_key(media_type))
     });
-    assert!(told, "{method} {route} {status}: {media_type:?} is not the media type that is declared");
+    assert!(reported, "{method} {route} {status}: {media_type:?} is not the media type that is declared");
     let Some(media_type) = media_type.filter(|media_type| media_type.contains("json")) else {
         return Value::Null;
     };
@@ -238,7 +238,7 @@ fn document() -> Value {
     api::routes::openapi::document()
 }
 
-/// `(method, path, operation)` of all.
+/// Iterates over all operations as `(method, path, operation)`.
 pub fn operations(document: &Value) -> impl Iterator<Item = (&str, &str, &Value)> {
     let paths = document["paths"].as_object().expect("paths");
     paths.iter().flat_map(|(path, item)| {

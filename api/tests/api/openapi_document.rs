@@ -1,5 +1,5 @@
-//! The OpenAPI document by itself: what generators and forms make of it follows from its ids, references,
-//! shapes and examples. `.ci/openapi.sh` asks the tools themselves.
+//! The OpenAPI document by itself: generators and forms depend on its ids, references, shapes and
+//! examples. `.ci/openapi.sh` runs the tools themselves.
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -14,10 +14,10 @@ use shared::runtime::clock;
 use crate::openapi::operations;
 use crate::support::{Installation, embedded_with, json};
 
-/// Where the committed document lies; `UPDATE_DOCS=1` writes it.
+/// Path of the committed document; `UPDATE_DOCS=1` writes it.
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
 
-/// Text of any form: RFC 7240 and RFC 9110 say what it may be.
+/// Parameters with text of any form: RFC 7240 and RFC 9110 define them.
 const FREE_PARAMETERS: [&str; 2] = ["Prefer", "If-None-Match"];
 
 /// Parameters that a form sends by their example though they may be left out.
@@ -44,7 +44,7 @@ fn every_operation_has_a_summary_and_its_errors_are_problems() {
             let content = &response["content"];
             let is_problem = content.get("application/problem+json").is_some();
             let has_error_status = status.starts_with('4') || status.starts_with('5');
-            // Health paths answer 503 with their own body.
+            // Health paths answer 503 with a body of their own.
             let health = ["/readyz", "/health"].contains(&path);
             assert!(is_problem == has_error_status || health, "{method} {path} {status}: {content}");
             if status == "503" {
@@ -84,8 +84,8 @@ fn the_document_and_the_router_have_the_same_operations() {
     assert_eq!(documented, routed);
 }
 
-/// An id is the verb and what it is done to, in snake case: `list` where a page is answered, else `get`; the
-/// short paths have the id of what they stand for behind `compat_`.
+/// An id is the verb and its object, in snake case: `list` where a page is answered, else `get`;
+/// the short paths have the id of the long one behind `compat_`.
 #[test]
 fn operation_ids_say_verb_and_resource_and_are_unique() {
     let document = document();
@@ -114,7 +114,7 @@ fn operation_ids_say_verb_and_resource_and_are_unique() {
     }
 }
 
-/// The schema of a JSON answer.
+/// Finds the schema of a JSON answer.
 fn schema_of<'a>(document: &'a Value, operation: &'a Value, status: &str) -> &'a Value {
     let schema = &operation["responses"][status]["content"]["application/json"]["schema"];
     schema["$ref"]
@@ -151,7 +151,7 @@ fn every_reference_leads_somewhere() {
     }
 }
 
-/// Examples of parameters, bodies, answers and members.
+/// The examples are those of parameters, bodies, answers and members.
 #[test]
 fn every_example_holds_its_schema_and_brings_no_key() {
     let document = document();
@@ -227,8 +227,8 @@ fn documents_are_open_objects_times_have_their_format_and_closed_words_are_liste
     assert!(document["servers"][0]["url"].is_string());
 }
 
-/// "Try it out" without a change, at a new installation: an answer of success, but for what names something
-/// that nobody wrote.
+/// "Try it out" without a change, at a new installation, answers with success. The exceptions are
+/// paths to an object that was never written.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_served_examples_are_taken_as_they_are() {
     let admin = |config: &mut shared::config::Config| config.auth.admin_without_keys = true;
@@ -257,7 +257,8 @@ async fn the_served_examples_are_taken_as_they_are() {
     .await;
 }
 
-/// The example with its media type, and as two lines where lines are taken; one without a body where there is none.
+/// The examples of a body with their media types, once more as two lines where lines are taken;
+/// `None` where there is no body.
 fn bodies_of(operation: &Value) -> Vec<Option<(String, String)>> {
     let content = operation["requestBody"]["content"].as_object();
     let Some(content) = content else { return vec![None] };
@@ -269,7 +270,7 @@ fn bodies_of(operation: &Value) -> Vec<Option<(String, String)>> {
     content.keys().map(|media_type| Some((media_type.clone(), text_of(media_type)))).collect()
 }
 
-/// The path and the query with the examples of its parameters, which need no encoding.
+/// Fills the path and the query with the examples of its parameters, which need no encoding.
 fn filled(path: &str, operation: &Value) -> String {
     let (mut path, mut query) = (path.to_owned(), Vec::new());
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
@@ -284,7 +285,8 @@ fn filled(path: &str, operation: &Value) -> String {
     if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
 }
 
-/// Points of the examples are measured when the document is read; nothing else differs from the committed one.
+/// The examples have points of the time at which the document is read; nothing else differs from
+/// the committed one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_served_document_is_the_committed_one_with_points_of_now() {
     embedded_with(
@@ -307,12 +309,12 @@ async fn the_served_document_is_the_committed_one_with_points_of_now() {
     .await;
 }
 
-/// Calls with each value and where it stands.
+/// Calls `call` with each value and its place.
 fn visit(value: &Value, call: &mut impl FnMut(&str, &Value)) {
     fn walk(at: &str, value: &Value, call: &mut impl FnMut(&str, &Value)) {
         call(at, value);
         let members = value.as_object().into_iter().flat_map(Map::iter);
-        // What an example holds is data.
+        // The content of an example is data.
         for (name, member) in members.filter(|(name, _)| *name != "example" || at.ends_with("/properties")) {
             walk(&format!("{at}/{name}"), member, call);
         }

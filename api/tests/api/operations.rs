@@ -1,4 +1,4 @@
-//! What operators and readers of the documents see.
+//! The view of operators and of readers of the documents.
 use reqwest::Method;
 
 use crate::support::{embedded, json, on_both_pairs, problem};
@@ -48,7 +48,7 @@ async fn a_stop_answers_what_is_open_and_refuses_nothing_it_took() {
                 let (client, url) = (installation.client.clone(), url.clone());
                 tokio::spawn(async move {
                     let mut accepted = 0;
-                    // Ends when the port is closed.
+                    // The loop ends when the port is closed.
                     while let Ok(response) = client.post(&url).send().await {
                         assert_eq!(response.status(), 202);
                         accepted += 1;

@@ -1,4 +1,4 @@
-//! The broker or the store is away: what clients see meanwhile, and that it heals by itself.
+//! Outages of the broker or the store: answers during them, and recovery without help.
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -6,7 +6,7 @@ use testkit::proxy::Proxy;
 
 use crate::support::{Installation, cluster_with, json, problem};
 
-/// How the configured limit of an accept is kept, generously: the machine may be busy.
+/// Upper limit for an accept, generous beside the configured one: the machine may be busy.
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 pub struct Proxies {
@@ -14,7 +14,7 @@ pub struct Proxies {
     pub store: Proxy,
 }
 
-/// An installation whose every connection goes through a proxy.
+/// Runs a test with an installation whose every connection goes through a proxy.
 pub async fn behind_proxies(word: &str, test: impl AsyncFnOnce(Installation, &Proxies) -> Installation) {
     let place = |url: &str| {
         let after_user = url.rsplit_once('@').map_or(url, |(_, rest)| rest);
@@ -60,8 +60,8 @@ async fn a_broker_that_falls_silent_is_noticed_in_time_then_told_at_once_and_com
         assert!(took < ACCEPT_TIMEOUT * 2, "{took:?}");
         let health = installation.get("/health").await;
         assert_eq!(health.status(), 503);
-        // From now on nobody waits for the silent broker, also past the times at which the breaker
-        // would let somebody try: within the time of one accept there are many answers.
+        // From now on no request waits for the silent broker, also past the times at which the
+        // breaker lets one try: within the time of one accept there are many answers.
         let (began, mut taken) = (Instant::now(), Vec::new());
         while taken.len() < 20 || began.elapsed() < ACCEPT_TIMEOUT {
             let (response, took) = write(&installation, "during").await;
@@ -73,7 +73,7 @@ async fn a_broker_that_falls_silent_is_noticed_in_time_then_told_at_once_and_com
         assert!(taken[taken.len() / 2] < ACCEPT_TIMEOUT / 10, "{taken:?}");
         proxies.broker.black_hole(false);
         proxies.broker.cut();
-        // Without a write: who routes by health would never send one.
+        // Health changes without a write: a load balancer that routes by health would never send one.
         installation
             .wait_for("a healthy replica", async || {
                 (installation.get("/health").await.status() == 200).then_some(())
@@ -152,7 +152,7 @@ async fn while_the_store_is_away_writes_are_accepted_and_known_values_are_answer
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_store_is_away_nobody_is_kept_waiting_for_it() {
     behind_proxies("waits", async |installation, proxies| {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         proxies.store.down(true);
         let started = Instant::now();
         let waiting =

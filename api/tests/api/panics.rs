@@ -1,5 +1,5 @@
-//! A defect in a handler: its request is answered and named, and nobody else notices. A defect in what
-//! runs beside them: the program must end.
+//! A defect in a handler: its request is answered and named, and no other request notices. A defect
+//! in a background task: the program must end.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use testkit::store::{Layer, Layered};
 
 use crate::support::{base_config, close, embedded_over, open, problem};
 
-/// A store that has a defect in one read, which handlers call themselves.
+/// A store with a defect in one read, which handlers call themselves.
 struct Defective(Arc<dyn Store>);
 
 #[async_trait]
@@ -47,7 +47,7 @@ async fn a_handler_that_panics_is_answered_with_500_and_the_id_of_its_request() 
             assert!(!problem.to_string().contains("purpose"), "{problem}");
         }
         installation.wait_for_value(0, "panics", 1).await;
-        // The places of those requests are free again.
+        // The permits of those requests are free again.
         let metrics = format!("http://{}/metrics", installation.apis[0].ops_address);
         let metrics =
             installation.client.get(metrics).send().await.expect("an answer").text().await.expect("text");
@@ -58,7 +58,7 @@ async fn a_handler_that_panics_is_answered_with_500_and_the_id_of_its_request() 
     .await;
 }
 
-/// Events with a defect in whoever hears them.
+/// Events whose subscribers run into a defect.
 struct DefectiveEvents;
 
 struct DefectiveStream;

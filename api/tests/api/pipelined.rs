@@ -1,5 +1,5 @@
-//! Requests that are sent on and on behind one that waits: what is read of them has a limit, and each
-//! is answered in the end.
+//! Requests that are sent without a pause behind one that waits: the memory for them has a limit,
+//! and each is answered in the end.
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -15,10 +15,10 @@ use crate::support::{base_config, client, embedded_with};
 
 const CONNECTIONS: usize = 20;
 
-/// By how much the program may grow: 512 KiB for each connection. It took 38 MiB.
+/// Growth that is allowed for the program: 512 KiB for each connection. It took 38 MiB before.
 const GROWTH_KIB_MAX: u64 = CONNECTIONS as u64 * 512;
 
-/// The shortest request there is: many fit into few bytes.
+/// Shortest possible request: many fit into few bytes.
 const SHORT: &str = "GET / HTTP/1.1\r\nhost:a\r\n\r\n";
 const SHORT_COUNT: usize = 300 * 1_024 / SHORT.len();
 
@@ -30,7 +30,7 @@ fn config_in(directory: &tempfile::TempDir) -> Config {
     config
 }
 
-/// Makes a counter known, and returns its entity tag.
+/// Makes a counter known and returns its entity tag.
 async fn known(api: &Process) -> String {
     let (client, url) = (client(), format!("http://{}/v1/counters/known", api.address));
     let write = client.post(format!("{url}/increments")).header("prefer", "wait=20").send().await;
@@ -39,7 +39,7 @@ async fn known(api: &Process) -> String {
     read.headers()["etag"].to_str().expect("text").to_owned()
 }
 
-/// A request that waits for a change that does not come.
+/// Builds a request that waits for a change that does not come.
 fn waiting(etag: &str, seconds: u32) -> String {
     format!(
         "GET /v1/counters/known HTTP/1.1\r\nhost: localhost\r\nif-none-match: {etag}\r\n\
@@ -57,7 +57,7 @@ async fn what_stands_behind_a_request_that_waits_is_hardly_read_and_costs_no_tim
         content-type: application/json\r\nprefer: wait=20\r\n";
     let begins = [
         String::new(),
-        // What was read with the end of a body is behind it, too.
+        // Bytes that were read with the end of a body wait behind it, too.
         format!("{post}content-length: 8\r\n\r\n{{\"by\":1}}"),
         format!("{post}transfer-encoding: chunked\r\n\r\n8\r\n{{\"by\":1}}\r\n0\r\n\r\n"),
         SHORT.repeat(100),
@@ -73,7 +73,7 @@ async fn what_stands_behind_a_request_that_waits_is_hardly_read_and_costs_no_tim
         async move {
             let stream = TcpStream::connect(address).await.expect("a connection");
             let (mut answers, mut to) = stream.into_split();
-            // Until nothing more is taken.
+            // The client sends until the server takes nothing more.
             let sending = tokio::spawn(async move { to.write_all(requests.as_bytes()).await.map(|()| to) });
             let reading = tokio::spawn(async move {
                 let mut part = [0; 4 << 10];
@@ -109,7 +109,7 @@ async fn each_request_behind_one_that_waits_is_answered() {
     let directory = tempfile::tempdir().expect("a directory");
     let api = Process::start(&config_in(&directory));
     let etag = known(&api).await;
-    // Between short ones: reads that wait, writes with and without a length.
+    // Longer requests between short ones: reads that wait, writes with and without a length.
     let mixed = format!(
         "{}{}POST /v1/counters/x/increments HTTP/1.1\r\nhost: localhost\r\n\
          content-type: application/json\r\ncontent-length: 8\r\n\r\n{{\"by\":1}}\

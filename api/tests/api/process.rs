@@ -1,4 +1,4 @@
-//! The API as the program that it is: in a process of its own, stopped by signals.
+//! The API as a program: in a process of its own, stopped by signals.
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use shared::config::Config;
 
 use crate::support::wait_for;
 
-/// Killed when dropped.
+/// A running API, killed when dropped.
 pub struct Process {
     child: Child,
     /// Host and port of the public port.
@@ -18,12 +18,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it with what `config` says of the backend and the server; returns when it listens.
+    /// Starts it with the backend and server settings of `config`; returns when it listens.
     pub fn start(config: &Config) -> Self {
         Self::launch(config, Command::new(env!("CARGO_BIN_EXE_forebay-api")))
     }
 
-    /// The same with a soft limit of open files.
+    /// Starts it with a soft limit of open files.
     pub fn start_with_files(config: &Config, soft_limit: u32) -> Self {
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", &format!("ulimit -Sn {soft_limit} && exec \"$0\"")]);
@@ -71,7 +71,7 @@ impl Process {
         Self { child, address: address.expect("an address"), ops: ops.expect("an address") }
     }
 
-    /// Requests that wait for what becomes of a write, or for a change.
+    /// Number of requests that wait for the outcome of a write, or for a change.
     pub async fn waiting(&self, client: &reqwest::Client) -> usize {
         let answer = client.get(format!("{}/metrics", self.ops)).send().await.expect("an answer");
         let text = answer.text().await.expect("text");
@@ -91,7 +91,7 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// Threads that run, or wait for a core to do so.
+    /// Threads that run, or wait for a core.
     pub fn running_threads(&self) -> Vec<u32> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux");
         let is_running = |path: std::path::PathBuf| {
@@ -108,12 +108,12 @@ impl Process {
         self.send(Signal::TERM);
     }
 
-    /// How it ended, and after how long.
+    /// Waits for the end; returns its status and the time that it took.
     pub async fn ended(&mut self) -> (ExitStatus, Duration) {
         self.ended_during(|_| ()).await
     }
 
-    /// As somebody does who is impatient: one right after another is taken for the same.
+    /// Repeats a signal until the end, as an impatient operator does: two in quick succession count as one.
     pub async fn ended_by_repeated(&mut self, signal: Signal) -> (ExitStatus, Duration) {
         self.ended_during(|pid| kill_process(pid, signal).expect("it has not been waited for")).await
     }
@@ -134,7 +134,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails when it has ended already.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -108,13 +108,13 @@ on_both_pairs! {
                 assert_eq!((&failed["reason"], &failed["target"]), (&"counter_overflow".into(), &target));
                 assert_eq!(failed["accepted_at"], accepted["accepted_at"], "{key:?}");
             }
-            let told = post(key, true, 1).await["receipt"].take();
-            assert_eq!((&told["status"], &told["target"]), (&"failed".into(), &target));
-            assert!(told["accepted_at"].is_string(), "{told}");
+            let reported = post(key, true, 1).await["receipt"].take();
+            assert_eq!((&reported["status"], &reported["target"]), (&"failed".into(), &target));
+            assert!(reported["accepted_at"].is_string(), "{reported}");
         }
-        // Another payload under the key: its own target, and no time, as it was accepted never.
-        let told = post(Some("k"), true, 2).await["receipt"].take();
-        assert_eq!((&told["status"], &told["target"], told.get("accepted_at")), (&"conflict".into(), &target, None));
+        // Another payload under the key has its own target and no time, because it was never accepted.
+        let reported = post(Some("k"), true, 2).await["receipt"].take();
+        assert_eq!((&reported["status"], &reported["target"], reported.get("accepted_at")), (&"conflict".into(), &target, None));
     }
 
     async fn what_cannot_be_read_has_a_receipt_without_a_target(installation) {
@@ -168,7 +168,7 @@ async fn an_id_is_known_at_every_replica_before_its_row_exists_cluster() {
 
 const DAY_MS: i64 = 24 * 3_600_000;
 
-/// Keeps everything that is not forgotten.
+/// Retention that keeps everything above the floor.
 const LONG: Retention = Retention {
     now_ms_max: i64::MAX,
     points_ms: 90 * DAY_MS,
@@ -180,7 +180,7 @@ const LONG: Retention = Retention {
     rows_max: 1_000,
 };
 
-/// What was applied so long ago that nobody knows any more is gone at every replica.
+/// Records that were applied so long ago that their outcome is removed are gone at every replica.
 async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
     let backend = &installation.backends[0];
     let now_ms = shared::runtime::clock::now_ms();
@@ -196,7 +196,7 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
     let [increment, document] = [0, 1].map(|index| old.item_key(index));
     backend.store.apply([old.clone(), new.clone()].into()).await.expect("is applied");
     let retention = Retention { forget_before_ms: Some(now_ms - 3 * DAY_MS), ..LONG };
-    // The consumers keep house, too, and one at a time does.
+    // Consumers run housekeeping, too, one at a time.
     let forgotten = async || {
         backend.store.housekeep(retention).await.expect("is kept");
         let fates = backend.store.item_statuses([increment].into()).await.expect("is read");
@@ -212,7 +212,7 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
         assert_eq!(receipt(&installation, replica, &id(new.item_key(0))).await["status"], "applied");
         let there = get(format!("/v1/data/forgotten/{}", id(document))).await;
         assert_eq!(json(there).await["status"], "applied");
-        // Never came, or not to this collection: nobody knows.
+        // It never came, or not to this collection: the outcome is unknown.
         problem(get(format!("/v1/data/elsewhere/{}", id(document))).await, 410).await;
     }
     // It comes again, and only force applies it.
@@ -224,13 +224,13 @@ async fn gone_once_it_is_forgotten(installation: Installation) -> Installation {
         let request = installation.at(0, Method::POST, "/v1/dead-letters/redrive").json(asked);
         json(request.send().await.expect("an answer")).await
     };
-    let told = redrive(&asked).await;
+    let reported = redrive(&asked).await;
     assert_eq!(
-        (&told["failed_again"], &told["items"][0]["reason"]),
+        (&reported["failed_again"], &reported["items"][0]["reason"]),
         (&1.into(), &"too_old".into()),
-        "{told}"
+        "{reported}"
     );
-    assert!(told["items"][0]["detail"].as_str().expect("a detail").contains("needs force"), "{told}");
+    assert!(reported["items"][0]["detail"].as_str().expect("a detail").contains("needs force"), "{reported}");
     asked["force"] = true.into();
     assert_eq!(redrive(&asked).await["redriven"], 1);
     installation.wait_for_value(0, "forgotten", 3).await;
@@ -247,7 +247,7 @@ async fn what_is_forgotten_is_gone_at_every_replica_cluster() {
     cluster("forgotten", gone_once_it_is_forgotten).await;
 }
 
-/// Forgets everything of today by a message of days to come, whose receipts it needs no more.
+/// Removes the records of today, by a message of a later day, until these items have no status.
 async fn forget_today(installation: &Installation, gone: &[ItemKey]) {
     let backend = &installation.backends[0];
     let now_ms = shared::runtime::clock::now_ms();
@@ -256,7 +256,7 @@ async fn forget_today(installation: &Installation, gone: &[ItemKey]) {
     let passing = decode(&builder.finish().body).expect("a message");
     backend.store.apply([passing].into()).await.expect("is applied");
     let retention = Retention { forget_before_ms: Some(now_ms + 4 * DAY_MS), ..LONG };
-    // The consumers keep house, too, and one at a time does.
+    // Consumers run housekeeping, too, one at a time.
     let forgotten = async || {
         backend.store.housekeep(retention).await.expect("is kept");
         let fates = backend.store.item_statuses(gone.into()).await.expect("is read");
@@ -285,7 +285,7 @@ on_both_pairs! {
             sent("/v1/metrics", point).await,
             sent("/v1/data/old", r#"{"a":1}"#).await,
         ];
-        // One that was taken out again, by a deletion with a key.
+        // This document was deleted again, with a key.
         let path = writes[2].1.split('?').next().expect("a path").to_owned();
         let delete = installation.at(0, Method::DELETE, &path).header("idempotency-key", "k");
         let delete = delete.send().await.expect("an answer");
@@ -306,7 +306,7 @@ on_both_pairs! {
             applied.await;
             keys.push(write.0.parse::<ItemId>().expect("an id").key());
         }
-        // The first of an array is as old.
+        // The first item of an array is as old.
         keys.push(many["ids"][0].as_str().expect("an id").parse::<ItemId>().expect("an id").key());
         forget_today(&installation, &keys).await;
         for write in &writes {
@@ -326,7 +326,7 @@ on_both_pairs! {
         let backend = &installation.backends[0];
         let brief = installation.at(0, Method::PUT, "/v1/collections/brief").json(&serde_json::json!({"retention_days": 1}));
         assert_eq!(brief.send().await.expect("an answer").status(), 200);
-        // As a client sent it two days ago.
+        // The document is as a client sent it two days ago.
         let old_ms = shared::runtime::clock::now_ms() - 2 * DAY_MS;
         let id = keyed::id_of("anonymous", Kind::Document, "k", 0);
         let fingerprint = keyed::fingerprint_of("POST", "brief", r#"{"a":1}"#);

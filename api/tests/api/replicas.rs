@@ -1,4 +1,4 @@
-//! Several replicas and consumers behave like one.
+//! Several replicas and consumers that behave like one.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,7 +6,7 @@ use reqwest::Method;
 
 use crate::support::{Installation, cluster, cluster_with, json};
 
-/// Values follow by events alone: no entry expires while the test runs.
+/// Sets a time to live that no entry reaches: values follow by events alone.
 fn no_expiry(config: &mut shared::config::Config) {
     config.cache.ttl_ms = 3_600_000;
     config.cache.negative_ttl_ms = 3_600_000;
@@ -144,10 +144,11 @@ async fn a_changed_definition_holds_at_every_replica_at_once() {
                 assert_eq!(post(replica, serde_json::json!({"n": "text"})).await, 202, "{round}");
             }
             define(&installation, only("number")).await;
-            // What the older one would refuse is asked about.
+            // A document that only the older definition refuses is checked against the store.
             assert_eq!(post(1, serde_json::json!({"n": 1})).await, 202, "{round}");
             define(&installation, only("string")).await;
-            // What the older one would take is refused once the event has come, which nobody sees.
+            // A document that only the older definition takes is refused once the event has come,
+            // which no client sees.
             installation
                 .wait_for("a refusal without an expiry", async || {
                     (post(1, serde_json::json!({"n": 1})).await == 422).then_some(())

@@ -1,10 +1,10 @@
-//! Retries of what was applied long ago: they are answered with what is there now.
+//! Retries of writes that were applied long ago: the answer has the present value.
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 
 use crate::support::{Installation, cluster, embedded, json, on_both_pairs};
 
-/// The header that tells a present value from the one that an increment made.
+/// Header that marks a present value; without it the value is the one that an increment made.
 const VALUE: &str = "forebay-value";
 
 fn keyed(installation: &Installation, replica: usize, path: &str, key: &str) -> RequestBuilder {
@@ -22,7 +22,7 @@ async fn answered(response: Response, status: u16) -> Value {
 
 on_both_pairs! {
     async fn a_retry_of_an_increment_is_answered_with_the_counter_as_it_is_now(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for (path, first, now) in [
             ("/v1/counters/again/increments", json!({"name": "again", "value": 5, "version": 1}), json!({"name": "again", "value": 6, "version": 2})),
             ("/counter", json!({"count": 5}), json!({"count": 6})),
@@ -42,7 +42,7 @@ on_both_pairs! {
     }
 
     async fn a_retry_of_a_document_or_a_point_is_answered_with_what_is_stored(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for path in ["/v1/data/again", "/data"] {
             let store = async |replica: usize, body: &'static str| {
                 let request = keyed(&installation, replica, path, &path.replace('/', "-")).header("content-type", "application/json");
@@ -50,7 +50,7 @@ on_both_pairs! {
             };
             let made = answered(store(0, r#"{"a": 1, "b": 2}"#).await, 201).await;
             for replica in 0..2 {
-                // The one that is stored, however the retry is spelled.
+                // The answer has the stored document, however the retry is spelled.
                 let retried = store(replica, r#"{"b":2,"a":1}"#).await;
                 let location = retried.headers()["location"].to_str().expect("text");
                 let path = location.split('?').next().expect("a path");
@@ -85,7 +85,7 @@ on_both_pairs! {
 }
 
 async fn retried_without_consumers(mut installation: Installation) -> Installation {
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     let path = "/v1/counters/alone/increments";
     answered(sent(keyed(&installation, 0, path, "alone")).await, 200).await;
     for consumer in installation.consumers.drain(..) {

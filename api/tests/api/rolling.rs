@@ -1,5 +1,5 @@
-//! All replicas of both programs are replaced, one after the other, under clients that repeat what
-//! was not answered at the other replica.
+//! A replacement of all replicas of both programs, one after the other, under clients that repeat
+//! unanswered requests at the other replica.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -13,10 +13,10 @@ use crate::support::{RunningConsumer, base_config, close, json, open, wait_for};
 
 const CLIENTS: usize = 16;
 
-/// Writes that must be accepted between two replacements.
+/// Number of writes that must be accepted between two replacements.
 const BETWEEN: i64 = 150;
 
-/// What all clients share.
+/// The state that all clients share.
 struct Traffic {
     addresses: [String; 2],
     client: Client,
@@ -26,7 +26,7 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Writes under one key until some replica takes it.
+    /// Writes under one key until a replica takes it.
     async fn insist(&self, counter: &str, number: usize) {
         let key = format!("{counter}-{number}");
         for attempt in 0_usize.. {
@@ -42,7 +42,7 @@ impl Traffic {
         }
     }
 
-    /// Returns how many writes were accepted.
+    /// Writes until the end; returns how many writes were accepted.
     async fn write(self: Arc<Self>, counter: String) -> i64 {
         let mut number = 0;
         while !self.done.load(Ordering::Relaxed) {
@@ -77,7 +77,7 @@ impl Traffic {
     }
 }
 
-/// A consumer on connections of its own, as in a process of its own.
+/// Starts a consumer on connections of its own, as in a process of its own.
 async fn consumer(config: &Config) -> (RunningConsumer, Backend) {
     let backend = open(config).await;
     (RunningConsumer::start(config, &backend), backend)
@@ -91,7 +91,7 @@ fn api(config: &Config, port: u16) -> Process {
 
 type Consumers = [(RunningConsumer, Backend); 2];
 
-/// One after the other, each with traffic before the next.
+/// Replaces all, one after the other, each with traffic before the next.
 async fn replace_all(
     config: &Config,
     traffic: &Traffic,

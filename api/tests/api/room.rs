@@ -1,5 +1,5 @@
-//! Clients that take what all share, by bodies that never end and connections that they left. Others
-//! are served meanwhile.
+//! Clients that use up shared resources, by bodies that never end and connections that they left.
+//! Others are served meanwhile.
 use std::time::{Duration, Instant};
 
 use shared::config::Config;
@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::load::{Answered, ask};
 use crate::support::{Installation, client, cluster_with, embedded_with, json, wait_for};
 
-/// How often somebody else writes.
+/// Pause between the bystander's writes.
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Longest time from such a write to its effect.
@@ -19,7 +19,7 @@ const APPLIED_WITHIN: Duration = Duration::from_secs(2);
 /// Longest time that anything here may last, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Somebody else, who writes all the time and waits for the effects.
+/// Another client, which writes all the time and waits for the effects.
 pub struct Bystander(JoinHandle<()>, tokio::sync::watch::Sender<usize>);
 
 impl Bystander {
@@ -68,10 +68,10 @@ pub async fn send(address: &str, request: &str) -> TcpStream {
     stream
 }
 
-/// What comes until the other side closes.
+/// Reads until the server closes.
 pub async fn rest(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
-    // Reset, where not all that was sent was read.
+    // The connection is reset where a part of the request was never read.
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
     assert!(read.is_ok(), "it is open for ever");
     String::from_utf8_lossy(&answer).into_owned()
@@ -80,7 +80,7 @@ pub async fn rest(stream: &mut TcpStream) -> String {
 mod bodies_that_are_announced_and_never_come_take_no_room {
     use super::*;
 
-    /// As many as fill it by what they announce.
+    /// Number of connections that fill the budget by the lengths that they announce.
     const CONNECTIONS: usize = 256;
 
     fn adjust(config: &mut Config) {
@@ -100,7 +100,7 @@ mod bodies_that_are_announced_and_never_come_take_no_room {
 
     async fn test(installation: Installation) -> Installation {
         let address = installation.apis[0].address.to_string();
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let bystander = Bystander::start(&address);
         let ways = ["content-length: 1048576\r\n\r\n[", "transfer-encoding: chunked\r\n\r\n1\r\n[\r\n"];
         let paths = ["/v1/counters/room/increments", "/v1/data/room", "/v1/metrics"];
@@ -172,17 +172,17 @@ mod a_client_that_has_gone_gives_its_place_back_soon {
 
     async fn test(mut installation: Installation) -> Installation {
         let address = installation.apis[0].address.to_string();
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let id = installation.increment(0, "gone", 1).await;
         installation.wait_for_value(0, "gone", 1).await;
-        // A client that says all at once and then listens is answered with the outcome.
+        // A client that sends everything, closes its side and then reads, is answered with the outcome.
         let post = "POST /v1/counters/gone/increments HTTP/1.1\r\nhost: localhost\r\nprefer: wait=30\r\n\
             content-length: 0\r\n\r\n";
         let mut listening = send(&address, post).await;
         listening.shutdown().await.expect("its half is closed");
         let answer = rest(&mut listening).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        // Nothing is applied any more, so that everything waits.
+        // No consumer applies anything any more, so that everything waits.
         for consumer in installation.consumers.drain(..) {
             consumer.stop().await;
         }
@@ -197,7 +197,7 @@ mod a_client_that_has_gone_gives_its_place_back_soon {
             wait_for(&format!("{count} that wait"), is).await;
         };
         for request in [post, follow, &receipt] {
-            // Closed, reset, and half closed by one that never reads.
+            // Three endings: closed, reset, and half closed by a client that never reads.
             let (closed, reset) = (send(&address, request).await, send(&address, request).await);
             let mut silent = send(&address, request).await;
             waiting(3).await;

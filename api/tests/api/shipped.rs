@@ -1,4 +1,4 @@
-//! What is shipped: small programs, and line tables beside them that tools find.
+//! The shipped programs: small, with line tables beside them that tools find.
 use std::path::Path;
 use std::process::Command;
 
@@ -10,7 +10,7 @@ fn output(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// File and line of the program's `main`.
+/// Finds file and line of the program's `main`.
 fn place_of_main(program: &str) -> String {
     let symbols = output("nm", &["--demangle", program]);
     let main = symbols.lines().find(|line| line.ends_with(" forebay_api::main")).expect("a symbol");

@@ -1,5 +1,5 @@
 //! Clients that send byte by byte and never stop, or stop in the middle: each part of a request has
-//! its time, and no connection is held for ever.
+//! its time limit, and no connection is held for ever.
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::load::{Answered, ask};
 use crate::support::{Installation, embedded, embedded_with};
 
-/// How often a slow client sends something.
+/// Pause between the bytes of a slow client.
 const PACE: Duration = Duration::from_millis(10);
 
 const BODY_TIMEOUT: Duration = Duration::from_millis(300);
@@ -30,12 +30,12 @@ async fn connect(installation: &Installation) -> TcpStream {
     TcpStream::connect(installation.apis[0].address).await.expect("a connection")
 }
 
-/// Sends `part` again and again until the other side has closed; returns what came meanwhile.
+/// Sends `part` again and again until the server has closed; returns its answers.
 async fn dribble(stream: TcpStream, part: &[u8]) -> String {
     let (mut from, mut to) = stream.into_split();
     let dribbling = async {
         let mut tick = tokio::time::interval(PACE);
-        // Fails when the other side has gone.
+        // An error means that the server has closed.
         while to.write_all(part).await.is_ok() {
             tick.tick().await;
         }
@@ -43,7 +43,7 @@ async fn dribble(stream: TcpStream, part: &[u8]) -> String {
     };
     let mut answer = Vec::new();
     tokio::select! {
-        // Reset, where not all that was sent was read.
+        // The connection is reset where a part of the request was never read.
         ended = tokio::time::timeout(PATIENCE, from.read_to_end(&mut answer)) => {
             assert!(ended.is_ok(), "it is open for ever");
         }
@@ -92,10 +92,10 @@ async fn a_head_that_comes_byte_by_byte_or_never_whole_ends_with_its_connection_
             stream.write_all(REQUEST.as_bytes()).await.expect("sent");
             stream.write_all(b"x-slow: ").await.expect("sent");
             let answer = dribble(stream, part).await;
-            // The first one may be told.
+            // The first connection may get a 408.
             assert!(answer.is_empty() || (!is_second && answer.starts_with("HTTP/1.1 408 ")), "{answer}");
         };
-        // In the last two nothing comes any more, as from a client that has vanished.
+        // The last two send nothing more, as a client that has vanished.
         tokio::join!(one(false, b"x"), one(true, b"x"), one(false, b""), one(true, b""));
         let heads = installation.wait_for_value(0, "heads", 2).await;
         assert_eq!(heads["version"], 2, "half a request is none");
@@ -106,7 +106,7 @@ async fn a_head_that_comes_byte_by_byte_or_never_whole_ends_with_its_connection_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_head_that_does_not_come_to_its_end_is_answered_with_a_problem_and_an_id() {
-    // With a patience for connections that is longer than that for a head.
+    // The time limit of a connection is longer than that of a head here.
     embedded(|installation| async {
         let refused = async |part: &'static [u8]| {
             let mut stream = connect(&installation).await;
@@ -156,7 +156,7 @@ async fn a_request_that_waits_longer_than_a_connection_may_idle_is_answered() {
             let answered = ask(&mut connect(&installation).await, waiting).await;
             assert!(matches!(answered, Answered::Whole { status: 202, closes: false }), "{answered:?}");
         };
-        // Closes its side, and waits.
+        // This client closes its side, and waits.
         let has_said_all = async {
             let mut stream = connect(&installation).await;
             stream.write_all(waiting.as_bytes()).await.expect("sent");

@@ -1,4 +1,4 @@
-//! Ids, payloads and numbers: which spellings mean the same, and which do not.
+//! Ids, payloads and numbers: spellings with the same meaning, and spellings with another.
 use reqwest::{Method, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ struct Named {
     name: String,
 }
 
-/// The members `name` of the documents that a query finds, sorted.
+/// Returns the members `name` of the documents that a query finds, sorted.
 async fn found(installation: &Installation, query: &str) -> Vec<String> {
     let answer = installation.get(&format!("/v1/data/numbers?{query}")).await;
     assert_eq!(answer.status(), 200, "{query}");
@@ -53,14 +53,14 @@ on_both_pairs! {
                 .await;
             assert_eq!(answer["id"], id, "{path}: the answer has the one spelling");
         }
-        // A conflict has a payload in its location.
+        // A conflict has the payload in its location.
         let first = body_of(keyed(&installation, 0, "upper", r#"{"n":1}"#).await).await;
         let other = keyed(&installation, 0, "upper", r#"{"n":2}"#).await;
         assert_eq!(other.status(), 422);
         let first = first["id"].as_str().expect("an id").to_uppercase();
         let receipt = installation.get(&format!("/v1/receipts/{first}?payload={}", "AB".repeat(16))).await;
         assert_eq!(body_of(receipt).await["status"], "conflict");
-        // A page begins behind the place that a client may have kept in its own spelling.
+        // A page begins behind a position that a client may have kept in its own spelling.
         installation.post("/v1/data/ids", r#"{"n":2}"#).await;
         let page = installation
             .wait_for("two documents", async || {
@@ -195,7 +195,7 @@ on_both_pairs! {
             expected.sort();
             assert_eq!(found(&installation, query).await, expected, "{query}");
         }
-        // A page is full of what matches, whatever the index holds beside it.
+        // A page is full of matches, whatever else the index holds.
         let page = body_of(installation.get("/v1/data/numbers?n=9007199254740993&limit=2").await).await;
         assert_eq!(page["items"].as_array().map(Vec::len), Some(2), "{page}");
         let next = page["next"].as_str().expect("a next page");

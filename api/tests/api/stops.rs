@@ -1,5 +1,5 @@
-//! A stop by signal, as whoever runs the program does it: what was begun is answered, nothing that
-//! was accepted is lost, and it ends in time.
+//! A stop by signal, as an operator does it: every request in work is answered, no accepted write
+//! is lost, and the program ends in time.
 use std::time::{Duration, Instant};
 
 use reqwest::Client;
@@ -13,7 +13,7 @@ use crate::load::{Answered, Kind, Ledger, ask, write_without_pause};
 use crate::process::Process;
 use crate::support::{RunningConsumer, base_config, close, json, open, wait_for};
 
-/// Clients of each kind.
+/// Number of clients of each kind.
 const CLIENTS: usize = 8;
 
 const GRACE: Duration = Duration::from_millis(1_500);
@@ -29,7 +29,7 @@ fn with_limits(mut config: Config) -> Config {
     config
 }
 
-/// Stops an API under the load of clients that write without a pause; returns what each has seen.
+/// Stops an API under the load of clients that write without a pause; returns the ledger of each.
 async fn stopped_under_load(config: &Config) -> Vec<(String, Ledger)> {
     let (mut api, client) = (Process::start(config), client());
     let ready = async || {
@@ -58,7 +58,7 @@ async fn stopped_under_load(config: &Config) -> Vec<(String, Ledger)> {
     .await;
     api.terminate();
     wait_for("an unready replica", async || (ready().await == 503).then_some(())).await;
-    // Within the grace: unready, and still serving whoever comes.
+    // Within the grace it is unready, and still serves new clients.
     let mut stream = TcpStream::connect(&api.address).await.expect("still listening");
     let asked = ask(&mut stream, "GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert!(matches!(asked, Answered::Whole { status: 503, closes: true }), "{asked:?}");
@@ -72,7 +72,7 @@ async fn stopped_under_load(config: &Config) -> Vec<(String, Ledger)> {
     ledgers
 }
 
-/// After all was applied: what was accepted, and nothing else.
+/// Asserts, after all was applied, that the accepted writes are there and nothing else.
 async fn assert_exact(config: &Config, ledgers: Vec<(String, Ledger)>) {
     let backend = open(config).await;
     for (name, ledger) in ledgers {
@@ -97,7 +97,7 @@ async fn a_signal_under_load_tears_no_answer_and_loses_nothing_embedded() {
     config.store.url.clone_from(&config.queue.url);
     let ledgers = stopped_under_load(&config).await;
     let backend = open(&config).await;
-    // Applies what the process left in its queue.
+    // This consumer applies the messages that the process left in its queue.
     let consumer = RunningConsumer::start(&config, &backend);
     for (name, ledger) in &ledgers {
         wait_for(name, async || {
@@ -128,7 +128,7 @@ async fn a_signal_under_load_tears_no_answer_and_loses_nothing_cluster() {
     .await;
 }
 
-/// Nobody applies anything: those who wait have their time left when the signal comes.
+/// No consumer applies anything: requests that wait have time left when the signal comes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_answers_open_waits_with_202_and_idle_connections_do_not_outlast_its_limit() {
     testkit::isolated("open_waits", |isolated| async move {
@@ -210,7 +210,7 @@ async fn a_stop_closes_the_port_and_then_awaits_the_confirms_of_what_it_took() {
     close(backend).await;
 }
 
-/// The first signal begins a grace that is longer than anybody waits.
+/// The first signal begins a grace that is longer than any request waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_stops_it_as_well_and_a_second_one_ends_a_stop_that_takes_long() {
     for is_long in [false, true] {
@@ -232,12 +232,12 @@ async fn an_interrupt_stops_it_as_well_and_a_second_one_ends_a_stop_that_takes_l
                 (answer.status() == 503).then_some(())
             })
             .await;
-            // A supervisor may say it again.
+            // A supervisor may repeat its signal.
             api.send(Signal::TERM);
             let (status, took) = api.ended_by_repeated(Signal::INT).await;
             assert_eq!(status.code(), Some(1));
             assert!(took < Duration::from_secs(5), "{took:?}");
-            // What was accepted is there.
+            // The accepted writes are there.
             let backend = open(&config).await;
             let consumer = RunningConsumer::start(&config, &backend);
             wait_for("the accepted write", async || {

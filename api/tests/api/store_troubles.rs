@@ -1,6 +1,6 @@
-//! The store is there and cannot be used: read-only, out of connections, without room. Writes are
-//! accepted all the same, nobody waits for it once that is known, what was read before is read
-//! still, and all heals by itself.
+//! A store that is there and cannot be used: read-only, out of connections, without space. Writes
+//! are still accepted, no request waits for the store once that is known, earlier reads are
+//! answered from memory, and the service recovers by itself.
 use std::time::{Duration, Instant};
 
 use reqwest::Response;
@@ -9,10 +9,10 @@ use testkit::trouble::{Trouble, give_to};
 
 use crate::support::{Installation, cluster_config, cluster_with, json, start};
 
-/// Far less than the 20 s that the waiting writes of these tests grant.
+/// Time for a prompt answer, far less than the 20 s for which the waiting writes of these tests ask.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// Writes that are accepted meanwhile, besides those that wait.
+/// Number of writes accepted meanwhile, besides those that wait.
 const DURING: i64 = 20;
 
 fn adjust(config: &mut Config) {
@@ -21,7 +21,7 @@ fn adjust(config: &mut Config) {
     config.cache.ttl_ms = 200;
 }
 
-/// The status of the cached answer, and the value.
+/// Reads the cached answer; returns its status and the value.
 async fn read(installation: &Installation) -> (String, i64) {
     let response: Response = installation.get("/v1/counters/known").await;
     assert_eq!(response.status(), 200, "what was read before is read still");
@@ -29,10 +29,10 @@ async fn read(installation: &Installation) -> (String, i64) {
     (how, json(response).await["value"].as_i64().expect("a value"))
 }
 
-/// Writes that wait are answered with 202 at once, at some time, and then always. Returns their number.
-async fn nobody_is_kept_waiting(installation: &Installation) -> i64 {
+/// Waits until writes that wait are answered with 202 at once, always. Returns their number.
+async fn wait_for_prompt_answers(installation: &Installation) -> i64 {
     let mut written = 0;
-    // As a consumer says it with its heartbeats, until then somebody may wait.
+    // The heartbeats of a consumer report the state of the store; until then some requests may wait.
     let (begun, mut in_a_row) = (Instant::now(), 0);
     while in_a_row < 20 {
         assert!(begun.elapsed() < Duration::from_mins(1), "it is never known");
@@ -46,14 +46,14 @@ async fn nobody_is_kept_waiting(installation: &Installation) -> i64 {
 }
 
 async fn survives(installation: &Installation, administered: &str, trouble: Trouble, reads_fail: bool) {
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     installation.increment(0, "known", 5).await;
     installation.wait_for_value(0, "known", 5).await;
     trouble.begin(administered).await;
     for _ in 0..DURING {
         installation.increment(0, "known", 1).await;
     }
-    let written = DURING + nobody_is_kept_waiting(installation).await;
+    let written = DURING + wait_for_prompt_answers(installation).await;
     if reads_fail {
         installation
             .wait_for("a stale answer", async || {
@@ -73,7 +73,7 @@ async fn survives(installation: &Installation, administered: &str, trouble: Trou
     trouble.end(administered).await;
     let counter = installation.wait_for_value(1, "known", 5 + written).await;
     assert_eq!(counter["version"], 1 + written);
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     let health = json(installation.get("/health").await).await;
     assert_eq!(health["status"], "ok", "{health}");
 }

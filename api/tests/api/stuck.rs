@@ -1,6 +1,4 @@
-//! Programs with a thread that does not come back: the operations port says so, and a signal ends them.
-//!
-//! The threads are blocked from outside: they write to a standard error that nobody reads.
+//! Programs with a thread that does not come back: the operations port reports it, and a signal ends them.
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -17,7 +15,7 @@ const STUCK_MS_MAX: &str = "500";
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// "A little": background tasks, and a machine that is busy.
+/// Time for background tasks on a busy machine.
 const MARGIN: Duration = Duration::from_secs(8);
 
 fn program(directory: &Path, settings: &[(&str, &str)]) -> Command {
@@ -29,7 +27,7 @@ fn program(directory: &Path, settings: &[(&str, &str)]) -> Command {
     command
 }
 
-/// A program whose standard error is a pipe. Killed when dropped.
+/// A program whose standard error is a pipe, killed when dropped.
 struct Piped {
     child: Child,
     address: String,
@@ -55,7 +53,7 @@ impl Piped {
         Self { child, address: address.expect("an address"), ops: ops.expect("an address"), client }
     }
 
-    /// Asks until the log is full, which is when the liveness fails; what it says then.
+    /// Calls `ask` until the log is full, which is when the liveness fails; returns that answer.
     async fn fill_log(&self, ask: impl AsyncFn(&Client, &str)) -> String {
         wait_for("a loop that stands still", async || {
             for _ in 0..20 {
@@ -76,7 +74,7 @@ impl Piped {
         Pid::from_child(&self.child)
     }
 
-    /// Reads what it has logged, and goes on.
+    /// Reads what it has logged, and goes on in the background.
     fn drain_log(&mut self) {
         let mut log = self.child.stderr.take().expect("not taken before");
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
@@ -85,27 +83,27 @@ impl Piped {
 
 impl Drop for Piped {
     fn drop(&mut self) {
-        // Fails when it has ended already.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Code and duration.
+/// Waits for the end; returns exit code and duration.
 async fn ended(child: &mut Child) -> (Option<i32>, Duration) {
     let (begun, child) = (Instant::now(), std::sync::Mutex::new(child));
     let look = async || child.lock().expect("no panic").try_wait().expect("it is our child");
     (wait_for("the end of the process", look).await.code(), begun.elapsed())
 }
 
-/// Each read of a store that is away is a line.
+/// Reads from a store that is away; each read logs a line.
 async fn read_in_vain(client: &Client, address: &str) {
-    // Without an answer once the worker is stuck.
+    // There is no answer once the worker is stuck.
     let _ =
         client.get(format!("{address}/v1/counters/stuck")).timeout(Duration::from_millis(500)).send().await;
 }
 
-/// Each applied message with a trace is a line.
+/// Writes with a trace; each applied message logs a line.
 async fn write(client: &Client, address: &str) {
     let request = client.post(format!("{address}/v1/counters/stuck/increments"));
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -160,7 +158,7 @@ async fn an_ingest_that_stands_still_fails_liveness_until_it_moves_again() {
     assert_eq!(ended(&mut api.child).await.0, Some(0));
 }
 
-/// A program that starts, from when it catches signals by itself.
+/// Starts a program; returns once it catches signals by itself.
 async fn starting(mut command: Command) -> Child {
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
     let path = format!("/proc/{}/status", child.id());

@@ -15,7 +15,7 @@ use shared::runtime::shutdown::{self, Trigger};
 use shared::store::Store;
 use tokio::task::JoinHandle;
 
-/// How long a condition may take to come true. Failing takes this long, passing does not.
+/// Time limit for a condition to come true. Failing takes this long, passing does not.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// API replicas and consumers that belong together.
@@ -45,7 +45,7 @@ impl RunningConsumer {
     }
 }
 
-/// One process with everything in a directory of its own.
+/// Runs a test with one process and everything in a directory of its own.
 pub async fn embedded<F, Fut>(test: F)
 where
     F: FnOnce(Installation) -> Fut,
@@ -54,7 +54,7 @@ where
     embedded_with(|_| {}, test).await;
 }
 
-/// The same with other settings.
+/// Runs it with other settings.
 pub async fn embedded_with<F, Fut>(adjust: impl FnOnce(&mut Config), test: F)
 where
     F: FnOnce(Installation) -> Fut,
@@ -63,10 +63,10 @@ where
     start_embedded(adjust, &|store| store, test).await;
 }
 
-/// What the programs of an installation get instead of their store.
+/// Wrapper of the store that the programs of an installation get.
 pub type Over<'a> = &'a (dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Sync);
 
-/// The same with another store.
+/// Runs it with another store.
 pub async fn embedded_over<F, Fut>(over: Over<'_>, test: F)
 where
     F: FnOnce(Installation) -> Fut,
@@ -94,7 +94,8 @@ where
     test(installation).await.stop().await;
 }
 
-/// Two API replicas and two consumers, each with connections of its own, on RabbitMQ and Postgres.
+/// Runs a test with two API replicas and two consumers, each with connections of its own, on
+/// RabbitMQ and Postgres.
 pub async fn cluster<F, Fut>(word: &str, test: F)
 where
     F: FnOnce(Installation) -> Fut,
@@ -103,7 +104,7 @@ where
     cluster_with(word, |_| {}, test).await;
 }
 
-/// The same with other stores.
+/// Runs it with other stores.
 pub async fn cluster_over<F, Fut>(word: &str, over: Over<'_>, test: F)
 where
     F: FnOnce(Installation) -> Fut,
@@ -112,7 +113,7 @@ where
     start_cluster(word, |_| {}, over, test).await;
 }
 
-/// The same with other settings.
+/// Runs it with other settings.
 pub async fn cluster_with<F, Fut>(word: &str, adjust: impl FnOnce(&mut Config), test: F)
 where
     F: FnOnce(Installation) -> Fut,
@@ -142,7 +143,7 @@ pub fn cluster_config(isolated: testkit::Isolated) -> Config {
     config
 }
 
-/// Two API replicas and two consumers that take writes.
+/// Starts two API replicas and two consumers; returns when they take writes.
 pub async fn start(config: Config, over: Over<'_>) -> Installation {
     let (mut apis, mut consumers, mut backends) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..2 {
@@ -188,7 +189,7 @@ pub fn base_config() -> Config {
     config.server.workers = 2;
     config.server.accept_timeout_ms = 10_000;
     config.server.shutdown_timeout_ms = 2_000;
-    // What the short paths answer in the end must not depend on how busy the machine is.
+    // The answers of the short paths in the end must not depend on how busy the machine is.
     config.server.short_wait_ms = 30_000;
     config.ops.port = Some(0);
     config.queue.bytes_max = 64 << 20;
@@ -214,7 +215,7 @@ pub fn client() -> Client {
 }
 
 impl Installation {
-    /// A request to the replica with this number, wrapping around.
+    /// Builds a request to the replica with this number, wrapping around.
     pub fn at(&self, replica: usize, method: Method, path: &str) -> RequestBuilder {
         let address = self.apis[replica % self.apis.len()].address;
         self.client.request(method, format!("http://{address}{path}"))
@@ -245,15 +246,15 @@ impl Installation {
         publisher.publish(message, Instant::now() + PATIENCE).await.expect("durable");
     }
 
-    /// Adds 1 to a counter and waits for what becomes of it.
+    /// Adds 1 to a counter and waits for the outcome.
     pub async fn increment_and_wait(&self, replica: usize, name: &str) -> Response {
         let request = self.at(replica, Method::POST, &format!("/v1/counters/{name}/increments"));
         request.header("prefer", "wait=20").send().await.expect("an answer")
     }
 
-    /// Waits until every replica hears the events of every consumer: a write that came before may
-    /// lose its value on the way, and is answered with the present one. Consumers take messages in turns.
-    pub async fn wait_until_heard(&self) {
+    /// Waits until every replica receives the events of every consumer: before that, an event with
+    /// a value may be lost, and the answer has the present value. Consumers take messages in turns.
+    pub async fn wait_until_events_arrive(&self) {
         for replica in 0..self.apis.len() {
             let in_turn = 4 * self.consumers.len();
             self.wait_for("the events of all consumers", async || {
@@ -279,7 +280,7 @@ impl Installation {
         .await
     }
 
-    /// Asks until there is something, or fails with what was waited for.
+    /// Calls `ask` until it gives a value; panics with `what` when the time is over.
     pub async fn wait_for<T>(&self, what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
         wait_for(what, ask).await
     }
@@ -294,7 +295,7 @@ impl Installation {
         }
     }
 
-    /// Another consumer, in a cluster on connections of its own.
+    /// Starts another consumer, in a cluster on connections of its own.
     pub async fn add_consumer(&mut self) {
         if let [embedded] = &self.backends[..] {
             self.consumers.push(RunningConsumer::start(&self.config, embedded));
@@ -305,7 +306,7 @@ impl Installation {
         self.backends.push(backend);
     }
 
-    /// Another API on the first backend.
+    /// Starts another API on the first backend.
     pub fn restart_api(&mut self) {
         self.apis.push(Server::start(&self.config, &self.backends[0]).expect("the API starts"));
     }

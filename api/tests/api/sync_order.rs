@@ -1,4 +1,4 @@
-//! 202 means durable: what the kernel saw of one write, in its order. The log of the queue is synced
+//! 202 means durable: the system calls of one write, in their order. The log of the queue is synced
 //! after the request was read and before a byte of the answer is sent.
 use std::io::Write as _;
 use std::path::Path;
@@ -12,12 +12,12 @@ use crate::support::wait_for;
 const REQUEST: &str = "POST /v1/counters/traced/increments";
 const ANSWER: &str = "HTTP/1.1 202";
 
-/// A call of the trace: its text, and the lines in which it began and had returned.
+/// A call of the trace: its text, and the lines at which it began and returned.
 #[derive(Debug)]
 struct Call {
     text: String,
     began: usize,
-    /// `None` when the trace ends within it.
+    /// Line of its return; `None` when the trace ends within it.
     returned: Option<usize>,
 }
 
@@ -27,8 +27,8 @@ impl Call {
     }
 }
 
-/// Puts calls together that other threads interrupted in the trace: `1 read(3 <unfinished ...>`, later
-/// `1 <... read resumed>"x", 1) = 1`.
+/// Joins calls that other threads interrupted in the trace: `1 read(3 <unfinished ...>`, later `1
+/// <... read resumed>"x", 1) = 1`.
 fn calls(trace: &str) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let mut open = std::collections::HashMap::new();
@@ -51,7 +51,8 @@ fn calls(trace: &str) -> Vec<Call> {
     calls
 }
 
-/// The request was read, then the log of the queue was written, then synced, then the answer was begun.
+/// Checks the order: the request was read, then the log of the queue was written, then synced, then
+/// the answer was begun.
 fn check_order(calls: &[Call]) -> Result<(), String> {
     let find = |what: &str, names: &[&str], part: &str| {
         let found = calls.iter().find(|call| call.is(names) && call.text.contains(part));
@@ -65,7 +66,7 @@ fn check_order(calls: &[Call]) -> Result<(), String> {
         calls.iter().filter(|call| call.is(names) && call.text.contains("queue.db-wal>")).collect()
     };
     let (writes, syncs) = (of_log(&["pwrite64", "write", "pwritev"]), of_log(&["fdatasync", "fsync"]));
-    // The first: what is written later may be of another transaction, that of the acknowledgement.
+    // The first write counts: a later one may belong to another transaction, that of the acknowledgement.
     let write = writes.into_iter().find(is_within).ok_or("nothing was written in between")?;
     let is_after = |sync: &&Call| write.returned.is_some_and(|written| written < sync.began);
     let is_done = |sync: &&Call| sync.text.trim_end().ends_with("= 0");
@@ -73,16 +74,16 @@ fn check_order(calls: &[Call]) -> Result<(), String> {
     synced.next().map(|_| ()).ok_or_else(|| "no sync of the log between its write and the answer".into())
 }
 
-/// Starts the program under strace, which writes what it sees into a file.
+/// Starts the program under strace, which writes the trace into a file.
 fn traced(directory: &Path, trace: &Path) -> Serving {
     let calls = "trace=read,recvfrom,recvmsg,write,writev,sendto,sendmsg,pwrite64,pwritev,fdatasync,fsync";
     let path = trace.display().to_string();
-    // As a grandchild (-D), so that the program is the child here, and all is over when that is.
+    // Strace runs as a grandchild (-D), so that the program is the child here, and all is over when that is.
     let arguments = ["-D", "-f", "-y", "-s", "256", "-e", "signal=none", "-e", calls, "-o", &path, API];
     Serving::of(command_of("strace", directory, &arguments), directory)
 }
 
-/// Whether strace is here and may trace; says so loudly if not.
+/// Checks that strace is here and may trace; says so loudly if not.
 fn may_trace() -> bool {
     let mut command = Command::new("strace");
     command.args(["-D", "-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -139,7 +140,7 @@ fn the_right_order_is_known_from_all_others() {
     for sync in [other_file, failed] {
         order_of(&[READ, WRITTEN, &sync, SENT]).expect_err("no sync of the log");
     }
-    // Begun before the answer, and not finished.
+    // The sync began before the answer, and did not finish.
     let (begun, finished) = (SYNCED.replace(") = 0", " <unfinished ...>"), "2 <... fdatasync resumed>) = 0");
     assert_eq!(order_of(&[READ, WRITTEN, &begun, finished, SENT]), Ok(()));
     order_of(&[READ, WRITTEN, &begun, SENT, finished]).expect_err("answered while it was synced");

@@ -1,4 +1,4 @@
-//! From the trace of a request to what became of it, by the log of the consumer.
+//! The path from the trace of a request to the outcome of its write, by the log of the consumer.
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
 
@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::support::{Installation, json, on_both_pairs, problem, wait_for};
 
-/// The JSON log of this process, whoever else writes into it.
+/// The JSON log of this process, with the lines of all its threads.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -29,7 +29,7 @@ impl Log {
         String::from_utf8(self.0.lock().expect("not poisoned").clone()).expect("UTF-8")
     }
 
-    /// The line with this message that holds the trace.
+    /// Waits for the line with this message that holds the trace.
     async fn line(&self, message: &str, trace: &str) -> Value {
         let read = |line: &str| serde_json::from_str::<Value>(line).expect("a line of JSON");
         wait_for(&format!("{message:?} with the trace"), async || {
@@ -51,12 +51,12 @@ impl Write for Log {
     }
 }
 
-/// A trace id of its own for each call.
+/// Makes a trace id of its own for each call.
 fn trace() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// Sends an array of increments of which the trace is told in this header.
+/// Sends an array of increments with the trace in this header.
 async fn send(installation: &Installation, counter: &str, body: &str, traceparent: &str) -> Value {
     let request = installation.at(0, Method::POST, &format!("/v1/counters/{counter}/increments"));
     let request = request.header("content-type", "application/json").header("traceparent", traceparent);
@@ -92,13 +92,13 @@ on_both_pairs! {
             send(&installation, "quiet", "[{}]", &header).await;
         }
         installation.wait_for_value(0, "quiet", 3).await;
-        // Logged after these, which were applied before it.
+        // It is logged after these, which were applied before it.
         let last = trace();
         send(&installation, "quiet", "[{}]", &format!("01-{last}-00f067aa0ba902b7-01-more")).await;
         log.line("message applied", &last).await;
         let text = log.text();
         assert!(!text.contains(&not_sampled) && !text.contains(&wrong));
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         installation.increment(0, "plain", i64::MAX).await;
         installation.wait_for_value(0, "plain", i64::MAX).await;
         let receipt = problem(installation.increment_and_wait(0, "plain").await, 422).await;

@@ -1,4 +1,4 @@
-//! Answers that nobody reads, or slowly: what they hold has a limit, and so has their time.
+//! Answers that are never read, or slowly: their memory has a limit, and so has their time.
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,16 +14,16 @@ use crate::support::{
     RunningConsumer, base_config, client, close, cluster_config, embedded_with, json, open, problem, wait_for,
 };
 
-/// Of one document that is read again and again.
+/// Size of one document that is read again and again.
 const DOCUMENT_BYTES: usize = 250_000;
 
 const READERS: usize = 400;
 
-/// Enough for some of them.
+/// Budget that holds some of the answers.
 const ANSWERS_BYTES_MAX: usize = 8 << 20;
 
-/// By how much the program may grow: the budget, and 64 KiB for each connection. Without a budget it
-/// grew by more than 100 MiB.
+/// Growth that is allowed for the program: the budget, and 64 KiB for each connection. Without a
+/// budget it grew by more than 100 MiB.
 const GROWTH_KIB_MAX: u64 = (ANSWERS_BYTES_MAX as u64 >> 10) + READERS as u64 * 64;
 
 mod answers_that_nobody_reads_have_a_budget_and_an_end {
@@ -100,7 +100,7 @@ mod answers_that_nobody_reads_have_a_budget_and_an_end {
         let line = metrics.lines().find_map(|line| line.strip_prefix("forebay_http_answers_bytes "));
         let unread: usize = line.expect("a metric").parse().expect("a number");
         assert!((1..=ANSWERS_BYTES_MAX).contains(&unread), "{unread}");
-        // Nobody reads for as long as is allowed, and there is room again.
+        // After the allowed time without a read there is budget again.
         wait_for("an answer", async || {
             let answer = read().await;
             (answer.status() == 200).then_some(answer)
@@ -114,7 +114,7 @@ mod answers_that_nobody_reads_have_a_budget_and_an_end {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_slowly_gets_all_of_each_answer_and_the_room_is_given_back() {
-    // Room for one, and a time in which a part of it can be read, but not all.
+    // The budget has space for one answer, and the time is enough to read a part of it, not all.
     let adjust = |config: &mut Config| {
         config.server.answers_bytes_max = DOCUMENT_BYTES * 3 / 2;
         config.server.answer_timeout_ms = 1_500;
@@ -155,7 +155,7 @@ async fn a_client_that_reads_slowly_gets_all_of_each_answer_and_the_room_is_give
     .await;
 }
 
-/// What one client sends without reading, in bytes, and by how much the program may grow for it.
+/// Bytes that one client sends without reading, and the growth of the program that is allowed for it.
 const SENT_BYTES: usize = 32 << 20;
 const ANSWERED_KIB_MAX: u64 = 8 << 10;
 
@@ -172,7 +172,7 @@ async fn a_client_that_asks_on_and_on_and_reads_nothing_is_not_read_from_any_mor
     assert_eq!(written.status(), 200);
     let before_kib = api.resident_kib();
     let mut stream = TcpStream::connect(&api.address).await.expect("a connection");
-    // An answer without a body is not held back by the server.
+    // The server does not hold an answer without a body back.
     let requests =
         "GET /v1/counters/known HTTP/1.1\r\nhost: localhost\r\nif-none-match: *\r\n\r\n".repeat(100);
     let mut sent = 0;

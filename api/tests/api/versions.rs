@@ -1,4 +1,4 @@
-//! Versions side by side: what a newer version writes, sends and issues, met by this one.
+//! Versions side by side: messages, events and ids of a newer version, met by this one.
 use serde_json::{Value, json};
 use shared::model::id::{IdIssuer, ItemKey, Kind};
 use shared::model::message::{Builder, decode};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::support::{Installation, cluster, json as body_of, on_both_pairs};
 
-/// The key of an item of a kind that only a newer version knows.
+/// Makes the key of an item of a kind that only a newer version knows.
 fn later_kind(known: ItemKey) -> ItemKey {
     let bits = known.as_uuid().as_u128() & !(0b111 << 28) | 6 << 28;
     ItemKey::from_uuid(Uuid::from_u128(bits)).expect("the layout of a key")
@@ -21,9 +21,9 @@ async fn holes(installation: &Installation) -> u64 {
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("the metric")
 }
 
-/// Events as a newer consumer would send them, with a kind in every list, and a body of their own.
+/// The events are as a newer consumer would send them: a new kind in every list, and a body of their own.
 async fn newer_events_empty_no_cache(installation: Installation) -> Installation {
-    installation.wait_until_heard().await;
+    installation.wait_until_events_arrive().await;
     installation.increment(0, "known", 1).await;
     installation.wait_for_value(0, "known", 1).await;
     let exchange = format!("{}.events.v1", installation.config.queue.prefix);
@@ -73,7 +73,7 @@ async fn receipt(installation: &Installation, item: ItemKey) -> Value {
     receipt
 }
 
-/// As a newer consumer would set it aside.
+/// Dead-letters an item as a newer consumer would.
 async fn set_aside(installation: &Installation, item: ItemKey) {
     let id = item.as_uuid();
     if let Some(directory) = installation.config.store.url.strip_prefix("embedded:") {

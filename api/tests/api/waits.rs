@@ -1,4 +1,4 @@
-//! Requests that wait for what becomes of their writes.
+//! Requests that wait for the outcome of their writes.
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::{Installation, cluster_over, embedded_over, json, on_both_pairs, problem};
 
-/// What `wait=20` must not be mistaken for: an answer that came because the time was up.
+/// Upper limit for an answer to `wait=20` that did not come because the time was up.
 const SOONER: Duration = Duration::from_secs(15);
 
 async fn post(installation: &Installation, path: &str, prefer: &str, body: Value) -> Response {
@@ -31,7 +31,7 @@ fn is_vary_prefer(response: &Response) -> bool {
 
 on_both_pairs! {
     async fn a_write_that_waits_is_answered_with_the_value_that_it_made(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for version in 1..=3 {
             let response = post(&installation, "/v1/counters/w/increments", "wait=20", json!({"by": 5})).await;
             assert_eq!(response.status(), 200);
@@ -46,7 +46,7 @@ on_both_pairs! {
     }
 
     async fn a_hundred_that_wait_at_once_get_each_value_once(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let waiting: Vec<_> = (0..100)
             .map(|replica| {
                 let request = installation.at(replica, Method::POST, "/v1/counters/hundred/increments");
@@ -66,7 +66,7 @@ on_both_pairs! {
     }
 
     async fn a_write_that_is_set_aside_answers_with_its_receipt(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         let path = "/v1/counters/full/increments";
         let first = post(&installation, path, "wait=20", json!({"by": i64::MAX})).await;
         assert_eq!(first.status(), 200);
@@ -110,7 +110,7 @@ on_both_pairs! {
     }
 
     async fn the_short_path_waits_by_itself(installation) {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         for count in 1..=3 {
             let response = installation.at(0, Method::POST, "/counter").send().await.expect("an answer");
             assert_eq!(response.status(), 200);
@@ -123,13 +123,13 @@ on_both_pairs! {
     }
 }
 
-/// Until so many requests wait at a replica.
+/// Waits until this many requests wait at a replica.
 async fn waits(installation: &Installation, replica: usize, count: usize) {
     let api = &installation.apis[replica % installation.apis.len()];
     installation.wait_for("requests that wait", async || (api.waiting() >= count).then_some(())).await;
 }
 
-/// How the store behaves.
+/// The behaviour of the store.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mood {
     Fine,
@@ -142,7 +142,7 @@ enum Mood {
 
 struct Moods {
     mood: watch::Sender<Mood>,
-    /// Reads of fates that were answered.
+    /// Number of reads of item statuses that were answered.
     looked: AtomicUsize,
 }
 
@@ -185,7 +185,7 @@ impl Layer for Moody {
     }
 }
 
-/// Runs a test on both pairs over stores that are moody.
+/// Runs a test on both pairs over stores with moods.
 async fn moody<Fut: Future<Output = Installation>>(
     word: &str,
     test: impl Fn(Installation, Arc<Moods>) -> Fut,
@@ -199,7 +199,7 @@ async fn moody<Fut: Future<Output = Installation>>(
     cluster_over(word, &over, |installation| test(installation, moods.clone())).await;
 }
 
-/// Waits in the background, at the first replica.
+/// Starts a request that waits in the background, at the first replica.
 fn waiting(installation: &Installation, path: &str) -> JoinHandle<Response> {
     let request = installation.at(0, Method::POST, path).header("prefer", "wait=20");
     tokio::spawn(async move { request.send().await.expect("an answer") })
@@ -208,11 +208,11 @@ fn waiting(installation: &Installation, path: &str) -> JoinHandle<Response> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_store_that_is_away() {
     moody("away", |installation, moods| async move {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         moods.set(Mood::Away);
         let started = Instant::now();
         let open = waiting(&installation, "/v1/counters/away/increments");
-        // A consumer notices when it has something to apply.
+        // A consumer notices a fault of the store when it has something to apply.
         installation
             .wait_for("a release", async || {
                 installation.increment(0, "away", 1).await;
@@ -245,7 +245,7 @@ async fn nobody_waits_for_a_store_that_is_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_was_lost_after_the_commit_is_told_as_the_one_of_now() {
     moody("lost", |installation, moods| async move {
-        installation.wait_until_heard().await;
+        installation.wait_until_events_arrive().await;
         moods.set(Mood::Lost);
         let started = Instant::now();
         let response = installation.increment_and_wait(0, "lost").await;
@@ -286,8 +286,8 @@ async fn a_stop_releases_who_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_waits_until_it_is_settled() {
     moody("receipt", |installation, moods| async move {
-        // Else a hole could make a replica look once more.
-        installation.wait_until_heard().await;
+        // Otherwise a gap in the events could make a replica read once more.
+        installation.wait_until_events_arrive().await;
         moods.set(Mood::Held);
         let id = installation.increment(0, "settled", 1).await;
         let path = format!("/v1/receipts/{id}");
@@ -300,7 +300,7 @@ async fn a_receipt_waits_until_it_is_settled() {
         assert_eq!(json(early).await["status"], "accepted");
         let looked = moods.looked.load(Ordering::Relaxed);
         let open = [get(0, "wait=20"), get(1, "wait=20")];
-        // Each registers, looks, and only then waits.
+        // Each registers, reads, and only then waits.
         let all_looked = || moods.looked.load(Ordering::Relaxed) >= looked + open.len();
         installation.wait_for("two that wait", async || all_looked().then_some(())).await;
         moods.set(Mood::Fine);

@@ -1,4 +1,4 @@
-//! The consumer as a process while its broker has a memory alarm and blocks those who publish.
+//! The consumer as a process while its broker has a memory alarm and blocks publishers.
 use crate::private::on_a_private_broker;
 use crate::stops::Process;
 use crate::wait_for;
@@ -12,7 +12,7 @@ async fn a_signal_while_the_broker_blocks_the_events_is_obeyed_in_time() {
         rig.publish(message).await;
         rig.wait_for_value("before", 1).await;
         broker.memory_alarm(true).await;
-        // Its next heartbeat meets the alarm.
+        // The alarm blocks its next heartbeat.
         wait_for("blocked events", async || broker.blocks("forebay events publisher").await).await;
         process.ends_in_time().await;
         broker.memory_alarm(false).await;

@@ -1,5 +1,5 @@
-//! Confirms that do not come although nothing was cut, and what the broker has handed out while a
-//! first transaction is held: seen from the broker's side.
+//! Confirms that do not come although no connection was cut, and the deliveries of the broker while
+//! a first transaction is held: seen from the broker's side.
 use std::time::Instant;
 
 use shared::queue::Link;
@@ -8,7 +8,7 @@ use testkit::proxy::Proxy;
 
 use crate::{PATIENCE, Rig, base_config, cluster, wait_for};
 
-/// How often the broker is asked for what must not change.
+/// Number of checks of a figure at the broker that must not change.
 const LOOKS: usize = 10;
 
 impl Rig {
@@ -59,7 +59,7 @@ async fn a_confirm_that_stays_away_leads_to_the_same_message_once_more_and_it_is
     .await;
 }
 
-/// While a transaction is held, the broker has handed out one message, however many it had handed out before.
+/// The broker delivers one message while a transaction is held, however many it had delivered before.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_an_unclean_end_the_broker_hands_out_one_message_until_one_is_applied() {
     const MESSAGES: u32 = 40;
@@ -70,7 +70,7 @@ async fn after_an_unclean_end_the_broker_hands_out_one_message_until_one_is_appl
         }
         let (broker, queue) = (rig.config.queue.url.clone(), rig.writes());
         let waiting = async || inspect::waiting(&broker, &queue).await.expect("the broker answers");
-        // Somebody takes them all and dies.
+        // Another consumer takes them all and dies.
         let mut subscription = rig.backend.queue.subscribe(100).await.expect("subscribed");
         let taken = tokio::time::timeout(PATIENCE, subscription.next()).await.expect("in time").expect("one");
         wait_for("all to be handed out", async || waiting().await == 0).await;

@@ -1,4 +1,4 @@
-//! `forebay-consumer dead-letters`, as a person runs it, on both backend pairs.
+//! `forebay-consumer dead-letters`, as an operator runs it, on both backend pairs.
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -8,7 +8,7 @@ use shared::model::id::{IdIssuer, ItemKey};
 use shared::model::message::{Builder, Undecodable, decode, encode_increment};
 use shared::program::backend::{self, Backend};
 
-/// 2025-11-20, around noon.
+/// Time of 2025-11-20, around noon.
 const NOON_MS: i64 = 1_763_640_000_000;
 
 const CONSUMER: &str = env!("CARGO_BIN_EXE_forebay-consumer");
@@ -35,8 +35,8 @@ async fn apply(backend: &Backend, batcher: u32, increments: &[i64]) -> Vec<ItemK
     keys
 }
 
-/// Buries a body that is no JSON and one of a message that an older build could not read; returns their
-/// ids.
+/// Dead-letters a body that is no JSON and one of a message that an older build could not read;
+/// returns their ids.
 async fn bury(backend: &Backend) -> [String; 2] {
     let mut builder = Builder::new(IdIssuer::new(3, 1).next(NOON_MS), NOON_MS);
     let mut encoded = Vec::new();
@@ -58,7 +58,8 @@ async fn close(backend: Backend) {
     backend.store.close().await;
 }
 
-/// The commands in the order in which a person needs them. The store is open meanwhile where it may.
+/// Runs the commands in the order in which an operator needs them. The store is open meanwhile
+/// where it may be.
 async fn walk(config: &Config, env: &[(&str, &str)]) {
     let directory = tempfile::tempdir().expect("a directory");
     let run = |arguments: &[&str]| run(directory.path(), env, arguments);
@@ -81,10 +82,10 @@ async fn walk(config: &Config, env: &[(&str, &str)]) {
     let backend = backend::open(config).await.expect("the backend opens");
     apply(&backend, 2, &[-10]).await;
     close(backend).await;
-    let (succeeded, told, _) = run(&["discard", &other]);
-    assert!(succeeded && told.contains("discarded"), "{told}");
-    let (_, told, _) = run(&["redrive", "--dry-run"]);
-    assert!(told.contains("1 would be applied, 0 would be failed again"), "{told}");
+    let (succeeded, reported, _) = run(&["discard", &other]);
+    assert!(succeeded && reported.contains("discarded"), "{reported}");
+    let (_, reported, _) = run(&["redrive", "--dry-run"]);
+    assert!(reported.contains("1 would be applied, 0 would be failed again"), "{reported}");
     let (succeeded, json, error) = run(&["redrive", "--id", &one, "--json"]);
     let done: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert!(succeeded && done["redriven"] == 1 && done["items"][0]["status"] == "applied", "{json}{error}");
@@ -119,8 +120,8 @@ async fn walk(config: &Config, env: &[(&str, &str)]) {
     let (_, json, error) = run(&["redrive", "--kind", "message", "--json"]);
     let done: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert!(done["redriven"] == 1 && done["failed_again"] == 1 && done["next"].is_null(), "{json}{error}");
-    let (succeeded, told, _) = run(&["discard", &garbage]);
-    assert!(succeeded && told.contains("discarded"), "{told}");
+    let (succeeded, reported, _) = run(&["discard", &garbage]);
+    assert!(succeeded && reported.contains("discarded"), "{reported}");
     let backend = backend::open(config).await.expect("the backend opens");
     let counter = backend.store.counter("buried").await.expect("is read").expect("is there");
     assert_eq!(counter.value, 1);
@@ -136,7 +137,7 @@ async fn a_cluster_is_looked_after_past_its_queue() {
         config.store.url.clone_from(&isolated.database_url);
         config.ids.secrets = vec!["test".into()];
         let env = [
-            // Nothing listens there: the queue is not needed.
+            // No server listens there: the queue is not needed.
             ("AMQP_URL", "amqp://guest:guest@127.0.0.1:9/%2f"),
             ("DATABASE_URL", &*isolated.database_url),
             ("FOREBAY__IDS__SECRETS", "test"),

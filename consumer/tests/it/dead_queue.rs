@@ -1,4 +1,4 @@
-//! The dead queue is read beside the ingest: what can be applied is, the rest becomes dead letters.
+//! The dead queue is read beside the ingest: messages that can be applied are, the rest becomes dead letters.
 use bytes::Bytes;
 use consumer::dead_letters::dead_queue::DeadQueue;
 use consumer::ingest::announce::Announcer;
@@ -51,14 +51,14 @@ impl Rig {
         self.letter(id_of(body)).await.expect("just seen")
     }
 
-    /// All of them.
+    /// Reads all dead letters.
     async fn letters(&self) -> Vec<DeadLetter> {
         let filter = DeadLetterFilter::default();
         let page = DeadLetterPage { filter, discarded: false, after: None, limit: 1_000 };
         self.backend.store.dead_letters(page).await.expect("the store answers")
     }
 
-    /// Rejects everything that waits, as a consumer does that can read nothing of it.
+    /// Rejects all waiting messages, as a consumer does that can read none of them.
     async fn reject_all(&self, count: usize) {
         let mut subscription = self.backend.queue.subscribe(1).await.expect("subscribed");
         for _ in 0..count {
@@ -67,7 +67,7 @@ impl Rig {
         }
     }
 
-    /// Neither queue holds anything that is not in somebody's hands.
+    /// Waits until neither queue holds a message, delivered ones included.
     async fn wait_until_empty(&self) {
         let queue = &self.backend.queue;
         let mut writes = queue.subscribe(0).await.expect("subscribed");
@@ -83,7 +83,7 @@ impl Rig {
 }
 
 impl Rig {
-    /// Without an ingest beside it.
+    /// Makes a reader without an ingest beside it.
     fn reader(&self) -> DeadQueue {
         let Backend { queue, store, events, ids, .. } = &self.backend;
         DeadQueue {
@@ -98,7 +98,7 @@ impl Rig {
     }
 }
 
-/// Somebody else gets it, whose store may take it.
+/// Another consumer gets it, whose store may take it.
 async fn a_dead_message_that_was_held_for_long_is_given_back_and_not_lost(mut rig: Rig) -> Rig {
     rig.publish_body("held").await;
     rig.reject_all(1).await;
@@ -139,7 +139,7 @@ async fn what_cannot_be_read_becomes_dead_letters_and_leaves_the_queues_empty(mu
     for (body, ..) in bodies {
         let good = rig.message("rest", 1);
         rig.publish(good).await;
-        // Twice: it is one row all the same.
+        // The second time adds no row.
         for _ in 0..2 {
             rig.publish_body(body.to_vec()).await;
         }
@@ -153,7 +153,7 @@ async fn what_cannot_be_read_becomes_dead_letters_and_leaves_the_queues_empty(mu
         rig.wait_until_empty().await;
     })
     .await;
-    // Nothing was in anybody's hands either.
+    // No message was with a consumer either.
     rig.wait_until_empty().await;
     assert_eq!(rig.letters().await.len(), 5);
     rig
@@ -180,7 +180,7 @@ async fn what_an_older_consumer_rejected_is_applied_by_a_newer_one(mut rig: Rig)
         rig.publish(message.clone()).await;
     }
     rig.reject_all(3).await;
-    // One of them comes the usual way, too.
+    // One of them comes by the queue, too.
     rig.publish(messages[0].clone()).await;
     rig.consuming(async {
         for message in &messages {
@@ -212,7 +212,8 @@ async fn what_an_older_consumer_buried_is_applied_by_a_newer_one_and_the_rest_st
     rig
 }
 
-/// As an older consumer would that reads the dead queue before a newer one is there.
+/// The message is dead-lettered as by an older consumer that reads the dead queue before a newer
+/// one is there.
 async fn what_an_older_consumer_buried_is_applied_by_a_redrive(mut rig: Rig) -> Rig {
     let message = rig.message("buried", 1);
     let version = shared::model::message::Undecodable::Version(1);
@@ -306,7 +307,7 @@ async fn a_crash_between_the_row_and_its_acknowledgement_makes_no_second_row(mut
     let (_trigger, shutdown) = shutdown::channel();
     let reading = tokio::spawn(reader.run(shutdown));
     let first = rig.wait_for_letter(b"garbage").await;
-    // In the middle: the row is there, and it does not know.
+    // It ends in the middle: the row is there, and the reader does not know.
     reading.abort();
     assert!(reading.await.expect_err("was aborted").is_cancelled());
     drop(unanswered);
@@ -325,7 +326,7 @@ async fn a_large_body_is_kept_whole(mut rig: Rig) -> Rig {
     rig
 }
 
-/// There is no queue behind the dead one: rejecting there ends the subscription and nothing else.
+/// There is no queue behind the dead one: a rejection there ends the subscription and nothing else.
 async fn a_message_that_is_rejected_twice_is_not_lost(mut rig: Rig) -> Rig {
     rig.publish_body("garbage").await;
     rig.reject_all(1).await;
@@ -339,7 +340,7 @@ async fn a_message_that_is_rejected_twice_is_not_lost(mut rig: Rig) -> Rig {
     rig
 }
 
-/// A broker does not count it while somebody holds it, and its age is not known.
+/// A broker does not count it while a consumer holds it, and its age is not known.
 async fn a_message_that_cannot_be_read_is_known_to_be_in_hand_until_it_is_buried(mut rig: Rig) -> Rig {
     rig.store.0.is_full_of_the_dead.store(true, Ordering::Relaxed);
     rig.publish_body("garbage").await;
@@ -396,7 +397,7 @@ async fn what_is_set_aside_of_a_dead_message_is_told_in_the_log(mut rig: Rig) ->
     rig
 }
 
-/// What was logged, line by line.
+/// The log, line by line.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

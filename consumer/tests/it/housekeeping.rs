@@ -7,12 +7,12 @@ use testkit::inspect;
 
 use crate::*;
 
-/// A store whose housekeeping is answered by a script, then by the store behind it.
+/// A store whose housekeeping is answered by a script, then by the real store.
 struct Scripted {
     store: Arc<dyn Store>,
     script: Mutex<VecDeque<Result<Housekept, StoreError>>>,
     asked: Mutex<Vec<Retention>>,
-    /// What the store behind it answered.
+    /// Answers of the real store.
     answered: Mutex<Vec<Result<Housekept, StoreError>>>,
 }
 
@@ -83,7 +83,7 @@ async fn it_goes_on_at_once_while_there_is_more_and_after_an_error_while_writes_
     rig
 }
 
-/// By the clock alone what a first attempt left would be gone when its repetition is read.
+/// Records of a first attempt would be gone, by the clock alone, when its repetition is read.
 async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> Rig {
     let more = Ok(Housekept { rows: 1, more: true, ..Housekept::default() });
     let (rig, layer) = scripted(rig, vec![more; 100_000]);
@@ -92,19 +92,19 @@ async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> R
     let hours_ms = |hours: i64| hours * 3_600_000;
     let now_ms = shared::runtime::clock::now_ms();
     rig.consuming(async {
-        // Before anything was read, nothing.
+        // Nothing is deleted before a message was read.
         wait_for("the first housekeeping", async || last().is_some()).await;
         assert_eq!(last(), Some(None));
         rig.publish_accepted(now_ms - hours_ms(72)).await;
         let bound = Some(Some(now_ms - hours_ms(72 + 24)));
         wait_for("a bound by the message", async || last() == bound).await;
-        // Newer ones move nothing while it may come again, and an empty queue moves nothing.
+        // Newer messages move nothing while an older one may come again, and an empty queue moves nothing.
         rig.publish_accepted(now_ms).await;
         rig.wait_for_value("accepted", 2).await;
         let then = asked();
         wait_for("more housekeeping", async || asked() >= then + 20).await;
         assert_eq!(last(), bound);
-        // An older one that comes does.
+        // An older message that comes moves the mark.
         rig.publish_accepted(now_ms - hours_ms(80)).await;
         wait_for("an earlier bound", async || last() == Some(Some(now_ms - hours_ms(80 + 24)))).await;
     })
@@ -132,7 +132,8 @@ async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
     rig
 }
 
-/// What was applied and forgotten comes once more, as from a consumer that had stopped.
+/// A message that was applied, and whose record is deleted, comes once more, as from a consumer
+/// that had stopped.
 async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig) -> Rig {
     let (now_ms, day_ms) = (shared::runtime::clock::now_ms(), 24 * 3_600_000);
     let old = Rig::accepted(now_ms - 5 * day_ms);
@@ -166,9 +167,9 @@ async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig)
 }
 
 impl Rig {
-    /// An increment that was accepted then.
+    /// Builds an increment that was accepted at this time.
     fn accepted(at_ms: i64) -> Outgoing {
-        // An issuer never goes back.
+        // An issuer never goes back, so each message has one of its own.
         let mut builder = Builder::new(IdIssuer::new(rand::random(), 0).next(at_ms), at_ms);
         let mut encoded = Vec::new();
         encode_increment(&mut encoded, "accepted", 1);
@@ -192,7 +193,7 @@ async fn it_does_not_hold_up_a_stop(rig: Rig) -> Rig {
     rig
 }
 
-/// Nobody is told of that: the look at the dead queue finds it, which housekeeping takes each time.
+/// No client gets notice of that: housekeeping finds it, because it looks at the dead queue each time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_exchange_that_is_deleted_under_a_consumer_is_made_again_and_dead_letters_come() {
     crate::cluster("exchange", |rig| async move {

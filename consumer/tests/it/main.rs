@@ -19,22 +19,22 @@ use testkit::store::{Layer, Layered};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A store that can be taken away and remembers how it was asked.
+/// A store that can be taken away and records its calls.
 struct Switched {
     store: Arc<dyn Store>,
     away: AtomicBool,
-    /// Messages of each `apply`.
+    /// Number of messages of each `apply`.
     asked: Mutex<Vec<usize>>,
-    /// While somebody holds it, what is committed is not answered.
+    /// Lock that holds back the answers to commits.
     answering: tokio::sync::Mutex<()>,
     failed: AtomicUsize,
-    /// Probes in vain.
+    /// Number of probes without an answer.
     unanswered: AtomicUsize,
-    /// Takes everything but dead letters.
+    /// The store takes everything but dead letters.
     is_full_of_the_dead: AtomicBool,
-    /// Dead letters that were not taken.
+    /// Number of dead letters that were not taken.
     unburied: AtomicUsize,
-    /// While somebody holds it, a burial is not answered.
+    /// Lock that holds back the answers to dead-lettering.
     burying: tokio::sync::Mutex<()>,
 }
 
@@ -133,7 +133,7 @@ impl Rig {
         outcome
     }
 
-    /// Waits until the store was asked in vain so often.
+    /// Waits until this many calls have failed.
     async fn wait_for_failures(&self, count: usize) {
         let asked = [&self.store.0.failed, &self.store.0.unanswered];
         let in_vain = || asked.iter().map(|asked| asked.load(Ordering::Relaxed)).sum::<usize>();
@@ -262,7 +262,7 @@ async fn what_is_no_message_is_rejected_and_the_rest_is_applied(mut rig: Rig) ->
         rig.publish(bad).await;
     }
     rig.consuming(rig.wait_for_value("rest", 3)).await;
-    // A second consumer meets nothing of them: they are neither in the queue nor applied.
+    // A second consumer gets none of them: they are neither in the queue nor applied.
     let last = rig.message("last", 1);
     rig.publish(last).await;
     rig.consuming(rig.wait_for_value("last", 1)).await;
@@ -319,7 +319,7 @@ async fn while_the_store_is_away_one_message_waits_and_afterwards_all_are_applie
     rig
 }
 
-/// Every batch ends because the next message does not fit, so there is always one in hand.
+/// Every batch ends because the next message does not fit, so one message is always held.
 async fn a_stop_under_a_backlog_does_not_wait_for_its_end(mut rig: Rig) -> Rig {
     rig.config.queue.merge_items_max = 1;
     for _ in 0..400 {

@@ -1,5 +1,5 @@
-//! What a broker does to the programs when it runs out of memory or of patience, crashes, or is
-//! told to delete a queue. Where nobody else may suffer from it, on a private one.
+//! Faults of a broker that runs out of memory or of patience, crashes, or has a queue deleted.
+//! Those that would disturb other tests run on a private broker.
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use testkit::private::Broker;
 
 use crate::{PATIENCE, Rig, base_config, cluster, wait_for};
 
-/// How long a caller waits for a confirm, about as the API does.
+/// Time that a caller waits for a confirm, about the same as in the API.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) async fn on_a_private_broker<Fut: Future<Output = Rig>>(
@@ -39,7 +39,7 @@ async fn link_becomes(rig: &Rig, expected: Link) {
     wait_for(&format!("{expected:?}"), async || publisher.link() == expected).await;
 }
 
-/// As a client with patience does: the same message until it is durable.
+/// Publishes the same message until it is durable, as a patient client does.
 async fn insist(publisher: &dyn Publisher, message: &Outgoing) {
     let begun = Instant::now();
     while let Err(error) = publisher.publish(message.clone(), Instant::now() + ACCEPT_TIMEOUT).await {
@@ -55,7 +55,7 @@ async fn while_a_memory_alarm_lasts_nothing_is_taken_and_the_backlog_is_applied(
             rig.publish(message).await;
         }
         broker.memory_alarm(true).await;
-        // The broker says that it is blocked when somebody publishes, and takes this one afterwards.
+        // The broker reports the block at the next publish, and takes this message afterwards.
         let (publisher, unknown) = (rig.backend.queue.publisher(), rig.message("unknown", 1));
         let answer = publisher.publish(unknown, Instant::now() + ACCEPT_TIMEOUT).await;
         assert_eq!(answer, Err(PublishError::DeadlineExceeded));
@@ -80,7 +80,7 @@ async fn while_a_memory_alarm_lasts_nothing_is_taken_and_the_backlog_is_applied(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_the_broker_takes_away_after_its_commit_is_applied_once() {
     on_a_private_broker("patience", |mut rig, broker| async move {
-        // Channels look at their clocks only so often.
+        // Channels check their time limits only that often.
         broker.set("channel_tick_interval", 200).await;
         broker.set("consumer_timeout", 1_000).await;
         for _ in 0..20 {
@@ -156,7 +156,7 @@ async fn queues_that_are_deleted_under_both_programs_are_made_again_and_work_goe
                     insist(rig.backend.queue.publisher().as_ref(), &message).await;
                     expected += 1;
                 }
-                // Applied, so that nothing is deleted with the queue.
+                // All must be applied, so that nothing is deleted with the queue.
                 rig.wait_for_value("rounds", expected).await;
                 for word in ["writes", "dead"] {
                     inspect::delete_queue(&broker, &format!("{prefix}.{word}.v1")).await.expect("deleted");

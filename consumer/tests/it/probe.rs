@@ -1,4 +1,5 @@
-//! The message that waits for the store is held for long, and never for longer than a broker allows.
+//! The message that is kept as a probe of the store: it is held for long, and never for longer than
+//! a broker allows.
 use std::collections::HashMap;
 
 use bytes::Bytes;
@@ -15,16 +16,16 @@ on_both_pairs! {
     a_consumer_whose_probe_another_one_got_does_not_say_that_the_store_is_away
 }
 
-/// Instead of the minutes that a broker allows.
+/// Limit of that time, instead of the minutes that a broker allows.
 const HELD_MAX: Duration = Duration::from_millis(300);
 
-/// A queue that counts its sessions and what they brought.
+/// A queue that counts its sessions and their deliveries.
 struct Counted {
     queue: Arc<dyn Queue>,
     sessions: AtomicUsize,
-    /// Of each body.
+    /// Number of deliveries of each body.
     deliveries: Arc<Mutex<HashMap<Bytes, u32>>>,
-    /// Comes back with the second session.
+    /// A store that comes back with the second session.
     store: Arc<Layered<Switched>>,
 }
 
@@ -113,7 +114,7 @@ impl Rig {
         })
     }
 
-    /// Runs an ingest that holds nothing for long while `during` runs.
+    /// Runs an ingest that holds no message for long while `during` runs.
     async fn ingesting(&self, queue: &Arc<Counted>, during: impl AsyncFnOnce(Arc<Status>)) {
         let (trigger, shutdown) = shutdown::channel();
         let settings = &self.config.queue;
@@ -148,7 +149,7 @@ async fn a_probe_that_was_held_for_long_is_given_back_once_and_nothing_is_lost(m
         rig.publish(message.clone()).await;
     }
     rig.ingesting(&queue, async |_| {
-        // The window is open by then: more than the probe is in hand when the store goes.
+        // The window is open by then: more messages than the probe are held when the store goes.
         rig.wait_for_value("held", 30).await;
         rig.store.0.away.store(true, Ordering::Relaxed);
         for message in during {
@@ -166,14 +167,14 @@ async fn a_probe_that_was_held_for_long_is_given_back_once_and_nothing_is_lost(m
     rig
 }
 
-/// It is idle from then on, so no commit of its tells that the store is there.
+/// It is idle from then on, so none of its commits can show that the store is there.
 async fn a_consumer_whose_probe_another_one_got_does_not_say_that_the_store_is_away(mut rig: Rig) -> Rig {
     let queue = rig.counted();
     rig.store.0.away.store(true, Ordering::Relaxed);
     let message = rig.message("gone", 1);
     rig.publish(message).await;
     rig.ingesting(&queue, async |status| {
-        wait_for("the outage is told", async || status.store_is_away()).await;
+        wait_for("the outage is reported", async || status.store_is_away()).await;
         let mut other = rig.backend.queue.subscribe(1).await.expect("subscribed");
         let taken = other.next().await.expect("not lost");
         wait_for("an idle session", async || {

@@ -1,5 +1,5 @@
 //! The consumer as a process that is stopped by a signal: under a backlog, and while a server is
-//! away. It ends in time, and what it did not apply is left to the next one, once.
+//! away. It ends in time, and messages that it did not apply are left to the next one, once.
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ use tokio::net::TcpStream;
 
 use crate::{PATIENCE, Rig, base_config, wait_for};
 
-/// Longest end of a program by a signal: what whoever runs it waits before it kills it, and less.
+/// Longest time to the end of a program after a signal, shorter than supervisors wait before they kill it.
 const END_MAX: Duration = Duration::from_secs(20);
 
-/// Messages of a backlog, in transactions of few.
+/// Number of messages of a backlog, in small transactions.
 const BACKLOG: u32 = 3_000;
 
-/// Killed when dropped.
+/// A running consumer, killed when dropped.
 pub(crate) struct Process {
     child: Child,
     ops: String,
@@ -29,7 +29,7 @@ impl Process {
         Self::launch(config, ops_port, Stdio::null())
     }
 
-    /// With a pipe for a log, which is kept open and never read.
+    /// Starts it with a pipe for a log, which is kept open and never read.
     pub fn start_with_full_log(config: &Config, ops_port: u16) -> Self {
         Self::launch(config, ops_port, Stdio::piped())
     }
@@ -54,7 +54,7 @@ impl Process {
         Self { child: command.spawn().expect("it starts"), ops: format!("127.0.0.1:{ops_port}") }
     }
 
-    /// Status and body of one of its operations pages; `None` while nobody listens.
+    /// Reads one of its operations pages; returns status and body, `None` while it does not listen.
     pub async fn page(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(&self.ops).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
@@ -76,12 +76,12 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).expect("it has not been waited for");
     }
 
-    /// Waits for the end.
+    /// Waits for the end; returns its status and the time that it took.
     pub async fn ended(self) -> (ExitStatus, Duration) {
         self.ended_during(|_| ()).await
     }
 
-    /// As somebody does who is impatient: one right after another is taken for the same.
+    /// Repeats a signal until the end, as an impatient operator does: two in quick succession count as one.
     async fn ended_by_repeated(self, signal: Signal) -> (ExitStatus, Duration) {
         self.ended_during(|process| process.send(signal)).await
     }
@@ -108,13 +108,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails when it has ended already.
+        // An error means that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A rig of this test, the same settings behind proxies for the process, and a port for it.
+/// Runs a test with a rig, the same settings behind proxies for the process, and a port for it.
 pub(crate) async fn beside_a_process(word: &str, test: impl AsyncFnOnce(Rig, Config, &Proxies, u16) -> Rig) {
     testkit::isolated(word, |isolated| async move {
         let mut config = base_config();
@@ -153,7 +153,7 @@ impl Rig {
         futures_util::future::join_all(publishing).await;
     }
 
-    /// Messages that wait and have not been given to anybody.
+    /// Number of messages that wait and are not delivered to a consumer.
     async fn waiting(&self) -> u32 {
         let queue = format!("{}.writes.v1", self.config.queue.prefix);
         inspect::waiting(&self.config.queue.url, &queue).await.expect("the broker answers")
@@ -172,7 +172,7 @@ async fn a_signal_under_a_backlog_leaves_exactly_what_was_not_applied() {
             wait_for("a beginning", async || rig.value("term").await.unwrap_or(0) > applied + 50).await;
             process.ends_in_time().await;
             applied = rig.value("term").await.expect("just seen");
-            // What it committed it also acknowledged: a committed message that came back would make
+            // It acknowledged all that it committed: a committed message that came back would make
             // the sum too large, a lost one too small.
             let waiting = async || rig.waiting().await;
             wait_for(&format!("stop {stop}: an exact rest of {applied}"), async || {
@@ -226,7 +226,7 @@ async fn stops_without_the_store(word: &str, take_away: impl FnOnce(&Proxy)) {
         let process = Process::start(&config, port);
         wait_for("a beginning", async || rig.value("kept").await.unwrap_or(0) > 50).await;
         take_away(&proxies.store);
-        // Noticed either by a transaction or by the question for the time.
+        // The outage is noticed either by a transaction or by the query for the store's time.
         process.wait_for_health("\"store\":\"unhealthy\"").await;
         assert_eq!(process.page("/readyz").await.map(|(status, _)| status), Some(200));
         process.ends_in_time().await;
@@ -302,7 +302,7 @@ async fn a_start_without_any_server_is_ready_and_works_when_they_come() {
     .await;
 }
 
-/// Nothing is written: only the question for the time can meet the outage.
+/// Nothing is written: only the query for the store's time can meet the outage.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_consumer_notices_that_the_store_goes_and_comes() {
     beside_a_process("idle", async |mut rig, config, proxies, port| {
@@ -337,7 +337,7 @@ async fn an_interrupt_from_the_terminal_stops_it_as_well() {
     .await;
 }
 
-/// A silent store and a dead message in hand: the stop by itself takes seconds.
+/// The store is silent and a dead message is held: the stop by itself takes seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_ends_a_stop_that_takes_long() {
     beside_a_process("twice", async |mut rig, config, proxies, port| {
@@ -357,7 +357,7 @@ async fn an_interrupt_ends_a_stop_that_takes_long() {
         let (status, took) = process.ended_by_repeated(Signal::INT).await;
         assert_eq!(status.code(), Some(1));
         assert!(took < Duration::from_secs(3), "{took:?}");
-        // It comes again.
+        // The message comes again.
         proxies.store.black_hole(false);
         rig.consuming(rig.wait_for_value("twice", 2)).await;
         rig

@@ -6,15 +6,15 @@ use testkit::trouble::{Trouble, give_to};
 
 use crate::{Rig, base_config, wait_for};
 
-/// Messages that are applied before, so that the window of the consumer is open.
+/// Number of messages applied before, so that the window of the consumer is open.
 const BEFORE: u32 = 30;
-/// Messages that come while the store is away.
+/// Number of messages that come while the store is away.
 const DURING: u32 = 40;
 
-/// Messages that one consumer has in hand at most by then.
+/// Number of messages that one consumer holds at most by then.
 const HELD_ASIDE_MAX: u32 = 10;
 
-/// The database, as the role sees it, is in `trouble` for a while.
+/// Runs a consumer through a fault of the database, as seen by the role.
 async fn survives(word: &str, role: Option<&str>, trouble: impl FnOnce(&str) -> Trouble) {
     testkit::isolated(word, |isolated| async move {
         let (administered, mut config) = (isolated.database_url.clone(), base_config());
@@ -47,8 +47,8 @@ async fn through(mut rig: Rig, database_url: &str, trouble: &Trouble) -> Rig {
             rig.publish(message).await;
         }
         rig.wait_for_failures(4).await;
-        // A message, and a few that were tried in its stead where the store answers: all others are left
-        // to the queue, and nobody takes them.
+        // The consumer holds a message, and a few that were tried in its place where the store
+        // answers: all others stay in the queue, undelivered.
         let waiting = async || inspect::waiting(&broker, &writes).await.expect("the broker answers");
         wait_for("a pause", async || waiting().await >= DURING - HELD_ASIDE_MAX).await;
         let counts = inspect::delivery_counts(&broker, &writes).await.expect("the broker answers");

@@ -1,4 +1,5 @@
-//! Standing still with messages in hand, as opposed to waiting for a store; and a program that does.
+//! An ingest that stands still with messages in hand, in contrast to one that waits for a store;
+//! and a program with such an ingest.
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use crate::{Rig, wait_for};
 const STUCK_AFTER: Duration = Duration::from_millis(200);
 const STEP_MS_MAX: u64 = 300;
 
-/// Longer than an ingest may stand still here, with the time of a step.
+/// Time longer than an ingest may stand still here, with the time of a step.
 const AWAY_MIN: Duration = Duration::from_millis(2_500);
 
-/// Lines that are more than a pipe holds.
+/// Number of lines that is more than a pipe holds.
 const UNREADABLE: usize = 600;
 
 on_both_pairs! {
@@ -55,7 +56,7 @@ async fn an_ingest_whose_store_does_not_come_back_stands_still_until_it_does(rig
 
 async fn an_ingest_that_waits_for_an_away_store_does_not_stand_still(rig: Rig) -> Rig {
     let mut rig = impatient(rig);
-    // Longer than any pause between two attempts.
+    // This time is longer than any pause between two attempts.
     rig.backend.progress = Progress::start(Duration::from_secs(2)).expect("a thread");
     rig.store.0.away.store(true, Ordering::Relaxed);
     let message = rig.message("away", 1);
@@ -75,7 +76,7 @@ async fn an_ingest_that_waits_for_an_away_store_does_not_stand_still(rig: Rig) -
     rig
 }
 
-/// Its log is a pipe that nobody reads; each message that it cannot read is a line.
+/// Its log is a pipe that is never read; each message that it cannot read is a line.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_whose_ingest_does_not_come_back_fails_liveness_and_a_signal_ends_it() {
     beside_a_process("stuck", async |mut rig, mut config, _, port| {

@@ -1,5 +1,5 @@
-//! A message that fails alone is held aside and in the end given up, while everything else goes on;
-//! an outage gives nothing up, and neither does a crash of a good message's consumer.
+//! Messages that fail alone: each is held aside and in the end dead-lettered, while everything else
+//! goes on. An outage dead-letters nothing, and neither does a crash of a good message's consumer.
 use consumer::dead_letters::dead_queue::DeadQueue;
 use consumer::ingest::announce::Announcer;
 use consumer::ingest::merge::MergeLimits;
@@ -32,7 +32,7 @@ on_both_pairs! {
     a_message_that_failed_is_tried_again_under_a_backlog
 }
 
-/// Instead of seconds.
+/// Times of a fraction of a second, instead of seconds.
 const PACE: Pace = Pace {
     batch_time_max: Duration::from_millis(100),
     pause_min: Duration::from_millis(20),
@@ -41,25 +41,25 @@ const PACE: Pace = Pace {
     trials_max: 4,
 };
 
-/// Longest time until a write of somebody else is applied.
+/// Longest time until a write of another client is applied.
 const BYSTANDER_MAX: Duration = Duration::from_secs(2);
 
-/// The counter that makes a message fail.
+/// Counter that makes a message fail.
 const HEAVY: &str = "heavy";
 
-/// What becomes of a transaction with a heavy message.
+/// The effect of a heavy message on its transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ailment {
     Slow,
     Panicking,
     Busy,
-    /// It takes as long as there are messages.
+    /// The transaction takes time in proportion to its messages.
     SlowTogether,
-    /// Afterwards the store does not answer for a moment.
+    /// The transaction fails, and afterwards the store does not answer for a moment.
     Upsetting,
     /// The same after the first search in a message that fails.
     UpsetBySearch,
-    /// The process ends before it does.
+    /// The process ends before the transaction does.
     Endless,
     None,
 }
@@ -68,16 +68,16 @@ enum Ailment {
 struct Fragile {
     store: Arc<dyn Store>,
     ailment: Mutex<Ailment>,
-    /// Neither does it take writes of its own.
+    /// The store is away, also for writes of its own.
     away: AtomicBool,
-    /// Until then neither.
+    /// Time until which the store is away.
     upset_until: Mutex<Option<Instant>>,
-    /// Takes no dead letters of items.
+    /// The store takes no dead letters of items.
     keeps_all: AtomicBool,
-    /// Transactions with a heavy message that were begun.
+    /// Number of transactions with a heavy message that were begun.
     tried: AtomicUsize,
     given_up: AtomicUsize,
-    /// While the store did not answer.
+    /// Messages that were dead-lettered while the store did not answer.
     given_up_upset: AtomicUsize,
 }
 
@@ -167,7 +167,7 @@ impl Layer for Fragile {
     }
 }
 
-/// Parts of a consumer over a fragile store.
+/// The parts of a consumer over a fragile store.
 struct Sick<'r> {
     rig: &'r mut Rig,
     store: Arc<Layered<Fragile>>,
@@ -237,7 +237,7 @@ impl<'r> Sick<'r> {
         id
     }
 
-    /// Publishes somebody else's writes until `is_over`; each is applied in time.
+    /// Publishes writes of another client until `is_over`; each must be applied in time.
     async fn bystand(&mut self, is_over: impl AsyncFn(&Rig) -> bool) {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         let begun = Instant::now();
@@ -277,7 +277,7 @@ fn is_given_up(fate: Option<&ItemStatus>) -> bool {
     matches!(fate, Some(ItemStatus::Failed { reason, .. }) if reason == "not_applied")
 }
 
-/// Two of them, so that they meet each other, too.
+/// There are two such messages, so that they meet each other, too.
 async fn is_given_up_in_time(mut rig: Rig, ailment: Ailment) -> Rig {
     let mut sick = Sick::new(&mut rig, ailment);
     let heavy = [sick.publish(HEAVY).await, sick.publish(HEAVY).await];
@@ -328,7 +328,7 @@ async fn a_message_at_which_the_store_is_busy_is_never_given_up_and_others_are_a
     rig
 }
 
-/// Its transactions fail as if it were the reason, and the store's own writes say that it is not.
+/// Its transactions fail as if it were the cause, and the store's own writes show that it is not.
 async fn a_message_that_fails_while_the_store_comes_and_goes_is_applied_in_the_end(mut rig: Rig) -> Rig {
     let mut sick = Sick::new(&mut rig, Ailment::None);
     let ingest = sick.ingest();
@@ -427,7 +427,7 @@ async fn next(subscription: &mut dyn Subscription) -> shared::queue::Delivery {
     next.expect("in time").expect("not lost")
 }
 
-/// No message of it fails alone: it is given more time.
+/// None of its messages fails alone: it is given more time.
 async fn a_batch_that_is_slow_as_a_whole_is_applied(mut rig: Rig) -> Rig {
     let mut sick = Sick::new(&mut rig, Ailment::SlowTogether);
     for _ in 0..100 {
@@ -455,7 +455,7 @@ async fn a_message_that_ends_its_consumer_each_time_is_given_up(mut rig: Rig) ->
     for _ in 0..=STRIKES_MAX {
         crash(&sick).await;
     }
-    // From now on it is not tried any more: it waits for the commit of another one.
+    // From now on it is not tried any more: it waits for the commit of another message.
     let tried = sick.store.0.tried();
     let ingest = sick.ingest();
     sick.bystand(async |rig| fate_of(rig, heavy).await.is_some()).await;
@@ -466,7 +466,7 @@ async fn a_message_that_ends_its_consumer_each_time_is_given_up(mut rig: Rig) ->
     rig
 }
 
-/// As often as it may happen; and what was applied meanwhile is not counted.
+/// The kills are as many as are allowed; messages that are applied meanwhile are not counted.
 async fn a_good_message_whose_consumer_is_killed_again_and_again_is_applied(mut rig: Rig) -> Rig {
     let mut sick = Sick::new(&mut rig, Ailment::Endless);
     let heavy = [sick.publish(HEAVY).await, sick.publish(HEAVY).await, sick.publish(HEAVY).await];
@@ -485,7 +485,7 @@ async fn a_good_message_whose_consumer_is_killed_again_and_again_is_applied(mut 
     rig
 }
 
-/// As the lock of a row that somebody holds does.
+/// A message is busy in the same way when another session locks its row.
 async fn more_busy_messages_than_are_held_aside_are_in_nobodys_way(mut rig: Rig) -> Rig {
     const BUSY: usize = 40;
     let mut sick = Sick::new(&mut rig, Ailment::Busy);
@@ -538,7 +538,7 @@ async fn slow_messages_beside_others_take_turns_with_them(mut rig: Rig) -> Rig {
 
 /// This process lives, so it counts none of it as a crash.
 async fn messages_that_are_given_back_again_and_again_are_applied_in_the_end(mut rig: Rig) -> Rig {
-    // Times at which nothing is held aside would begin the count anew.
+    // Times without a message held aside would begin the count anew.
     let held_max = Duration::from_millis(200);
     let pace = Pace { held_max, pause_max: PACE.pause_min, ..PACE };
     let mut sick = Sick::new(&mut rig, Ailment::Panicking);
@@ -571,7 +571,7 @@ async fn messages_that_are_given_back_again_and_again_are_applied_in_the_end(mut
     rig
 }
 
-/// What takes long then may be good.
+/// A message that takes long then may be good.
 async fn a_message_is_not_searched_while_the_store_does_not_answer(mut rig: Rig) -> Rig {
     let mut sick = Sick::new(&mut rig, Ailment::UpsetBySearch);
     let ingest = sick.ingest();
@@ -584,7 +584,7 @@ async fn a_message_is_not_searched_while_the_store_does_not_answer(mut rig: Rig)
     rig
 }
 
-/// Every batch ends because the next message does not fit, so there is always one in hand.
+/// Every batch ends because the next message does not fit, so one message is always held.
 async fn a_message_that_failed_is_tried_again_under_a_backlog(mut rig: Rig) -> Rig {
     const BACKLOG: i64 = 400;
     rig.config.queue.merge_items_max = 1;
@@ -602,8 +602,8 @@ async fn a_message_that_failed_is_tried_again_under_a_backlog(mut rig: Rig) -> R
     rig
 }
 
-/// The trigger makes the server busy with it; the kill comes from outside, as that of a kernel without
-/// memory does.
+/// The trigger makes the server busy with it; the kill comes from outside, as that of a kernel
+/// without memory does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_killed_at_one_message_each_time_gives_it_up() {
     cluster("killed_at_one", |mut rig| async move {
@@ -640,7 +640,7 @@ async fn a_process_that_is_killed_at_one_message_each_time_gives_it_up() {
     .await;
 }
 
-/// With a program as it is started by anybody: the statement itself takes too long.
+/// The program is started as in production: the statement itself takes too long.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_gets_past_a_heavy_message() {
     cluster("heavy", |mut rig| async move {

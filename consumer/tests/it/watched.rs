@@ -1,5 +1,5 @@
-//! Each part of a consumer is needed: when one is gone all of it ends, so that it is started anew instead
-//! of looking healthy, and what it did not apply is left to the next.
+//! The parts of a consumer, which are all needed: when one is gone all of it ends, so that it is
+//! started anew instead of looking healthy. Messages that it did not apply are left to the next.
 use shared::queue::{Publisher, Queue, QueueError, Subscription};
 use shared::store::{Housekept, Retention};
 
@@ -11,7 +11,7 @@ on_both_pairs! {
     a_consumer_whose_heartbeat_is_gone_ends
 }
 
-/// A store with a defect in one of the things that only one part asks for.
+/// A store with a defect in a call that only one part makes.
 struct Defective {
     store: Arc<dyn Store>,
     in_time: bool,
@@ -59,7 +59,7 @@ impl Queue for DefectiveQueue {
     }
 }
 
-/// Nobody asks it to.
+/// Runs a consumer, which must end without a request.
 async fn ends(mut rig: Rig, backend: Backend) -> Rig {
     for _ in 0..10 {
         let message = rig.message("left", 1);

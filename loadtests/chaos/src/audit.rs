@@ -1,5 +1,5 @@
-//! What the service says after the run, compared with the ledger: receipts, and what every target
-//! holds, at every API, through the same HTTP as everyone. [`compare`] judges.
+//! The answers of the service after the run: receipts, and the content of every target, read at
+//! every API through the public HTTP interface. [`compare`] judges them by the ledger.
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,22 +17,23 @@ use crate::holdings::{self, Questions, States};
 use crate::ledger::Entry;
 use crate::send;
 
-/// How long accepted writes may take to be applied after the last fault, and to settle then.
+/// Time within which accepted writes must be applied after the last fault, and again within which
+/// the rest must settle.
 const DRAIN_PATIENCE: Duration = Duration::from_mins(2);
-/// Nothing changed for so long: what is unknown will not come any more.
+/// Time without a change after which no unknown item is expected any more.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
-/// How long a replica may be behind the store when an event was lost (`cache.ttl_ms`), and some more.
+/// Time that a replica may be behind the store when an event was lost (`cache.ttl_ms`), and some more.
 const COHERENT_WITHIN: Duration = Duration::from_secs(13);
 const PAUSE: Duration = Duration::from_millis(100);
 const RECEIPTS_AT_ONCE: usize = 16;
-/// Receipts that are asked for; of more an even selection. What targets hold is compared for all.
+/// Receipts that are read; of a larger number an even selection. The content of targets is compared for all.
 const RECEIPTS_MAX: usize = 50_000;
 
 #[derive(Debug, Default)]
 pub struct Audit {
     pub findings: Vec<String>,
     pub receipts_checked: usize,
-    /// What the targets hold in the end.
+    /// Content of the targets in the end.
     pub states: States,
 }
 
@@ -60,7 +61,7 @@ pub async fn audit(entries: &[Entry], apis: &[SocketAddr]) -> anyhow::Result<Aud
     Ok(Audit { findings, receipts_checked, states: held.states })
 }
 
-/// What one replica says that cannot be, until it is right or should be.
+/// Findings about one replica, read again until there are none or the time is over.
 async fn check_api(
     client: &Client,
     api: SocketAddr,
@@ -78,12 +79,12 @@ async fn check_api(
 }
 
 #[derive(Deserialize)]
-struct Receipt {
+struct ReceiptStatus {
     status: String,
 }
 
-/// Every id of a 202 must be `applied` in the end, or `failed` where the store refuses the item, and
-/// no two requests may have the same.
+/// Checks receipts: every id of a 202 must be `applied` in the end, or `failed` where the store
+/// refuses the item, and no two requests may have the same.
 async fn check_receipts(
     client: &Client,
     entries: &[Entry],
@@ -121,7 +122,7 @@ async fn check_receipts(
     Ok((shortened(findings), checked))
 }
 
-/// The last status of a receipt: what it is for good, or at the deadline.
+/// Reads a receipt until its status is final, or until the deadline.
 async fn await_settled(client: &Client, api: SocketAddr, id: &str, deadline: Instant) -> String {
     loop {
         let status = receipt_status(client, api, id).await;
@@ -133,10 +134,10 @@ async fn await_settled(client: &Client, api: SocketAddr, id: &str, deadline: Ins
     }
 }
 
-/// What a receipt says, or what came instead of one.
+/// Status of a receipt, or the answer that came instead of one.
 pub async fn receipt_status(client: &Client, api: SocketAddr, id: &str) -> String {
     match client.get(format!("http://{api}/v1/receipts/{id}")).send().await {
-        Ok(answer) if answer.status().is_success() => match answer.json::<Receipt>().await {
+        Ok(answer) if answer.status().is_success() => match answer.json::<ReceiptStatus>().await {
             Ok(receipt) => receipt.status,
             Err(error) => error.to_string(),
         },

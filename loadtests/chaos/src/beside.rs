@@ -1,5 +1,5 @@
-//! Carries out the faults that are a message: sends it, watches that everybody else's writes go on being
-//! applied, sees what becomes of it, and heals it. In the end all of it must have been applied.
+//! Faults that are a message: sends it, checks that the writes of others go on being applied,
+//! observes its outcome, and heals it. In the end all of it must have been applied.
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
@@ -22,25 +22,26 @@ use crate::recovery;
 use crate::send;
 use crate::traffic::Traffic;
 
-/// More than there are consumers: each of them gets one.
+/// Messages per fault, more than there are consumers: each of them gets one.
 const MESSAGES: usize = 4;
-/// One writer tries one after the other.
+/// Messages per fault of one writer, which tries one after the other.
 const MESSAGES_OF_ONE_WRITER: usize = 1;
 const BYSTANDER_EVERY: Duration = Duration::from_millis(100);
-/// Five failures, at growing intervals and with growing limits, take 80 s; a kill begins them anew.
+/// Time within which a message is dead-lettered. Five failures, at growing intervals and with
+/// growing limits, take 80 s; a kill begins them anew.
 const SET_ASIDE_PATIENCE: Duration = Duration::from_mins(5);
 const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(20);
 const NOT_APPLIED: &str = "not_applied";
 const CHECK_OVERRUN: &str = "check_overrun";
 
-/// Writes of others meanwhile.
+/// Writes of others during the fault.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Beside {
     pub bystanders: usize,
     /// Longest time from an attempt to write until it was applied.
     pub slowest_ms: u128,
-    /// Items that were set aside, as they had to be.
+    /// Items that were dead-lettered, as they had to be.
     pub set_aside: usize,
     #[serde(skip)]
     pub findings: Vec<String>,
@@ -53,7 +54,7 @@ impl fmt::Display for Beside {
     }
 }
 
-/// Place and tools of such a fault.
+/// Clients and addresses for such a fault.
 pub struct Scene<'a> {
     pub number: usize,
     pub apis: Vec<SocketAddr>,
@@ -65,7 +66,7 @@ pub struct Scene<'a> {
 /// Ids of items that were sent.
 #[derive(Default)]
 struct Sent {
-    /// Items that have to be set aside.
+    /// Items that have to be dead-lettered.
     bad: BTreeSet<String>,
     good: Vec<String>,
 }
@@ -84,9 +85,9 @@ impl Scene<'_> {
             let began = Instant::now();
             self.watch(&mut beside, async || began.elapsed() >= lasting).await?;
             let letters = dead::letters(&client, self.apis[0], Some(NOT_APPLIED)).await?;
-            let told =
+            let reported =
                 |letter: &Letter| format!("LOST: {} was given up for what names the server", letter.id);
-            beside.findings.extend(shortened(letters.iter().map(told).collect()));
+            beside.findings.extend(shortened(letters.iter().map(reported).collect()));
         }
         self.switch.off().await?;
         beside.findings.extend(dead::redrive(&client, self.apis[0], NOT_APPLIED).await?);
@@ -110,8 +111,8 @@ impl Scene<'_> {
         Ok(beside)
     }
 
-    /// Sends one request after the other, so that each is a message. `all_bad` where items of a message share its fate:
-    /// then nobody else may write meanwhile.
+    /// Sends one request after the other, so that each is a message. `all_bad` holds where all
+    /// items of a message share one outcome: then no other client may write meanwhile.
     async fn send(
         &self,
         client: &Client,
@@ -206,8 +207,8 @@ impl Scene<'_> {
         true
     }
 
-    /// Exactly the bad items must be dead letters by `reason`. A crowd's increments may share a message
-    /// with them, and a request whose answer was lost has more of them.
+    /// Checks that exactly the bad items are dead letters with `reason`. A crowd's increments may
+    /// share a message with them, and a request whose answer was lost has more of them.
     async fn check_letters(
         &self,
         client: &Client,

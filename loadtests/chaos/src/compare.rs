@@ -1,20 +1,20 @@
 //! The comparison of the ledger with what the targets hold. Pure.
 //!
 //! A target that one request used alone decides that request exactly; on shared ones the sum and
-//! the count must be what the accepted requests and *some* whole set of the unknown ones make.
-//! Documents are compared one by one, too, and what waited answers told must agree.
+//! the count must follow from the accepted requests and *some* whole set of the unknown ones.
+//! Documents are compared one by one, too, and the answers to requests that waited must agree.
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::holdings::{Holdings, States};
 use crate::kind::Kind;
-use crate::ledger::{Entry, Outcome, State};
+use crate::ledger::{Entry, Outcome, SumAndCount};
 
-/// Findings of one kind are told up to here; one bug makes thousands.
-const TOLD_MAX: usize = 20;
-/// Beyond so many possible sums only their bounds are checked.
+/// Findings of one kind that are reported; one bug makes thousands.
+const REPORTED_MAX: usize = 20;
+/// Number of possible sums above which only their bounds are checked.
 const POSSIBLE_MAX: usize = 500_000;
 
-/// Everything that can be said of what was read at one API.
+/// All findings about the content of the targets at one API.
 pub fn check(entries: &[Entry], holdings: &Holdings) -> Vec<String> {
     let mut findings = check_states(entries, &holdings.states);
     findings.extend(shortened(check_documents(entries, &holdings.documents)));
@@ -39,7 +39,7 @@ pub fn check_states(entries: &[Entry], states: &States) -> Vec<String> {
     shortened(findings)
 }
 
-fn check_target(name: &str, entries: &[&Entry], found: State) -> Option<String> {
+fn check_target(name: &str, entries: &[&Entry], found: SumAndCount) -> Option<String> {
     let (mut certain, mut unknown) = ((0, 0), Vec::new());
     for entry in entries {
         let effect = entry.write.effect();
@@ -63,10 +63,10 @@ fn check_target(name: &str, entries: &[&Entry], found: State) -> Option<String> 
         "WRONG"
     };
     let requests: Vec<_> = entries.iter().map(|entry| entry.request).collect();
-    let told = &requests[..requests.len().min(TOLD_MAX)];
+    let reported = &requests[..requests.len().min(REPORTED_MAX)];
     Some(format!(
         "{verdict}: {name} holds the sum {} of {} items; accepted make {} and {}, with {} unknown requests {least} \
-         to {most} items; {} requests, the first {told:?}",
+         to {most} items; {} requests, the first {reported:?}",
         found.0,
         found.1,
         certain.0,
@@ -76,15 +76,15 @@ fn check_target(name: &str, entries: &[&Entry], found: State) -> Option<String> 
     ))
 }
 
-/// The least and the most items that may be there: unknown deletions take away.
-fn bounds(certain: State, unknown: &[State]) -> (i64, i64) {
+/// Fewest and most items that may be there: unknown deletions take away.
+fn bounds(certain: SumAndCount, unknown: &[SumAndCount]) -> (i64, i64) {
     let less: i64 = unknown.iter().map(|effect| effect.1.min(0)).sum();
     let more: i64 = unknown.iter().map(|effect| effect.1.max(0)).sum();
     (certain.1 + less, certain.1 + more)
 }
 
-/// Whether `found` is `certain` plus some subset of `unknown`.
-fn possible(certain: State, unknown: &[State], found: State) -> bool {
+/// Checks that `found` is `certain` plus some subset of `unknown`.
+fn possible(certain: SumAndCount, unknown: &[SumAndCount], found: SumAndCount) -> bool {
     let mut states = HashSet::from([certain]);
     for more in unknown {
         let grown: Vec<_> = states.iter().map(|state| (state.0 + more.0, state.1 + more.1)).collect();
@@ -97,7 +97,7 @@ fn possible(certain: State, unknown: &[State], found: State) -> bool {
     states.contains(&found)
 }
 
-/// Each document by itself: there with its number, deleted, or refused, as it was acknowledged.
+/// Checks each document: it must be there with its number, deleted, or refused, as it was acknowledged.
 fn check_documents(entries: &[Entry], documents: &BTreeMap<String, BTreeMap<String, i64>>) -> Vec<String> {
     let is_document = |entry: &&Entry| entry.write.kind == Kind::Document;
     let of_documents: Vec<&Entry> = entries.iter().filter(is_document).collect();
@@ -136,23 +136,23 @@ fn check_documents(entries: &[Entry], documents: &BTreeMap<String, BTreeMap<Stri
     findings
 }
 
-/// What was told of counters to those who waited: each increment has its own version, and the
-/// values fit together.
+/// Checks the counters in answers to requests that waited: each increment has its own version, and
+/// the values fit together.
 fn check_standings(entries: &[Entry], states: &States) -> Vec<String> {
-    let mut told: BTreeMap<&str, BTreeMap<i64, (&Entry, i64)>> = BTreeMap::new();
+    let mut reported: BTreeMap<&str, BTreeMap<i64, (&Entry, i64)>> = BTreeMap::new();
     let mut findings = Vec::new();
     for entry in entries {
         let Outcome::Applied(applied) = &entry.outcome else { continue };
         let Some((value, version)) = applied.standing else { continue };
-        let versions = told.entry(&entry.write.target).or_default();
+        let versions = reported.entry(&entry.write.target).or_default();
         if let Some((other, _)) = versions.insert(version, (entry, value)) {
             let (one, other) = (entry.request, other.request);
-            findings.push(format!("WRONG: requests {one} and {other} were both told version {version}"));
+            findings.push(format!("WRONG: requests {one} and {other} both got version {version}"));
         }
     }
-    for (name, versions) in told {
+    for (name, versions) in reported {
         let last = states.get(&(Kind::Counter, name.to_owned())).copied().unwrap_or_default();
-        // Before the first increment, after the last one, and after those that are told.
+        // The known sums: before the first increment, after the last one, and after the reported ones.
         let mut known: BTreeMap<i64, i64> = BTreeMap::from([(0, 0), (last.1, last.0)]);
         known.extend(versions.iter().map(|(version, (_, value))| (*version, *value)));
         for (version, (entry, value)) in versions {
@@ -164,7 +164,7 @@ fn check_standings(entries: &[Entry], states: &States) -> Vec<String> {
             if !fits {
                 let request = entry.request;
                 findings.push(format!(
-                    "WRONG: request {request} was told {name} is {value} at version {version} after {by:+}; \
+                    "WRONG: request {request} was answered {name} is {value} at version {version} after {by:+}; \
                      before it was {before:?}, and in the end it is {} at {}",
                     last.0, last.1
                 ));
@@ -175,9 +175,9 @@ fn check_standings(entries: &[Entry], states: &States) -> Vec<String> {
 }
 
 pub fn shortened(mut findings: Vec<String>) -> Vec<String> {
-    if findings.len() > TOLD_MAX {
-        let more = findings.len() - TOLD_MAX;
-        findings.truncate(TOLD_MAX);
+    if findings.len() > REPORTED_MAX {
+        let more = findings.len() - REPORTED_MAX;
+        findings.truncate(REPORTED_MAX);
         findings.push(format!("and {more} more like these"));
     }
     findings
@@ -196,7 +196,7 @@ mod tests {
         entry(request, "c", items, Outcome::Accepted(vec![]))
     }
 
-    fn findings(entries: &[Entry], state: State) -> Vec<String> {
+    fn findings(entries: &[Entry], state: SumAndCount) -> Vec<String> {
         check_states(entries, &States::from([((Kind::Counter, "c".to_owned()), state)]))
     }
 
@@ -256,8 +256,8 @@ mod tests {
             .map(|number| entry(number, &format!("c{number}"), &[1], Outcome::Accepted(vec![])))
             .collect();
         let found = check_states(&entries, &States::new());
-        assert_eq!(found.len(), TOLD_MAX + 1);
-        assert_eq!(found[TOLD_MAX], "and 80 more like these");
+        assert_eq!(found.len(), REPORTED_MAX + 1);
+        assert_eq!(found[REPORTED_MAX], "and 80 more like these");
     }
 
     fn document(request: usize, ids: &[&str], numbers: &[i64], outcome: Option<Outcome>) -> Entry {
@@ -308,9 +308,9 @@ mod tests {
         assert_eq!(check_documents(&entries, &held(&[("x", 1)])), Vec::<String>::new());
     }
 
-    fn waited(request: usize, by: i64, standing: State) -> Entry {
-        let told = Applied { id: None, standing: Some(standing) };
-        entry(request, "c", &[by], Outcome::Applied(told))
+    fn waited(request: usize, by: i64, standing: SumAndCount) -> Entry {
+        let reported = Applied { id: None, standing: Some(standing) };
+        entry(request, "c", &[by], Outcome::Applied(reported))
     }
 
     #[test]

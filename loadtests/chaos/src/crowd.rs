@@ -1,6 +1,6 @@
 //! Full load beside the writers: many connections that increment a few counters as fast as they are
-//! answered. They write nothing down, so only bounds are known of each counter: what was accepted
-//! must be there, and no more than what was sent.
+//! answered. The ledger does not hold them, so only bounds are known of each counter: the accepted
+//! increments must be there, and no more than were sent.
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,24 +15,24 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How the names of its counters begin.
+/// Prefix of the names of its counters.
 pub const PREFIX: &str = "crowd-";
 const COUNTERS: usize = 100;
-/// Longer than any answer may take.
+/// Time limit of a request, longer than any answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const DRAIN_PATIENCE: Duration = Duration::from_mins(2);
-/// Nothing changed for so long: what is unknown will not come any more.
+/// Time without a change after which no unknown increment is expected any more.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 const RESPONSE_BYTES_MAX: usize = 16 * 1_024;
 
-/// What became of the requests to one counter.
+/// Answers to the increments of one counter.
 #[derive(Debug, Default)]
 struct Tally {
     accepted: AtomicU64,
     unknown: AtomicU64,
-    /// A status that the contract does not know, 0 for none.
+    /// A status outside the contract, 0 for none.
     strange: AtomicU64,
 }
 
@@ -43,7 +43,7 @@ pub struct Crowd {
     began: Instant,
 }
 
-/// What a crowd came to.
+/// Figures of a finished crowd.
 #[derive(Clone, Debug, Serialize)]
 pub struct Crowded {
     pub connections: usize,
@@ -53,7 +53,7 @@ pub struct Crowded {
 }
 
 impl Crowd {
-    /// So many connections, spread over the APIs.
+    /// Starts this many connections, spread over the APIs.
     pub fn start(apis: &[SocketAddr], connections: usize) -> Self {
         let tallies: Arc<Vec<Tally>> = Arc::new((0..COUNTERS).map(|_| Tally::default()).collect());
         let (stop, _) = watch::channel(false);
@@ -61,7 +61,7 @@ impl Crowd {
         for number in 0..connections {
             let one = One {
                 api: apis[number % apis.len()],
-                // Each counter is written through every API.
+                // The division lets each counter be written through every API.
                 counter: number / apis.len() % COUNTERS,
                 tallies: tallies.clone(),
             };
@@ -70,7 +70,7 @@ impl Crowd {
         Self { tallies, connections: tasks, stop, began: Instant::now() }
     }
 
-    /// Ends the load; what was sent is answered before.
+    /// Ends the load after all open requests are answered.
     pub async fn stop(mut self) -> anyhow::Result<(Crowded, Expected)> {
         self.stop.send_replace(true);
         let (connections, lasted) = (self.connections.len(), self.began.elapsed());
@@ -92,14 +92,14 @@ impl Crowd {
 pub struct Expected(Vec<(u64, u64)>);
 
 #[derive(Debug, Deserialize, PartialEq)]
-struct Counter {
+struct CrowdCounter {
     value: u64,
     version: u64,
 }
 
 impl Expected {
-    /// What cannot be, at any API, once all that was accepted is applied or should be, and nothing
-    /// moves any more.
+    /// Findings at any API, read once everything accepted is applied or should be, and nothing
+    /// changes any more.
     pub async fn check(&self, client: &Client, apis: &[SocketAddr]) -> anyhow::Result<Vec<String>> {
         let mut findings = Vec::new();
         for api in apis {
@@ -108,7 +108,7 @@ impl Expected {
             while since.elapsed() < SETTLED_AFTER && Instant::now() < deadline {
                 tokio::time::sleep(PAUSE).await;
                 let now = self.read(client, *api).await?;
-                // A lost one is waited for as long as that may take.
+                // A lost increment is waited for until the time limit.
                 let is_complete =
                     now.iter().zip(&self.0).all(|(counter, (accepted, _))| counter.value >= *accepted);
                 if now != held || !is_complete {
@@ -124,7 +124,7 @@ impl Expected {
         Ok(findings)
     }
 
-    async fn read(&self, client: &Client, api: SocketAddr) -> anyhow::Result<Vec<Counter>> {
+    async fn read(&self, client: &Client, api: SocketAddr) -> anyhow::Result<Vec<CrowdCounter>> {
         let mut counters = Vec::new();
         for number in 0..self.0.len() {
             counters.push(read(client, api, number).await?);
@@ -133,8 +133,8 @@ impl Expected {
     }
 }
 
-fn judge(number: usize, counter: &Counter, accepted: u64, unknown: u64) -> Option<String> {
-    let Counter { value, version } = *counter;
+fn judge(number: usize, counter: &CrowdCounter, accepted: u64, unknown: u64) -> Option<String> {
+    let CrowdCounter { value, version } = *counter;
     let most = accepted + unknown;
     let what = if value < accepted {
         "LOST"
@@ -148,16 +148,16 @@ fn judge(number: usize, counter: &Counter, accepted: u64, unknown: u64) -> Optio
     Some(format!("{what}: {PREFIX}{number} is {value} at version {version}, not {accepted} to {most}"))
 }
 
-/// A counter that nobody has written yet is 0.
-async fn read(client: &Client, api: SocketAddr, number: usize) -> anyhow::Result<Counter> {
+/// Reads a counter; one that was never written is 0.
+async fn read(client: &Client, api: SocketAddr, number: usize) -> anyhow::Result<CrowdCounter> {
     let answer = client.get(format!("http://{api}/v1/counters/{PREFIX}{number}")).send().await?;
     if answer.status() == reqwest::StatusCode::NOT_FOUND {
-        return Ok(Counter { value: 0, version: 0 });
+        return Ok(CrowdCounter { value: 0, version: 0 });
     }
     answer.error_for_status()?.json().await.context("no counter")
 }
 
-/// One connection, again and again.
+/// One connection, which sends in a loop.
 struct One {
     api: SocketAddr,
     counter: usize,
@@ -171,7 +171,7 @@ impl One {
             self.counter, self.api
         );
         while !*stop.borrow() {
-            // Whatever breaks the connection is what the run is about.
+            // Broken connections are expected in this run.
             if let Ok(mut stream) = TcpStream::connect(self.api).await {
                 let _ = self.converse(&mut stream, request.as_bytes(), &stop).await;
             }
@@ -233,7 +233,7 @@ async fn status(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> anyhow::Result<
     }
 }
 
-/// The status, and how long the whole response is; `None` before its head is complete.
+/// Parses the status and the length of the whole response; `None` before its head is complete.
 fn parse(bytes: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
     let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let text = std::str::from_utf8(&bytes[..head])?;
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_and_what_is_too_much_is_found() {
-        let judged = |value, version| judge(1, &Counter { value, version }, 5, 2);
+        let judged = |value, version| judge(1, &CrowdCounter { value, version }, 5, 2);
         assert_eq!([5, 6, 7].map(|value| judged(value, value)), [None, None, None]);
         assert!(judged(4, 4).is_some_and(|finding| finding.starts_with("LOST")));
         assert!(judged(8, 8).is_some_and(|finding| finding.starts_with("DOUBLED")));

@@ -1,4 +1,4 @@
-//! Dead letters as an administrator sees them: read, redriven, and compared with what may be there.
+//! Dead letters as an administrator sees them: read, redriven, and compared with those that are allowed.
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -29,32 +29,32 @@ impl Letter {
         self.kind == "message"
     }
 
-    /// The collection and the number, of a document.
+    /// Collection and number of a document.
     pub fn document(&self) -> Option<(&str, i64)> {
         let document = &self.item["document"];
         Some((document["collection"].as_str()?, document["data"]["number"].as_i64()?))
     }
 
-    /// The counter, of an increment.
+    /// Name of the counter of an increment.
     pub fn counter(&self) -> Option<&str> {
         self.item["increment"]["counter"].as_str()
     }
 }
 
-/// Reads those with this reason, or all.
+/// Reads the dead letters with this reason, or all.
 pub async fn letters(client: &Client, api: SocketAddr, reason: Option<&str>) -> anyhow::Result<Vec<Letter>> {
     let filter = reason.map(|reason| format!("&reason={reason}")).unwrap_or_default();
     let items = pages(client, &format!("http://{api}/v1/dead-letters?limit=1000{filter}")).await?;
     items.into_iter().map(|item| serde_json::from_value(item).context("a dead letter")).collect()
 }
 
-/// Redrives those with this reason until there are none, or says what stays.
+/// Redrives those with this reason until there are none; the findings name the ones that stay.
 pub async fn redrive(client: &Client, api: SocketAddr, reason: &str) -> anyhow::Result<Vec<String>> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let body = json!({ "filter": { "reason": reason }, "limit": 1_000 });
         let request = client.post(format!("http://{api}/v1/dead-letters/redrive")).json(&body);
-        // No answer, and 503: some may have been applied, and it can be repeated.
+        // After no answer or 503 some may have been applied; the request can be repeated.
         let answer = request.send().await;
         if let Ok(status) = answer.map(|answer| answer.status()) {
             ensure!(status.is_success() || status.as_u16() == 503, "a redrive was answered {status}");
@@ -64,16 +64,16 @@ pub async fn redrive(client: &Client, api: SocketAddr, reason: &str) -> anyhow::
             return Ok(Vec::new());
         }
         if Instant::now() > deadline {
-            let told =
+            let reported =
                 |letter: &Letter| format!("LOST: {} stays a dead letter: {}", letter.id, letter.detail);
-            return Ok(shortened(left.iter().map(told).collect()));
+            return Ok(shortened(left.iter().map(reported).collect()));
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Checks a run that is over: nothing may be dead but items that a trigger refused. [`crate::leftovers`]
-/// compares whole messages with those that were poison.
+/// Checks dead letters after a run: none may be left but items that a trigger refused.
+/// [`crate::leftovers`] compares whole messages with those that were poison.
 pub async fn check(client: &Client, api: SocketAddr) -> anyhow::Result<Vec<String>> {
     Ok(unexpected(&letters(client, api, None).await?))
 }
@@ -82,12 +82,12 @@ fn unexpected(letters: &[Letter]) -> Vec<String> {
     let may_be = |letter: &&Letter| {
         letter.is_message() || letter.document().is_some_and(|(_, number)| is_refused(Kind::Document, number))
     };
-    let told = |letter: &Letter| {
+    let reported = |letter: &Letter| {
         let Letter { id, reason, detail, item, .. } = letter;
         let item: String = item.to_string().chars().take(200).collect();
         format!("LOST: {id} is a dead letter: {reason}: {detail}: {item}")
     };
-    shortened(letters.iter().filter(|letter| !may_be(letter)).map(told).collect())
+    shortened(letters.iter().filter(|letter| !may_be(letter)).map(reported).collect())
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! What can be done to the programs, their links and their servers, how long it is held, and how
-//! soon the service must be back after it. Pure: [`crate::inject`] does it.
+//! The faults of programs, their links and their servers, how long each is held, and how soon the
+//! service must be back after it. Pure: [`crate::inject`] carries them out.
 use std::fmt;
 
 use serde::Serialize;
 
-/// What a fault is, for choosing.
+/// The class of a fault, for choosing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
@@ -21,22 +21,22 @@ pub enum Class {
     Heavy,
     /// Documents whose check costs too much.
     SlowItem,
-    /// Minutes without it; only where it is asked for.
+    /// Minutes without the broker; only on demand.
     BrokerOutage,
     StoreOutage,
-    /// Minutes with a clock that is days off, so that whatever goes by a clock runs meanwhile;
-    /// only where it is asked for.
+    /// Minutes with a clock that is days off, so that all work that depends on a clock runs
+    /// meanwhile; only on demand.
     Adrift,
 }
 
 impl Class {
-    /// Lasts for `--outage-minutes`, and comes only where it is named.
+    /// Classes that last for `--outage-minutes`, and come only where they are named.
     pub fn is_on_demand(self) -> bool {
         matches!(self, Self::BrokerOutage | Self::StoreOutage | Self::Adrift)
     }
 }
 
-/// A server that is away for long.
+/// A server that is away for minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Server {
@@ -44,7 +44,7 @@ pub enum Server {
     Store,
 }
 
-/// Whose clock is off.
+/// The owner of the clock that is off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Whose {
@@ -52,7 +52,7 @@ pub enum Whose {
     Store,
 }
 
-/// The way from a program to a server.
+/// The link from a program to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Link {
@@ -60,12 +60,12 @@ pub enum Link {
     Store,
 }
 
-/// What happens to a link.
+/// A fault of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Trouble {
+pub enum LinkFault {
     Cut,
-    /// Cut in the middle of what the client says, after so many bytes more.
+    /// A cut in the middle of a client's message, after this many more bytes.
     CutAfter(u64),
     HalfOpen,
     Delay,
@@ -77,21 +77,21 @@ pub enum Trouble {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Poison {
-    /// No JSON at all.
+    /// Bytes that are no JSON.
     Undecodable,
-    /// Of a version that this build does not know.
+    /// A version that this build does not know.
     UnknownVersion,
     /// An item that every API accepts and the store refuses, between two good ones.
     Refused,
 }
 
-/// The reason why a message cannot be applied.
+/// The cause why a message cannot be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weight {
     /// Its statement takes longer than any limit.
     Slow,
-    /// Its statement fails with a code that says nothing.
+    /// Its statement fails with a code without a known meaning.
     Failing,
     /// The server runs out of memory for it.
     Memory,
@@ -100,17 +100,18 @@ pub enum Weight {
 }
 
 impl Weight {
-    /// A failure that names the server gives nothing up, however often it comes.
+    /// Messages with this cause are dead-lettered. One whose failure points to the server never is,
+    /// however often it fails.
     pub fn is_given_up(self) -> bool {
         matches!(self, Self::Slow | Self::Failing)
     }
 }
 
-/// Members are meant by their place in the fleet.
+/// A fault. Programs are named by their index in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "fault", rename_all = "snake_case")]
 pub enum Fault {
-    /// SIGKILL and a new start at once.
+    /// SIGKILL and an immediate start.
     Kill {
         member: usize,
     },
@@ -136,14 +137,14 @@ pub enum Fault {
     Network {
         member: usize,
         link: Link,
-        trouble: Trouble,
+        trouble: LinkFault,
         ms: u64,
     },
-    /// `pg_ctl stop -m immediate`, and a start so much later.
+    /// `pg_ctl stop -m immediate`, and a start this much later.
     StoreCrash {
         ms: u64,
     },
-    /// SIGKILL to the node that leads the queue, and a start so much later.
+    /// SIGKILL to the node that leads the queue, and a start this much later.
     BrokerCrash {
         ms: u64,
     },
@@ -153,35 +154,35 @@ pub enum Fault {
     Poison {
         poison: Poison,
     },
-    /// Lasts until it is given up, or so long where it is not.
+    /// A heavy message. It lasts until it is dead-lettered, or this long where it is not.
     Heavy {
         weight: Weight,
         ms: u64,
     },
     SlowItem,
-    /// A crash as the others, watched for as long as it lasts.
+    /// A crash, with the service watched for as long as it lasts.
     Outage {
         server: Server,
         ms: u64,
     },
 }
 
-/// How soon the service must be back after a fault has ended, in milliseconds.
+/// Time within which the service must be back after a fault has ended, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bound {
-    /// What is wanted; told when it takes longer.
+    /// The aim; a longer time is reported.
     pub wanted_ms: u128,
-    /// Beyond it the run fails. Generous: machines are shared, and programs may be debug builds.
+    /// The limit above which the run fails. Generous: machines are shared, and programs may be debug builds.
     pub failed_ms: u128,
 }
 
-/// After programs and links.
+/// Limits after faults of programs and links.
 pub const PROGRAM_BOUND: Bound = Bound { wanted_ms: 5_000, failed_ms: 30_000 };
-/// After a server is back.
+/// Limits after a server is back.
 pub const SERVER_BOUND: Bound = Bound { wanted_ms: 10_000, failed_ms: 60_000 };
-/// Beside a message that cannot be applied, on two consumers.
+/// Limits for writes beside a message that cannot be applied, on two consumers.
 pub const BESIDE_BOUND: Bound = Bound { wanted_ms: 2_000, failed_ms: 20_000 };
-/// The same on one writer, which such a message has for `store.write_timeout_ms` at last.
+/// The same on one writer, which such a message occupies for up to `store.write_timeout_ms`.
 pub const BESIDE_ONE_WRITER_BOUND: Bound = Bound { wanted_ms: 35_000, failed_ms: 75_000 };
 
 impl Fault {
@@ -215,7 +216,7 @@ impl Fault {
         }
     }
 
-    /// Whom it strikes, if it is one program.
+    /// Index of the program that it strikes, if it is one.
     pub fn member(self) -> Option<usize> {
         match self {
             Self::Kill { member }
@@ -228,7 +229,7 @@ impl Fault {
         }
     }
 
-    /// How long it is held after it has begun.
+    /// Time that it is held, in milliseconds.
     pub fn ms(self) -> u64 {
         match self {
             Self::Kill { .. } | Self::Terminate { .. } | Self::Poison { .. } | Self::SlowItem => 0,
@@ -253,7 +254,7 @@ impl fmt::Display for Fault {
             Self::Freeze { .. } => out.write_str("freeze"),
             Self::Clock { whose, seconds, .. } => write!(out, "{}clock {seconds:+} s", whose.prefix()),
             Self::Adrift { whose, days, .. } => write!(out, "{}clock {days:+} days", whose.prefix()),
-            Self::Network { link, trouble: Trouble::CutAfter(bytes), .. } => {
+            Self::Network { link, trouble: LinkFault::CutAfter(bytes), .. } => {
                 write!(out, "{} cut after {bytes} bytes", link.name())
             }
             Self::Network { link, trouble, .. } => write!(out, "{} {}", link.name(), trouble.name()),
@@ -300,7 +301,7 @@ impl Link {
     }
 }
 
-impl Trouble {
+impl LinkFault {
     fn name(self) -> &'static str {
         match self {
             Self::Cut => "cut",

@@ -1,14 +1,14 @@
-//! What a run leaves in the two files of the embedded pair: no damage, and an empty queue.
+//! A check of the two files of the embedded pair after a run: no damage, and an empty queue.
 use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
 use testkit::sqlite;
 
-/// What was found when the program had stopped.
+/// Observations after the program had stopped.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Files {
-    /// What SQLite's `integrity_check` says of either file; nothing when it says ok.
+    /// Problems that SQLite's `integrity_check` reports in either file.
     pub damage: Vec<String>,
     /// Messages in the queue.
     pub waiting: i64,
@@ -26,7 +26,7 @@ pub async fn gather(data: &Path) -> anyhow::Result<Files> {
     Ok(Files { damage, waiting, dead })
 }
 
-/// What should not be there.
+/// Findings about the files.
 pub fn check(files: &Files) -> Vec<String> {
     let mut findings: Vec<_> = files.damage.iter().map(|damage| format!("DAMAGED: {damage}")).collect();
     for (what, count) in [("messages", files.waiting), ("dead messages", files.dead)] {
@@ -63,7 +63,7 @@ mod tests {
         let path = data.join("store.db");
         let bytes = std::fs::metadata(&path).expect("is there").len();
         let file = std::fs::File::options().write(true).open(&path).expect("opens");
-        // All but the first page, which holds what is needed to read the others.
+        // All pages but the first, which is needed to read the others.
         for page in 1..bytes / 4_096 {
             file.write_all_at(&[0xA5; 64], page * 4_096).expect("is written");
         }

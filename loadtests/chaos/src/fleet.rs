@@ -1,5 +1,5 @@
 //! The programs of a pair: started on fixed loopback ports, killed, frozen and asked to stop, and
-//! started again on them. In the cluster each speaks to broker and store through proxies of its own.
+//! started again on them. In the cluster each reaches broker and store through proxies of its own.
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use tokio::time::timeout;
 use crate::send;
 use crate::servers::{Servers, free_address, in_path};
 
-/// Where the embedded program has its data, in the folder of the run.
+/// Data directory of the embedded program, in the folder of the run.
 pub const DATA: &str = "data";
 const HEALTHY_PATIENCE: Duration = Duration::from_mins(1);
-/// How long a program may take to stop when asked: its own limit for open requests, and some more.
+/// Time within which a program must stop when asked: its own limit for open requests, and some more.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -27,13 +27,13 @@ pub struct Fleet {
     pub members: Vec<Member>,
 }
 
-/// The way to the servers.
+/// Proxies between a program and the servers.
 pub struct Links {
     pub broker: Proxy,
     pub store: Proxy,
 }
 
-/// One program. It is killed when this is dropped.
+/// One program, killed when this is dropped.
 pub struct Member {
     pub name: String,
     /// Its public port, if it is an API.
@@ -47,16 +47,16 @@ pub struct Member {
     child: Child,
 }
 
-/// What every program of a fleet is started with.
+/// Settings that all programs of a fleet share.
 pub struct Base<'a> {
     pub binaries: &'a Path,
     pub folder: &'a Path,
-    /// libfaketime.
+    /// Path of libfaketime.
     pub faketime: Option<&'a Path>,
 }
 
 impl Fleet {
-    /// Two APIs and two consumers on the servers, or one embedded API without.
+    /// Starts two APIs and two consumers on the servers, or one embedded API without servers.
     pub async fn start(base: Base<'_>, servers: Option<&Servers>) -> anyhow::Result<Self> {
         let mut members = Vec::new();
         match servers {
@@ -103,7 +103,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Programs that have ended without having been asked to.
+    /// Names of programs that have ended without a request.
     pub fn ended_by_themselves(&mut self) -> anyhow::Result<Vec<String>> {
         let mut findings = Vec::new();
         for member in &mut self.members {
@@ -112,7 +112,7 @@ impl Fleet {
         Ok(findings)
     }
 
-    /// Asks all that run to stop. Returns what was wrong about how they did.
+    /// Asks all running programs to stop. Returns the findings.
     pub async fn stop(&mut self) -> anyhow::Result<Vec<String>> {
         let mut findings = self.ended_by_themselves()?;
         for member in &mut self.members {
@@ -124,7 +124,7 @@ impl Fleet {
     }
 }
 
-/// Whoever looks after dead letters and definitions needs it.
+/// The administrator's setting, needed for dead letters and definitions.
 fn admin() -> (&'static str, String) {
     ("AUTH__ADMIN_WITHOUT_KEYS", "true".into())
 }
@@ -154,7 +154,7 @@ impl Member {
         Ok(Self { name: name.to_owned(), api, links, clock, ops, binary, settings, folder, child })
     }
 
-    /// SIGKILL; returns when it is gone.
+    /// Kills the program by SIGKILL; returns when it is gone.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(finding) = self.ended_by_itself()? {
             bail!(finding);
@@ -162,7 +162,7 @@ impl Member {
         self.child.kill().await.with_context(|| format!("cannot kill {}", self.name))
     }
 
-    /// SIGTERM; returns when it is gone, with what was wrong about how it went.
+    /// Stops the program by SIGTERM; returns when it is gone, with the finding, if any.
     pub async fn terminate(&mut self) -> anyhow::Result<Option<String>> {
         if let Some(finding) = self.ended_by_itself()? {
             bail!(finding);
@@ -177,12 +177,12 @@ impl Member {
         Ok((!status.success()).then(words))
     }
 
-    /// Stops it from running, or lets it go on.
+    /// Freezes the program, or lets it go on.
     pub fn freeze(&self, on: bool) -> anyhow::Result<()> {
         self.signal(if on { Signal::STOP } else { Signal::CONT })
     }
 
-    /// Starts it again after its end.
+    /// Starts the program again after its end.
     pub fn restart(&mut self) -> anyhow::Result<Instant> {
         let restarted = Instant::now();
         self.child = spawn(&self.binary, &self.settings, &self.folder)?;
@@ -192,7 +192,7 @@ impl Member {
         Ok(restarted)
     }
 
-    /// Resident memory, where this system tells it.
+    /// Resident memory, where this system reports it.
     pub fn resident_kib(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -206,7 +206,7 @@ impl Member {
     }
 
     async fn await_healthy(&mut self) -> anyhow::Result<()> {
-        // An API is ready before it reaches the broker; only its health tells that it accepts.
+        // An API is ready before it reaches the broker; only its health says that it accepts.
         let path = if self.api.is_some() { "health" } else { "readyz" };
         let url = format!("http://{}/{path}", self.ops);
         tokio::select! {
@@ -240,8 +240,8 @@ async fn succeeds(url: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Output goes to one file over all lives of the program; the environment holds only what is set.
-/// It dies with the thread that started it, where this system can do that.
+/// Starts a program. Its output goes to one file over all its lives; the environment holds only
+/// what is set. It dies with the thread that started it, where this system can do that.
 fn spawn(binary: &Path, settings: &[(String, String)], folder: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(log_path(folder))?;
     let mut command = match in_path("setpriv") {
@@ -252,7 +252,7 @@ fn spawn(binary: &Path, settings: &[(String, String)], folder: &Path) -> anyhow:
         command.args(["--pdeathsig", "KILL"]).arg(binary);
     }
     command.current_dir(folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // A Ctrl-C at the terminal is for this program, which then ends the others.
+    // A Ctrl-C at the terminal goes to this program only, which then ends the others.
     command.process_group(0).kill_on_drop(true);
     for (key, _) in std::env::vars() {
         if key.starts_with("FOREBAY") || ["DATABASE_URL", "AMQP_URL", "REDIS_URL"].contains(&key.as_str()) {

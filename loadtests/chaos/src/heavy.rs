@@ -1,5 +1,5 @@
 //! Messages and items that cost too much while everything else is well: a document that the store
-//! cannot apply, and documents that a check takes too long for. A trigger stands in for whatever
+//! cannot apply, and documents whose check takes too long. A trigger stands for any cause that
 //! makes a transaction slow or fail. [`crate::beside`] carries these faults out.
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use crate::fault::Weight;
 use crate::fleet::DATA;
 use crate::servers::Servers;
 
-/// The number of a document that the trigger holds up. The traffic draws no such number.
+/// Number in a document that the trigger delays or fails. The traffic draws no such number.
 pub const NUMBER: i64 = 14;
-/// The number of a document whose check is dear. The trigger keeps it from being applied before
+/// Number in a document whose check is expensive. The trigger keeps it from being applied before
 /// its collection is defined.
 pub const DEAR: i64 = 15;
 const DEAR_LETTERS: u32 = 28_000;
-/// Steps of a check grow with the text times the pattern.
+/// Schema whose check takes steps in proportion to text times pattern.
 pub const DEAR_SCHEMA: &str = r#"{"schema":{"properties":{"log":{"pattern":"a[ab]{9000}c"}}}}"#;
 pub const CHEAP_SCHEMA: &str = r#"{"schema":{}}"#;
 
-/// A file may be locked for as long as its writer has for a transaction.
+/// Time limit of a switch: a file may be locked for as long as its writer may take for a transaction.
 const SWITCH_PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -56,14 +56,15 @@ const ON_SQLITE: &str = r#"
         select (select count(*) from forebay_chaos_endless) from forebay_chaos_mode where mode = 'slow';
     end"#;
 
-/// The database of the run, where the trigger is.
+/// The database of the run, which holds the trigger.
 pub enum Switch {
     Postgres(String),
     Sqlite(PathBuf),
 }
 
 impl Switch {
-    /// Once the programs have made their tables, in the folder of the run or at its servers.
+    /// Installs the trigger once the programs have made their tables, in the folder of the run or
+    /// at its servers.
     pub async fn install(servers: Option<&Servers>, folder: &Path) -> anyhow::Result<Self> {
         let (switch, statements) = match servers {
             Some(servers) => (Self::Postgres(servers.postgres.url()), ON_POSTGRES),
@@ -73,7 +74,7 @@ impl Switch {
         Ok(switch)
     }
 
-    /// From now on heavy documents are held up.
+    /// Makes the trigger strike heavy documents from now on.
     pub async fn on(&self, weight: Weight) -> anyhow::Result<()> {
         let mode = match weight {
             Weight::Slow => "slow",
@@ -88,7 +89,7 @@ impl Switch {
         self.execute("delete from forebay_chaos_mode".to_owned()).await
     }
 
-    /// A trigger of Postgres can hold up a message in ways that the store blames on the server.
+    /// The cause that the store does not blame on the message, so that it keeps the message.
     pub fn keeping(&self) -> Weight {
         match self {
             Self::Postgres(_) => Weight::Memory,
@@ -96,7 +97,7 @@ impl Switch {
         }
     }
 
-    /// SQLite has one writer, and refuses no single item.
+    /// The store is SQLite, which has one writer and refuses no single item.
     pub fn is_sqlite(&self) -> bool {
         matches!(self, Self::Sqlite(_))
     }
@@ -116,7 +117,7 @@ impl Switch {
     }
 }
 
-/// Its letters are random, so that a pattern has to follow thousands of states.
+/// Makes a document of random letters, for which a pattern has to follow thousands of states.
 pub fn dear_document() -> String {
     let letter = |at: u32| if at.wrapping_mul(2_654_435_761) >> 31 == 0 { 'a' } else { 'b' };
     let letters: String = (0..DEAR_LETTERS).map(letter).collect();

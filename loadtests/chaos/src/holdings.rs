@@ -1,5 +1,5 @@
-//! What targets hold, through the same HTTP as everyone asks: of every kind the sum and the count,
-//! of documents each one with its id.
+//! The content of targets, read through the public HTTP interface: of every kind the sum and the
+//! count, of documents each one with its id.
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use crate::crowd;
 use crate::kind::{Kind, rfc3339};
-use crate::ledger::{Entry, State};
+use crate::ledger::{Entry, SumAndCount};
 
-pub type States = BTreeMap<(Kind, String), State>;
+pub type States = BTreeMap<(Kind, String), SumAndCount>;
 
 const MINUTE_MS: i64 = 60_000;
 const DAY_MS: i64 = 86_400_000;
@@ -20,17 +20,17 @@ const DAY_MS: i64 = 86_400_000;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Holdings {
     pub states: States,
-    /// The numbers in documents, by collection and id.
+    /// Numbers in documents, by collection and id.
     pub documents: BTreeMap<String, BTreeMap<String, i64>>,
-    /// What contradicts itself.
+    /// Contradictions within the answers.
     pub contradictions: Vec<String>,
 }
 
-/// What to ask for.
+/// The targets to read.
 #[derive(Debug)]
 pub struct Questions<'a> {
     targets: BTreeSet<(Kind, &'a str)>,
-    /// Of points: from the first to the last time.
+    /// First and last time of the points.
     span: (i64, i64),
 }
 
@@ -47,7 +47,7 @@ impl<'a> Questions<'a> {
         self.targets.iter().filter(move |(other, _)| *other == kind).map(|(_, name)| *name)
     }
 
-    /// The span in whole periods, as parameters.
+    /// The span in whole periods, as query parameters.
     fn range(&self, period_ms: i64) -> anyhow::Result<String> {
         let (first, last) = self.span;
         let from = first.div_euclid(period_ms) * period_ms;
@@ -56,7 +56,7 @@ impl<'a> Questions<'a> {
     }
 }
 
-/// Reads what all the targets hold.
+/// Reads the content of all targets.
 pub async fn read(client: &Client, api: SocketAddr, asked: &Questions<'_>) -> anyhow::Result<Holdings> {
     let mut holdings = Holdings::default();
     read_counters(client, api, &mut holdings).await?;
@@ -69,10 +69,10 @@ pub async fn read(client: &Client, api: SocketAddr, asked: &Questions<'_>) -> an
     Ok(holdings)
 }
 
-/// All that the service knows, also those that nobody wrote; a crowd looks after its own.
+/// Reads all counters of the service, also those that no writer of the run wrote; a crowd checks its own.
 async fn read_counters(client: &Client, api: SocketAddr, into: &mut Holdings) -> anyhow::Result<()> {
     for item in pages(client, &format!("http://{api}/v1/counters?limit=1000")).await? {
-        let Counter { name, value, version } = serde_json::from_value(item).context("a counter")?;
+        let ListedCounter { name, value, version } = serde_json::from_value(item).context("a counter")?;
         if !name.starts_with(crowd::PREFIX) {
             into.states.insert((Kind::Counter, name), (value, version));
         }
@@ -98,7 +98,7 @@ async fn read_documents(
     Ok(())
 }
 
-/// Minutes and days are other rows, and must come to the same.
+/// Reads points by minutes and by days: these come from different rows and must agree.
 async fn read_points(
     client: &Client,
     api: SocketAddr,
@@ -109,26 +109,27 @@ async fn read_points(
     for period_ms in [DAY_MS, MINUTE_MS] {
         let range = asked.range(period_ms)?;
         let url = format!("http://{api}/v1/metrics/summary?type={name}&{range}");
-        let summary: Summary = client.get(url).send().await?.error_for_status()?.json().await?;
+        let summary: PointSummary = client.get(url).send().await?.error_for_status()?.json().await?;
         #[expect(clippy::cast_possible_truncation, reason = "sums of small whole numbers")]
         states.push((summary.sum as i64, summary.count));
     }
     if states[0] != states[1] {
-        let told = format!("WRONG: type {name} is {:?} by days and {:?} by minutes", states[0], states[1]);
-        into.contradictions.push(told);
+        let reported =
+            format!("WRONG: type {name} is {:?} by days and {:?} by minutes", states[0], states[1]);
+        into.contradictions.push(reported);
     }
     into.states.insert((Kind::Point, name.into()), states[0]);
     Ok(())
 }
 
 #[derive(Deserialize)]
-struct Page {
+struct ListPage {
     items: Vec<Value>,
     next: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Counter {
+struct ListedCounter {
     name: String,
     value: i64,
     version: i64,
@@ -146,7 +147,7 @@ struct Data {
 }
 
 #[derive(Deserialize)]
-struct Summary {
+struct PointSummary {
     count: i64,
     sum: f64,
 }
@@ -156,7 +157,7 @@ pub async fn pages(client: &Client, url: &str) -> anyhow::Result<Vec<Value>> {
     let (mut items, mut after) = (Vec::new(), String::new());
     loop {
         let answer = client.get(format!("{url}{after}")).send().await?.error_for_status()?;
-        let page: Page = answer.json().await.context("a page of a list")?;
+        let page: ListPage = answer.json().await.context("a page of a list")?;
         items.extend(page.items);
         let Some(next) = page.next else { return Ok(items) };
         after = format!("&after={next}");

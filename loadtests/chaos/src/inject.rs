@@ -1,5 +1,5 @@
-//! Carries the plan out: begins each fault, holds it, ends it, and measures how soon writes are
-//! accepted and applied again. It waits for writes between two faults, so that each one hits a
+//! Execution of the plan: begins each fault, holds it, ends it, and measures how soon writes are
+//! accepted and applied again. It waits for writes between two faults, so that each fault strikes a
 //! service at work.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use testkit::inspect;
 use tokio::time::timeout;
 
 use crate::beside::{Beside, Scene};
-use crate::fault::{Bound, Class, Fault, Link, Poison, Server, Trouble, Whose};
+use crate::fault::{Bound, Class, Fault, Link, LinkFault, Poison, Server, Whose};
 use crate::fleet::{Fleet, Member};
 use crate::heavy::Switch;
 use crate::kind::Kind;
@@ -21,13 +21,13 @@ use crate::recovery::{self, Recovery};
 use crate::refused;
 use crate::send;
 use crate::servers::Servers;
-use crate::traffic::{Target, Traffic};
+use crate::traffic::{ApiCounts, Traffic};
 
 /// Accepted requests between two faults.
 pub const ACCEPTED_MIN: u64 = 10;
 /// Longest time without that many accepted requests.
 const ACCEPTED_PATIENCE: Duration = Duration::from_mins(1);
-/// How long to wait for a moment in which the victim has open requests.
+/// Time limit of the wait for a moment in which the victim has open requests.
 const OPEN_PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(2);
 const DEAD_PATIENCE: Duration = Duration::from_secs(30);
@@ -40,41 +40,42 @@ pub const WRITES_QUEUE: &str = "forebay.writes.v1";
 pub struct Struck {
     pub step: Step,
     pub class: Class,
-    /// In words.
+    /// The fault in words.
     pub what: String,
     pub victim: String,
     pub killed_meanwhile: Option<String>,
     pub after_ms: u128,
-    /// Requests that were accepted since the fault before had been recovered from.
+    /// Requests that were accepted since the recovery from the fault before.
     pub accepted_before: u64,
     /// Requests that were open at the victim when it is an API, or at all APIs.
     pub open: usize,
-    /// From its beginning to its end: a server's ends when it answers again.
+    /// Time from its beginning to its end, which for a server is its first answer.
     pub lasted_ms: u128,
     pub recovery: Recovery,
-    /// From the loss of the node that led the queue, where others are left: they must take over.
+    /// Recovery measured from the loss of the node that led the queue, where other nodes are left:
+    /// they must take over.
     pub without_node: Option<Recovery>,
     pub bound: Bound,
-    /// Of an outage that was watched.
+    /// Observations of an outage that was watched.
     pub watched: Option<Watched>,
     /// Writes of others beside a fault that is a message.
     pub beside: Option<Beside>,
 }
 
-/// Everything that faults can be done to.
+/// The targets of all faults.
 pub struct Site<'a> {
     pub fleet: &'a mut Fleet,
     pub servers: Option<&'a mut Servers>,
     pub traffic: &'a Traffic,
     pub ledger: &'a Arc<Ledger>,
     pub switch: &'a Switch,
-    /// The bodies that were put into the queue, each unlike all others.
+    /// Bodies that were put into the queue, each different from all others.
     pub poison: Vec<Vec<u8>>,
-    /// What was wrong about how programs stopped.
+    /// Findings about the stops of programs.
     pub findings: Vec<String>,
 }
 
-/// What carrying out has shown, also when it came to an early end.
+/// Results of the execution, also after an early end.
 #[derive(Debug)]
 pub struct CarriedOut {
     pub struck: Vec<Struck>,
@@ -206,7 +207,7 @@ impl Site<'_> {
         Ok(Some(recovery))
     }
 
-    /// Returns the node of the broker that it struck, if it did.
+    /// Begins a fault. Returns the node of the broker that it struck, if it did.
     async fn begin(&mut self, number: usize, fault: Fault) -> anyhow::Result<usize> {
         match fault {
             Fault::Kill { member } => self.fleet.members[member].kill().await?,
@@ -230,7 +231,7 @@ impl Site<'_> {
                 return Ok(leader);
             }
             Fault::MemoryAlarm { .. } => self.servers()?.broker.memory_alarm(true).await?,
-            // They are sent, watched and healed while they last.
+            // These are sent, watched and healed while they last.
             Fault::Heavy { .. } | Fault::SlowItem => {}
             Fault::Poison { poison: Poison::Refused } => self.send_refused(number).await?,
             Fault::Poison { poison } => {
@@ -243,7 +244,7 @@ impl Site<'_> {
         Ok(0)
     }
 
-    /// Returns when it was over.
+    /// Ends a fault; returns the time when it was over.
     async fn end(&mut self, fault: Fault, node: usize) -> anyhow::Result<Instant> {
         match fault {
             Fault::Kill { member } | Fault::Terminate { member } => {
@@ -261,14 +262,14 @@ impl Site<'_> {
                 return self.servers()?.broker.restart(node).await;
             }
             Fault::MemoryAlarm { .. } => self.servers()?.broker.memory_alarm(false).await?,
-            // The audit looks for what became of it.
+            // The audit checks their outcome.
             Fault::Poison { poison: Poison::Refused } | Fault::Heavy { .. } | Fault::SlowItem => {}
             Fault::Poison { .. } => self.await_dead().await?,
         }
         Ok(Instant::now())
     }
 
-    /// A valid request for an API, with one document that the store does not take.
+    /// Sends a valid request to an API, with one document that the store does not take.
     async fn send_refused(&self, number: usize) -> anyhow::Result<()> {
         let (client, apis) = (send::client()?, self.fleet.api_addresses());
         let deadline = Instant::now() + ACCEPTED_PATIENCE;
@@ -285,7 +286,7 @@ impl Site<'_> {
         }
     }
 
-    /// Waits until all that was put into the queue is among the dead letters.
+    /// Waits until all bodies that were put into the queue are among the dead letters.
     async fn await_dead(&mut self) -> anyhow::Result<()> {
         let (url, sent) = (self.servers()?.postgres.url(), self.poison.len());
         let deadline = Instant::now() + DEAD_PATIENCE;
@@ -307,7 +308,7 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// So many seconds off the real time.
+    /// Puts a clock this many seconds off the real time.
     fn step_clock(&mut self, whose: Whose, seconds: i64) -> anyhow::Result<()> {
         let clock = match whose {
             Whose::Member(member) => self.fleet.members[member].clock.as_ref(),
@@ -331,10 +332,10 @@ impl Site<'_> {
         })
     }
 
-    /// Waits for a moment in which requests are open where it will hurt.
+    /// Waits for a moment in which requests are open at the victim.
     async fn open_requests(&self, victim: Option<usize>) -> usize {
         let api = victim.and_then(|member| self.fleet.members[member].api);
-        let target: Option<&Arc<Target>> =
+        let target: Option<&Arc<ApiCounts>> =
             self.traffic.targets.iter().find(|target| Some(target.address) == api);
         let Some(target) = target else {
             return self.traffic.targets.iter().map(|target| *target.open.borrow()).sum();
@@ -347,23 +348,23 @@ impl Site<'_> {
     }
 }
 
-fn set_trouble(member: &Member, link: Link, trouble: Trouble, on: bool) -> anyhow::Result<()> {
+fn set_trouble(member: &Member, link: Link, trouble: LinkFault, on: bool) -> anyhow::Result<()> {
     let links = member.links.as_ref().context("a program without proxies")?;
     let proxy = match link {
         Link::Broker => &links.broker,
         Link::Store => &links.store,
     };
     match trouble {
-        Trouble::Cut if on => proxy.cut(),
-        Trouble::HalfOpen if on => proxy.half_open(),
-        // They happen, and are over by themselves.
-        Trouble::Cut | Trouble::HalfOpen => {}
-        Trouble::CutAfter(bytes) if on => proxy.cut_after(bytes),
-        Trouble::CutAfter(_) => proxy.cut_never(),
-        Trouble::Delay => proxy.delay(if on { DELAY } else { Duration::ZERO }),
-        Trouble::Mute => proxy.mute(on),
-        Trouble::BlackHole => proxy.black_hole(on),
-        Trouble::Down => proxy.down(on),
+        LinkFault::Cut if on => proxy.cut(),
+        LinkFault::HalfOpen if on => proxy.half_open(),
+        // These are over at once.
+        LinkFault::Cut | LinkFault::HalfOpen => {}
+        LinkFault::CutAfter(bytes) if on => proxy.cut_after(bytes),
+        LinkFault::CutAfter(_) => proxy.cut_never(),
+        LinkFault::Delay => proxy.delay(if on { DELAY } else { Duration::ZERO }),
+        LinkFault::Mute => proxy.mute(on),
+        LinkFault::BlackHole => proxy.black_hole(on),
+        LinkFault::Down => proxy.down(on),
     }
     Ok(())
 }

@@ -1,8 +1,5 @@
-//! The kinds of writes, and all that the traffic must know about each: where it is sent and how
-//! an item looks. [`crate::holdings`] reads what came of them.
-//!
-//! Every item carries one whole number, and every target shows how many items it holds and what
-//! their numbers sum up to. So one comparison serves all kinds.
+//! The kinds of writes, and all that the traffic must know about each: its path and the form of an
+//! item. [`crate::holdings`] reads their effects.
 use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
@@ -27,18 +24,18 @@ pub enum Kind {
     Point,
 }
 
-/// What the programs of this build take.
+/// The features of the programs of this build.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Abilities {
     pub kinds: Vec<Kind>,
-    /// Whether an Idempotency-Key is accepted, not refused.
+    /// An Idempotency-Key is accepted, not refused.
     pub keyed: bool,
 }
 
 impl Kind {
     pub const ALL: [Self; 3] = [Self::Counter, Self::Document, Self::Point];
 
-    /// The path as the OpenAPI document has it.
+    /// Path in the form of the OpenAPI document.
     fn pattern(self) -> &'static str {
         match self {
             Self::Counter => "/v1/counters/{name}/increments",
@@ -70,14 +67,14 @@ impl Kind {
     }
 }
 
-/// As a question and a point have it.
+/// Time in the form of a query or a point.
 pub fn rfc3339(at_ms: i64) -> anyhow::Result<String> {
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_ms) * 1_000_000)?;
     Ok(at.format(&Rfc3339)?)
 }
 
-/// What this build takes: kinds by its own description, keys by a write that is refused where they
-/// are not known. That write stands in the ledger.
+/// Finds the features of this build: kinds by its own description, keys by a write that is refused
+/// where they are not known. That write stands in the ledger.
 pub async fn discover(client: &Client, api: SocketAddr, ledger: &Ledger) -> anyhow::Result<Abilities> {
     let document: Value = client.get(format!("http://{api}/openapi.json")).send().await?.json().await?;
     let has = |kind: &Kind| document["paths"][kind.pattern()]["post"].is_object();

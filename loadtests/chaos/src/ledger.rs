@@ -1,5 +1,5 @@
-//! What the client knows: every request it meant to send, written down and synced before the
-//! request leaves, and what it was answered. Also in a file, as evidence when something is wrong.
+//! The client's record: every request that it meant to send, written down and synced before the
+//! request leaves, and its answer. A file keeps it as evidence of findings.
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -14,9 +14,9 @@ use crate::kind::Kind;
 use crate::refused::is_refused;
 
 /// Sum of the numbers and count of the items that took effect at a target.
-pub type State = (i64, i64);
+pub type SumAndCount = (i64, i64);
 
-/// What became of a request, as far as its sender knows.
+/// The outcome of a request, as far as its sender knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -24,28 +24,28 @@ pub enum Outcome {
     Accepted(Vec<String>),
     /// 200 or 201 to a request that waited: it took effect.
     Applied(Applied),
-    /// The server never saw it: the connection was refused.
+    /// A refused connection: the server never saw the request.
     NotSent,
     /// No answer, a broken answer, or 503, which means *unknown*.
     Unknown,
 }
 
-/// What an answer told that waited for the effect.
+/// The effect in the answer to a request that waited.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Applied {
-    /// Of a document or a point.
+    /// Id of a document or a point.
     pub id: Option<String>,
     /// Value and version of a counter right after the increment.
-    pub standing: Option<State>,
+    pub standing: Option<SumAndCount>,
 }
 
 impl Outcome {
-    /// Whether it is certain that the request takes effect.
+    /// The request certainly takes effect.
     pub fn is_taken(&self) -> bool {
         matches!(self, Self::Accepted(_) | Self::Applied(_))
     }
 
-    /// The ids of the items, where they were told.
+    /// Ids of the items, where they are known.
     pub fn ids(&self) -> &[String] {
         match self {
             Self::Accepted(ids) => ids,
@@ -54,30 +54,30 @@ impl Outcome {
         }
     }
 
-    /// Whether a repetition under the same key may be answered so: with the same ids, or without.
+    /// A repetition under the same key may have this outcome: with the same ids, or without.
     pub fn agrees_with(&self, first: &Self) -> bool {
         let (ids, again) = (first.ids(), self.ids());
         ids.is_empty() || again.is_empty() || ids == again
     }
 }
 
-/// What one request asks for: one unit of durability.
+/// The content of one request: one unit of durability.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Write {
     pub kind: Kind,
-    /// What it writes to: a counter, a collection, a type.
+    /// Name of the counter, the collection or the type.
     pub target: String,
-    /// The number that each item carries: for a counter what it is incremented by.
+    /// Number in each item: for a counter the increment.
     pub items: Vec<i64>,
-    /// The Idempotency-Key. Such a request is repeated until it is answered, and again after that.
+    /// The Idempotency-Key. A request with one is repeated until it is answered, and again after that.
     pub key: Option<String>,
-    /// The document of the target that it deletes; then `items` is the number in it.
+    /// Id of the document that it deletes; then `items` is the number in it.
     pub deletes: Option<String>,
-    /// When points were measured, in milliseconds since 1970.
+    /// Time of the points, in milliseconds since 1970.
     pub at_ms: i64,
-    /// It asks to be answered when it took effect, within so many seconds.
+    /// Seconds within which it asks to be answered with its effect.
     pub wait_seconds: Option<u64>,
-    /// An array goes as lines.
+    /// An array is sent as lines.
     pub lines: bool,
 }
 
@@ -96,13 +96,13 @@ impl Write {
         Self { kind, target: target.into(), items, key, deletes, at_ms: 0, wait_seconds, lines: false }
     }
 
-    /// Whether the store takes its item at this place.
+    /// The store takes the item at this index.
     pub fn takes_effect(&self, index: usize) -> bool {
         !is_refused(self.kind, self.items[index])
     }
 
-    /// What it adds to its target when it took effect.
-    pub fn effect(&self) -> State {
+    /// Sum and count that it adds to its target when it takes effect.
+    pub fn effect(&self) -> SumAndCount {
         let places = (0..self.items.len()).filter(|index| self.takes_effect(*index));
         let (sum, count) = places.fold((0, 0), |(sum, count), index| (sum + self.items[index], count + 1));
         if self.deletes.is_some() { (-sum, -count) } else { (sum, count) }
@@ -128,8 +128,8 @@ impl Ledger {
         Ok(Self { entries: Mutex::default(), lines })
     }
 
-    /// Writes down what is about to be sent; returns its number once that is on the disk.
-    /// Until it is settled its outcome is unknown.
+    /// Writes down a request that is about to be sent; returns its number once that is on the disk.
+    /// Its outcome is unknown until [`settle`](Self::settle).
     pub async fn intend(&self, write: Write) -> anyhow::Result<usize> {
         let entry = {
             let mut entries = self.lock();
@@ -167,7 +167,7 @@ impl Ledger {
     }
 }
 
-/// One sync for all lines that came meanwhile. After a failure the intents are never confirmed.
+/// Writes with one sync for all lines that came meanwhile. After a failure the intents are never confirmed.
 fn write(mut file: File, lines: &Receiver<Line>) {
     while let Ok(first) = lines.recv() {
         let batch: Vec<Line> = std::iter::once(first).chain(lines.try_iter()).collect();

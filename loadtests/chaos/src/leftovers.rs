@@ -1,5 +1,5 @@
-//! What a run leaves behind at its servers: messages in the queues, dead letters and connections at
-//! Postgres. Clients cannot see either, and operators must be able to rely on both.
+//! Leftovers of a run at its servers: messages in the queues, dead letters and connections at
+//! Postgres. Clients cannot see them, and operators must be able to rely on them.
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use crate::servers::Servers;
 pub const DEAD_QUEUE: &str = "forebay.dead.v1";
 /// Connections that one program may have at Postgres: the default of `store.connections_max`.
 const POOL_MAX: i64 = 8;
-/// How long Postgres and the broker may take to notice that a program has gone.
+/// Time within which Postgres and the broker notice that a program has gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What was found when the programs had stopped.
+/// Observations after the programs had stopped.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Leftovers {
     pub writes: u32,
@@ -28,15 +28,15 @@ pub struct Leftovers {
     /// Their bodies.
     #[serde(skip)]
     pub dead_bodies: Vec<Vec<u8>>,
-    /// Connections at Postgres while all programs ran and nothing was to be done.
+    /// Connections at Postgres while all programs ran without work.
     pub sessions_idle: i64,
     pub sessions_idle_in_transaction: i64,
-    /// And when they had stopped.
+    /// Connections after they had stopped.
     pub sessions_after: i64,
 }
 
 /// Looks at Postgres while the programs run. A transaction that is just under way may show up as
-/// idle for a moment, so it is the lowest of several looks that counts.
+/// idle for a moment, so the lowest of several looks counts.
 pub async fn idle_sessions(servers: &Servers) -> anyhow::Result<Sessions> {
     let (url, deadline) = (servers.postgres.url(), Instant::now() + PATIENCE);
     loop {
@@ -48,7 +48,7 @@ pub async fn idle_sessions(servers: &Servers) -> anyhow::Result<Sessions> {
     }
 }
 
-/// Looks at both servers after the programs have stopped, for as long as it takes to find nothing.
+/// Looks at both servers after the programs have stopped, until nothing is left or the time is over.
 pub async fn gather(servers: &Servers, idle: Sessions, poison: usize) -> anyhow::Result<Leftovers> {
     let (broker, store) = (servers.broker.url(), servers.postgres.url());
     let deadline = Instant::now() + PATIENCE;
@@ -73,7 +73,7 @@ pub async fn gather(servers: &Servers, idle: Sessions, poison: usize) -> anyhow:
     }
 }
 
-/// What should not be there, and what should and is not.
+/// Findings: things that are left, and dead letters that are missing.
 pub fn check(left: &Leftovers, poison: &[Vec<u8>], programs: usize) -> Vec<String> {
     let mut findings = Vec::new();
     if left.writes > 0 {

@@ -1,13 +1,13 @@
-//! The ledger test: real programs on servers of its own, a client that writes down what it asked
-//! for and what it was answered, and a seeded plan of faults while it writes. Afterwards every
-//! accepted write must have taken effect exactly once, and nothing may be left over.
+//! The ledger test: real programs on servers of its own, a client that writes down its requests and
+//! their answers, and a seeded plan of faults while it writes. Afterwards every accepted write must
+//! have taken effect exactly once, and nothing may be left over.
 //!
 //! Flow: [`servers`] and [`fleet`] start what the pair needs · [`traffic`] writes and keeps the
-//! [`ledger`] · [`inject`] carries the [`plan`] of [`fault`]s out, with [`beside`] those that are a message,
-//! and measures each [`recovery`] · [`audit`]
-//! compares the ledger with what the service says through HTTP, [`leftovers`] and [`rows`] look at
-//! the servers, [`files`] at what the embedded pair wrote · [`report`] tells. Faults strike only
-//! what this started. SIGKILL leaves the kernel alive, so this says nothing about power loss.
+//! [`ledger`] · [`inject`] carries the [`plan`] of [`fault`]s out, with [`beside`] those that are a
+//! message, and measures each [`recovery`] · [`audit`] compares the ledger with the answers of the
+//! service through HTTP, [`leftovers`] and [`rows`] look at the servers, [`files`] at the files of
+//! the embedded pair · [`report`] presents the result. Faults strike only what this started.
+//! SIGKILL leaves the kernel alive, so this says nothing about power loss.
 pub mod audit;
 pub mod beside;
 pub mod compare;
@@ -55,7 +55,7 @@ use crate::report::{Report, Requests};
 use crate::servers::{Programs, Servers};
 use crate::traffic::Traffic;
 
-/// Which programs run, and on what.
+/// The programs and servers of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pair {
@@ -83,7 +83,7 @@ impl fmt::Display for Pair {
     }
 }
 
-/// How long a run is.
+/// The length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Length {
@@ -93,29 +93,30 @@ pub enum Length {
     Steps(usize),
 }
 
-/// One run.
+/// The settings of one run.
 #[derive(Clone, Debug, Serialize)]
-pub struct Settings {
+pub struct ChaosSettings {
     pub pair: Pair,
     pub length: Length,
-    /// Decides faults, victims, pauses and writes. What the programs do meanwhile is not repeatable.
+    /// Seed of faults, victims, pauses and writes. The behaviour of the programs under them is not
+    /// repeatable.
     pub seed: u64,
-    /// Only these; all that the pair can suffer when empty.
+    /// Classes of faults; all that the pair can suffer when empty.
     pub classes: Vec<Class>,
     /// Nodes of the broker.
     pub nodes: usize,
-    /// How long a server is away in the classes that are about this.
+    /// Minutes that a server is away in the classes that are about this.
     pub outage_minutes: f64,
     /// Connections that write as fast as they are answered, beside the others.
     pub crowd: usize,
     /// Leaves Idempotency-Keys out, for a build that does not know them yet.
     pub without_keys: bool,
-    /// Where `forebay-api` and `forebay-consumer` are.
+    /// Folder of `forebay-api` and `forebay-consumer`.
     pub binaries: PathBuf,
 }
 
-impl Settings {
-    /// The command that does the same again.
+impl ChaosSettings {
+    /// The command that repeats the run.
     pub fn replay(&self) -> String {
         let mut words = vec![format!("just chaos --pair {} --seed {}", self.pair, self.seed)];
         words.push(match self.length {
@@ -141,14 +142,14 @@ impl Settings {
     }
 }
 
-impl Settings {
+impl ChaosSettings {
     fn plan(&self, has_clock: bool) -> Plan {
         let outage = Duration::from_secs_f64(self.outage_minutes * 60.0);
         let outage_ms = u64::try_from(outage.as_millis()).unwrap_or(u64::MAX);
         Plan::new(self.pair, self.seed, &self.classes, has_clock).with_outages(outage_ms)
     }
 
-    /// About how long faults come, so that long runs write more slowly.
+    /// Approximate duration of the faults: long runs write more slowly.
     fn about_lasting(&self) -> Duration {
         const PROGRAM_STEP: Duration = Duration::from_millis(1_500);
         const SERVER_STEP: Duration = Duration::from_secs(12);
@@ -170,13 +171,13 @@ impl Settings {
 }
 
 /// Starts everything, carries the plan out, audits, ends everything. `Err` means that the run
-/// itself broke; what the service did wrong stands in the report.
-pub async fn run(settings: Settings, mut interrupted: watch::Receiver<bool>) -> anyhow::Result<Report> {
+/// itself broke; errors of the service are in the report.
+pub async fn run(settings: ChaosSettings, mut interrupted: watch::Receiver<bool>) -> anyhow::Result<Report> {
     let folder = std::env::temp_dir().join(testkit::unique("chaos"));
     std::fs::create_dir_all(&folder)?;
     let outcome = tokio::select! {
         outcome = run_on_servers(&settings, &folder) => Some(outcome),
-        // What was started is killed with the future that holds it.
+        // All that was started is killed with the future that holds it.
         _ = interrupted.wait_for(|interrupted| *interrupted) => None,
     };
     let keep = outcome
@@ -185,11 +186,12 @@ pub async fn run(settings: Settings, mut interrupted: watch::Receiver<bool>) -> 
     if !keep {
         servers::remove_folder(&folder).await?;
     }
-    let told = || format!("again: {}; logs and ledger are kept in {}", settings.replay(), folder.display());
-    outcome.context("interrupted")?.with_context(told)
+    let reported =
+        || format!("again: {}; logs and ledger are kept in {}", settings.replay(), folder.display());
+    outcome.context("interrupted")?.with_context(reported)
 }
 
-async fn run_on_servers(settings: &Settings, folder: &Path) -> anyhow::Result<Report> {
+async fn run_on_servers(settings: &ChaosSettings, folder: &Path) -> anyhow::Result<Report> {
     let mut servers = match settings.pair {
         Pair::Embedded => None,
         Pair::Cluster => Some(Servers::start(&Programs::find()?, folder, settings.nodes).await?),
@@ -202,7 +204,7 @@ async fn run_on_servers(settings: &Settings, folder: &Path) -> anyhow::Result<Re
 }
 
 async fn run_in(
-    settings: &Settings,
+    settings: &ChaosSettings,
     mut servers: Option<&mut Servers>,
     folder: &Path,
 ) -> anyhow::Result<Report> {
@@ -285,7 +287,7 @@ async fn run_in(
     })
 }
 
-/// What only the administrator of the servers can see to, once the programs have made what they need.
+/// Prepares what needs the administrator of the servers, once the programs have made their tables and queues.
 async fn prepare(servers: &Servers, nodes: usize) -> anyhow::Result<()> {
     if nodes > 1 {
         let members = servers.broker.members(WRITES_QUEUE).await?;
@@ -301,7 +303,7 @@ async fn read_rows(servers: Option<&Servers>, folder: &Path) -> anyhow::Result<i
     }
 }
 
-/// The folder of the programs that were built with this one: beside an executable, or above
+/// Finds the folder of the programs that were built with this one: beside an executable, or above
 /// `deps` for a test.
 pub fn binaries_beside_this() -> anyhow::Result<PathBuf> {
     let here = std::env::current_exe().context("own path")?;

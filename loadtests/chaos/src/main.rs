@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use chaos::fault::Class;
-use chaos::{Length, Pair, Settings};
+use chaos::{ChaosSettings, Length, Pair};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -14,29 +14,29 @@ use tokio::sync::watch;
 #[command(
     about = "Strikes Forebay's programs and their servers while a client writes, then looks for lost and doubled writes"
 )]
-struct Arguments {
-    /// How long faults come
+struct ChaosArguments {
+    /// Minutes of faults
     #[arg(long, default_value_t = 5.0, conflicts_with_all = ["steps", "short"])]
     minutes: f64,
-    /// So many faults instead
+    /// Number of faults, instead of minutes
     #[arg(long, conflicts_with = "short")]
     steps: Option<usize>,
     /// Each class of fault at least once, as the test does
     #[arg(long)]
     short: bool,
-    /// Both, one after the other, when absent
+    /// The pair; both, one after the other, when absent
     #[arg(long)]
     pair: Option<Pair>,
-    /// A random one, which is told, when absent
+    /// Seed of the plan; a random one, which is printed, when absent
     #[arg(long)]
     seed: Option<u64>,
-    /// Only these classes of faults; may be repeated
+    /// Use only these classes of faults; may be repeated
     #[arg(long = "faults", value_delimiter = ',')]
     classes: Vec<Class>,
     /// Nodes of the broker: the one that leads the queue is killed
     #[arg(long, default_value_t = 1)]
     nodes: usize,
-    /// How long a server is away in the classes broker-outage, store-outage and adrift
+    /// Minutes that a server is away in the classes broker-outage, store-outage and adrift
     #[arg(long, default_value_t = 1.0)]
     outage_minutes: f64,
     /// Connections that write as fast as they are answered, beside the others
@@ -53,8 +53,8 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
-impl Arguments {
-    fn settings(&self, pair: Pair, seed: u64) -> anyhow::Result<Settings> {
+impl ChaosArguments {
+    fn settings(&self, pair: Pair, seed: u64) -> anyhow::Result<ChaosSettings> {
         ensure!(self.minutes.is_finite() && self.minutes > 0.0, "--minutes must be more than 0");
         ensure!(
             self.outage_minutes.is_finite() && self.outage_minutes > 0.0,
@@ -68,13 +68,23 @@ impl Arguments {
         };
         let binaries = self.binaries.clone().map_or_else(chaos::binaries_beside_this, Ok)?;
         let Self { classes, nodes, outage_minutes, crowd, without_keys, .. } = self.clone();
-        Ok(Settings { pair, length, seed, classes, nodes, outage_minutes, crowd, without_keys, binaries })
+        Ok(ChaosSettings {
+            pair,
+            length,
+            seed,
+            classes,
+            nodes,
+            outage_minutes,
+            crowd,
+            without_keys,
+            binaries,
+        })
     }
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+    let arguments = ChaosArguments::parse();
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let pairs = arguments.pair.map_or(vec![Pair::Embedded, Pair::Cluster], |pair| vec![pair]);
     let (interrupt, interrupted) = watch::channel(false);
@@ -85,7 +95,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             _ = term.recv() => {}
         }
         interrupt.send_replace(true);
-        // Ending here would look like an interrupt to whoever still waits.
+        // An end here would look like an interrupt to the runs that still wait.
         std::future::pending::<()>().await;
     });
     let (mut reports, mut good) = (Vec::new(), true);

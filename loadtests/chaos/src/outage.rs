@@ -1,6 +1,6 @@
-//! What is watched while a server is away for minutes: how each API answers, and that memory stays
-//! flat. While the store is away writes are accepted; while the broker is away they are refused
-//! with 503 and `Retry-After`, soon and without piling up.
+//! Observation of the service while a server is away for minutes: the answers of each API, and its
+//! memory, which must stay flat. While the store is away writes are accepted; while the broker is
+//! away they are refused with 503 and `Retry-After`, soon and without piling up.
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,52 +14,52 @@ use crate::ledger::{Ledger, Write};
 use crate::send::{self, Answer};
 
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// So long an API may take to notice that the broker has gone; until then anything may be answered.
+/// Time within which an API must notice that the broker has gone; until then any answer is allowed.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
 /// Longest time of an answer: `server.accept_timeout_ms` is 2 s, and the machine may be busy.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
-/// Once the outage was noticed nobody waits for the server: so soon most are answered.
+/// Time within which most requests are answered once the outage was noticed: they do not wait for the server.
 const AT_ONCE: Duration = Duration::from_millis(200);
-/// Of those answers, one in so many may be slower than that by more than the machine explains: it was
-/// the try by which a breaker finds out.
+/// Share of those answers, one in this many, that may be slower by more than the machine explains:
+/// each was the try by which a breaker finds out.
 const TRIES_SHARE: usize = 10;
 const TRY_MIN: Duration = Duration::from_secs(1);
-/// Memory is compared with what it was at the end of this part of the outage, or after this time.
+/// Share of the outage after which memory is taken as the baseline, or this time at the latest.
 const WARM_SHARE: u32 = 5;
 const WARM_MAX: Duration = Duration::from_mins(1);
-/// By how much a program may grow after that.
+/// Growth of a program's memory that is allowed after that.
 const GROWTH_KIB_MAX: u64 = 32 << 10;
-const TOLD_MAX: usize = 5;
+const REPORTED_MAX: usize = 5;
 
-/// What was seen during one outage.
+/// Observations during one outage.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Watched {
     pub seconds: f64,
     pub probes: usize,
-    /// Answers of 202, and of 503 with `Retry-After`.
+    /// Answers 202, and 503 with `Retry-After`.
     pub accepted: usize,
     pub refused: usize,
     pub slowest_ms: u128,
-    /// How long the middle one of the answers took that came once the outage was noticed.
+    /// Median time of the answers that came once the outage was noticed.
     pub middle_ms: u128,
-    pub memory: Vec<Memory>,
-    /// How long each of those took.
+    pub memory: Vec<MemoryGrowth>,
+    /// Time of each of those answers.
     #[serde(skip)]
     noticed: Vec<Duration>,
     #[serde(skip)]
     pub findings: Vec<String>,
 }
 
-/// Resident memory of one program, where this system tells it.
+/// Resident memory of one program, where this system reports it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Memory {
+pub struct MemoryGrowth {
     pub name: String,
-    /// Once it was warm.
+    /// Memory once it was warm.
     pub early_kib: u64,
     pub most_kib: u64,
 }
 
-/// Asks every API again and again until the outage has lasted so long.
+/// Sends requests to every API again and again until the outage has lasted this long.
 pub async fn watch(
     fleet: &Fleet,
     ledger: &Arc<Ledger>,
@@ -96,7 +96,7 @@ impl Watched {
     fn note(&mut self, server: Server, answer: &Answer, since: Duration) {
         self.probes += 1;
         self.slowest_ms = self.slowest_ms.max(answer.took.as_millis());
-        // Any other status is no answer of the contract, nor is a 503 without Retry-After.
+        // Any other status is outside the contract, and so is a 503 without Retry-After.
         self.accepted += usize::from(answer.status == Some(202));
         self.refused += usize::from(answer.status == Some(503));
         let wanted = match server {
@@ -123,7 +123,7 @@ impl Watched {
         }
         let (count, slow) =
             (self.noticed.len(), self.noticed.iter().filter(|took| **took >= TRY_MIN).count());
-        // One try may always be among them.
+        // One try is always allowed among them.
         if slow > 1 + count / TRIES_SHARE {
             self.find(format!(
                 "SLOW: {slow} of {count} answers took {TRY_MIN:?} and more without the {server}"
@@ -132,7 +132,7 @@ impl Watched {
     }
 
     fn find(&mut self, finding: String) {
-        if self.findings.len() < TOLD_MAX {
+        if self.findings.len() < REPORTED_MAX {
             self.findings.push(finding);
         }
     }
@@ -145,7 +145,7 @@ impl Watched {
                 &mut self.memory[place]
             } else {
                 let name = member.name.clone();
-                self.memory.push(Memory { name, early_kib: now_kib, most_kib: now_kib });
+                self.memory.push(MemoryGrowth { name, early_kib: now_kib, most_kib: now_kib });
                 self.memory.last_mut().expect("it was just pushed")
             };
             memory.most_kib = memory.most_kib.max(now_kib);
@@ -156,7 +156,7 @@ impl Watched {
     }
 
     fn check_memory(&mut self) {
-        for Memory { name, early_kib, most_kib } in self.memory.clone() {
+        for MemoryGrowth { name, early_kib, most_kib } in self.memory.clone() {
             if most_kib > early_kib + GROWTH_KIB_MAX {
                 self.find(format!("GREW: {name} from {early_kib} to {most_kib} KiB"));
             }
@@ -196,7 +196,7 @@ mod tests {
         watched.note(Server::Broker, &answer(Some(503), soon), late);
         watched.note(Server::Store, &answer(Some(202), soon), late);
         watched.note(Server::Broker, &answer(None, soon), soon);
-        watched.memory = vec![Memory { name: "a".into(), early_kib: 1, most_kib: GROWTH_KIB_MAX }];
+        watched.memory = vec![MemoryGrowth { name: "a".into(), early_kib: 1, most_kib: GROWTH_KIB_MAX }];
         watched.check_memory();
         assert_eq!(watched.findings, Vec::<String>::new());
         watched.note(Server::Broker, &answer(Some(202), soon), late);
@@ -211,7 +211,7 @@ mod tests {
     fn answers_that_wait_for_a_server_of_which_it_is_known_that_it_is_away_are_found() {
         let findings = |taken: &[u64]| {
             let mut watched = Watched::default();
-            // Not noticed yet.
+            // The outage is not noticed yet.
             watched.note(Server::Broker, &answer(Some(503), TRY_MIN * 2), NOTICED_WITHIN);
             for &ms in taken {
                 let refused = answer(Some(503), Duration::from_millis(ms));
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(findings(&[200; 30]), 1);
         let with_slow = |slow: usize| [vec![5; 20 - slow], vec![1_000; slow]].concat();
         assert_eq!((findings(&with_slow(3)), findings(&with_slow(4))), (0, 1));
-        // Every other one waits, as every one would that comes when a breaker tries again.
+        // Every second one waits, as each one would that comes when a breaker tries again.
         assert_eq!(findings(&[5, 2_000].repeat(20)), 2);
     }
 }

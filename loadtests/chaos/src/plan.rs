@@ -1,4 +1,4 @@
-//! The seeded plan: which fault comes when and how long it lasts. Pure: the same seed makes the
+//! The seeded plan: the order of the faults and how long each lasts. Pure: the same seed makes the
 //! same plan; [`crate::inject`] carries it out.
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -6,19 +6,19 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::Pair;
-use crate::fault::{Class, Fault, Link, Poison, Server, Trouble, Weight, Whose};
+use crate::fault::{Class, Fault, Link, LinkFault, Poison, Server, Weight, Whose};
 
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=500;
 const FREEZE_MS: std::ops::RangeInclusive<u64> = 200..=3_000;
 const LINK_MS: std::ops::RangeInclusive<u64> = 500..=4_000;
 const OUTAGE_MS: std::ops::RangeInclusive<u64> = 500..=5_000;
-/// Longer than two heartbeats, so that both sides give a silent connection up.
+/// Duration longer than two heartbeats, so that both sides give a silent connection up.
 const LONG_MS: u64 = 25_000;
 const OUTAGE_LONG_MS: u64 = 60_000;
 const CLOCK_SECONDS: [i64; 6] = [-3_600, -120, -20, 20, 120, 3_600];
 const ADRIFT_DAYS: [i64; 4] = [-40, -3, 3, 40];
 
-/// How long a heavy message lasts that is not given up.
+/// Duration of a heavy message that is not dead-lettered.
 const HEAVY_MS: u64 = 10_000;
 const WEIGHTS: [Weight; 4] = [Weight::Slow, Weight::Failing, Weight::Memory, Weight::Session];
 const POISON: [Poison; 3] = [Poison::Undecodable, Poison::UnknownVersion, Poison::Refused];
@@ -28,29 +28,29 @@ const POISON: [Poison; 3] = [Poison::Undecodable, Poison::UnknownVersion, Poison
 pub struct Step {
     pub pause_ms: u64,
     pub fault: Fault,
-    /// A member that is killed and started again while the fault lasts.
+    /// Index of a program that is killed and started again while the fault lasts.
     pub killed_meanwhile: Option<usize>,
 }
 
-/// Steps without an end.
+/// An endless iterator of steps.
 #[derive(Debug)]
 pub struct Plan {
     random: StdRng,
     members: usize,
-    /// Whose clock can be put off.
+    /// Owners of the clocks that can be put off.
     clocks: Vec<Whose>,
-    /// Who is still to be killed before anyone is killed again.
+    /// Programs that are still to be killed before any is killed again.
     next_killed: Vec<usize>,
     next_adrift: Vec<usize>,
     next_weight: Vec<usize>,
-    /// What a heavy message may suffer from.
+    /// Causes that a heavy message may have.
     heavy: &'static [Weight],
     classes: Vec<Class>,
     outage_ms: u64,
 }
 
 impl Plan {
-    /// Of the classes that the pair can suffer, only those that are `wanted`, if any are named.
+    /// Makes a plan of the classes that the pair can suffer, only the `wanted` ones if any are named.
     pub fn new(pair: Pair, seed: u64, wanted: &[Class], has_clock: bool) -> Self {
         let is_wanted =
             |class: &Class| wanted.contains(class) || (wanted.is_empty() && !class.is_on_demand());
@@ -59,7 +59,7 @@ impl Plan {
         let classes = classes.filter(is_wanted).filter(can).collect();
         let (random, members) = (StdRng::seed_from_u64(seed), pair.members());
         let store = (pair == Pair::Cluster).then_some(Whose::Store);
-        // SQLite has neither sessions nor a server's memory.
+        // SQLite has neither sessions nor the memory of a server.
         let heavy = if pair == Pair::Cluster { &WEIGHTS[..] } else { &WEIGHTS[..2] };
         let clocks = (0..members).map(Whose::Member).chain(store).collect();
         Self {
@@ -75,19 +75,19 @@ impl Plan {
         }
     }
 
-    /// How long a server is away in the classes that are about this.
+    /// Sets how long a server is away in the classes that are about this.
     pub fn with_outages(mut self, ms: u64) -> Self {
         self.outage_ms = ms;
         self
     }
 
-    /// A plan without any fault to choose from makes no steps.
+    /// The plan has no fault to choose from, so it makes no steps.
     pub fn is_empty(&self) -> bool {
         self.classes.is_empty()
     }
 
-    /// About a minute with each class of fault at least once, every program killed and asked to
-    /// stop, and both servers crashed once, in an order that the seed decides.
+    /// Makes a plan of about a minute with each class of fault at least once, every program killed
+    /// and asked to stop, and both servers crashed once, in an order that the seed decides.
     pub fn short(mut self) -> Vec<Step> {
         let (mut steps, members) = (Vec::new(), self.members);
         let kills = if members == 1 { 12 } else { members + 2 };
@@ -110,7 +110,7 @@ impl Plan {
             steps.extend(POISON.map(|poison| Fault::Poison { poison }));
         }
         if has(&self, Class::Heavy) {
-            // The one that takes least time.
+            // The last one takes least time.
             let weight = *self.heavy.last().expect("there are some");
             steps.push(Fault::Heavy { weight, ms: HEAVY_MS });
         }
@@ -118,8 +118,13 @@ impl Plan {
             steps.push(Fault::SlowItem);
         }
         if has(&self, Class::Network) {
-            let troubles =
-                [Trouble::Cut, Trouble::CutAfter(700), Trouble::HalfOpen, Trouble::Mute, Trouble::Down];
+            let troubles = [
+                LinkFault::Cut,
+                LinkFault::CutAfter(700),
+                LinkFault::HalfOpen,
+                LinkFault::Mute,
+                LinkFault::Down,
+            ];
             for trouble in troubles {
                 let (member, link) = (self.random.random_range(0..members), self.link());
                 steps.push(Fault::Network { member, link, trouble, ms: 1_000 });
@@ -172,15 +177,15 @@ impl Plan {
         if self.random.random_bool(0.5) { Link::Broker } else { Link::Store }
     }
 
-    fn trouble(&mut self) -> Trouble {
+    fn trouble(&mut self) -> LinkFault {
         match self.random.random_range(0..7) {
-            0 => Trouble::Cut,
-            1 => Trouble::CutAfter(self.random.random_range(1..20_000)),
-            2 => Trouble::HalfOpen,
-            3 => Trouble::Delay,
-            4 => Trouble::Mute,
-            5 => Trouble::BlackHole,
-            _ => Trouble::Down,
+            0 => LinkFault::Cut,
+            1 => LinkFault::CutAfter(self.random.random_range(1..20_000)),
+            2 => LinkFault::HalfOpen,
+            3 => LinkFault::Delay,
+            4 => LinkFault::Mute,
+            5 => LinkFault::BlackHole,
+            _ => LinkFault::Down,
         }
     }
 }
@@ -197,7 +202,8 @@ impl Iterator for Plan {
         let fault = self.draw(class);
         let other = self.random.random_range(0..self.members);
         let is_double = self.random.random_bool(0.25);
-        // A program that stops cannot be killed and come back meanwhile, one that is killed need not.
+        // A program that stops cannot be killed and come back meanwhile; one that is killed already
+        // need not.
         let may = fault.ms() > 0 || fault.member() != Some(other);
         let may = may && !fault.class().is_on_demand();
         let killed_meanwhile = (is_double && may && self.classes.contains(&Class::Kill)).then_some(other);
@@ -205,7 +211,8 @@ impl Iterator for Plan {
     }
 }
 
-/// Each of so many once, in a new order each time, so that a run of many faults strikes all alike.
+/// Draws each of `count` indexes once, then again in a new order, so that a run of many faults
+/// strikes all alike.
 fn next(left: &mut Vec<usize>, count: usize, random: &mut StdRng) -> usize {
     if left.is_empty() {
         left.extend(0..count);
@@ -214,7 +221,7 @@ fn next(left: &mut Vec<usize>, count: usize, random: &mut StdRng) -> usize {
     left.pop().unwrap_or_default()
 }
 
-/// How often each class comes, relative to the others.
+/// Frequency of each class, relative to the others.
 fn weights(pair: Pair) -> &'static [(Class, usize)] {
     match pair {
         Pair::Embedded => &[

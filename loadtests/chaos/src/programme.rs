@@ -1,19 +1,19 @@
-//! The long runs, one after the other: what `docs/guarantees.md` tells was reached by faults. Each
+//! The programme of long runs, the source of the figures on faults in `docs/guarantees.md`. Each
 //! row is a run of its own; together they make one table in markdown.
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use crate::fault::Class;
 use crate::report::Report;
-use crate::{Length, Pair, Settings};
+use crate::{ChaosSettings, Length, Pair};
 
 /// One row of the programme.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
-    /// For choosing it, and for the name of its report.
+pub struct ProgrammeRow {
+    /// Name for choosing it, and for its report.
     pub name: &'static str,
     pair: Pair,
-    /// All that the pair can suffer when absent.
+    /// The class of its faults; all that the pair can suffer when absent.
     class: Option<Class>,
     steps: usize,
     nodes: usize,
@@ -21,35 +21,35 @@ pub struct Row {
     crowd: usize,
 }
 
-const fn row(name: &'static str, pair: Pair, class: Class, steps: usize) -> Row {
-    Row { name, pair, class: Some(class), steps, nodes: 1, outage_minutes: 1.0, crowd: 0 }
+const fn row(name: &'static str, pair: Pair, class: Class, steps: usize) -> ProgrammeRow {
+    ProgrammeRow { name, pair, class: Some(class), steps, nodes: 1, outage_minutes: 1.0, crowd: 0 }
 }
 
-/// Two APIs and two consumers are killed in turns: 600 kills are 300 of each.
-pub const ROWS: [Row; 10] = [
+/// All rows. Two APIs and two consumers are killed in turns: 600 kills are 300 of each.
+pub const ROWS: [ProgrammeRow; 10] = [
     row("kill", Pair::Cluster, Class::Kill, 600),
     row("embedded", Pair::Embedded, Class::Kill, 500),
     row("broker", Pair::Cluster, Class::BrokerCrash, 50),
     row("store", Pair::Cluster, Class::StoreCrash, 50),
-    Row { nodes: 3, ..row("leader", Pair::Cluster, Class::BrokerCrash, 30) },
-    Row { outage_minutes: 15.0, ..row("broker-away", Pair::Cluster, Class::BrokerOutage, 1) },
-    Row { outage_minutes: 10.0, ..row("store-away", Pair::Cluster, Class::StoreOutage, 1) },
-    // Each of the four programs and Postgres once; housekeeping comes each minute.
-    Row { outage_minutes: 2.0, ..row("clocks", Pair::Cluster, Class::Adrift, 5) },
-    Row { class: None, crowd: 1_000, ..row("crowd", Pair::Cluster, Class::Kill, 60) },
-    Row { class: None, crowd: 1_000, ..row("crowd-embedded", Pair::Embedded, Class::Kill, 60) },
+    ProgrammeRow { nodes: 3, ..row("leader", Pair::Cluster, Class::BrokerCrash, 30) },
+    ProgrammeRow { outage_minutes: 15.0, ..row("broker-away", Pair::Cluster, Class::BrokerOutage, 1) },
+    ProgrammeRow { outage_minutes: 10.0, ..row("store-away", Pair::Cluster, Class::StoreOutage, 1) },
+    // Five faults: each of the four programs and Postgres once; housekeeping comes each minute.
+    ProgrammeRow { outage_minutes: 2.0, ..row("clocks", Pair::Cluster, Class::Adrift, 5) },
+    ProgrammeRow { class: None, crowd: 1_000, ..row("crowd", Pair::Cluster, Class::Kill, 60) },
+    ProgrammeRow { class: None, crowd: 1_000, ..row("crowd-embedded", Pair::Embedded, Class::Kill, 60) },
 ];
 
-impl Row {
-    /// `scale` below 1 makes everything shorter, to try the programme itself.
-    pub fn settings(&self, seed: u64, scale: f64, binaries: PathBuf) -> Settings {
+impl ProgrammeRow {
+    /// Settings of the run. `scale` below 1 makes everything shorter, to try the programme itself.
+    pub fn settings(&self, seed: u64, scale: f64, binaries: PathBuf) -> ChaosSettings {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "a small positive number"
         )]
         let steps = ((self.steps as f64 * scale).ceil() as usize).max(1);
-        Settings {
+        ChaosSettings {
             pair: self.pair,
             length: Length::Steps(steps),
             seed,
@@ -63,7 +63,7 @@ impl Row {
     }
 }
 
-/// What was reached, as rows of markdown.
+/// Formats the results as rows of markdown.
 pub fn table(reports: &[Report]) -> String {
     let mut table = String::from(
         "| run | faults | acknowledged | lost | doubled | other findings | applied again after, middle and slowest | \
@@ -86,7 +86,7 @@ pub fn table(reports: &[Report]) -> String {
     table
 }
 
-/// What was done, how soon the service was back, and how often later than wanted.
+/// Texts about the faults, the recovery times, and the recoveries later than wanted.
 fn faults(report: &Report) -> (String, String, String) {
     let struck = |role: &str| {
         let is_of = |name: &str| name.starts_with(role);
@@ -115,7 +115,7 @@ fn faults(report: &Report) -> (String, String, String) {
     (done.join("; "), back.join("; "), late.join("; "))
 }
 
-/// Of the programs during an outage that was watched, early and at most.
+/// Text about the memory of the programs during an outage that was watched, early and at most.
 fn memory(report: &Report) -> String {
     let watched = report.faults.iter().filter_map(|fault| fault.watched.as_ref());
     let memory = watched.flat_map(|watched| &watched.memory);

@@ -1,6 +1,6 @@
-//! How soon the service is back after a fault: from its end to the next write that is accepted
-//! and to the next one that is applied, at the API that takes longest. The writes that ask stand
-//! in the ledger as all others do.
+//! Recovery after a fault: the time from its end to the next write that is accepted and to the next
+//! one that is applied, at the API that takes longest. These writes stand in the ledger as all
+//! others do.
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,8 @@ use crate::send;
 
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// `None`: not within the bound at which the run fails.
+/// Times to the first accepted and the first applied write; `None`: not within the bound at which
+/// the run fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Recovery {
     pub accepted_ms: Option<u128>,
@@ -46,7 +47,7 @@ impl fmt::Display for Recovery {
     }
 }
 
-/// Asks every API at once, from `ended` on. `name` begins the names of the counters.
+/// Measures at every API at once, from `ended` on. `name` begins the names of the counters.
 pub async fn measure(
     ledger: &Arc<Ledger>,
     apis: &[SocketAddr],

@@ -1,12 +1,12 @@
-//! An item that every API accepts and the store refuses: a trigger stands in for whatever an
-//! operator, an encoding or an index may object to. It must be set aside alone; what came with it
+//! An item that every API accepts and the store refuses. A trigger stands for the objections of an
+//! operator, an encoding or an index. The item must be dead-lettered alone; the rest of its message
 //! must be applied.
 use crate::kind::Kind;
 
-/// The number of a document that the trigger refuses. The traffic draws no such number.
+/// Number in a document that the trigger refuses. The traffic draws no such number.
 pub const NUMBER: i64 = 13;
 
-/// With a code that speaks of the item, not of the server.
+/// Trigger that fails with a code about the item, not about the server.
 pub const TRIGGER: &str = r#"
     create or replace function forebay_chaos_refuse() returns trigger language plpgsql as $$ begin
         if new.data = '{"number":13}' then

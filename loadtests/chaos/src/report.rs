@@ -1,4 +1,4 @@
-//! What a run showed, and whether it could have shown anything.
+//! The results of a run, with a check that it could have found anything.
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use serde::Serialize;
 
-use crate::Settings;
+use crate::ChaosSettings;
 use crate::crowd::Crowded;
 use crate::fault::{Bound, Class};
 use crate::files::Files;
@@ -20,11 +20,11 @@ const ROWS_MAX: usize = 60;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    pub settings: Settings,
-    /// The command that does the same again.
+    pub settings: ChaosSettings,
+    /// The command that repeats the run.
     pub replay: String,
     pub abilities: Abilities,
-    /// What could not be done here, and why.
+    /// Faults that could not be carried out here, with the cause.
     pub skipped: Vec<String>,
     pub requests: Requests,
     pub crowd: Option<Crowded>,
@@ -32,14 +32,14 @@ pub struct Report {
     pub faults: Vec<Struck>,
     pub load_seconds: f64,
     pub audit_seconds: f64,
-    /// `None` for the embedded pair, which has no servers.
+    /// Leftovers at the servers; `None` for the embedded pair, which has none.
     pub leftovers: Option<Leftovers>,
-    /// `None` for the cluster, which has no files of its own.
+    /// Files of the embedded pair; `None` for the cluster, which has none of its own.
     pub files: Option<Files>,
     pub poison: usize,
-    /// What the service did wrong. Empty: nothing.
+    /// Errors of the service; empty when there were none.
     pub findings: Vec<String>,
-    /// Logs and ledger; removed when nothing was found.
+    /// Folder of logs and ledger; removed when there were no findings.
     pub folder: PathBuf,
 }
 
@@ -47,13 +47,13 @@ pub struct Report {
 pub struct Requests {
     pub accepted: usize,
     pub items_accepted: usize,
-    /// Of the accepted ones.
+    /// Accepted requests with an Idempotency-Key.
     pub keyed: usize,
     pub counters: usize,
     pub documents: usize,
     pub deletions: usize,
     pub points: usize,
-    /// Of the accepted ones, those that were answered with their effect.
+    /// Accepted requests that were answered with their effect.
     pub waited: usize,
     pub unknown: usize,
     pub not_sent: usize,
@@ -88,27 +88,27 @@ impl Requests {
     }
 }
 
-/// How long faults of one class took.
+/// Recovery times of the faults of one class.
 #[derive(Debug)]
-pub struct Summary {
+pub struct RecoverySummary {
     pub class: Class,
     pub count: usize,
-    /// The middle one and the most.
+    /// Median and maximum.
     pub accepted_ms: (u128, u128),
     pub applied_ms: (u128, u128),
     pub bound: Bound,
-    /// How many took longer than wanted.
+    /// Number of recoveries that took longer than wanted.
     pub late: usize,
 }
 
 impl Report {
-    /// An error when the service lost, doubled or broke something, or was not back in time.
+    /// Returns an error when the service lost, doubled or broke something, or was not back in time.
     pub fn check_promises(&self) -> anyhow::Result<()> {
         ensure!(self.findings.is_empty(), "the service broke its promises\n{self}");
         Ok(())
     }
 
-    /// An error when the faults came too late, too early or into silence: such a run proves nothing.
+    /// Returns an error when the faults came too late, too early or without load: such a run proves nothing.
     pub fn check_teeth(&self) -> anyhow::Result<()> {
         ensure!(!self.faults.is_empty(), "no fault at all\n{self}");
         let idle = self.faults.iter().find(|fault| fault.accepted_before < ACCEPTED_MIN);
@@ -129,13 +129,13 @@ impl Report {
         Ok(())
     }
 
-    pub fn summaries(&self) -> Vec<Summary> {
+    pub fn summaries(&self) -> Vec<RecoverySummary> {
         let mut classes: Vec<_> = self.faults.iter().map(|fault| fault.class).collect();
         classes.sort_unstable();
         classes.dedup();
         let summary = |class| {
             let faults: Vec<_> = self.faults.iter().filter(|fault| fault.class == class).collect();
-            Summary {
+            RecoverySummary {
                 class,
                 count: faults.len(),
                 accepted_ms: middle_and_most(faults.iter().filter_map(|fault| fault.recovery.accepted_ms)),

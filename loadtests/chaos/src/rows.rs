@@ -1,28 +1,29 @@
-//! Points are kept twice: as rows and in rollups, which answer. The rows must be as many, and sum up
-//! to the same.
+//! A check of the two forms in which points are kept: as rows and in rollups, which answer reads.
+//! Count and sum must agree.
 use std::collections::BTreeMap;
 
 use testkit::inspect::Points;
 
 use crate::holdings::States;
 use crate::kind::Kind;
-use crate::ledger::State;
+use crate::ledger::SumAndCount;
 
-/// What is wrong about the rows, `states` being what the rollups answered.
+/// Findings about the rows; `states` are the answers of the rollups.
 pub fn check(states: &States, rows: &Points) -> Vec<String> {
-    let mut found: BTreeMap<&str, State> = BTreeMap::new();
+    let mut found: BTreeMap<&str, SumAndCount> = BTreeMap::new();
     for (name, count, sum) in rows {
         let state = found.entry(name).or_default();
         #[expect(clippy::cast_possible_truncation, reason = "sums of small whole numbers")]
         let sum = *sum as i64;
         *state = (state.0 + sum, state.1 + count);
     }
-    let told = states.iter().filter(|((kind, _), state)| *kind == Kind::Point && state.1 > 0);
-    let told: BTreeMap<&str, State> = told.map(|((_, name), state)| (name.as_str(), *state)).collect();
-    let names = told.keys().chain(found.keys().filter(|name| !told.contains_key(*name)));
-    let differs = |name: &&&str| told.get(**name) != found.get(**name);
+    let reported = states.iter().filter(|((kind, _), state)| *kind == Kind::Point && state.1 > 0);
+    let reported: BTreeMap<&str, SumAndCount> =
+        reported.map(|((_, name), state)| (name.as_str(), *state)).collect();
+    let names = reported.keys().chain(found.keys().filter(|name| !reported.contains_key(*name)));
+    let differs = |name: &&&str| reported.get(**name) != found.get(**name);
     let finding = |name: &&str| {
-        format!("WRONG: type {name} is {:?} in rollups and {:?} in rows", told.get(name), found.get(name))
+        format!("WRONG: type {name} is {:?} in rollups and {:?} in rows", reported.get(name), found.get(name))
     };
     names.filter(differs).map(finding).collect()
 }

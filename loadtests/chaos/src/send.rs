@@ -1,4 +1,4 @@
-//! One request, sent once, and what its answer says by the contract.
+//! One request, sent once, and its answer read by the contract.
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -18,21 +18,21 @@ pub fn client() -> anyhow::Result<Client> {
     builder.build().context("no HTTP client")
 }
 
-/// What came back.
+/// The answer to one request.
 #[derive(Debug)]
 pub struct Answer {
-    /// `None`: no answer, or one that broke off.
+    /// Status; `None` without an answer, or with one that broke off.
     pub status: Option<u16>,
     pub took: Duration,
     pub outcome: Outcome,
 }
 
-/// An error is an answer that the contract does not know.
+/// Sends a request; an error is an answer outside the contract.
 pub async fn once(client: &Client, api: SocketAddr, write: &Write) -> anyhow::Result<Outcome> {
     Ok(ask(client, api, write).await?.outcome)
 }
 
-/// The same with what is not needed to know what became of the write.
+/// Sends a request and returns also what is not needed to know its outcome.
 pub async fn ask(client: &Client, api: SocketAddr, write: &Write) -> anyhow::Result<Answer> {
     let began = Instant::now();
     let answer = |status: Option<StatusCode>, outcome| {
@@ -45,19 +45,21 @@ pub async fn ask(client: &Client, api: SocketAddr, write: &Write) -> anyhow::Res
         Err(_) => return answer(None, Outcome::Unknown),
     };
     let (status, may_retry) = (response.status(), response.headers().contains_key("retry-after"));
-    // A retry is answered with the counter as it is now, which says nothing of this increment.
+    // The answer to a retry has the counter as it is now, which says nothing about this increment.
     let is_present = response.headers().get("forebay-value").is_some_and(|value| value == "present");
-    // An answer that broke off: the server may have accepted, and nobody has the ids.
+    // The answer broke off: the server may have accepted, and the ids are lost.
     let Ok(body) = response.bytes().await else { return answer(None, Outcome::Unknown) };
-    let told = || format!("{write:?}: answered {status} {}", String::from_utf8_lossy(&body));
+    let reported = || format!("{write:?}: answered {status} {}", String::from_utf8_lossy(&body));
     let outcome = match status {
-        StatusCode::ACCEPTED => accepted(&body, write.items.len(), write.key.is_some()).with_context(told)?,
+        StatusCode::ACCEPTED => {
+            accepted(&body, write.items.len(), write.key.is_some()).with_context(reported)?
+        }
         StatusCode::OK | StatusCode::CREATED if write.wait_seconds.is_some() => {
-            let applied = applied(&body, write).with_context(told)?;
+            let applied = applied(&body, write).with_context(reported)?;
             Outcome::Applied(Applied { standing: applied.standing.filter(|_| !is_present), ..applied })
         }
         StatusCode::SERVICE_UNAVAILABLE if may_retry => Outcome::Unknown,
-        _ => bail!(told()),
+        _ => bail!(reported()),
     };
     answer(Some(status), outcome)
 }
@@ -89,7 +91,7 @@ fn body(write: &Write) -> anyhow::Result<(&'static str, String)> {
     })
 }
 
-/// Bodies of 202, single and batch.
+/// Bodies of 202, for one item and for several.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Accepted {
@@ -97,7 +99,7 @@ enum Accepted {
     Single { id: String, status: String },
 }
 
-/// A retry under a key may be told that it has taken effect.
+/// Checks the status in a 202; a retry under a key may get `applied`.
 fn is_status(status: &str, is_keyed: bool) -> bool {
     status == "accepted" || is_keyed && status == "applied"
 }
@@ -115,7 +117,7 @@ fn accepted(body: &[u8], items: usize, is_keyed: bool) -> anyhow::Result<Outcome
     Ok(Outcome::Accepted(ids))
 }
 
-/// The final representation, which must be that of this very write.
+/// Parses the final representation, which must be that of this very write.
 fn applied(body: &[u8], write: &Write) -> anyhow::Result<Applied> {
     let body: Value = serde_json::from_slice(body)?;
     let (id, number) = (body["id"].as_str().map(str::to_owned), write.items.first().copied());

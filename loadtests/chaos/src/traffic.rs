@@ -1,6 +1,6 @@
 //! The client: several writers with connections of their own; single, array and NDJSON requests of
 //! every kind, plain and with an Idempotency-Key, some that wait for their effect, to targets that
-//! many writers share and to targets that exactly one request uses. Documents are deleted again.
+//! many writers share and to targets that exactly one request uses. Writers delete documents again.
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,54 +19,54 @@ use crate::ledger::{Ledger, Outcome, Write};
 use crate::send;
 
 /// Writers per API. The first sends single increments nearly as fast as they are answered, so that
-/// something is open whenever a kill comes; the others mix, at a pace that keeps the audit short.
+/// requests are open whenever a kill comes; the others mix, at a pace that keeps the audit short.
 const WRITERS: usize = 6;
 const PACE: Duration = Duration::from_millis(60);
 const FAST_PACE: Duration = Duration::from_millis(5);
-/// Longer runs write more slowly, so that what there is to audit stays the same.
+/// Duration above which runs write more slowly, so that the audit has the same amount to check.
 const PACED_FOR: Duration = Duration::from_mins(10);
-/// After a refusal or a broken connection; a restart takes longer than this.
+/// Pause after a refusal or a broken connection; a restart takes longer than this.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// How long a keyed request is repeated.
+/// Time within which a keyed request is repeated.
 const KEYED_PATIENCE: Duration = Duration::from_mins(2);
 const ITEMS_MAX: usize = 10;
-/// Strange answers that are told.
+/// Strange answers that are reported.
 const STRANGE_MAX: usize = 20;
 const SHARED_TARGETS: usize = 4;
-/// So many requests of each writer later others are shared, for the same reason.
+/// Requests of each writer after which new targets are shared, for the same reason.
 const SHARED_FOR: usize = 500;
 /// Documents that a writer remembers for a deletion.
 const REMEMBERED_MAX: usize = 100;
 const WAIT_SECONDS: u64 = 2;
-/// Points were measured so long ago, so that no stepped clock takes them for too new, within a
-/// span of several minutes.
+/// Age of the points, so large that no stepped clock takes them for too new, within a span of
+/// several minutes.
 const MEASURED_BEFORE_MS: std::ops::Range<i64> = 7_200_000..7_800_000;
-/// During an outage that lasts, writers go on so much more slowly.
+/// Factor by which writers go on more slowly during an outage that lasts.
 const SLOW_FACTOR: u32 = 10;
 
-/// What is going on at one API right now.
+/// Counts at one API.
 #[derive(Debug)]
-pub struct Target {
+pub struct ApiCounts {
     pub address: SocketAddr,
-    /// Requests that were accepted so far.
+    /// Number of requests accepted so far.
     pub accepted: watch::Sender<u64>,
-    /// Requests that are open.
+    /// Number of open requests.
     pub open: watch::Sender<usize>,
 }
 
 pub struct Traffic {
-    pub targets: Vec<Arc<Target>>,
+    pub targets: Vec<Arc<ApiCounts>>,
     stop: watch::Sender<bool>,
     writers: JoinSet<anyhow::Result<()>>,
     slower: Arc<AtomicU32>,
-    /// Held by each writer while it writes.
+    /// Lock held by each writer while it writes.
     turn: Arc<RwLock<()>>,
-    /// Answers that the contract does not know. The writers go on.
+    /// Answers outside the contract. The writers go on.
     strange: Arc<Mutex<Vec<String>>>,
 }
 
 impl Traffic {
-    /// `lasting` is how long the run is meant to be.
+    /// Starts the writers; `lasting` is the intended duration of the run.
     pub fn start(
         apis: &[SocketAddr],
         ledger: &Arc<Ledger>,
@@ -80,7 +80,7 @@ impl Traffic {
         let (strange, factor) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU32::new(1)));
         let turn = Arc::default();
         for address in apis {
-            let target = Arc::new(Target {
+            let target = Arc::new(ApiCounts {
                 address: *address,
                 accepted: watch::channel(0).0,
                 open: watch::channel(0).0,
@@ -116,17 +116,17 @@ impl Traffic {
         self.targets.iter().map(|target| *target.accepted.borrow()).sum()
     }
 
-    /// Makes the writers slow, or as fast as they were.
+    /// Makes the writers slow, or as fast as they were before.
     pub fn slow(&self, on: bool) {
         self.slower.store(if on { SLOW_FACTOR } else { 1 }, Ordering::Relaxed);
     }
 
-    /// Nothing is written while this is held.
+    /// Stops all writing while the guard is held.
     pub async fn still(&self) -> OwnedRwLockWriteGuard<()> {
         Arc::clone(&self.turn).write_owned().await
     }
 
-    /// Lets every writer finish its request. Returns answers that the contract does not know.
+    /// Lets every writer finish its request. Returns answers outside the contract.
     pub async fn stop(mut self) -> anyhow::Result<Vec<String>> {
         self.stop.send_replace(true);
         while let Some(writer) = self.writers.join_next().await {
@@ -138,8 +138,8 @@ impl Traffic {
 
 struct Writer {
     client: Client,
-    target: Arc<Target>,
-    /// Where keyed requests are repeated.
+    target: Arc<ApiCounts>,
+    /// APIs at which keyed requests are repeated.
     apis: Vec<SocketAddr>,
     ledger: Arc<Ledger>,
     abilities: Abilities,
@@ -147,7 +147,7 @@ struct Writer {
     name: usize,
     written: usize,
     is_fast: bool,
-    /// The request before was not accepted.
+    /// The previous request was not accepted.
     is_in_doubt: bool,
     /// Collections, ids and numbers of documents that were accepted and not deleted.
     remembered: Vec<(String, String, i64)>,
@@ -178,7 +178,7 @@ impl Writer {
             Some(_) => self.repeat(&write).await,
         };
         self.target.open.send_modify(|open| *open -= 1);
-        // What a strange answer means is unknown, too.
+        // The effect of a strange answer is unknown, too.
         let outcome = outcome.unwrap_or_else(|strange| {
             self.note(&format!("STRANGE: request {request}: {strange:#}"));
             Outcome::Unknown
@@ -195,12 +195,13 @@ impl Writer {
         Ok(())
     }
 
-    /// A keyed write was perhaps answered by another API than its own, so only its receipt is looked at.
+    /// Checks an answer by a read. A keyed write was perhaps answered by another API than its own,
+    /// so only its receipt is read.
     async fn look(&mut self, request: usize, write: &Write, outcome: &Outcome) {
-        let Outcome::Applied(told) = outcome else { return };
-        if write.key.is_none() || told.id.is_some() {
+        let Outcome::Applied(reported) = outcome else { return };
+        if write.key.is_none() || reported.id.is_some() {
             let apis = (self.target.address, self.any_api());
-            if let Some(early) = early::look(&self.client, apis, write, told).await {
+            if let Some(early) = early::look(&self.client, apis, write, reported).await {
                 self.note(&format!("EARLY: request {request}: {early}"));
             }
         }
@@ -223,9 +224,9 @@ impl Writer {
     fn draw(&mut self) -> Write {
         self.written += 1;
         let drawn = self.abilities.kinds[self.random.random_range(0..self.abilities.kinds.len())];
-        // A target of its own shows exactly whether a request of unknown fate took effect: its sum
-        // is 0 or the request's, nothing else. While requests fail none goes to a shared one:
-        // thousands of unknown ones would make any sum possible.
+        // A target of its own shows exactly whether a request with an unknown outcome took effect:
+        // its sum is 0 or the request's, nothing else. While requests fail none goes to a shared
+        // target: thousands of unknown ones would make any sum possible.
         let kind = if self.is_in_doubt { Kind::Counter } else { drawn };
         let is_single = self.is_fast || self.random.random_bool(0.3);
         let mut write = match kind {
@@ -261,7 +262,7 @@ impl Writer {
         (0..count).map(|_| number()).collect()
     }
 
-    /// Of a document that nobody else deletes.
+    /// Deletes a document that no other writer deletes.
     fn deletion(&mut self) -> Write {
         let place = self.random.random_range(0..self.remembered.len());
         let (collection, id, number) = self.remembered.swap_remove(place);

@@ -1,7 +1,6 @@
 //! A publisher whose channel meets the queue for the first time while the leader's node is gone and
 //! the others cannot elect a new one. RabbitMQ 3.10 makes such a channel refuse everything until
-//! that very node comes back; three nodes of a broker of this test's own show that we do not wait
-//! for it.
+//! that very node comes back. Three nodes of a broker of this test show that we do not wait for it.
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use shared::queue::{Link, PublishError, Queue};
 
 const LIMITS: QueueLimits = QueueLimits { bytes_max: 64 << 20, confirm_timeout: Duration::from_secs(5) };
 const PREFIX: &str = "leaderless";
-/// For an election and the last of the back-off.
+/// Time for an election and the last back-off.
 const PATIENCE: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(10);
 
@@ -78,7 +77,7 @@ async fn in_folder(programs: &Path, folder: &Path) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publisher_that_met_a_queue_without_a_leader_works_once_there_is_one() {
     let (Ok(_), Some(programs)) = (Programs::find(), rabbitmq::programs()) else {
-        // Past the harness, which shows the output of a test that fails only.
+        // Written past the harness, which shows the output of failed tests only.
         let _ = writeln!(std::io::stderr(), "SKIPPED: no RabbitMQ is installed here to start a private one");
         return;
     };

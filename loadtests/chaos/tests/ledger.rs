@@ -1,14 +1,14 @@
-//! The ledger test as a test: a short seeded plan for each pair, both at once.
+//! The ledger test as a test of the suite: a short seeded plan for each pair, both at once.
 //!
 //! `FOREBAY_CHAOS_SEED` repeats a plan, `FOREBAY_CHAOS_MINUTES` makes it a long one,
 //! `FOREBAY_CHAOS_WITHOUT_KEYS` leaves Idempotency-Keys out.
 use std::io::Write;
 
 use chaos::servers::Programs;
-use chaos::{Length, Pair, Settings};
+use chaos::{ChaosSettings, Length, Pair};
 use tokio::sync::watch;
 
-/// Both pairs at once share two cores.
+/// Connections; both pairs at once share two cores.
 const CROWD: usize = 20;
 
 async fn survives_faults(pair: Pair) {
@@ -19,7 +19,7 @@ async fn survives_faults(pair: Pair) {
     let binaries = chaos::binaries_beside_this().expect("the programs");
     let (_interrupt, interrupted) = watch::channel(false);
     let without_keys = set("FOREBAY_CHAOS_WITHOUT_KEYS").is_some();
-    let settings = Settings {
+    let settings = ChaosSettings {
         pair,
         length,
         seed,
@@ -43,7 +43,7 @@ async fn the_embedded_pair_loses_and_doubles_nothing_over_faults() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cluster_loses_and_doubles_nothing_over_faults_of_any_part() {
     if let Err(missing) = Programs::find() {
-        // Past the harness, which shows the output of a test that fails only.
+        // Written past the harness, which shows the output of failed tests only.
         let _ = writeln!(std::io::stderr(), "SKIPPED, the cluster was not tested: {missing:#}");
         return;
     }

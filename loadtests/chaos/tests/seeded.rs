@@ -1,4 +1,4 @@
-//! The bugs that prove that the suite can fail must fit the code as it is.
+//! The seeded bugs, which prove that the suite can fail, must fit the code as it is.
 use std::path::Path;
 use std::process::Command;
 

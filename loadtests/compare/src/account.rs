@@ -1,5 +1,5 @@
 //! The account of a run: how much of what was accepted is applied, and the proof that nothing is
-//! lost or doubled. Read beside the load, so it must stay cheap until the end.
+//! lost or applied twice. It runs beside the load, so it stays cheap until the end.
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -7,28 +7,28 @@ use shared::model::rollup::{Resolution, Rollup};
 use sqlx::{Connection, PgConnection};
 
 use crate::control::Client;
-use crate::generator::Outcome;
+use crate::generator::LoadResult;
 use crate::installation::{Installation, block_on};
 use crate::stop::Stop;
 use crate::work::Item;
 
-/// How long accepted writes may take to be applied before they count as lost.
+/// Time within which accepted writes must be applied; later they count as lost.
 const DRAIN_PATIENCE: Duration = Duration::from_mins(2);
-/// Nothing changed for so long: what is unknown will not come any more.
+/// Time without a change after which no unknown item is expected any more.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Opened before the load, with the word with which the names of all its writes begin.
+/// The account, opened before the load with the word that begins the names of all its writes.
 pub struct Account {
     word: String,
     source: Source,
 }
 
 enum Source {
-    /// The counters say it exactly, and cost little.
+    /// Sums of the counters: exact and cheap.
     Counters(Client),
-    /// Counting rows while they are written would take what is measured: the consumer's own count
-    /// tells when to look, and the tables what there is.
+    /// Rows of the tables. Counting them during the load would disturb the measurement, so the
+    /// consumer's own count says when to look and the tables give the result.
     Tables { tables: Tables, consumer: Client, metric: String, before: i64, store_url: String },
 }
 
@@ -57,9 +57,14 @@ impl Account {
         Ok(Self { word, source: Source::Tables { tables, consumer, metric, before, store_url } })
     }
 
-    /// Waits until what was accepted is applied and returns when that was seen first. What is
-    /// unknown may have been applied or not; anything beyond it was applied twice.
-    pub fn await_applied(&mut self, outcome: &Outcome, items: u64, stop: &Stop) -> anyhow::Result<Instant> {
+    /// Waits until what was accepted is applied and returns when that was seen first. Items with an
+    /// unknown outcome may be applied or not; anything beyond them was applied twice.
+    pub fn await_applied(
+        &mut self,
+        outcome: &LoadResult,
+        items: u64,
+        stop: &Stop,
+    ) -> anyhow::Result<Instant> {
         let least = i64::try_from(outcome.succeeded * items).context("an absurd number of writes")?;
         let most = i64::try_from((outcome.succeeded + outcome.unknown()) * items)?;
         let (mut seen, mut seen_since, mut reached) = (0, Instant::now(), None);
@@ -85,7 +90,7 @@ impl Account {
         reached.with_context(|| format!("{held} are applied, but the consumer never said so"))
     }
 
-    /// How many items the run has applied, as far as can be told cheaply.
+    /// Cheap estimate of the items that the run has applied.
     fn applied(&mut self) -> anyhow::Result<i64> {
         match &mut self.source {
             Source::Counters(client) => Ok(client.sums(&self.word)?.value),
@@ -93,7 +98,7 @@ impl Account {
         }
     }
 
-    /// How many items the store holds, looked at in every place where an item shows.
+    /// Number of items that the store holds, checked in every place where an item shows.
     fn held(&mut self) -> anyhow::Result<i64> {
         match &mut self.source {
             Source::Counters(client) => {
@@ -127,7 +132,7 @@ async fn documents(store: &mut PgConnection, word: &str) -> anyhow::Result<i64> 
     sqlx::query_scalar(rows).bind(word).fetch_one(store).await.context("counting documents")
 }
 
-/// The rows of points, which must be as many as their rollups of days count.
+/// Number of points, which must equal the count in their rollups of days.
 async fn points(store: &mut PgConnection, word: &str) -> anyhow::Result<i64> {
     let rows =
         "select count(*) from points where type in (select id from metric_types where starts_with(name, $1))";
@@ -147,7 +152,7 @@ async fn points(store: &mut PgConnection, word: &str) -> anyhow::Result<i64> {
     Ok(rows)
 }
 
-/// 0 before the first item of the kind.
+/// Reads a metric; 0 before the first item of the kind.
 fn read_metric(client: &mut Client, metric: &str) -> anyhow::Result<i64> {
     let answer = client.get("/metrics")?;
     ensure!(answer.status == 200, "the consumer's metrics: {}", answer.status);

@@ -1,4 +1,4 @@
-//! What Postgres itself takes: rows of a plain event table by UNNEST, one connection, 2 000 rows
+//! The write ceiling of Postgres: rows of a plain event table by UNNEST, one connection, 2 000 rows
 //! and one transaction per statement. The bulk row of the table is measured against it.
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::stop::Stop;
 
 const ROWS: usize = 2_000;
 
-/// Rows per second, in a database that exists for this measurement only.
+/// Measures rows per second, in a database that exists for this measurement only.
 pub async fn unnest_rows_per_second(duration: Duration, stop: &Stop) -> anyhow::Result<f64> {
     let name = testkit::unique("compare_unnest");
     let url = testkit::create_database(&name).await?;

@@ -14,7 +14,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Connection {
     stream: TcpStream,
-    /// Which request is open, how much of it is sent, and since when its latency counts.
+    /// The open request: its number, the bytes sent, and the time from which its latency counts.
     open: Option<Open>,
     /// The beginning of an answer that did not come in one piece.
     partial: Vec<u8>,
@@ -28,7 +28,7 @@ struct Open {
 }
 
 pub enum Progress {
-    /// No whole answer yet.
+    /// No complete answer yet.
     Nothing,
     Answered {
         status: u16,
@@ -61,8 +61,8 @@ impl Connection {
         self.write(requests)
     }
 
-    /// Goes on writing and reading; call it when the socket became ready. Epoll is told of
-    /// edges only: a read that fills less than the buffer has emptied the socket.
+    /// Goes on writing and reading; call it when the socket became ready. Epoll reports edges only:
+    /// a read that fills less than the buffer has emptied the socket.
     pub fn advance(&mut self, requests: &[Vec<u8>], buffer: &mut [u8]) -> anyhow::Result<Progress> {
         self.write(requests)?;
         loop {

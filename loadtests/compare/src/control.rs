@@ -1,5 +1,5 @@
-//! The side channel: plain blocking requests to ask whether a program is ready and what the
-//! counters say. Never part of what is timed.
+//! The side channel: plain blocking requests that ask for readiness and for counters. They are
+//! never part of what is timed.
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::http::{self, Parsed};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Counters asked for at once; the server may give fewer and says where to go on.
+/// Counters requested at once; the server may give fewer and says where to go on.
 const PAGE: usize = 1_000;
 
 pub struct Client {
@@ -18,7 +18,7 @@ pub struct Client {
     stream: Option<TcpStream>,
 }
 
-pub struct Answer {
+pub struct ControlAnswer {
     pub status: u16,
     pub body: Vec<u8>,
 }
@@ -31,13 +31,13 @@ pub struct Sums {
 }
 
 #[derive(Deserialize)]
-struct Page {
-    items: Vec<Counter>,
+struct CounterPage {
+    items: Vec<CounterValue>,
     next: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Counter {
+struct CounterValue {
     value: i64,
     version: i64,
 }
@@ -47,7 +47,7 @@ impl Client {
         Self { address, stream: None }
     }
 
-    pub fn get(&mut self, path: &str) -> anyhow::Result<Answer> {
+    pub fn get(&mut self, path: &str) -> anyhow::Result<ControlAnswer> {
         let request = http::get(self.address, path);
         self.exchange(&request)
     }
@@ -59,7 +59,7 @@ impl Client {
             let answer = self.get(&format!("/v1/counters?prefix={prefix}&limit={PAGE}{after}"))?;
             let text = String::from_utf8_lossy(&answer.body);
             ensure!(answer.status == 200, "the list of counters: {} {text}", answer.status);
-            let page: Page = serde_json::from_slice(&answer.body).context("the list of counters")?;
+            let page: CounterPage = serde_json::from_slice(&answer.body).context("the list of counters")?;
             for counter in &page.items {
                 sums.value += counter.value;
                 sums.version += counter.version;
@@ -69,7 +69,7 @@ impl Client {
         }
     }
 
-    fn exchange(&mut self, request: &[u8]) -> anyhow::Result<Answer> {
+    fn exchange(&mut self, request: &[u8]) -> anyhow::Result<ControlAnswer> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => TcpStream::connect_timeout(&self.address, TIMEOUT)?,
@@ -86,7 +86,7 @@ impl Client {
                 if !close {
                     self.stream = Some(stream);
                 }
-                return Ok(Answer { status, body: bytes[head..length].to_vec() });
+                return Ok(ControlAnswer { status, body: bytes[head..length].to_vec() });
             }
         }
     }

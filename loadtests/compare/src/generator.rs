@@ -1,10 +1,10 @@
 //! The load generator: one thread, epoll, keep-alive connections, requests built beforehand.
 //!
 //! Closed loop: every connection sends its next request when the last was answered; that shows
-//! throughput and hides waiting. Open loop: requests are due at a constant rate whatever the
-//! server does, and latency counts from the time a request was due, not from when a connection
-//! was free for it (no coordinated omission). It must stay about as cheap as `wrk -t1`, because it
-//! shares the cores with what it measures; `compare --check-generator` tells.
+//! throughput and hides waiting. Open loop: requests are due at a constant rate whatever the server
+//! does, and latency counts from the time a request was due, not from when a connection was free
+//! for it (no coordinated omission). The generator must stay about as cheap as `wrk -t1`, because
+//! it shares the cores with what it measures; `compare --check-generator` shows that.
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use crate::connection::{Connection, Progress};
 use crate::histogram::Histogram;
 use crate::stop::Stop;
 
-/// How long answers may still come after the last request.
+/// Time for answers after the last request.
 const GRACE: Duration = Duration::from_secs(10);
-/// An open loop looks at its schedule and its sockets so often: more often would cost the cores
-/// that it shares, and latencies are overstated by this much at most.
+/// Interval at which an open loop checks its schedule and its sockets. A shorter one would cost the
+/// cores that it shares; latencies are overstated by this much at most.
 const TICK: Duration = Duration::from_micros(250);
 const EVENTS: usize = 1_024;
 const READ_BYTES: usize = 64 << 10;
@@ -27,7 +27,7 @@ const READ_BYTES: usize = 64 << 10;
 #[derive(Clone, Copy, Debug)]
 pub enum Pace {
     Closed,
-    /// Requests per second.
+    /// Open loop at this many requests per second.
     Open(f64),
 }
 
@@ -41,21 +41,21 @@ pub struct Load<'a> {
     pub duration: Duration,
 }
 
-/// What came of a run.
-pub struct Outcome {
+/// Counts and times of a finished run.
+pub struct LoadResult {
     pub began: Instant,
-    /// When the last answer had come.
+    /// Time of the last answer.
     pub ended: Instant,
-    /// How long requests were sent.
+    /// Duration of sending.
     pub window: Duration,
     pub succeeded: u64,
     /// Answers of the 2xx class that came within `window`.
     pub succeeded_in_window: u64,
-    /// 429 and 503.
+    /// Answers 429 and 503.
     pub refused: u64,
-    /// Of the refused, the 503s: whether such a write happened is not known.
+    /// The 503s among the refused: whether such a write took effect is unknown.
     pub refused_unknown: u64,
-    /// Every other status.
+    /// Answers with any other status.
     pub failed: u64,
     /// Requests without an answer: the connection broke, or none came in time.
     pub unanswered: u64,
@@ -64,20 +64,20 @@ pub struct Outcome {
     pub latency: Histogram,
 }
 
-impl Outcome {
+impl LoadResult {
     /// Answers of the 2xx class per second.
     pub fn per_second(&self) -> f64 {
         self.succeeded_in_window as f64 / self.window.as_secs_f64()
     }
 
-    /// Requests of which nobody can say whether they took effect.
+    /// Requests whose effect is unknown.
     pub fn unknown(&self) -> u64 {
         self.unanswered + self.refused_unknown + self.failed
     }
 }
 
 /// Opens the connections, sends for the duration, waits for what is open.
-pub fn run(load: Load<'_>, stop: &Stop) -> anyhow::Result<Outcome> {
+pub fn run(load: Load<'_>, stop: &Stop) -> anyhow::Result<LoadResult> {
     Generator::connect(load, stop)?.run()
 }
 
@@ -92,13 +92,13 @@ struct Generator<'a> {
     sent: u64,
     /// Requests that a closed loop or the schedule of an open one may still send.
     due_max: u64,
-    /// Between two requests of an open loop.
+    /// Time between two requests of an open loop.
     interval_ns: u64,
-    /// When an open loop looked last.
+    /// Time of the last look at the schedule of an open loop.
     woke: Instant,
     open: usize,
     deadline: Instant,
-    outcome: Outcome,
+    outcome: LoadResult,
 }
 
 impl<'a> Generator<'a> {
@@ -112,7 +112,7 @@ impl<'a> Generator<'a> {
                 .push(connection.with_context(|| format!("connection {index} of {}", load.connections))?);
         }
         let began = Instant::now();
-        // Whole nanoseconds: at 60 000 per second the rate is exact to 0.01 %.
+        // Rounded to nanoseconds: at 60 000 per second the rate is exact to 0.01 %.
         let interval_ns = match load.pace {
             Pace::Closed => 1,
             Pace::Open(per_second) => whole_ns(Duration::from_secs_f64(1.0 / per_second)).max(1),
@@ -121,7 +121,7 @@ impl<'a> Generator<'a> {
             Pace::Closed => u64::MAX,
             Pace::Open(_) => whole_ns(load.duration) / interval_ns,
         };
-        let outcome = Outcome {
+        let outcome = LoadResult {
             began,
             ended: began,
             window: load.duration,
@@ -154,7 +154,7 @@ impl<'a> Generator<'a> {
         })
     }
 
-    fn run(mut self) -> anyhow::Result<Outcome> {
+    fn run(mut self) -> anyhow::Result<LoadResult> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let now = Instant::now();
@@ -174,10 +174,10 @@ impl<'a> Generator<'a> {
         Ok(self.outcome)
     }
 
-    /// How many requests should have been sent by `now`.
+    /// Number of requests that should have been sent by `now`.
     fn due(&self, now: Instant) -> u64 {
         match self.load.pace {
-            // After the deadline a closed loop asks for nothing more.
+            // A closed loop sends nothing after the deadline.
             Pace::Closed => {
                 if now < self.deadline {
                     u64::MAX
@@ -205,7 +205,7 @@ impl<'a> Generator<'a> {
         Ok(())
     }
 
-    /// When a request of an open loop is due.
+    /// Due time of a request of an open loop.
     fn due_at(&self, number: u64) -> Instant {
         self.outcome.began + Duration::from_nanos(self.interval_ns * number)
     }
@@ -221,7 +221,7 @@ impl<'a> Generator<'a> {
         Ok(())
     }
 
-    /// Blocks until a socket is ready, in an open loop until it is time to look again.
+    /// Blocks until a socket is ready; in an open loop at most until the next look at the schedule.
     fn wait(&mut self, events: &mut Events, now: Instant) -> anyhow::Result<()> {
         let timeout = match self.load.pace {
             Pace::Closed => Duration::from_millis(100),
@@ -240,7 +240,7 @@ impl<'a> Generator<'a> {
         Ok(())
     }
 
-    /// Reads what came for one connection; in a closed loop sends its next request at once.
+    /// Reads what arrived on one connection; in a closed loop sends its next request at once.
     fn advance(&mut self, index: usize) -> anyhow::Result<()> {
         let progress = self.connections[index].advance(self.load.requests, &mut self.read_buffer);
         match progress {
@@ -278,7 +278,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// A broken connection: its request has no answer, a new one takes its place.
+    /// Replaces a broken connection; its request has no answer.
     fn replace(&mut self, index: usize) -> anyhow::Result<()> {
         let registry: &Registry = self.poll.registry();
         if self.connections[index].is_waiting() {
@@ -289,7 +289,7 @@ impl<'a> Generator<'a> {
         self.connections[index].reopen(self.load.target, index, registry)
     }
 
-    /// Requests that were never answered or never sent waited at least until now.
+    /// Counts requests that were never answered or never sent: they waited at least until now.
     fn count_what_is_open(&mut self) {
         let end = self.outcome.ended;
         for connection in &self.connections {

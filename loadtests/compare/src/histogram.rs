@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Buckets per power of two: 2^-7 is the relative width of one.
 const SUB_BITS: u32 = 7;
 const SUB_BUCKETS: usize = 1 << SUB_BITS;
-/// 2^42 ns is more than an hour; what is longer counts as that.
+/// Powers of two covered: 2^42 ns is more than an hour; longer values count as that.
 const POWERS: usize = 42 - SUB_BITS as usize + 1;
 
 #[derive(Clone)]
@@ -33,7 +33,7 @@ impl Histogram {
         Duration::from_nanos(self.max)
     }
 
-    /// The least upper edge of a bucket at or below which so many of a thousand values lie.
+    /// Least upper edge of a bucket at or below which `per_mille` of a thousand values lie.
     pub fn quantile(&self, per_mille: u64) -> Duration {
         let mut left = (self.total * per_mille).div_ceil(1_000).max(1);
         for (bucket, count) in self.counts.iter().enumerate() {
@@ -46,7 +46,8 @@ impl Histogram {
     }
 }
 
-/// Values below `SUB_BUCKETS` have a bucket each; above, each power of two has `SUB_BUCKETS`.
+/// Bucket of a value. Values below `SUB_BUCKETS` have a bucket each; above, each power of two has
+/// `SUB_BUCKETS`.
 fn bucket_of(nanos: u64) -> usize {
     let power = (u64::BITS - nanos.leading_zeros()).saturating_sub(SUB_BITS + 1);
     let offset = usize::try_from(nanos >> power).unwrap_or(usize::MAX);

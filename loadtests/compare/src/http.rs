@@ -1,11 +1,11 @@
-//! As much of HTTP/1.1 as a load generator needs: requests as bytes that are built once, and the
-//! status and length of an answer. It must stay cheap: this runs once per answer of a run.
+//! The part of HTTP/1.1 that a load generator needs: requests as bytes that are built once, and the
+//! status and length of an answer. It must stay cheap: it runs once per answer of a run.
 use std::net::SocketAddr;
 
-/// What the first bytes of a buffer are.
+/// The kind of content at the beginning of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// More bytes are needed to know.
+    /// An answer that needs more bytes.
     Incomplete,
     /// An answer that ends `length` bytes into the buffer; the head is the first `head` of them.
     Complete { status: u16, head: usize, length: usize, close: bool },
@@ -48,7 +48,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
             _ => {}
         }
     }
-    // These have no body and need not say so.
+    // Answers 204 and 304 have no body and need not say so.
     let body = if matches!(status, 204 | 304) { 0 } else { body.ok_or(Malformed)? };
     let length = at + body;
     if bytes.len() < length {

@@ -1,4 +1,4 @@
-//! The four things that are compared, each complete with its own database and queues.
+//! The four variants that are compared, each complete with its own database and queues.
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use crate::programs::{Binaries, Program, free_address};
 use crate::stop::Stop;
 
-/// What answers the requests of a run.
+/// The program that answers the requests of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {
@@ -17,7 +17,7 @@ pub enum Variant {
     Bare,
     /// Forebay with RabbitMQ and Postgres, as configured by default.
     Cluster,
-    /// The same with one message per request instead of batches.
+    /// The same cluster with one message per request instead of batches.
     Unbatched,
     /// Forebay in one process, with SQLite.
     Embedded,
@@ -40,18 +40,18 @@ pub struct Installation {
     pub address: SocketAddr,
     api: Program,
     consumer: Option<Program>,
-    /// Where the consumer answers for its health and metrics.
+    /// Address of the consumer's health and metrics.
     consumer_ops: Option<SocketAddr>,
-    servers: Option<Servers>,
+    servers: Option<DatabaseAndQueues>,
 }
 
-/// What a variant owns on servers that others use, too.
-struct Servers {
+/// The database and queues of a variant on servers that others use, too.
+struct DatabaseAndQueues {
     name: String,
     store_url: String,
 }
 
-type Settings = Vec<(&'static str, String)>;
+type ProgramSettings = Vec<(&'static str, String)>;
 
 impl Installation {
     pub fn start(variant: Variant, binaries: &Binaries, folder: &Path, stop: &Stop) -> anyhow::Result<Self> {
@@ -83,9 +83,9 @@ impl Installation {
     ) -> anyhow::Result<Self> {
         let name = testkit::unique(&format!("compare_{}", variant.name()));
         let store = block_on(testkit::create_database(&name))?;
-        // From here on dropping it cleans up, whatever fails.
-        let servers = Servers { name: name.clone(), store_url: store.clone() };
-        let mut settings: Settings = vec![
+        // From here on, dropping `servers` cleans up, whatever fails.
+        let servers = DatabaseAndQueues { name: name.clone(), store_url: store.clone() };
+        let mut settings: ProgramSettings = vec![
             ("QUEUE__URL", testkit::amqp_url()),
             ("QUEUE__PREFIX", name),
             ("STORE__URL", store),
@@ -117,18 +117,19 @@ impl Installation {
         self.consumer_ops
     }
 
-    /// Of its Postgres database, for those that have one.
+    /// URL of its Postgres database, if it has one.
     pub fn store_url(&self) -> Option<&str> {
         self.servers.as_ref().map(|servers| servers.store_url.as_str())
     }
 
-    /// An error once one of its programs has ended by itself.
+    /// Checks its programs; an error once one of them has ended by itself.
     pub fn check(&mut self) -> anyhow::Result<()> {
         self.api.check()?;
         self.consumer.as_mut().map_or(Ok(()), Program::check)
     }
 
-    /// Stops the programs in the order of the flow. What they own goes even when a stop fails.
+    /// Stops the programs in the order of the flow. Its database and queues are removed even when a
+    /// stop fails.
     pub fn stop(self) -> anyhow::Result<()> {
         let Self { api, consumer, servers, .. } = self;
         let api = api.stop();
@@ -138,9 +139,9 @@ impl Installation {
     }
 }
 
-/// One item per message, and as many publishes at once as a broker can use, so that the
-/// comparison is with a fair competitor and not with a crippled one.
-fn unbatched() -> Settings {
+/// Settings with one item per message, and as many publishes at once as a broker can use: the
+/// comparison must be fair.
+fn unbatched() -> ProgramSettings {
     vec![
         ("QUEUE__MESSAGE_ITEMS_MAX", "1".into()),
         ("QUEUE__PUBLISHES_IN_FLIGHT_MAX", "1024".into()),
@@ -152,7 +153,7 @@ fn unbatched() -> Settings {
 
 fn start_api(
     binaries: &Binaries,
-    mut settings: Settings,
+    mut settings: ProgramSettings,
     folder: &Path,
     stop: &Stop,
 ) -> anyhow::Result<(Program, SocketAddr)> {
@@ -165,12 +166,12 @@ fn start_api(
     Ok((program, address))
 }
 
-/// Runs on the thread that measures, which is no worker of the runtime.
+/// Runs `work` on the measuring thread, which is no worker of the runtime.
 pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     Handle::try_current().context("called outside of the runtime")?.block_on(work)
 }
 
-impl Drop for Servers {
+impl Drop for DatabaseAndQueues {
     fn drop(&mut self) {
         let outcome = block_on(async {
             let queues = testkit::delete_queues(&testkit::amqp_url(), &self.name).await;

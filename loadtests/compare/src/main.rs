@@ -34,17 +34,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::programs::Binaries;
-use crate::report::Report;
+use crate::report::MeasurementReport;
 use crate::rows::Verdict;
-use crate::scenario::Settings;
+use crate::scenario::ScenarioSettings;
 use crate::stop::Stop;
 
-/// Sockets of both ends of the largest crowd, and some files.
+/// File descriptors for both ends of the largest crowd, and some files.
 const FILES_MIN: u64 = 6_000;
 
 #[derive(Clone, Debug, Parser)]
 #[command(about = "Measures Forebay against the ceilings of this machine")]
-struct Arguments {
+struct CompareArguments {
     /// Short runs and one round: shows that everything works, not how fast it is
     #[arg(long)]
     quick: bool,
@@ -73,7 +73,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+    let arguments = CompareArguments::parse();
     for row in &arguments.rows {
         let known: Vec<_> = rows::names().collect();
         ensure!(known.contains(&row.as_str()), "no row `{row}`; there are {}", known.join(", "));
@@ -97,7 +97,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     outcome
 }
 
-fn work(arguments: &Arguments, stop: &Stop) -> anyhow::Result<ExitCode> {
+fn work(arguments: &CompareArguments, stop: &Stop) -> anyhow::Result<ExitCode> {
     raise_file_limit()?;
     let binaries = Binaries::find_or_build()?;
     let own_folder = std::env::temp_dir().join(testkit::unique("compare"));
@@ -111,7 +111,7 @@ fn work(arguments: &Arguments, stop: &Stop) -> anyhow::Result<ExitCode> {
 }
 
 fn work_in(
-    arguments: &Arguments,
+    arguments: &CompareArguments,
     binaries: &Binaries,
     folder: &std::path::Path,
     stop: &Stop,
@@ -122,7 +122,7 @@ fn work_in(
         wrk::compare(binaries, folder, duration, stop)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let settings = Settings {
+    let settings = ScenarioSettings {
         duration,
         long_duration: Duration::from_secs(long_seconds),
         rounds: arguments.rounds.unwrap_or(rounds).max(1),
@@ -130,7 +130,7 @@ fn work_in(
     };
     let measurements = scenario::run(&settings, binaries, folder, stop)?;
     let rows = rows::judge(&measurements, |name| settings.wants(name));
-    let report = Report::new(&rows, &measurements);
+    let report = MeasurementReport::new(&rows, &measurements);
     std::io::stdout().write_all(report.text().as_bytes())?;
     if let Some(path) = &arguments.json {
         let json = serde_json::to_vec_pretty(&report)?;

@@ -1,4 +1,4 @@
-//! Single measurements: load on one installation, then the account of what became of it.
+//! Single measurements: load on one installation, then the account of its items.
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -6,7 +6,7 @@ use serde::Serialize;
 use shared::runtime::clock::now_ms;
 
 use crate::account::Account;
-use crate::generator::{self, Load, Outcome, Pace};
+use crate::generator::{self, Load, LoadResult, Pace};
 use crate::installation::{Installation, Variant};
 use crate::process::CpuSeconds;
 use crate::stop::Stop;
@@ -19,13 +19,13 @@ pub struct Run {
     pub work: Work,
     pub connections: usize,
     pub seconds: f64,
-    /// Open loop: requests per second that were due.
+    /// Requests per second that were due, in an open loop.
     pub offered: Option<f64>,
     /// Items that were answered 202 (or reads that were answered 200) per second of load.
     pub accepted: f64,
     /// Items per second, from the first request until the last one was applied.
     pub applied: f64,
-    /// From the end of the load until everything accepted was applied.
+    /// Milliseconds from the end of the load until everything accepted was applied.
     pub drain_ms: f64,
     pub p50_ms: f64,
     pub p95_ms: f64,
@@ -43,9 +43,9 @@ pub struct Run {
     pub cpu_us_per_item: f64,
 }
 
-/// What one run is made of.
+/// The settings of one run.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct RunPlan {
     pub work: Work,
     pub connections: usize,
     pub pace: Pace,
@@ -54,7 +54,7 @@ pub struct Plan {
 
 /// Runs the load and accounts for every answer. An accepted item that is not applied, or one that
 /// is applied twice, is an error.
-pub fn measure(installation: &mut Installation, plan: Plan, stop: &Stop) -> anyhow::Result<Run> {
+pub fn measure(installation: &mut Installation, plan: RunPlan, stop: &Stop) -> anyhow::Result<Run> {
     let word = testkit::unique("c").replace("forebay_test_", "");
     // Reads go to the same names each time, so that the first run has filled the cache.
     let word = if plan.work == Work::Read { "read".into() } else { word };
@@ -107,11 +107,11 @@ pub fn prepare_reads(installation: &Installation, stop: &Stop) -> anyhow::Result
     Ok(())
 }
 
-fn context(installation: &Installation, plan: Plan) -> String {
+fn context(installation: &Installation, plan: RunPlan) -> String {
     format!("{}, {}, {} connections", installation.variant.name(), plan.work.name(), plan.connections)
 }
 
-fn figures(variant: Variant, plan: Plan, outcome: &Outcome, drained: Instant, cpu: CpuSeconds) -> Run {
+fn figures(variant: Variant, plan: RunPlan, outcome: &LoadResult, drained: Instant, cpu: CpuSeconds) -> Run {
     let items = plan.work.items().max(1);
     let accepted_items = outcome.succeeded * items;
     let load_ended = outcome.began + outcome.window;

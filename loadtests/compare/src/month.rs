@@ -1,5 +1,6 @@
-//! A month of summaries: ten thousand types with a rollup for each of the last thirty days, put
-//! into the store directly, because writing millions of points first would measure something else.
+//! A month of summaries: ten thousand types with a rollup for each of the last thirty days. The
+//! rows are put into the store directly: writing millions of points first would measure something
+//! else.
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -12,7 +13,7 @@ use crate::installation::Installation;
 use crate::stop::Stop;
 use crate::work::{SUMMARY_TYPES, summary_path, summary_type};
 
-/// Today and the days before it.
+/// Days with rollups, today included.
 const DAYS: i32 = 30;
 /// Values in each rollup of a day.
 const VALUES: u32 = 2_000;
@@ -23,7 +24,7 @@ const PAGE: usize = 5_000;
 /// Requests per second at most.
 const RATE_MAX: f64 = 500.0;
 
-/// As fast as asked at most, and slow enough that no type is asked twice within the run.
+/// Request rate: `RATE_MAX` at most, and slow enough that no type is requested twice within the run.
 pub fn rate(duration: Duration) -> f64 {
     (SUMMARY_TYPES as f64 / duration.as_secs_f64()).min(RATE_MAX)
 }
@@ -61,23 +62,23 @@ pub async fn fill(store_url: &str, now_ms: i64, stop: &Stop) -> anyhow::Result<(
         .await
         .context("inserting rollups")?;
     }
-    // As autovacuum would after a while; not in the middle of the measurement.
+    // Autovacuum would do this after a while, but not in the middle of the measurement.
     store.execute("vacuum analyze metric_types, rollups").await?;
     store.close().await?;
     Ok(())
 }
 
-/// An error when a summary is not made of what was filled in.
+/// Checks a summary; an error when it is not made of what was filled in.
 pub fn check(installation: &Installation, number: usize) -> anyhow::Result<()> {
     #[derive(Deserialize)]
-    struct Summary {
+    struct SummaryAnswer {
         count: u64,
     }
     let answer = Client::new(installation.address).get(&summary_path(number))?;
     let text = String::from_utf8_lossy(&answer.body);
     ensure!(answer.status == 200, "a summary: {} {text}", answer.status);
-    let summary: Summary = serde_json::from_slice(&answer.body).context("a summary")?;
-    // How many of the days lie in this month depends on the day.
+    let summary: SummaryAnswer = serde_json::from_slice(&answer.body).context("a summary")?;
+    // The number of these days in this month depends on today's date.
     let days = summary.count / u64::from(VALUES);
     let is_whole = summary.count.is_multiple_of(u64::from(VALUES));
     ensure!(
@@ -87,7 +88,7 @@ pub fn check(installation: &Installation, number: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds with one decimal, most of them between 7 and 150, a few far above.
+/// Response times in milliseconds with one decimal, most of them between 7 and 150, a few far above.
 fn response_times(number: u32) -> Rollup {
     let mut rollup = Rollup::default();
     for step in 0..VALUES {

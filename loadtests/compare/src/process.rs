@@ -1,10 +1,10 @@
-//! What processes used, read from /proc. Postgres and RabbitMQ are found by name, so on a machine
-//! where others use the same servers their work is counted, too: measure on a quiet one.
+//! Resources that processes used, read from /proc. Postgres and RabbitMQ are found by name, so work
+//! of other clients of the same servers is counted, too: measure on a quiet machine.
 use std::time::Duration;
 
 use anyhow::Context;
 
-/// CPU time by who spent it; the load generator is no part of it.
+/// CPU time by program, without the load generator.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct CpuSeconds {
     pub api: f64,
@@ -14,7 +14,8 @@ pub struct CpuSeconds {
 }
 
 impl CpuSeconds {
-    /// Without a consumer of its own an API uses no servers, and theirs is the work of others.
+    /// Reads the CPU times of now. Without a consumer of its own an API uses no servers; their work
+    /// belongs to others.
     pub fn now(api: u32, consumer: Option<u32>) -> anyhow::Result<Self> {
         let api = of_process(api)?.as_secs_f64();
         let Some(consumer) = consumer else { return Ok(Self { api, ..Self::default() }) };
@@ -40,8 +41,8 @@ impl CpuSeconds {
     }
 }
 
-/// User and system time of a process with its reaped children. A backend that ends meanwhile is
-/// not lost: its time moves to its parent.
+/// User and system time of a process with its reaped children. The time of a backend that ends
+/// meanwhile is not lost: it moves to its parent.
 pub fn of_process(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("process {pid} is gone"))?;
@@ -63,7 +64,7 @@ fn of_name(wanted: &str) -> anyhow::Result<Duration> {
     Ok(total)
 }
 
-/// The name in parentheses (which may hold anything) and utime + stime + cutime + cstime.
+/// Parses the name in parentheses (which may hold anything) and utime + stime + cutime + cstime.
 fn parse_stat(stat: &str) -> Option<(&str, Duration)> {
     let (head, tail) = stat.rsplit_once(')')?;
     let (_, name) = head.split_once('(')?;
@@ -79,12 +80,12 @@ fn parse_stat(stat: &str) -> Option<(&str, Duration)> {
 
 /// Resident memory of a process.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Memory {
+pub struct ResidentMemory {
     pub peak_mb: f64,
     pub now_mb: f64,
 }
 
-impl Memory {
+impl ResidentMemory {
     pub fn of(pid: u32) -> anyhow::Result<Self> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
             .with_context(|| format!("process {pid} is gone"))?;
@@ -113,7 +114,7 @@ mod tests {
     #[test]
     fn this_process_uses_memory_and_time() {
         let pid = std::process::id();
-        let memory = Memory::of(pid).expect("own memory");
+        let memory = ResidentMemory::of(pid).expect("own memory");
         assert!(memory.now_mb > 0.1 && memory.peak_mb >= memory.now_mb * 0.5, "{memory:?}");
         assert!(of_process(pid).is_ok());
     }

@@ -1,5 +1,5 @@
-//! Starting and stopping the programs that are measured: found beside this one, given free
-//! loopback ports and an environment that holds nothing but what is set here.
+//! Start and stop of the measured programs. They are found beside this one and get free loopback
+//! ports and an environment that holds nothing but what is set here.
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::stop::Stop;
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Below the range from which the kernel takes the ports of outgoing connections.
+/// Ports below the range from which the kernel takes those of outgoing connections.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// Where the three binaries are.
+/// Paths of the three binaries.
 pub struct Binaries {
     pub api: PathBuf,
     pub consumer: PathBuf,
@@ -65,8 +65,8 @@ fn build() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A free loopback address. Another program may take it before it is used; the start then fails
-/// and says so.
+/// Returns a free loopback address. Another program may take it before it is used; the start then
+/// fails and says so.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     for _ in 0..1_000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::rng().random_range(PORTS)));
@@ -125,7 +125,7 @@ impl Program {
         self.child.id()
     }
 
-    /// An error once the program has ended by itself.
+    /// Checks the program; an error once it has ended by itself.
     pub fn check(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
@@ -145,7 +145,7 @@ impl Program {
     }
 
     fn wait(&mut self, patience: Duration) -> anyhow::Result<Option<ExitStatus>> {
-        // Its own `Stop`: a cleanup after an interrupt waits as well.
+        // A `Stop` of its own: a cleanup after an interrupt waits as well.
         Stop::default().poll(patience, PAUSE, || Ok(self.child.try_wait()?))
     }
 

@@ -1,30 +1,30 @@
-//! Figures as text for people and as JSON for machines.
+//! Figures as text for readers and as JSON for programs.
 use std::fmt::Write;
 
 use serde::Serialize;
 
 use crate::installation::Variant;
 use crate::measure::Run;
-use crate::rows::{BARE_CPU_US, CPU_US, Measurements, Row, Verdict};
+use crate::rows::{BARE_CPU_US, CPU_US, Measurements, TableRow, Verdict};
 use crate::work::{BULK_ITEMS, COLLECTIONS, COUNTERS, Item, TYPES, Work};
 
 /// The file that `--json` writes.
 #[derive(Serialize)]
-pub struct Report<'a> {
-    pub rows: &'a [Row],
+pub struct MeasurementReport<'a> {
+    pub rows: &'a [TableRow],
     pub measurements: &'a Measurements,
     pub counters: usize,
     pub cores: usize,
     pub debug_build: bool,
 }
 
-impl<'a> Report<'a> {
-    pub fn new(rows: &'a [Row], measurements: &'a Measurements) -> Self {
+impl<'a> MeasurementReport<'a> {
+    pub fn new(rows: &'a [TableRow], measurements: &'a Measurements) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self { rows, measurements, counters: COUNTERS, cores, debug_build: cfg!(debug_assertions) }
     }
 
-    /// Tables for the terminal.
+    /// Formats the tables for the terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let cores = self.cores;
@@ -102,7 +102,7 @@ fn figure_with(figure: f64, unit: &str) -> String {
     }
 }
 
-/// One run in one line, while it goes on.
+/// Formats one run in one line, as progress.
 pub fn line(run: &Run) -> String {
     let what = match run.work {
         Work::Single(Item::Increment) => run.variant.name().to_owned(),

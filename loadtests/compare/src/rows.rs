@@ -1,20 +1,20 @@
-//! The rows of the table: what each says, what it must reach, and how it follows from the runs.
-//! Pure: figures in, verdicts out.
+//! The rows of the table: title, thresholds, and the formula from runs to a figure. Pure: figures
+//! in, verdicts out.
 use serde::Serialize;
 
 use crate::installation::Variant;
 use crate::measure::Run;
-use crate::process::Memory;
+use crate::process::ResidentMemory;
 use crate::work::{Item, Work};
 
-/// Everything that was measured.
+/// All measured figures.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Measurements {
     pub runs: Vec<Run>,
-    /// What Postgres took at the same time as the bulk runs of each kind.
+    /// Rows per second that Postgres took at the same time as the bulk runs of each kind.
     pub unnest_rows_per_second: Vec<(Work, f64)>,
-    /// Of the clustered API after closed loops, by connections.
-    pub memory: Vec<(usize, Memory)>,
+    /// Memory of the clustered API after closed loops, by connections.
+    pub memory: Vec<(usize, ResidentMemory)>,
     pub half_load: Option<Run>,
     pub tenth_load: Option<Run>,
     pub nine_tenths_load: Option<Run>,
@@ -34,7 +34,7 @@ pub enum Verdict {
 
 /// One row with its result.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub struct TableRow {
     pub name: &'static str,
     pub title: &'static str,
     pub unit: &'static str,
@@ -44,7 +44,7 @@ pub struct Row {
     pub verdict: Verdict,
 }
 
-struct Target {
+struct RowTarget {
     name: &'static str,
     title: &'static str,
     unit: &'static str,
@@ -53,8 +53,8 @@ struct Target {
     measured: fn(&Measurements) -> Option<f64>,
 }
 
-/// More is better where the aim is above the must.
-const TARGETS: &[Target] = &[
+/// All rows of the table. More is better where the aim is above the must.
+const TARGETS: &[RowTarget] = &[
     target("applied-50", "applied ÷ bare, 50 connections", "", 0.22, 0.30, |all| all.applied_to_bare(50)),
     target("applied-1000", "applied ÷ bare, 1 000 connections", "", 0.50, 0.62, |all| {
         all.applied_to_bare(1_000)
@@ -122,12 +122,12 @@ const TARGETS: &[Target] = &[
 
 const INCREMENT: Work = Work::Single(Item::Increment);
 
-/// CPU per increment in µs, must and aim, and what the bare handler took on the machine where they
-/// were set. A slower or busier one needs more of both.
+/// CPU per increment in µs, must and aim, and the bare handler's on the machine where they were
+/// set. A slower or busier machine needs more of both.
 pub const CPU_US: [f64; 2] = [22.0, 17.0];
 pub const BARE_CPU_US: f64 = 9.5;
 
-/// Connections of the bulk run: five thousand items in flight, as many as the crowd has.
+/// Connections of the bulk run: with them five thousand items are in flight, as many as the crowd has.
 pub const BULK_CONNECTIONS: usize = 100;
 
 const fn target(
@@ -137,20 +137,20 @@ const fn target(
     must: f64,
     aim: f64,
     measured: fn(&Measurements) -> Option<f64>,
-) -> Target {
-    Target { name, title, unit, must, aim, measured }
+) -> RowTarget {
+    RowTarget { name, title, unit, must, aim, measured }
 }
 
 pub fn names() -> impl Iterator<Item = &'static str> {
     TARGETS.iter().map(|target| target.name)
 }
 
-/// The rows that were asked for, judged.
-pub fn judge(measurements: &Measurements, wanted: impl Fn(&str) -> bool) -> Vec<Row> {
-    let judge = |target: &Target| {
+/// Judges the wanted rows.
+pub fn judge(measurements: &Measurements, wanted: impl Fn(&str) -> bool) -> Vec<TableRow> {
+    let judge = |target: &RowTarget| {
         let measured = (target.measured)(measurements).filter(|figure| figure.is_finite());
-        let Target { name, title, unit, must, aim, .. } = *target;
-        Row { name, title, unit, must, aim, measured, verdict: verdict(must, aim, measured) }
+        let RowTarget { name, title, unit, must, aim, .. } = *target;
+        TableRow { name, title, unit, must, aim, measured, verdict: verdict(must, aim, measured) }
     };
     TARGETS.iter().filter(|target| wanted(target.name)).map(judge).collect()
 }
@@ -168,7 +168,7 @@ fn verdict(must: f64, aim: f64, measured: Option<f64>) -> Verdict {
 }
 
 impl Measurements {
-    /// The middle of all closed-loop runs of one kind.
+    /// Median of all closed-loop runs of one kind.
     pub fn median(
         &self,
         variant: Variant,

@@ -1,5 +1,5 @@
-//! What is measured in which order. The variants take turns at every number of connections, so
-//! that each ratio comes from minutes that lie next to each other on the same machine.
+//! The order of the measurements. The variants take turns at every number of connections, so that
+//! the two sides of each ratio are measured within minutes on the same machine.
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -11,9 +11,9 @@ use shared::runtime::clock::now_ms;
 use crate::ceiling;
 use crate::generator::Pace;
 use crate::installation::{Installation, Variant, block_on};
-use crate::measure::{self, Plan, Run};
+use crate::measure::{self, Run, RunPlan};
 use crate::month;
-use crate::process::Memory;
+use crate::process::ResidentMemory;
 use crate::programs::Binaries;
 use crate::report;
 use crate::rows::{BULK_CONNECTIONS, Measurements};
@@ -27,21 +27,21 @@ const ITEM_ROWS: [(&str, Item); 3] =
     [("documents-150", Item::Document150), ("documents-1k", Item::Document1k), ("points", Item::Point)];
 const ITEM_CONNECTIONS: usize = 1_000;
 
-/// Of the open loops that ask for summaries.
+/// Connections of the open loops that ask for summaries.
 const SUMMARY_CONNECTIONS: usize = 50;
 
-/// What was asked for on the command line.
+/// The choices on the command line.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ScenarioSettings {
     pub duration: Duration,
-    /// Of the run after which the drain is timed.
+    /// Duration of the run after which the drain is timed.
     pub long_duration: Duration,
     pub rounds: usize,
-    /// Names of rows; empty: all.
+    /// Names of rows; all when empty.
     pub rows: Vec<String>,
 }
 
-impl Settings {
+impl ScenarioSettings {
     pub fn wants(&self, row: &str) -> bool {
         self.rows.is_empty() || self.rows.iter().any(|name| name == row)
     }
@@ -50,7 +50,7 @@ impl Settings {
         rows.iter().any(|row| self.wants(row))
     }
 
-    /// Which variants the wanted rows need in a closed loop of so many connections.
+    /// Variants that the wanted rows need in a closed loop with this many connections.
     fn variants(&self, connections: usize) -> Vec<Variant> {
         let needs: &[(Variant, usize, &[&str])] = &[
             (Variant::Bare, 50, &["applied-50"]),
@@ -77,7 +77,7 @@ impl Settings {
 
 /// Runs everything that the wanted rows need.
 pub fn run(
-    settings: &Settings,
+    settings: &ScenarioSettings,
     binaries: &Binaries,
     folder: &Path,
     stop: &Stop,
@@ -95,7 +95,7 @@ pub fn run(
     scenario.bulk("bulk", Item::Increment)?;
     scenario.open_loops()?;
     scenario.long_run()?;
-    // After everything that is about increments, so that those rows stay comparable.
+    // After everything about increments, so that those rows stay comparable.
     scenario.items()?;
     scenario.bulk("bulk-documents", Item::Document150)?;
     scenario.bulk("bulk-points", Item::Point)?;
@@ -103,7 +103,7 @@ pub fn run(
     for installation in std::mem::take(&mut scenario.running).into_values() {
         let variant = installation.variant;
         let outcome = installation.stop();
-        // The handler without anything behind it has nothing to lose at a stop.
+        // The bare handler has nothing behind it that a stop could lose.
         if variant != Variant::Bare {
             outcome.with_context(|| format!("stopping {}", variant.name()))?;
         }
@@ -112,7 +112,7 @@ pub fn run(
 }
 
 struct Scenario<'a> {
-    settings: &'a Settings,
+    settings: &'a ScenarioSettings,
     binaries: &'a Binaries,
     folder: &'a Path,
     stop: &'a Stop,
@@ -130,11 +130,11 @@ impl Scenario<'_> {
                     self.measurements.runs.push(run);
                 }
             }
-            // The peak never falls, so it is read before the next, larger crowd comes.
+            // Read before the next, larger crowd comes: the peak never falls.
             if let Some(cluster) = self.running.get(&Variant::Cluster)
                 && variants.contains(&Variant::Cluster)
             {
-                self.measurements.memory.push((connections, Memory::of(cluster.api_pid())?));
+                self.measurements.memory.push((connections, ResidentMemory::of(cluster.api_pid())?));
             }
         }
         Ok(())
@@ -147,7 +147,7 @@ impl Scenario<'_> {
         for variant in [Variant::Bare, Variant::Cluster] {
             let stop = self.stop;
             measure::prepare_reads(self.installation(variant)?, stop)?;
-            // Once unmeasured: a read puts the value into the cache.
+            // One unmeasured run: a read puts the value into the cache.
             self.closed(variant, Work::Read, 50)?;
         }
         for _ in 0..self.settings.rounds {
@@ -198,7 +198,7 @@ impl Scenario<'_> {
         let store_url = installation.store_url().context("the cluster has a Postgres")?.to_owned();
         note("filling in the rollups of a month");
         block_on(month::fill(&store_url, now_ms(), stop))?;
-        // The last one is not asked again, so that every request of the first run misses.
+        // The last type is not requested again, so that every request of the first run misses.
         month::check(self.installation(Variant::Cluster)?, SUMMARY_TYPES - 1)?;
         self.measurements.summary_miss = Some(self.summary(Work::SummaryMiss)?);
         month::check(self.installation(Variant::Cluster)?, 0)?;
@@ -209,8 +209,8 @@ impl Scenario<'_> {
     fn summary(&mut self, work: Work) -> anyhow::Result<Run> {
         let duration = self.settings.duration;
         let pace = Pace::Open(month::rate(duration));
-        let run =
-            self.measure(Variant::Cluster, Plan { work, connections: SUMMARY_CONNECTIONS, pace, duration })?;
+        let run = self
+            .measure(Variant::Cluster, RunPlan { work, connections: SUMMARY_CONNECTIONS, pace, duration })?;
         let lost = run.failed + run.refused + run.unanswered + run.unsent;
         ensure!(lost == 0, "{lost} summaries were not answered 200: their latency says nothing");
         Ok(run)
@@ -232,13 +232,13 @@ impl Scenario<'_> {
     fn long_run(&mut self) -> anyhow::Result<()> {
         if self.settings.wants("drain") {
             let duration = self.settings.long_duration;
-            let plan = Plan { work: INCREMENT, connections: 1_000, pace: Pace::Closed, duration };
+            let plan = RunPlan { work: INCREMENT, connections: 1_000, pace: Pace::Closed, duration };
             self.measurements.long_run = Some(self.measure(Variant::Cluster, plan)?);
         }
         Ok(())
     }
 
-    /// What the clustered service accepted and applied per second in the closed loop.
+    /// Items per second that the clustered service accepted and applied in the closed loop.
     fn capacity(&self, connections: usize) -> anyhow::Result<f64> {
         let applied = |run: &Run| run.applied;
         let capacity = self.measurements.median(Variant::Cluster, INCREMENT, connections, applied);
@@ -247,23 +247,23 @@ impl Scenario<'_> {
 
     fn closed(&mut self, variant: Variant, work: Work, connections: usize) -> anyhow::Result<Run> {
         let duration = self.settings.duration;
-        self.measure(variant, Plan { work, connections, pace: Pace::Closed, duration })
+        self.measure(variant, RunPlan { work, connections, pace: Pace::Closed, duration })
     }
 
     fn open(&mut self, connections: usize, per_second: f64) -> anyhow::Result<Run> {
         let duration = self.settings.duration;
-        let plan = Plan { work: INCREMENT, connections, pace: Pace::Open(per_second), duration };
+        let plan = RunPlan { work: INCREMENT, connections, pace: Pace::Open(per_second), duration };
         self.measure(Variant::Cluster, plan)
     }
 
-    fn measure(&mut self, variant: Variant, plan: Plan) -> anyhow::Result<Run> {
+    fn measure(&mut self, variant: Variant, plan: RunPlan) -> anyhow::Result<Run> {
         let stop = self.stop;
         let run = measure::measure(self.installation(variant)?, plan, stop)?;
         note(&report::line(&run));
         Ok(run)
     }
 
-    /// Once unmeasured: tables, plans and connections are as they will stay.
+    /// Runs once unmeasured: afterwards tables, plans and connections are as they will stay.
     fn warm_up(&mut self, variant: Variant, work: Work) -> anyhow::Result<()> {
         let stop = self.stop;
         measure::measure(self.installation(variant)?, warm_up(work), stop)?;
@@ -281,12 +281,12 @@ impl Scenario<'_> {
     }
 }
 
-fn warm_up(work: Work) -> Plan {
-    Plan { work, connections: 50, pace: Pace::Closed, duration: Duration::from_secs(1) }
+fn warm_up(work: Work) -> RunPlan {
+    RunPlan { work, connections: 50, pace: Pace::Closed, duration: Duration::from_secs(1) }
 }
 
-/// Progress, apart from the report, which is all that standard output gets.
+/// Writes progress to standard error: standard output gets nothing but the report.
 fn note(text: &str) {
-    // Nobody listening is no reason to stop measuring.
+    // A closed standard error is no reason to stop measuring.
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -1,4 +1,4 @@
-//! The wish to end early, looked at wherever something takes long, so that an interrupted run
+//! The request to end early. Everything that takes long checks it, so that an interrupted run
 //! cleans up on the same path as a finished one.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ impl Stop {
         Ok(())
     }
 
-    /// Asks `condition` every `pause` until it gives something; `None` when `patience` is over.
+    /// Calls `condition` every `pause` until it gives a value; `None` when `patience` is over.
     pub fn poll<T>(
         &self,
         patience: Duration,

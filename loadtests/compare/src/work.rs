@@ -1,4 +1,4 @@
-//! What is sent: the kinds of load, and the bytes of their requests. Pure.
+//! The load: its kinds, and the bytes of their requests. Pure.
 use std::fmt::Write;
 use std::net::SocketAddr;
 
@@ -15,17 +15,17 @@ pub const COUNTERS: usize = 1_000;
 pub const COLLECTIONS: usize = 10;
 /// Types over which points are spread.
 pub const TYPES: usize = 100;
-/// Types of which summaries are asked.
+/// Types whose summaries are requested.
 pub const SUMMARY_TYPES: usize = 10_000;
-/// Items of an array.
+/// Items in an array.
 pub const BULK_ITEMS: usize = 100;
 
-/// Different arrays of documents or points; each is some kilobytes.
+/// Different arrays of documents or points; each has some kilobytes.
 const BULK_REQUESTS: usize = 100;
-/// How far the times of points lie apart at most.
+/// Largest distance in time between two points.
 const POINTS_SPAN_MS: i64 = 60_000;
 
-/// What one item of a write is.
+/// The kind of one item of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
     Increment,
@@ -36,7 +36,7 @@ pub enum Item {
     Point,
 }
 
-/// What a run sends.
+/// The kind of requests that a run sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// One item per request.
@@ -52,7 +52,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// The items of a request; reads have none.
+    /// Number of items in a request; reads have none.
     pub fn items(self) -> u64 {
         match self {
             Self::Single(_) => 1,
@@ -61,7 +61,7 @@ impl Work {
         }
     }
 
-    /// What is written, if anything is.
+    /// The kind of item that is written, if any.
     pub fn written(self) -> Option<Item> {
         match self {
             Self::Single(item) | Self::Bulk(item) => Some(item),
@@ -69,7 +69,7 @@ impl Work {
         }
     }
 
-    /// In reports, as a word.
+    /// Name of the kind in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Single(Item::Increment) => "single",
@@ -86,8 +86,8 @@ impl Work {
         }
     }
 
-    /// Requests for one run. The names of everything that they write begin with `word`; points lie
-    /// within a minute before `now_ms`.
+    /// Builds the requests of one run. The names of everything that they write begin with `word`;
+    /// points lie within a minute before `now_ms`.
     pub fn requests(self, address: SocketAddr, word: &str, now_ms: i64) -> anyhow::Result<Vec<Vec<u8>>> {
         let get = |path: &str| http::get(address, path);
         match self {
@@ -109,7 +109,7 @@ impl Serialize for Work {
     }
 }
 
-/// The name of a type whose rollups are put into the store before summaries are asked.
+/// Name of a type whose rollups are put into the store before its summary is requested.
 pub fn summary_type(number: usize) -> String {
     format!("summary-{number:05}")
 }
@@ -122,7 +122,7 @@ fn counter(word: &str, number: usize) -> String {
     format!("/v1/counters/{word}-{number:04}")
 }
 
-/// The request with this number: one item, or an array when there are more.
+/// Builds the request with this number: one item, or an array when there are more.
 fn post(
     address: SocketAddr,
     item: Item,
@@ -151,7 +151,7 @@ fn body(item: Item, word: &str, now_ms: i64, number: usize) -> anyhow::Result<St
     }
 }
 
-/// An order with a note that makes it as long as wanted.
+/// Builds an order with a note that makes it `bytes` long.
 fn document(number: usize, bytes: usize) -> String {
     let mut text = format!(
         r#"{{"order":"o-{number:07}","customer":{},"amount":{}.{:02},"currency":"EUR","paid":{},"note":""#,
@@ -167,7 +167,7 @@ fn document(number: usize, bytes: usize) -> String {
     text
 }
 
-/// A response time in milliseconds.
+/// Builds a point with a response time in milliseconds.
 fn point(word: &str, now_ms: i64, number: usize) -> anyhow::Result<String> {
     let number_ms = i64::try_from(number)?;
     let at_ms = now_ms - number_ms * 37 % POINTS_SPAN_MS;

@@ -1,5 +1,5 @@
-//! Whether the own generator is as cheap as `wrk -t1`, where that is installed: the same load on
-//! the bare handler by both, in turns.
+//! A check that this generator is as cheap as `wrk -t1`, where that is installed: both put the same
+//! load on the bare handler, in turns.
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -11,13 +11,13 @@ use anyhow::Context;
 
 use crate::generator::Pace;
 use crate::installation::{Installation, Variant};
-use crate::measure::{self, Plan};
+use crate::measure::{self, RunPlan};
 use crate::process;
 use crate::programs::Binaries;
 use crate::stop::Stop;
 use crate::work::{COUNTERS, Item, Work};
 
-/// Prints own and wrk's figures and their ratio for every number of connections.
+/// Prints the figures of both generators and their ratio for every number of connections.
 pub fn compare(binaries: &Binaries, folder: &Path, duration: Duration, stop: &Stop) -> anyhow::Result<()> {
     let mut bare = Installation::start(Variant::Bare, binaries, folder, stop)?;
     let bare_address = bare.address;
@@ -32,7 +32,7 @@ pub fn compare(binaries: &Binaries, folder: &Path, duration: Duration, stop: &St
     );
     fs::write(&script, lua)?;
     for connections in [50, 1_000, 5_000] {
-        let plan = Plan { work: Work::Single(Item::Increment), connections, pace: Pace::Closed, duration };
+        let plan = RunPlan { work: Work::Single(Item::Increment), connections, pace: Pace::Closed, duration };
         let mut own = || Ok(measure::measure(&mut bare, plan, stop)?.accepted);
         let first = costed(duration, &mut own)?;
         let target = bare_address;
@@ -52,8 +52,8 @@ pub fn compare(binaries: &Binaries, folder: &Path, duration: Duration, stop: &St
     Ok(())
 }
 
-/// The rate of a run and the generator's CPU time per request in µs: where others use the machine,
-/// the time says more than the rate. wrk counts as a child of this process.
+/// Measures the rate of a run and the generator's CPU time per request in µs: on a machine with
+/// other load the time says more than the rate. wrk counts as a child of this process.
 fn costed(duration: Duration, run: &mut impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<(f64, f64)> {
     let before = process::of_process(std::process::id())?;
     let rate = run()?;

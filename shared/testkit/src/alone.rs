@@ -1,14 +1,14 @@
 //! A process of its own for a test that measures its process. The usual runner keeps all tests of a
-//! binary in one; there the test starts the binary again for itself.
+//! binary in one process; there the test starts the binary again for itself.
 use std::future::Future;
 use std::process::Stdio;
 
 use tokio::process::Command;
 
-/// Set for the process that a test has started for itself.
+/// Environment variable that marks a process that a test has started for itself.
 const STARTED: &str = "FOREBAY_TEST_ALONE";
 
-/// Runs `test` where no other test runs. To be called from the thread of the test, which has its name.
+/// Runs `test` in a process without other tests. Call it from the thread of the test, which has its name.
 pub async fn alone<F: Future<Output = ()>>(test: F) {
     let thread = std::thread::current();
     // A runner that starts a process for each test may use its main thread.
@@ -27,10 +27,10 @@ pub async fn alone<F: Future<Output = ()>>(test: F) {
     assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
 }
 
-/// A line of this process's status, in bytes, such as `VmRSS`.
+/// Value in bytes of a line of this process's status, such as `VmRSS`.
 pub fn memory(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("is read");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is told");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("is reported");
     let kilobytes = line.trim_start_matches(':').trim().trim_end_matches(" kB");
     kilobytes.parse::<usize>().expect("a number") * 1_024
 }

@@ -1,11 +1,11 @@
 //! A wall clock that can be put forward and back for one program or server, by libfaketime. The
-//! monotonic clock stays as it is: that is what the step of a real clock does.
+//! monotonic clock stays as it is, as it does when a real clock is stepped.
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// Where Debian has it, for any architecture, and where else to look.
+/// Folders that may hold the library, or whose subfolders may (Debian: one for each architecture).
 const FOLDERS: [&str; 4] = ["/usr/lib", "/usr/local/lib", "/usr/lib64", "/opt/homebrew/lib"];
 const SHARED_MEMORY: &str = "/dev/shm";
 const NAME: &str = "faketime/libfaketime.so.1";
@@ -13,7 +13,7 @@ const NAME: &str = "faketime/libfaketime.so.1";
 pub struct Clock {
     library: PathBuf,
     offset: PathBuf,
-    /// Whose it is.
+    /// The process that runs with the clock.
     process: Option<u32>,
 }
 
@@ -31,7 +31,7 @@ pub fn find() -> Option<PathBuf> {
 }
 
 impl Clock {
-    /// Whoever runs with it must be able to read `folder`.
+    /// Creates the clock in `folder`, which the user of its process must be able to read.
     pub fn create(library: &Path, folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
         let clock = Self { library: library.to_owned(), offset: folder.join("clock"), process: None };
@@ -39,32 +39,33 @@ impl Clock {
         Ok(clock)
     }
 
-    /// Puts the clock so many seconds off the real time, within a second.
+    /// Puts the clock this many seconds off the real time, within a second.
     pub fn step(&self, seconds: i64) -> anyhow::Result<()> {
-        // Never half a file: the program reads it at any time.
+        // Renamed into place: the program reads the file at any time and must not see half of it.
         let new = self.offset.with_extension("new");
         fs::write(&new, format!("{seconds:+}s\n"))?;
         fs::rename(&new, &self.offset).context("cannot step the clock")
     }
 
-    /// It is another process's now; the one before is gone.
+    /// Gives the clock to another process after the one before has ended.
     pub fn belongs_to(&mut self, process: Option<u32>) {
         self.remove_shared();
         self.process = process;
     }
 
-    /// What the library leaves behind of a process that was killed. Another user's process of the same
-    /// number could not start beside it.
+    /// Removes the shared memory that the library leaves behind of a killed process. Another user's
+    /// process with the same number could not start beside it.
     fn remove_shared(&mut self) {
         if let Some(process) = self.process.take() {
             for name in [format!("sem.faketime_sem_{process}"), format!("faketime_shm_{process}")] {
-                // Who ended by itself left nothing.
+                // A process that ended by itself left nothing.
                 let _ = fs::remove_file(Path::new(SHARED_MEMORY).join(name));
             }
         }
     }
 
-    /// What the program must be started with. As the user that it runs as: the library makes files of that user.
+    /// Environment variables for the program. Start it as the user that it runs as: the library
+    /// makes files of that user.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.display().to_string();
         [

@@ -1,5 +1,5 @@
 //! A look into a broker and a database from outside, for tests that check what a run has left
-//! behind, and a way to put messages into a queue that no API would send.
+//! behind. It also puts messages into a queue that no API would send.
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,16 +16,17 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tokio::time::timeout;
 
-/// Whether a server is there shows soon, but for a busy machine; neither client gives up waiting by itself.
+/// Time limit for the check that a server answers. A server that is there answers soon, except on a
+/// busy machine; neither client gives up by itself.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
-/// For everything else.
+/// Time limit for everything else.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The sessions of clients at a database, without the one that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sessions {
     pub open: i64,
-    /// Of these, idle within a transaction.
+    /// Sessions among them that are idle within a transaction.
     pub in_transaction: i64,
 }
 
@@ -57,7 +58,7 @@ pub async fn send(amqp_url: &str, exchange: &str, body: &[u8]) -> anyhow::Result
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
-/// Whether a broker lets us in; false after a while without an answer.
+/// Checks that a broker accepts a connection; false after a while without an answer.
 pub async fn broker_answers(amqp_url: &str) -> bool {
     let asked = async {
         let (connection, _) = open(amqp_url).await?;
@@ -66,7 +67,7 @@ pub async fn broker_answers(amqp_url: &str) -> bool {
     timeout(ANSWER_PATIENCE, asked).await.is_ok_and(|answered| answered.is_ok())
 }
 
-/// Whether a database lets us in; false after a while without an answer.
+/// Checks that a database accepts a connection; false after a while without an answer.
 pub async fn database_answers(database_url: &str) -> bool {
     timeout(ANSWER_PATIENCE, sessions(database_url)).await.is_ok_and(|answered| answered.is_ok())
 }
@@ -110,7 +111,7 @@ pub async fn dead_messages(database_url: &str) -> anyhow::Result<Vec<Vec<u8>>> {
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
-/// How often each message that waits in `queue` was delivered and came back. Looking counts, too.
+/// Delivery count of each message that waits in `queue`. This look is one more delivery.
 pub async fn delivery_counts(amqp_url: &str, queue: &str) -> anyhow::Result<Vec<i64>> {
     let asked = async {
         let (connection, channel) = open(amqp_url).await?;
@@ -144,7 +145,7 @@ pub async fn delete_queue(amqp_url: &str, queue: &str) -> anyhow::Result<()> {
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
-/// Deletes an exchange with its bindings; nobody is told.
+/// Deletes an exchange with its bindings; its clients get no notice.
 pub async fn delete_exchange(amqp_url: &str, exchange: &str) -> anyhow::Result<()> {
     let asked = async {
         let (connection, channel) = open(amqp_url).await?;
@@ -154,7 +155,7 @@ pub async fn delete_exchange(amqp_url: &str, exchange: &str) -> anyhow::Result<(
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
-/// Whether there is an exchange of this name.
+/// Checks that an exchange of this name exists.
 pub async fn exchange_exists(amqp_url: &str, exchange: &str) -> anyhow::Result<bool> {
     let asked = async {
         let (connection, channel) = open(amqp_url).await?;
@@ -168,7 +169,7 @@ pub async fn exchange_exists(amqp_url: &str, exchange: &str) -> anyhow::Result<b
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
-/// Who is connected to the database that the URL names.
+/// Reads the sessions at the database that the URL names.
 pub async fn sessions(database_url: &str) -> anyhow::Result<Sessions> {
     let asked = async {
         let mut connection = PgConnection::connect(database_url).await?;
@@ -184,10 +185,10 @@ pub async fn sessions(database_url: &str) -> anyhow::Result<Sessions> {
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
-/// How many points there are of each type, row by row, and what their values sum up to.
+/// Points by type: the name, the number of rows and the sum of the values.
 pub type Points = Vec<(String, i64, f64)>;
 
-/// In Postgres.
+/// Reads the points in Postgres.
 pub async fn points(database_url: &str) -> anyhow::Result<Points> {
     let asked = async {
         let mut connection = PgConnection::connect(database_url).await?;
@@ -202,11 +203,11 @@ pub async fn points(database_url: &str) -> anyhow::Result<Points> {
     timeout(PATIENCE, asked).await.context("a server does not answer")?
 }
 
-/// In an embedded program's directory, when the program has stopped.
+/// Reads the points in the directory of an embedded program that has stopped.
 pub async fn points_in_file(directory: &Path) -> anyhow::Result<Points> {
     let options = SqliteConnectOptions::new().filename(directory.join("store.db")).read_only(true);
     let mut connection = SqliteConnection::connect_with(&options).await?;
-    // A table for each day.
+    // One table for each day.
     let tables: Vec<String> = sqlx::query_scalar(
         "select name from sqlite_master where type = 'table' and name glob 'points_[0-9]*'",
     )

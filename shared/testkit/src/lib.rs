@@ -1,4 +1,4 @@
-//! Isolation for tests against real servers: an own database and own queue names per test, gone
+//! Isolation for tests against real servers: a database and queue names for each test, removed
 //! afterwards whether the test passed or not. Used by tests and load tests only.
 //!
 //! Servers are found by `FOREBAY_TEST_AMQP_URL` and `FOREBAY_TEST_DATABASE_URL`, which `./test`
@@ -23,21 +23,21 @@ use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{Connection as AmqpConnection, ConnectionProperties};
 use sqlx::{Connection, Executor, PgConnection};
 
-/// What one test may use.
+/// The resources of one test.
 #[derive(Clone, Debug)]
 pub struct Isolated {
     pub amqp_url: String,
     pub database_url: String,
-    /// For `queue.prefix`.
+    /// Value for `queue.prefix`.
     pub prefix: String,
 }
 
-/// The broker that tests use.
+/// URL of the broker that tests use.
 pub fn amqp_url() -> String {
     std::env::var("FOREBAY_TEST_AMQP_URL").unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".into())
 }
 
-/// A database on the server that tests use, with the right to create others.
+/// URL of a database on the server that tests use, with the right to create others.
 pub fn admin_database_url() -> String {
     std::env::var("FOREBAY_TEST_DATABASE_URL")
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".into())
@@ -45,12 +45,12 @@ pub fn admin_database_url() -> String {
 
 const WORD_BYTES_MAX: usize = 24;
 
-/// A name that no other test of this or of another run uses.
+/// Makes a name that no other test of this or another run uses.
 pub fn unique(word: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let run = std::env::var("FOREBAY_TEST_RUN").unwrap_or_else(|_| "local".into());
     let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    // A database server cuts longer names than 63 bytes, and what makes them unique stands last.
+    // A database server cuts names longer than 63 bytes, and the unique part stands last.
     let word = &word[..word.len().min(WORD_BYTES_MAX)];
     format!("forebay_test_{run}_{word}_{process}_{number}")
 }

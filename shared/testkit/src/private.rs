@@ -1,5 +1,5 @@
-//! A RabbitMQ for tests that do what must not be done to one that was found: kill it, let it raise
-//! an alarm, change its settings, give it users. One for all tests of a program, which take turns.
+//! A RabbitMQ for tests that must not run against a shared one: they kill it, make it raise an
+//! alarm, change its settings, give it users. One for all tests of a program, which take turns.
 //!
 //! It starts with the first test that asks and goes, with its folder, when the last one is done.
 //! A thread of its own keeps it, because its processes die with the thread that started them.
@@ -16,7 +16,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use crate::servers::{in_path, rabbitmq, remove_folder};
 
-/// The broker while it is this test's turn.
+/// The broker during the turn of one test.
 #[derive(Clone)]
 pub struct Broker {
     url: String,
@@ -34,17 +34,17 @@ enum Task {
 
 struct Order {
     task: Task,
-    /// What the task says, if anything.
+    /// Answer with the output of the task, if any.
     done: oneshot::Sender<anyhow::Result<String>>,
 }
 
 impl Broker {
-    /// It stays the same over a restart.
+    /// URL of the broker, the same over a restart.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// SIGKILL; returns when it is gone.
+    /// Kills it by SIGKILL; returns when it is gone.
     pub async fn kill(&self) {
         self.order(Task::Kill).await;
     }
@@ -54,12 +54,12 @@ impl Broker {
         self.order(Task::Restart).await;
     }
 
-    /// While on, it blocks those who publish.
+    /// Raises or clears a memory alarm; while it is on, publishers are blocked.
     pub async fn memory_alarm(&self, on: bool) {
         self.order(Task::MemoryAlarm(on)).await;
     }
 
-    /// A number among its settings, for connections that are opened afterwards.
+    /// Sets a number among its settings, for connections that are opened afterwards.
     pub async fn set(&self, setting: &'static str, value: u64) {
         self.order(Task::Set(setting, value)).await;
     }
@@ -69,12 +69,12 @@ impl Broker {
         self.order(Task::AddUser(name, may)).await
     }
 
-    /// What its own tool (`rabbitmqctl`) answers to these arguments.
+    /// Runs its own tool (`rabbitmqctl`) with these arguments and returns the output.
     pub async fn control(&self, arguments: &[&str]) -> String {
         self.order(Task::Control(arguments.iter().map(|&argument| argument.to_owned()).collect())).await
     }
 
-    /// Whether it blocks a connection of this name.
+    /// Checks that it blocks a connection of this name.
     pub async fn blocks(&self, name: &str) -> bool {
         let list = ["--quiet", "list_connections", "--no-table-headers", "state", "client_properties"];
         let connections = self.control(&list).await;
@@ -82,7 +82,8 @@ impl Broker {
         connections.lines().any(is_blocked)
     }
 
-    /// From now on `definition` holds for the queues whose names begin with `prefix`; without one nothing does.
+    /// Applies `definition` to the queues whose names begin with `prefix` from now on; `None`
+    /// removes the policy.
     pub async fn policy(&self, prefix: &str, definition: Option<&str>) {
         let pattern = format!("^{prefix}");
         self.control(&match definition {
@@ -100,19 +101,19 @@ impl Broker {
 }
 
 /// Runs `test` on the private broker while no other test does. Says so on the terminal and does
-/// nothing where no RabbitMQ is installed. What a test does to it, it undoes: a test that fails may
-/// take those along that come after it.
+/// nothing where no RabbitMQ is installed. A test undoes what it did to the broker; one that fails
+/// may make the tests after it fail.
 pub async fn broker<Fut: Future<Output = ()>>(test: impl FnOnce(Broker) -> Fut) {
     static SHARED: Mutex<Weak<OnceCell<Keeper>>> = Mutex::new(Weak::new());
     static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let programs =
         rabbitmq::programs().filter(|_| ["setpriv", "epmd"].iter().all(|name| in_path(name).is_some()));
     let Some(programs) = programs else {
-        // Past the harness, which shows the output of a test that fails only.
+        // Written past the harness, which shows the output of failed tests only.
         let _ = writeln!(std::io::stderr(), "SKIPPED: no RabbitMQ is installed here to start a private one");
         return;
     };
-    // Those who wait for their turn hold it, too, so that it lives until all are done.
+    // Tests that wait for their turn hold it, too, so that it lives until all are done.
     let shared = {
         let mut current = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         current.upgrade().unwrap_or_else(|| {
@@ -129,7 +130,7 @@ pub async fn broker<Fut: Future<Output = ()>>(test: impl FnOnce(Broker) -> Fut) 
 /// The thread that keeps the broker, until this is dropped.
 struct Keeper {
     broker: Broker,
-    /// Dropping it ends the thread.
+    /// Sender whose drop ends the thread.
     alive: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -149,7 +150,7 @@ impl Drop for Keeper {
     fn drop(&mut self) {
         self.alive = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of it was told already.
+            // A panic of the thread was reported already.
             let _ = thread.join();
         }
     }
@@ -161,7 +162,7 @@ fn keep(
     mut inbox: mpsc::Receiver<Order>,
     mut until_dropped: oneshot::Receiver<()>,
 ) {
-    // Clients of the broker need threads besides this one.
+    // Clients of the broker need other threads than this one.
     let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = threads.expect("a runtime");
     let folder = std::env::temp_dir().join(crate::unique("broker"));
@@ -176,7 +177,7 @@ fn keep(
                     Some(order) = inbox.recv() => order,
                     _ = &mut until_dropped => break,
                 };
-                // An error means that the test has gone.
+                // An error means that the test has ended.
                 let _ = done.send(carry_out(&mut broker, task).await);
             }
         }

@@ -1,5 +1,5 @@
-//! A TCP proxy between a program and a server, whose faults a test commands: cut connections,
-//! black holes, delays, half-open connections. For plain TCP on loopback; it understands no
+//! A TCP proxy between a program and a server, with faults at a test's command: cut connections,
+//! black holes, delays, half-open connections. It forwards plain TCP on loopback and understands no
 //! protocol.
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use tokio::task::JoinHandle;
 /// Bytes that one direction moves at once.
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// Listens on a port of its own until it is dropped.
+/// A proxy that listens on a port of its own until it is dropped.
 pub struct Proxy {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<ProxyState>,
     listener: JoinHandle<()>,
 }
 
-struct State {
-    /// Tried in turn, from another one for each connection.
+struct ProxyState {
+    /// Servers tried in turn; each connection begins with another one.
     upstreams: Vec<String>,
     faults: watch::Sender<Faults>,
     /// Bytes that clients may still send before their connection is cut; [`UNLIMITED`] without that fault.
@@ -39,15 +39,16 @@ const UNLIMITED: u64 = u64::MAX;
 struct Faults {
     /// Connections accepted under an earlier number are cut.
     generation: u64,
-    /// The server's side of connections accepted under an earlier number is closed, and the client is not told.
+    /// The server's side of connections accepted under an earlier number is closed, without notice
+    /// to the client.
     abandoned: u64,
-    /// Nothing is moved in either direction, and nobody is told.
+    /// Nothing is moved in either direction, and no side gets notice.
     black_hole: bool,
-    /// The server hears and is not heard.
+    /// Bytes reach the server, its answers do not come back.
     mute: bool,
     /// New connections are closed at once.
     refuses: bool,
-    /// Each chunk waits so long, in both directions.
+    /// Delay of each chunk, in both directions.
     delay: Duration,
 }
 
@@ -61,7 +62,7 @@ impl Proxy {
     pub async fn start_over(upstreams: Vec<String>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("no port for the proxy")?;
         let address = listener.local_addr()?;
-        let state = Arc::new(State {
+        let state = Arc::new(ProxyState {
             upstreams,
             faults: watch::Sender::new(Faults::default()),
             allowance: AtomicU64::new(UNLIMITED),
@@ -76,13 +77,13 @@ impl Proxy {
         self.address.port()
     }
 
-    /// How often clients have said something in all. One question is one chunk or more: no protocol that waits
-    /// for each answer asks more often than this.
+    /// Chunks that clients have sent in all. A question takes one chunk or more, so a protocol that
+    /// waits for each answer asks at most this often.
     pub fn said(&self) -> u64 {
         self.state.said.load(Ordering::Relaxed)
     }
 
-    /// `url` with host and port of this proxy instead of its own.
+    /// Returns `url` with host and port of this proxy.
     pub fn through(&self, url: &str) -> String {
         let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
         let (authority, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
@@ -90,7 +91,7 @@ impl Proxy {
         format!("{scheme}://{user}127.0.0.1:{}{path}", self.port())
     }
 
-    /// Connections that clients have made so far, but for those that were refused.
+    /// Connections that clients have made so far, without those that were refused.
     pub fn accepted(&self) -> u64 {
         self.state.connections.load(Ordering::Relaxed)
     }
@@ -100,8 +101,8 @@ impl Proxy {
         self.state.faults.send_modify(|faults| faults.generation += 1);
     }
 
-    /// Cuts each connection, open now or new, in the chunk with which the clients will have sent `bytes`
-    /// more in all: in the middle of whatever they say. [`Proxy::cut_never`] ends it.
+    /// Cuts each connection, open now or new, in the chunk with which the clients will have sent
+    /// `bytes` more in all, in the middle of a message. [`Proxy::cut_never`] ends it.
     pub fn cut_after(&self, bytes: u64) {
         self.state.allowance.store(bytes, Ordering::Relaxed);
     }
@@ -110,28 +111,28 @@ impl Proxy {
         self.state.allowance.store(UNLIMITED, Ordering::Relaxed);
     }
 
-    /// Closes the server's side of every connection that is open now. Clients are not told: what they
-    /// send is lost, and nothing comes. New connections are welcome.
+    /// Closes the server's side of every connection that is open now. Clients get no notice: what
+    /// they send is lost, and nothing comes back. New connections are welcome.
     pub fn half_open(&self) {
         self.state.faults.send_modify(|faults| faults.abandoned += 1);
     }
 
-    /// Makes every chunk wait in both directions; zero ends it.
+    /// Delays every chunk in both directions; zero ends it.
     pub fn delay(&self, delay: Duration) {
         self.state.faults.send_modify(|faults| faults.delay = delay);
     }
 
-    /// While on, nothing comes through, on old connections and new ones alike.
+    /// Stops all bytes while on, on old connections and new ones alike.
     pub fn black_hole(&self, on: bool) {
         self.state.faults.send_modify(|faults| faults.black_hole = on);
     }
 
-    /// While on, what the client sends arrives and no answer does: confirms are lost.
+    /// Stops the answers while on; what the client sends arrives. Confirms are lost.
     pub fn mute(&self, on: bool) {
         self.state.faults.send_modify(|faults| faults.mute = on);
     }
 
-    /// While on, old connections are cut and new ones closed at once: the server is down.
+    /// Cuts old connections while on and closes new ones at once: the server is down.
     pub fn down(&self, on: bool) {
         self.state.faults.send_modify(|faults| {
             faults.refuses = on;
@@ -148,7 +149,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+async fn accept(listener: TcpListener, state: Arc<ProxyState>) {
     while let Ok((client, _)) = listener.accept().await {
         if !state.faults.borrow().refuses {
             tokio::spawn(join(client, Arc::clone(&state)));
@@ -157,12 +158,12 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 /// Moves bytes both ways until one side ends or the connection is cut.
-async fn join(client: TcpStream, state: Arc<State>) {
+async fn join(client: TcpStream, state: Arc<ProxyState>) {
     let faults = state.faults.subscribe();
     let Faults { generation, abandoned, .. } = *faults.borrow();
     let Some(server) = connect(&state).await else { return };
     for stream in [&client, &server] {
-        // Without it small frames wait for acknowledgements of the kernel.
+        // Without it, small frames wait for acknowledgements of the kernel.
         let _ = stream.set_nodelay(true);
     }
     let (mut client_in, mut client_out) = client.into_split();
@@ -170,10 +171,10 @@ async fn join(client: TcpStream, state: Arc<State>) {
     let is_cut = until_cut.wait_for(|faults| faults.generation != generation);
     let joined = async {
         let (mut server_in, mut server_out) = server.into_split();
-        let there = Flow { state: &state, faults: faults.clone(), is_there: true };
-        let back = Flow { state: &state, faults, is_there: false };
+        let there = Direction { state: &state, faults: faults.clone(), is_there: true };
+        let back = Direction { state: &state, faults, is_there: false };
         tokio::select! {
-            // First, so that nothing slips through when a hole is closed after a cut.
+            // This arm comes first, so that nothing slips through when a hole is closed after a cut.
             biased;
             _ = until_abandoned.wait_for(|faults| faults.abandoned != abandoned) => true,
             () = there.forward(&mut client_in, &mut server_out) => false,
@@ -194,7 +195,7 @@ async fn join(client: TcpStream, state: Arc<State>) {
     }
 }
 
-async fn connect(state: &State) -> Option<TcpStream> {
+async fn connect(state: &ProxyState) -> Option<TcpStream> {
     let number = state.connections.fetch_add(1, Ordering::Relaxed);
     let count = state.upstreams.len();
     let first = usize::try_from(number).unwrap_or_default() % count;
@@ -213,14 +214,14 @@ async fn swallow(from: &mut OwnedReadHalf) {
 }
 
 /// One direction of one connection.
-struct Flow<'a> {
-    state: &'a State,
+struct Direction<'a> {
+    state: &'a ProxyState,
     faults: watch::Receiver<Faults>,
-    /// From the client to the server.
+    /// The direction from the client to the server.
     is_there: bool,
 }
 
-impl Flow<'_> {
+impl Direction<'_> {
     async fn forward(mut self, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -235,7 +236,7 @@ impl Flow<'_> {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            // In the hole bytes wait as they would in a network that drops and sends again.
+            // Bytes wait in the black hole as they would in a network that drops and sends again.
             let is_there = self.is_there;
             let is_free = |faults: &Faults| !faults.black_hole && (is_there || !faults.mute);
             if self.faults.wait_for(is_free).await.is_err() {
@@ -249,8 +250,8 @@ impl Flow<'_> {
     }
 }
 
-impl State {
-    /// How many of these bytes may still go to the server.
+impl ProxyState {
+    /// Number of these bytes that may still go to the server.
     fn allow(&self, bytes: usize) -> usize {
         let bytes = bytes as u64;
         let take = |left| if left == UNLIMITED { None } else { Some(u64::saturating_sub(left, bytes)) };
@@ -264,7 +265,7 @@ impl State {
 mod tests {
     use super::*;
 
-    /// A server that sends back what it hears, as often as it is asked to, and a client.
+    /// Connects a client to a server that sends back what it receives, for any number of connections.
     async fn echoed() -> (Proxy, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let upstream = listener.local_addr().expect("an address");
@@ -276,7 +277,7 @@ mod tests {
                 });
             }
         });
-        // The first upstream refuses: port 1 is nobody's.
+        // The first upstream refuses: no server listens at port 1.
         let upstreams = vec!["127.0.0.1:1".to_owned(), upstream.to_string()];
         let proxy = Proxy::start_over(upstreams).await.expect("a proxy");
         let client = TcpStream::connect(("127.0.0.1", proxy.port())).await.expect("a connection");
@@ -305,7 +306,7 @@ mod tests {
         assert_eq!(say(&mut client, b"abc").await.expect("an echo"), b"abc");
         client.write_all(b"defg").await.expect("sent");
         let mut rest = Vec::new();
-        // A reset tells as much as an end.
+        // A reset counts as an end.
         let _ = client.read_to_end(&mut rest).await;
         assert!(b"de".starts_with(&rest), "{rest:?}");
         proxy.cut_never();

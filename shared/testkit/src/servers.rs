@@ -1,9 +1,9 @@
-//! Servers of a run's or a test's own: started on loopback with their data in its folder, crashed
-//! and started again at will, ended with it. Never touches a server that it did not start.
+//! Servers of one run or test: started on loopback with their data in its folder, crashed and
+//! started again at will, ended with it. A server that was not started here is never touched.
 //!
 //! The programs are those of Debian's packages or of the `PATH`. They refuse to run as root, so
 //! root starts them as the packages' own users. Everything that is started here dies with the
-//! thread that started it (`setpriv --pdeathsig`), however that came to its end.
+//! thread that started it (`setpriv --pdeathsig`), however that ended.
 pub mod pgbouncer;
 pub mod postgres;
 pub mod rabbitmq;
@@ -24,24 +24,24 @@ use tokio::time::timeout;
 use self::postgres::Postgres;
 use self::rabbitmq::RabbitMq;
 
-/// Below the range from which the kernel takes the ports of outgoing connections, so that whoever
-/// is started again finds its own port free.
+/// Ports below the range from which the kernel takes those of outgoing connections, so that a
+/// server that is started again finds its own port free.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
-/// How long a server may take until it answers; a broker takes several seconds of two cores.
+/// Time within which a server must answer after its start; a broker takes several seconds of two cores.
 const START_PATIENCE: Duration = Duration::from_mins(2);
-/// How long a tool of a server may take.
+/// Time within which a tool of a server must end.
 const TOOL_PATIENCE: Duration = Duration::from_mins(1);
-/// How long files may still appear in the folder of a server that was killed.
+/// Time in which files may still appear in the folder of a server that was killed.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What the cluster pair stands on.
+/// The servers of the cluster pair.
 pub struct Servers {
     pub postgres: Postgres,
     pub broker: RabbitMq,
 }
 
-/// Where the programs of both servers are.
+/// Folders of the programs of both servers.
 #[derive(Clone, Debug)]
 pub struct Programs {
     postgres: PathBuf,
@@ -49,7 +49,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// An error says which server is not installed on this machine.
+    /// Finds the programs; an error names the server that is not installed on this machine.
     pub fn find() -> anyhow::Result<Self> {
         let postgres = postgres::programs().context(
             "no PostgreSQL server here (Debian: apt-get install postgresql): no initdb in /usr/lib/postgresql or PATH",
@@ -63,7 +63,7 @@ impl Programs {
 }
 
 impl Servers {
-    /// Starts both, the broker with so many nodes.
+    /// Starts both servers, the broker with this many nodes.
     pub async fn start(programs: &Programs, folder: &Path, nodes: usize) -> anyhow::Result<Self> {
         // Other users must get through to their own folders.
         fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
@@ -81,7 +81,7 @@ impl Servers {
     }
 }
 
-/// Servers that were killed a moment ago may still be writing.
+/// Removes a folder while servers that were killed a moment ago may still be writing.
 pub async fn remove_folder(folder: &Path) -> anyhow::Result<()> {
     let deadline = Instant::now() + REMOVE_PATIENCE;
     loop {
@@ -103,7 +103,8 @@ struct Owner {
 }
 
 impl Owner {
-    /// The user of this name, or nobody; `None` where this program is not root and cannot choose.
+    /// Finds the user of this name, or the unprivileged one; `None` where this program is not root
+    /// and cannot choose.
     async fn of_servers(name: &str) -> anyhow::Result<Option<Self>> {
         if !geteuid().is_root() {
             return Ok(None);
@@ -133,8 +134,8 @@ fn private_folder(path: &Path, owner: Option<&Owner>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `program` as `owner` in `home`, with an environment that depends on nobody's shell, out of reach
-/// of a Ctrl-C at the terminal.
+/// Prepares `program` as `owner` in `home`, with an environment that does not depend on a shell,
+/// out of reach of a Ctrl-C at the terminal.
 fn command(program: &Path, owner: Option<&Owner>, home: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
@@ -147,14 +148,14 @@ fn command(program: &Path, owner: Option<&Owner>, home: &Path) -> Command {
     command
 }
 
-/// Starts in the background; the output is appended to `log`.
+/// Starts a program in the background; its output is appended to `log`.
 fn launch(mut command: Command, log: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(log)?;
     let child = command.stdout(log.try_clone()?).stderr(log).spawn();
     child.with_context(|| format!("cannot start {:?}", command.as_std()))
 }
 
-/// Runs to the end and returns the output; an error tells what it said.
+/// Runs a program to its end and returns the output, which an error holds, too.
 async fn complete(mut command: Command) -> anyhow::Result<String> {
     let output = timeout(TOOL_PATIENCE, command.output()).await;
     let output = output.with_context(|| format!("{:?} does not end", command.as_std()))??;
@@ -170,7 +171,7 @@ async fn complete(mut command: Command) -> anyhow::Result<String> {
     Ok(said(&output.stdout))
 }
 
-/// Waits until `answers` says so, as long as `child` lives.
+/// Waits until `answers` is true, as long as `child` lives.
 async fn await_answer<F>(
     what: &str,
     child: &mut Child,
@@ -190,13 +191,13 @@ where
     Ok(Instant::now())
 }
 
-/// Where a program of this name is.
+/// Path of a program of this name.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// A loopback address that nobody listens at.
+/// Returns a loopback address without a listener.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     for _ in 0..1_000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::rng().random_range(PORTS)));

@@ -5,7 +5,7 @@ use anyhow::ensure;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection};
 
-/// What SQLite finds wrong with a file; nothing when it is sound.
+/// Problems that SQLite finds in a file; none when it is sound.
 pub async fn integrity(file: &Path) -> anyhow::Result<Vec<String>> {
     let mut connection = open(file).await?;
     let said: Result<Vec<String>, _> =
@@ -20,7 +20,7 @@ pub async fn integrity(file: &Path) -> anyhow::Result<Vec<String>> {
     Ok(said.into_iter().filter(|said| said != "ok").collect())
 }
 
-/// Rows of a table.
+/// Number of rows in a table.
 pub async fn count(file: &Path, table: &str) -> anyhow::Result<i64> {
     let mut connection = open(file).await?;
     let count = AssertSqlSafe(format!("select count(*) from \"{table}\""));
@@ -42,11 +42,12 @@ async fn open(file: &Path) -> anyhow::Result<SqliteConnection> {
     Ok(SqliteConnectOptions::new().filename(file).connect().await?)
 }
 
-/// Keeps everybody else from writing while it lives.
+/// A lock that keeps all other connections from writing while it lives.
 pub struct WriteLock(#[expect(dead_code, reason = "held, not used")] SqliteConnection);
 
 /// Makes a database without a table, in the journal mode of the program's own files, and begins a
-/// transaction that writes. In another mode the program would switch, which fails at once beside a lock.
+/// transaction that writes. In another mode the program would switch, which fails at once beside a
+/// lock.
 pub async fn create_locked(file: &Path) -> anyhow::Result<WriteLock> {
     let options = SqliteConnectOptions::new().filename(file).create_if_missing(true);
     let mut connection = options.journal_mode(SqliteJournalMode::Wal).connect().await?;

@@ -15,35 +15,35 @@ use shared::store::{
 };
 use uuid::Uuid;
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// Overrides some operations; the others go on to `behind`.
 #[async_trait]
 pub trait Layer: Send + Sync {
     fn behind(&self) -> &Arc<dyn Store>;
 
-    async fn apply(&self, batch: Arc<[Message]>) -> Answer<Applied> {
+    async fn apply(&self, batch: Arc<[Message]>) -> StoreResult<Applied> {
         self.behind().apply(batch).await
     }
 
-    /// Without the limit, for layers that override [`apply`](Self::apply) only.
-    async fn apply_within(&self, batch: Arc<[Message]>, _limit: Duration) -> Answer<Applied> {
+    /// Applies without the limit, for layers that override [`apply`](Self::apply) only.
+    async fn apply_within(&self, batch: Arc<[Message]>, _limit: Duration) -> StoreResult<Applied> {
         self.apply(batch).await
     }
 
-    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Answer<Applied> {
+    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> StoreResult<Applied> {
         self.behind().give_up_on(message, give_up).await
     }
 
-    async fn probe(&self) -> Answer<()> {
+    async fn probe(&self) -> StoreResult<()> {
         self.behind().probe().await
     }
 
-    async fn bury(&self, message: DeadMessage) -> Answer<()> {
+    async fn bury(&self, message: DeadMessage) -> StoreResult<()> {
         self.behind().bury(message).await
     }
 
-    async fn counter(&self, name: &str) -> Answer<Option<Counter>> {
+    async fn counter(&self, name: &str) -> StoreResult<Option<Counter>> {
         self.behind().counter(name).await
     }
 
@@ -51,27 +51,27 @@ pub trait Layer: Send + Sync {
         self.behind().item_statuses(items).await
     }
 
-    async fn collection(&self, name: &str) -> Answer<Collection> {
+    async fn collection(&self, name: &str) -> StoreResult<Collection> {
         self.behind().collection(name).await
     }
 
-    async fn document(&self, collection: &str, id: ItemKey) -> Answer<Option<Stored>> {
+    async fn document(&self, collection: &str, id: ItemKey) -> StoreResult<Option<Stored>> {
         self.behind().document(collection, id).await
     }
 
-    async fn rollups(&self, range: RollupRange) -> Answer<RollupPage> {
+    async fn rollups(&self, range: RollupRange) -> StoreResult<RollupPage> {
         self.behind().rollups(range).await
     }
 
-    async fn housekeep(&self, retention: Retention) -> Answer<Housekept> {
+    async fn housekeep(&self, retention: Retention) -> StoreResult<Housekept> {
         self.behind().housekeep(retention).await
     }
 
-    async fn now_ms(&self) -> Answer<i64> {
+    async fn now_ms(&self) -> StoreResult<i64> {
         self.behind().now_ms().await
     }
 
-    async fn floor_ms(&self) -> Answer<i64> {
+    async fn floor_ms(&self) -> StoreResult<i64> {
         self.behind().floor_ms().await
     }
 }
@@ -82,19 +82,19 @@ pub struct Layered<L>(pub L);
 
 #[async_trait]
 impl<L: Layer> Store for Layered<L> {
-    async fn apply(&self, batch: Arc<[Message]>) -> Answer<Applied> {
+    async fn apply(&self, batch: Arc<[Message]>) -> StoreResult<Applied> {
         self.0.apply(batch).await
     }
 
-    async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Answer<Applied> {
+    async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> StoreResult<Applied> {
         self.0.apply_within(batch, limit).await
     }
 
-    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Answer<Applied> {
+    async fn give_up_on(&self, message: Message, give_up: GiveUp) -> StoreResult<Applied> {
         self.0.give_up_on(message, give_up).await
     }
 
-    async fn probe(&self) -> Answer<()> {
+    async fn probe(&self) -> StoreResult<()> {
         self.0.probe().await
     }
 
@@ -102,19 +102,19 @@ impl<L: Layer> Store for Layered<L> {
         &self,
         messages: Arc<[MessageId]>,
         again: bool,
-    ) -> Answer<HashMap<MessageId, u32>> {
+    ) -> StoreResult<HashMap<MessageId, u32>> {
         self.0.behind().begin_attempts(messages, again).await
     }
 
-    async fn end_attempts(&self, messages: Arc<[MessageId]>) -> Answer<()> {
+    async fn end_attempts(&self, messages: Arc<[MessageId]>) -> StoreResult<()> {
         self.0.behind().end_attempts(messages).await
     }
 
-    async fn counter(&self, name: &str) -> Answer<Option<Counter>> {
+    async fn counter(&self, name: &str) -> StoreResult<Option<Counter>> {
         self.0.counter(name).await
     }
 
-    async fn counters(&self, page: NamePage) -> Answer<Vec<Counter>> {
+    async fn counters(&self, page: NamePage) -> StoreResult<Vec<Counter>> {
         self.0.behind().counters(page).await
     }
 
@@ -122,59 +122,59 @@ impl<L: Layer> Store for Layered<L> {
         self.0.item_statuses(items).await
     }
 
-    async fn collection(&self, name: &str) -> Answer<Collection> {
+    async fn collection(&self, name: &str) -> StoreResult<Collection> {
         self.0.collection(name).await
     }
 
-    async fn collections(&self, page: NamePage) -> Answer<Vec<(String, Collection)>> {
+    async fn collections(&self, page: NamePage) -> StoreResult<Vec<(String, Collection)>> {
         self.0.behind().collections(page).await
     }
 
-    async fn define(&self, name: &str, definition: Definition) -> Answer<Collection> {
+    async fn define(&self, name: &str, definition: Definition) -> StoreResult<Collection> {
         self.0.behind().define(name, definition).await
     }
 
-    async fn index_page(&self, name: &str) -> Answer<bool> {
+    async fn index_page(&self, name: &str) -> StoreResult<bool> {
         self.0.behind().index_page(name).await
     }
 
-    async fn document(&self, collection: &str, id: ItemKey) -> Answer<Option<Stored>> {
+    async fn document(&self, collection: &str, id: ItemKey) -> StoreResult<Option<Stored>> {
         self.0.document(collection, id).await
     }
 
-    async fn documents(&self, page: DocumentPage) -> Answer<DocumentsFound> {
+    async fn documents(&self, page: DocumentPage) -> StoreResult<DocumentsFound> {
         self.0.behind().documents(page).await
     }
 
-    async fn rollups(&self, range: RollupRange) -> Answer<RollupPage> {
+    async fn rollups(&self, range: RollupRange) -> StoreResult<RollupPage> {
         self.0.rollups(range).await
     }
 
-    async fn metric_types(&self, page: NamePage) -> Answer<Vec<Arc<str>>> {
+    async fn metric_types(&self, page: NamePage) -> StoreResult<Vec<Arc<str>>> {
         self.0.behind().metric_types(page).await
     }
 
-    async fn bury(&self, message: DeadMessage) -> Answer<()> {
+    async fn bury(&self, message: DeadMessage) -> StoreResult<()> {
         self.0.bury(message).await
     }
 
-    async fn dead_letters(&self, page: DeadLetterPage) -> Answer<Vec<DeadLetter>> {
+    async fn dead_letters(&self, page: DeadLetterPage) -> StoreResult<Vec<DeadLetter>> {
         self.0.behind().dead_letters(page).await
     }
 
-    async fn dead_letter(&self, id: Uuid) -> Answer<Option<DeadLetter>> {
+    async fn dead_letter(&self, id: Uuid) -> StoreResult<Option<DeadLetter>> {
         self.0.behind().dead_letter(id).await
     }
 
-    async fn redrive(&self, redrive: Redrive) -> Answer<RedrivenPage> {
+    async fn redrive(&self, redrive: Redrive) -> StoreResult<RedrivenPage> {
         self.0.behind().redrive(redrive).await
     }
 
-    async fn discard(&self, id: Uuid) -> Answer<bool> {
+    async fn discard(&self, id: Uuid) -> StoreResult<bool> {
         self.0.behind().discard(id).await
     }
 
-    async fn housekeep(&self, retention: Retention) -> Answer<Housekept> {
+    async fn housekeep(&self, retention: Retention) -> StoreResult<Housekept> {
         self.0.housekeep(retention).await
     }
 
@@ -182,15 +182,15 @@ impl<L: Layer> Store for Layered<L> {
         self.0.behind().hold(own, silent).await
     }
 
-    async fn now_ms(&self) -> Answer<i64> {
+    async fn now_ms(&self) -> StoreResult<i64> {
         self.0.now_ms().await
     }
 
-    async fn floor_ms(&self) -> Answer<i64> {
+    async fn floor_ms(&self) -> StoreResult<i64> {
         self.0.floor_ms().await
     }
 
-    async fn migrate(&self) -> Answer<()> {
+    async fn migrate(&self) -> StoreResult<()> {
         self.0.behind().migrate().await
     }
 

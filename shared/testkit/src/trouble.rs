@@ -1,16 +1,16 @@
-//! Ways in which a database is there and cannot be used, for a while: statements of an administrator.
+//! Faults of a database that is there and cannot be used for a while, made by statements of an administrator.
 use crate::{admin_database_url, execute};
 
-/// Each statement runs on a session of its own.
+/// A fault; each statement runs on a session of its own.
 pub struct Trouble {
     begins: Vec<Statement>,
     ends: Vec<Statement>,
 }
 
 enum Statement {
-    /// In the database of the test.
+    /// A statement in the database of the test.
     Within(String),
-    /// From another database, as what concerns the whole of it must.
+    /// A statement from another database, needed where it concerns the whole of it.
     About(String),
 }
 
@@ -24,7 +24,7 @@ impl Statement {
     }
 }
 
-/// Of the database that a URL names.
+/// Name of the database in a URL.
 fn name_of(database_url: &str) -> &str {
     database_url.rsplit_once('/').expect("a database URL has a path").1
 }
@@ -38,7 +38,7 @@ fn cut(database_url: &str) -> Statement {
 }
 
 impl Trouble {
-    /// Nothing can be written.
+    /// Refuses all writes.
     pub fn read_only(database_url: &str) -> Self {
         let database = name_of(database_url);
         let alter = |what| Statement::About(format!("alter database \"{database}\" {what}"));
@@ -48,19 +48,19 @@ impl Trouble {
         }
     }
 
-    /// For `role`, which the one of [`crate::role`] is.
+    /// Refuses connections of `role`, which is one of [`crate::role`].
     pub fn no_connections(database_url: &str, role: &str) -> Self {
         let limit = |limit| Statement::About(format!("alter role \"{role}\" connection limit {limit}"));
         Self { begins: vec![limit(0), cut(database_url)], ends: vec![limit(-1)] }
     }
 
-    /// A table that everything needs has another name.
+    /// Renames a table that everything needs.
     pub fn other_schema() -> Self {
         let rename = |from, to| Statement::Within(format!("alter table {from} rename to {to}"));
         Self { begins: vec![rename("counters", "gone")], ends: vec![rename("gone", "counters")] }
     }
 
-    /// No transaction finds room.
+    /// Lets no transaction find space.
     pub fn full_disk() -> Self {
         let begins = [
             "create function refuse() returns trigger language plpgsql as \
@@ -71,7 +71,7 @@ impl Trouble {
         Self { begins, ends: vec![Statement::Within("drop trigger full_disk on applied_message".into())] }
     }
 
-    /// A transaction with this counter takes longer than anybody waits.
+    /// Makes a transaction with this counter take longer than any client waits.
     pub fn heavy(counter: &str) -> Self {
         let begins = [
             format!(
@@ -106,7 +106,7 @@ pub async fn give_to(database_url: &str, role: &str) -> String {
     format!("postgres://{role}:{role}@{server}")
 }
 
-/// Whether a session of this database is in the middle of a [`Trouble::heavy`] transaction.
+/// Checks that a session of this database is in the middle of a [`Trouble::heavy`] transaction.
 pub async fn is_sleeping(database_url: &str) -> bool {
     let database = name_of(database_url);
     let raise = format!(

@@ -1,4 +1,4 @@
-//! Loading of the configuration: which layer wins, and how people are told what is wrong.
+//! Loading of the configuration: the order of its layers, and the texts of its errors.
 mod docs;
 
 use std::collections::BTreeMap;
@@ -71,7 +71,7 @@ impl Drop for Given {
     }
 }
 
-/// Two servers that others can reach, and a secret.
+/// Sources with two servers that others can reach, and a secret.
 fn cluster(program: Program) -> Given {
     given(program)
         .env("AMQP_URL", "amqps://user:hunter2@broker.example:5671/%2f")
@@ -284,7 +284,7 @@ fn a_short_secret_is_refused_where_others_depend_on_it() {
     short(given(Program::Api).profile("local")).loaded();
     short(embedded(given(Program::Api))).loaded();
     cluster(Program::Api).env("FOREBAY__IDS__SECRETS", "0123456789abcdef").loaded();
-    // What is rotated out goes on recognising what it has signed.
+    // A secret that is rotated out goes on verifying the ids that it has signed.
     cluster(Program::Api).env("FOREBAY__IDS__SECRETS", "0123456789abcdef, fifteen-letters").loaded();
 }
 
@@ -305,7 +305,7 @@ fn a_file_of_variables_is_read_and_those_of_the_process_win() {
 
     std::fs::write(&path, "FOREBAY__SERVER__PROT=1").expect("writes");
     assert!(given.refused().contains("FOREBAY__SERVER__PORT"));
-    // Lines of other tools may be of another kind; those of Forebay's must be readable.
+    // Lines of other tools may have another form; those of Forebay must be readable.
     std::fs::write(&path, "words of a tool\nFOREBAY__SERVER__HOST=b").expect("writes");
     assert_eq!(given.loaded().config.server.host, "b");
     std::fs::write(&path, "a tool's own words\nFOREBAY__SERVER__HOST=b").expect("writes");
@@ -320,7 +320,7 @@ fn a_file_of_variables_is_read_and_those_of_the_process_win() {
     std::fs::remove_dir(&path).expect("it is there");
 }
 
-/// The numeric settings, by their defaults and the one that has none.
+/// Keys of the numeric settings: those with a default, and the one that has none.
 fn numeric() -> impl Iterator<Item = String> {
     let values = serde_json::to_value(Config::default()).expect("plain values");
     let sections = values.as_object().expect("a struct is a map").clone();
@@ -387,12 +387,12 @@ fn no_wrong_value_of_any_setting_is_told_in_the_words_of_rust() {
     let keys = report.lines().filter_map(|line| line.split_once(": ")?.0.contains('.').then_some(line));
     for key in keys.map(|line| line.split(':').next().expect("a key")) {
         for value in ["maybe", "[1, [2]]", "[{id: 5}]", "-1", "1.5"] {
-            // Some settings take some of them.
+            // Some settings take some of these values.
             let Err(error) = given(Program::Api).flag(key, value).load() else { continue };
-            let told = error.to_string();
-            let words = || told.split(|c: char| !c.is_alphanumeric());
+            let reported = error.to_string();
+            let words = || reported.split(|c: char| !c.is_alphanumeric());
             let word = rust.iter().find(|word| words().any(|found| found == **word));
-            assert_eq!(word, None, "{key}={value}: {told}");
+            assert_eq!(word, None, "{key}={value}: {reported}");
         }
     }
 }

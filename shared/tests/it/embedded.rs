@@ -1,4 +1,4 @@
-//! What only the embedded form has: a file that survives, and its lock. The contract that it
+//! Features of the embedded form alone: a file that survives, and its lock. The contract that it
 //! shares with RabbitMQ is tested in `queue.rs`.
 mod pairing;
 mod room;
@@ -24,7 +24,7 @@ use sqlx::{ConnectOptions, Connection, Executor, Row};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A directory that is gone after the test.
+/// A directory that is removed after the test.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -43,7 +43,7 @@ impl Directory {
         EmbeddedQueue::open(&self.0, limits).await.expect("opens")
     }
 
-    /// The file as another program sees it.
+    /// Opens the file as another program does.
     async fn file(&self) -> sqlx::SqliteConnection {
         let file = SqliteConnectOptions::new().filename(self.0.join("queue.db"));
         file.connect().await.expect("connects")
@@ -252,7 +252,7 @@ async fn a_backlog_larger_than_memory_keeps_is_read_back_in_whole() {
     let mut subscription = queue.subscribe(3).await.expect("subscribes");
     for number in 0..80 {
         if number % 10 == 0 {
-            // While the backlog is read, more of it comes.
+            // More messages come while the backlog is read.
             publish(&publisher, body(80 + number / 10)).await.expect("confirmed");
         }
         let delivery = next(&mut subscription).await;
@@ -278,7 +278,7 @@ async fn a_close_answers_what_was_sent_and_empties_the_log() {
         let publisher = Arc::clone(&publisher);
         tasks.spawn(async move { (number, publish(&publisher, number.to_string()).await) });
     }
-    // One has run, so others are on their way.
+    // One publish has run, so others are on their way.
     let first = tasks.join_next().await.expect("there are some").expect("no panic");
     let (mut outcomes, ()) = (vec![first], queue.close().await);
     queue.close().await;
@@ -407,7 +407,7 @@ async fn a_subscriber_of_events_that_falls_behind_is_told_and_goes_on() {
     assert_eq!(stream.next().await, Signal::Interrupted);
     let mut last = 0;
     while last < 10_000 {
-        let Signal::Event(event) = stream.next().await else { panic!("told once") };
+        let Signal::Event(event) = stream.next().await else { panic!("reported once") };
         assert!(event.number > last);
         last = event.number;
     }

@@ -1,5 +1,4 @@
-//! The contract of the events port, run against every implementation, and what is particular to
-//! RabbitMQ.
+//! The contract of the events port, run against every implementation, and tests for RabbitMQ alone.
 mod contract;
 mod private;
 mod rabbitmq;
@@ -11,7 +10,7 @@ use shared::event::{Body, Committed, CounterChanged, Event, EventStream, Events,
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The publisher of events that only ask whether a stream is connected.
+/// Publisher of the events that only check whether a stream is connected.
 const PROBE: u64 = 0;
 
 fn event(publisher: u64, number: u64, body: Body) -> Event {
@@ -43,7 +42,7 @@ async fn reaches(events: &dyn Events, stream: &mut dyn EventStream) {
     }
 }
 
-/// The next signal that is not about a probe.
+/// Returns the next signal that is not about a probe.
 async fn next(stream: &mut dyn EventStream) -> Signal {
     loop {
         let signal = tokio::time::timeout(PATIENCE, stream.next()).await.expect("a signal in time");

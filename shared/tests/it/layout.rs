@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Files of the largest circle that may be.
+/// Files in the largest circle that is allowed.
 const CIRCLE_FILES_MAX: usize = 2;
 
 /// Rooms (top folders) of each crate, read from top to bottom: a room imports those of the lines above

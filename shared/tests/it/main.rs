@@ -1,5 +1,5 @@
-//! The shared crate from outside: one contract suite per port, run against every implementation,
-//! and what belongs to one of them alone. Needs the servers that `testkit` names.
+//! Tests of the shared crate from outside: one contract suite per port, run against every
+//! implementation, and tests of one of them alone. They need the servers that `testkit` names.
 mod config;
 mod embedded;
 mod event;

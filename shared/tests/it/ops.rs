@@ -22,7 +22,7 @@ async fn request(ops: &Ops, method: &str, path: &str) -> (u16, String, String) {
     (code, head.to_ascii_lowercase(), body.to_owned())
 }
 
-/// Nothing stands still before the test is over.
+/// Makes a watch whose limit is never reached in a test.
 fn progress() -> Progress {
     Progress::start(Duration::from_mins(1)).expect("a thread")
 }
@@ -40,8 +40,8 @@ fn health(status: Status, ready: bool) -> Health {
 #[tokio::test]
 async fn the_operations_port_tells_what_the_program_says() {
     let phase = Arc::new(AtomicU8::new(0));
-    let told = Arc::clone(&phase);
-    let ask = move || match told.load(Ordering::SeqCst) {
+    let reported = Arc::clone(&phase);
+    let ask = move || match reported.load(Ordering::SeqCst) {
         0 => health(Status::Degraded, true),
         _ => health(Status::Down, false),
     };
@@ -89,7 +89,7 @@ async fn a_port_that_is_taken_is_an_error_at_once() {
     ops.stop().await.expect("stops");
 }
 
-/// Asks from a thread without a runtime.
+/// Makes requests from a thread without a runtime.
 fn ask(ops: &Ops, path: &str) -> impl FnMut() -> String + Send + 'static {
     let (address, path) = (ops.address(), path.to_owned());
     move || {

@@ -1,5 +1,5 @@
 //! The contract of the queue port. Each test of [`contract`] runs against every implementation;
-//! what only RabbitMQ can show is in [`rabbitmq`](self::rabbitmq) and [`private`].
+//! tests of RabbitMQ alone are in [`rabbitmq`](self::rabbitmq) and [`private`].
 mod contract;
 mod private;
 mod rabbitmq;
@@ -15,18 +15,18 @@ use shared::model::id::{IdIssuer, MessageId};
 use shared::model::message::{Builder, Outgoing, encode_increment};
 use shared::queue::{Delivery, PublishError, Publisher, Queue, Subscription};
 
-/// How long anything may take that is expected to happen.
+/// Time limit for anything that is expected to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const LIMITS: QueueLimits = QueueLimits { bytes_max: 64 << 20, confirm_timeout: Duration::from_secs(5) };
 
-/// One implementation under test. Reopening it is a restart of the program.
+/// One implementation under test. To reopen it is a restart of the program.
 #[async_trait::async_trait]
 trait Fixture: Send + Sync {
     async fn open(&self, limits: QueueLimits) -> Arc<dyn Queue>;
 }
 
-/// A message with an id of its own and about `bytes` bytes.
+/// Makes a message with an id of its own and about `bytes` bytes.
 fn message(bytes: usize) -> Outgoing {
     static COUNTER: AtomicU16 = AtomicU16::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -79,7 +79,7 @@ async fn next_many(subscription: &mut dyn Subscription, count: usize) -> Vec<Del
     deliveries
 }
 
-/// Publishes until the queue says that it is full; returns what it took.
+/// Publishes until the queue says that it is full; returns the messages that it took.
 async fn fill(publisher: &dyn Publisher, bytes: usize) -> Vec<Outgoing> {
     let (mut taken, begun) = (Vec::new(), Instant::now());
     loop {

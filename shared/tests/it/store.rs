@@ -1,5 +1,5 @@
-//! The store's contract. `contract` holds what both implementations must do, `postgres` and
-//! `sqlite` what only one of them can get wrong.
+//! The store's contract. `contract` holds the duties of both implementations, `postgres` and
+//! `sqlite` the mistakes that only one of them can make.
 mod contract;
 mod heavy;
 mod interruption;
@@ -21,10 +21,10 @@ use shared::store::postgres::PostgresStore;
 use shared::store::sqlite::SqliteStore;
 use shared::store::{Store, StoreError};
 
-/// 2025-11-20, around noon.
+/// Time of 2025-11-20, around noon.
 const NOON_MS: i64 = 1_763_640_000_000;
 
-/// Makes messages with ids of their own.
+/// A factory of messages with ids of their own.
 struct Messages(IdIssuer);
 
 impl Messages {
@@ -41,13 +41,13 @@ impl Messages {
         message(self.id(), &items(increments))
     }
 
-    /// A message per increment.
+    /// Makes a message per increment.
     fn each(&mut self, increments: &[(&str, i64)]) -> Vec<Message> {
         increments.iter().map(|increment| self.increments(&[*increment])).collect()
     }
 }
 
-/// Through the wire format, as the consumer gets it.
+/// Makes a message through the wire format, as the consumer gets it.
 fn message(id: MessageId, items: &[String]) -> Message {
     let mut builder = Builder::new(id, NOON_MS + 7);
     for item in items {
@@ -65,7 +65,7 @@ async fn apply(store: &Arc<dyn Store>, batch: &[Message]) -> Applied {
     store.apply(batch.into()).await.expect("is applied")
 }
 
-/// Applies until it is known to be applied, as a consumer does.
+/// Applies until the outcome is known, as a consumer does.
 async fn apply_until_known(store: &Arc<dyn Store>, batch: &[Message]) -> Applied {
     loop {
         match store.apply(batch.into()).await {
@@ -82,7 +82,7 @@ async fn fate(store: &Arc<dyn Store>, item: ItemKey) -> Option<ItemStatus> {
     store.item_statuses([item].into()).await.expect("is read").into_iter().next().flatten()
 }
 
-/// Value and version; 0 and 0 without a row.
+/// Value and version of a counter; 0 and 0 without a row.
 async fn standing(store: &Arc<dyn Store>, name: &str) -> (i64, i64) {
     let counter = store.counter(name).await.expect("is read");
     counter.map_or((0, 0), |counter| (counter.value, counter.version))
@@ -108,14 +108,14 @@ fn postgres_config(url: &str) -> config::Store {
     config::Store { url: url.into(), connect_timeout_ms: 5_000, ..config::Store::default() }
 }
 
-/// A store on Postgres, migrated.
+/// Opens a store on Postgres, migrated.
 async fn postgres(config: &config::Store) -> Arc<dyn Store> {
     let store = PostgresStore::open(config).expect("opens");
     store.migrate().await.expect("migrates");
     store
 }
 
-/// A directory that is gone afterwards.
+/// A directory that is removed afterwards.
 struct Directory(PathBuf);
 
 impl Directory {

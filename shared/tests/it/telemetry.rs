@@ -1,4 +1,4 @@
-//! What a line of the log looks like.
+//! The form of a line of the log.
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -8,17 +8,17 @@ use shared::program::logs::{init_logs, json_logs, text_logs};
 use shared::runtime::breaker::{Breaker, BreakerLimits};
 use tracing_subscriber::EnvFilter;
 
-/// Keeps what is written.
+/// A buffer that keeps all written bytes.
 #[derive(Clone, Default)]
-struct Page(Arc<Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Page {
+impl LogBuffer {
     fn text(&self) -> String {
         String::from_utf8(self.0.lock().expect("not poisoned").clone()).expect("is UTF-8")
     }
 }
 
-impl Write for Page {
+impl Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().expect("not poisoned").write(bytes)
     }
@@ -36,7 +36,7 @@ fn log_something() {
 
 #[test]
 fn a_line_of_json_has_its_fields_beside_the_message() {
-    let page = Page::default();
+    let page = LogBuffer::default();
     let writer = page.clone();
     let logs = json_logs(EnvFilter::new("info"), move || writer.clone());
     tracing::subscriber::with_default(logs, log_something);
@@ -53,7 +53,7 @@ fn a_line_of_json_has_its_fields_beside_the_message() {
 
 #[test]
 fn a_line_of_text_cannot_be_forged_by_what_it_quotes() {
-    let page = Page::default();
+    let page = LogBuffer::default();
     let writer = page.clone();
     let logs = text_logs(EnvFilter::new("info"), false, move || writer.clone());
     tracing::subscriber::with_default(logs, log_something);
@@ -65,7 +65,7 @@ fn a_line_of_text_cannot_be_forged_by_what_it_quotes() {
 
 #[test]
 fn an_outage_is_two_lines_with_its_reason_however_many_probes_fail() {
-    let page = Page::default();
+    let page = LogBuffer::default();
     let writer = page.clone();
     let logs = text_logs(EnvFilter::new("info"), false, move || writer.clone());
     tracing::subscriber::with_default(logs, || {

@@ -24,7 +24,8 @@ on_both_pairs! {
     }
 
     async fn a_hundred_clients_at_once_get_a_hundred_counts(installation) {
-        // A replica that does not hear the consumers yet does not know the count that a click made.
+        // A replica that does not receive the consumers' events yet does not know the count that a
+        // click made.
         for replica in 0..installation.apis.len() {
             installation.wait_for("what became of a write at each replica", async || {
                 let warming = installation.at(replica, Method::POST, "/v1/counters/warm/increments");

@@ -43,7 +43,7 @@ on_both_pairs! {
         let ids = join_all((0..6).map(send)).await;
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
         installation.wait_for_value(0, "sold", 2).await;
-        // Behind all of them, since writes to one counter that wait come back applied.
+        // This write is applied after all of them, since a counter's writes that wait come back applied.
         let request = installation.at(0, Method::POST, "/v1/counters/sold/increments").header("prefer", "wait=20");
         let counter = json(request.json(&json!({"by": 1})).send().await.expect("an answer")).await;
         assert_eq!((&counter["value"], &counter["version"]), (&json!(3), &json!(2)));

@@ -1,4 +1,4 @@
-//! Metrics as they happen, and what they come to.
+//! Metrics in real time, and their summary.
 //!
 //! ```text
 //! POST /api/metrics   {"timestamp": "2026-11-20T12:00:00Z", "value": 12.5, "type": "cpu"}   → 201
@@ -52,8 +52,8 @@ on_both_pairs! {
             .await;
             assert_eq!(summary["sum"], json!(5050.0));
             for (name, exact) in [("p50", 50.0), ("p95", 95.0), ("p99", 99.0)] {
-                let told = summary[name].as_f64().expect("a number");
-                assert!((told - exact).abs() <= exact / 100.0, "{name}: {told}");
+                let reported = summary[name].as_f64().expect("a number");
+                assert!((reported - exact).abs() <= exact / 100.0, "{name}: {reported}");
             }
         }
     }
@@ -65,8 +65,8 @@ on_both_pairs! {
             ("/value", json!({"timestamp": now(), "value": "1", "type": "cpu"})),
             ("/type", json!({"timestamp": now(), "value": 1, "type": ""})),
         ] {
-            let told = problem(installation.post("/api/metrics", &bad.to_string()).await, 422).await;
-            assert_eq!(told["errors"][0]["pointer"], pointer, "{bad}");
+            let reported = problem(installation.post("/api/metrics", &bad.to_string()).await, 422).await;
+            assert_eq!(reported["errors"][0]["pointer"], pointer, "{bad}");
         }
     }
 }

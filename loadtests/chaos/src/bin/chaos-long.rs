@@ -4,21 +4,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use chaos::programme::{ROWS, Row, table};
+use chaos::programme::{ProgrammeRow, ROWS, table};
 use clap::Parser;
 use tokio::sync::watch;
 
 #[derive(Debug, Parser)]
 #[command(about = "Carries out the long runs of faults, one after the other, and prints a table of them")]
-struct Arguments {
-    /// Of all runs; a random one, which is told, when absent
+struct ChaosLongArguments {
+    /// Seed of all runs; a random one, which is printed, when absent
     #[arg(long)]
     seed: Option<u64>,
-    /// Only these: kill, embedded, broker, store, leader, broker-away, store-away, clocks, crowd,
-    /// crowd-embedded
+    /// Run only these rows: kill, embedded, broker, store, leader, broker-away, store-away, clocks,
+    /// crowd, crowd-embedded
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// Below 1: fewer faults and shorter outages
+    /// Factor of the length; below 1: fewer faults and shorter outages
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// Folder of forebay-api and forebay-consumer; that of this program when absent
@@ -29,18 +29,19 @@ struct Arguments {
     reports: PathBuf,
 }
 
-impl Arguments {
-    fn rows(&self) -> anyhow::Result<Vec<Row>> {
+impl ChaosLongArguments {
+    fn rows(&self) -> anyhow::Result<Vec<ProgrammeRow>> {
         let unknown = self.rows.iter().find(|name| !ROWS.iter().any(|row| row.name == **name));
         ensure!(unknown.is_none(), "no such row: {unknown:?}");
-        let is_wanted = |row: &&Row| self.rows.is_empty() || self.rows.iter().any(|name| name == row.name);
+        let is_wanted =
+            |row: &&ProgrammeRow| self.rows.is_empty() || self.rows.iter().any(|name| name == row.name);
         Ok(ROWS.iter().filter(is_wanted).copied().collect())
     }
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+    let arguments = ChaosLongArguments::parse();
     ensure!(arguments.scale > 0.0 && arguments.scale <= 1.0, "--scale must be more than 0, and 1 at most");
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let binaries = arguments.binaries.clone().map_or_else(chaos::binaries_beside_this, Ok)?;
@@ -50,7 +51,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         if tokio::signal::ctrl_c().await.is_ok() {
             interrupt.send_replace(true);
         }
-        // Ending here would look like an interrupt to whoever still waits.
+        // An end here would look like an interrupt to the runs that still wait.
         std::future::pending::<()>().await;
     });
     let (mut reports, mut good) = (Vec::new(), true);

@@ -1,4 +1,4 @@
-//! A PgBouncer of a test's own before a Postgres.
+//! A PgBouncer in front of a Postgres, for one test.
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,26 +9,27 @@ use tokio::process::Child;
 use super::{Owner, await_answer, command, free_address, in_path, launch, private_folder};
 use crate::servers::remove_folder;
 
-/// Killed when this is dropped.
+/// A PgBouncer, killed when this is dropped.
 pub struct PgBouncer {
     address: std::net::SocketAddr,
     home: PathBuf,
     child: Child,
 }
 
-/// Where the program is. Says so on the terminal where it is not installed.
+/// Path of the program. Says so on the terminal where it is not installed.
 pub fn program() -> Option<PathBuf> {
     let found = in_path("pgbouncer").or_else(|| Some(PathBuf::from("/usr/sbin/pgbouncer")));
     let found = found.filter(|file| file.is_file());
     if found.is_none() {
-        // Past the harness, which shows the output of a test that fails only.
+        // Written past the harness, which shows the output of failed tests only.
         let _ = writeln!(std::io::stderr(), "SKIPPED: no PgBouncer is installed here (Debian: pgbouncer)");
     }
     found
 }
 
 impl PgBouncer {
-    /// Before the server of `database_url`, with these settings beside those that every one needs.
+    /// Starts one in front of the server of `database_url`, with these settings beside the ones
+    /// that are always needed.
     pub async fn create(
         program: &Path,
         database_url: &str,
@@ -61,7 +62,7 @@ impl PgBouncer {
         Ok(Self { address, home, child })
     }
 
-    /// The same database through it.
+    /// URL of the same database through it.
     pub fn url(&self, database_url: &str) -> anyhow::Result<String> {
         let mut url = url::Url::parse(database_url)?;
         url.set_host(Some("127.0.0.1"))?;

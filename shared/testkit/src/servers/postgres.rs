@@ -1,4 +1,4 @@
-//! A Postgres of the run's own, which can be crashed and started again on its port.
+//! A Postgres of one run, which can be crashed and started again on its port.
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -9,13 +9,13 @@ use super::{Owner, await_answer, command, complete, free_address, in_path, launc
 use crate::clock::{self, Clock};
 use crate::inspect;
 
-/// Killed when this is dropped.
+/// A Postgres, killed when this is dropped.
 pub struct Postgres {
     programs: PathBuf,
     owner: Option<Owner>,
     home: PathBuf,
     port: u16,
-    /// Its own, where libfaketime is installed.
+    /// A clock of its own, where libfaketime is installed.
     pub clock: Option<Clock>,
     child: Child,
 }
@@ -55,7 +55,7 @@ impl Postgres {
         format!("postgres://postgres@{}/postgres", self.address())
     }
 
-    /// Ends every process of it at once, without a checkpoint.
+    /// Kills all its processes at once, without a checkpoint.
     pub async fn crash(&mut self) -> anyhow::Result<()> {
         let mut stop = command(&self.programs.join("pg_ctl"), self.owner.as_ref(), &self.home);
         stop.args(["stop", "--mode", "immediate", "--silent", "--pgdata"]).arg(self.home.join("data"));
@@ -64,7 +64,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Starts again after a crash; returns when it answered.
+    /// Starts it again after a crash; returns when it answered.
     pub async fn restart(&mut self) -> anyhow::Result<Instant> {
         self.child = spawn(&self.programs, self.owner.as_ref(), &self.home, self.port, self.clock.as_mut())?;
         self.await_ready().await
@@ -92,7 +92,8 @@ fn spawn(
     port: u16,
     clock: Option<&mut Clock>,
 ) -> anyhow::Result<Child> {
-    // Not what changes the user before.
+    // The clock's environment is set for the server only, not for the program that changes the user
+    // before it.
     let mut postgres = command(Path::new("/usr/bin/env"), owner, home);
     let environment = clock.as_deref().map(Clock::environment).unwrap_or_default();
     postgres.args(environment.iter().map(|(name, value)| format!("{name}={value}")));

@@ -1,6 +1,6 @@
-//! A RabbitMQ of the run's own, of one node or several, whose nodes can be killed and started
-//! again on their ports. Its port mapper (epmd) is its own, too: one that a broker would start by
-//! itself outlives it and is shared with others.
+//! A RabbitMQ of one run, with one node or several, which can be killed and started again on their
+//! ports. Its port mapper (epmd) is its own, too: one that a broker starts by itself outlives it
+//! and is shared with others.
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -11,11 +11,11 @@ use tokio::process::{Child, Command};
 use super::{Owner, await_answer, command, complete, free_address, in_path, launch, private_folder};
 use crate::inspect;
 
-/// Of the memory of the machine: below what any broker uses, so that it blocks its publishers.
+/// Share of the machine's memory below what any broker uses, so that it blocks its publishers.
 const WATERMARK_ALARM: &str = "0.000001";
 const WATERMARK_USUAL: &str = "0.4";
 
-/// Killed when this is dropped.
+/// A RabbitMQ, killed when this is dropped.
 pub struct RabbitMq {
     programs: PathBuf,
     owner: Option<Owner>,
@@ -64,7 +64,7 @@ impl RabbitMq {
             let (port, distribution_port) = (free_address()?.port(), free_address()?.port());
             let child = broker.spawn(&name, port, distribution_port)?;
             broker.nodes.push(Node { name, port, distribution_port, child });
-            // The first one makes the cookie that the others read.
+            // The first node makes the cookie that the others read.
             broker.await_ready(number).await?;
         }
         for number in 1..count {
@@ -77,12 +77,12 @@ impl RabbitMq {
         Ok(broker)
     }
 
-    /// Of every node.
+    /// Addresses of all nodes.
     pub fn addresses(&self) -> Vec<String> {
         self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect()
     }
 
-    /// Of the first node.
+    /// URL of the first node.
     pub fn url(&self) -> String {
         self.url_of(0)
     }
@@ -91,7 +91,7 @@ impl RabbitMq {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.nodes[node].port)
     }
 
-    /// The node that leads `queue`; the only one there is when there is one.
+    /// Finds the node that leads `queue`.
     pub async fn leader(&self, queue: &str) -> anyhow::Result<usize> {
         if self.nodes.len() == 1 {
             return Ok(0);
@@ -107,7 +107,7 @@ impl RabbitMq {
             .with_context(|| format!("{leader} is nobody's"))
     }
 
-    /// Members of `queue` that take part in its decisions.
+    /// Counts the members of `queue` that take part in its decisions.
     pub async fn members(&self, queue: &str) -> anyhow::Result<usize> {
         let queues =
             self.control(0, &["--quiet", "list_queues", "--no-table-headers", "name", "online"]).await?;
@@ -115,7 +115,7 @@ impl RabbitMq {
         Ok(line.matches('@').count())
     }
 
-    /// SIGKILL to the Erlang machine.
+    /// Kills the Erlang machine of a node by SIGKILL.
     pub async fn kill(&mut self, node: usize) -> anyhow::Result<()> {
         let node = &mut self.nodes[node];
         node.child.kill().await.with_context(|| format!("cannot kill {}", node.name))
@@ -129,7 +129,7 @@ impl RabbitMq {
         self.await_ready(number).await
     }
 
-    /// While on, every node blocks those who publish.
+    /// Raises or clears a memory alarm on every node; while it is on, publishers are blocked.
     pub async fn memory_alarm(&self, on: bool) -> anyhow::Result<()> {
         let watermark = if on { WATERMARK_ALARM } else { WATERMARK_USUAL };
         for number in 0..self.nodes.len() {
@@ -138,8 +138,8 @@ impl RabbitMq {
         Ok(())
     }
 
-    /// Sets a number among the broker's own settings, on every node. Channels read most of them when
-    /// they open. To be asked for before the connections that shall know of it.
+    /// Sets a number among the broker's own settings, on every node. Channels read most of them
+    /// when they open: set it before the connections that it shall hold for.
     pub async fn set(&self, setting: &str, value: u64) -> anyhow::Result<()> {
         let expression = format!("application:set_env(rabbit, {setting}, {value}).");
         for number in 0..self.nodes.len() {
@@ -166,7 +166,7 @@ impl RabbitMq {
         Ok(())
     }
 
-    /// Settings that all nodes share; the machine's own must not apply.
+    /// Writes settings that all nodes share; those of the machine must not apply.
     fn configure(&self) -> anyhow::Result<()> {
         // The default segment size of the write-ahead log (512 MB) is too much for a small machine.
         let settings = "raft.wal_max_size_bytes=64000000\n";
@@ -215,7 +215,7 @@ impl RabbitMq {
         ready.with_context(|| format!("its logs are in {}", home.display()))
     }
 
-    /// What `rabbitmqctl` answers about a node.
+    /// Runs `rabbitmqctl` on a node and returns the output.
     pub async fn control(&self, node: usize, arguments: &[&str]) -> anyhow::Result<String> {
         ensure!(node < self.nodes.len(), "no such node");
         let mut control = self.program("rabbitmqctl", &self.nodes[node].name);

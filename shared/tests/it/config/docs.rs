@@ -1,5 +1,5 @@
-//! `docs/configuration.md` is made from the comments and defaults in `src/config.rs`, and the
-//! commented settings of `config.yaml` are held to the same defaults.
+//! `docs/configuration.md` is made from the comments and defaults in `src/config.rs`. The commented
+//! settings of `config.yaml` must have the same defaults.
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ bytes is refused. Numbers outside of their range are refused, and all that is wr
 `ops.port` is 9190 for `api` and 9191 for `consumer`.
 ";
 
-/// A section: its name, what it is, its settings with their comments.
+/// A section: its name, its comment, its settings with theirs.
 struct Section {
     name: String,
     about: String,

@@ -1,4 +1,4 @@
-//! The files of a pair belong together.
+//! The pairing of the two files of the embedded form.
 use std::fs;
 use std::path::Path;
 
@@ -19,7 +19,7 @@ async fn close(backend: Backend) {
     backend.store.close().await;
 }
 
-/// Opens, accepts one message and ends.
+/// Makes both files: opens, accepts one message and ends.
 async fn used(directory: &Path) {
     let backend = open(directory).await.expect("opens");
     backend.store.migrate().await.expect("the schema is brought up");
@@ -42,11 +42,11 @@ async fn a_queue_beside_a_missing_an_empty_or_another_store_is_refused_and_taken
     fs::rename(own.0.join("store.db"), kept.0.join("store.db")).expect("is moved");
     let refused = async || format!("{:#}", open(&own.0).await.err().expect("refused"));
     for part in ["store.db", "is missing", &own.0.display().to_string(), "move queue.db away"] {
-        let told = refused().await;
-        assert!(told.contains(part), "{told}");
+        let reported = refused().await;
+        assert!(reported.contains(part), "{reported}");
     }
     assert!(!own.0.join("store.db").exists(), "no empty one is made in its place");
-    // As the command line makes it.
+    // The file is as the command line makes it.
     fs::write(own.0.join("store.db"), b"").expect("is written");
     assert!(refused().await.contains("is new"));
     fs::copy(other.0.join("store.db"), own.0.join("store.db")).expect("is copied");

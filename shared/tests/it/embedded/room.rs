@@ -1,4 +1,4 @@
-//! Where there is no room, and what takes none.
+//! Embedded files on a full disk, and the operations that take no space.
 use super::*;
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn a_full_queue_refuses_until_something_is_acknowledged() {
     let mut subscription = queue.subscribe(1).await.expect("subscribes");
     let delivery = next(&mut subscription).await;
     subscription.ack(vec![delivery]).await.expect("acknowledged");
-    assert_eq!(publisher.link(), Link::Up, "told without a publish");
+    assert_eq!(publisher.link(), Link::Up, "reported without a publish");
     publish(&publisher, vec![5; 600]).await.expect("fits again");
     assert_eq!(publish(&publisher, vec![6; 1]).await, Err(PublishError::Full));
     queue.close().await;
@@ -43,7 +43,7 @@ async fn the_log_does_not_grow_with_what_passes_through() {
     queue.close().await;
 }
 
-/// So that after a crash on a full disk it can be opened, and what is there be settled.
+/// The file can thus be opened after a crash on a full disk, and its messages can be settled.
 #[tokio::test]
 async fn opening_what_is_there_writes_nothing() {
     let directory = Directory::new("open");

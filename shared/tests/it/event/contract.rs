@@ -1,4 +1,4 @@
-//! What every implementation of the events port holds.
+//! The contract of every implementation of the events port.
 use super::{Arc, Body, Events, PATIENCE, changed, connected, event, next, signal};
 use shared::event::Event;
 
@@ -83,7 +83,7 @@ async fn a_dropped_stream_hinders_nobody(events: Arc<dyn Events>) {
     }
 }
 
-/// More than any buffer holds, to a reader that does not read.
+/// The events are more than any buffer holds, for a reader that does not read.
 async fn publishing_never_waits_whoever_reads(events: Arc<dyn Events>) {
     let _idle = connected(events.as_ref()).await;
     let publisher = Arc::clone(&events);

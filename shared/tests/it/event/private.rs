@@ -1,4 +1,4 @@
-//! What only the administrator of a broker, or its want of memory, can do to events: on a private one.
+//! Effects on events of the administrator of a broker, or of its lack of memory: on a private one.
 use std::time::Instant;
 
 use shared::amqp::settings::RabbitSettings;
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{Arc, Duration, Events, PATIENCE, changed, connected, next, reaches};
 
-/// Its name in the broker's tools.
+/// Name of the connection in the broker's tools.
 const PUBLISHER: &str = "forebay events publisher";
 
 fn open(url: &str, prefix: &str) -> Arc<RabbitEvents> {
@@ -31,7 +31,7 @@ async fn what_was_said_while_the_broker_blocked_is_not_told_afterwards_and_a_clo
             number += 1;
             events.publish(changed(7, number));
         }
-        // The publisher gets to know a moment later than the tool.
+        // The publisher learns of it a moment later than the tool.
         let first = number + 1;
         let mut tick = tokio::time::interval(Duration::from_millis(2));
         for number in first..first + 500 {
@@ -44,7 +44,7 @@ async fn what_was_said_while_the_broker_blocked_is_not_told_afterwards_and_a_clo
         broker.memory_alarm(false).await;
         let (begun, mut late) = (Instant::now(), 0);
         loop {
-            // Dropped as long as the publisher has not heard that the alarm is over.
+            // This event is dropped until the publisher has learned that the alarm is over.
             events.publish(changed(9, 1));
             match timeout(Duration::from_millis(20), next(stream.as_mut())).await {
                 Ok(Signal::Event(event)) if event.publisher == 9 => break,
@@ -67,7 +67,7 @@ async fn a_stream_whose_queue_was_deleted_is_interrupted_and_hears_again() {
         let own: Vec<_> = queues.lines().filter(|name| name.starts_with("amq.gen")).collect();
         assert!(!own.is_empty(), "{queues}");
         for queue in own {
-            // Exclusive: only the broker itself may.
+            // The queue is exclusive: only the broker itself may delete it.
             broker.control(&["delete_queue", queue]).await;
         }
         while next(stream.as_mut()).await != Signal::Interrupted {}
@@ -91,7 +91,7 @@ async fn without_the_right_to_the_exchange_it_is_tried_ever_later_and_with_it_ev
             events.publish(changed(7, 1));
             tick.tick().await;
         }
-        // Half of 100, 200, 400, 800 and 1600 ms at least.
+        // The back-off is at least half of 100, 200, 400, 800 and 1600 ms.
         assert!(begun.elapsed() > Duration::from_millis(1_500), "{:?}", begun.elapsed());
         broker.control(&["set_permissions", "-p", "/", &user, ".*", ".*", ".*"]).await;
         let begun = Instant::now();

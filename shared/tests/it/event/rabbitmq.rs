@@ -1,4 +1,4 @@
-//! What only a broker can do to events.
+//! Effects on events that only a broker can have.
 use lapin::options::ExchangeDeleteOptions;
 use lapin::{Connection, ConnectionProperties};
 use serde_json::json;
@@ -64,7 +64,7 @@ async fn an_unreadable_event_is_an_interruption_and_the_next_one_comes() {
     .await;
 }
 
-/// A newer version says more, in entries, members and bodies that this build does not know.
+/// A newer version sends more, in entries, members and bodies that this build does not know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_of_a_newer_version_come_with_what_is_known_of_them_and_interrupt_nothing() {
     testkit::isolated("event", |isolated| async move {
@@ -127,7 +127,7 @@ async fn an_exchange_that_is_deleted_under_a_stream_is_an_interruption_and_event
                 events.publish(changed(7, round));
                 match tokio::time::timeout(Duration::from_millis(50), next(stream.as_mut())).await {
                     Ok(Signal::Interrupted) => interrupted = true,
-                    // What was sent before the deletion.
+                    // This event was sent before the deletion.
                     Ok(_) if !interrupted => {}
                     Ok(_) => break,
                     Err(_) => assert!(begun.elapsed() < PATIENCE, "round {round}: nothing comes any more"),
@@ -145,7 +145,7 @@ async fn a_subscription_to_a_silent_broker_is_given_up_and_tried_again() {
     let limits = QueueLimits { bytes_max: 1 << 20, confirm_timeout: PATIENCE };
     let events = RabbitEvents::start(RabbitSettings::new(&url, "silent", limits));
     let _stream = events.subscribe().await;
-    // Publisher and subscriber, and again both.
+    // The connections of publisher and subscriber, and then both again.
     let mut connections = Vec::new();
     for _ in 0..4 {
         let accepted = tokio::time::timeout(PATIENCE, silent.accept()).await.expect("tried again in time");

@@ -1,4 +1,4 @@
-//! What every queue holds.
+//! The contract of every queue.
 use shared::runtime::shutdown::Shutdown;
 
 use super::{
@@ -171,7 +171,7 @@ async fn what_was_acknowledged_is_never_delivered_again(fixture: &dyn Fixture) {
     drop(subscription);
     queue.close().await;
     drop(queue);
-    // Also over a restart: whatever is delivered now was published now.
+    // The rule holds over a restart, too: each delivery now was published now.
     let queue = fixture.open(LIMITS).await;
     let later = publish(queue.publisher().as_ref(), 5).await;
     let mut subscription = queue.subscribe(10).await.expect("subscribed");
@@ -194,7 +194,7 @@ async fn a_window_bounds_what_is_unacknowledged_and_an_acknowledgement_makes_roo
     let published = publish(queue.publisher().as_ref(), 5).await;
     let mut narrow = queue.subscribe(2).await.expect("subscribed");
     let mut held = next_many(narrow.as_mut(), 2).await;
-    // The rest goes to somebody else, so it is not on its way to the first.
+    // The rest goes to another subscription, so it is not on its way to the first.
     let mut wide = queue.subscribe(10).await.expect("subscribed");
     let elsewhere = next_many(wide.as_mut(), 3).await;
     assert!(narrow.try_next().expect("not lost").is_none());
@@ -248,8 +248,8 @@ async fn what_came_before_a_window_was_changed_stays_with_the_subscriber(fixture
     assert_eq!(delivered_ids(&others), rest.union(&ids(&later)).copied().collect());
 }
 
-/// An ack that answered for another task's message would show as a confirmed one that is missing:
-/// the queue is so small that about half of the messages are refused.
+/// An acknowledgement that answered for another task's message would show as a confirmed one that
+/// is missing: the queue is so small that about half of the messages are refused.
 async fn many_publishers_at_once_and_every_confirmed_message_is_there(fixture: &dyn Fixture) {
     const PUBLISHERS: usize = 16;
     const EACH: usize = 40;
@@ -309,7 +309,7 @@ async fn a_full_queue_refuses_and_keeps_every_message_that_it_took(fixture: &dyn
     let deliveries = next_many(subscription.as_mut(), taken.len()).await;
     assert_eq!(delivered_ids(&deliveries), ids(&taken));
     subscription.ack(deliveries).await.expect("acknowledged");
-    // It takes again once there is room, of which it gets to know in its own time.
+    // It takes messages again once there is space, which it notices in its own time.
     let deadline = in_time();
     while let Err(error) = queue.publisher().publish(message(1), deadline).await {
         assert_eq!(error, PublishError::Full);
@@ -335,7 +335,7 @@ async fn a_rejected_message_is_delivered_among_the_dead_until_it_is_acknowledged
     let mut dead = queue.subscribe_dead(1).await.expect("subscribed");
     let first = next(dead.as_mut()).await;
     assert!(rejected.contains(&id_of(&first)));
-    // Of another queue: what is published goes nowhere near it.
+    // These deliveries belong to another queue, and no published message shows up there.
     let published = publish(queue.publisher().as_ref(), 1).await;
     let mut writes = queue.subscribe(9).await.expect("subscribed");
     let other = next(writes.as_mut()).await;
@@ -348,7 +348,7 @@ async fn a_rejected_message_is_delivered_among_the_dead_until_it_is_acknowledged
     let last = deliveries.pop().expect("three");
     let left = id_of(&last);
     dead.ack(deliveries).await.expect("acknowledged");
-    // Nothing is behind it: the message stays, and comes to the next reader, also of a later process.
+    // No queue is behind it: the message stays, and comes to the next reader, also of a later process.
     dead.reject(last).await.expect_err("there is no further queue");
     dead.try_next().expect_err("it is lost");
     drop((dead, writes));
@@ -379,7 +379,7 @@ async fn of_two_readers_of_the_dead_each_gets_others(fixture: &dyn Fixture) {
     }
     let mut seen = BTreeSet::new();
     for round in 0..20 {
-        // Both have one in hand at the same time.
+        // Both hold one at the same time.
         let mut taken = Vec::new();
         for reader in &mut readers {
             taken.push(next(reader.as_mut()).await);
@@ -398,7 +398,7 @@ async fn acknowledging_some_leaves_the_others(fixture: &dyn Fixture) {
     let mut subscription = queue.subscribe(10).await.expect("subscribed");
     let (mut some, mut others) = (Vec::new(), Vec::new());
     for (index, delivery) in next_many(subscription.as_mut(), 6).await.into_iter().enumerate() {
-        // The second, the fourth and the fifth: never all up to one.
+        // The second, the fourth and the fifth are acknowledged: never all up to one.
         if [1, 3, 4].contains(&index) { some.push(delivery) } else { others.push(delivery) }
     }
     let left = delivered_ids(&others);
@@ -416,7 +416,7 @@ async fn a_publish_is_answered_by_its_deadline(fixture: &dyn Fixture) {
     let begun = Instant::now();
     let answer = queue.publisher().publish(message(1), begun).await;
     assert!(begun.elapsed() < PATIENCE / 2);
-    // Confirmed at once or given up at once; never an answer that says neither.
+    // The answer is a prompt confirm or a prompt refusal, never one that says neither.
     assert!(matches!(answer, Ok(()) | Err(PublishError::DeadlineExceeded)), "{answer:?}");
 }
 
@@ -457,7 +457,7 @@ async fn what_it_runs_by_itself_is_not_over_before_it_is_closed(fixture: &dyn Fi
     }
 }
 
-/// As the workers of the API do: each has a single-threaded runtime of its own.
+/// The publishers are like the workers of the API: each has a single-threaded runtime of its own.
 async fn publishing_from_a_runtime_of_another_thread_works(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     let publisher = queue.publisher();

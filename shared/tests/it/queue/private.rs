@@ -1,4 +1,4 @@
-//! What only the administrator of a broker can do to us, on a private one.
+//! Effects on a queue that only the administrator of a broker can have, on a private one.
 use shared::amqp::settings::RabbitSettings;
 use shared::config::Config;
 use shared::queue::rabbitmq::RabbitQueue;
@@ -62,11 +62,12 @@ async fn what_a_new_queue_confirmed_survives_a_broker_that_is_killed_at_once() {
     .await;
 }
 
-/// As when a program ends between deleting and declaring it, or when somebody deletes it.
+/// The exchange is missing when a program ends between deleting and declaring it, or when an
+/// operator deletes it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_rejected_while_the_dead_exchange_was_missing_is_known_of_and_comes() {
     testkit::private::broker(|broker| async move {
-        // How often it tries what it could not route.
+        // The setting decides how often it retries messages that it could not route.
         broker.set("dead_letter_worker_publisher_confirm_timeout", 1_000).await;
         let prefix = testkit::unique("exchange");
         let queue = RabbitQueue::start(RabbitSettings::new(broker.url(), &prefix, LIMITS));

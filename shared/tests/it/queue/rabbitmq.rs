@@ -1,4 +1,4 @@
-//! What only a broker can do to us: cut connections, say nothing, lose queues, differ.
+//! Faults that only a broker can have: it cuts connections, is silent, loses queues, differs in version.
 use std::future::Future;
 
 use futures_util::StreamExt;
@@ -17,7 +17,7 @@ use super::{
     delivered_ids, fill, id_of, ids, in_time, message, next, next_many, publish,
 };
 
-/// A test with names of its own and a proxy in front of the broker.
+/// Runs a test with names of its own and a proxy in front of the broker.
 async fn with_proxy<Fut: Future<Output = ()> + Send + 'static>(
     test: impl FnOnce(Isolated, Arc<Proxy>) -> Fut + Send + 'static,
 ) {
@@ -128,7 +128,7 @@ async fn behind_a_black_hole_deadlines_hold_and_afterwards_everything_works_agai
         let queue = open_through(&proxy, &isolated, limits);
         publish(queue.publisher().as_ref(), 1).await;
         proxy.black_hole(true);
-        // The first meets a session that seems to be up, the second one that is being rebuilt.
+        // The first one meets a session that seems to be up, the second one that is being rebuilt.
         for _ in 0..2 {
             let (begun, patience) = (Instant::now(), Duration::from_millis(700));
             let answer = queue.publisher().publish(message(1), begun + patience).await;
@@ -169,7 +169,10 @@ async fn a_cut_loses_a_subscription_for_good_and_its_deliveries_come_again() {
         let mut subscription = queue.subscribe(2).await.expect("subscribed");
         let mut held = next_many(subscription.as_mut(), 2).await;
         proxy.cut();
-        tokio::time::timeout(PATIENCE, subscription.next()).await.expect("told in time").expect_err("lost");
+        tokio::time::timeout(PATIENCE, subscription.next())
+            .await
+            .expect("reported in time")
+            .expect_err("lost");
         subscription.ack(vec![held.remove(0)]).await.expect_err("lost for good");
         subscription.try_next().expect_err("lost for good");
 
@@ -189,7 +192,10 @@ async fn a_subscription_without_a_window_notices_a_cut_as_well() {
         let mut subscription = queue.subscribe(1).await.expect("subscribed");
         subscription.set_window(0).await.expect("stopped");
         proxy.cut();
-        tokio::time::timeout(PATIENCE, subscription.next()).await.expect("told in time").expect_err("lost");
+        tokio::time::timeout(PATIENCE, subscription.next())
+            .await
+            .expect("reported in time")
+            .expect_err("lost");
     })
     .await;
 }
@@ -200,7 +206,10 @@ async fn a_queue_deleted_under_a_consumer_loses_the_subscription() {
         let queue = open(&isolated, LIMITS);
         let mut subscription = queue.subscribe(1).await.expect("subscribed");
         delete_queue(&isolated, "writes").await;
-        tokio::time::timeout(PATIENCE, subscription.next()).await.expect("told in time").expect_err("lost");
+        tokio::time::timeout(PATIENCE, subscription.next())
+            .await
+            .expect("reported in time")
+            .expect_err("lost");
         let mut subscription = queue.subscribe(1).await.expect("subscribed to a new queue");
         let published = publish(queue.publisher().as_ref(), 1).await;
         assert_eq!(id_of(&next(subscription.as_mut()).await), published[0].id);
@@ -298,7 +307,7 @@ async fn a_queue_that_stays_full_is_shown_and_tried_on_new_sessions_and_takes_ag
         let deadline = in_time();
         while publisher.link() != Link::Full || lost() == lost_before {
             assert!(Instant::now() < deadline, "{:?}, {} lost", publisher.link(), lost());
-            // A new session may find that there is still a little room.
+            // A new session may find a little space left.
             let message = message(5_000);
             match publisher.publish(message.clone(), in_time()).await {
                 Ok(()) => taken.push(message),
@@ -342,11 +351,11 @@ async fn a_rejected_message_goes_to_the_dead_queue_with_its_body() {
     .await;
 }
 
-/// Whether there is a queue and an exchange of these names.
+/// Checks that there is a queue and an exchange of these names.
 async fn there_are(isolated: &Isolated, queue: &str, exchange: &str) -> (bool, bool) {
     let connection = raw_connection(isolated).await;
     let name = |word: &str| format!("{}.{word}.v1", isolated.prefix).into();
-    // An error closes the channel.
+    // An error closes the channel, so each check has its own.
     let channel = connection.create_channel().await.expect("a channel");
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let queue = channel.queue_declare(name(queue), passive, FieldTable::default()).await.is_ok();
@@ -359,7 +368,7 @@ async fn there_are(isolated: &Isolated, queue: &str, exchange: &str) -> (bool, b
     (queue, exchange)
 }
 
-/// The exchange says that the queues are older than a broker needs: who does not find it waits.
+/// The exchange says that the queues are older than a broker needs; a program that does not find it waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_a_deleted_queue_is_new_again_no_exchange_says_that_it_is_old() {
     testkit::isolated("rabbit", |isolated| async move {
@@ -373,7 +382,7 @@ async fn while_a_deleted_queue_is_new_again_no_exchange_says_that_it_is_old() {
             config.queue.url.clone_from(&isolated.amqp_url);
             config.queue.prefix.clone_from(&isolated.prefix);
             config.queue.bytes_max = LIMITS.bytes_max;
-            // For longer than this test.
+            // One hour, which is longer than this test.
             config.queue.settle_ms = 3_600_000;
             let waits = RabbitQueue::start(RabbitSettings::from(&config));
             let (deadline, mut tick) = (in_time(), tokio::time::interval(Duration::from_millis(20)));
@@ -387,7 +396,7 @@ async fn while_a_deleted_queue_is_new_again_no_exchange_says_that_it_is_old() {
             }
             waits.close().await;
         }
-        // Whoever comes later declares and binds it again.
+        // A later program declares and binds it again.
         let queue = open(&isolated, LIMITS);
         let published = publish(queue.publisher().as_ref(), 1).await;
         let mut subscription = queue.subscribe(1).await.expect("subscribed");

@@ -1,11 +1,11 @@
-//! A broker that takes connections and says nothing.
+//! A broker that takes connections and sends nothing.
 use shared::amqp::settings::RabbitSettings;
 use shared::queue::QueueError;
 use shared::queue::rabbitmq::RabbitQueue;
 
 use super::{Arc, Duration, LIMITS, Queue};
 
-/// What connecting may take.
+/// Time limit of connecting.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -13,7 +13,7 @@ async fn a_close_ends_a_look_that_a_silent_broker_does_not_answer() {
     let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let url = format!("amqp://{}", silent.local_addr().expect("bound"));
     let queue = RabbitQueue::start(RabbitSettings::new(&url, "silent", LIMITS));
-    // The publisher's session and the look's.
+    // Two sessions connect: the publisher's, and the one that reads the queue's depth.
     let publishing = silent.accept().await.expect("connected");
     let looked = tokio::spawn({
         let queue = Arc::clone(&queue);
@@ -28,7 +28,7 @@ async fn a_close_ends_a_look_that_a_silent_broker_does_not_answer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_to_a_silent_broker_fails_in_time() {
-    // It accepts connections by the kernel and says nothing.
+    // The kernel accepts connections, and no answer is ever sent.
     let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let url = format!("amqp://{}", silent.local_addr().expect("bound"));
     let queue = RabbitQueue::start(RabbitSettings::new(&url, "silent", LIMITS));

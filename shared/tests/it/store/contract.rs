@@ -1,4 +1,4 @@
-//! What both stores promise.
+//! The contract of both stores.
 use std::sync::Arc;
 
 use shared::model::id::Kind;
@@ -12,7 +12,7 @@ use super::{Messages, NOON_MS, apply, fate, items, message, standing, unavailabl
 /// Makes a test of each function, once on SQLite and once on Postgres. The function gets two
 /// handles: of two processes on Postgres, of the only one that may open it on SQLite.
 ///
-/// Defined before the modules below, which use it, too.
+/// It is defined before the modules below, which use it, too.
 macro_rules! on_both {
     ($($name:ident),+ $(,)?) => {
         mod on_sqlite {
@@ -81,7 +81,7 @@ async fn a_batch_takes_effect_once_however_often_it_comes([one, other]: [Arc<dyn
         assert!(again.fresh.is_empty() && again.counters.is_empty() && again.set_aside.is_empty());
         assert!(again.committed_at_ms >= first.committed_at_ms);
     }
-    // The same message twice in one batch, against the rules.
+    // The same message comes twice in one batch, against the rules.
     let twice = messages.increments(&[("b", 4)]);
     assert_eq!(apply(&one, &[twice.clone(), batch[0].clone(), twice.clone()]).await.fresh, [twice.id]);
     assert_eq!((standing(&other, "a").await, standing(&other, "b").await), ((6, 3), (7, 2)));
@@ -118,8 +118,8 @@ async fn what_is_answered_is_what_is_read([one, other]: [Arc<dyn Store>; 2]) {
     apply(&one, &[messages.increments(&[("a", 1)])]).await;
     let applied =
         apply(&one, &[messages.increments(&[("b", i64::MIN), ("a", i64::MAX - 1), ("c", 0)])]).await;
-    let told: Vec<_> = applied.counters.iter().map(|c| (&*c.name, c.value, c.version)).collect();
-    assert_eq!(told, [("a", i64::MAX, 2), ("b", i64::MIN, 1), ("c", 0, 1)]);
+    let reported: Vec<_> = applied.counters.iter().map(|c| (&*c.name, c.value, c.version)).collect();
+    assert_eq!(reported, [("a", i64::MAX, 2), ("b", i64::MIN, 1), ("c", 0, 1)]);
     for counter in &applied.counters {
         assert_eq!(other.counter(&counter.name).await.expect("is read").as_ref(), Some(counter));
         assert!((before_ms..=applied.committed_at_ms).contains(&counter.updated_at_ms));
@@ -151,9 +151,9 @@ async fn exactly_what_overflows_is_set_aside([one, other]: [Arc<dyn Store>; 2]) 
     assert!(applied.set_aside.iter().all(|aside| aside.reason == Reason::CounterOverflow));
     assert_eq!(applied.set_aside[0].accepted_at_ms, NOON_MS + 7);
     assert_eq!(applied.set_aside[0].json, items(&[("up", 1)])[0]);
-    let told: Vec<_> = applied.counters.iter().map(|c| (&*c.name, c.value, c.version)).collect();
-    assert_eq!(told, [("calm", 2, 2), ("down", i64::MIN, 4), ("new", 4, 1), ("up", i64::MAX, 4)]);
-    for (name, value, version) in told {
+    let reported: Vec<_> = applied.counters.iter().map(|c| (&*c.name, c.value, c.version)).collect();
+    assert_eq!(reported, [("calm", 2, 2), ("down", i64::MIN, 4), ("new", 4, 1), ("up", i64::MAX, 4)]);
+    for (name, value, version) in reported {
         assert_eq!(standing(&other, name).await, (value, version), "{name}");
     }
     // A batch that only overflows changes no counter, and comes back as applied.
@@ -203,7 +203,7 @@ async fn nothing_that_a_message_can_carry_fails_its_batch([one, other]: [Arc<dyn
         let Some(ItemStatus::Failed { reason, detail, .. }) = fate else { panic!("{fate:?}") };
         assert_eq!((&*reason, &detail), ("unreadable", &aside.detail));
     }
-    // Nor does anything that a reader can ask for.
+    // No name that a reader can ask for fails either.
     assert_eq!(other.counter("a\0").await.expect("is read"), None);
     let page = NamePage { prefix: "\0".into(), after: Some("\0".into()), limit: 9 };
     assert_eq!(other.counters(page).await.expect("is read"), []);
@@ -216,12 +216,18 @@ async fn another_body_under_a_known_id_is_refused_and_changes_nothing([one, othe
     let forged = message(id, &items(&[("a", 2)]));
     for batch in [vec![forged.clone()], vec![new.clone(), forged.clone()], vec![forged, new.clone()]] {
         let refused = other.apply(batch.into()).await;
-        assert!(matches!(refused, Err(StoreError::DigestMismatch(told)) if told == id), "{refused:?}");
+        assert!(
+            matches!(refused, Err(StoreError::DigestMismatch(reported)) if reported == id),
+            "{refused:?}"
+        );
     }
     let mut twin = new.clone();
     twin.digest[0] ^= 1;
     let refused = one.apply([new.clone(), twin].into()).await;
-    assert!(matches!(refused, Err(StoreError::DigestMismatch(told)) if told == new.id), "{refused:?}");
+    assert!(
+        matches!(refused, Err(StoreError::DigestMismatch(reported)) if reported == new.id),
+        "{refused:?}"
+    );
     assert_eq!((standing(&one, "a").await, standing(&one, "new").await), ((1, 1), (0, 0)));
     assert_eq!(apply(&one, std::slice::from_ref(&new)).await.fresh, [new.id]);
 }
@@ -278,7 +284,7 @@ async fn writers_with_opposite_orders_lose_nothing(stores: [Arc<dyn Store>; 2]) 
     let writer = |store: Arc<dyn Store>, reversed: bool| async move {
         let mut messages = Messages::new();
         for round in 0..ROUNDS {
-            // New names in every round: created by both at once, as well as changed by both.
+            // Names are new in every round: created by both at once, as well as changed by both.
             let fresh_name = |number| format!("round{round}-{number}");
             let mut names: Vec<String> = (0..NAMES).map(|number| format!("old{number}")).collect();
             names.extend((0..4).map(fresh_name));

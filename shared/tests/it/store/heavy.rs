@@ -16,11 +16,11 @@ use super::{Directory, Messages, NOON_MS, apply, postgres, postgres_config};
 
 const HOUR_MS: i64 = 3_600_000;
 
-/// Types of a batch; each has a rollup of a minute, an hour and a day.
+/// Number of types in a batch; each has a rollup of a minute, an hour and a day.
 const TYPES: usize = 200;
 
-/// Memory that two batches at once may need in addition, in bytes: parts as they are read,
-/// as they are written, and as the server's messages.
+/// Bytes of memory that two batches at once may need in addition: parts as they are read, as they
+/// are written, and as the server's messages.
 const MEMORY_MAX: usize = 32 << 20;
 
 /// The rows behind a store.
@@ -30,7 +30,7 @@ enum Rows {
 }
 
 impl Rows {
-    /// Replaces what all rollups hold.
+    /// Replaces the content of all rollups.
     async fn replace(&mut self, data: &[u8]) {
         match self {
             Self::Sqlite(file) => {
@@ -59,7 +59,7 @@ impl Rows {
     }
 }
 
-/// A test for each store, with two of them and the rows behind.
+/// Makes a test for each store, with two handles and the rows behind.
 macro_rules! on_both_with_rows {
     ($($name:ident),+ $(,)?) => {
         mod on_sqlite {
@@ -106,7 +106,7 @@ async fn session(url: &str) -> Rows {
     Rows::Postgres(PgConnection::connect(url).await.expect("connects"))
 }
 
-/// A value in every bin, on both sides.
+/// Makes a rollup with a value in every bin, on both sides.
 fn heavy() -> Rollup {
     let mut rollup = Rollup::default();
     for bin in 0..2_770 {
@@ -140,11 +140,11 @@ async fn a_batch_over_many_heavy_rollups_is_merged_in_parts(stores: [Arc<dyn Sto
     let data = expected.encode();
     assert!(3 * TYPES * data.len() > 3 * PART_BYTES_MAX, "{}", data.len());
     rows.replace(&data).await;
-    // Opens the peak anew.
+    // This resets the peak.
     std::fs::write("/proc/self/clear_refs", "5").expect("is written");
     let before = testkit::alone::memory("VmRSS");
     let barrier = Arc::new(Barrier::new(2));
-    // Both at once, in opposite orders: they lock in one order.
+    // Both run at once, in opposite orders: they lock in one order.
     let writers = stores.clone().map(|store| (store, Arc::clone(&barrier)));
     let mut tasks = Vec::new();
     for (side, (store, barrier)) in writers.into_iter().enumerate() {

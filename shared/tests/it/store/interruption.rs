@@ -1,4 +1,4 @@
-//! Whoever calls may go away at any moment, with its whole runtime: both stores stay exact.
+//! Callers that go away at any moment, with their whole runtime: both stores stay exact.
 use std::sync::Arc;
 
 use shared::model::message::Message;
@@ -29,7 +29,7 @@ async fn a_cancelled_apply_that_is_repeated_is_exact(store: Arc<dyn Store>) {
         // The end of a long value makes some rounds take the exact path.
         let edge = if round % 5 == 0 { i64::MAX } else { 0 };
         let batch = messages.each(&[("a", 1), ("b", 2), ("a", 1), ("edge", edge), ("edge", -edge)]);
-        // Given up at another point each time, from right after its beginning to after its end.
+        // It is cancelled at another point each time, from right after its beginning to after its end.
         tokio::select! {
             biased;
             outcome = store.apply(batch.clone().into()) => drop(outcome),
@@ -44,7 +44,7 @@ async fn a_cancelled_apply_that_is_repeated_is_exact(store: Arc<dyn Store>) {
     assert_eq!(standing(&store, "edge").await, (0, 2 * rounds));
 }
 
-/// So many turns of the scheduler.
+/// Lets the scheduler take this many turns.
 async fn turns(count: u64) {
     for _ in 0..count {
         tokio::task::yield_now().await;
@@ -80,7 +80,7 @@ async fn a_runtime_that_ends_takes_nothing_along(store: Arc<dyn Store>) {
                     let caller = Arc::clone(&caller);
                     async move { caller.apply(work).await }
                 });
-                // A whole operation from here, too: nothing of it may stay on this runtime.
+                // This is a whole operation of the caller: no part of it may stay on this runtime.
                 caller.counter("a").await.expect("is read");
             });
         });

@@ -1,5 +1,5 @@
-//! Lists by filters of which each finds many documents and all together few: the search leaps, ends, and
-//! leaves room for the rest, on both stores.
+//! Lists by filters of which each matches many documents and all together few: the search leaps,
+//! ends, and leaves time for other requests, on both stores.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::{Directory, Messages, NOON_MS, apply, postgres, postgres_config};
 const DOCUMENTS: usize = 100_000;
 const RARE: usize = 40_000;
 
-/// The values of a document: `all` of every one, `even` or `odd` by turns, `third`, and `rare`.
+/// The values of a document: `all` for every one, `even` or `odd` by turns, `third`, and `rare`.
 fn fields_of(number: usize) -> impl Iterator<Item = &'static str> {
     let parity = if number.is_multiple_of(2) { "even" } else { "odd" };
     let third = number.is_multiple_of(3).then_some("third");
@@ -79,7 +79,7 @@ fn page(fields: &[&str], before: Option<Uuid>, limit: u32) -> DocumentPage {
     DocumentPage { collection: "c".into(), filters, from: None, before, limit }
 }
 
-/// All documents that match, and the calls that it took.
+/// Reads all documents that match; returns also the number of calls that it took.
 async fn listed(store: &Arc<dyn Store>, fields: &[&str], limit: u32) -> (Vec<Uuid>, usize) {
     let (mut found, mut before, mut calls) = (Vec::new(), None, 0);
     loop {
@@ -104,7 +104,7 @@ async fn the_search_ends_and_finds_all(store: Arc<dyn Store>, places: Vec<Uuid>)
             |number: usize| fields.iter().all(|field| fields_of(number).any(|other| other == *field));
         (0..DOCUMENTS).rev().filter(|number| matches(*number)).map(|number| places[number]).collect()
     };
-    // Few steps, whichever comes first.
+    // It takes few steps, whichever comes first.
     for fields in [
         &["all", "rare"][..],
         &["rare", "all"],
@@ -133,7 +133,7 @@ async fn the_search_ends_and_finds_all(store: Arc<dyn Store>, places: Vec<Uuid>)
     assert!(within(&["even", "odd"]).await.is_empty() && within(&["rare"]).await.is_empty());
     let newest_first: Vec<Uuid> = places[7_000..8_000].iter().rev().copied().collect();
     assert!(within(&["all"]).await == newest_first && within(&[]).await == newest_first);
-    // Full pages, and the last one.
+    // The pages are full, but for the last one.
     for fields in [&["all"][..], &["even", "third"], &["third", "all", "odd"]] {
         let (found, _) = listed(&store, fields, 5_000).await;
         assert!(found == matching(fields), "{} of {fields:?}", found.len());
@@ -210,7 +210,7 @@ async fn lists_that_wait_leave_connections_to_the_rest_on_postgres() {
             let written = timeout(Duration::from_secs(2), store.apply([messages.increments(&[("a", 1)])].into()));
             written.await.expect("a place").expect("is applied");
         }
-        // Those beyond the share got their answer while others still wait.
+        // Lists beyond the share got their answer while others still wait.
         let refused = sqlx::query_scalar::<_, i64>(AssertSqlSafe(waiting.to_owned())).fetch_one(&mut watcher);
         assert_eq!(refused.await.expect("is read"), 3);
         holder.execute("rollback").await.expect("is released");
@@ -242,7 +242,7 @@ async fn heavy_lists_leave_readers_to_the_rest_on_sqlite() {
     }
 }
 
-/// A long way of names before the prefix: they are not read.
+/// The names before the prefix are many, and are not read.
 #[tokio::test]
 async fn a_page_of_names_begins_at_its_prefix_on_sqlite() {
     let directory = Directory::new("names");
@@ -252,7 +252,7 @@ async fn a_page_of_names_begins_at_its_prefix_on_sqlite() {
     let insert = "with recursive n (n) as (select 1 union all select n + 1 from n where n < 100000) \
         insert into counters (name, value, version, updated_at_ms) select 'a' || n, 1, 1, 0 from n";
     file.execute(insert).await.expect("is filled");
-    // No time at all: what is done between two looks at the clock is allowed.
+    // There is no time at all: only the work between two checks of the clock is allowed.
     let impatient = config::Store { read_timeout_ms: 0, ..config::Store::default() };
     let store = shared::store::sqlite::SqliteStore::open(&directory.0, &impatient).await.expect("opens");
     for (prefix, after) in [("z", None), ("z", Some("a1")), ("a99999", Some("a5"))] {

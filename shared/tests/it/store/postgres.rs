@@ -1,4 +1,4 @@
-//! What only the store on Postgres can get wrong.
+//! Mistakes that only the store on Postgres can make.
 mod alone;
 mod commits;
 mod days;
@@ -28,7 +28,7 @@ use super::{
 
 const DAY_MS: i64 = 86_400_000;
 
-/// A session of its own beside the store's.
+/// Opens a session beside the store's.
 async fn session(url: &str) -> PgConnection {
     PgConnection::connect(url).await.expect("connects")
 }
@@ -37,7 +37,7 @@ async fn execute(session: &mut PgConnection, statement: &str) {
     session.execute(AssertSqlSafe(statement.to_owned())).await.expect("is executed");
 }
 
-/// The value in another session's eyes.
+/// Reads a value as another session sees it.
 async fn seen_value(url: &str, name: &str) -> i64 {
     let value = sqlx::query_scalar("select value from counters where name = $1").bind(name);
     value.fetch_optional(&mut session(url).await).await.expect("is read").unwrap_or(0)
@@ -48,7 +48,7 @@ async fn ledger_rows(url: &str) -> i64 {
     rows.fetch_one(&mut session(url).await).await.expect("is read")
 }
 
-/// A proxy before the server, and the settings that go through it.
+/// Starts a proxy before the server; returns also the settings that go through it.
 async fn proxied(url: &str) -> (Proxy, config::Store) {
     let (before, after) = url.split_once('@').expect("a URL with a user");
     let (server, database) = after.split_once('/').expect("a URL with a database");
@@ -58,8 +58,8 @@ async fn proxied(url: &str) -> (Proxy, config::Store) {
     (proxy, through)
 }
 
-/// Waits until no session of the store is in a transaction, far less long than the server waits
-/// before it ends one.
+/// Waits until no session of the store is in a transaction, a far shorter time than the server
+/// waits before it ends one.
 async fn no_transaction_stays_open(url: &str) {
     let mut session = session(url).await;
     let open = "select count(*) from pg_stat_activity where datname = current_database()
@@ -108,7 +108,7 @@ async fn sessions_that_are_killed_in_the_middle_cost_nothing() {
     .await;
 }
 
-/// Ends one of the store's sessions that is in the middle of something, after so many round trips.
+/// Ends one of the store's sessions that is in the middle of a transaction, after this many round trips.
 async fn kill_one(killer: &mut PgConnection, round_trips: i64) {
     for _ in 0..round_trips {
         execute(killer, "select").await;
@@ -127,7 +127,8 @@ async fn an_abandoned_transaction_swallows_nothing_that_is_written_later() {
         let store = postgres(&config::Store { connections_max: 1, ..config }).await;
         let mut messages = Messages::new();
         apply(&store, &[messages.increments(&[("warm", 1)])]).await;
-        // A round trip takes 50 ms: abandoned in `begin`, in the ledger, in the sums, in `commit`.
+        // A round trip takes 50 ms: the call is abandoned in `begin`, in the ledger, in the sums,
+        // in `commit`.
         proxy.set(Mode::Slow(Duration::from_millis(25)));
         for abandoned_after_ms in [15, 40, 65, 90, 115, 140, 165, 190] {
             let abandoned = messages.increments(&[("abandoned", 1)]);
@@ -159,7 +160,7 @@ async fn a_server_that_falls_silent_costs_a_time_out_and_no_connection() {
             write_timeout_ms: 1_200,
             ..config
         };
-        // The longest that a call may take, and several times that for a busy machine.
+        // The bound is the longest time that a call may take, times several for a busy machine.
         let bound = Duration::from_secs(10);
         let store = postgres(&config).await;
         let mut messages = Messages::new();
@@ -183,7 +184,7 @@ async fn a_server_that_falls_silent_costs_a_time_out_and_no_connection() {
                 let (outcome, took) = call.await.expect("no panic");
                 match outcome {
                     Err(StoreError::Unavailable(_) | StoreError::Failed(_)) => unavailable += 1,
-                    // Behind those that hear nothing.
+                    // These wait behind calls that get no answer.
                     Err(StoreError::Busy(_)) => {}
                     other => panic!("{other:?}"),
                 }
@@ -222,7 +223,7 @@ async fn a_message_of_any_day_finds_its_partition() {
             sqlx::query_scalar(partitions).fetch_all(&mut session(&url).await).await.expect("is read");
         assert_eq!(partitions.len(), 5, "{partitions:?}");
         assert_eq!(partitions[0], "applied_message_19700101");
-        // Dropped behind the back of a process that knew it.
+        // The table is dropped behind the back of a process that knew it.
         execute(&mut session(&url).await, "drop table applied_message_19700101").await;
         let applied = apply(&stores[0], &[dated(5, &[("b", 1)])]).await;
         assert_eq!((applied.fresh.len(), applied.set_aside.len()), (1, 0));
@@ -237,7 +238,7 @@ async fn a_partition_is_made_beside_a_running_backup() {
         let url = isolated.database_url;
         let store = postgres(&postgres_config(&url)).await;
         let mut session = session(&url).await;
-        // What a dump, and what another writer hold until they end.
+        // These are the locks that a dump, and another writer, hold until they end.
         execute(&mut session, "begin; lock table applied_message in access share mode").await;
         execute(&mut session, "lock table applied_message in row exclusive mode").await;
         assert_eq!(apply(&store, &[dated(5, &[("a", 1)])]).await.fresh.len(), 1);
@@ -255,8 +256,8 @@ async fn a_batch_whose_statement_failed_is_never_reported_as_applied() {
         execute(&mut session(&url).await, trap).await;
         let mut messages = Messages::new();
         let batch = messages.each(&[("a", 1), ("trap", 1)]);
-        let told = unavailable(store.apply(batch.clone().into()).await.expect_err("the trap"));
-        assert!(told.contains("23514"), "{told}");
+        let reported = unavailable(store.apply(batch.clone().into()).await.expect_err("the trap"));
+        assert!(reported.contains("23514"), "{reported}");
         assert_eq!((ledger_rows(&url).await, standing(&store, "a").await), (0, (0, 0)));
         execute(&mut session(&url).await, "alter table counters drop constraint trap").await;
         assert_eq!(apply(&store, &batch).await.fresh.len(), 2);
@@ -278,7 +279,7 @@ async fn locks_that_others_hold_are_waited_for_within_the_time_limit() {
         let batch = [messages.increments(&[("a", 1)])];
         let refused = store.apply(batch.clone().into()).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
-        // Reads do not care.
+        // Reads are not affected.
         assert_eq!(standing(&store, "a").await, (1, 1));
         execute(&mut holder, "rollback").await;
         apply(&store, &batch).await;
@@ -293,8 +294,8 @@ async fn a_database_without_the_known_schema_is_refused() {
         let url = isolated.database_url;
         let store = PostgresStore::open(&postgres_config(&url)).expect("opens");
         let batch: Arc<[Message]> = [Messages::new().increments(&[("a", 1)])].into();
-        let told = unavailable(store.apply(Arc::clone(&batch)).await.expect_err("no schema"));
-        assert!(told.contains("api migrate"), "{told}");
+        let reported = unavailable(store.apply(Arc::clone(&batch)).await.expect_err("no schema"));
+        assert!(reported.contains("api migrate"), "{reported}");
         assert!(unavailable(store.now_ms().await.expect_err("no schema")).contains("api migrate"));
         store.migrate().await.expect("migrates");
         store.migrate().await.expect("a second time, too");
@@ -303,10 +304,10 @@ async fn a_database_without_the_known_schema_is_refused() {
         let newer = "insert into _sqlx_migrations values (99, 'later', now(), true, '', 0)";
         execute(&mut session(&url).await, newer).await;
         let late = PostgresStore::open(&postgres_config(&url)).expect("opens");
-        let told = unavailable(late.apply(Arc::clone(&batch)).await.expect_err("newer schema"));
-        assert!(told.contains("99 is newer"), "{told}");
+        let reported = unavailable(late.apply(Arc::clone(&batch)).await.expect_err("newer schema"));
+        assert!(reported.contains("99 is newer"), "{reported}");
         assert!(late.migrate().await.is_err());
-        // A process that verified before goes on until the server misses something.
+        // A process that verified the schema before goes on until the server misses a table.
         assert_eq!(store.counter("a").await.expect("is read"), None);
         execute(&mut session(&url).await, "alter table counters rename to tallies").await;
         assert!(unavailable(store.counter("a").await.expect_err("renamed")).contains("42P01"));
@@ -322,8 +323,11 @@ async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that
         testkit::drop_database(&isolated.prefix).await.expect("is dropped");
         let careful = PostgresStore::open(&postgres_config(&isolated.database_url)).expect("opens");
         for _ in 0..2 {
-            let told = unavailable(careful.migrate().await.expect_err("no such database"));
-            assert!(told.contains(&isolated.prefix) && told.contains("CREATE_DATABASE"), "{told}");
+            let reported = unavailable(careful.migrate().await.expect_err("no such database"));
+            assert!(
+                reported.contains(&isolated.prefix) && reported.contains("CREATE_DATABASE"),
+                "{reported}"
+            );
         }
         let config = config::Store { create_database: true, ..postgres_config(&isolated.database_url) };
         let open = || PostgresStore::open(&config).expect("opens");
@@ -341,10 +345,10 @@ async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that
 async fn opening_connects_to_nothing_and_no_error_tells_the_password() {
     let config = |url: &str| config::Store { connect_timeout_ms: 200, ..postgres_config(url) };
     let store = PostgresStore::open(&config("postgres://user:hush@127.0.0.1:1/none")).expect("opens");
-    let told = unavailable(store.now_ms().await.expect_err("nobody listens"));
-    assert!(!told.is_empty() && !told.contains("hush"), "{told}");
-    let told = unavailable(store.migrate().await.expect_err("nobody listens"));
-    assert!(told.contains("refused") && !told.contains("hush"), "{told}");
+    let reported = unavailable(store.now_ms().await.expect_err("nobody listens"));
+    assert!(!reported.is_empty() && !reported.contains("hush"), "{reported}");
+    let reported = unavailable(store.migrate().await.expect_err("nobody listens"));
+    assert!(reported.contains("refused") && !reported.contains("hush"), "{reported}");
     for malformed in ["postgres://user:hush@[::1/none", "postgres://user:hush@host:99999/none"] {
         let error = PostgresStore::open(&config(malformed)).err().expect("malformed");
         assert!(!format!("{error:#}").contains("hush"), "{error:#}");

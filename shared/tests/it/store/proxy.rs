@@ -9,10 +9,10 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// Everything arrives later.
+    /// Bytes arrive later.
     Slow(Duration),
-    /// Connections stay open and nothing arrives, not even the other side's end; what was said
-    /// then stays unheard for ever.
+    /// Connections stay open and nothing arrives, not even the other side's end; bytes that were
+    /// sent then are lost for ever.
     Silent,
 }
 
@@ -46,7 +46,7 @@ async fn forward(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mo
     tokio::join!(pump(client_read, server_write, mode.clone()), pump(server_read, client_write, mode));
 }
 
-/// Moves bytes until one side ends; dropping the writing half tells the other.
+/// Moves bytes until one side ends; the drop of the writing half closes the other side.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

@@ -1,4 +1,4 @@
-//! What tests send to a store: items of every kind, keyed or not, and messages of them.
+//! Test data for a store: items of every kind, keyed or not, and messages of them.
 use bytes::Bytes;
 use shared::model::id::{ItemKey, Kind};
 use shared::model::idempotency::{self, Fingerprint, Keyed};
@@ -11,7 +11,7 @@ pub fn increment(counter: &str, by: i64) -> Item {
     unkeyed(Write::Increment(Increment { counter: counter.into(), by }))
 }
 
-/// A document that nobody checked.
+/// Makes a document that was not checked.
 pub fn document(collection: &str, data: &str) -> Item {
     checked_document(collection, None, data)
 }
@@ -33,12 +33,12 @@ fn unkeyed(write: Write) -> Item {
     Item { write, keyed: None }
 }
 
-/// The identity of an item at `index` of a request with `key`.
+/// Makes the identity of an item at `index` of a request with `key`.
 pub fn identity(kind: Kind, key: &str, index: usize) -> ItemKey {
     idempotency::id_of("tester", kind, key, index)
 }
 
-/// The same item as the first of a request with `key`.
+/// Returns the same item as the first of a request with `key`.
 pub fn with_key(key: &str, item: Item) -> Item {
     with_key_at(key, 0, item)
 }
@@ -49,7 +49,7 @@ pub fn with_key_at(key: &str, index: usize, item: Item) -> Item {
     Item { keyed: Some(keyed), ..item }
 }
 
-/// What tells the payload of an item.
+/// Fingerprint of the payload of an item.
 pub fn fingerprint(item: &Item) -> Fingerprint {
     let bare = Item { write: item.write.clone(), keyed: None };
     let json = serde_json::to_string(&bare).expect("an item has a JSON form");
@@ -57,28 +57,28 @@ pub fn fingerprint(item: &Item) -> Fingerprint {
 }
 
 impl Messages {
-    /// A message around noon.
+    /// Makes a message around noon.
     pub fn of(&mut self, items: &[Item]) -> Message {
         self.at(NOON_MS, items)
     }
 
-    /// A message that was opened then and accepted 7 ms later. Ids never go back: later calls
-    /// should not name an earlier time.
+    /// Makes a message that was opened at this time and accepted 7 ms later. Ids never go back:
+    /// later calls should not name an earlier time.
     pub fn at(&mut self, time_ms: i64, items: &[Item]) -> Message {
         self.build(time_ms, items, |_| false)
     }
 
-    /// A message of which somebody waits for some items.
+    /// Makes a message in which a client awaits some items.
     pub fn awaited(&mut self, items: &[Item], is_awaited: impl Fn(usize) -> bool) -> Message {
         self.build(NOON_MS, items, is_awaited)
     }
 
-    /// Through the wire format, as the consumer gets it.
+    /// Makes a message through the wire format, as the consumer gets it.
     fn build(&mut self, time_ms: i64, items: &[Item], is_awaited: impl Fn(usize) -> bool) -> Message {
         decode(&self.encoded(time_ms, items, is_awaited)).expect("a message")
     }
 
-    /// A message as it travels.
+    /// Makes a message in the wire format.
     pub fn body_at(&mut self, time_ms: i64, items: &[Item]) -> Bytes {
         self.encoded(time_ms, items, |_| false)
     }

@@ -1,4 +1,4 @@
-//! What only the store on SQLite can get wrong.
+//! Mistakes that only the store on SQLite can make.
 mod valid;
 
 use std::io::{BufRead, BufReader, Write};
@@ -31,16 +31,16 @@ async fn execute(connection: &mut SqliteConnection, statement: &'static str) {
 async fn what_was_answered_survives_a_kill_in_the_middle() {
     for kill_after in [1, 7, 40] {
         let directory = Directory::new("kill");
-        let told = killed_after(&directory, kill_after);
+        let reported = killed_after(&directory, kill_after);
         let integrity = "pragma integrity_check";
         let integrity =
             sqlx::query_scalar::<_, String>(integrity).fetch_one(&mut file(&directory).await).await;
         assert_eq!(integrity.expect("is checked"), "ok");
         let store = directory.store().await;
         let (value, version) = standing(&store, "a").await;
-        assert!(value >= told, "{value} of {told}");
+        assert!(value >= reported, "{value} of {reported}");
         assert_eq!(version, value);
-        // All of it was in every batch.
+        // Both counters were in every batch.
         assert_eq!(standing(&store, "b").await, (value * 2, value));
         let mut file = self::file(&directory).await;
         for rows in [
@@ -60,8 +60,8 @@ async fn what_was_answered_survives_a_kill_in_the_middle() {
     }
 }
 
-/// Runs [`child`] in a process of its own, kills it after so many answers, and returns how many
-/// batches it told to be applied.
+/// Runs [`child`] in a process of its own, kills it after this many answers, and returns how many
+/// batches it reported as applied.
 fn killed_after(directory: &Directory, answers: usize) -> i64 {
     let mut child = Command::new(std::env::current_exe().expect("this binary"))
         .args(["--ignored", "--exact", "--nocapture", "store::sqlite::child"])
@@ -70,20 +70,20 @@ fn killed_after(directory: &Directory, answers: usize) -> i64 {
         .spawn()
         .expect("starts");
     let lines = BufReader::new(child.stdout.take().expect("is piped")).lines();
-    let mut told = 0;
+    let mut reported = 0;
     let numbers = lines.map_while(Result::ok).filter_map(|line| line.strip_prefix("applied ")?.parse().ok());
     for (answer, number) in (1..).zip(numbers) {
-        told = number;
+        reported = number;
         if answer == answers {
             child.kill().expect("is killed");
         }
     }
     child.wait().expect("ends");
-    assert!(told >= i64::try_from(answers).expect("small"), "{told} of {answers}");
-    told
+    assert!(reported >= i64::try_from(answers).expect("small"), "{reported} of {answers}");
+    reported
 }
 
-/// Applies until it is killed.
+/// Applies batches until it is killed.
 #[tokio::test]
 #[ignore = "run as a process of its own by what_was_answered_survives_a_kill_in_the_middle"]
 async fn child() {
@@ -129,7 +129,7 @@ async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
     let store = directory.store().await;
     let indexed = Definition { indexed: vec!["f".into(), "g".into()], ..Definition::default() };
     store.define("c", indexed).await.expect("is defined");
-    // Alternating, so that the search never finds one and never leaps far.
+    // The values alternate, so that the search never finds one and never leaps far.
     let by_turns = [r#"{"f":"x"}"#, r#"{"g":"x"}"#];
     let items: Vec<_> = (0..1_000).map(|number| document("c", by_turns[number % 2])).collect();
     let mut messages = Messages::new();
@@ -137,7 +137,7 @@ async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
         apply(&store, &[messages.of(&items)]).await;
     }
     store.close().await;
-    // No time at all: what is done between two looks at the clock is allowed.
+    // There is no time at all: only the work between two checks of the clock is allowed.
     let impatient = shared::config::Store { read_timeout_ms: 0, ..shared::config::Store::default() };
     let store = SqliteStore::open(&directory.0, &impatient).await.expect("opens");
     let filters = ["f", "g"].map(|field| (field.to_owned(), shared::model::collection::index_text("x")));
@@ -175,7 +175,7 @@ async fn a_batch_whose_statement_failed_is_never_reported_as_applied() {
     let store = directory.store().await;
     let mut messages = Messages::new();
     let mut file = file(&directory).await;
-    // Ends the transaction as a full disk does: behind the back of the client library.
+    // The trigger ends the transaction as a full disk does: behind the back of the client library.
     let trap = "create trigger trap before insert on counters when new.name = 'trap' \
         begin select raise(rollback, 'full'); end";
     execute(&mut file, trap).await;
@@ -222,7 +222,7 @@ async fn raw_points_are_stored_to_the_last_bit() {
         sqlx::query_as::<_, (f64, i64, i64, String)>(rows).fetch_all(&mut file).await.expect("is read");
     assert_eq!(rows.len(), values.len());
     for ((stored, ..), sent) in rows.iter().zip(&values) {
-        // Of zeros only the sign is lost, which adds nothing to anything.
+        // A zero loses only its sign, which adds nothing to any sum.
         assert!(
             stored.to_bits() == sent.to_bits() || (*stored == 0.0 && *sent == 0.0),
             "{stored:?} {sent:?}"
@@ -243,7 +243,7 @@ async fn raw_points_lie_by_the_day_of_their_acceptance_and_go_as_days() {
     batch.sort_unstable();
     let mut batch: Vec<_> =
         batch.into_iter().map(|at_ms| messages.at(at_ms, &[point("t", at_ms - 3 * DAY_MS, 1.0)])).collect();
-    // No clock that is wrong makes a day that does not come or was never.
+    // No wrong clock makes a day that does not come or was never.
     for accepted_at_ms in [i64::MAX, i64::MIN] {
         let mut wrong = messages.of(&[point("t", NOON_MS, 1.0)]);
         (wrong.accepted_at_ms, wrong.digest) = (accepted_at_ms, [1; 16]);
@@ -275,7 +275,7 @@ async fn raw_points_lie_by_the_day_of_their_acceptance_and_go_as_days() {
     let second = store.housekeep(retention).await.expect("is kept");
     assert!(!second.more && second.partitions == 1, "{second:?}");
     assert_eq!(tables_of_points(&mut file).await, tables[2..]);
-    // Statements that were prepared for the days go on.
+    // Statements that were prepared for the days still work.
     apply(&store, &[messages.at(NOON_MS + 2 * DAY_MS, &[point("t", NOON_MS + 2 * DAY_MS, 1.0)])]).await;
     assert_eq!(tables_of_points(&mut file).await, tables[2..]);
 }
@@ -305,7 +305,7 @@ async fn a_large_day_goes_a_part_at_a_time() {
     assert_eq!(tables_of_points(&mut file).await, Vec::<String>::new());
 }
 
-/// So the ingest, which waits for the transaction under way, waits for one step and not for all.
+/// The ingest, which waits for the transaction under way, thus waits for one step and not for all.
 #[tokio::test]
 async fn each_step_of_housekeeping_is_a_transaction_of_its_own() {
     let directory = Directory::new("steps");
@@ -358,7 +358,7 @@ async fn nothing_is_left_of_the_fields_of_documents_that_went() {
         with_key("l", document("c", data)),
         document("c", data),
     ]);
-    // Deleted before, with, and after its insert; the last goes by its age.
+    // They are deleted before, with, and after their inserts; the last goes by its age.
     let erase = |index: usize| delete("c", sent.item_key(index));
     apply(&store, &[messages.of(&[erase(0)])]).await;
     apply(&store, &[messages.of(&[erase(1)]), sent.clone()]).await;
@@ -383,7 +383,7 @@ async fn nothing_is_left_of_the_fields_of_documents_that_went() {
         forget_before_ms: None,
         rows_max: 100,
     };
-    // Not the rows of those that were deleted.
+    // Rows of deleted documents are not among them.
     assert_eq!(store.housekeep(retention).await.expect("is kept").rows, 1);
     assert_eq!(fields().await, 0);
 }
@@ -423,7 +423,7 @@ async fn large_documents_are_indexed_a_few_at_a_time() {
     }
 }
 
-/// A trigger that computes for long stands in for whatever takes so long.
+/// A trigger that computes for long stands for any cause of a slow write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_takes_too_long_is_ended_and_others_go_on() {
     let directory = Directory::new("long-write");

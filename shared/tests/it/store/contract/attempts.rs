@@ -1,4 +1,4 @@
-//! What both stores promise of attempts, of a probe, and of a message that is given up.
+//! The contract of both stores on attempts, on a probe, and on a message that is given up.
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What both stores promise of items that were set aside, and of their redrive.
+//! The contract of both stores on dead-lettered items, and on their redrive.
 use std::sync::Arc;
 
 use shared::model::collection::Definition;
@@ -31,7 +31,7 @@ on_both!(
     redrives_at_two_stores_at_once_apply_each_item_once,
 );
 
-/// The message as a build gets it that cannot read its items.
+/// Turns a message into the form that a build gets that cannot read its items.
 fn unread(mut message: Message) -> Message {
     for entry in &mut message.entries {
         let Entry::Item(item) = &*entry else { panic!("{entry:?}") };
@@ -42,7 +42,7 @@ fn unread(mut message: Message) -> Message {
     message
 }
 
-/// Sets items aside and returns their keys.
+/// Dead-letters items and returns their keys.
 pub async fn set_aside(store: &Arc<dyn Store>, messages: &mut Messages, items: &[Item]) -> Vec<ItemKey> {
     let message = unread(messages.of(items));
     let keys = (0..items.len()).map(|index| message.item_key(index)).collect();
@@ -105,14 +105,14 @@ async fn dead_letters_are_read_by_id_and_by_what_they_are([one, other]: [Arc<dyn
     assert!((before_ms..=one.now_ms().await.expect("a time")).contains(&letter.set_aside_at_ms));
     assert!(letters.contains(&letter) && letter.discarded_at_ms.is_none());
     assert_eq!(other.dead_letter(Uuid::nil()).await.expect("is read"), None);
-    // Page by page.
+    // The letters are read page by page.
     let mut walked: Vec<DeadLetter> = Vec::new();
     while let [letter] = &page(&other, everything(), walked.last().map(|last| last.id), 1).await[..] {
         walked.push(letter.clone());
     }
     assert_eq!(walked, letters);
     assert_eq!(page(&other, everything(), None, 0).await, []);
-    // By kind, by reason, by id, by all of them.
+    // Filters select by kind, by reason, by id, by all of them.
     let of = |kind: Option<&str>, reason: Option<&str>, id| DeadLetterFilter {
         kind: kind.map(Into::into),
         reason: reason.map(Into::into),
@@ -157,7 +157,7 @@ async fn a_dry_run_tells_what_would_be_and_changes_nothing([one, other]: [Arc<dy
         increment("a", 1),
         increment("full", 1),
         document("c", "{}"),
-        // A type and a day that are not there yet.
+        // The type and the day are not there yet.
         point("new", NOON_MS - 40 * 86_400_000, 1.0),
         with_key("k", increment("a", 2)),
     ];
@@ -165,12 +165,12 @@ async fn a_dry_run_tells_what_would_be_and_changes_nothing([one, other]: [Arc<dy
     let before = all(&other).await;
     let would = redrive(&other, everything(), true).await;
     assert_eq!(would.len(), 5);
-    let full = would.iter().find(|redriven| redriven.id == keys[1].as_uuid()).expect("is told");
+    let full = would.iter().find(|redriven| redriven.id == keys[1].as_uuid()).expect("is reported");
     assert_eq!(failed_again(std::slice::from_ref(full)).0, "counter_overflow");
     assert_eq!(all(&other).await, before);
     assert_eq!((standing(&one, "a").await, standing(&one, "full").await), ((0, 0), (i64::MAX, 1)));
     assert_eq!(one.document("c", keys[2]).await.expect("is read"), None);
-    // And so it comes.
+    // The redrive does as the dry run said.
     assert_eq!(redrive(&one, everything(), false).await, would);
     assert_eq!(standing(&other, "a").await, (3, 2));
     assert_eq!(all(&other).await.len(), 1);
@@ -227,7 +227,7 @@ async fn an_item_that_fails_again_stays_with_its_new_reason([one, other]: [Arc<d
         let told = fate(&one, keys[0]).await;
         assert!(matches!(told, Some(ItemStatus::Failed { detail: told, .. }) if told == detail));
     }
-    // Only the one was tried; together the good one goes and the bad one stays.
+    // Only that one was tried; together, the good one is applied and the bad one stays.
     assert_eq!(all(&one).await.len(), 2);
     assert_eq!(applied(&redrive(&one, everything(), false).await), [keys[1].as_uuid()]);
     // Behind a cursor it is not met again.
@@ -272,7 +272,7 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
     let keys = set_aside(&one, &mut messages, &items).await;
     assert_eq!(keys, [identity(Kind::Document, "k", 0), identity(Kind::Increment, "k", 0)]);
     assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 2);
-    // Between those that were accepted before and after it.
+    // Its place is between those that were accepted before and after it.
     let earlier = messages.of(&[document("c", "{}")]);
     let later = messages.at(NOON_MS + 1_000, &[document("c", "{}")]);
     let ends = [&later, &earlier].map(|message| message.item_key(0));
@@ -284,10 +284,11 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
     assert_eq!(listed[1].fingerprint, Some(fingerprint(&items[0])));
     // A retry under the key finds it processed, and another payload is a conflict.
     let retry = messages.of(&[items[1].clone(), with_key("k", increment("a", 2))]);
-    let verdicts: Vec<_> = apply(&one, &[retry]).await.keyed.iter().map(|told| told.verdict).collect();
+    let verdicts: Vec<_> =
+        apply(&one, &[retry]).await.keyed.iter().map(|reported| reported.verdict).collect();
     assert_eq!(verdicts, [KeyedVerdict::Repeated, KeyedVerdict::Conflict]);
     assert_eq!(standing(&other, "a").await, (1, 1));
-    let told = fate(&other, keys[1]).await;
+    let reported = fate(&other, keys[1]).await;
     assert!(
         matches!(told, Some(ItemStatus::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&items[1]))
     );
@@ -300,7 +301,7 @@ async fn the_key_of_a_dead_letter_outlives_its_retention([one, other]: [Arc<dyn 
     let other_key = with_key("l", increment("b", 1));
     apply(&one, &[messages.of(std::slice::from_ref(&other_key))]).await;
     let year_ms = 366 * 86_400_000;
-    // Later than all that is entered here.
+    // This time is later than all that is entered here.
     let forget_before_ms = Some(one.now_ms().await.expect("a time") + 86_400_000);
     let retention = Retention {
         now_ms_max: i64::MAX,
@@ -352,7 +353,7 @@ async fn redrives_at_two_stores_at_once_apply_each_item_once(stores: [Arc<dyn St
                 applied(&redrive(&store, everything(), false).await)
             })
         });
-        // Somebody writes to the same counters meanwhile.
+        // Another writer changes the same counters meanwhile.
         let (store, again) = (Arc::clone(&stores[1]), messages.of(&items));
         let writer = tokio::spawn(async move {
             barrier.wait().await;
@@ -363,7 +364,7 @@ async fn redrives_at_two_stores_at_once_apply_each_item_once(stores: [Arc<dyn St
             done.extend(racer.await.expect("no panic"));
         }
         writer.await.expect("no panic");
-        // Rows that one held are passed over by the other: nobody waits, nothing is left.
+        // Rows that one redrive held are passed over by the other: neither waits, nothing is left.
         done.extend(applied(&redrive(&stores[0], everything(), false).await));
         done.sort_unstable();
         assert_eq!(done, keys.iter().map(|key| key.as_uuid()).collect::<Vec<_>>(), "round {round}");

@@ -1,4 +1,4 @@
-//! What both stores promise of whole messages among the dead letters.
+//! The contract of both stores on whole messages among the dead letters.
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ on_both!(
     a_page_ends_before_it_holds_too_much,
 );
 
-/// A message as it travels.
+/// Makes a message in the wire format.
 pub fn body(messages: &mut Messages, increments: &[(&str, i64)]) -> Bytes {
     let mut builder = Builder::new(messages.id(), NOON_MS + 7);
     for item in items(increments) {
@@ -41,7 +41,7 @@ pub fn read(body: &Bytes) -> Message {
     decode(body).expect("a message")
 }
 
-/// Another body under the same id.
+/// Makes another body under the same id.
 pub fn another(body: &Bytes) -> Bytes {
     String::from_utf8(body.to_vec()).expect("text").replace(":1}}", ":9}}").into()
 }
@@ -52,7 +52,7 @@ fn undecodable(body: impl Into<Bytes>) -> DeadMessage {
     DeadMessage::undecodable(body, &error)
 }
 
-/// A message as an older build sees it, that knows no such version.
+/// Makes a message as an older build sees it that does not know its version.
 pub fn too_new(body: &Bytes) -> DeadMessage {
     DeadMessage::undecodable(body.clone(), &Undecodable::Version(9))
 }
@@ -83,7 +83,7 @@ async fn a_body_that_is_no_message_is_kept_once_and_whole([one, other]: [Arc<dyn
         assert!(!first.detail.is_empty() && first.discarded_at_ms.is_none());
         let now_ms = one.now_ms().await.expect("a time");
         assert!((before_ms..=now_ms).contains(&first.accepted_at_ms));
-        // However often it comes.
+        // It may come any number of times.
         bury(&other, &dead).await;
         assert_eq!(letter(&one, id).await, Some(first));
     }
@@ -118,7 +118,7 @@ async fn a_build_that_can_read_a_message_applies_it_by_a_redrive_and_only_once(
     assert_eq!((standing(&one, "a").await, standing(&one, "b").await), ((2, 1), (3, 1)));
     assert!(matches!(fate(&one, message.item_key(1)).await, Some(ItemStatus::Applied { .. })));
     assert_eq!(letter(&one, id).await, None);
-    // From the queue, and from a build that cannot read it.
+    // It comes from the queue, and from a build that cannot read it.
     assert!(apply(&one, &[message]).await.fresh.is_empty());
     bury(&one, &too_new(&body)).await;
     assert_eq!(applied(&redrive(&other, everything(), false).await), [id]);
@@ -152,7 +152,7 @@ async fn what_still_cannot_be_read_stays_and_is_in_nobodys_way([one, other]: [Ar
     }
     good.sort_unstable();
     bad.sort_unstable();
-    // Page by page, so that what fails again is passed over.
+    // The redrive goes page by page, so that messages that fail again are passed over.
     let (mut applied_ids, mut failed_ids, mut after) = (Vec::new(), Vec::new(), None);
     loop {
         let step = Redrive { filter: everything(), after, limit: 5, dry_run: false, force: false };
@@ -197,8 +197,8 @@ async fn a_body_under_a_reused_id_is_never_applied([one, other]: [Arc<dyn Store>
     assert_eq!(letter(&one, id).await.expect("stays").item, kept.item);
 }
 
-/// An older build could not read it, and a newer one finds that its id belongs to another body: `force`
-/// must not apply it.
+/// An older build could not read it, and a newer one finds that its id belongs to another body:
+/// `force` must not apply it.
 async fn a_message_that_is_there_is_known_by_its_gravest_reason([one, other]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
     let first = body(&mut messages, &[("a", 1)]);
@@ -215,7 +215,7 @@ async fn a_message_that_is_there_is_known_by_its_gravest_reason([one, other]: [A
         bury(&one, &again).await;
         assert_eq!(letter(&one, id).await.as_ref(), Some(&after));
     }
-    // What was discarded is decided.
+    // A discarded message stays discarded.
     let discarded = body(&mut messages, &[("b", 1)]);
     let id = bury(&one, &too_new(&discarded)).await;
     assert!(one.discard(id).await.expect("is discarded"));
@@ -241,7 +241,7 @@ async fn of_a_redrive_and_a_discard_at_once_one_has_its_way(stores: [Arc<dyn Sto
     let mut messages = Messages::new();
     let mut redriven = 0;
     for round in 0..ROUNDS {
-        // A message and an item in turn.
+        // The letters are a message and an item in turn.
         let id = if round % 2 == 0 {
             bury(&stores[0], &too_new(&body(&mut messages, &[("a", 1)]))).await
         } else {

@@ -1,4 +1,4 @@
-//! What both stores promise of documents and their deletion.
+//! The contract of both stores on documents and their deletion.
 use std::sync::Arc;
 
 use shared::model::collection::Definition;
@@ -30,7 +30,7 @@ async fn stored(store: &Arc<dyn Store>, collection: &str, id: ItemKey) -> Option
     store.document(collection, id).await.expect("is read")
 }
 
-/// All documents of a collection, read in pages of that size.
+/// Reads all documents of a collection, in pages of this size.
 async fn walk(store: &Arc<dyn Store>, collection: &str, limit: u32) -> Vec<Document> {
     let mut all: Vec<Document> = Vec::new();
     loop {
@@ -77,7 +77,8 @@ async fn a_document_is_read_by_its_id_as_it_was_written([one, other]: [Arc<dyn S
     };
     assert_eq!(stored(&other, "c", id).await, Some(Stored::Document(keyed.clone())));
     assert_eq!(walk(&other, "c", 10).await, [keyed, expected]);
-    // Neither another collection, nor what is no document, nor the place of a keyed one.
+    // There is no document in another collection, under the id of another kind of item, or at the
+    // place of a keyed one.
     for (collection, id) in [("C", plain), ("", plain), ("c\0", plain), ("c", counter), ("c", place)] {
         assert_eq!(stored(&other, collection, id).await, None, "{collection} {id}");
     }
@@ -93,7 +94,7 @@ async fn pages_are_newest_first_whatever_is_deleted_meanwhile([one, other]: [Arc
     let batch: Vec<_> = (0..4)
         .map(|round| messages.of(&(0..5).map(|index| item(round * 5 + index)).collect::<Vec<Item>>()))
         .collect();
-    // Applied in another order than they were accepted in.
+    // They are applied in another order than they were accepted in.
     for index in [2, 0, 3, 1] {
         apply(&one, &[batch[index].clone(), messages.of(&[document("other", "{}")])]).await;
     }
@@ -110,7 +111,7 @@ async fn pages_are_newest_first_whatever_is_deleted_meanwhile([one, other]: [Arc
     };
     let first = page(None, 6).await;
     assert_eq!(first.len(), 6);
-    // The last of the page that was read, and some of the next, keyed and not.
+    // The ids are the last of the page that was read, and some of the next, keyed and not.
     let gone = [expected[5], expected[6], expected[8], expected[9], expected[10]];
     apply(&one, &[messages.of(&gone.map(|id| delete("c", id)))]).await;
     let next: Vec<_> = page(Some(first[5].place), 4).await.into_iter().map(|document| document.id).collect();
@@ -126,18 +127,18 @@ async fn a_delete_wins_whenever_it_comes([one, other]: [Arc<dyn Store>; 2]) {
             let item = document(round, r#"{"a":1}"#);
             if keyed { with_key(&format!("{round}-{name}"), item) } else { item }
         };
-        // Before its document, in an earlier transaction.
+        // The deletion comes before its document, in an earlier transaction.
         let late = messages.of(&[document("late")]);
         let applied = apply(&one, &[messages.of(&[delete(round, late.item_key(0))])]).await;
         assert_eq!(applied.deleted, [late.item_key(0)]);
         assert_eq!(stored(&other, round, late.item_key(0)).await, Some(Stored::Deleted));
         apply(&other, std::slice::from_ref(&late)).await;
-        // After it.
+        // The deletion comes after it.
         let early = messages.of(&[document("early")]);
         apply(&other, std::slice::from_ref(&early)).await;
         let erase = messages.of(&[delete(round, early.item_key(0))]);
         assert_eq!(apply(&one, std::slice::from_ref(&erase)).await.deleted, [early.item_key(0)]);
-        // In one transaction, before and after, and twice.
+        // Deletions come in one transaction, before and after, and twice.
         let both = [messages.of(&[document("x"), document("y")]), messages.of(&[document("stays")])];
         let [x, y] = [both[0].item_key(0), both[0].item_key(1)];
         let erasing = [messages.of(&[delete(round, x)]), messages.of(&[delete(round, y), delete(round, x)])];
@@ -175,7 +176,7 @@ async fn a_delete_that_names_another_collection_leaves_no_trace([one, other]: [A
     let mut messages = Messages::new();
     let sent = messages.of(&[document("a", "{}"), with_key("elsewhere", document("a", "{}"))]);
     let ids = [sent.item_key(0), sent.item_key(1)];
-    // In the same transaction, and in a later one; repeated, and beside one that is deleted.
+    // Deletions come in the same transaction and in a later one, repeated, and beside one that was deleted.
     let early = messages.of(&ids.map(|id| delete("b", id)));
     apply(&one, &[early, sent]).await;
     for _ in 0..2 {
@@ -191,7 +192,7 @@ async fn a_delete_that_names_another_collection_leaves_no_trace([one, other]: [A
         assert_eq!(stored(&other, "a", id).await, Some(Stored::Deleted), "{id}");
         assert_eq!(stored(&other, "b", id).await, None, "{id}");
     }
-    // What was set aside may be redriven, so its deletion stays, also in one transaction.
+    // A dead-lettered document may be redriven, so its deletion stays, also in one transaction.
     let schema = Definition { schema: Some(r#"{"required":["n"]}"#.into()), ..Definition::default() };
     one.define("strict", schema).await.expect("is defined");
     let bad = messages.of(&[document("strict", "{}"), with_key("bad", document("strict", "{}"))]);
@@ -243,7 +244,7 @@ async fn documents_and_their_deletes_at_two_stores_at_once_end_deleted(stores: [
     }
 }
 
-/// Takes objects that have a member `a`.
+/// Makes a definition that takes objects with a member `a`.
 fn strict() -> Definition {
     let schema = Some(r#"{"type":"object","required":["a"]}"#.into());
     Definition { schema, ..Definition::default() }
@@ -254,7 +255,7 @@ async fn a_document_that_was_checked_by_the_stored_definition_is_not_checked_aga
 ) {
     let mut messages = Messages::new();
     let version = one.define("c", strict()).await.expect("is defined").version;
-    // Against the rules, so that it can be told whether it was checked.
+    // The document is against the rules, which shows whether it was checked.
     let sent = messages.of(&[checked_document("c", Some(version), r#"{"b":1}"#)]);
     let applied = apply(&other, std::slice::from_ref(&sent)).await;
     assert!(applied.set_aside.is_empty());
@@ -267,7 +268,7 @@ async fn a_document_that_does_not_hold_the_schema_is_set_aside([one, other]: [Ar
     let early = messages.of(&[document("c", "{}")]);
     apply(&one, std::slice::from_ref(&early)).await;
     let version = one.define("c", strict()).await.expect("is defined").version;
-    // Nobody checked it, or by another version.
+    // These were not checked, or by another version.
     let bad = [None, Some(version - 1), Some(version + 1)].map(|v| checked_document("c", v, r#"{"b":1}"#));
     let keyed = with_key("k", document("c", r#"{"b":2}"#));
     let items = [&bad[..], &[keyed.clone(), good, document("free", "{}")]].concat();
@@ -285,7 +286,7 @@ async fn a_document_that_does_not_hold_the_schema_is_set_aside([one, other]: [Ar
     }
     assert_eq!(ids(&one, "c").await, [sent.item_key(4), early.item_key(0)]);
     assert_eq!(ids(&one, "free").await, [sent.item_key(5)]);
-    // Another definition, known at once to every store.
+    // The new definition is known at once to every store.
     one.define("c", Definition::default()).await.expect("is removed");
     let sent = messages.of(&[bad[1].clone(), keyed]);
     let applied = apply(&other, std::slice::from_ref(&sent)).await;
@@ -295,8 +296,8 @@ async fn a_document_that_does_not_hold_the_schema_is_set_aside([one, other]: [Ar
     assert_eq!(ids(&one, "c").await.len(), 3);
 }
 
-/// As another build may store one: what this one cannot use concerns the documents of that
-/// collection, not the counters beside them.
+/// Another build may store such a definition. It affects the documents of that collection, not the
+/// counters beside them.
 async fn a_definition_that_cannot_be_used_stops_nothing_else([one, other]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
     let before = messages.of(&[document("c", r#"{"f":"x"}"#), document("c", r#"{"f":"x"}"#)]);
@@ -320,7 +321,7 @@ async fn a_definition_that_cannot_be_used_stops_nothing_else([one, other]: [Arc<
     let told = fate(&one, sent.item_key(1)).await;
     assert!(matches!(told, Some(ItemStatus::Failed { reason, .. }) if reason == "definition_unusable"));
     assert_eq!(applied.counters.len(), 1);
-    // Whoever can use it checked the one that names its version.
+    // A build that can use it has checked the one that names its version.
     assert_eq!(ids(&one, "c").await, [sent.item_key(3), before.item_key(1)]);
     assert_eq!(ids(&one, "free").await, [sent.item_key(4)]);
     while one.index_page("c").await.expect("is indexed") {}
@@ -333,7 +334,7 @@ async fn documents_whose_check_costs_too_much_are_set_aside_alone([one, other]: 
     let dear = |number| document("c", &format!(r#"{{"log":"{letters}","n":{number}}}"#));
     let schema = Some(r#"{"properties":{"log":{"pattern":"a[ab]{9000}c"}}}"#.into());
     one.define("c", Definition { schema, ..Definition::default() }).await.expect("is defined");
-    // More than a batch has time for: the last of them are not even begun.
+    // The documents take more time than a batch has: the last of them are not even begun.
     let mut items: Vec<Item> = (0..15).map(dear).collect();
     items.extend([document("c", r#"{"n":1}"#), document("free", "{}"), increment("a", 1)]);
     items.rotate_right(3);

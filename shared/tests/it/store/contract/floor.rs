@@ -1,4 +1,4 @@
-//! What both stores promise of messages that are older than what the ledger remembers.
+//! The contract of both stores on messages that are older than the records of the ledger.
 use std::sync::Arc;
 
 use shared::model::dead_letter::{
@@ -45,7 +45,7 @@ fn reason(fate: Option<ItemStatus>) -> String {
     }
 }
 
-/// Everything, or only what has this id.
+/// Redrives everything, or only the letter with this id.
 async fn redrive(store: &Arc<dyn Store>, id: Option<ItemKey>, dry_run: bool, force: bool) -> Vec<Redriven> {
     let filter = DeadLetterFilter { id: id.map(ItemKey::as_uuid), ..DeadLetterFilter::default() };
     let asked = Redrive { filter, after: None, limit: 100, dry_run, force };
@@ -56,7 +56,7 @@ async fn letter(store: &Arc<dyn Store>, id: ItemKey) -> Option<DeadLetter> {
     store.dead_letter(id.as_uuid()).await.expect("is read")
 }
 
-/// As a build gets it that cannot read its items.
+/// Turns a message into the form that a build gets that cannot read its items.
 fn unread(mut message: Message) -> Message {
     for entry in &mut message.entries {
         let Entry::Item(item) = &*entry else { panic!("{entry:?}") };
@@ -82,7 +82,7 @@ async fn what_was_forgotten_is_told_at_every_store_and_never_applied_again(
         assert!(is_applied(fate(store, new.item_key(0)).await.as_ref()));
         assert_eq!(fate(store, coming.item_key(0)).await, None);
     }
-    // Beside one that is new, and another time.
+    // It comes beside a new one, and at another time.
     let applied = apply(&one, &[old.clone(), coming.clone(), new.clone()]).await;
     let aside: Vec<_> = applied.set_aside.iter().map(|aside| (aside.item, aside.reason)).collect();
     assert_eq!(aside, [0, 1].map(|index| (old.item_key(index), Reason::TooOld)));
@@ -106,15 +106,18 @@ async fn a_message_that_never_came_is_set_aside_when_it_is_too_old_and_applied_b
     let before = letter(&one, late.item_key(0)).await.expect("is set aside");
     assert_eq!((&*before.reason, before.accepted_at_ms), ("too_old", NOON_MS + 7));
     for dry_run in [true, false] {
-        let told = redrive(&one, None, dry_run, false).await;
-        assert_eq!(told.len(), 2);
-        assert!(told.iter().all(|told| told.outcome == RedriveOutcome::NeedsForce), "{told:?}");
+        let reported = redrive(&one, None, dry_run, false).await;
+        assert_eq!(reported.len(), 2);
+        assert!(
+            reported.iter().all(|reported| reported.outcome == RedriveOutcome::NeedsForce),
+            "{reported:?}"
+        );
     }
     assert_eq!(letter(&other, late.item_key(0)).await, Some(before));
     assert_eq!(standing(&one, "a").await, (0, 0));
-    let told = redrive(&one, None, true, true).await;
-    assert!(told.iter().all(|told| told.outcome == RedriveOutcome::Applied), "{told:?}");
-    assert_eq!(redrive(&other, None, false, true).await, told);
+    let reported = redrive(&one, None, true, true).await;
+    assert!(reported.iter().all(|reported| reported.outcome == RedriveOutcome::Applied), "{reported:?}");
+    assert_eq!(redrive(&other, None, false, true).await, reported);
     assert_eq!(standing(&one, "a").await, (1, 1));
     let stored = one.document("c", late.item_key(1)).await.expect("is read");
     assert!(matches!(stored, Some(Stored::Document(_))), "{stored:?}");
@@ -128,8 +131,8 @@ async fn a_buried_message_that_is_too_old_is_applied_by_force_only([one, other]:
     forget(&one, NOON_MS + 2 * DAY_MS).await;
     let before = one.dead_letter(id).await.expect("is read");
     for dry_run in [true, false] {
-        let told = redrive(&other, None, dry_run, false).await;
-        assert_eq!(told, [Redriven { id, outcome: RedriveOutcome::NeedsForce }]);
+        let reported = redrive(&other, None, dry_run, false).await;
+        assert_eq!(reported, [Redriven { id, outcome: RedriveOutcome::NeedsForce }]);
     }
     assert_eq!(one.dead_letter(id).await.expect("is read"), before);
     assert_eq!(
@@ -139,8 +142,8 @@ async fn a_buried_message_that_is_too_old_is_applied_by_force_only([one, other]:
     );
     for dry_run in [true, false] {
         assert_eq!(standing(&one, "a").await, (0, 0));
-        let told = redrive(&other, None, dry_run, true).await;
-        assert_eq!(told, [Redriven { id, outcome: RedriveOutcome::Applied }]);
+        let reported = redrive(&other, None, dry_run, true).await;
+        assert_eq!(reported, [Redriven { id, outcome: RedriveOutcome::Applied }]);
     }
     assert_eq!((standing(&one, "a").await, standing(&one, "b").await), ((1, 1), (2, 1)));
     assert_eq!(
@@ -153,7 +156,7 @@ async fn a_buried_message_that_is_too_old_is_applied_by_force_only([one, other]:
     assert_eq!(standing(&one, "a").await, (1, 1));
 }
 
-/// Nobody can compare it any more with the one that was applied.
+/// It cannot be compared any more with the one that was applied.
 async fn a_body_under_a_reused_id_stays_when_the_original_is_forgotten([one, other]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
     let first = body(&mut messages, &[("a", 1)]);
@@ -168,9 +171,9 @@ async fn a_body_under_a_reused_id_stays_when_the_original_is_forgotten([one, oth
         let only = DeadLetterFilter { id: Some(id), ..DeadLetterFilter::default() };
         for (dry_run, force) in [(true, false), (false, false), (true, true), (false, true)] {
             let asked = Redrive { filter: only.clone(), after: None, limit: 9, dry_run, force };
-            let told = other.redrive(asked).await.expect("is redriven").items;
-            let [Redriven { outcome: RedriveOutcome::FailedAgain { reason, .. }, .. }] = &told[..] else {
-                panic!("{told:?}")
+            let reported = other.redrive(asked).await.expect("is redriven").items;
+            let [Redriven { outcome: RedriveOutcome::FailedAgain { reason, .. }, .. }] = &reported[..] else {
+                panic!("{reported:?}")
             };
             assert_eq!(reason, "digest_mismatch");
         }
@@ -178,7 +181,7 @@ async fn a_body_under_a_reused_id_stays_when_the_original_is_forgotten([one, oth
         assert_eq!((&after.reason, &after.item), (&before.reason, &before.item));
     };
     stays().await;
-    // Nor when the queue brought it again, and the ledger knows no other body by now.
+    // Nor is it when the queue brought it again, and the ledger knows no other body by now.
     assert_eq!(apply(&one, &[read(&reused)]).await.set_aside.len(), 1);
     stays().await;
     assert_eq!(standing(&one, "a").await, (1, 1));
@@ -190,17 +193,17 @@ async fn a_key_tells_what_the_ledger_has_forgotten([one, other]: [Arc<dyn Store>
     let old = messages.of(&[known.clone(), with_key("lost", increment("a", 10)), increment("a", 100)]);
     let other_payload = with_key("known", increment("a", 2));
     let early = Messages::new().at(NOON_MS - 5, &[with_key("early", increment("b", 1)), other_payload]);
-    // Entered now, so that nothing of the days of these messages takes the keys.
+    // This is entered now, so that nothing of the days of these messages takes the keys.
     apply(&one, &[messages.of(&[known])]).await;
     apply(&one, &[messages.of(&[increment("z", 1)])]).await;
     forget(&one, NOON_MS + 2 * DAY_MS).await;
     let applied = apply(&other, &[early.clone(), old.clone()]).await;
-    let told: Vec<_> = applied.keyed.iter().map(|told| (told.item, told.verdict)).collect();
+    let reported: Vec<_> = applied.keyed.iter().map(|reported| (reported.item, reported.verdict)).collect();
     let expected = [
         (early.item_key(1), shared::model::outcome::KeyedVerdict::Conflict),
         (old.item_key(0), shared::model::outcome::KeyedVerdict::Repeated),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(reported, expected);
     assert_eq!(applied.set_aside.len(), 3);
     assert!(is_applied(fate(&one, identity(Kind::Increment, "known", 0)).await.as_ref()));
     assert_eq!(reason(fate(&one, identity(Kind::Increment, "lost", 0)).await), "too_old");
@@ -223,8 +226,8 @@ async fn a_dead_letter_is_applied_once_after_its_message_was_forgotten([one, oth
         "counter_overflow",
         "a dead letter stays until it is decided"
     );
-    let told = redrive(&other, Some(item), false, false).await;
-    assert_eq!(told, [Redriven { id: item.as_uuid(), outcome: RedriveOutcome::Applied }]);
+    let reported = redrive(&other, Some(item), false, false).await;
+    assert_eq!(reported, [Redriven { id: item.as_uuid(), outcome: RedriveOutcome::Applied }]);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 7, 3));
     assert_eq!(redrive(&one, Some(item), false, true).await, []);
     assert_eq!(fate(&one, item).await, Some(ItemStatus::Forgotten));
@@ -233,7 +236,7 @@ async fn a_dead_letter_is_applied_once_after_its_message_was_forgotten([one, oth
     assert_eq!(standing(&one, "a").await, (i64::MAX - 7, 3));
 }
 
-/// It was ahead for so long that days of the time to come were forgotten, and then it was put right.
+/// The clock was ahead for so long that days in the future were removed, and then it was put right.
 async fn a_floor_that_lies_ahead_of_the_clock_is_known_to_who_issues_ids([one, other]: [Arc<dyn Store>; 2]) {
     assert_eq!(other.floor_ms().await.expect("is read"), 0);
     let ahead = Messages::new().at(NOON_MS + 30 * DAY_MS, &[increment("a", 1)]);
@@ -246,13 +249,13 @@ async fn a_floor_that_lies_ahead_of_the_clock_is_known_to_who_issues_ids([one, o
     assert_eq!(apply(&one, &[write()]).await.set_aside[0].reason, Reason::TooOld);
     floor.raise(other.floor_ms().await.expect("is read"));
     assert_eq!(apply(&one, &[write()]).await.set_aside, []);
-    // What was issued so is not forgotten before its time.
+    // A write with such an id is not removed before its time.
     forget(&other, NOON_MS + 2 * DAY_MS).await;
     assert_eq!(apply(&other, &[write()]).await.set_aside, []);
     assert_eq!((standing(&one, "a").await, other.floor_ms().await.ok()), ((21, 3), Some(ahead.id.time_ms())));
 }
 
-/// All of a month that never was is forgotten, and nothing that came afterwards at its own time.
+/// A whole month that never was is removed, and nothing that came afterwards at its own time.
 async fn a_clock_that_was_ahead_makes_nothing_too_old_that_comes_after_it([one, other]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
     let before = messages.of(&[increment("a", 1)]);
@@ -275,16 +278,16 @@ async fn a_replica_that_is_two_days_behind_is_applied_until_its_days_are_forgott
         let late = behind.at(at_ms - 2 * DAY_MS, &[increment("a", 1)]);
         let applied = apply(&one, &[late, on_time.at(at_ms, &[increment("a", 1)])]).await;
         assert!(applied.set_aside.is_empty());
-        // What consumers hold and may be given is as old as what that replica sends.
+        // Messages that consumers hold, and may still get, are as old as those that this replica sends.
         forget(&other, at_ms - 3 * DAY_MS).await;
     }
     let next = behind.at(NOON_MS - 2 * DAY_MS + 4 * 3_600_000, &[increment("a", 1)]);
     let mut never_seen = Messages::new();
     let unseen = never_seen.at(NOON_MS - 2 * DAY_MS, &[increment("a", 1)]);
-    // It was thought to be gone.
+    // The replica of this message was thought to be gone.
     forget(&other, NOON_MS).await;
     assert_eq!(apply(&one, &[unseen]).await.set_aside.len(), 1);
-    // Of its later messages no row can have been dropped.
+    // No row of its later messages can have been dropped.
     assert!(apply(&one, &[next]).await.set_aside.is_empty());
     assert_eq!(standing(&other, "a").await, (7, 7));
 }
@@ -295,7 +298,7 @@ async fn the_floor_never_goes_back([one, other]: [Arc<dyn Store>; 2]) {
     let last = messages.at(NOON_MS + 9, &[increment("a", 1)]);
     apply(&one, &[first.clone(), last.clone()]).await;
     forget(&one, NOON_MS + 2 * DAY_MS).await;
-    // An older row than the last that was dropped is dropped later.
+    // A row older than the last one that was dropped is dropped later.
     apply(&one, std::slice::from_ref(&first)).await;
     forget(&other, NOON_MS + 2 * DAY_MS).await;
     forget(&other, 0).await;
@@ -313,7 +316,7 @@ async fn a_tombstone_goes_with_the_ledger_unless_a_dead_letter_has_its_id([one, 
     let kept = [aside.item_key(0), aside.item_key(1)];
     let deletes: Vec<_> = gone.into_iter().chain(kept).map(|document| delete("c", document)).collect();
     apply(&one, &[messages.at(NOON_MS + 1_000, &deletes)]).await;
-    // Deleted long after it came.
+    // It is deleted long after it came.
     let lately = plain.item_key(2);
     apply(&one, &[messages.at(NOON_MS + 10_000, &[increment("a", 1)])]).await;
     apply(&one, &[messages.at(NOON_MS + 3 * DAY_MS, &[delete("c", lately)])]).await;
@@ -331,7 +334,7 @@ async fn a_tombstone_goes_with_the_ledger_unless_a_dead_letter_has_its_id([one, 
     for id in kept.into_iter().chain([lately]) {
         assert_eq!(stored(id).await, Some(Stored::Deleted), "{id}");
     }
-    // The inserts once more: by the queue, and by a redrive.
+    // The inserts come once more: by the queue, and by a redrive.
     apply(&one, &[plain]).await;
     for id in kept {
         assert_eq!(redrive(&one, Some(id), false, false).await[0].outcome, RedriveOutcome::Applied);
@@ -365,7 +368,7 @@ async fn a_discarded_dead_letter_goes_after_its_time_and_not_before_its_message(
         let retention = Retention { forget_before_ms: Some(before_ms), discarded_ms, ..LONG };
         housekeep_all(&other, retention).await;
     };
-    // Its message may still come; or its time is not over.
+    // Its message may still come, or its time is not over.
     until(NOON_MS - 2 * DAY_MS, -DAY_MS).await;
     until(NOON_MS + 2 * DAY_MS, DAY_MS).await;
     for id in discarded {
@@ -394,7 +397,7 @@ async fn what_consumers_hold_is_told_to_the_others([one, other]: [Arc<dyn Store>
     let [first] = held.others[..] else { panic!("{held:?}") };
     assert_eq!(first.hold, ConsumerWatermark { consumer: u64::MAX, oldest_ms: NOON_MS });
     assert!((before_ms..=held.now_ms).contains(&first.told_at_ms), "{held:?}");
-    // It told something since, if only a millisecond later: it is not silent.
+    // It has reported since, if only a millisecond later: it is not silent.
     while one.now_ms().await.expect("a time") <= first.told_at_ms {}
     tell(&one, u64::MAX, NOON_MS + 2, &[]).await;
     tell(&other, 7, NOON_MS + 1, &[first]).await;

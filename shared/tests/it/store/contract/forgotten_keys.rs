@@ -1,5 +1,5 @@
-//! What both stores promise of when a key is forgotten: not before nothing can come under it that would
-//! take effect once more.
+//! The contract of both stores on the removal of keys: a key stays until nothing can come under it
+//! that would take effect once more.
 use std::sync::Arc;
 
 use shared::model::collection::Definition;
@@ -41,19 +41,20 @@ async fn verdict(store: &Arc<dyn Store>, message: Message) -> KeyedVerdict {
     apply(store, &[message]).await.keyed[0].verdict
 }
 
-/// A message that only a newer build reads.
-async fn bury_unread(store: &Arc<dyn Store>, messages: &mut Messages, at_ms: i64, items: &[Item]) {
+/// Dead-letters a message that only a newer build reads.
+async fn dead_letter_unread(store: &Arc<dyn Store>, messages: &mut Messages, at_ms: i64, items: &[Item]) {
     let body = messages.body_at(at_ms, items);
     bury(store, &DeadMessage::undecodable(body, &Undecodable::Version(9))).await;
 }
 
-/// Its age does not count from when the item was set aside: the client may not know of it yet.
+/// Its age does not count from the time at which the item was dead-lettered: the client may not
+/// know of it yet.
 async fn a_key_lives_for_its_retention_after_the_redrive([one, other]: [Arc<dyn Store>; 2]) {
     let now_ms = one.now_ms().await.expect("a time");
     let mut messages = above_the_floor(&one, now_ms).await;
     let item = with_key("k", increment("a", 1));
     set_aside(&one, &mut messages, std::slice::from_ref(&item)).await;
-    // Later than what was set aside, and earlier than the redrive.
+    // This time is later than the dead-lettering, and earlier than the redrive.
     let between_ms = next_ms(&one).await;
     next_ms(&one).await;
     assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1);
@@ -63,7 +64,7 @@ async fn a_key_lives_for_its_retention_after_the_redrive([one, other]: [Arc<dyn 
     assert_eq!(standing(&one, "a").await, (1, 1), "by the redrive alone");
 }
 
-/// However short the retention of what was discarded is.
+/// The key does not depend on the retention of discarded letters, however short that is.
 async fn a_key_lives_for_its_retention_after_the_discard([one, other]: [Arc<dyn Store>; 2]) {
     let now_ms = one.now_ms().await.expect("a time");
     let mut messages = above_the_floor(&one, now_ms).await;
@@ -79,7 +80,7 @@ async fn a_key_lives_for_its_retention_after_the_discard([one, other]: [Arc<dyn 
     housekeep_all(&other, long).await;
     assert_eq!(verdict(&one, messages.of(std::slice::from_ref(&item))).await, KeyedVerdict::Repeated);
     assert_eq!(standing(&one, "a").await, (0, 0), "it is never applied");
-    // From here on it is a new one.
+    // From here on it is a new key.
     housekeep_all(&other, at_once(now_ms + DAY_MS)).await;
     assert_eq!(verdict(&one, messages.of(&[item])).await, KeyedVerdict::Applied);
 }
@@ -92,7 +93,7 @@ async fn a_key_stays_until_the_floor_guards_what_waits_among_the_dead_letters(
     let mut messages = Messages::new();
     let item = with_key("k", increment("a", 1));
     apply(&one, &[messages.at(now_ms, &[increment("first", 1)])]).await;
-    bury_unread(&one, &mut messages, now_ms, std::slice::from_ref(&item)).await;
+    dead_letter_unread(&one, &mut messages, now_ms, std::slice::from_ref(&item)).await;
     apply(&one, &[messages.at(now_ms, &[item])]).await;
     let behind = Retention { forget_before_ms: Some(next_ms(&one).await), rows_max: 1, ..LONG };
     one.housekeep(behind).await.expect("is kept");
@@ -100,25 +101,26 @@ async fn a_key_stays_until_the_floor_guards_what_waits_among_the_dead_letters(
     assert_eq!(standing(&one, "a").await, (1, 1));
 }
 
-/// One that came within the time for which keys are promised, which may be on another day.
+/// It came within the time for which keys are promised, which may be on another day.
 async fn a_retry_among_the_dead_letters_is_guarded_as_long_as_any([one, other]: [Arc<dyn Store>; 2]) {
     let now_ms = one.now_ms().await.expect("a time");
     let mut messages = Messages::new();
     let item = with_key("k", increment("a", 1));
     apply(&one, &[messages.of(std::slice::from_ref(&item))]).await;
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
-    bury_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, std::slice::from_ref(&item)).await;
+    dead_letter_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, std::slice::from_ref(&item)).await;
     let kept = |before_ms| Retention { remembered_ms: 2 * DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
     housekeep_all(&one, kept(now_ms + 2 * DAY_MS)).await;
     assert_eq!(applied(&redrive(&other, everything(), false).await).len(), 1, "it is not too old");
     assert_eq!(standing(&one, "a").await, (1, 1));
-    // Once the floor is as far, its message would be too old.
+    // Once the floor is that far, its message would be too old.
     apply(&one, &[messages.at(now_ms + 4 * DAY_MS, &[increment("passing", 1)])]).await;
     housekeep_all(&one, kept(now_ms + 6 * DAY_MS)).await;
     assert!(!is_applied(&one, "k").await);
 }
 
-/// Where clocks were ahead for days the floor is, too, and ids stay above it while requests tell the time.
+/// The floor is ahead where clocks were ahead for days, and ids stay above it while requests have
+/// the true time.
 async fn a_retry_whose_id_is_ahead_of_its_request_is_guarded_by_when_it_was_accepted(
     [one, other]: [Arc<dyn Store>; 2],
 ) {
@@ -126,7 +128,7 @@ async fn a_retry_whose_id_is_ahead_of_its_request_is_guarded_by_when_it_was_acce
     let mut messages = above_the_floor(&one, now_ms).await;
     let item = with_key("k", increment("a", 1));
     apply(&one, &[messages.at(now_ms, std::slice::from_ref(&item))]).await;
-    bury_unread(&one, &mut messages, now_ms, &[item]).await;
+    dead_letter_unread(&one, &mut messages, now_ms, &[item]).await;
     forget(&one, now_ms + DAY_MS).await;
     assert!(!is_applied(&one, "k").await);
     let redriven = redrive(&other, everything(), false).await;
@@ -143,7 +145,7 @@ async fn a_deleted_document_stays_deleted_beside_a_retry_among_the_dead_letters(
     let id = identity(Kind::Document, "k", 0);
     apply(&one, &[messages.of(std::slice::from_ref(&item)), messages.of(&[delete("c", id)])]).await;
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
-    bury_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, &[item]).await;
+    dead_letter_unread(&one, &mut messages, now_ms + DAY_MS + 1_000, &[item]).await;
     // It was deleted long ago, by the time of its message.
     let remembered_ms = now_ms - crate::store::NOON_MS + 2 * DAY_MS;
     let kept = Retention { remembered_ms, forget_before_ms: Some(now_ms + 2 * DAY_MS), ..LONG };
@@ -164,7 +166,7 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
     let id = identity(Kind::Document, "k", 0);
     let first = messages.at(now_ms - 2 * DAY_MS, &[item.clone(), document("brief", "{}")]);
     apply(&one, std::slice::from_ref(&first)).await;
-    // Before anything may be forgotten, and after the ledger row was.
+    // This holds before anything may be removed, and after the ledger row was.
     housekeep_all(&other, LONG).await;
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
     let kept = |before_ms| Retention { remembered_ms: 2 * DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
@@ -180,7 +182,7 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
         assert_eq!(one.documents(page).await.expect("is read").documents, []);
         housekeep_all(&other, kept(now_ms + 2 * DAY_MS)).await;
     }
-    // From here on it is a new one, and the message that brought it is known to be forgotten.
+    // From here on it is a new one, and the message that brought it is known to be removed.
     apply(&one, &[messages.at(now_ms + 4 * DAY_MS, &[increment("passing", 1)])]).await;
     housekeep_all(&one, kept(now_ms + 6 * DAY_MS)).await;
     assert_eq!(other.document("brief", id).await.expect("is read"), None);
@@ -190,7 +192,7 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
     assert_eq!(verdict(&one, messages.of(&[item])).await, KeyedVerdict::Applied);
 }
 
-/// Both waited for the store for days.
+/// Document and deletion waited for the store for days.
 async fn a_tombstone_stays_while_a_key_is_promised_that_was_entered_after_the_delete(
     [one, other]: [Arc<dyn Store>; 2],
 ) {
@@ -212,7 +214,7 @@ async fn a_tombstone_stays_while_a_key_is_promised_that_was_entered_after_the_de
     assert_eq!(fate(&one, id).await, None);
 }
 
-/// The store's clock was behind when the key was entered: its message tells a later time.
+/// The store's clock was behind when the key was entered: its message has a later time.
 async fn a_key_that_a_clock_behind_entered_lives_as_long_as_any([one, other]: [Arc<dyn Store>; 2]) {
     let now_ms = one.now_ms().await.expect("a time");
     above_the_floor(&one, now_ms).await;
@@ -226,7 +228,7 @@ async fn a_key_that_a_clock_behind_entered_lives_as_long_as_any([one, other]: [A
     assert_eq!(verdict(&other, messages.of(&[item])).await, KeyedVerdict::Applied);
 }
 
-/// Those that dead letters hold back are many where many items were set aside.
+/// Keys that dead letters hold back are many where many items were dead-lettered.
 async fn pruning_looks_at_so_many_keys_at_a_time_and_at_none_twice([one, _]: [Arc<dyn Store>; 2]) {
     let now_ms = one.now_ms().await.expect("a time");
     let mut messages = above_the_floor(&one, now_ms).await;
@@ -248,7 +250,7 @@ async fn pruning_looks_at_so_many_keys_at_a_time_and_at_none_twice([one, _]: [Ar
     apply(&one, &[messages.of(&[keyed("later")])]).await;
     assert_eq!(housekeep().await, (1, false));
     assert!(!is_applied(&one, "later").await && !is_applied(&one, "free0").await);
-    // What was redriven is as old as that, and is met behind those.
+    // The redriven keys are as old as their redrive, and come behind those.
     let redriven = redrive(&one, everything(), false).await.len();
     assert_eq!(redriven, 30);
     housekeep_all(&one, few).await;

@@ -1,4 +1,4 @@
-//! What both stores promise of what they delete by themselves.
+//! The contract of both stores on deletions without a request.
 use std::sync::Arc;
 
 use shared::model::collection::{Definition, index_text};
@@ -24,7 +24,7 @@ on_both!(
 
 pub const DAY_MS: i64 = 24 * 3_600_000;
 
-/// Keeps everything that these tests make.
+/// Retention that keeps everything that these tests make.
 pub const LONG: Retention = Retention {
     now_ms_max: i64::MAX,
     points_ms: 90 * DAY_MS,
@@ -40,7 +40,7 @@ async fn housekeep(store: &Arc<dyn Store>, retention: Retention) -> Housekept {
     store.housekeep(retention).await.expect("is kept")
 }
 
-/// Until there is no more; how often there was.
+/// Runs housekeeping until nothing is left to do; returns how often there was something.
 pub async fn housekeep_all(store: &Arc<dyn Store>, retention: Retention) -> u32 {
     let mut times = 0;
     while housekeep(store, retention).await.more {
@@ -50,7 +50,7 @@ pub async fn housekeep_all(store: &Arc<dyn Store>, retention: Retention) -> u32 
     times
 }
 
-/// Raises the floor above everything that is entered today, and gives messages that lie above it.
+/// Raises the floor above everything that is entered today, and returns messages that lie above it.
 pub async fn above_the_floor(store: &Arc<dyn Store>, now_ms: i64) -> Messages {
     apply(store, &[Messages::new().at(now_ms + 2 * DAY_MS, &[increment("passing", 1)])]).await;
     housekeep_all(store, Retention { forget_before_ms: Some(now_ms + 4 * DAY_MS), ..LONG }).await;
@@ -59,7 +59,7 @@ pub async fn above_the_floor(store: &Arc<dyn Store>, now_ms: i64) -> Messages {
     messages
 }
 
-/// A time of the store's clock that is later than everything before the call.
+/// Returns a time of the store's clock that is later than everything before the call.
 pub async fn next_ms(store: &Arc<dyn Store>) -> i64 {
     let before_ms = store.now_ms().await.expect("a time");
     loop {
@@ -88,7 +88,7 @@ async fn a_key_is_free_again_after_its_retention([one, other]: [Arc<dyn Store>; 
     let again = apply(&one, &[messages.of(&items)]).await;
     assert!(again.keyed.iter().all(|outcome| outcome.verdict == KeyedVerdict::Repeated));
     while one.now_ms().await.expect("a time") <= applied.committed_at_ms {}
-    // So many at a time.
+    // The number at a time is limited.
     let now_ms = one.now_ms().await.expect("a time");
     let early = Retention { forget_before_ms: Some(applied.committed_at_ms - 60_000), ..LONG };
     assert_eq!(housekeep(&other, early).await, Housekept::default());
@@ -103,8 +103,8 @@ async fn a_key_is_free_again_after_its_retention([one, other]: [Arc<dyn Store>; 
     assert_eq!(standing(&one, "a").await, (50, 50));
 }
 
-/// A client that sends again after a long time is told "applied" of a document that is there, and
-/// of one that was deleted; and is not told it of one that retention took.
+/// A client that sends again after a long time gets "applied" for a document that is there, and for
+/// one that was deleted, but not for one that retention took.
 async fn a_key_of_a_document_lives_as_long_as_its_document([one, other]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
     let now_ms = one.now_ms().await.expect("a time");
@@ -113,7 +113,7 @@ async fn a_key_of_a_document_lives_as_long_as_its_document([one, other]: [Arc<dy
     let keyed = |key: &str, collection: &str| with_key(key, document(collection, "{}"));
     let items = [keyed("stays", "c"), keyed("deleted", "c"), keyed("goes", "bounded")];
     apply(&one, &[messages.at(now_ms - 11 * DAY_MS, &items)]).await;
-    // Keys of before may be forgotten.
+    // Earlier keys may be removed after this.
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
     // Its tombstone stays.
     let erase = [delete("c", identity(Kind::Document, "deleted", 0))];
@@ -171,7 +171,7 @@ async fn documents_go_after_their_retention_with_their_fields([one, other]: [Arc
     let new = messages.at(now_ms - 9 * DAY_MS, &items("new"));
     apply(&one, &[old.clone(), new.clone(), messages.at(now_ms, &[delete("bounded", old.item_key(0))])])
         .await;
-    // Never defined, or defined no more: for ever.
+    // The collection is never defined, or defined no more: its documents stay for ever.
     let strangers = messages.at(now_ms, &[document("stranger", data)]);
     apply(&one, std::slice::from_ref(&strangers)).await;
     let few = Retention { rows_max: 4, ..LONG };
@@ -187,7 +187,7 @@ async fn documents_go_after_their_retention_with_their_fields([one, other]: [Arc
     assert_eq!(listed(&one, "forever", Some("x")).await, forever);
     assert_eq!(listed(&one, "stranger", None).await, [strangers.item_key(0)]);
     assert_eq!(one.document("bounded", old.item_key(1)).await.expect("is read"), None);
-    // A shorter one counts from now on; none keeps what is left.
+    // A shorter retention counts from now on; without one the rest is kept.
     one.define("bounded", Definition::default()).await.expect("is removed");
     housekeep_all(&one, LONG).await;
     assert_eq!(listed(&one, "bounded", None).await.len(), 9);
@@ -228,7 +228,7 @@ async fn rollups_go_after_the_retention_of_their_resolution([one, other]: [Arc<d
         rows_max: 1,
         ..LONG
     };
-    // Where another clock says that it is earlier than the store's does.
+    // Another clock shows an earlier time than the store's does.
     housekeep_all(&one, Retention { now_ms_max: days_ago[0], ..retention }).await;
     for resolution in Resolution::ALL {
         assert_eq!(periods(&other, resolution).await, all(resolution, 4), "{resolution:?}");
@@ -240,7 +240,7 @@ async fn rollups_go_after_the_retention_of_their_resolution([one, other]: [Arc<d
     assert_eq!(periods(&other, Resolution::Hour).await, all(Resolution::Hour, 3));
     assert_eq!(periods(&other, Resolution::Day).await, all(Resolution::Day, 4));
     assert_eq!(housekeep(&one, retention).await, Housekept::default());
-    // Points that are accepted where everything old was deleted find what they need.
+    // Points that are accepted for a time when everything old was deleted find their tables.
     let late = days_ago[0];
     apply(&other, &[Messages::new().at(late, &[point("a", late, 1.0)])]).await;
     assert_eq!(periods(&one, Resolution::Day).await, all(Resolution::Day, 4));
@@ -248,7 +248,7 @@ async fn rollups_go_after_the_retention_of_their_resolution([one, other]: [Arc<d
 }
 
 async fn housekeeping_where_nothing_is_old_changes_nothing([one, other]: [Arc<dyn Store>; 2]) {
-    // Makes partitions ahead, where there are any.
+    // This makes partitions ahead, where there are any.
     housekeep_all(&one, LONG).await;
     assert_eq!(housekeep(&other, LONG).await, Housekept::default());
     let mut messages = Messages::new();

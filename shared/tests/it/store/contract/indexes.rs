@@ -1,4 +1,4 @@
-//! What both stores promise of definitions of collections, and of filters on indexed members.
+//! The contract of both stores on definitions of collections, and on filters by indexed members.
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ async fn index_all(store: &Arc<dyn Store>, name: &str) {
     while store.index_page(name).await.expect("is indexed") {}
 }
 
-/// Ids of the documents of `c` that match all of these.
+/// Finds the ids of the documents of `c` that match all of these.
 async fn find(store: &Arc<dyn Store>, filters: &[(&str, Value)]) -> Vec<ItemKey> {
     find_page(store, filters, None, 10_000).await.into_iter().map(|(id, _)| id).collect()
 }
@@ -77,7 +77,7 @@ async fn a_definition_is_replaced_and_no_version_comes_twice([one, other]: [Arc<
         last = defined.version;
         index_all(&other, "c").await;
         assert_eq!(collection(&other, "c").await, Collection { is_indexed: true, ..defined });
-        // Nothing to do is no change.
+        // A page without work left changes nothing.
         assert!(!one.index_page("c").await.expect("is indexed"));
     }
     for stranger in ["C", "c\0", ""] {
@@ -92,7 +92,7 @@ async fn two_definitions_at_once_get_two_versions(stores: [Arc<dyn Store>; 2]) {
             let (store, barrier) = (Arc::clone(&stores[side]), Arc::clone(&barrier));
             tokio::spawn(async move {
                 barrier.wait().await;
-                // Every other round the row is there already.
+                // In every other round the row is there already.
                 define(&store, &format!("c{}", round / 2), indexed(&[field])).await
             })
         });
@@ -126,13 +126,13 @@ async fn filters_find_documents_by_the_values_of_their_members([one, other]: [Ar
     ];
     let data = |(number, value): (usize, &Value)| {
         let data = json!({"g": number % 2, "f": value, "h": 1}).to_string();
-        // Also of keyed ones.
+        // The rule holds for keyed documents, too.
         let item = document("c", &data);
         if number % 3 == 0 { with_key(&number.to_string(), item) } else { item }
     };
     let mut items: Vec<Item> = values.iter().enumerate().map(data).collect();
     items.push(document("c", r#"{"h":1}"#));
-    // What another collection holds is not found, indexed or not.
+    // Documents of another collection are not found, indexed or not.
     items.push(document("d", r#"{"f":"x"}"#));
     let mut messages = Messages::new();
     let sent = messages.of(&items);
@@ -145,17 +145,17 @@ async fn filters_find_documents_by_the_values_of_their_members([one, other]: [Ar
     assert_eq!(find(&other, &[("f", json!("X"))]).await, []);
     assert_eq!(find(&other, &[("f", json!("5"))]).await, [key(2), key(1)]);
     assert_eq!(find(&other, &[("g", json!(0))]).await, [10, 8, 6, 4, 2, 0].map(key));
-    // Several filters.
+    // Several filters must all match.
     assert_eq!(find(&other, &[("f", json!(5)), ("g", json!(1))]).await, [key(1)]);
     assert_eq!(find(&other, &[("g", json!(0)), ("f", json!(5))]).await, [key(2)]);
     assert_eq!(find(&other, &[("f", json!("x")), ("g", json!(1))]).await, []);
     assert_eq!(find(&other, &[("f", json!("x")), ("f", json!("x"))]).await, [key(0)]);
-    // Pages of them.
+    // The list comes in pages.
     let first = find_page(&other, &[("g", json!(0))], None, 4).await;
     assert_eq!(first.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [10, 8, 6, 4].map(key));
     let next = find_page(&other, &[("g", json!(0))], Some(first[3].1), 4).await;
     assert_eq!(next.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 0].map(key));
-    // What is deleted is found no more.
+    // Deleted documents are found no more.
     apply(&one, &[messages.of(&[delete("c", key(2)), delete("c", key(0))])]).await;
     assert_eq!(find(&other, &[("f", json!(5))]).await, [key(1)]);
     assert_eq!(find(&other, &[("f", json!("x"))]).await, []);
@@ -184,7 +184,7 @@ async fn documents_from_before_a_definition_are_indexed_page_by_page([one, other
     let defined = define(&one, "c", indexed(&["f"])).await;
     assert!(defined.is_defined && !defined.is_indexed);
     assert!(!collection(&other, "c").await.is_indexed);
-    // A new one is found at once, and what is deleted meanwhile is not found afterwards.
+    // A new one is found at once, and one that is deleted meanwhile is not found afterwards.
     let late = messages.of(&[document("c", r#"{"f":"late"}"#), document("c", r#"{"f":"x"}"#)]);
     apply(&other, std::slice::from_ref(&late)).await;
     assert_eq!(find(&one, &[("f", json!("late"))]).await, [late.item_key(0)]);
@@ -210,7 +210,7 @@ async fn a_redefinition_forgets_what_it_does_not_index([one, other]: [Arc<dyn St
     index_all(&other, "c").await;
     assert_eq!(find(&one, &[("a", json!(1))]).await, []);
     assert_eq!(find(&one, &[("b", json!(2))]).await, [first]);
-    // Deleted while only a part was indexed; not found when all is again.
+    // It is deleted while only a part was indexed, and is not found when all is again.
     apply(&one, &[messages.of(&[delete("c", first)])]).await;
     let back = define(&one, "c", indexed(&["a", "b"])).await;
     assert!(!back.is_indexed);
@@ -241,7 +241,7 @@ async fn a_definition_that_comes_among_documents_misses_none(stores: [Arc<dyn St
         }
     });
     barrier.wait().await;
-    // Away and back again.
+    // The fields go away and come back.
     for fields in [&["f"][..], &["f", "g"], &["g"], &["f"]] {
         define(&stores[1], "c", indexed(fields)).await;
         index_all(&stores[1], "c").await;
@@ -273,14 +273,14 @@ async fn collections_that_are_defined_are_listed_by_name([one, other]: [Arc<dyn 
     for (prefix, after) in [("c", None), ("g", None), ("", Some("b")), ("a\0", None)] {
         assert!(names(prefix, after, 10).await.is_empty(), "{prefix} {after:?}");
     }
-    // Each is what it is by its name, also while it is being indexed.
+    // The list has each as a read by its name has it, also while it is being indexed.
     for (name, found) in listed("", None, 10).await {
         assert_eq!(found, collection(&one, &name).await);
         assert_eq!((found.is_defined, found.is_indexed), (true, name != "a:1"), "{name}");
     }
 }
 
-/// Places of the documents that pages of that size bring.
+/// Reads the places of all documents, in pages of this size.
 async fn places(store: &Arc<dyn Store>, mut page: DocumentPage) -> Vec<Uuid> {
     let mut all = Vec::new();
     loop {
@@ -296,7 +296,7 @@ async fn places(store: &Arc<dyn Store>, mut page: DocumentPage) -> Vec<Uuid> {
 async fn a_listing_between_two_times_is_that_part_of_the_whole([one, other]: [Arc<dyn Store>; 2]) {
     define(&one, "c", indexed(&["f", "g"])).await;
     let mut messages = Messages::new();
-    // Two messages a time, none at the odd ones.
+    // There are two messages at each even time, none at the odd ones.
     let times: Vec<i64> = (0..8).map(|number| NOON_MS + number / 2 * 2).collect();
     for (number, time_ms) in times.iter().enumerate() {
         let data = format!(r#"{{"f":{},"g":1}}"#, number % 2);

@@ -1,4 +1,4 @@
-//! What both stores promise of writes with an Idempotency-Key, and of items that somebody awaits.
+//! The contract of both stores on writes with an Idempotency-Key, and on items that a client awaits.
 use std::sync::Arc;
 
 use shared::model::id::Kind;
@@ -38,13 +38,13 @@ async fn a_key_takes_effect_once_wherever_it_comes([one, other]: [Arc<dyn Store>
     for outcome in &first.keyed {
         assert_eq!((outcome.item, outcome.fingerprint), (id, fingerprint(&item)));
     }
-    // A retry comes in a message of its own, also to another store, beside what is not keyed.
+    // A retry comes in a message of its own, also to another store, beside an item without a key.
     for store in [&one, &other] {
         let retry = messages.of(&[increment("a", 10), item.clone()]);
         let again = apply(store, std::slice::from_ref(&retry)).await;
         assert_eq!((again.fresh.as_slice(), verdicts(&again)), ([retry.id].as_slice(), vec![Repeated]));
     }
-    // What is redelivered says nothing of its keys: the store knows.
+    // The outcome of a redelivered message has nothing about its keys: the store knows them.
     assert_eq!(verdicts(&apply(&other, &batch).await), []);
     assert_eq!(standing(&other, "a").await, (21, 3));
     let told = fate(&other, id).await;
@@ -59,7 +59,7 @@ async fn another_payload_under_a_key_is_a_conflict_in_either_order([one, other]:
     for (round, (first, second)) in [(1, 2), (2, 1)].into_iter().enumerate() {
         let key = |name: &str| format!("{name}{round}");
         let pair = |name: &str| [first, second].map(|by| with_key(&key(name), increment(&key(name), by)));
-        // In one message, in one transaction, in two transactions.
+        // The pair comes in one message, in one transaction, in two transactions.
         let [a, b] = pair("message");
         let applied = apply(&one, &[messages.of(&[a.clone(), b, a])]).await;
         assert_eq!(verdicts(&applied), [Applied, Conflict, Repeated]);
@@ -70,10 +70,10 @@ async fn another_payload_under_a_key_is_a_conflict_in_either_order([one, other]:
         assert_eq!(verdicts(&apply(&one, &[messages.of(std::slice::from_ref(&a))]).await), [Applied]);
         let applied = apply(&other, &[messages.of(&[b.clone(), a.clone(), b.clone()])]).await;
         assert_eq!(verdicts(&applied), [Conflict, Repeated, Conflict]);
-        // Of a conflict the payload is told that is in conflict, by the store the one that counts.
-        let told: Vec<_> = applied.keyed.iter().map(|outcome| outcome.fingerprint).collect();
-        assert_eq!(told, [&b, &a, &b].map(fingerprint));
-        let told = fate(&other, identity(Kind::Increment, &key("later"), 0)).await;
+        // An outcome has the payload that is in conflict; the store has the one that counts.
+        let reported: Vec<_> = applied.keyed.iter().map(|outcome| outcome.fingerprint).collect();
+        assert_eq!(reported, [&b, &a, &b].map(fingerprint));
+        let reported = fate(&other, identity(Kind::Increment, &key("later"), 0)).await;
         assert!(
             matches!(told, Some(ItemStatus::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&a))
         );
@@ -132,7 +132,7 @@ async fn a_keyed_item_that_was_set_aside_was_processed([one, other]: [Arc<dyn St
     assert_eq!(applied.set_aside.len(), 1);
     assert_eq!(applied.set_aside[0].item, identity(Kind::Increment, "k", 0));
     assert_eq!(applied.set_aside[0].fingerprint, Some(fingerprint(&bad)));
-    // What was set aside is not told as applied, but its repetitions are told.
+    // A dead-lettered item has no outcome as applied, but its repetitions have one.
     assert_eq!(verdicts(&applied), [Repeated, Conflict]);
     // Now it would fit; but the first that was processed counts.
     let room = messages.of(&[increment("a", -1_000)]);
@@ -201,7 +201,7 @@ async fn every_index_and_every_kind_has_its_own_key([one, other]: [Arc<dyn Store
     apply(&one, &[messages.of(&items[1..2])]).await;
     assert_eq!(verdicts(&apply(&one, &[messages.of(&items)]).await), [Applied, Repeated, Applied]);
     assert_eq!(standing(&one, "a").await, (3, 3));
-    // The same key for every kind of write, and again.
+    // The same key is used for every kind of write, and again.
     let document_id = identity(Kind::Document, "k", 0);
     let items = [
         with_key("k", document("c", "{}")),
@@ -235,7 +235,7 @@ async fn awaited_increments_learn_what_they_came_to([one, other]: [Arc<dyn Store
         increment("a", 4),
     ];
     let batch = [messages.awaited(&items, |index| index != 3), messages.awaited(&items[3..], |_| true)];
-    let told = |applied: &outcome::Applied| -> Vec<_> {
+    let reported = |applied: &outcome::Applied| -> Vec<_> {
         applied.standings.iter().map(|standing| (standing.item, standing.value, standing.version)).collect()
     };
     let applied = apply(&other, &batch).await;
@@ -245,18 +245,18 @@ async fn awaited_increments_learn_what_they_came_to([one, other]: [Arc<dyn Store
     let expected = [
         (first[0], 101, 3),
         (first[1], 103, 4),
-        // Not the repetition, and not what nobody waits for.
+        // There is no result for the repetition, and none for items that no client awaits.
         (first[4], 107, 5),
         (second[0], -14, 2),
         (second[1], 111, 6),
     ];
-    assert_eq!(told(&applied), expected);
-    assert_eq!(told(&apply(&one, &batch).await), []);
-    // Where an increment overflows the others learn the same.
+    assert_eq!(reported(&applied), expected);
+    assert_eq!(reported(&apply(&one, &batch).await), []);
+    // Where an increment overflows the others get the same results.
     let items = [increment("a", i64::MAX), increment("a", 1), increment("b", 2), increment("a", -1)];
     let batch = [messages.awaited(&items, |_| true)];
     let applied = apply(&one, &batch).await;
     let first = keys(&batch[0]);
-    assert_eq!(told(&applied), [(first[1], 112, 7), (first[2], -12, 3), (first[3], 111, 8)]);
+    assert_eq!(reported(&applied), [(first[1], 112, 7), (first[2], -12, 3), (first[3], 111, 8)]);
     assert_eq!(applied.set_aside.len(), 1);
 }

@@ -1,4 +1,4 @@
-//! What both stores promise of points and their rollups.
+//! The contract of both stores on points and their rollups.
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ async fn range(store: &Arc<dyn Store>, kind: &str, resolution: Resolution, from:
     figures.collect()
 }
 
-/// What the points of one type come to, whose values are sums of quarters: exact in any order.
+/// Computes the figures of one type, whose values are sums of quarters: exact in any order.
 fn expected(items: &[Item], kind: &str, resolution: Resolution) -> Figures {
     let mut figures = Figures::new();
     for item in items {
@@ -56,7 +56,7 @@ fn expected(items: &[Item], kind: &str, resolution: Resolution) -> Figures {
     figures
 }
 
-/// Points of three types over the two days before noon.
+/// Makes points of three types over the two days before noon.
 fn points(number: i64) -> Vec<Item> {
     let kinds = ["a", "b", "long.name:0"];
     let at = |index: i64| NOON_MS - (index * 7_919_123) % (2 * DAY_MS - HOUR_MS);
@@ -70,7 +70,7 @@ async fn points_come_to_rollups_of_minutes_hours_and_days([one, other]: [Arc<dyn
     let mut messages = Messages::new();
     let items = points(600);
     let sent: Vec<Message> = items.chunks(60).map(|chunk| messages.of(chunk)).collect();
-    // Several batches, of one message and of several, at both stores.
+    // The batches have one message or several, at both stores.
     for (index, batch) in [&sent[..1], &sent[1..4], &sent[4..9], &sent[9..]].into_iter().enumerate() {
         let applied = apply([&one, &other][index % 2], batch).await;
         assert!(applied.set_aside.is_empty());
@@ -94,13 +94,13 @@ async fn old_points_have_no_rollup_of_their_minute_and_older_ones_none_of_their_
     [one, other]: [Arc<dyn Store>; 2],
 ) {
     let mut messages = Messages::new();
-    // By the time at which they were accepted, 7 ms after noon.
+    // Resolutions follow from the time at which the points were accepted, 7 ms after noon.
     let items = [
         point("t", NOON_MS + 7 - 2 * DAY_MS, 1.0),
         point("t", NOON_MS + 6 - 2 * DAY_MS, 2.0),
         point("t", NOON_MS + 7 - 90 * DAY_MS, 4.0),
         point("t", NOON_MS + HOUR_MS, 8.0),
-        // Older ones have none of their hour either.
+        // Older points have no rollup of their hour either.
         point("t", NOON_MS + 6 - 90 * DAY_MS, 16.0),
         point("t", NOON_MS - 20 * 365 * DAY_MS, 32.0),
         point("t", NOON_MS - POINT_AGE_MS_MAX, 64.0),
@@ -139,7 +139,7 @@ async fn points_that_come_again_add_nothing([one, other]: [Arc<dyn Store>; 2]) {
 async fn points_at_two_stores_at_once_are_all_counted(stores: [Arc<dyn Store>; 2]) {
     const ROUNDS: i64 = 25;
     let round = |side: i64, round: i64| -> Vec<Item> {
-        // Types and periods that both create, and such as both change; in opposite orders.
+        // Both sides create the types and periods, or change them, in opposite orders.
         let kind =
             |number: i64| if number % 5 == 0 { format!("new{round}-{number}") } else { format!("t{number}") };
         let at = |number: i64| NOON_MS - number * 61_000 - round * HOUR_MS;
@@ -191,8 +191,8 @@ async fn points_at_two_stores_at_once_are_all_counted(stores: [Arc<dyn Store>; 2
         }
     }
     let page = NamePage { prefix: String::new(), after: None, limit: 1_000 };
-    let told = stores[1].metric_types(page).await.expect("is read");
-    assert_eq!(told.iter().map(|name| &**name).collect::<Vec<_>>(), kinds);
+    let reported = stores[1].metric_types(page).await.expect("is read");
+    assert_eq!(reported.iter().map(|name| &**name).collect::<Vec<_>>(), kinds);
 }
 
 async fn types_are_told_in_pages([one, other]: [Arc<dyn Store>; 2]) {

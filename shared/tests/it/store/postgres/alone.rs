@@ -1,5 +1,5 @@
 //! A message that the server neither applies nor refuses: how long it may try, and how it is ended.
-//! Triggers that sleep stand in for whatever takes so long.
+//! Triggers that sleep stand for any cause of a long wait.
 use std::time::{Duration, Instant};
 
 use shared::model::outcome::{ItemStatus, Reason};
@@ -11,7 +11,7 @@ use crate::store::{
     Messages, NOON_MS, apply, failed, fate, postgres, postgres_config, standing, unavailable,
 };
 
-/// From now on a row of a table that `condition` describes takes longer than anybody waits.
+/// Makes rows of a table that `condition` describes take longer than any client waits.
 async fn sleep_at(session: &mut sqlx::PgConnection, table: &str, condition: &str) {
     execute(
         session,
@@ -52,7 +52,7 @@ async fn a_transaction_with_little_time_is_ended_by_the_server_and_holds_nothing
     .await;
 }
 
-/// Who waits for a lock is not slow: somebody else is.
+/// A transaction that waits for a lock is not slow: another one is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_that_waits_for_a_lock_is_not_taken_for_a_slow_one() {
     testkit::isolated("locked", async |isolated| {
@@ -99,7 +99,8 @@ async fn the_items_that_take_too_long_alone_are_set_aside_and_the_others_are_app
     .await;
 }
 
-/// Every refusal, however large its share: others were applied meanwhile, so the server is well.
+/// Every refused item is dead-lettered, however large the share: others were applied meanwhile, so
+/// the server is well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_items_that_are_refused_are_set_aside_however_many() {
     testkit::isolated("many_items", async |isolated| {
@@ -125,7 +126,7 @@ async fn the_items_that_are_refused_are_set_aside_however_many() {
     .await;
 }
 
-/// Whatever the code is that they fail with: the server itself is well.
+/// The code of the failure does not matter: the server itself is well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_items_that_fail_for_an_unknown_reason_are_set_aside_and_the_others_are_applied() {
     testkit::isolated("odd_items", async |isolated| {

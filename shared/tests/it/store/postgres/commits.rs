@@ -1,5 +1,6 @@
-//! A transaction that did not commit is never taken for one that did. The client library calls the
-//! commit of an aborted transaction a success, so whatever fails on the way must be told.
+//! Transactions that did not commit, which must never be taken for one that did. The client library
+//! calls the commit of an aborted transaction a success, so every failure on the way must be
+//! reported.
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::store::{Messages, NOON_MS, apply, postgres, postgres_config, standing
 
 use super::{execute, ledger_rows, session};
 
-/// A batch that writes every table which batches write.
+/// Makes a batch that writes every table which batches write.
 async fn batch_of_all(store: &Arc<dyn Store>, messages: &mut Messages) -> Arc<[Message]> {
     let definition = Definition { indexed: ["a".to_owned()].into_iter().collect(), ..Definition::default() };
     store.define("c", definition).await.expect("is defined");
@@ -21,7 +22,7 @@ async fn batch_of_all(store: &Arc<dyn Store>, messages: &mut Messages) -> Arc<[M
     [
         messages.of(&[increment("a", 1), document("c", r#"{"a":1}"#), point("t", NOON_MS, 1.0)]),
         messages.of(&[with_key("k", increment("a", 1))]),
-        // Set aside.
+        // The first of these is dead-lettered.
         messages.increments(&[("full", i64::MAX), ("full", 1)]),
     ]
     .into()
@@ -57,14 +58,14 @@ async fn whichever_statement_fails_nothing_is_told_as_applied_and_nothing_is() {
                  for each statement execute function refuse()"
             );
             execute(&mut session, &trigger).await;
-            // One that remembers nothing, and so writes what another may know to be there.
+            // This store remembers nothing, so it writes rows that another may know to be there.
             let store = postgres(&postgres_config(&url)).await;
             if let Err(error) = store.apply(Arc::clone(&batch)).await {
                 assert!(unavailable(error).contains("53100"), "{table}");
                 assert_eq!((ledger_rows(&url).await, standing(&store, "a").await), (0, (0, 0)), "{table}");
                 refused.insert(table.clone());
             } else {
-                // It has nothing to do with batches; what was told is there.
+                // The table has nothing to do with batches; the reported writes are there.
                 assert_eq!((ledger_rows(&url).await, standing(&store, "a").await), (3, (2, 2)), "{table}");
                 execute(
                     &mut session,
@@ -102,7 +103,7 @@ async fn what_fails_at_the_commit_itself_is_not_taken_for_committed() {
         let batch = batch_of_all(&store, &mut messages).await;
         let late = "create constraint trigger late after insert or update on counters
             deferrable initially deferred for each row execute function late()";
-        // Also codes that speak of an item: which one that is cannot be known any more.
+        // The codes include some about an item: the item cannot be known any more.
         for (number, code) in ["23503", "23514", "22001", "23505", "40001", "53100"].into_iter().enumerate() {
             let function = format!(
                 "create or replace function late() returns trigger language plpgsql as
@@ -112,8 +113,8 @@ async fn what_fails_at_the_commit_itself_is_not_taken_for_committed() {
             if number == 0 {
                 execute(&mut session, late).await;
             }
-            let told = store.apply(Arc::clone(&batch)).await.expect_err("is refused").to_string();
-            assert!(told.contains(code), "{told}");
+            let reported = store.apply(Arc::clone(&batch)).await.expect_err("is refused").to_string();
+            assert!(reported.contains(code), "{reported}");
             let left = (ledger_rows(&url).await, dead_letters(&mut session).await);
             assert_eq!((left, standing(&store, "a").await), ((0, 0), (0, 0)), "{code}");
         }
@@ -124,8 +125,8 @@ async fn what_fails_at_the_commit_itself_is_not_taken_for_committed() {
     .await;
 }
 
-/// What may pass at once is tried again within the same call; a sequence counts, since it is not
-/// rolled back.
+/// A conflict that may pass at once is tried again within the same call; a sequence counts, since
+/// it is not rolled back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_conflict_that_passes_is_repeated_and_applied_once() {
     testkit::isolated("conflict", async |isolated| {

@@ -1,4 +1,4 @@
-//! Days of points and minutes: made when they are needed, dropped as a whole, missed by nobody.
+//! Days of points and minutes: made when they are needed, dropped as a whole, missed by no process.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ async fn partitions(session: &mut PgConnection, table: &str) -> Vec<String> {
     names.bind(table).fetch_all(session).await.expect("is read")
 }
 
-/// Points per resolution.
+/// Counts the points per resolution.
 async fn counted(store: &Arc<dyn Store>, kind: &str) -> [u64; 3] {
     let mut counts = [0; 3];
     for (count, resolution) in counts.iter_mut().zip(Resolution::ALL) {
@@ -66,7 +66,7 @@ async fn points_whose_day_is_missing_are_applied() {
         .await
         .expect("the partition");
         assert_eq!(made, (vec!["fillfactor=50".to_owned()], "m".to_owned()));
-        // Behind the back of a process that knew them, both and one by one.
+        // The tables are dropped behind the back of a process that knew them, both and one by one.
         for dropped in
             ["points_20251120, rollups_minute_20251120", "points_20251120", "rollups_minute_20251120"]
         {
@@ -75,7 +75,7 @@ async fn points_whose_day_is_missing_are_applied() {
             assert_eq!((applied.fresh.len(), applied.set_aside.len()), (1, 0));
         }
         assert_eq!(counted(&stores[1], "t").await, [1, 4, 4]);
-        // Two that need the same day at once.
+        // Two calls need the same day at once.
         let barrier = Arc::new(Barrier::new(2));
         let racing = stores.clone().map(|store| {
             let barrier = Arc::clone(&barrier);
@@ -107,8 +107,8 @@ async fn a_table_with_the_name_of_a_day_is_attached_when_it_is_empty_and_named_w
         let mut batch = || [messages.of(&[point("t", NOON_MS, 1.0)])];
         apply(&store, &batch()).await;
         execute(&mut session, "alter table points detach partition points_20251120").await;
-        let told = unavailable(store.apply(batch().into()).await.expect_err("nothing is mixed"));
-        assert!(told.contains("points_20251120 holds rows and is no partition of points"), "{told}");
+        let reported = unavailable(store.apply(batch().into()).await.expect_err("nothing is mixed"));
+        assert!(reported.contains("points_20251120 holds rows and is no partition of points"), "{reported}");
         let kept = "select count(*) from points_20251120";
         assert_eq!(sqlx::query_scalar::<_, i64>(kept).fetch_one(&mut session).await.expect("is read"), 1);
         execute(&mut session, "delete from points_20251120").await;
@@ -143,7 +143,7 @@ async fn a_step_of_housekeeping_that_fails_keeps_no_other_from_being_done() {
             )
         };
         execute(&mut session, &refuse("documents", "old.collection = 'a'")).await;
-        // Nor does a day that cannot be made.
+        // A day that cannot be made does no harm either.
         let tomorrow = now_ms / DAY_MS + 1;
         let name: String = sqlx::query_scalar(
             "select 'points_' || to_char(to_timestamp($1::int8) at time zone 'UTC', 'YYYYMMDD')",
@@ -153,14 +153,14 @@ async fn a_step_of_housekeeping_that_fails_keeps_no_other_from_being_done() {
         .await
         .expect("a name");
         execute(&mut session, &format!("create table {name} as select 1 as other")).await;
-        let told = unavailable(store.housekeep(RETENTION).await.expect_err("two steps fail"));
-        assert!(told.contains("a: refused (P0001)") && told.contains(&name), "{told}");
+        let reported = unavailable(store.housekeep(RETENTION).await.expect_err("two steps fail"));
+        assert!(reported.contains("a: refused (P0001)") && reported.contains(&name), "{reported}");
         let left: Vec<String> = sqlx::query_scalar("select collection from documents")
             .fetch_all(&mut session)
             .await
             .expect("is read");
         assert_eq!(left, ["a"]);
-        // Today's, which was made; the old one was dropped.
+        // The one left is today's, which was made; the old one was dropped.
         assert_eq!(partitions(&mut session, "points").await.len(), 1);
     })
     .await;
@@ -184,7 +184,7 @@ async fn days_are_dropped_beside_writers_and_wait_for_no_reader() {
         let [points, minutes] =
             [partitions(&mut watcher, "points").await, partitions(&mut watcher, "rollups").await];
         assert_eq!((points.len(), minutes.len()), (5, 2 + 5));
-        // A reader that does not end: what it holds stays, and nobody waits long.
+        // A reader does not end: the tables that it holds stay, and no other waits long.
         execute(&mut reader, "begin; lock table points, rollups in access share mode").await;
         let begin = Instant::now();
         let kept = stores[1].housekeep(RETENTION).await.expect("is kept");
@@ -192,7 +192,7 @@ async fn days_are_dropped_beside_writers_and_wait_for_no_reader() {
         assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         apply(&stores[0], &[sent(&mut messages, 0)]).await;
         execute(&mut reader, "commit").await;
-        // A writer that goes on all the while.
+        // A writer goes on all the while.
         let writer = {
             let store = Arc::clone(&stores[0]);
             tokio::spawn(async move {
@@ -213,7 +213,7 @@ async fn days_are_dropped_beside_writers_and_wait_for_no_reader() {
         writer.await.expect("every batch is applied");
         let left = partitions(&mut watcher, "points").await;
         assert_eq!(left[..3], points[2..]);
-        // Of today and tomorrow, which were made ahead.
+        // The days of today and tomorrow were made ahead.
         let tomorrow = left.last().expect("a day").trim_start_matches("points_");
         for table in ["applied_message", "rollups_minute"] {
             let name = format!("{table}_{tomorrow}");
@@ -257,8 +257,8 @@ async fn a_rollup_that_cannot_be_read_pauses_its_writers_and_stays() {
         let mut session = session(&url).await;
         execute(&mut session, "update rollups set data = '\\x01' where resolution = 1").await;
         let batch = [messages.of(&[point("t", NOON_MS, 1.0)])];
-        let told = unavailable(store.apply(batch.into()).await.expect_err("cannot be read"));
-        assert!(told.contains("rollup of resolution 1"), "{told}");
+        let reported = unavailable(store.apply(batch.into()).await.expect_err("cannot be read"));
+        assert!(reported.contains("rollup of resolution 1"), "{reported}");
         let data: Vec<u8> = sqlx::query_scalar("select data from rollups where resolution = 1")
             .fetch_one(&mut session)
             .await

@@ -1,4 +1,4 @@
-//! The floor of the ledger beside writers: whoever comes first, nothing is applied twice or lost.
+//! The floor of the ledger beside writers: in any order, nothing is applied twice or lost.
 use std::sync::Arc;
 
 use shared::model::outcome::ItemStatus;
@@ -25,8 +25,8 @@ async fn forget(store: &Arc<dyn Store>, before_ms: i64) -> Housekept {
     store.housekeep(retention).await.expect("is kept")
 }
 
-/// Until somebody waits for a lock on the ledger or on a counter.
-async fn somebody_waits(watcher: &mut PgConnection) {
+/// Waits until a session waits for a lock on the ledger or on a counter.
+async fn wait_for_a_blocked_session(watcher: &mut PgConnection) {
     let waiting = "select exists (select from pg_locks where not granted)";
     while !sqlx::query_scalar::<_, bool>(waiting).fetch_one(&mut *watcher).await.expect("is read") {
         tokio::task::yield_now().await;
@@ -60,7 +60,7 @@ async fn a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_as
             }
             let value = standing(&stores[1], "a").await;
             assert_eq!(value, (applied, applied), "day {day}");
-            // Dropped by now, if it was applied; there as a dead letter, if not.
+            // It is dropped by now, if it was applied; there as a dead letter, if not.
             apply(&stores[0], std::slice::from_ref(&message)).await;
             let told = fate(&stores[1], message.item_key(0)).await;
             assert!(matches!(told, Some(ItemStatus::Failed { .. })), "{told:?}");
@@ -84,7 +84,7 @@ async fn a_writer_in_the_middle_keeps_its_day_and_its_row_counts() {
             let (store, message) = (Arc::clone(&stores[0]), message.clone());
             tokio::spawn(async move { apply(&store, &[message]).await.set_aside.len() })
         };
-        somebody_waits(&mut watcher).await;
+        wait_for_a_blocked_session(&mut watcher).await;
         // Its ledger row is written and not committed.
         assert_eq!(forget(&stores[1], NOON_MS + 2 * DAY_MS).await.partitions, 0);
         execute(&mut holder, "commit").await;
@@ -107,14 +107,14 @@ async fn who_waited_while_the_floor_was_raised_sees_it_raised() {
             let at_ms = NOON_MS + i64::try_from(round).expect("small") * 10;
             apply(&store, &[dated(at_ms, &[("there", 1)])]).await;
             let last = dated(at_ms + 5, &[("never sent", 1)]).id.as_uuid();
-            // As housekeeping does it, but stopped between its statements.
+            // The statements are those of housekeeping, with a stop between them.
             execute(&mut housekeeper, "begin; lock table only applied_message in access exclusive mode")
                 .await;
             let writer = {
                 let store = Arc::clone(&store);
                 tokio::spawn(async move { apply(&store, &[dated(at_ms + 1, &[("a", 1)])]).await })
             };
-            somebody_waits(&mut watcher).await;
+            wait_for_a_blocked_session(&mut watcher).await;
             let raise = format!("update ledger_floor set id = '{last}' where one; {drop} commit");
             execute(&mut housekeeper, &raise).await;
             assert_eq!(writer.await.expect("no panic").set_aside.len(), 1, "{drop}");
@@ -136,7 +136,7 @@ async fn writers_wait_for_no_writer_that_has_read_the_floor() {
             let store = Arc::clone(&stores[0]);
             tokio::spawn(async move { apply(&store, &[dated(NOON_MS + 1, &[("a", 1)])]).await })
         };
-        somebody_waits(&mut watcher).await;
+        wait_for_a_blocked_session(&mut watcher).await;
         apply(&stores[1], &[dated(NOON_MS + 2, &[("b", 1)])]).await;
         assert_eq!(standing(&stores[1], "b").await, (1, 1));
         execute(&mut holder, "commit").await;

@@ -1,4 +1,4 @@
-//! How the server finds rows: along keys, whatever the tables hold.
+//! Query plans of the server: along keys, whatever the tables hold.
 use std::path::Path;
 
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -8,7 +8,7 @@ use crate::store::{Messages, NOON_MS, apply, postgres, postgres_config};
 
 use super::{DAY_MS, dated, execute, session};
 
-/// The statement of the store, as it was checked, that holds these words.
+/// Finds the checked statement of the store that holds these words.
 fn statement(words: &[&str]) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.sqlx");
     let mut found = Vec::new();
@@ -22,7 +22,7 @@ fn statement(words: &[&str]) -> String {
     found.remove(0)
 }
 
-/// The plan that a session of the store comes to after it ran the statement some times.
+/// Reads the plan that a session of the store uses after it ran the statement some times.
 async fn plan(session: &mut PgConnection, words: &[&str], parameters: &str) -> String {
     execute(session, &format!("prepare looked_at as {}", statement(words))).await;
     for _ in 0..7 {
@@ -48,7 +48,7 @@ async fn pages_of_documents_are_read_along_their_keys() {
         let url = isolated.database_url;
         postgres(&postgres_config(&url)).await;
         let mut session = session(&url).await;
-        // Keyed ones, deleted ones, a value that all have, one that many, and one that few have.
+        // The rows: keyed ones, deleted ones, a value that all have, one that many, and one that few have.
         execute(
             &mut session,
             "insert into documents select 'c', lpad(to_hex(n), 32, '0')::uuid,
@@ -86,7 +86,7 @@ async fn pages_of_documents_are_read_along_their_keys() {
                 search.lines().any(|line| line.contains("Index Cond") && line.contains("(place >= $8)"));
             assert!(ends, "{search}");
         }
-        // One by one, and where housekeeping looks for what is old.
+        // Documents are read one by one, and where housekeeping looks for old ones.
         let words = ["from documents as document left join keyed_writes"];
         assert_by_keys(&plan(&mut session, &words, &format!("'c', {last}")).await);
         let words = ["cross join lateral", "bound.collection"];
@@ -146,7 +146,7 @@ async fn fates_are_looked_up_by_key_however_many_are_asked_for() {
         let words = ["insert into applied_message", "is_too_old!"];
         let insert = self::plan(&mut session, &words, "'{}', '{}'").await;
         assert!(insert.contains("InitPlan") && insert.contains("on ledger_floor"), "{insert}");
-        // Keys are pruned along their age, each with a look for its dead letter.
+        // Keys are pruned along their age, each with a check for its dead letter.
         let words = ["delete from keyed_writes", "with page"];
         let behind = "now() - interval '2 days', '00000000-0000-0000-0000-000000000000'";
         let prune = format!("now() - interval '1 day', {behind}, 1000");
@@ -235,7 +235,7 @@ async fn rollups_are_found_by_key() {
         let range =
             plan(&mut session, &["from rollups", "period >= $3"], "'t5', 1, 490000, 490010, 1000000").await;
         assert!(!range.contains("Seq Scan on rollups"), "{range}");
-        // Where nothing is old, nothing but one place per type is looked at.
+        // Where no rollup is old, only one place per type is read.
         let prune = statement(&["delete from rollups_hour"]);
         execute(&mut session, &format!("prepare looked_at as {prune}")).await;
         let explain = "explain (analyze, costs off, timing off, summary off) execute looked_at(490000, 1000)";

@@ -14,7 +14,7 @@ use crate::store::{Messages, apply, fate, postgres, postgres_config, standing, u
 const WRITERS: i64 = 4;
 const ROUNDS: i64 = 15;
 
-/// Notes what a transaction that writes has for settings.
+/// Trigger that records the settings of a transaction that writes.
 const SPY: &str = "create table seen (commits text, time text, wait text, scan text);
     create function spy() returns trigger language plpgsql as $$ begin
         insert into seen values (current_setting('synchronous_commit'), current_setting('statement_timeout'),
@@ -28,7 +28,7 @@ async fn everything_works_behind_a_pooler_of_sessions() {
     works_behind("session", "20").await;
 }
 
-/// Fewer connections to the server than there are clients: each transaction gets another session.
+/// Connections to the server are fewer than clients: each transaction gets another session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_works_behind_a_pooler_of_transactions() {
     works_behind("transaction", "3").await;
@@ -112,8 +112,8 @@ async fn a_pooler_that_is_not_configured_is_recognised() {
             let pooler = PgBouncer::create(&program, &url, settings).await.expect("starts");
             let through = pooler.url(&url).expect("a URL");
             let store = PostgresStore::open(&postgres_config(&through)).expect("opens");
-            let told = unavailable(store.counter("a").await.expect_err("is refused"));
-            assert!(told.contains("set store.pooler to true"), "{told}");
+            let reported = unavailable(store.counter("a").await.expect_err("is refused"));
+            assert!(reported.contains("set store.pooler to true"), "{reported}");
             store.close().await;
             pooler.stop().await.expect("stops");
         }

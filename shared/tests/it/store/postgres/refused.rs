@@ -1,5 +1,5 @@
-//! What the server refuses: for what an item holds, or for its own state. Triggers stand in for
-//! whatever an operator, an encoding or an index may object to.
+//! Refusals of the server: for the content of an item, or for its own state. Triggers stand for the
+//! objections of an operator, an encoding or an index.
 use std::sync::Arc;
 
 use shared::model::dead_letter::{DeadLetterFilter, DeadMessage, Redrive, RedriveOutcome};
@@ -16,7 +16,7 @@ use crate::store::{
 
 use super::{execute, ledger_rows, session};
 
-/// From now on the server raises `code` for rows of a table that `condition` describes.
+/// Makes the server raise `code` for rows of a table that `condition` describes.
 async fn object_to(session: &mut PgConnection, table: &str, condition: &str, code: &str) {
     execute(
         session,
@@ -39,7 +39,7 @@ async fn dead_letters(session: &mut PgConnection) -> i64 {
     count.fetch_one(session).await.expect("is counted")
 }
 
-/// What the server has against a text is gone once it is written in base64.
+/// The server's objection to a text is gone once it is written in base64.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_is_refused_as_text_is_kept_in_ascii() {
     testkit::isolated("buried", async |isolated| {
@@ -54,7 +54,7 @@ async fn a_message_that_is_refused_as_text_is_kept_in_ascii() {
         let id = bury("nö").await.expect("is buried");
         let letter = store.dead_letter(id).await.expect("is read").expect("is there");
         assert_eq!(letter.item, "base64:bsO2");
-        // Where nothing is taken it waits.
+        // Where the server takes nothing, it waits.
         object_to(&mut session, "dead_letters", "true", "53100").await;
         assert!(unavailable(bury("no").await.expect_err("is refused")).contains("53100"));
         assert_eq!(dead_letters(&mut session).await, 1);
@@ -81,8 +81,8 @@ async fn a_message_is_buried_within_the_time_of_writes() {
     .await;
 }
 
-/// Some items are set aside whatever the server says of the others: what it has against their text
-/// is gone once it is written in ASCII.
+/// Some items are dead-lettered, whatever the server says about the others: its objection to their
+/// text is gone once it is written in ASCII.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn text_of_an_item_that_is_set_aside_anyway_does_not_stop_its_batch() {
     testkit::isolated("aside", async |isolated| {
@@ -107,7 +107,7 @@ async fn text_of_an_item_that_is_set_aside_anyway_does_not_stop_its_batch() {
     .await;
 }
 
-/// What another redrive holds is passed over, and what lies behind it is not forgotten.
+/// Letters that another redrive holds are passed over, and the ones behind them are not forgotten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redrive_that_passes_letters_over_says_where_to_go_on() {
     testkit::isolated("held", async |isolated| {
@@ -159,7 +159,7 @@ async fn an_item_that_is_refused_alone_is_set_aside_and_all_others_are_applied()
             }
             batch.push(messages.of(&items));
         }
-        // Where a sum overflows, too.
+        // A sum overflows as well.
         batch.push(messages.of(&[increment("b", i64::MAX), increment("b", 1)]));
         let applied = apply(&store, &batch).await;
         assert_eq!(applied.fresh.len(), 21);
@@ -170,7 +170,7 @@ async fn an_item_that_is_refused_alone_is_set_aside_and_all_others_are_applied()
         assert_eq!([one, other], refused.map(|item| (item, Reason::RefusedByStore)));
         assert_eq!(overflow, (batch[20].item_key(1), Reason::CounterOverflow));
         assert_eq!((standing(&store, "a").await, standing(&store, "keyed").await), ((20, 20), (20, 20)));
-        assert_eq!(applied.keyed.len(), 20, "the one that was set aside is not told as applied");
+        assert_eq!(applied.keyed.len(), 20, "the one that was set aside is not reported as applied");
         for item in refused {
             let told = fate(&store, item).await;
             let Some(ItemStatus::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
@@ -180,7 +180,7 @@ async fn an_item_that_is_refused_alone_is_set_aside_and_all_others_are_applied()
         }
         assert!(apply(&store, &batch).await.fresh.is_empty(), "it is done for good");
 
-        // A redrive meets the same refusal, and the one beside it is applied all the same.
+        // A redrive meets the same refusal, and the letter beside it is applied.
         apply(&store, &[messages.of(&[increment("b", -5)])]).await;
         for dry_run in [true, false] {
             let outcomes = redrive_all(&store, dry_run).await;
@@ -226,7 +226,8 @@ async fn what_speaks_of_the_server_and_not_of_an_item_sets_nothing_aside() {
         let codes = [
             // A missing partition, a read-only server, another schema, rights, a full disk, connections.
             "23514", "25006", "42703", "42501", "53100", "53300",
-            // Tried again within the call, in vain: two that cannot both commit, a deadlock, a lock.
+            // Two that cannot both commit, a deadlock, a lock: these are tried again within the
+            // call, in vain.
             "40001", "40P01", "55P03",
             // An administrator, a lost connection, a statement that took too long.
             "57P01", "08006", "57014",
@@ -243,7 +244,7 @@ async fn what_speaks_of_the_server_and_not_of_an_item_sets_nothing_aside() {
             );
         }
         execute(&mut session, "drop trigger object on documents").await;
-        // Every batch, whatever is in it.
+        // The objection is to every batch, whatever is in it.
         object_to(&mut session, "applied_message", "true", "22001").await;
         let refused = failed(store.apply(batch.clone().into()).await.expect_err("is refused"));
         assert!(refused.contains("any batch"), "{refused}");
@@ -274,7 +275,7 @@ async fn a_large_share_that_is_refused_alike_sets_nothing_aside() {
     .await;
 }
 
-/// What one message holds keeps no other letter from being redriven.
+/// The content of one message keeps no other letter from being redriven.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_buried_message_of_which_much_is_refused_stays_and_the_others_are_redriven() {
     testkit::isolated("bulk", async |isolated| {
@@ -321,7 +322,7 @@ async fn a_buried_message_of_which_much_is_refused_stays_and_the_others_are_redr
     .await;
 }
 
-/// A server that is not well says nothing of what it is given.
+/// A refusal by a server that is not well says nothing about the letter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redrive_at_a_server_that_is_not_well_leaves_every_letter_as_it_is() {
     testkit::isolated("unwell", async |isolated| {
@@ -357,11 +358,13 @@ async fn a_redrive_at_a_server_that_is_not_well_leaves_every_letter_as_it_is() {
             assert_eq!(all().await, before, "{code}");
         }
         execute(&mut session, "drop trigger object on counters").await;
-        // Every batch, whatever is in it.
+        // The objection is to every batch, whatever is in it.
         object_to(&mut session, "applied_message", "true", "22001").await;
-        let told = store.redrive(asked(letters[0])).await.expect("is redriven").items;
-        let RedriveOutcome::FailedAgain { reason, detail } = &told[0].outcome else { panic!("{told:?}") };
-        assert!(reason == "unknown_version" && detail.contains("any batch"), "{told:?}");
+        let reported = store.redrive(asked(letters[0])).await.expect("is redriven").items;
+        let RedriveOutcome::FailedAgain { reason, detail } = &reported[0].outcome else {
+            panic!("{reported:?}")
+        };
+        assert!(reason == "unknown_version" && detail.contains("any batch"), "{reported:?}");
         assert_eq!(all().await, before);
         execute(&mut session, "drop trigger object on applied_message").await;
         assert_eq!(redrive_all(&store, false).await, [RedriveOutcome::Applied, RedriveOutcome::Applied]);

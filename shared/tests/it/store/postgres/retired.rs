@@ -1,4 +1,4 @@
-//! Old partitions are taken away beside writers without a gap, and from wherever that was left.
+//! Removal of old partitions beside writers, without a gap, and from any point at which it was interrupted.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ async fn housekeep(store: &Arc<dyn Store>) -> Housekept {
     store.housekeep(RETENTION).await.expect("is kept")
 }
 
-/// Old days of points, of minutes and of the ledger: so many partitions.
+/// Makes old days of points, of minutes and of the ledger; returns the number of partitions.
 async fn fill(store: &Arc<dyn Store>, days: i64) -> u64 {
     let mut messages = Messages::new();
     for day in 0..days {
@@ -43,7 +43,8 @@ async fn there(session: &mut PgConnection) -> i64 {
     sqlx::query_scalar(old).fetch_one(session).await.expect("is read")
 }
 
-/// Transactions one after the other, of 50 to 300 ms, each with a lock on all that a writer may use.
+/// Runs transactions one after the other, of 50 to 300 ms, each with a lock on all tables that a
+/// writer may use.
 async fn busy(mut session: PgConnection, seed: u64, is_done: Arc<AtomicBool>) -> u64 {
     let mut transactions = 0;
     while !is_done.load(Ordering::Relaxed) {
@@ -71,7 +72,7 @@ async fn days_are_dropped_beside_writers_without_a_gap() {
         }
         let (begun, mut dropped) = (Instant::now(), 0);
         while dropped < all {
-            // Two that do it at once, as consumers do.
+            // Two run it at once, as consumers do.
             let (one, other) = tokio::join!(housekeep(&stores[0]), housekeep(&stores[1]));
             dropped += one.partitions + other.partitions;
             if there(&mut session(&url).await).await == 0 {
@@ -85,7 +86,7 @@ async fn days_are_dropped_beside_writers_without_a_gap() {
         }
         assert_eq!(there(&mut session(&url).await).await, 0);
         assert_eq!(housekeep(&stores[0]).await.overdue, 0);
-        // A message of a forgotten day is not applied.
+        // A message of a removed day is not applied.
         let late = dated(NOON_MS - 1, &[("a", 1)]);
         assert_eq!(apply(&stores[1], &[late]).await.set_aside.len(), 1);
         assert_eq!(standing(&stores[1], "a").await, (3, 3));
@@ -103,7 +104,7 @@ async fn partitions_that_a_transaction_holds_are_counted_as_overdue_and_stay_usa
         execute(&mut backup, "begin; lock table applied_message, points, rollups in access share mode").await;
         let kept = housekeep(&store).await;
         assert_eq!((kept.partitions, kept.overdue, kept.more), (0, all, false));
-        // The days are there for what comes late.
+        // The days are there for late messages.
         let late = dated(NOON_MS + 5_000, &[("late", 1)]);
         apply(&store, &[late]).await;
         assert_eq!(standing(&store, "late").await, (1, 1));
@@ -114,7 +115,7 @@ async fn partitions_that_a_transaction_holds_are_counted_as_overdue_and_stay_usa
     .await;
 }
 
-/// Begins to detach, and ends the session that does while it waits.
+/// Begins to detach, and ends the session while it waits.
 async fn interrupted(url: &str, table: &str, name: &str) {
     let (mut holder, mut watcher) = (session(url).await, session(url).await);
     execute(&mut watcher, &format!("comment on table {name} is 'forebay: being dropped'")).await;
@@ -143,7 +144,7 @@ async fn who_needs_a_day_whose_detaching_was_interrupted_ends_that_and_applies_n
         let known = dated(NOON_MS + 1_000, &[("a", 1)]);
         apply(&store, &[known.clone(), dated(NOON_MS + 2_000, &[("there", 1)])]).await;
         interrupted(&url, "applied_message", "applied_message_20251120").await;
-        // Delivered again, and one of that day that was never applied.
+        // One is delivered again, and one of that day was never applied.
         let late = dated(NOON_MS + 1_500, &[("a", 1)]);
         let later = dated(NOON_MS + 3_000, &[("a", 1)]);
         let applied = apply(&store, &[known.clone(), late, later.clone()]).await;
@@ -166,7 +167,7 @@ async fn what_was_left_in_the_middle_goes_with_the_next_round() {
         let mut session = session(&url).await;
         execute(&mut session, "comment on table points_20251120 is 'forebay: being dropped'").await;
         execute(&mut session, "alter table points detach partition points_20251120").await;
-        // Somebody's own, which is kept.
+        // A partition that an administrator detached is kept.
         execute(&mut session, "alter table points detach partition points_20251121").await;
         assert_eq!(housekeep(&store).await.partitions, all - 1);
         assert_eq!(there(&mut session).await, 1);

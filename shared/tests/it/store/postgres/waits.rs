@@ -1,4 +1,4 @@
-//! What waits for what, on two connections: nothing is lost, and nothing waits in a circle.
+//! Locks between two connections: nothing is lost, and no wait is circular.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::{execute, session};
 use crate::store::sent::{delete, document, increment, point, with_key};
 use crate::store::{Messages, NOON_MS, apply, postgres, postgres_config, standing};
 
-/// Waits until so many sessions of the store wait for a lock.
+/// Waits until this many sessions of the store wait for a lock.
 async fn waiting(session: &mut PgConnection, number: i64) {
     let waiting = "select count(*) from pg_stat_activity where datname = current_database()
         and application_name = 'forebay' and wait_event_type = 'Lock'";
@@ -85,11 +85,11 @@ async fn two_that_delete_what_the_other_one_inserts_wait_in_no_circle() {
         stores[0].define("c", indexed("f")).await.expect("is defined");
         let (mut messages, mut holder, mut watcher) =
             (Messages::new(), session(&url).await, session(&url).await);
-        // Makes the partition.
+        // This makes the partition.
         apply(&stores[0], &[messages.of(&[increment("a", 1)])]).await;
         let sent = [0, 1].map(|_| messages.of(&[document("c", r#"{"f":1}"#)]));
         let ids = [sent[0].item_key(0), sent[1].item_key(0)];
-        // Whoever has inserted its document waits here for its field, before it deletes.
+        // A session that has inserted its document waits here for its field, before it deletes.
         for id in ids {
             let row = format!("insert into document_fields values ('c', 'f', '1', '{id}')");
             execute(&mut holder, &if id == ids[0] { format!("begin; {row}") } else { row }).await;
@@ -110,7 +110,8 @@ async fn two_that_delete_what_the_other_one_inserts_wait_in_no_circle() {
     .await;
 }
 
-/// Sessions that have ended have told the server's statistics.
+/// Asserts that no deadlock occurred. The stores are closed first: only sessions that have ended have
+/// reported to the statistics of the server.
 async fn assert_no_deadlock(stores: [Arc<dyn Store>; 2], url: &str) {
     for store in stores {
         store.close().await;
@@ -139,7 +140,7 @@ async fn a_definition_waits_for_documents_that_are_on_their_way() {
             tokio::spawn(async move { store.define("c", indexed("f")).await.expect("is defined") })
         };
         waiting(&mut watcher, 2).await;
-        // Whoever comes now waits for the definition, and is indexed by it.
+        // A batch that comes now waits for the definition, and is indexed by it.
         let late = messages.of(&[document("c", r#"{"f":1}"#)]);
         let latecomer = spawn(&stores[0], std::slice::from_ref(&late));
         waiting(&mut watcher, 3).await;
@@ -162,8 +163,8 @@ async fn a_definition_waits_for_documents_that_are_on_their_way() {
     .await;
 }
 
-/// What one side sends in a round: documents, the deletes of those that the other side sends, and
-/// keys, types and counters that both touch, some of them new.
+/// Makes the messages of one side in a round: documents, the deletes of those that the other side
+/// sends, and keys, types and counters that both touch, some of them new.
 fn side(messages: &mut Messages, round: i64, side: i64) -> (Vec<Message>, Vec<Item>) {
     let name = |number: i64| format!("{round}-{side}-{number}");
     let documents: Vec<Item> = (0..8)
@@ -275,7 +276,7 @@ async fn a_read_that_nobody_waits_for_ends_and_a_write_may_wait_longer() {
     .await;
 }
 
-/// What a list waited for may have been lifted meanwhile.
+/// The retention that a list waited for may have been lifted meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retention_that_is_lifted_while_housekeeping_waits_keeps_the_documents() {
     testkit::isolated("lifted", async |isolated| {
@@ -286,7 +287,7 @@ async fn a_retention_that_is_lifted_while_housekeeping_waits_keeps_the_documents
         store.define("c", daily).await.expect("is defined");
         apply(&store, &[messages.of(&[document("c", "{}")])]).await;
         let (mut holder, mut watcher) = (session(&url).await, session(&url).await);
-        // The lock of who replaces a definition.
+        // This is the lock of a session that replaces a definition.
         execute(&mut holder, "begin; select pg_advisory_xact_lock(x'666f726562617902'::int8)").await;
         let day_ms = 86_400_000;
         let retention = shared::store::Retention {

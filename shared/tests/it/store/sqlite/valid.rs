@@ -1,5 +1,5 @@
-//! No item that a consumer may apply is refused by SQLite alone: so there is no search for such items, as
-//! there is on Postgres.
+//! Items that a consumer may apply: none is refused by SQLite alone. So there is no search for such
+//! items, as there is on Postgres.
 use std::cell::RefCell;
 
 use proptest::collection::vec;
@@ -28,9 +28,9 @@ struct Sent {
 enum What {
     Increment(String, i64),
     Document(String, Option<i64>, String),
-    /// Of a document under a key, or of the item with this index of the first message.
+    /// Deletion of a document under a key, or of the item with this index of the first message.
     Delete(String, Result<u8, usize>),
-    /// Its time is counted from the acceptance.
+    /// Point whose time is counted from the acceptance.
     Point(String, i64, f64),
 }
 
@@ -42,7 +42,7 @@ fn name() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Any JSON value, and what is hard on those who read it.
+/// Makes any JSON value, and values that are hard on readers.
 fn json_value() -> impl Strategy<Value = String> {
     let hard = [
         "null",
@@ -104,14 +104,14 @@ fn what() -> impl Strategy<Value = What> {
     ]
 }
 
-/// Accept times and items of the messages of a batch.
+/// Makes accept times and items of the messages of a batch.
 fn batch() -> impl Strategy<Value = Vec<(i64, Vec<Sent>)>> {
     let sent = (what(), option::weighted(0.4, 0..8_u8)).prop_map(|(what, key)| Sent { what, key });
     let accepted_at_ms = prop_oneof![3 => Just(NOON_MS), 1 => select(vec![i64::MIN, -1, 0, i64::MAX])];
     vec((accepted_at_ms, vec(sent, 1..40)), 1..4)
 }
 
-/// The messages through the wire format, as the consumer gets them.
+/// Makes the messages through the wire format, as the consumer gets them.
 fn messages_of(ids: &mut Messages, batch: &[(i64, Vec<Sent>)]) -> Vec<Message> {
     let mut first = None;
     let of = |(accepted_at_ms, sent): &(i64, Vec<Sent>)| {
@@ -166,7 +166,7 @@ fn no_item_that_may_be_applied_is_refused_alone_or_in_company() {
             (store.apply(batch.into()).await, store.item_statuses(items.into()).await.expect("is read"))
         });
         let applied = applied.map_err(|error| TestCaseError::fail(error.to_string()))?;
-        // For reasons of ours, which a person can read, and never for one of SQLite's.
+        // The causes are ours, in words for an operator, and never SQLite's.
         let ours = [Reason::CounterOverflow, Reason::SchemaViolation, Reason::Unreadable];
         let foreign: Vec<_> =
             applied.set_aside.iter().filter(|aside| !ours.contains(&aside.reason)).collect();
