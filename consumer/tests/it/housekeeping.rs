@@ -119,13 +119,13 @@ async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
     let last = || layer.0.asked.lock().expect("no panic").last().and_then(|asked| asked.forget_before_ms);
     let (now_ms, day_ms) = (shared::runtime::clock::now_ms(), 24 * 3_600_000);
     let hold = ConsumerWatermark { consumer: 7, oldest_ms: now_ms - 9 * day_ms };
-    rig.backend.store.hold(hold, Vec::new()).await.expect("is told");
+    rig.backend.store.hold(hold, Vec::new()).await.expect("is reported");
     rig.consuming(async {
         rig.publish_accepted(now_ms).await;
         wait_for("a bound by the other", async || last() == Some(now_ms - 10 * day_ms)).await;
         // It got rid of it, or of its process.
         let hold = ConsumerWatermark { oldest_ms: now_ms - day_ms, ..hold };
-        rig.backend.store.hold(hold, Vec::new()).await.expect("is told");
+        rig.backend.store.hold(hold, Vec::new()).await.expect("is reported");
         wait_for("a later bound", async || last() == Some(now_ms - 2 * day_ms)).await;
     })
     .await;

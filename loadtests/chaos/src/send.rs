@@ -52,7 +52,7 @@ pub async fn ask(client: &Client, api: SocketAddr, write: &Write) -> anyhow::Res
     let reported = || format!("{write:?}: answered {status} {}", String::from_utf8_lossy(&body));
     let outcome = match status {
         StatusCode::ACCEPTED => {
-            accepted(&body, write.items.len(), write.key.is_some()).with_context(reported)?
+            accepted(&body, write.items.len(), write.key.is_some() || write.wait_seconds.is_some()).with_context(reported)?
         }
         StatusCode::OK | StatusCode::CREATED if write.wait_seconds.is_some() => {
             let applied = applied(&body, write).with_context(reported)?;
@@ -99,14 +99,15 @@ enum Accepted {
     Single { id: String, status: String },
 }
 
-/// Checks the status in a 202; a retry under a key may get `applied`.
-fn is_status(status: &str, is_keyed: bool) -> bool {
-    status == "accepted" || is_keyed && status == "applied"
+/// Checks the status in a 202. A retry under a key may get `applied`, and so may a request that waited: its
+/// write took effect, and what it made could not be read.
+fn is_status(status: &str, may_be_applied: bool) -> bool {
+    status == "accepted" || may_be_applied && status == "applied"
 }
 
-fn accepted(body: &[u8], items: usize, is_keyed: bool) -> anyhow::Result<Outcome> {
+fn accepted(body: &[u8], items: usize, may_be_applied: bool) -> anyhow::Result<Outcome> {
     let ids = match serde_json::from_slice(body)? {
-        Accepted::Single { id, status } if items == 1 && is_status(&status, is_keyed) => vec![id],
+        Accepted::Single { id, status } if items == 1 && is_status(&status, may_be_applied) => vec![id],
         Accepted::Batch { accepted, ids, rejected }
             if accepted == items && ids.len() == items && rejected.is_empty() =>
         {

@@ -47,7 +47,7 @@ pub trait Layer: Send + Sync {
         self.behind().counter(name).await
     }
 
-    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Answer<Vec<Option<ItemStatus>>> {
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> StoreResult<Vec<Option<ItemStatus>>> {
         self.behind().item_statuses(items).await
     }
 
@@ -118,7 +118,7 @@ impl<L: Layer> Store for Layered<L> {
         self.0.behind().counters(page).await
     }
 
-    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Answer<Vec<Option<ItemStatus>>> {
+    async fn item_statuses(&self, items: Arc<[ItemKey]>) -> StoreResult<Vec<Option<ItemStatus>>> {
         self.0.item_statuses(items).await
     }
 
@@ -178,7 +178,7 @@ impl<L: Layer> Store for Layered<L> {
         self.0.housekeep(retention).await
     }
 
-    async fn hold(&self, own: ConsumerWatermark, silent: Vec<ReportedWatermark>) -> Answer<Watermarks> {
+    async fn hold(&self, own: ConsumerWatermark, silent: Vec<ReportedWatermark>) -> StoreResult<Watermarks> {
         self.0.behind().hold(own, silent).await
     }
 

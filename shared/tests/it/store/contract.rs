@@ -239,11 +239,11 @@ async fn the_fate_of_an_item_is_told([one, other]: [Arc<dyn Store>; 2]) {
     assert_eq!(fate(&other, good).await, None);
     let before_ms = one.now_ms().await.expect("a time");
     let applied = apply(&one, &batch).await;
-    let told = fate(&other, good).await;
-    let Some(ItemStatus::Applied { at_ms, .. }) = told else { panic!("{told:?}") };
+    let reported = fate(&other, good).await;
+    let Some(ItemStatus::Applied { at_ms, .. }) = reported else { panic!("{reported:?}") };
     assert!((before_ms..=applied.committed_at_ms).contains(&at_ms));
-    let told = fate(&other, bad).await;
-    let Some(ItemStatus::Failed { at_ms, reason, detail, .. }) = told else { panic!("{told:?}") };
+    let reported = fate(&other, bad).await;
+    let Some(ItemStatus::Failed { at_ms, reason, detail, .. }) = reported else { panic!("{reported:?}") };
     assert!((before_ms..=one.now_ms().await.expect("a time")).contains(&at_ms));
     assert_eq!(reason, "counter_overflow");
     assert_eq!(detail, "1 added to 9223372036854775807 is out of range");

@@ -224,8 +224,8 @@ async fn an_item_that_fails_again_stays_with_its_new_reason([one, other]: [Arc<d
         assert_eq!((&*letter.reason, &*letter.detail), (reason, detail));
         assert_eq!((&letter.item, letter.accepted_at_ms), (&first.item, first.accepted_at_ms));
         assert!(letter.set_aside_at_ms >= first.set_aside_at_ms);
-        let told = fate(&one, keys[0]).await;
-        assert!(matches!(told, Some(ItemStatus::Failed { detail: told, .. }) if told == detail));
+        let reported = fate(&one, keys[0]).await;
+        assert!(matches!(reported, Some(ItemStatus::Failed { detail: reported, .. }) if reported == detail));
     }
     // Only that one was tried; together, the good one is applied and the bad one stays.
     assert_eq!(all(&one).await.len(), 2);
@@ -290,7 +290,7 @@ async fn a_redriven_keyed_item_keeps_its_key([one, other]: [Arc<dyn Store>; 2]) 
     assert_eq!(standing(&other, "a").await, (1, 1));
     let reported = fate(&other, keys[1]).await;
     assert!(
-        matches!(told, Some(ItemStatus::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&items[1]))
+        matches!(reported, Some(ItemStatus::Applied { fingerprint: Some(reported), .. }) if reported == fingerprint(&items[1]))
     );
 }
 

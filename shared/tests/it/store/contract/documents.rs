@@ -279,8 +279,8 @@ async fn a_document_that_does_not_hold_the_schema_is_set_aside([one, other]: [Ar
     assert_eq!(aside, expected);
     assert!(applied.keyed.is_empty());
     for index in 0..4 {
-        let told = fate(&one, sent.item_key(index)).await;
-        let Some(ItemStatus::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
+        let reported = fate(&one, sent.item_key(index)).await;
+        let Some(ItemStatus::Failed { reason, detail, .. }) = reported else { panic!("{reported:?}") };
         assert_eq!((&*reason, &detail), ("schema_violation", &applied.set_aside[index].detail));
         assert_eq!(stored(&one, "c", sent.item_key(index)).await, None);
     }
@@ -318,8 +318,8 @@ async fn a_definition_that_cannot_be_used_stops_nothing_else([one, other]: [Arc<
     let aside: Vec<_> = applied.set_aside.iter().map(|aside| (aside.item, aside.reason)).collect();
     assert_eq!(aside, [1, 2].map(|index| (sent.item_key(index), Reason::DefinitionUnusable)));
     assert!(applied.set_aside[0].detail.contains("/schema/type"), "{}", applied.set_aside[0].detail);
-    let told = fate(&one, sent.item_key(1)).await;
-    assert!(matches!(told, Some(ItemStatus::Failed { reason, .. }) if reason == "definition_unusable"));
+    let reported = fate(&one, sent.item_key(1)).await;
+    assert!(matches!(reported, Some(ItemStatus::Failed { reason, .. }) if reason == "definition_unusable"));
     assert_eq!(applied.counters.len(), 1);
     // A build that can use it has checked the one that names its version.
     assert_eq!(ids(&one, "c").await, [sent.item_key(3), before.item_key(1)]);

@@ -389,7 +389,7 @@ async fn a_discarded_dead_letter_goes_after_its_time_and_not_before_its_message(
 
 async fn what_consumers_hold_is_told_to_the_others([one, other]: [Arc<dyn Store>; 2]) {
     let tell = async |store: &Arc<dyn Store>, consumer, oldest_ms, silent: &[ReportedWatermark]| {
-        store.hold(ConsumerWatermark { consumer, oldest_ms }, silent.to_vec()).await.expect("is told")
+        store.hold(ConsumerWatermark { consumer, oldest_ms }, silent.to_vec()).await.expect("is reported")
     };
     let before_ms = one.now_ms().await.expect("a time");
     assert_eq!(tell(&one, u64::MAX, NOON_MS, &[]).await.others, []);

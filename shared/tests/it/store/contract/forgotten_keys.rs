@@ -171,8 +171,8 @@ async fn a_document_that_retention_took_is_no_new_one_while_its_key_is_promised(
     apply(&one, &[messages.at(now_ms + DAY_MS, &[increment("passing", 1)])]).await;
     let kept = |before_ms| Retention { remembered_ms: 2 * DAY_MS, forget_before_ms: Some(before_ms), ..LONG };
     for _ in 0..2 {
-        let told = fate(&other, id).await;
-        assert!(matches!(told, Some(ItemStatus::Applied { fingerprint: Some(_), .. })), "{told:?}");
+        let reported = fate(&other, id).await;
+        assert!(matches!(reported, Some(ItemStatus::Applied { fingerprint: Some(_), .. })), "{reported:?}");
         assert_eq!(one.document("brief", id).await.expect("is read"), Some(Stored::Deleted));
         assert_eq!(one.document("brief", first.item_key(1)).await.expect("is read"), None, "it has no key");
         let retry = messages.of(std::slice::from_ref(&item));

@@ -47,9 +47,9 @@ async fn a_key_takes_effect_once_wherever_it_comes([one, other]: [Arc<dyn Store>
     // The outcome of a redelivered message has nothing about its keys: the store knows them.
     assert_eq!(verdicts(&apply(&other, &batch).await), []);
     assert_eq!(standing(&other, "a").await, (21, 3));
-    let told = fate(&other, id).await;
-    let Some(ItemStatus::Applied { at_ms, fingerprint: told }) = told else { panic!("{told:?}") };
-    assert_eq!(told, Some(fingerprint(&item)));
+    let reported = fate(&other, id).await;
+    let Some(ItemStatus::Applied { at_ms, fingerprint: reported }) = reported else { panic!("{reported:?}") };
+    assert_eq!(reported, Some(fingerprint(&item)));
     assert!(at_ms <= first.committed_at_ms, "{at_ms}");
     assert_eq!(fate(&one, next).await, None);
 }
@@ -75,7 +75,7 @@ async fn another_payload_under_a_key_is_a_conflict_in_either_order([one, other]:
         assert_eq!(reported, [&b, &a, &b].map(fingerprint));
         let reported = fate(&other, identity(Kind::Increment, &key("later"), 0)).await;
         assert!(
-            matches!(told, Some(ItemStatus::Applied { fingerprint: Some(told), .. }) if told == fingerprint(&a))
+            matches!(reported, Some(ItemStatus::Applied { fingerprint: Some(reported), .. }) if reported == fingerprint(&a))
         );
         for name in ["message", "transaction", "later"] {
             assert_eq!(standing(&other, &key(name)).await, (first, 1), "{name}");
@@ -139,9 +139,11 @@ async fn a_keyed_item_that_was_set_aside_was_processed([one, other]: [Arc<dyn St
     let retries = [room, messages.of(&[bad.clone(), other_payload])];
     assert_eq!(verdicts(&apply(&other, &retries).await), [Repeated, Conflict]);
     assert_eq!(standing(&one, "a").await, (i64::MAX - 1_000, 2));
-    let told = fate(&other, identity(Kind::Increment, "k", 0)).await;
-    let Some(ItemStatus::Failed { reason, fingerprint: told, .. }) = told else { panic!("{told:?}") };
-    assert_eq!((&*reason, told), ("counter_overflow", Some(fingerprint(&bad))));
+    let reported = fate(&other, identity(Kind::Increment, "k", 0)).await;
+    let Some(ItemStatus::Failed { reason, fingerprint: reported, .. }) = reported else {
+        panic!("{reported:?}")
+    };
+    assert_eq!((&*reason, reported), ("counter_overflow", Some(fingerprint(&bad))));
 }
 
 async fn a_keyed_item_that_cannot_be_read_was_processed([one, other]: [Arc<dyn Store>; 2]) {
@@ -153,9 +155,9 @@ async fn a_keyed_item_that_cannot_be_read_was_processed([one, other]: [Arc<dyn S
     assert_eq!(applied.set_aside[0].reason, Reason::Unreadable);
     assert_eq!(verdicts(&apply(&other, &[messages.of(std::slice::from_ref(&good))]).await), [Repeated]);
     assert_eq!(standing(&one, "a").await, (0, 0));
-    let told = fate(&other, identity(Kind::Increment, "k", 0)).await;
+    let reported = fate(&other, identity(Kind::Increment, "k", 0)).await;
     assert!(
-        matches!(told, Some(ItemStatus::Failed { fingerprint: Some(told), .. }) if told == fingerprint(&good))
+        matches!(reported, Some(ItemStatus::Failed { fingerprint: Some(reported), .. }) if reported == fingerprint(&good))
     );
 }
 

@@ -165,8 +165,8 @@ async fn a_message_is_ended_without_a_try_in_one_cheap_transaction() {
         let message = messages.of(&[document("c", "{}"), increment("a", 1)]);
         let applied = store.give_up_on(message.clone(), ended(false)).await.expect("is ended");
         assert_eq!(applied.set_aside.len(), 2);
-        let told = fate(&store, message.item_key(0)).await;
-        let Some(ItemStatus::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
+        let reported = fate(&store, message.item_key(0)).await;
+        let Some(ItemStatus::Failed { reason, detail, .. }) = reported else { panic!("{reported:?}") };
         assert_eq!((&*reason, &*detail), ("not_applied", "it took t? long"));
         execute(
             &mut session,

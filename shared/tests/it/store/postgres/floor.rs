@@ -62,8 +62,8 @@ async fn a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_as
             assert_eq!(value, (applied, applied), "day {day}");
             // It is dropped by now, if it was applied; there as a dead letter, if not.
             apply(&stores[0], std::slice::from_ref(&message)).await;
-            let told = fate(&stores[1], message.item_key(0)).await;
-            assert!(matches!(told, Some(ItemStatus::Failed { .. })), "{told:?}");
+            let reported = fate(&stores[1], message.item_key(0)).await;
+            assert!(matches!(reported, Some(ItemStatus::Failed { .. })), "{reported:?}");
             assert_eq!(standing(&stores[1], "a").await, value);
         }
         assert_eq!(usize::try_from(applied).expect("a count") + aside, 30);

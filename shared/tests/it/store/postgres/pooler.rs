@@ -91,8 +91,8 @@ async fn write_and_read(store: Arc<dyn Store>, now_ms: i64) {
         let items = [increment("sum", 1), document("c", r#"{"a":1}"#), point("t", now_ms, 1.0)];
         let message = messages.at(now_ms, &items);
         assert_eq!(apply(&store, std::slice::from_ref(&message)).await.fresh.len(), 1);
-        let told = fate(&store, message.item_key(1)).await;
-        assert!(matches!(told, Some(ItemStatus::Applied { .. })), "{told:?}");
+        let reported = fate(&store, message.item_key(1)).await;
+        assert!(matches!(reported, Some(ItemStatus::Applied { .. })), "{reported:?}");
         let found = store.document("c", message.item_key(1)).await.expect("is read");
         assert!(found.is_some());
         let page =

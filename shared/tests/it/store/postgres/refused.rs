@@ -172,8 +172,8 @@ async fn an_item_that_is_refused_alone_is_set_aside_and_all_others_are_applied()
         assert_eq!((standing(&store, "a").await, standing(&store, "keyed").await), ((20, 20), (20, 20)));
         assert_eq!(applied.keyed.len(), 20, "the one that was set aside is not reported as applied");
         for item in refused {
-            let told = fate(&store, item).await;
-            let Some(ItemStatus::Failed { reason, detail, .. }) = told else { panic!("{told:?}") };
+            let reported = fate(&store, item).await;
+            let Some(ItemStatus::Failed { reason, detail, .. }) = reported else { panic!("{reported:?}") };
             assert_eq!((&*reason, &*detail), ("refused_by_store", "not with me, ? (22001)"));
             let letter = store.dead_letter(item.as_uuid()).await.expect("is read").expect("is there");
             assert!(letter.item.is_ascii(), "{}", letter.item);
