@@ -52,7 +52,8 @@ pub async fn ask(client: &Client, api: SocketAddr, write: &Write) -> anyhow::Res
     let reported = || format!("{write:?}: answered {status} {}", String::from_utf8_lossy(&body));
     let outcome = match status {
         StatusCode::ACCEPTED => {
-            accepted(&body, write.items.len(), write.key.is_some() || write.wait_seconds.is_some()).with_context(reported)?
+            accepted(&body, write.items.len(), write.key.is_some() || write.wait_seconds.is_some())
+                .with_context(reported)?
         }
         StatusCode::OK | StatusCode::CREATED if write.wait_seconds.is_some() => {
             let applied = applied(&body, write).with_context(reported)?;

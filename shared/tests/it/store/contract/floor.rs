@@ -309,23 +309,26 @@ async fn the_floor_never_goes_back([one, other]: [Arc<dyn Store>; 2]) {
 
 async fn a_tombstone_goes_with_the_ledger_unless_a_dead_letter_has_its_id([one, other]: [Arc<dyn Store>; 2]) {
     let mut messages = Messages::new();
-    let plain = messages.of(&[document("c", "{}"), with_key("k", document("c", "{}")), document("c", "{}")]);
-    let aside = unread(messages.of(&[document("c", "{}"), with_key("l", document("c", "{}"))]));
+    // Keys count from when they are entered, by the store's clock.
+    let now_ms = one.now_ms().await.expect("is read");
+    let plain =
+        messages.at(now_ms, &[document("c", "{}"), with_key("k", document("c", "{}")), document("c", "{}")]);
+    let aside = unread(messages.at(now_ms, &[document("c", "{}"), with_key("l", document("c", "{}"))]));
     apply(&one, &[plain.clone(), aside.clone()]).await;
     let gone = [plain.item_key(0), plain.item_key(1)];
     let kept = [aside.item_key(0), aside.item_key(1)];
     let deletes: Vec<_> = gone.into_iter().chain(kept).map(|document| delete("c", document)).collect();
-    apply(&one, &[messages.at(NOON_MS + 1_000, &deletes)]).await;
+    apply(&one, &[messages.at(now_ms + 1_000, &deletes)]).await;
     // It is deleted long after it came.
     let lately = plain.item_key(2);
-    apply(&one, &[messages.at(NOON_MS + 10_000, &[increment("a", 1)])]).await;
-    apply(&one, &[messages.at(NOON_MS + 3 * DAY_MS, &[delete("c", lately)])]).await;
+    apply(&one, &[messages.at(now_ms + 10_000, &[increment("a", 1)])]).await;
+    apply(&one, &[messages.at(now_ms + 3 * DAY_MS, &[delete("c", lately)])]).await;
     let stored = async |id| other.document("c", id).await.expect("is read");
-    forget(&other, NOON_MS - 2 * DAY_MS).await;
+    forget(&other, now_ms - 2 * DAY_MS).await;
     for id in gone.into_iter().chain(kept).chain([lately]) {
         assert_eq!(stored(id).await, Some(Stored::Deleted), "{id}");
     }
-    forget(&other, NOON_MS + 2 * DAY_MS).await;
+    forget(&other, now_ms + 2 * DAY_MS).await;
     for id in gone {
         assert_eq!(stored(id).await, None, "{id}");
     }
@@ -343,7 +346,7 @@ async fn a_tombstone_goes_with_the_ledger_unless_a_dead_letter_has_its_id([one, 
     for id in gone {
         assert_eq!(stored(id).await, None, "{id}");
     }
-    forget(&other, NOON_MS + 2 * DAY_MS).await;
+    forget(&other, now_ms + 2 * DAY_MS).await;
     for id in kept {
         assert_eq!(stored(id).await, None, "no dead letter holds it now");
     }
