@@ -60,7 +60,7 @@ pub struct BatchEntry<'a> {
 #[derive(Debug)]
 pub struct Pending {
     pub placed: Placed,
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<ConfirmResult>,
 }
 
 impl Pending {
@@ -126,20 +126,20 @@ pub fn must_close_after(items: usize, bytes: usize, limits: &BatchLimits) -> Opt
     must_close_before(items, bytes, (1, 1), limits)
 }
 
-type Answer = Result<(), NotAccepted>;
+type ConfirmResult = Result<(), NotAccepted>;
 
 /// The batcher of one worker. Cheap to clone; clones are the same batcher.
 #[derive(Clone)]
-pub struct Batcher(Rc<Inner>);
+pub struct Batcher(Rc<BatcherCore>);
 
-struct Inner {
+struct BatcherCore {
     publisher: Arc<dyn Publisher>,
     breaker: Arc<Breaker>,
     limits: BatchLimits,
-    state: RefCell<State>,
+    state: RefCell<BatcherState>,
 }
 
-struct State {
+struct BatcherState {
     issuer: IdIssuer,
     open: Option<Batch>,
     closed: VecDeque<Batch>,
@@ -152,7 +152,7 @@ struct Batch {
     builder: Builder,
     accepted_at: Rc<str>,
     deadline: Instant,
-    waiters: Vec<oneshot::Sender<Answer>>,
+    waiters: Vec<oneshot::Sender<ConfirmResult>>,
     /// Items by kind, in the order of `Kind::ALL`.
     kinds: [u64; Kind::ALL.len()],
 }
@@ -165,16 +165,21 @@ impl Batcher {
         issuer: IdIssuer,
         limits: BatchLimits,
     ) -> Self {
-        let state =
-            State { issuer, open: None, closed: VecDeque::new(), in_flight: 0, flush_scheduled: false };
-        Self(Rc::new(Inner { publisher, breaker, limits, state: RefCell::new(state) }))
+        let state = BatcherState {
+            issuer,
+            open: None,
+            closed: VecDeque::new(),
+            in_flight: 0,
+            flush_scheduled: false,
+        };
+        Self(Rc::new(BatcherCore { publisher, breaker, limits, state: RefCell::new(state) }))
     }
 
     /// Puts the items of one request into a message. Nothing is sent before the caller yields: who
     /// wants to hear of the items registers for them until then.
-    pub fn begin(&self, load: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
+    pub fn begin(&self, entry: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
         self.check_link()?;
-        let placed = self.place(load);
+        let placed = self.place(entry);
         // Also after a refusal: it may have closed a message.
         self.pump();
         placed
@@ -196,8 +201,8 @@ impl Batcher {
         breaker.check().map_err(refused)
     }
 
-    fn place(&self, load: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
-        let BatchEntry { kind, json, items, is_awaited, trace } = load;
+    fn place(&self, entry: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
+        let BatchEntry { kind, json, items, is_awaited, trace } = entry;
         let limits = &self.0.limits;
         let mut state = self.0.state.borrow_mut();
         if let Some(why) = state.open_size().and_then(|(have_items, have_bytes)| {
@@ -306,7 +311,7 @@ fn not_accepted(error: PublishError) -> NotAccepted {
     }
 }
 
-impl State {
+impl BatcherState {
     fn open_size(&self) -> Option<(usize, usize)> {
         self.open.as_ref().map(|batch| (batch.builder.items(), batch.builder.bytes()))
     }

@@ -69,7 +69,7 @@ impl Feed {
         }
         self.0.waiters.set_consumers_away(consumers.are_away(now));
         let (count, are_missing) = (consumers.count(), consumers.are_missing(now));
-        self.0.consumers_heard.store(count, Ordering::Relaxed);
+        self.0.consumers_seen.store(count, Ordering::Relaxed);
         metrics().consumers.set(i64::try_from(count).unwrap_or(i64::MAX));
         if are_missing != self.0.waiters.consumers_are_missing() {
             self.0.waiters.set_consumers_missing(are_missing);
@@ -82,8 +82,8 @@ impl Feed {
         self.0.waiters.release_if_vain();
     }
 
-    fn check(&self, heed: Sequence) {
-        if heed == Sequence::Gap {
+    fn check(&self, sequence: Sequence) {
+        if sequence == Sequence::Gap {
             tracing::debug!("events may have been missed");
             self.0.cache.invalidate_all();
             self.0.documents.invalidate_all();
@@ -116,14 +116,14 @@ impl Feed {
 /// The consumers whose events come, and which of them said last that they cannot reach the store.
 #[derive(Debug)]
 struct Consumers {
-    heard: HashMap<u64, (Instant, bool)>,
+    last_events: HashMap<u64, (Instant, bool)>,
     /// Until then it is not known that none runs: one may just start, or be heard again.
     unknown_until: Instant,
 }
 
 impl Consumers {
     fn new(now: Instant) -> Self {
-        Self { heard: HashMap::new(), unknown_until: now + SILENCE_MAX }
+        Self { last_events: HashMap::new(), unknown_until: now + SILENCE_MAX }
     }
 
     fn on_event(&mut self, event: &Event, now: Instant) {
@@ -131,20 +131,20 @@ impl Consumers {
             Body::Heartbeat { store_away } => store_away,
             Body::Committed(_) => false,
             // Nothing about the store, but its publisher lives, if it is a consumer.
-            Body::Unknown => match self.heard.get(&event.publisher) {
+            Body::Unknown => match self.last_events.get(&event.publisher) {
                 Some((_, is_away)) => *is_away,
                 None => return,
             },
             // An API says that.
             Body::Defined { .. } => return,
             Body::Goodbye => {
-                if self.heard.remove(&event.publisher).is_some() {
+                if self.last_events.remove(&event.publisher).is_some() {
                     self.may_return(now + SILENCE_MAX);
                 }
                 return;
             }
         };
-        self.heard.insert(event.publisher, (now, is_away));
+        self.last_events.insert(event.publisher, (now, is_away));
         self.may_return(now + SILENCE_MAX);
     }
 
@@ -154,18 +154,18 @@ impl Consumers {
     }
 
     fn count(&self) -> usize {
-        self.heard.len()
+        self.last_events.len()
     }
 
     /// Returns true when no consumer was heard for so long that none runs.
     fn are_missing(&self, now: Instant) -> bool {
-        self.heard.is_empty() && now >= self.unknown_until
+        self.last_events.is_empty() && now >= self.unknown_until
     }
 
     /// Whether all that were heard lately say so. Of consumers that nobody hears nothing is known.
     fn are_away(&mut self, now: Instant) -> bool {
-        self.heard.retain(|_, (heard_at, _)| now.duration_since(*heard_at) < SILENCE_MAX);
-        !self.heard.is_empty() && self.heard.values().all(|(_, is_away)| *is_away)
+        self.last_events.retain(|_, (received_at, _)| now.duration_since(*received_at) < SILENCE_MAX);
+        !self.last_events.is_empty() && self.last_events.values().all(|(_, is_away)| *is_away)
     }
 }
 

@@ -33,7 +33,7 @@ impl App {
             },
             // Both end by themselves. A queue that is made anew later takes no reads away.
             ready: !self.in_flight.is_draining() && self.queue_has_opened.load(Ordering::Relaxed),
-            consumers: Some(self.consumers_heard.load(Ordering::Relaxed)),
+            consumers: Some(self.consumers_seen.load(Ordering::Relaxed)),
             components: BTreeMap::from([("queue", word(accepting)), ("store", word(reading))]),
             breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),
         }

@@ -85,7 +85,7 @@ impl CacheReads {
 }
 
 /// Room that clients take.
-pub struct Room {
+pub struct RoomMetrics {
     /// Requests refused because too many were in work.
     pub shed: IntCounter,
     /// Bodies refused because others needed the room of what had arrived.
@@ -109,7 +109,7 @@ pub struct Metrics {
     /// Traces that found no room in their message.
     pub traces_dropped: IntCounter,
     pub in_flight: IntGauge,
-    pub room: Room,
+    pub room: RoomMetrics,
     pub cache_reads_by_outcome: CacheReads,
     /// Requests that were refused before their handlers, by `reason`.
     pub refused: IntCounterVec,
@@ -262,7 +262,7 @@ fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
 }
 
 fn register_room() -> prometheus::Result<Room> {
-    Ok(Room {
+    Ok(RoomMetrics {
         shed: register_int_counter!(
             "forebay_http_shed_total",
             "requests refused because too many were in work"

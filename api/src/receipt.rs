@@ -65,11 +65,11 @@ impl Receipt {
 
     /// Of what the store knows. `payload` is the fingerprint that the client holds.
     /// `None` when the store has forgotten it.
-    pub fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<ItemStatus>) -> Option<Self> {
+    pub fn of_status(id: ItemId, payload: Option<Fingerprint>, status: Option<ItemStatus>) -> Option<Self> {
         let has_other = |processed: Option<Fingerprint>| {
             payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
         };
-        Some(match fate {
+        Some(match status {
             None => Self::accepted(id),
             Some(ItemStatus::Forgotten) => return None,
             Some(ItemStatus::Applied { fingerprint, .. } | ItemStatus::Failed { fingerprint, .. })

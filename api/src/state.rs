@@ -106,7 +106,7 @@ pub struct App {
     /// Data of one page of documents, in bytes.
     pub page_bytes_max: usize,
     /// Consumers whose events arrive.
-    pub consumers_heard: AtomicUsize,
+    pub consumers_seen: AtomicUsize,
     /// The queue was open once, or could not be opened.
     pub queue_has_opened: AtomicBool,
 }
@@ -161,7 +161,7 @@ impl App {
                 turn: Arc::new(Semaphore::new(PAGES_MAX)),
             },
             page_bytes_max: server.page_bytes_max,
-            consumers_heard: AtomicUsize::new(0),
+            consumers_seen: AtomicUsize::new(0),
             queue_has_opened: AtomicBool::new(false),
             backend: backend.clone(),
             store,

@@ -20,7 +20,7 @@ use shared::store::StoreError;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::read::counters::Outcome;
+use crate::read::counters::CacheOutcome;
 use crate::store_breaker::guarded;
 
 /// What an entry weighs beside its key and its body: the structures, its tag among them.
@@ -69,7 +69,7 @@ struct Stamp {
 #[derive(Debug, Default)]
 struct Tag(AtomicU64);
 
-type Loaded = Result<Arc<Answer>, StoreError>;
+type LoadedAnswer = Result<Arc<Answer>, StoreError>;
 
 pub struct ReadCache<K> {
     entries: moka::sync::Cache<K, Arc<Answer>>,
@@ -94,15 +94,15 @@ struct Loads<K> {
 struct InFlightLoad {
     number: u64,
     stamp: Stamp,
-    result: watch::Receiver<Option<Loaded>>,
+    result: watch::Receiver<Option<LoadedAnswer>>,
 }
 
 /// What somebody who needs a load has to do.
 enum Joined {
     /// Take its result.
-    Load(watch::Receiver<Option<Loaded>>),
+    Load(watch::Receiver<Option<LoadedAnswer>>),
     /// It may have read too early: wait for its end, then ask again.
-    TooEarly(watch::Receiver<Option<Loaded>>),
+    TooEarly(watch::Receiver<Option<LoadedAnswer>>),
 }
 
 impl<K: ReadKey> ReadCache<K> {
@@ -134,20 +134,20 @@ impl<K: ReadKey> ReadCache<K> {
         self: &Arc<Self>,
         key: &K,
         load: impl Fn() -> L,
-    ) -> Result<(Arc<Answer>, Outcome), StoreError>
+    ) -> Result<(Arc<Answer>, CacheOutcome), StoreError>
     where
         L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
     {
         if let Some(answer) = self.entries.get(key)
             && self.is_fresh(&answer)
         {
-            return Ok((answer, Outcome::Hit));
+            return Ok((answer, CacheOutcome::Hit));
         }
         match self.load(key, load).await {
-            Ok(answer) => Ok((answer, Outcome::Miss)),
+            Ok(answer) => Ok((answer, CacheOutcome::Miss)),
             Err(error) => match self.entries.get(key) {
                 Some(answer) if answer.read_at.elapsed() < self.limits.stale_max => {
-                    Ok((answer, Outcome::Stale))
+                    Ok((answer, CacheOutcome::Stale))
                 }
                 _ => Err(error),
             },
@@ -178,7 +178,7 @@ impl<K: ReadKey> ReadCache<K> {
         stamp.generation == self.generation() && stamp.changes == stamp.tag.changes()
     }
 
-    async fn load<L>(self: &Arc<Self>, key: &K, load: impl Fn() -> L) -> Loaded
+    async fn load<L>(self: &Arc<Self>, key: &K, load: impl Fn() -> L) -> LoadedAnswer
     where
         L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
     {
@@ -187,8 +187,8 @@ impl<K: ReadKey> ReadCache<K> {
         loop {
             match self.join(key, arrived, &load) {
                 Joined::Load(mut result) => {
-                    let landed = result.wait_for(Option::is_some).await;
-                    return landed.map_err(|_| gone())?.clone().ok_or_else(gone)?;
+                    let loaded = result.wait_for(Option::is_some).await;
+                    return loaded.map_err(|_| gone())?.clone().ok_or_else(gone)?;
                 }
                 // However it ended.
                 Joined::TooEarly(mut result) => drop(result.wait_for(Option::is_some).await),
@@ -204,17 +204,19 @@ impl<K: ReadKey> ReadCache<K> {
     {
         let mut loads = self.lock();
         // A load whose sender is gone will never land: it is started anew.
-        if let Some(flight) = loads.by_key.get(key).filter(|flight| flight.result.has_changed().is_ok()) {
-            let result = flight.result.clone();
-            let is_good = flight.number > arrived || self.is_current(&flight.stamp);
+        if let Some(in_flight) =
+            loads.by_key.get(key).filter(|in_flight| in_flight.result.has_changed().is_ok())
+        {
+            let result = in_flight.result.clone();
+            let is_good = in_flight.number > arrived || self.is_current(&in_flight.stamp);
             return if is_good { Joined::Load(result) } else { Joined::TooEarly(result) };
         }
         let tag = loads.tag(key.tag());
         let stamp = Stamp { changes: tag.changes(), tag, generation: self.generation() };
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let (sender, result) = watch::channel(None);
-        let flight = InFlightLoad { number, stamp: stamp.clone(), result: result.clone() };
-        loads.by_key.insert(key.clone(), flight);
+        let in_flight = InFlightLoad { number, stamp: stamp.clone(), result: result.clone() };
+        loads.by_key.insert(key.clone(), in_flight);
         self.runtime.spawn(self.clone().run_load(key.clone(), stamp, load(), sender));
         Joined::Load(result)
     }
@@ -224,10 +226,10 @@ impl<K: ReadKey> ReadCache<K> {
         key: K,
         stamp: Stamp,
         load: impl Future<Output = Result<Vec<u8>, StoreError>>,
-        sender: watch::Sender<Option<Loaded>>,
+        sender: watch::Sender<Option<LoadedAnswer>>,
     ) {
         let read_at = Instant::now();
-        let landed = guarded(&self.breaker, load).await.map(|body| {
+        let loaded = guarded(&self.breaker, load).await.map(|body| {
             // Jitter keeps answers that were loaded together from expiring together.
             let ttl = self.limits.ttl.mul_f64(rand::rng().random_range(0.8..=1.0));
             Arc::new(Answer {
@@ -240,12 +242,12 @@ impl<K: ReadKey> ReadCache<K> {
         });
         {
             let mut loads = self.lock();
-            if let Ok(answer) = &landed {
+            if let Ok(answer) = &loaded {
                 self.entries.insert(key.clone(), answer.clone());
             }
             loads.by_key.remove(&key);
         }
-        sender.send_replace(Some(landed));
+        sender.send_replace(Some(loaded));
     }
 
     fn generation(&self) -> u64 {

@@ -34,7 +34,7 @@ pub struct CacheLimits {
 
 /// One cached read: the counter, or that there is none.
 #[derive(Debug)]
-pub struct Cached {
+pub struct CachedCounter {
     pub counter: Option<Counter>,
     /// When the store or an event said so.
     pub read_at: Instant,
@@ -45,19 +45,19 @@ pub struct Cached {
 
 /// How a read was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CacheOutcome {
     Hit,
     Miss,
     /// Older than it should be, because the store is away.
     Stale,
 }
 
-type Loaded = Result<Arc<Cached>, StoreError>;
+type LoadedCounter = Result<Arc<CachedCounter>, StoreError>;
 
 pub struct CounterCache {
-    entries: moka::sync::Cache<Arc<str>, Arc<Cached>>,
+    entries: moka::sync::Cache<Arc<str>, Arc<CachedCounter>>,
     /// Held by everything that writes to `entries`.
-    loads: Mutex<HashMap<Box<str>, InFlightLoad>>,
+    loads: Mutex<HashMap<Box<str>, CounterLoad>>,
     /// Grows when events may have been missed; entries of an earlier one are old.
     generation: AtomicU64,
     limits: CacheLimits,
@@ -68,10 +68,10 @@ pub struct CounterCache {
 }
 
 /// A load under way.
-struct InFlightLoad {
-    result: watch::Receiver<Option<Loaded>>,
+struct CounterLoad {
+    result: watch::Receiver<Option<LoadedCounter>>,
     /// The newest that events said meanwhile: the load may have read before it.
-    told: Option<Counter>,
+    reported: Option<Counter>,
 }
 
 impl CounterCache {
@@ -94,19 +94,19 @@ impl CounterCache {
     }
 
     /// Reads one counter.
-    pub async fn get(self: &Arc<Self>, name: &str) -> Result<(Arc<Cached>, Outcome), StoreError> {
+    pub async fn get(self: &Arc<Self>, name: &str) -> Result<(Arc<CachedCounter>, CacheOutcome), StoreError> {
         if let Some(entry) = self.entries.get(name)
             && self.is_fresh(&entry)
         {
-            return Ok((entry, Outcome::Hit));
+            return Ok((entry, CacheOutcome::Hit));
         }
         match self.load(name).await {
-            Ok(entry) => Ok((entry, Outcome::Miss)),
+            Ok(entry) => Ok((entry, CacheOutcome::Miss)),
             // Read again, because events may have brought a newer one. That something does not exist
             // is never answered from an old reading: it may have come into being since.
             Err(error) => match self.entries.get(name) {
                 Some(entry) if entry.counter.is_some() && entry.read_at.elapsed() < self.limits.stale_max => {
-                    Ok((entry, Outcome::Stale))
+                    Ok((entry, CacheOutcome::Stale))
                 }
                 _ => Err(error),
             },
@@ -117,8 +117,8 @@ impl CounterCache {
     pub fn apply_update<'a>(&self, changed: impl IntoIterator<Item = &'a Counter>) {
         let mut loads = self.lock();
         for counter in changed {
-            if let Some(flight) = loads.get_mut(&*counter.name) {
-                flight.told = newer(flight.told.take(), Some(counter.clone()));
+            if let Some(load) = loads.get_mut(&*counter.name) {
+                load.reported = newer(load.reported.take(), Some(counter.clone()));
             }
             if let Some(entry) = self.entries.get(&*counter.name)
                 && version(entry.counter.as_ref()) < counter.version
@@ -135,53 +135,54 @@ impl CounterCache {
         metrics().event_holes.inc();
     }
 
-    fn is_fresh(&self, entry: &Cached) -> bool {
+    fn is_fresh(&self, entry: &CachedCounter) -> bool {
         entry.generation == self.generation() && Instant::now() < entry.expires_at
     }
 
     /// Joins the load of this key or starts it.
-    async fn load(self: &Arc<Self>, name: &str) -> Loaded {
+    async fn load(self: &Arc<Self>, name: &str) -> LoadedCounter {
         let mut result = {
             let mut loads = self.lock();
             // A load whose sender is gone will never land: it is started anew.
-            if let Some(flight) = loads.get(name).filter(|flight| flight.result.has_changed().is_ok()) {
-                flight.result.clone()
+            if let Some(load) = loads.get(name).filter(|load| load.result.has_changed().is_ok()) {
+                load.result.clone()
             } else {
                 let (sender, result) = watch::channel(None);
-                loads.insert(name.into(), InFlightLoad { result: result.clone(), told: None });
+                loads.insert(name.into(), CounterLoad { result: result.clone(), reported: None });
                 self.runtime.spawn(self.clone().run_load(name.into(), sender));
                 result
             }
         };
-        let landed = result.wait_for(Option::is_some).await;
+        let loaded = result.wait_for(Option::is_some).await;
         let gone = || StoreError::Unavailable("the load was abandoned".into());
-        landed.map_err(|_| gone())?.clone().ok_or_else(gone)?
+        loaded.map_err(|_| gone())?.clone().ok_or_else(gone)?
     }
 
     /// One read of the store. The generation is taken before, so that a hole noticed meanwhile
     /// makes the result old.
-    async fn run_load(self: Arc<Self>, name: Box<str>, sender: watch::Sender<Option<Loaded>>) {
+    async fn run_load(self: Arc<Self>, name: Box<str>, sender: watch::Sender<Option<LoadedCounter>>) {
         let generation = self.generation();
         let read = guarded(&self.breaker, self.store.counter(&name)).await;
-        let landed = {
+        let loaded = {
             let mut loads = self.lock();
-            let told = loads.remove(&name).and_then(|flight| flight.told);
+            let reported = loads.remove(&name).and_then(|load| load.reported);
             read.map(|counter| {
                 let cached = self.entries.get(&*name).and_then(|entry| entry.counter.clone());
-                self.insert(&name, newer(newer(cached, counter), told), generation)
+                self.insert(&name, newer(newer(cached, counter), reported), generation)
             })
         };
-        sender.send_replace(Some(landed));
+        sender.send_replace(Some(loaded));
     }
 
     /// Callers hold the lock.
-    fn insert(&self, name: &str, counter: Option<Counter>, generation: u64) -> Arc<Cached> {
+    fn insert(&self, name: &str, counter: Option<Counter>, generation: u64) -> Arc<CachedCounter> {
         let ttl = if counter.is_some() { self.limits.ttl } else { self.limits.negative_ttl };
         // Jitter keeps entries that were read together from expiring together.
         let ttl = ttl.mul_f64(rand::rng().random_range(0.8..=1.0));
         let now = Instant::now();
         let body = OnceLock::new();
-        let entry = Arc::new(Cached { counter, read_at: now, expires_at: now + ttl, generation, body });
+        let entry =
+            Arc::new(CachedCounter { counter, read_at: now, expires_at: now + ttl, generation, body });
         self.entries.insert(name.into(), entry.clone());
         entry
     }
@@ -190,12 +191,12 @@ impl CounterCache {
         self.generation.load(Ordering::Acquire)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, InFlightLoad>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, CounterLoad>> {
         self.loads.lock().expect("no code panics while it holds this lock")
     }
 }
 
-impl Cached {
+impl CachedCounter {
     /// The JSON that clients get, rendered at the first read.
     pub fn body(&self, counter: &Counter) -> Bytes {
         self.body.get_or_init(|| render(counter).into()).clone()

@@ -36,7 +36,7 @@ const KEPT_FOR: Duration = Duration::from_mins(10);
 
 /// A definition with what checks documents against it.
 #[derive(Debug)]
-pub struct Known {
+pub struct KnownDefinition {
     pub collection: Collection,
     /// `None` when this build cannot use the definition.
     pub checker: Option<Arc<Checker>>,
@@ -45,10 +45,10 @@ pub struct Known {
     changes: u64,
 }
 
-type Loaded = Result<Arc<Known>, StoreError>;
+type LoadedDefinition = Result<Arc<KnownDefinition>, StoreError>;
 
 pub struct Definitions {
-    entries: moka::sync::Cache<Arc<str>, Arc<Known>>,
+    entries: moka::sync::Cache<Arc<str>, Arc<KnownDefinition>>,
     /// Grows when a definition was replaced somewhere, or may have been.
     changes: AtomicU64,
     events: Arc<dyn Events>,
@@ -63,25 +63,25 @@ pub struct Definitions {
 /// What is under way, by collection.
 #[derive(Default)]
 struct Work {
-    loads: HashMap<Box<str>, UnderWay>,
+    loads: HashMap<Box<str>, DefinitionLoad>,
     indexing: HashSet<Box<str>>,
 }
 
-type Pending = watch::Receiver<Option<Loaded>>;
+type LoadReceiver = watch::Receiver<Option<LoadedDefinition>>;
 
 /// A reading that is under way.
-struct UnderWay {
-    /// The same as in [`Known`].
+struct DefinitionLoad {
+    /// The same as in [`KnownDefinition`].
     changes: u64,
-    result: Pending,
+    result: LoadReceiver,
     /// The reading that begins when this one is over, for those whom this one may have begun too early.
-    next: Option<(watch::Sender<Option<Loaded>>, Pending)>,
+    next: Option<(watch::Sender<Option<LoadedDefinition>>, LoadReceiver)>,
 }
 
 impl Definitions {
     /// Call it on the runtime that loads shall run on.
     pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, events: Arc<dyn Events>) -> Arc<Self> {
-        let weigh = |name: &Arc<str>, known: &Arc<Known>| {
+        let weigh = |name: &Arc<str>, known: &Arc<KnownDefinition>| {
             let schema = known.collection.definition.schema.as_ref().map_or(0, String::len);
             let compiled = known.checker.as_ref().map_or(0, |checker| checker.weight());
             u32::try_from(name.len() + schema + compiled).unwrap_or(u32::MAX)
@@ -107,18 +107,19 @@ impl Definitions {
         if age.is_some_and(|age| age < USED_WHILE_ASKING_FOR) {
             return known?.checker.clone();
         }
-        match tokio::time::timeout(WAIT_MAX, landed(loaded)).await {
+        match tokio::time::timeout(WAIT_MAX, finished(loaded)).await {
             Ok(Ok(loaded)) => loaded.checker.clone(),
             _ => known?.checker.clone(),
         }
     }
 
     /// The definition as it is now, or was a second ago.
-    pub async fn current(self: &Arc<Self>, name: &str) -> Loaded {
-        let is_fresh = |known: &Arc<Known>| known.read_at.elapsed() < FRESH_FOR && self.is_trusted(known);
+    pub async fn current(self: &Arc<Self>, name: &str) -> LoadedDefinition {
+        let is_fresh =
+            |known: &Arc<KnownDefinition>| known.read_at.elapsed() < FRESH_FOR && self.is_trusted(known);
         match self.entries.get(name).filter(is_fresh) {
             Some(known) => Ok(known),
-            None => landed(self.load(name, false)).await,
+            None => finished(self.load(name, false)).await,
         }
     }
 
@@ -126,13 +127,13 @@ impl Definitions {
     /// is refused. All who ask meanwhile share one reading.
     pub async fn newer_checker(self: &Arc<Self>, name: &str, version: i64) -> Option<Arc<Checker>> {
         let loaded = self.load(name, true);
-        let known = tokio::time::timeout(WAIT_MAX, landed(loaded)).await.ok()?.ok()?;
+        let known = tokio::time::timeout(WAIT_MAX, finished(loaded)).await.ok()?.ok()?;
         known.checker.clone().filter(|checker| checker.version != version)
     }
 
     /// The definition, read from now on.
-    pub async fn reread(self: &Arc<Self>, name: &str) -> Loaded {
-        landed(self.load(name, true)).await
+    pub async fn reread(self: &Arc<Self>, name: &str) -> LoadedDefinition {
+        finished(self.load(name, true)).await
     }
 
     /// Definitions may have been replaced: each is read again before it is used.
@@ -140,35 +141,35 @@ impl Definitions {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn is_trusted(&self, known: &Known) -> bool {
+    fn is_trusted(&self, known: &KnownDefinition) -> bool {
         known.changes == self.changes.load(Ordering::Acquire)
     }
 
     /// The definition as it is now.
-    pub async fn read(self: &Arc<Self>, name: &str) -> Loaded {
+    pub async fn read(self: &Arc<Self>, name: &str) -> LoadedDefinition {
         let changes = self.changes.load(Ordering::Acquire);
         let collection = guarded(&self.breaker, self.store.collection(name)).await?;
         Ok(self.apply_update(name, collection, changes).await)
     }
 
     /// Replaces a definition and indexes what was there before. Goes on when the caller is gone.
-    pub async fn define(self: &Arc<Self>, name: &str, definition: Definition) -> Loaded {
+    pub async fn define(self: &Arc<Self>, name: &str, definition: Definition) -> LoadedDefinition {
         let (definitions, name) = (self.clone(), Box::<str>::from(name));
         let work = async move {
             let store = &definitions.store;
             let collection = guarded(&definitions.breaker, store.define(&name, definition)).await?;
             let changes = definitions.changes.load(Ordering::Acquire);
             definitions.apply_update(&name, collection, changes).await;
-            definitions.tell_defined(&name);
+            definitions.publish_defined(&name);
             definitions.index(&name).await?;
             // The other replicas do not know yet that it is indexed.
-            definitions.tell_defined(&name);
+            definitions.publish_defined(&name);
             definitions.read(&name).await
         };
         self.runtime.spawn(work).await.unwrap_or_else(|_| Err(abandoned()))
     }
 
-    fn tell_defined(&self, name: &str) {
+    fn publish_defined(&self, name: &str) {
         self.events.publish(Event::defined(rand::random(), name));
     }
 
@@ -192,7 +193,7 @@ impl Definitions {
 
     /// Joins the load of this definition, or starts it. One that began before the last change, or with
     /// `from_now` before this call, does not count: then it is the next one, which all who ask meanwhile share.
-    fn load(self: &Arc<Self>, name: &str, from_now: bool) -> Pending {
+    fn load(self: &Arc<Self>, name: &str, from_now: bool) -> LoadReceiver {
         let mut work = self.lock();
         let changes = self.changes.load(Ordering::Acquire);
         // A load whose sender is gone will never land: it is started anew.
@@ -203,13 +204,13 @@ impl Definitions {
             return load.next.get_or_insert_with(|| watch::channel(None)).1.clone();
         }
         let (sender, result) = watch::channel(None);
-        work.loads.insert(name.into(), UnderWay { changes, result: result.clone(), next: None });
+        work.loads.insert(name.into(), DefinitionLoad { changes, result: result.clone(), next: None });
         self.runtime.spawn(self.clone().read_all(name.into(), sender));
         result
     }
 
     /// Reads, and reads again for as long as somebody asked meanwhile.
-    async fn read_all(self: Arc<Self>, name: Box<str>, mut sender: watch::Sender<Option<Loaded>>) {
+    async fn read_all(self: Arc<Self>, name: Box<str>, mut sender: watch::Sender<Option<LoadedDefinition>>) {
         loop {
             let loaded = self.read(&name).await;
             let next = {
@@ -231,14 +232,14 @@ impl Definitions {
     }
 
     /// Keeps the newer version: a reading may be overtaken by a change of our own.
-    async fn apply_update(&self, name: &str, collection: Collection, changes: u64) -> Arc<Known> {
+    async fn apply_update(&self, name: &str, collection: Collection, changes: u64) -> Arc<KnownDefinition> {
         let before = self.entries.get(name);
-        let same = |known: &&Arc<Known>| known.collection.version == collection.version;
+        let same = |known: &&Arc<KnownDefinition>| known.collection.version == collection.version;
         let checker = match before.as_ref().filter(same) {
             Some(known) => known.checker.clone(),
             None => usable(name, &collection).await,
         };
-        let known = Arc::new(Known { collection, checker, read_at: Instant::now(), changes });
+        let known = Arc::new(KnownDefinition { collection, checker, read_at: Instant::now(), changes });
         let _held = self.lock();
         match self.entries.get(name) {
             Some(newer) if newer.collection.version > known.collection.version => newer,
@@ -260,9 +261,9 @@ async fn usable(name: &str, collection: &Collection) -> Option<Arc<Checker>> {
     checker.unusable().is_none().then_some(checker)
 }
 
-async fn landed(mut load: watch::Receiver<Option<Loaded>>) -> Loaded {
-    let landed = load.wait_for(Option::is_some).await.map_err(|_| abandoned())?;
-    landed.clone().ok_or_else(abandoned)?
+async fn finished(mut load: watch::Receiver<Option<LoadedDefinition>>) -> LoadedDefinition {
+    let finished = load.wait_for(Option::is_some).await.map_err(|_| abandoned())?;
+    finished.clone().ok_or_else(abandoned)?
 }
 
 fn abandoned() -> StoreError {

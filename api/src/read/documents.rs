@@ -11,7 +11,7 @@ use shared::runtime::breaker::Breaker;
 use shared::store::{Document, Store, StoreError, Stored};
 use uuid::Uuid;
 
-use crate::read::counters::{CacheLimits, Outcome};
+use crate::read::counters::{CacheLimits, CacheOutcome};
 use crate::store_breaker::guarded;
 
 /// What an entry weighs beside its data.
@@ -19,7 +19,7 @@ const ENTRY_BYTES: usize = 500;
 
 /// A cached document.
 #[derive(Debug)]
-pub struct Cached {
+pub struct CachedDocument {
     pub collection: Box<str>,
     pub document: Document,
     /// When the store said so.
@@ -29,15 +29,15 @@ pub struct Cached {
 
 /// What a read found.
 #[derive(Clone, Debug)]
-pub enum Found {
-    Document(Arc<Cached>, Outcome),
+pub enum DocumentLookup {
+    Document(Arc<CachedDocument>, CacheOutcome),
     Deleted,
     /// It has not come, or not into this collection.
     Nothing,
 }
 
 pub struct DocumentCache {
-    entries: moka::sync::Cache<Uuid, Arc<Cached>>,
+    entries: moka::sync::Cache<Uuid, Arc<CachedDocument>>,
     /// Held by everything that writes to `entries`.
     losses: Mutex<Losses>,
     ttl: Duration,
@@ -55,7 +55,7 @@ struct Losses {
 
 impl DocumentCache {
     pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
-        let weigh = |_: &Uuid, cached: &Arc<Cached>| {
+        let weigh = |_: &Uuid, cached: &Arc<CachedDocument>| {
             u32::try_from(cached.document.data.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
         };
         let entries = moka::sync::Cache::builder()
@@ -68,7 +68,7 @@ impl DocumentCache {
     }
 
     /// Reads one document.
-    pub async fn get(&self, collection: &str, id: ItemKey) -> Result<Found, StoreError> {
+    pub async fn get(&self, collection: &str, id: ItemKey) -> Result<DocumentLookup, StoreError> {
         let key = id.as_uuid();
         let losses = *self.lock();
         let cached = self.entries.get(&key).filter(|cached| *cached.collection == *collection);
@@ -76,29 +76,29 @@ impl DocumentCache {
             && cached.generation == losses.generation
             && cached.read_at.elapsed() < self.ttl
         {
-            return Ok(Found::Document(cached.clone(), Outcome::Hit));
+            return Ok(DocumentLookup::Document(cached.clone(), CacheOutcome::Hit));
         }
         match guarded(&self.breaker, self.store.document(collection, id)).await {
             Ok(Some(Stored::Document(document))) => {
                 let generation = losses.generation;
                 let (collection, read_at) = (collection.into(), Instant::now());
-                let cached = Arc::new(Cached { collection, document, read_at, generation });
+                let cached = Arc::new(CachedDocument { collection, document, read_at, generation });
                 // What was read before a deletion must not be kept after it.
                 let held = self.lock();
                 if *held == losses {
                     self.entries.insert(key, cached.clone());
                 }
-                Ok(Found::Document(cached, Outcome::Miss))
+                Ok(DocumentLookup::Document(cached, CacheOutcome::Miss))
             }
             Ok(stored) => {
                 if cached.is_some() {
                     self.forget([id]);
                 }
-                Ok(if stored.is_some() { Found::Deleted } else { Found::Nothing })
+                Ok(if stored.is_some() { DocumentLookup::Deleted } else { DocumentLookup::Nothing })
             }
             // Looked up again: it may have been deleted meanwhile.
             Err(error) => match cached.and_then(|_| self.entries.get(&key)) {
-                Some(cached) => Ok(Found::Document(cached, Outcome::Stale)),
+                Some(cached) => Ok(DocumentLookup::Document(cached, CacheOutcome::Stale)),
                 None => Err(error),
             },
         }

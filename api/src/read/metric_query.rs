@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 use crate::http::problem::Problem;
 use crate::http::query::{Parameters, check_parameter};
 use crate::read::computed::ReadKey;
-use crate::read::period::{self, Buckets, Kept, NoBuckets, Period, RANGE_DAYS_MAX, Span};
+use crate::read::period::{self, Buckets, NoBuckets, Period, RANGE_DAYS_MAX, RollupRetention, Span};
 use crate::rfc3339;
 
 const DAY_MS: i64 = 86_400_000;
@@ -109,7 +109,7 @@ pub fn summary(query: &str, now_ms: i64, retention: &Retention) -> Result<Questi
         if from.is_none() && to.is_none() {
             return Err(Problem::invalid_parameter("period", "is needed, or `from` and `to`"));
         }
-        let span = range(from, to, now_ms)?.widened(&Kept::at(now_ms, retention));
+        let span = range(from, to, now_ms)?.widened(&RollupRetention::at(now_ms, retention));
         return Ok(Question { kind, span, shape: Shape::Summary(Answered::Custom) });
     };
     if from.is_some() || to.is_some() {
@@ -141,7 +141,7 @@ pub fn series(query: &str, now_ms: i64, retention: &Retention) -> Result<Questio
         Problem::invalid_parameter(parameter, error.to_string())
     };
     let step_ms = period::step_ms(&step).map_err(refused)?;
-    let buckets = Buckets::of(span, step_ms, &Kept::at(now_ms, retention)).map_err(refused)?;
+    let buckets = Buckets::of(span, step_ms, &RollupRetention::at(now_ms, retention)).map_err(refused)?;
     let shape = Shape::Series { step_ms, resolution: buckets.resolution };
     Ok(Question { kind, span: buckets.span, shape })
 }

@@ -1,6 +1,6 @@
 //! Which periods of time a question about metrics means, and which rollups answer it.
 //!
-//! Pure: the handlers pass the time in. Rollups of different lengths that are [`Kept`] hold the same
+//! Pure: the handlers pass the time in. Rollups of different lengths that are [`RollupRetention`] hold the same
 //! points, and merging them is exact, so it does not matter for the figures which ones a range is
 //! made of.
 use shared::config;
@@ -41,7 +41,7 @@ pub struct Span {
 
 /// Since when all rollups of a length are there, in milliseconds since 1970. Those of days are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct RollupRetention {
     pub minutes_since_ms: i64,
     pub hours_since_ms: i64,
 }
@@ -114,7 +114,7 @@ impl Period {
     }
 }
 
-impl Kept {
+impl RollupRetention {
     /// Points that are old when they come write no minutes, or no hours either, whatever the
     /// retention is; and where hours are gone, minutes are of no use.
     pub fn at(now_ms: i64, retention: &config::Retention) -> Self {
@@ -137,7 +137,7 @@ impl Kept {
 
 impl Span {
     /// The smallest span around this one whose rollups are there.
-    pub fn widened(self, kept: &Kept) -> Self {
+    pub fn widened(self, kept: &RollupRetention) -> Self {
         let floor_to = |length: Resolution| floor(self.from_ms, length.period_ms());
         let from_ms = Resolution::ALL
             .into_iter()
@@ -170,7 +170,7 @@ impl Span {
 
 impl Buckets {
     /// The buckets that touch a span.
-    pub fn of(span: Span, step_ms: i64, kept: &Kept) -> Result<Self, NoBuckets> {
+    pub fn of(span: Span, step_ms: i64, kept: &RollupRetention) -> Result<Self, NoBuckets> {
         let span = Span { from_ms: floor(span.from_ms, step_ms), to_ms: ceil(span.to_ms, step_ms) };
         if span.length_ms() / step_ms > BUCKETS_MAX {
             return Err(NoBuckets::TooMany);

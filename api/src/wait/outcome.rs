@@ -22,14 +22,14 @@ impl Outcome {
     /// Of what the store knows. `payload` is the fingerprint of the caller's payload; `None` of what the store
     /// has forgotten.
     pub fn of(
-        fate: &ItemStatus,
+        status: &ItemStatus,
         payload: Option<Fingerprint>,
         standing: Option<CounterResult>,
     ) -> Option<Self> {
         let has_other = |processed: &Option<Fingerprint>| {
             payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
         };
-        Some(match fate {
+        Some(match status {
             ItemStatus::Forgotten => return None,
             ItemStatus::Applied { fingerprint, .. } | ItemStatus::Failed { fingerprint, .. }
                 if has_other(fingerprint) =>
@@ -51,11 +51,11 @@ impl Outcome {
 pub struct Changed;
 
 /// What somebody waits for. The word is a metric label.
-pub trait Told {
+pub trait WaitResult {
     fn name(&self) -> &'static str;
 }
 
-impl Told for Outcome {
+impl WaitResult for Outcome {
     fn name(&self) -> &'static str {
         match self {
             Self::Applied { .. } => "applied",
@@ -65,7 +65,7 @@ impl Told for Outcome {
     }
 }
 
-impl Told for Changed {
+impl WaitResult for Changed {
     fn name(&self) -> &'static str {
         "changed"
     }

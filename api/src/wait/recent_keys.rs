@@ -49,9 +49,9 @@ impl RecentKeys {
 
     /// Takes what was processed under keys.
     pub fn on_event(&self, committed: &Committed) {
-        for told in &committed.keyed {
-            let keyed = Keyed { id: told.item, fingerprint: told.fingerprint };
-            match told.verdict {
+        for reported in &committed.keyed {
+            let keyed = Keyed { id: reported.item, fingerprint: reported.fingerprint };
+            match reported.verdict {
                 KeyedVerdict::Applied => self.note_applied(keyed),
                 KeyedVerdict::Repeated if self.is_applied(keyed) => {}
                 KeyedVerdict::Repeated => self.note_processed(keyed),
@@ -85,14 +85,14 @@ mod tests {
             id: id_of("anonymous", Kind::Increment, name, 0),
             fingerprint: fingerprint_of("POST", "a", &by.to_string()),
         };
-        let told = |name: &str, by, verdict| {
+        let reported = |name: &str, by, verdict| {
             let Keyed { id, fingerprint } = keyed(name, by);
             KeyedTold { item: id, fingerprint, verdict }
         };
         let keyed_told = vec![
-            told("loser", 1, KeyedVerdict::Conflict),
-            told("first", 1, KeyedVerdict::Applied),
-            told("again", 1, KeyedVerdict::Repeated),
+            reported("loser", 1, KeyedVerdict::Conflict),
+            reported("first", 1, KeyedVerdict::Applied),
+            reported("again", 1, KeyedVerdict::Repeated),
         ];
         let Keyed { id: item, fingerprint } = keyed("failed", 1);
         let failed = ItemFailed {
@@ -116,7 +116,7 @@ mod tests {
             assert_eq!(recent.is_applied(keyed(name, by)), is_applied, "{name} {by}");
         }
         recent.on_event(&Committed {
-            keyed: vec![told("first", 1, KeyedVerdict::Repeated)],
+            keyed: vec![reported("first", 1, KeyedVerdict::Repeated)],
             ..Committed::default()
         });
         assert!(recent.is_applied(keyed("first", 1)), "a repetition takes nothing back");

@@ -19,7 +19,7 @@ use shared::runtime::breaker::Breaker;
 use tokio::sync::{Notify, oneshot};
 
 use crate::metrics::metrics;
-use crate::wait::outcome::{Changed, Outcome, Told};
+use crate::wait::outcome::{Changed, Outcome, WaitResult};
 use crate::wait::registry::{Registration, Registry};
 
 /// The registry.
@@ -44,10 +44,10 @@ pub struct WaitPermit {
 }
 
 /// A registered request. Dropping it takes it out of the registry.
-pub struct Waiter<T: Told> {
+pub struct Waiter<T: WaitResult> {
     permit: WaitPermit,
-    place: Registration,
-    told: oneshot::Receiver<T>,
+    registration: Registration,
+    result: oneshot::Receiver<T>,
     /// How it ended, once it did.
     ended: Option<&'static str>,
 }
@@ -87,13 +87,13 @@ impl Waiters {
 
     /// Takes what an event said of items. After a hole call [`doubt_all`](Self::doubt_all) first.
     pub fn on_event(&self, committed: &Committed) {
-        let (told, doubts) = {
+        let (answers, doubts) = {
             let mut registry = self.lock();
             (registry.on_event(committed), registry.has_doubts())
         };
-        for (tell, outcome) in told {
+        for (sender, outcome) in answers {
             // An error means that the request is gone.
-            let _ = tell.send(outcome);
+            let _ = sender.send(outcome);
         }
         if doubts {
             self.doubted.notify_one();
@@ -111,7 +111,7 @@ impl Waiters {
         if has_doubts {
             self.doubted.notify_one();
         }
-        tell_changed(counters);
+        send_changed(counters);
     }
 
     /// These counters have changed; call it when whoever looks again sees it.
@@ -124,7 +124,7 @@ impl Waiters {
                 .flatten()
                 .collect()
         };
-        tell_changed(changed);
+        send_changed(changed);
     }
 
     /// Whether all consumers that are heard say that the store is away.
@@ -170,9 +170,9 @@ impl Waiters {
 
     /// What the store said of items that were in doubt when the mark was taken.
     pub(super) fn apply_update(&self, items: &[ItemKey], statuses: Vec<Option<ItemStatus>>, mark: u64) {
-        let told = self.lock().apply_update(items, statuses, mark);
-        for (tell, outcome) in told {
-            let _ = tell.send(outcome);
+        let answers = self.lock().apply_update(items, statuses, mark);
+        for (sender, outcome) in answers {
+            let _ = sender.send(outcome);
         }
     }
 
@@ -181,10 +181,10 @@ impl Waiters {
     }
 }
 
-fn tell_changed(changed: Vec<oneshot::Sender<Changed>>) {
-    for tell in changed {
+fn send_changed(changed: Vec<oneshot::Sender<Changed>>) {
+    for sender in changed {
         // An error means that the request is gone.
-        let _ = tell.send(Changed);
+        let _ = sender.send(Changed);
     }
 }
 
@@ -192,16 +192,16 @@ impl WaitPermit {
     /// Registers for an item. `fingerprint` is that of the payload which the request is about;
     /// without one whatever was processed under a key will do.
     pub fn wait_for(self, item: ItemKey, fingerprint: Option<Fingerprint>) -> Waiter<Outcome> {
-        let (tell, told) = oneshot::channel();
-        let place = self.waiters.lock().enter_item(item, fingerprint, tell);
-        Waiter { permit: self, place, told, ended: None }
+        let (sender, result) = oneshot::channel();
+        let registration = self.waiters.lock().register_item(item, fingerprint, sender);
+        Waiter { permit: self, registration, result, ended: None }
     }
 
     /// Registers for the next change of a counter.
     pub fn wait_for_counter(self, name: &str) -> Waiter<Changed> {
-        let (tell, told) = oneshot::channel();
-        let place = self.waiters.lock().enter_counter(name, tell);
-        Waiter { permit: self, place, told, ended: None }
+        let (sender, result) = oneshot::channel();
+        let registration = self.waiters.lock().register_counter(name, sender);
+        Waiter { permit: self, registration, result, ended: None }
     }
 }
 
@@ -212,38 +212,38 @@ impl Drop for WaitPermit {
     }
 }
 
-impl<T: Told> Waiter<T> {
+impl<T: WaitResult> Waiter<T> {
     /// Waits until then at the latest; `None` when the time is up, or nobody shall wait any more.
     /// Safe to cancel and to call again.
     pub async fn outcome(&mut self, deadline: Instant) -> Option<T> {
         if self.ended.is_some() {
             return None;
         }
-        let (word, told) = match tokio::time::timeout_at(deadline.into(), &mut self.told).await {
-            Ok(Ok(told)) => (told.name(), Some(told)),
+        let (word, result) = match tokio::time::timeout_at(deadline.into(), &mut self.result).await {
+            Ok(Ok(result)) => (result.name(), Some(result)),
             Ok(Err(_)) => ("released", None),
             Err(_) => ("time_up", None),
         };
         self.ended = Some(word);
-        told
+        result
     }
 
     /// What was told by now.
-    pub fn told(&mut self) -> Option<T> {
+    pub fn reported(&mut self) -> Option<T> {
         if self.ended.is_some() {
             return None;
         }
-        let told = self.told.try_recv().ok()?;
-        self.ended = Some(told.name());
-        Some(told)
+        let result = self.result.try_recv().ok()?;
+        self.ended = Some(result.name());
+        Some(result)
     }
 }
 
-impl<T: Told> Drop for Waiter<T> {
+impl<T: WaitResult> Drop for Waiter<T> {
     fn drop(&mut self) {
         let word = self.ended.unwrap_or("left");
         if matches!(word, "left" | "time_up") {
-            self.permit.waiters.lock().leave(&self.place);
+            self.permit.waiters.lock().unregister(&self.registration);
         }
         metrics().waited(word, self.permit.since.elapsed());
     }

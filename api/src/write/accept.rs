@@ -140,12 +140,12 @@ impl Named {
 pub async fn single(
     shared: &Shared,
     preferences: &WritePreferences,
-    draft: NewWrite,
+    new_write: NewWrite,
 ) -> Result<Written, Problem> {
     // Its body may have been on the way for long.
     shared.check_clock()?;
-    let keyed = idempotency::of(preferences, &draft, 0);
-    let (kind, target) = (draft.write.kind(), Target::of(&draft.write, &shared.ids));
+    let keyed = idempotency::of(preferences, &new_write, 0);
+    let (kind, target) = (new_write.write.kind(), Target::of(&new_write.write, &shared.ids));
     if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
         return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target)));
     }
@@ -153,8 +153,8 @@ pub async fn single(
     let permit = deadline.and_then(|_| shared.waiters.permit());
     // Not kept while the request waits.
     let pending = {
-        let mut encoded = Encoded::with_capacity(bytes_of(&draft.write));
-        encoded.push(|out| encode(out, draft.write, keyed));
+        let mut encoded = Encoded::with_capacity(bytes_of(&new_write.write));
+        encoded.push(|out| encode(out, new_write.write, keyed));
         let (is_awaited, trace) = (permit.is_some(), preferences.trace);
         shared.batcher.begin(BatchEntry { kind, json: &encoded.json, items: 1, is_awaited, trace })?
     };
@@ -204,7 +204,7 @@ impl Single<'_> {
                     while_there(connection, waiter.outcome(deadline)).await
                 }
                 // It was taken all the same when its outcome is known.
-                Err(error) => Some(waiter.told().ok_or(error)?),
+                Err(error) => Some(waiter.reported().ok_or(error)?),
             },
         };
         let Some(outcome) = outcome else {
@@ -213,14 +213,14 @@ impl Single<'_> {
             }
             return Ok(self.look_up(&accepted_at).await);
         };
-        Ok(self.settled(outcome, &accepted_at).await)
+        Ok(self.respond(outcome, &accepted_at).await)
     }
 
     /// Looks for the outcome of a write that no event reported. A keyed one may have been applied long ago: one
     /// read of the store tells, unless the store is known to be away.
     async fn look_up(&self, accepted_at: &str) -> Written {
         match self.outcome_in_store().await {
-            Some(outcome) => self.settled(outcome, accepted_at).await,
+            Some(outcome) => self.respond(outcome, accepted_at).await,
             None => Written::Answered(self.answer(accepted_at)),
         }
     }
@@ -231,11 +231,11 @@ impl Single<'_> {
             &self.shared.store_breaker,
             self.shared.store.item_statuses([self.named.id.key()].into()),
         );
-        let fate = statuses.await.ok()?.pop()??;
-        Outcome::of(&fate, Some(keyed.fingerprint), None)
+        let status = statuses.await.ok()?.pop()??;
+        Outcome::of(&status, Some(keyed.fingerprint), None)
     }
 
-    async fn settled(&self, outcome: Outcome, accepted_at: &str) -> Written {
+    async fn respond(&self, outcome: Outcome, accepted_at: &str) -> Written {
         let (shared, named) = (self.shared, &self.named);
         let keyed = named.keyed;
         let preference = self.preferences.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
@@ -280,25 +280,26 @@ const REJECTED_BYTES: usize = 256;
 pub async fn many(
     shared: &Shared,
     preferences: &WritePreferences,
-    drafts: Items<NewWrite>,
+    new_writes: Items<NewWrite>,
 ) -> Result<HttpResponse, Problem> {
     shared.check_clock()?;
     let Items { valid, mut rejected } = drafts;
     let Some((_, first)) = valid.first() else { return Err(Problem::all_rejected(rejected)) };
     let kind = first.write.kind();
-    let mut encoded = Encoded::with_capacity(valid.iter().map(|(_, draft)| bytes_of(&draft.write)).sum());
+    let mut encoded =
+        Encoded::with_capacity(valid.iter().map(|(_, new_write)| bytes_of(&new_write.write)).sum());
     // Of the accepted items, once one has a key.
     let mut identities: Vec<Option<Keyed>> = Vec::new();
     let mut taken = HashMap::new();
     let (mut target, mut is_shared) = (None::<Target>, true);
-    for (index, draft) in valid {
-        let keyed = idempotency::of(preferences, &draft, index);
+    for (index, new_write) in valid {
+        let keyed = idempotency::of(preferences, &new_write, index);
         if let Some(keyed) = keyed {
             // What is refused takes no key from those behind it.
             let conflicts = shared.recent_keys.conflicts(keyed)
                 || *taken.entry(keyed.id).or_insert(keyed.fingerprint) != keyed.fingerprint;
             if conflicts {
-                let target = Target::of(&draft.write, &shared.ids);
+                let target = Target::of(&new_write.write, &shared.ids);
                 let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target));
                 rejected.push(Rejected { index, problem });
                 continue;
@@ -306,9 +307,9 @@ pub async fn many(
             identities.resize(encoded.count, None);
             identities.push(Some(keyed));
         }
-        is_shared &= target.as_ref().is_none_or(|target| target.is_shared_by(&draft.write));
-        target.get_or_insert_with(|| Target::of(&draft.write, &shared.ids));
-        encoded.push(|out| encode(out, draft.write, keyed));
+        is_shared &= target.as_ref().is_none_or(|target| target.is_shared_by(&new_write.write));
+        target.get_or_insert_with(|| Target::of(&new_write.write, &shared.ids));
+        encoded.push(|out| encode(out, new_write.write, keyed));
     }
     rejected.sort_by_key(|rejected| rejected.index);
     if encoded.count == 0 {
@@ -322,8 +323,8 @@ pub async fn many(
     if !preferences.has_room_for_answer(answer_bytes) {
         return Err(Problem::overloaded());
     }
-    let load = BatchEntry { kind, json: &json, items: count, is_awaited: false, trace: preferences.trace };
-    let pending = shared.batcher.begin(load)?;
+    let entry = BatchEntry { kind, json: &json, items: count, is_awaited: false, trace: preferences.trace };
+    let pending = shared.batcher.begin(entry)?;
     // Not kept until the confirm.
     drop(json);
     let placed = pending.confirmed().await?;

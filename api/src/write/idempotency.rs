@@ -14,16 +14,16 @@ use crate::write::preferences::WritePreferences;
 /// Whose keys they are where nobody needs to say who he is. Keys of different principals never meet.
 const ANONYMOUS: &str = "anonymous";
 
-/// The identity of a draft that has a key: its own, or the request's with its position there.
-pub fn of(preferences: &WritePreferences, draft: &NewWrite, index: usize) -> Option<Keyed> {
-    let (key, index) = match (&draft.own_key, &preferences.key) {
+/// The identity of a new write that has a key: its own, or the request's with its position there.
+pub fn of(preferences: &WritePreferences, new_write: &NewWrite, index: usize) -> Option<Keyed> {
+    let (key, index) = match (&new_write.own_key, &preferences.key) {
         (Some(own), _) => (own, 0),
         (None, Some(key)) => (key, index),
         (None, None) => return None,
     };
     let principal = preferences.principal.as_ref().map_or(ANONYMOUS, Principal::as_str);
-    let id = id_of(principal, draft.write.kind(), key, index);
-    Some(Keyed { id, fingerprint: fingerprint(&draft.write) })
+    let id = id_of(principal, new_write.write.kind(), key, index);
+    Some(Keyed { id, fingerprint: fingerprint(&new_write.write) })
 }
 
 /// What a write asks for, independent of how its JSON was spelled.

@@ -17,8 +17,8 @@ pub async fn after(
     outcome: Outcome,
 ) -> Receipt {
     let id = shared.ids.sign(item);
-    let known = match fate_of(shared, item, None).await {
-        Ok(Some(fate)) => Receipt::of_fate(id, payload, Some(fate)),
+    let known = match status_of(shared, item, None).await {
+        Ok(Some(status)) => Receipt::of_status(id, payload, Some(status)),
         Ok(None) | Err(_) => None,
     };
     let receipt = known.unwrap_or_else(|| Receipt::of_outcome(id, outcome));
@@ -27,7 +27,7 @@ pub async fn after(
 
 /// ItemStatus of an item. A keyed id names no message, so the client does: where that was processed, or is so old
 /// that it may have been, and nothing is known of the key, the key was forgotten.
-pub async fn fate_of(
+pub async fn status_of(
     shared: &Shared,
     item: ItemKey,
     message: Option<MessageId>,
@@ -35,8 +35,8 @@ pub async fn fate_of(
     let sent = message.filter(|_| item.is_keyed()).map(|message| message.item(Kind::Document, 0));
     let asked = [item].into_iter().chain(sent).collect();
     let mut statuses = guarded(&shared.store_breaker, shared.store.item_statuses(asked)).await?.into_iter();
-    let fate = statuses.next().flatten();
-    Ok(fate.or_else(|| statuses.next().flatten().map(|_| ItemStatus::Forgotten)))
+    let status = statuses.next().flatten();
+    Ok(status.or_else(|| statuses.next().flatten().map(|_| ItemStatus::Forgotten)))
 }
 
 /// Adds to the receipt of what was set aside what its dead letter says; there is none when it was redriven

@@ -20,8 +20,8 @@ fn texts(from: &str, to: &str) -> (String, String) {
 /// 2026-11-20 is a Friday.
 const NOW: &str = "2026-11-20T12:34:56.789Z";
 
-fn kept() -> Kept {
-    Kept::at(at(NOW), &config::Retention::default())
+fn kept() -> RollupRetention {
+    RollupRetention::at(at(NOW), &config::Retention::default())
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn spans() -> impl Strategy<Value = Span> {
 fn kepts() -> impl Strategy<Value = Kept> {
     (0_u32..72, 0_u32..120).prop_map(|(minutes_hours, hours_days)| {
         let retention = config::Retention { minutes_hours, hours_days, ..config::Retention::default() };
-        Kept::at(at(NOW), &retention)
+        RollupRetention::at(at(NOW), &retention)
     })
 }
 
