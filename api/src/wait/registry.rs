@@ -1,8 +1,8 @@
-//! Who waits for what, and what they are told. Pure: no clock, no lock, no task.
+//! Registry of waiting requests, and the answers that they get. Pure: no clock, no lock, no task.
 //!
-//! An item is *in doubt* while an event about it may have been missed. What an event says of an
-//! item by name holds all the same; that a message was applied says of its items only what nobody
-//! missed, so it is not taken for those in doubt: the store decides.
+//! An item is *in doubt* while an event about it may have been missed. An event that names the item holds
+//! all the same. An event that a message was applied says nothing of an item whose own event may have been
+//! missed, so it does not answer items in doubt: the store decides.
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use shared::event::{Committed, ItemFailed, KeyedTold, Standing};
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::wait::outcome::{Changed, Outcome};
 
-/// Whom to tell what.
+/// Outcomes to send, with their receivers.
 type Answers = Vec<(oneshot::Sender<Outcome>, Outcome)>;
 
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub struct Registry {
     /// The items above that are not keyed, by their messages.
     messages: HashMap<MessageId, HashSet<ItemKey>>,
     counters: HashMap<Box<str>, Vec<(u64, oneshot::Sender<Changed>)>>,
-    /// Items in doubt that nobody asks the store about yet.
+    /// Items in doubt that the store is not being asked about yet.
     doubted: BTreeSet<ItemKey>,
     /// Grows with every doubt.
     doubts: u64,
@@ -34,14 +34,14 @@ pub struct Registry {
 struct WaitEntry {
     number: u64,
     fingerprint: Option<Fingerprint>,
-    /// Told before the verdict on a keyed item.
+    /// The counter after a keyed increment, reported before the verdict on it.
     standing: Option<CounterResult>,
-    /// The number of the last doubt about it; 0 for none.
+    /// The number of the last doubt about the item; 0 for none.
     doubted_at: u64,
     sender: oneshot::Sender<Outcome>,
 }
 
-/// Where somebody is registered.
+/// Place of one waiting request in the registry.
 #[derive(Debug)]
 pub enum Registration {
     Item(ItemKey, u64),
@@ -95,8 +95,8 @@ impl Registry {
         }
     }
 
-    /// Drops the sender of everybody who waits for an item, which tells them. Who follows a counter
-    /// waits on: an old value is no reason to ask again at once.
+    /// Drops the senders of all requests that wait for an item, which ends their waits. Requests that follow
+    /// a counter wait on: an old value is no reason to ask again at once.
     pub fn release(&mut self) {
         self.items.clear();
         self.messages.clear();
@@ -109,7 +109,7 @@ impl Registry {
         self.counters.clear();
     }
 
-    /// Whether nobody is registered, and nothing of anybody is left.
+    /// Returns true when no request is registered, and nothing of any request is left.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty() && self.messages.is_empty() && self.counters.is_empty()
     }
@@ -146,8 +146,8 @@ impl Registry {
         answers
     }
 
-    /// Only increments that were applied have a standing. Of a keyed one the payload is told by
-    /// its verdict.
+    /// Takes the counter after an applied increment. The payload of a keyed increment is known only with its
+    /// verdict.
     fn on_standing(&mut self, standing: &Standing, answers: &mut Answers) {
         let Standing { item, value, version } = *standing;
         let standing = Some(CounterResult { item, value, version });
@@ -174,7 +174,7 @@ impl Registry {
     fn on_keyed(&mut self, keyed: &KeyedTold, answers: &mut Answers) {
         let KeyedTold { item, fingerprint, verdict } = *keyed;
         if verdict == KeyedVerdict::Repeated {
-            // It was processed before, and how it ended was told then: only the store knows.
+            // The key was processed before, and its outcome was reported then: only the store knows it.
             self.doubt(item);
             return;
         }
@@ -183,13 +183,13 @@ impl Registry {
             match verdict {
                 KeyedVerdict::Applied if other => Some(Outcome::Conflict),
                 KeyedVerdict::Applied => Some(Outcome::Applied { standing: entry.standing, is_own: true }),
-                // About somebody else's payload. Who has the right one hears of his own.
+                // The verdict is about another payload. The request with the right one gets its own verdict.
                 KeyedVerdict::Conflict if other || entry.fingerprint.is_none() => None,
                 KeyedVerdict::Conflict | KeyedVerdict::Repeated => Some(Outcome::Conflict),
             }
         });
         if verdict == KeyedVerdict::Conflict {
-            // So it was processed with another one, perhaps long ago.
+            // The key was processed with another payload, perhaps long ago.
             self.doubt(item);
         }
     }
@@ -199,7 +199,7 @@ impl Registry {
             self.answer_where(item, answers, |entry| {
                 (entry.doubted_at == 0).then_some(Outcome::Applied { standing: None, is_own: true })
             });
-            // Who is left is in doubt. A read that is under way may have looked before the commit.
+            // The entries left are in doubt. A read that is under way may have looked before the commit.
             self.doubt(item);
         }
     }
@@ -227,7 +227,7 @@ impl Registry {
         !self.doubted.is_empty()
     }
 
-    /// Up to `count` items that somebody must ask the store about, and the mark of this moment.
+    /// Up to `count` items that the store must be asked about, and the mark of this moment.
     pub fn take_doubted(&mut self, count: usize) -> (Vec<ItemKey>, u64) {
         let mut taken = Vec::new();
         while taken.len() < count
@@ -240,13 +240,14 @@ impl Registry {
         (taken, self.doubts)
     }
 
-    /// The store could not be asked: they stay in doubt.
+    /// Keeps items in doubt, because the store could not be asked.
     pub fn put_back(&mut self, items: Vec<ItemKey>) {
         self.doubted.extend(items);
     }
 
-    /// What the store said, when it was asked after the mark was taken. An item that it does not
-    /// know, or whose time it has forgotten, will be committed later, and all events about it come later still.
+    /// Takes the answer of the store, which was asked after the mark was taken. An item that the store does
+    /// not know, or whose time it has forgotten, will be committed later, and all events about it come later
+    /// still.
     pub fn apply_update(
         &mut self,
         items: &[ItemKey],
@@ -270,7 +271,7 @@ impl Registry {
         answers
     }
 
-    /// Takes out who has an answer.
+    /// Takes out the entries that have an answer.
     fn answer_where(
         &mut self,
         item: ItemKey,
@@ -302,7 +303,7 @@ impl Registry {
 }
 
 impl WaitEntry {
-    /// Whether it is about another payload than the one that was processed.
+    /// Returns true when the entry is about another payload than the one that was processed.
     fn has_other(&self, processed: Option<Fingerprint>) -> bool {
         self.fingerprint.is_some_and(|own| processed.is_some_and(|processed| processed != own))
     }

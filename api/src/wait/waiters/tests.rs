@@ -1,4 +1,4 @@
-//! The registry, told by events and by a store whose answers the test decides.
+//! The registry with events, and a store whose answers the test decides.
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -57,7 +57,7 @@ fn verdict_event(number: i64, verdict: KeyedVerdict) -> Committed {
     Committed { keyed, ..Committed::default() }
 }
 
-/// What the store says of a keyed item: perhaps another request brought it.
+/// Outcome of a keyed item from the store: perhaps another request brought it.
 const FOUND: Outcome = Outcome::Applied { standing: None, is_own: false };
 
 fn applied(standing: Option<(ItemKey, i64)>) -> Outcome {
@@ -93,7 +93,7 @@ async fn an_item_that_was_set_aside_is_told_with_its_reason_and_its_message_does
     assert_eq!(outcome(&mut waiting).await, Some(expected));
 }
 
-/// An event of a newer version says of it what this one cannot read.
+/// An event of a newer version says something of the item that this version cannot read.
 #[tokio::test]
 async fn an_unclear_item_is_not_settled_by_its_message_and_the_store_decides() {
     let (waiters, message) = (waiters(), message());
@@ -152,7 +152,7 @@ async fn after_a_hole_a_message_is_not_taken_at_its_word_but_named_items_are() {
     let (waiters, message) = (waiters(), message());
     let (lost, named_item) = (message.item(Kind::Increment, 0), message.item(Kind::Increment, 1));
     let mut waiting = [wait(&waiters, lost, None), wait(&waiters, named_item, None)];
-    // The event that told of a failure is missing.
+    // The event that reported a failure is missing.
     waiters.doubt_all();
     waiters.on_event(&Committed { standings: vec![standing(named_item, 3)], ..named(message) });
     assert_eq!(waiting[0].reported(), None);
@@ -290,7 +290,7 @@ async fn ten_thousand_are_answered_by_the_events_of_their_messages() {
     assert!(waiters.lock().is_empty());
 }
 
-/// How many items the store is asked about, and where it takes the answer for each.
+/// Number of items that the store is asked about, and the sender of the answer for each.
 type Question = (usize, oneshot::Sender<Result<Option<ItemStatus>, StoreError>>);
 
 /// A store whose answers about statuses the test gives.
