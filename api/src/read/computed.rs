@@ -1,9 +1,9 @@
-//! Reads that are computed from many rows, answered from memory as they are sent.
+//! Reads that are computed from many rows, answered from memory. Bodies are cached ready to be sent.
 //!
 //! An answer is loaded by one load per key at a time and stays fresh for its time to live, until
 //! an event names its tag (what it was computed from), or until events may have been missed. A
 //! load notes how often its tag had changed before it began, so what it read before a change never
-//! counts as fresh, and whoever asks after the change waits for the load after it. Old answers are
+//! counts as fresh, and a request after the change waits for the load after it. Old answers are
 //! kept: while the store is away they are answered, marked stale. Hits take no lock.
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -23,15 +23,16 @@ use tokio::sync::watch;
 use crate::read::counters::CacheOutcome;
 use crate::store_breaker::guarded;
 
-/// What an entry weighs beside its key and its body: the structures, its tag among them.
+/// Bytes of an entry beside its key and its body: the structures, its tag among them.
 const ENTRY_BYTES: usize = 600;
 
-/// Forgotten tags are looked for when there are twice as many as were in use, and this many more.
+/// Margin of the clean-up: unused tags are looked for when there are twice as many tags as were in use, and
+/// this many more.
 const TAGS_SPARE: usize = 64;
 
-/// What answers are found by.
+/// Key of a cached answer.
 pub trait ReadKey: Clone + Eq + Hash + Send + Sync + 'static {
-    /// What events name when the answer may have changed.
+    /// Name that events carry when the answer may have changed.
     fn tag(&self) -> &str;
 
     /// Bytes that the key points to.
@@ -49,15 +50,15 @@ pub struct ReadLimits {
 #[derive(Debug)]
 pub struct Answer {
     pub body: Bytes,
-    /// Strong: a hash of the body.
+    /// Strong ETag: a hash of the body.
     pub etag: HeaderValue,
-    /// When the store was asked.
+    /// Time at which the store was asked.
     pub read_at: Instant,
     expires_at: Instant,
     stamp: Stamp,
 }
 
-/// What was known of changes when a load began.
+/// Changes that were known when a load began.
 #[derive(Clone, Debug)]
 struct Stamp {
     tag: Arc<Tag>,
@@ -65,7 +66,7 @@ struct Stamp {
     generation: u64,
 }
 
-/// Counts the changes that events told. Kept by the loads and answers that it matters to.
+/// Number of changes that events reported for one tag. Kept by the loads and answers that have the tag.
 #[derive(Debug, Default)]
 struct Tag(AtomicU64);
 
@@ -74,13 +75,13 @@ type LoadedAnswer = Result<Arc<Answer>, StoreError>;
 pub struct ReadCache<K> {
     entries: moka::sync::Cache<K, Arc<Answer>>,
     loads: Mutex<Loads<K>>,
-    /// Grows when events may have been missed; answers of an earlier one are old.
+    /// Grows when events may have been missed; answers of an earlier generation are old.
     generation: AtomicU64,
-    /// Numbers the loads.
+    /// Number of loads that have begun.
     begun: AtomicU64,
     limits: ReadLimits,
     breaker: Arc<Breaker>,
-    /// Loads run here and to their end, whatever becomes of the request that asked first.
+    /// Runtime of the loads. They run to their end, even when the request that asked first has gone.
     runtime: Handle,
 }
 
@@ -97,16 +98,16 @@ struct InFlightLoad {
     result: watch::Receiver<Option<LoadedAnswer>>,
 }
 
-/// What somebody who needs a load has to do.
+/// Load that a request waits for.
 enum Joined {
-    /// Take its result.
+    /// A load with a result that the request takes.
     Load(watch::Receiver<Option<LoadedAnswer>>),
-    /// It may have read too early: wait for its end, then ask again.
+    /// A load that may have read too early: the request waits for its end, then asks again.
     TooEarly(watch::Receiver<Option<LoadedAnswer>>),
 }
 
 impl<K: ReadKey> ReadCache<K> {
-    /// Call it on the runtime that loads shall run on.
+    /// Makes an empty cache. Call it on the runtime on which loads shall run.
     pub fn new(breaker: Arc<Breaker>, limits: ReadLimits) -> Arc<Self> {
         let weigh = |key: &K, answer: &Arc<Answer>| {
             let bytes = size_of::<K>() + key.heap_bytes() + answer.body.len() + ENTRY_BYTES;
@@ -129,7 +130,7 @@ impl<K: ReadKey> ReadCache<K> {
         })
     }
 
-    /// The answer of a key; `load` computes its body from the store.
+    /// Answer of a key; `load` computes its body from the store.
     pub async fn get<L>(
         self: &Arc<Self>,
         key: &K,
@@ -154,7 +155,7 @@ impl<K: ReadKey> ReadCache<K> {
         }
     }
 
-    /// Takes what an event said: answers with these tags are old from now on.
+    /// Makes the answers with these tags old, because an event named the tags.
     pub fn changed<'a>(&self, tags: impl Iterator<Item = &'a str>) {
         let loads = self.lock();
         for tag in tags {
@@ -164,7 +165,7 @@ impl<K: ReadKey> ReadCache<K> {
         }
     }
 
-    /// Events may have been missed: every answer is old from now on.
+    /// Makes every answer old, because events may have been missed.
     pub fn invalidate_all(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -173,7 +174,7 @@ impl<K: ReadKey> ReadCache<K> {
         self.is_current(&answer.stamp) && Instant::now() < answer.expires_at
     }
 
-    /// Whether nothing is known to have changed since.
+    /// Returns true when nothing is known to have changed since the stamp.
     fn is_current(&self, stamp: &Stamp) -> bool {
         stamp.generation == self.generation() && stamp.changes == stamp.tag.changes()
     }
@@ -190,20 +191,20 @@ impl<K: ReadKey> ReadCache<K> {
                     let loaded = result.wait_for(Option::is_some).await;
                     return loaded.map_err(|_| gone())?.clone().ok_or_else(gone)?;
                 }
-                // However it ended.
+                // The end counts, not the result.
                 Joined::TooEarly(mut result) => drop(result.wait_for(Option::is_some).await),
             }
         }
     }
 
-    /// Joins the load of this key or starts it. A load that began after the caller `arrived` is
-    /// good enough for it, also when something has changed since: so nobody waits for more than two.
+    /// Joins the load of this key or starts it. A load that began after the caller `arrived` is good enough
+    /// for the caller, even when something has changed since: so no caller waits for more than two loads.
     fn join<L>(self: &Arc<Self>, key: &K, arrived: u64, load: &impl Fn() -> L) -> Joined
     where
         L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
     {
         let mut loads = self.lock();
-        // A load whose sender is gone will never land: it is started anew.
+        // A load that has lost its sender never ends: it is started anew.
         if let Some(in_flight) =
             loads.by_key.get(key).filter(|in_flight| in_flight.result.has_changed().is_ok())
         {
@@ -260,7 +261,7 @@ impl<K: ReadKey> ReadCache<K> {
 }
 
 impl<K> Loads<K> {
-    /// The tag of this name, made when nothing that is kept has it.
+    /// Tag of this name, made when nothing that is kept has it.
     fn tag(&mut self, name: &str) -> Arc<Tag> {
         if let Some(tag) = self.tags.get(name).and_then(Weak::upgrade) {
             return tag;
@@ -281,7 +282,7 @@ impl Tag {
     }
 }
 
-/// The first half of a SHA-256, quoted: the same at every replica.
+/// ETag of a body: the first half of its SHA-256, quoted, the same at every replica.
 fn etag_of(body: &[u8]) -> HeaderValue {
     let digest = Sha256::digest(body);
     let half = u128::from_be_bytes(digest[..16].try_into().expect("a digest has 32 bytes"));

@@ -1,8 +1,8 @@
 //! Reads of counters, answered from memory.
 //!
 //! Values come from the store on a miss (one load per key at a time) and from events afterwards.
-//! All writers of the cache hold one lock and keep the higher version, so what a replica answers
-//! for a key never goes backwards; readers take no lock. A hole in the events makes every entry
+//! All writers of the cache hold one lock and keep the higher version, so the answers of a replica
+//! for a key never go backwards; readers take no lock. A gap in the events makes every entry
 //! old at once, but keeps it: while the store is away an old value is answered, marked stale.
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use crate::metrics::metrics;
 use crate::rfc3339::rfc3339;
 use crate::store_breaker::guarded;
 
-/// What an entry weighs beside its name, which it holds twice: the rendered body and the structures.
+/// Bytes of an entry beside its name, which it holds twice: the rendered body and the structures.
 const ENTRY_BYTES: usize = 400;
 
 #[derive(Clone, Copy, Debug)]
@@ -36,19 +36,19 @@ pub struct CacheLimits {
 #[derive(Debug)]
 pub struct CachedCounter {
     pub counter: Option<Counter>,
-    /// When the store or an event said so.
+    /// Time at which the store or an event said so.
     pub read_at: Instant,
     expires_at: Instant,
     generation: u64,
     body: OnceLock<Bytes>,
 }
 
-/// How a read was answered.
+/// Source of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheOutcome {
     Hit,
     Miss,
-    /// Older than it should be, because the store is away.
+    /// An answer that is older than it should be, because the store is away.
     Stale,
 }
 
@@ -56,26 +56,26 @@ type LoadedCounter = Result<Arc<CachedCounter>, StoreError>;
 
 pub struct CounterCache {
     entries: moka::sync::Cache<Arc<str>, Arc<CachedCounter>>,
-    /// Held by everything that writes to `entries`.
+    /// Loads under way. The lock is held by everything that writes to `entries`.
     loads: Mutex<HashMap<Box<str>, CounterLoad>>,
-    /// Grows when events may have been missed; entries of an earlier one are old.
+    /// Grows when events may have been missed; entries of an earlier generation are old.
     generation: AtomicU64,
     limits: CacheLimits,
     store: Arc<dyn Store>,
     breaker: Arc<Breaker>,
-    /// Loads run here and to their end, whatever becomes of the request that asked first.
+    /// Runtime of the loads. They run to their end, even when the request that asked first has gone.
     runtime: Handle,
 }
 
-/// A load under way.
+/// A load of a counter that is under way.
 struct CounterLoad {
     result: watch::Receiver<Option<LoadedCounter>>,
-    /// The newest that events said meanwhile: the load may have read before it.
+    /// Newest value that events reported meanwhile: the load may have read before it.
     reported: Option<Counter>,
 }
 
 impl CounterCache {
-    /// Call it on the runtime that loads shall run on.
+    /// Makes an empty cache. Call it on the runtime on which loads shall run.
     pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
         let entries = moka::sync::Cache::builder()
             .max_capacity(limits.bytes_max)
@@ -102,8 +102,8 @@ impl CounterCache {
         }
         match self.load(name).await {
             Ok(entry) => Ok((entry, CacheOutcome::Miss)),
-            // Read again, because events may have brought a newer one. That something does not exist
-            // is never answered from an old reading: it may have come into being since.
+            // The entry is looked up again, because events may have brought a newer value. That a counter
+            // does not exist is never answered from an old entry: it may have come into being since.
             Err(error) => match self.entries.get(name) {
                 Some(entry) if entry.counter.is_some() && entry.read_at.elapsed() < self.limits.stale_max => {
                     Ok((entry, CacheOutcome::Stale))
@@ -113,7 +113,7 @@ impl CounterCache {
         }
     }
 
-    /// Takes what an event said: newer values of cached counters.
+    /// Takes newer values of cached counters from an event.
     pub fn apply_update<'a>(&self, changed: impl IntoIterator<Item = &'a Counter>) {
         let mut loads = self.lock();
         for counter in changed {
@@ -128,7 +128,8 @@ impl CounterCache {
         }
     }
 
-    /// Events may have been missed: every entry must be read again before it counts as fresh.
+    /// Makes every entry old, because events may have been missed: it must be read again before it counts as
+    /// fresh.
     pub fn invalidate_all(&self) {
         let _held = self.lock();
         self.generation.fetch_add(1, Ordering::Release);
@@ -143,7 +144,7 @@ impl CounterCache {
     async fn load(self: &Arc<Self>, name: &str) -> LoadedCounter {
         let mut result = {
             let mut loads = self.lock();
-            // A load whose sender is gone will never land: it is started anew.
+            // A load that has lost its sender never ends: it is started anew.
             if let Some(load) = loads.get(name).filter(|load| load.result.has_changed().is_ok()) {
                 load.result.clone()
             } else {
@@ -158,8 +159,8 @@ impl CounterCache {
         loaded.map_err(|_| gone())?.clone().ok_or_else(gone)?
     }
 
-    /// One read of the store. The generation is taken before, so that a hole noticed meanwhile
-    /// makes the result old.
+    /// Reads the store once. The generation is taken before, so that a gap noticed meanwhile makes the result
+    /// old.
     async fn run_load(self: Arc<Self>, name: Box<str>, sender: watch::Sender<Option<LoadedCounter>>) {
         let generation = self.generation();
         let read = guarded(&self.breaker, self.store.counter(&name)).await;
@@ -174,7 +175,7 @@ impl CounterCache {
         sender.send_replace(Some(loaded));
     }
 
-    /// Callers hold the lock.
+    /// Caches a counter. Callers hold the lock.
     fn insert(&self, name: &str, counter: Option<Counter>, generation: u64) -> Arc<CachedCounter> {
         let ttl = if counter.is_some() { self.limits.ttl } else { self.limits.negative_ttl };
         // Jitter keeps entries that were read together from expiring together.
@@ -197,13 +198,13 @@ impl CounterCache {
 }
 
 impl CachedCounter {
-    /// The JSON that clients get, rendered at the first read.
+    /// JSON that clients get, rendered at the first read.
     pub fn body(&self, counter: &Counter) -> Bytes {
         self.body.get_or_init(|| render(counter).into()).clone()
     }
 }
 
-/// `{"name","value","version","updated_at"}`. Names need no escapes.
+/// JSON of a counter: `{"name","value","version","updated_at"}`. Names need no escapes.
 pub fn render(counter: &Counter) -> String {
     let Counter { name, value, version, updated_at_ms } = counter;
     let updated_at = rfc3339(*updated_at_ms);
@@ -214,7 +215,7 @@ fn newer(one: Option<Counter>, other: Option<Counter>) -> Option<Counter> {
     if version(one.as_ref()) >= version(other.as_ref()) { one } else { other }
 }
 
-/// 0 where there is none: the first increment makes version 1.
+/// Version of a counter; 0 when there is no counter: the first increment makes version 1.
 fn version(counter: Option<&Counter>) -> i64 {
     counter.map_or(0, |counter| counter.version)
 }

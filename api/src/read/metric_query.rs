@@ -1,4 +1,4 @@
-//! What a client wants to know about metrics, read from its parameters.
+//! Questions of clients about metrics, read from their parameters.
 //!
 //! A question names concrete times, so that it can be the key of its answer: the same period asked
 //! for an hour later is another question.
@@ -14,7 +14,7 @@ use crate::rfc3339;
 
 const DAY_MS: i64 = 86_400_000;
 
-/// How far ahead a range may reach: no rollup lies beyond.
+/// Longest time that a range may reach into the future: no rollup lies beyond.
 const AHEAD_MS_MAX: i64 = 366 * DAY_MS;
 
 /// For the document: [`summary`] reads them.
@@ -57,11 +57,11 @@ pub struct SeriesParams {
     step: Option<String>,
 }
 
-/// See the module.
+/// A question about one metric; it is the key of its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Question {
     kind: Box<str>,
-    /// What the answer is about.
+    /// Time that the answer covers.
     pub span: Span,
     pub shape: Shape,
 }
@@ -72,7 +72,7 @@ pub enum Shape {
     Series { step_ms: i64, resolution: Resolution },
 }
 
-/// What a summary says that it is of.
+/// Kind of period that a summary names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Answered {
     Calendar(Period),

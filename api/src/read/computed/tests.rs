@@ -71,7 +71,7 @@ impl Rig {
     }
 }
 
-/// How long something may take to happen. Failing takes this long, passing does not.
+/// Time that something may take to happen. Failing takes this long, passing does not.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const LONG: Duration = Duration::from_hours(1);

@@ -125,7 +125,7 @@ fn a_series_takes_the_coarsest_rollups_and_refuses_those_that_are_gone() {
     assert_eq!(hours(24 * 91, "25h"), Err(NoBuckets::HoursGone));
 }
 
-/// A moment within 100 days before and 2 days after now, and a length of up to 40 days.
+/// Spans that begin between 100 days before and 2 days after now, up to 40 days long.
 fn spans() -> impl Strategy<Value = Span> {
     let now_ms = at(NOW);
     (now_ms - 100 * DAY_MS..now_ms + 2 * DAY_MS, prop_oneof![1..DAY_MS / 8, 1..40 * DAY_MS])
