@@ -161,7 +161,7 @@ async fn a_blocked_broker_is_told_at_once_and_a_full_queue_does_not_open_the_bre
     *rig.publisher.link.lock().expect("no panic") = Link::Blocked;
     let refused = rig.send(1).await.expect("no panic").expect_err("blocked");
     assert!(matches!(refused, NotAccepted::Unavailable { .. }));
-    // Only publishing tells whether there is room again.
+    // Only a publish shows whether there is room again.
     *rig.publisher.link.lock().expect("no panic") = Link::Settling;
     let refused = rig.send(1).await.expect("no panic").expect_err("the queue was just made");
     assert_eq!(refused, NotAccepted::Unavailable { retry_after: LIMITS.settle });

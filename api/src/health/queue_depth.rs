@@ -1,7 +1,7 @@
-//! Looks at the queue of writes every few seconds: how much waits there, for how long while no consumer
-//! takes it, and whether it has readers that are no consumers of Forebay. One that holds messages without
-//! acknowledging them keeps the queue's log growing, and their writes stay unapplied. The broker counts
-//! all readers, the events show how many consumers there are.
+//! Looks at the queue of writes every few seconds: how many messages wait, for how long while no consumer
+//! takes them, and whether the queue has readers that are no consumers of Forebay. Such a reader that holds
+//! messages without acknowledging them keeps the queue's log growing, and their writes stay unapplied. The
+//! broker counts all readers, the events show how many consumers there are.
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -51,15 +51,16 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
     }
 }
 
-/// For how long messages wait that no consumer takes.
+/// Waiting time of messages that no consumer takes.
 #[derive(Debug)]
 struct Untaken {
-    /// When nothing waited, or a consumer was there, last.
+    /// Last time at which nothing waited, or a consumer was there.
     moving_at: Instant,
 }
 
 impl Untaken {
-    /// The age of the oldest at most. Zero while a consumer is heard, which knows it exactly.
+    /// Upper limit of the oldest message's age. Zero while a consumer's events arrive: it knows the age
+    /// exactly.
     fn take(&mut self, messages: u64, consumers: usize, now: Instant) -> Duration {
         if messages == 0 || consumers > 0 {
             self.moving_at = now;
@@ -75,8 +76,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Takes a look. Two in a row must agree: one may fall between the start of a consumer and its first
-    /// event. While no event arrives nothing is known.
+    /// Takes the result of a look. Two in a row must agree: one may fall between the start of a consumer and
+    /// its first event. While no event arrives nothing is known.
     fn take(&mut self, readers: usize, consumers: usize) {
         let foreign = if consumers == 0 { 0 } else { readers.saturating_sub(consumers) };
         self.in_a_row = if foreign > 0 { self.in_a_row + 1 } else { 0 };
