@@ -141,14 +141,14 @@ struct BatcherCore {
 
 struct BatcherState {
     issuer: IdIssuer,
-    open: Option<Batch>,
-    closed: VecDeque<Batch>,
+    open: Option<RequestBatch>,
+    closed: VecDeque<RequestBatch>,
     in_flight: usize,
     /// A flush of the open batch is scheduled, to run once the ready requests were taken.
     flush_scheduled: bool,
 }
 
-struct Batch {
+struct RequestBatch {
     builder: Builder,
     accepted_at: Rc<str>,
     deadline: Instant,
@@ -257,8 +257,8 @@ impl Batcher {
         self.pump();
     }
 
-    async fn publish(self, batch: Batch) {
-        let Batch { builder, deadline, waiters, kinds, .. } = batch;
+    async fn publish(self, batch: RequestBatch) {
+        let RequestBatch { builder, deadline, waiters, kinds, .. } = batch;
         let (started, fair_share) = (Instant::now(), self.0.limits.accept_timeout / 2);
         let message = builder.finish();
         let answer = match self.0.breaker.permit(started) {
@@ -316,11 +316,11 @@ impl BatcherState {
         self.open.as_ref().map(|batch| (batch.builder.items(), batch.builder.bytes()))
     }
 
-    fn open_batch(&mut self, limits: &BatchLimits) -> &mut Batch {
+    fn open_batch(&mut self, limits: &BatchLimits) -> &mut RequestBatch {
         let issuer = &mut self.issuer;
         self.open.get_or_insert_with(|| {
             let now_ms = clock::now_ms();
-            Batch {
+            RequestBatch {
                 builder: Builder::new(issuer.next(now_ms), now_ms),
                 accepted_at: rfc3339(now_ms).into(),
                 deadline: Instant::now() + limits.accept_timeout,

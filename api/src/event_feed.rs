@@ -113,7 +113,7 @@ impl Feed {
     }
 }
 
-/// Consumers whose events come, and those of them that said last that they cannot reach the store.
+/// Consumers that send events, and those of them that said last that they cannot reach the store.
 #[derive(Debug)]
 struct Consumers {
     last_events: HashMap<u64, (Instant, bool)>,
@@ -162,7 +162,7 @@ impl Consumers {
         self.last_events.is_empty() && now >= self.unknown_until
     }
 
-    /// Returns true when all consumers whose events came lately say that the store is away. Nothing is known
+    /// Returns true when all consumers that sent events lately say that the store is away. Nothing is known
     /// of other consumers.
     fn are_away(&mut self, now: Instant) -> bool {
         self.last_events.retain(|_, (received_at, _)| now.duration_since(*received_at) < SILENCE_MAX);

@@ -123,7 +123,7 @@ pub struct Metrics {
     pub event_holes: IntCounter,
     /// Difference of this replica's clock to the store's.
     pub clock_skew_seconds: Gauge,
-    /// Consumers whose events arrive.
+    /// Consumers with events that arrive.
     pub consumers: IntGauge,
     /// Requests that wait for an outcome or a change.
     pub waiters: IntGauge,

@@ -58,7 +58,7 @@ impl Receipt {
         }
     }
 
-    /// Receipt of a write whose key was processed with another payload.
+    /// Receipt of a write with a key that was processed with another payload.
     pub fn conflict(id: ItemId) -> Self {
         Self { status: "conflict", ..Self::accepted(id) }
     }

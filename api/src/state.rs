@@ -105,7 +105,7 @@ pub struct App {
     pub metrics: MetricsParts,
     /// Limit of the data in one page of documents, in bytes.
     pub page_bytes_max: usize,
-    /// Number of consumers whose events arrive.
+    /// Number of consumers with events that arrive.
     pub consumers_seen: AtomicUsize,
     /// The queue was open once, or could not be opened.
     pub queue_has_opened: AtomicBool,

@@ -1,4 +1,4 @@
-//! The batcher over a publisher whose confirms the test decides.
+//! The batcher over a publisher with confirms that the test decides.
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -24,7 +24,7 @@ const BREAKER: BreakerLimits =
 
 type Published = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
 
-/// A publisher whose confirms the test decides.
+/// A publisher with confirms that the test decides.
 struct Held {
     published: mpsc::UnboundedSender<Published>,
     link: Mutex<Link>,

@@ -137,7 +137,7 @@ impl RollupRetention {
 }
 
 impl Span {
-    /// The smallest span around this one whose rollups are there.
+    /// The smallest span around this one that has all its rollups.
     pub fn widened(self, kept: &RollupRetention) -> Self {
         let floor_to = |length: Resolution| floor(self.from_ms, length.period_ms());
         let from_ms = Resolution::ALL

@@ -8,7 +8,7 @@ pub enum Outcome {
     Applied {
         /// The counter after an increment, unless the value was lost on the way.
         standing: Option<CounterResult>,
-        /// False for a keyed item whose outcome comes from the store: another request may have
+        /// False for a keyed item with an outcome from the store: another request may have
         /// brought it.
         is_own: bool,
     },

@@ -1,4 +1,4 @@
-//! Asks the store for the outcomes of items whose events may have been missed.
+//! Asks the store for the outcomes of items after events about them may have been missed.
 use std::sync::Arc;
 use std::time::Duration;
 

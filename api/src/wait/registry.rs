@@ -1,8 +1,8 @@
 //! Registry of waiting requests, and the answers that they get. Pure: no clock, no lock, no task.
 //!
 //! An item is *in doubt* while an event about it may have been missed. An event that names the item holds
-//! all the same. An event that a message was applied says nothing of an item whose own event may have been
-//! missed, so it does not answer items in doubt: the store decides.
+//! all the same. An event that a message was applied does not answer items in doubt, because an earlier
+//! event may have said otherwise of them: the store decides.
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use shared::event::{Committed, ItemFailed, KeyedTold, Standing};
@@ -246,8 +246,8 @@ impl Registry {
     }
 
     /// Takes the answer of the store, which was asked after the mark was taken. An item that the store does
-    /// not know, or whose time it has forgotten, will be committed later, and all events about it come later
-    /// still.
+    /// not know, or of a time that it has forgotten, will be committed later, and all events about it come
+    /// later still.
     pub fn apply_update(
         &mut self,
         items: &[ItemKey],

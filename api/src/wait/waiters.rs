@@ -29,7 +29,7 @@ pub struct Waiters {
     open: AtomicUsize,
     open_max: usize,
     store_breaker: Arc<Breaker>,
-    /// Every consumer whose events arrive says that it cannot reach the store.
+    /// Every consumer with events that arrive says that it cannot reach the store.
     consumers_are_away: AtomicBool,
     /// No consumer runs, as far as events show.
     consumers_are_missing: AtomicBool,
@@ -127,7 +127,7 @@ impl Waiters {
         send_changed(changed);
     }
 
-    /// Notes that all consumers whose events arrive say that the store is away, or that not all do.
+    /// Notes that all consumers with events that arrive say that the store is away, or that not all do.
     pub fn set_consumers_away(&self, are_away: bool) {
         self.consumers_are_away.store(are_away, Ordering::Relaxed);
     }

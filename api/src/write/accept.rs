@@ -203,7 +203,7 @@ impl Single<'_> {
                     is_confirmed = true;
                     while_there(connection, waiter.outcome(deadline)).await
                 }
-                // A write whose outcome is known was taken all the same.
+                // A write with a known outcome was taken all the same.
                 Err(error) => Some(waiter.reported().ok_or(error)?),
             },
         };

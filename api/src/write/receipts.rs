@@ -9,8 +9,8 @@ use crate::state::Shared;
 use crate::store_breaker::guarded;
 use crate::wait::outcome::Outcome;
 
-/// Receipt of an item whose `outcome` was reported: from the store, or from the outcome when the store cannot
-/// be asked just now.
+/// Receipt of an item after its `outcome` was reported: from the store, or from the outcome when the store
+/// cannot be asked just now.
 pub async fn after(
     shared: &Shared,
     item: ItemKey,

@@ -1,4 +1,4 @@
-//! The cache over a store whose reads the test answers.
+//! The cache over a store with reads that the test answers.
 use async_trait::async_trait;
 use shared::runtime::breaker::BreakerLimits;
 use testkit::store::{Layer, Layered};
@@ -8,7 +8,7 @@ use super::*;
 
 type Read = Result<Option<Counter>, StoreError>;
 
-/// A store whose reads the test answers, in its own time.
+/// A store with reads that the test answers, in its own time.
 struct Asked(mpsc::UnboundedSender<oneshot::Sender<Read>>);
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! Definitions over a store whose reads the test answers.
+//! Definitions over a store with reads that the test answers.
 use async_trait::async_trait;
 use shared::event::in_process::InProcessEvents;
 use shared::runtime::breaker::BreakerLimits;
@@ -9,7 +9,7 @@ use super::*;
 
 type Read = Result<Collection, StoreError>;
 
-/// A store whose reads the test answers, in its own time.
+/// A store with reads that the test answers, in its own time.
 struct Asked(mpsc::Sender<oneshot::Sender<Read>>);
 
 #[async_trait]

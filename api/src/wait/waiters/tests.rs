@@ -1,4 +1,4 @@
-//! The registry with events, and a store whose answers the test decides.
+//! The registry with events, and a store with answers that the test decides.
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -293,7 +293,7 @@ async fn ten_thousand_are_answered_by_the_events_of_their_messages() {
 /// Number of items that the store is asked about, and the sender of the answer for each.
 type Question = (usize, oneshot::Sender<Result<Option<ItemStatus>, StoreError>>);
 
-/// A store whose answers about statuses the test gives.
+/// A store with answers about statuses that the test gives.
 struct Asked(mpsc::Sender<Question>);
 
 #[async_trait]
