@@ -261,7 +261,7 @@ fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
     ])
 }
 
-fn register_room() -> prometheus::Result<Room> {
+fn register_room() -> prometheus::Result<RoomMetrics> {
     Ok(RoomMetrics {
         shed: register_int_counter!(
             "forebay_http_shed_total",

@@ -283,7 +283,7 @@ pub async fn many(
     new_writes: Items<NewWrite>,
 ) -> Result<HttpResponse, Problem> {
     shared.check_clock()?;
-    let Items { valid, mut rejected } = drafts;
+    let Items { valid, mut rejected } = new_writes;
     let Some((_, first)) = valid.first() else { return Err(Problem::all_rejected(rejected)) };
     let kind = first.write.kind();
     let mut encoded =

@@ -133,7 +133,7 @@ fn spans() -> impl Strategy<Value = Span> {
 }
 
 /// Any retention, also ones that make no sense.
-fn kepts() -> impl Strategy<Value = Kept> {
+fn kepts() -> impl Strategy<Value = RollupRetention> {
     (0_u32..72, 0_u32..120).prop_map(|(minutes_hours, hours_days)| {
         let retention = config::Retention { minutes_hours, hours_days, ..config::Retention::default() };
         RollupRetention::at(at(NOW), &retention)

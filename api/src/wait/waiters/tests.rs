@@ -284,9 +284,9 @@ async fn ten_thousand_are_answered_by_the_events_of_their_messages() {
         ..Committed::default()
     };
     waiters.on_event(&committed(&messages[..9]));
-    assert_eq!(waiting.iter_mut().filter_map(Waiter::told).count(), 9_000);
+    assert_eq!(waiting.iter_mut().filter_map(Waiter::reported).count(), 9_000);
     waiters.on_event(&committed(&messages));
-    assert_eq!(waiting.iter_mut().filter_map(Waiter::told).count(), 1_000);
+    assert_eq!(waiting.iter_mut().filter_map(Waiter::reported).count(), 1_000);
     assert!(waiters.lock().is_empty());
 }
 
