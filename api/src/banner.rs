@@ -1,29 +1,29 @@
-//! What a person sees who started the API by hand: commands that work as they stand, with what is configured.
-//! Pure: facts in, text out.
+//! Banner for a person that started the API by hand: commands that work as they stand, with the configured
+//! values. Pure: facts in, text out.
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use shared::config::Config;
 
-/// Where a program runs that was started in a container.
+/// Files that exist in a container.
 const CONTAINER_MARKS: [&str; 2] = ["/.dockerenv", "/run/.containerenv"];
 
-/// What the program found when it began to listen.
+/// Facts that are known once the program listens.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     pub address: SocketAddr,
     pub ops: SocketAddr,
-    /// Its loopback is not that of the machine.
+    /// The program's loopback is not that of the machine.
     pub is_in_container: bool,
 }
 
-/// Whether this process runs in a container, as far as it shows.
+/// Returns true when this process runs in a container, as far as that shows.
 pub fn is_in_container() -> bool {
     CONTAINER_MARKS.iter().any(|mark| Path::new(mark).exists())
         || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
 }
 
-/// The text, with an empty line before and after it.
+/// Text of the banner, with an empty line before and after it.
 pub fn text(config: &Config, facts: Facts) -> String {
     let Facts { address, ops, is_in_container } = facts;
     let base = format!("http://{}{}", reachable(address), config.server.path_prefix);
@@ -58,7 +58,7 @@ pub fn text(config: &Config, facts: Facts) -> String {
     text
 }
 
-/// An address that a client on this machine can call: none calls `0.0.0.0`.
+/// Address that a client on this machine can call: no client can call `0.0.0.0`.
 fn reachable(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port())

@@ -3,7 +3,7 @@
 //! One batcher per worker thread, without locks. With nothing in flight it flushes as soon as the
 //! requests that are ready now were taken; with publishes in flight it flushes when one confirms
 //! or a limit is reached. So latency is one confirm when idle, and batches grow with the load by
-//! themselves. A request is never split over messages. It must not know HTTP.
+//! themselves. A request is never split over messages. The batcher must not know HTTP.
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -29,18 +29,18 @@ pub struct BatchLimits {
     pub bytes_max: usize,
     pub in_flight_max: usize,
     pub waiting_max: usize,
-    /// From the first request of a message to its answer.
+    /// Longest time from the first request of a message to its answer.
     pub accept_timeout: Duration,
-    /// When a write that met a queue which was just made is to come again.
+    /// Time after which a client repeats a write that came while the queue had just been made.
     pub settle: Duration,
 }
 
-/// Where the items of one request stand: `first` is the index of the first in the message.
+/// Position of the items of one request: `first` is the index of the first in the message.
 #[derive(Clone, Debug)]
 pub struct Placed {
     pub message: MessageId,
     pub first: usize,
-    /// RFC 3339, UTC.
+    /// Time of acceptance: RFC 3339, UTC.
     pub accepted_at: Rc<str>,
 }
 
@@ -52,7 +52,7 @@ pub struct BatchEntry<'a> {
     pub items: usize,
     /// The request waits for the outcome of its only item.
     pub is_awaited: bool,
-    /// Whose request it is part of.
+    /// Trace that the request is part of.
     pub trace: Option<TraceParent>,
 }
 
@@ -60,7 +60,7 @@ pub struct BatchEntry<'a> {
 #[derive(Debug)]
 pub struct Pending {
     pub placed: Placed,
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<ConfirmResult>,
 }
 
 impl Pending {
@@ -71,7 +71,7 @@ impl Pending {
     }
 }
 
-/// Why a write is not known to be durable.
+/// Reason for which a write is not known to be durable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
     #[error("too many writes are waiting")]
@@ -102,7 +102,7 @@ impl From<NotAccepted> for Problem {
     }
 }
 
-/// Whether a message that holds `items` and `bytes` must be closed before `more` is added.
+/// Reason to close a message that holds `items` and `bytes` before `more` is added, if there is one.
 /// Precondition: an empty message takes any request, however large.
 pub fn must_close_before(
     items: usize,
@@ -121,66 +121,71 @@ pub fn must_close_before(
     }
 }
 
-/// Whether a message is full after an addition.
+/// Reason to close a message after an addition, if it is full.
 pub fn must_close_after(items: usize, bytes: usize, limits: &BatchLimits) -> Option<WhyFlushed> {
     must_close_before(items, bytes, (1, 1), limits)
 }
 
-type Answer = Result<(), NotAccepted>;
+type ConfirmResult = Result<(), NotAccepted>;
 
 /// The batcher of one worker. Cheap to clone; clones are the same batcher.
 #[derive(Clone)]
-pub struct Batcher(Rc<Inner>);
+pub struct Batcher(Rc<BatcherCore>);
 
-struct Inner {
+struct BatcherCore {
     publisher: Arc<dyn Publisher>,
     breaker: Arc<Breaker>,
     limits: BatchLimits,
-    state: RefCell<State>,
+    state: RefCell<BatcherState>,
 }
 
-struct State {
+struct BatcherState {
     issuer: IdIssuer,
-    open: Option<Batch>,
-    closed: VecDeque<Batch>,
+    open: Option<RequestBatch>,
+    closed: VecDeque<RequestBatch>,
     in_flight: usize,
-    /// A flush of the open batch is scheduled for when the ready requests were taken.
+    /// A flush of the open batch is scheduled, to run once the ready requests were taken.
     flush_scheduled: bool,
 }
 
-struct Batch {
+struct RequestBatch {
     builder: Builder,
     accepted_at: Rc<str>,
     deadline: Instant,
-    waiters: Vec<oneshot::Sender<Answer>>,
+    waiters: Vec<oneshot::Sender<ConfirmResult>>,
     /// Items by kind, in the order of `Kind::ALL`.
     kinds: [u64; Kind::ALL.len()],
 }
 
 impl Batcher {
-    /// `issuer` must be drawn at random for each batcher. Runs on a `LocalSet` or an actix worker.
+    /// Makes a batcher. `issuer` must be drawn at random for each. Runs on a `LocalSet` or an actix worker.
     pub fn new(
         publisher: Arc<dyn Publisher>,
         breaker: Arc<Breaker>,
         issuer: IdIssuer,
         limits: BatchLimits,
     ) -> Self {
-        let state =
-            State { issuer, open: None, closed: VecDeque::new(), in_flight: 0, flush_scheduled: false };
-        Self(Rc::new(Inner { publisher, breaker, limits, state: RefCell::new(state) }))
+        let state = BatcherState {
+            issuer,
+            open: None,
+            closed: VecDeque::new(),
+            in_flight: 0,
+            flush_scheduled: false,
+        };
+        Self(Rc::new(BatcherCore { publisher, breaker, limits, state: RefCell::new(state) }))
     }
 
-    /// Puts the items of one request into a message. Nothing is sent before the caller yields: who
-    /// wants to hear of the items registers for them until then.
-    pub fn begin(&self, load: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
+    /// Puts the items of one request into a message. Nothing is sent before the caller yields: a caller that
+    /// waits for their outcomes registers before that.
+    pub fn begin(&self, entry: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
         self.check_link()?;
-        let placed = self.place(load);
-        // Also after a refusal: it may have closed a message.
+        let placed = self.place(entry);
+        // The pump also runs after a refusal, which may have closed a message.
         self.pump();
         placed
     }
 
-    /// Refuses at once what has no chance.
+    /// Refuses a write at once while the link cannot take it.
     fn check_link(&self) -> Result<(), NotAccepted> {
         let (link, breaker) = (self.0.publisher.link(), &self.0.breaker);
         if link == Link::Settling {
@@ -196,8 +201,8 @@ impl Batcher {
         breaker.check().map_err(refused)
     }
 
-    fn place(&self, load: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
-        let BatchEntry { kind, json, items, is_awaited, trace } = load;
+    fn place(&self, entry: BatchEntry<'_>) -> Result<Pending, NotAccepted> {
+        let BatchEntry { kind, json, items, is_awaited, trace } = entry;
         let limits = &self.0.limits;
         let mut state = self.0.state.borrow_mut();
         if let Some(why) = state.open_size().and_then(|(have_items, have_bytes)| {
@@ -241,7 +246,7 @@ impl Batcher {
         }
     }
 
-    /// One turn of the event loop lets every request that is ready now join.
+    /// Flushes after one turn of the event loop, so that every request that is ready now joins.
     async fn flush_when_taken(self) {
         tokio::task::yield_now().await;
         {
@@ -252,12 +257,12 @@ impl Batcher {
         self.pump();
     }
 
-    async fn publish(self, batch: Batch) {
-        let Batch { builder, deadline, waiters, kinds, .. } = batch;
+    async fn publish(self, batch: RequestBatch) {
+        let RequestBatch { builder, deadline, waiters, kinds, .. } = batch;
         let (started, fair_share) = (Instant::now(), self.0.limits.accept_timeout / 2);
         let message = builder.finish();
         let answer = match self.0.breaker.permit(started) {
-            // It waited too long behind others. Nothing was sent, and the link is not to blame.
+            // The message waited too long behind others. Nothing was sent, and the link is not to blame.
             _ if deadline <= started => Err(NotAccepted::Overloaded),
             Err(refused) => Err(NotAccepted::Unavailable { retry_after: refused.retry_after }),
             Ok(permit) => {
@@ -265,7 +270,7 @@ impl Batcher {
                 match &outcome {
                     // A full queue answers: the link is fine.
                     Ok(()) | Err(PublishError::Full) => permit.success(),
-                    // Most of its time went by behind others.
+                    // The message spent most of its time behind others.
                     Err(PublishError::DeadlineExceeded) if deadline - started < fair_share => drop(permit),
                     Err(error @ (PublishError::DeadlineExceeded | PublishError::Unavailable(_))) => {
                         permit.failure(Instant::now(), error);
@@ -306,16 +311,16 @@ fn not_accepted(error: PublishError) -> NotAccepted {
     }
 }
 
-impl State {
+impl BatcherState {
     fn open_size(&self) -> Option<(usize, usize)> {
         self.open.as_ref().map(|batch| (batch.builder.items(), batch.builder.bytes()))
     }
 
-    fn open_batch(&mut self, limits: &BatchLimits) -> &mut Batch {
+    fn open_batch(&mut self, limits: &BatchLimits) -> &mut RequestBatch {
         let issuer = &mut self.issuer;
         self.open.get_or_insert_with(|| {
             let now_ms = clock::now_ms();
-            Batch {
+            RequestBatch {
                 builder: Builder::new(issuer.next(now_ms), now_ms),
                 accepted_at: rfc3339(now_ms).into(),
                 deadline: Instant::now() + limits.accept_timeout,

@@ -1,5 +1,5 @@
-//! Hears the consumers' events: feeds the cache, settles who waits, and watches what may have been
-//! missed. Whether something was is checked before anybody is answered from an event.
+//! Receives the consumers' events: updates the caches, answers waiting requests, and watches for gaps.
+//! Gaps are checked before any request is answered from an event.
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,10 +15,10 @@ use crate::admission::clock_skew::Ahead;
 use crate::metrics::metrics;
 use crate::state::App;
 
-/// How often is looked who fell silent, and whether the store is away for those who wait.
+/// Time between two checks for silent consumers, and for a store that is away while requests wait.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// How long the sessions for events may take to come back after the broker did.
+/// Time that the sessions for events may take to come back after the broker did.
 const RECONNECT_MAX: Duration = Duration::from_secs(6);
 
 /// Runs until the shutdown.
@@ -69,7 +69,7 @@ impl Feed {
         }
         self.0.waiters.set_consumers_away(consumers.are_away(now));
         let (count, are_missing) = (consumers.count(), consumers.are_missing(now));
-        self.0.consumers_heard.store(count, Ordering::Relaxed);
+        self.0.consumers_seen.store(count, Ordering::Relaxed);
         metrics().consumers.set(i64::try_from(count).unwrap_or(i64::MAX));
         if are_missing != self.0.waiters.consumers_are_missing() {
             self.0.waiters.set_consumers_missing(are_missing);
@@ -82,8 +82,8 @@ impl Feed {
         self.0.waiters.release_if_vain();
     }
 
-    fn check(&self, heed: Sequence) {
-        if heed == Sequence::Gap {
+    fn check(&self, sequence: Sequence) {
+        if sequence == Sequence::Gap {
             tracing::debug!("events may have been missed");
             self.0.cache.invalidate_all();
             self.0.documents.invalidate_all();
@@ -101,7 +101,7 @@ impl Feed {
         }
     }
 
-    /// Keys and cached values first: who is answered may look at once.
+    /// Takes a commit. Keys and cached values come first: a client that is answered may read at once.
     fn take_committed(&self, committed: &Committed) {
         let counters: Vec<Counter> = committed.counters.iter().cloned().map(Into::into).collect();
         self.0.cache.apply_update(&counters);
@@ -113,59 +113,60 @@ impl Feed {
     }
 }
 
-/// The consumers whose events come, and which of them said last that they cannot reach the store.
+/// Consumers that send events, and those of them that said last that they cannot reach the store.
 #[derive(Debug)]
 struct Consumers {
-    heard: HashMap<u64, (Instant, bool)>,
-    /// Until then it is not known that none runs: one may just start, or be heard again.
+    last_events: HashMap<u64, (Instant, bool)>,
+    /// Time until which silence does not mean that no consumer runs: one may just start, or come back.
     unknown_until: Instant,
 }
 
 impl Consumers {
     fn new(now: Instant) -> Self {
-        Self { heard: HashMap::new(), unknown_until: now + SILENCE_MAX }
+        Self { last_events: HashMap::new(), unknown_until: now + SILENCE_MAX }
     }
 
     fn on_event(&mut self, event: &Event, now: Instant) {
         let is_away = match event.body {
             Body::Heartbeat { store_away } => store_away,
             Body::Committed(_) => false,
-            // Nothing about the store, but its publisher lives, if it is a consumer.
-            Body::Unknown => match self.heard.get(&event.publisher) {
+            // Says nothing about the store, but shows that its publisher lives, if that is a consumer.
+            Body::Unknown => match self.last_events.get(&event.publisher) {
                 Some((_, is_away)) => *is_away,
                 None => return,
             },
-            // An API says that.
+            // An API publishes that, no consumer.
             Body::Defined { .. } => return,
             Body::Goodbye => {
-                if self.heard.remove(&event.publisher).is_some() {
+                if self.last_events.remove(&event.publisher).is_some() {
                     self.may_return(now + SILENCE_MAX);
                 }
                 return;
             }
         };
-        self.heard.insert(event.publisher, (now, is_away));
+        self.last_events.insert(event.publisher, (now, is_away));
         self.may_return(now + SILENCE_MAX);
     }
 
-    /// Nothing follows from silence until then.
+    /// Makes silence mean nothing until then.
     fn may_return(&mut self, until: Instant) {
         self.unknown_until = self.unknown_until.max(until);
     }
 
     fn count(&self) -> usize {
-        self.heard.len()
+        self.last_events.len()
     }
 
-    /// Returns true when no consumer was heard for so long that none runs.
+    /// Returns true when no event of a consumer came for so long that none runs.
     fn are_missing(&self, now: Instant) -> bool {
-        self.heard.is_empty() && now >= self.unknown_until
+        self.last_events.is_empty() && now >= self.unknown_until
     }
 
-    /// Whether all that were heard lately say so. Of consumers that nobody hears nothing is known.
+    /// Returns true when all consumers that sent events lately say that the store is away. Nothing is known
+    /// of other consumers.
     fn are_away(&mut self, now: Instant) -> bool {
-        self.heard.retain(|_, (heard_at, _)| now.duration_since(*heard_at) < SILENCE_MAX);
-        !self.heard.is_empty() && self.heard.values().all(|(_, is_away)| *is_away)
+        self.last_events.retain(|_, (received_at, _)| now.duration_since(*received_at) < SILENCE_MAX);
+        !self.last_events.is_empty() && self.last_events.values().all(|(_, is_away)| *is_away)
     }
 }
 

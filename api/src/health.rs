@@ -1,4 +1,4 @@
-//! Health of this replica, and what it knows of its queue and its store when no request asks them.
+//! Health of this replica, and tasks that watch its queue and its store independently of requests.
 pub mod queue_depth;
 pub mod store_probe;
 
@@ -20,7 +20,7 @@ impl App {
             self.queue_has_opened.store(true, Ordering::Relaxed);
         }
         let accepting = link == Link::Up && self.publisher_breaker.check().is_ok();
-        // Where only writing fails the values that are read stand still, which is as good as stale.
+        // While only writing fails, values do not change, which is as good as stale.
         let reading = !self.waiters.store_is_away();
         let applying = reading && !self.waiters.consumers_are_missing();
         let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
@@ -31,9 +31,9 @@ impl App {
                 (true, false) => Status::Degraded,
                 (false, _) => Status::Down,
             },
-            // Both end by themselves. A queue that is made anew later takes no reads away.
+            // Opening and settling end by themselves. A queue that is made anew later takes no reads away.
             ready: !self.in_flight.is_draining() && self.queue_has_opened.load(Ordering::Relaxed),
-            consumers: Some(self.consumers_heard.load(Ordering::Relaxed)),
+            consumers: Some(self.consumers_seen.load(Ordering::Relaxed)),
             components: BTreeMap::from([("queue", word(accepting)), ("store", word(reading))]),
             breakers: BTreeMap::from([breaker(&self.publisher_breaker), breaker(&self.store_breaker)]),
         }

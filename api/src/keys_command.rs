@@ -21,19 +21,19 @@ pub struct NewKey {
     /// Names the key in logs and in the configuration; random by default
     #[arg(long)]
     id: Option<String>,
-    /// Whose key it is, the same for all keys of a client; the id by default
+    /// Client that the key belongs to, the same for all its keys; the id by default
     #[arg(long)]
     principal: Option<String>,
-    /// What it may do; admin includes the others
+    /// Rights of the key; admin includes the others
     #[arg(long, value_delimiter = ',', default_values_t = [Scope::Read, Scope::Write])]
     scopes: Vec<Scope>,
-    /// From when on it is refused, for example 2027-01-01T00:00:00Z; never by default
+    /// Time from which it is refused, for example 2027-01-01T00:00:00Z; never by default
     #[arg(long)]
     expires: Option<String>,
 }
 
 impl NewKey {
-    /// The key on the first line, its entry on the second; what to do with them goes to standard error.
+    /// Prints the key on the first line and its entry on the second; advice for both goes to standard error.
     pub fn print(&self) -> anyhow::Result<()> {
         let (text, key) = self.make()?;
         eprintln!(

@@ -7,11 +7,11 @@
 pub mod banner;
 pub mod keys_command;
 pub mod server;
-// One row per route; handlers translate between HTTP and what lies below.
+// One row per route; handlers translate between HTTP and the layers below.
 pub mod routes;
-// The accept path, and what became of a write.
+// The accept path, and receipts of writes.
 pub mod write;
-// What runs beside the requests.
+// Tasks beside the requests.
 pub mod event_feed;
 pub mod health;
 // State that handlers use.
@@ -25,7 +25,7 @@ pub mod http;
 pub mod receipt;
 // Requests that wait.
 pub mod wait;
-// Who and how much comes in.
+// Limits on clients and on load.
 pub mod admission;
 pub mod metrics;
 pub mod rfc3339;

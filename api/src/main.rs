@@ -78,7 +78,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
     }
 }
 
-/// Says more than a start demands: whoever asks may still mend what will not work.
+/// Prints the configuration. Stricter than a start: the operator can still mend it.
 fn check_config(loaded: &Loaded) -> anyhow::Result<()> {
     print!("{}", check_config_report(loaded));
     let expired = Keys::read(&loaded.config.auth)?.expired();
@@ -89,13 +89,13 @@ fn check_config(loaded: &Loaded) -> anyhow::Result<()> {
 
 async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
-    // Before anything is accepted that a signal could tear.
+    // Signals are handled before anything is accepted that one could cut off.
     let stop_max = Server::stop_max(&config);
     let mut signals = Signals::listen(stop_max).context("cannot listen to signals")?;
     let (trigger, shutdown) = shutdown::channel();
     let embedded = matches!(Pair::of(&config), Ok(Pair::Embedded(_)));
     let opening = open(&config, embedded, &shutdown);
-    // Nothing was accepted yet: what it has opened needs no more care than after a crash.
+    // Nothing was accepted yet: open parts need no more care than after a crash.
     let Some(opened) = cli::unless_stopped(&mut signals, opening).await else { return Ok(()) };
     let backend = opened?;
     tokio::spawn(backend.progress.clone().ticking("runtime"));
@@ -105,12 +105,13 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
         let consumer = consumer::Consumer::new(&config, &backend, rand::random());
         shutdown::watched(consumer.run(shutdown.clone()))
     });
-    // What must run is watched: a program without it would look healthy and do nothing.
+    // Parts that must run are watched: a program without them would look healthy and do nothing.
     #[cfg(feature = "embedded")]
-    let consumer_over = consumer.as_ref().map(|(_, over)| over.clone());
+    let consumer_completion = consumer.as_ref().map(|(_, completion)| completion.clone());
     #[cfg(not(feature = "embedded"))]
-    let consumer_over = None;
-    let parts = server.completions().into_iter().chain(backend.completions()).chain(consumer_over).collect();
+    let consumer_completion = None;
+    let parts =
+        server.completions().into_iter().chain(backend.completions()).chain(consumer_completion).collect();
     print_banner(&config, &server, embedded);
     let stopped = cli::stop_requested(&mut signals, stop_max, parts).await;
     server.stop().await;
@@ -128,7 +129,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     stopped
 }
 
-/// The backend with what it needs before the first request.
+/// Opens the backend and prepares it for the first request.
 async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::Result<Backend> {
     let backend = backend::open(config).await?;
     if embedded {
@@ -136,7 +137,7 @@ async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::R
         anyhow::ensure!(cfg!(feature = "embedded"), without);
         let at = || format!("the store in {}", config.store.url);
         backend.store.migrate().await.with_context(at)?;
-        // Before the first id.
+        // The floor is needed before the first id.
         backend.learn_floor().await?;
     } else {
         cli::tell_missing_servers(config).await;
@@ -153,7 +154,7 @@ async fn close(backend: Backend) {
     backend.store.close().await;
 }
 
-/// What a person sees who started it by hand.
+/// Logs the addresses, and prints the banner for a person that started the API by hand.
 fn print_banner(config: &Config, server: &Server, embedded: bool) {
     let (address, ops) = (server.address, server.ops_address);
     tracing::info!(
@@ -168,6 +169,6 @@ fn print_banner(config: &Config, server: &Server, embedded: bool) {
     }
     let facts = Facts { address, ops, is_in_container: banner::is_in_container() };
     let text = banner::text(config, facts);
-    // Whoever reads it may be gone already: no reason to stop.
+    // The reader of standard output may be gone already: no reason to stop.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -1,4 +1,4 @@
-//! The API's own metrics. Labels are route names, status classes and words of our own.
+//! The API's own metrics. Labels are route names, status classes and fixed words.
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use prometheus::{
 use shared::model::id::Kind;
 use shared::runtime::metrics::LATENCY_BUCKETS;
 
-/// Why a message was closed. The words are metric labels.
+/// Reason for which a message was closed. The words are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhyFlushed {
     Idle,
@@ -38,7 +38,7 @@ const REFUSALS: [&str; 9] =
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// Times of the requests to one route by status class, each there once such a request came.
+/// Times of the requests to one route by status class. A class appears with its first request.
 #[derive(Debug)]
 pub struct RouteSeconds {
     label: &'static str,
@@ -57,7 +57,7 @@ impl RouteSeconds {
         self.label
     }
 
-    /// Notes an answer with this status.
+    /// Notes the time of an answer with this status.
     pub fn observe(&self, status: u16, took: Duration) {
         let class = usize::from(status / 100).clamp(1, 5) - 1;
         let of_class = self.by_class[class]
@@ -66,11 +66,11 @@ impl RouteSeconds {
     }
 }
 
-/// How a wait ends: by what was told, because nobody shall wait any more, because the time is up, or
-/// because the request went away or needed no answer.
+/// Ends of a wait: a reported result, a release of all waits, the end of its time, or a request that went
+/// away or needed no answer.
 const WAITS: [&str; 7] = ["applied", "failed", "conflict", "changed", "released", "time_up", "left"];
 
-/// Reads through the cache, resolved once.
+/// Counters of reads through the cache, resolved once.
 pub struct CacheReads {
     pub hit: IntCounter,
     pub miss: IntCounter,
@@ -84,8 +84,8 @@ impl CacheReads {
     }
 }
 
-/// Room that clients take.
-pub struct Room {
+/// Metrics of the room that clients take.
+pub struct RoomMetrics {
     /// Requests refused because too many were in work.
     pub shed: IntCounter,
     /// Bodies refused because others needed the room of what had arrived.
@@ -101,7 +101,7 @@ pub struct Room {
 pub struct Metrics {
     /// Items answered with 202, by `kind`.
     pub accepted: IntCounterVec,
-    /// From the publish of a message to its confirm.
+    /// Time from the publish of a message to its confirm.
     pub confirm_seconds: Histogram,
     pub batch_items: Histogram,
     /// Messages, by `why` they were closed.
@@ -109,7 +109,7 @@ pub struct Metrics {
     /// Traces that found no room in their message.
     pub traces_dropped: IntCounter,
     pub in_flight: IntGauge,
-    pub room: Room,
+    pub room: RoomMetrics,
     pub cache_reads_by_outcome: CacheReads,
     /// Requests that were refused before their handlers, by `reason`.
     pub refused: IntCounterVec,
@@ -123,7 +123,7 @@ pub struct Metrics {
     pub event_holes: IntCounter,
     /// Difference of this replica's clock to the store's.
     pub clock_skew_seconds: Gauge,
-    /// Consumers whose events arrive.
+    /// Consumers with events that arrive.
     pub consumers: IntGauge,
     /// Requests that wait for an outcome or a change.
     pub waiters: IntGauge,
@@ -135,7 +135,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// `word` is one of `WAITS`.
+    /// Notes the end of a wait. `word` is one of `WAITS`.
     pub fn waited(&self, word: &'static str, took: Duration) {
         if let Some(index) = WAITS.iter().position(|wait| *wait == word) {
             self.waits[index].observe(took.as_secs_f64());
@@ -143,7 +143,7 @@ impl Metrics {
     }
 }
 
-/// Registered at first use with Prometheus' default registry.
+/// Metrics of this process, registered at first use with Prometheus' default registry.
 pub fn metrics() -> &'static Metrics {
     static METRICS: LazyLock<Metrics> = LazyLock::new(|| register().expect("metric names are distinct"));
     &METRICS
@@ -216,7 +216,7 @@ fn register() -> prometheus::Result<Metrics> {
     })
 }
 
-/// A counter by one label. Each value that the label can have begins at 0, so that its first increase is seen.
+/// Registers a counter by one label. Each of `values` begins at 0, so that its first increase is seen.
 fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::Result<IntCounterVec> {
     let counters = register_int_counter_vec!(opts!(name, help), &[label])?;
     for value in values {
@@ -225,7 +225,7 @@ fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::
     Ok(counters)
 }
 
-/// The counters that have a label.
+/// Registers the counters that have a label.
 fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
     Ok([
         counted(
@@ -261,8 +261,8 @@ fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
     ])
 }
 
-fn register_room() -> prometheus::Result<Room> {
-    Ok(Room {
+fn register_room() -> prometheus::Result<RoomMetrics> {
+    Ok(RoomMetrics {
         shed: register_int_counter!(
             "forebay_http_shed_total",
             "requests refused because too many were in work"

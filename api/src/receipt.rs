@@ -58,18 +58,18 @@ impl Receipt {
         }
     }
 
-    /// Another payload was processed under the key.
+    /// Receipt of a write with a key that was processed with another payload.
     pub fn conflict(id: ItemId) -> Self {
         Self { status: "conflict", ..Self::accepted(id) }
     }
 
-    /// Of what the store knows. `payload` is the fingerprint that the client holds.
-    /// `None` when the store has forgotten it.
-    pub fn of_fate(id: ItemId, payload: Option<Fingerprint>, fate: Option<ItemStatus>) -> Option<Self> {
+    /// Receipt from the status that the store knows; `None` when the store has forgotten it. `payload` is the
+    /// fingerprint that the client holds.
+    pub fn of_status(id: ItemId, payload: Option<Fingerprint>, status: Option<ItemStatus>) -> Option<Self> {
         let has_other = |processed: Option<Fingerprint>| {
             payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
         };
-        Some(match fate {
+        Some(match status {
             None => Self::accepted(id),
             Some(ItemStatus::Forgotten) => return None,
             Some(ItemStatus::Applied { fingerprint, .. } | ItemStatus::Failed { fingerprint, .. })
@@ -90,7 +90,8 @@ impl Receipt {
         })
     }
 
-    /// Of what an event told, without what only the store knows.
+    /// Receipt from an outcome that an event reported, without the time of the outcome, which only the
+    /// store knows.
     pub fn of_outcome(id: ItemId, outcome: Outcome) -> Self {
         match outcome {
             Outcome::Applied { .. } => Self { status: "applied", ..Self::accepted(id) },
@@ -104,12 +105,12 @@ impl Receipt {
         }
     }
 
-    /// Adds what the request itself says of its write.
+    /// Adds the target, which the request itself names.
     pub fn about(self, target: Target) -> Self {
         Self { target: Some(target), ..self }
     }
 
-    /// Adds what only the dead letter says.
+    /// Adds the target from the dead letter, and the accept time when the id has none.
     pub fn with_letter(self, letter: Option<&DeadLetter>, ids: &IdKeys) -> Self {
         let Some(letter) = letter else { return self };
         let accepted_at = self.accepted_at.or_else(|| Some(rfc3339(letter.accepted_at_ms)));

@@ -1,8 +1,8 @@
-//! Times as clients see them.
+//! Times as clients write and read them.
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// RFC 3339 in UTC with milliseconds, from milliseconds since 1970.
+/// Formats milliseconds since 1970 as RFC 3339 in UTC with milliseconds.
 pub fn rfc3339(ms: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
         .unwrap_or(OffsetDateTime::UNIX_EPOCH);
@@ -21,12 +21,12 @@ pub fn rfc3339(ms: i64) -> String {
 /// Detail of a parameter that is no time.
 pub const NO_TIME: &str = "not a time with a zone, such as 2026-11-20T08:00:00Z (RFC 3339; write + as %2B)";
 
-/// Milliseconds since 1970 of an RFC 3339 time with any offset; what is finer is cut off.
+/// Milliseconds since 1970 of an RFC 3339 time with any offset; finer digits are cut off.
 pub fn parse(text: &str) -> Option<i64> {
     i64::try_from(nanoseconds(text)?.div_euclid(1_000_000)).ok()
 }
 
-/// As [`parse`]; what is finer is rounded up.
+/// Same as [`parse`], but finer digits are rounded up.
 pub fn parse_up(text: &str) -> Option<i64> {
     i64::try_from(-(-nanoseconds(text)?).div_euclid(1_000_000)).ok()
 }

@@ -28,7 +28,7 @@ use crate::routes::openapi;
 use crate::state::{App, Shared};
 use crate::wait::reconcile;
 
-/// What a stop may take beyond its settings: background tasks and the operations port.
+/// Time that a stop may take beyond its settings, for background tasks and the operations port.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
 
 /// A running API.
@@ -38,7 +38,7 @@ pub struct Server {
     app: Arc<App>,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
-    over: Vec<Shutdown>,
+    completions: Vec<Shutdown>,
     ops: ops::Ops,
     background: Vec<JoinHandle<()>>,
     trigger: Trigger,
@@ -46,24 +46,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens and serves. Servers behind it may be away; ports that are taken are an error.
+    /// Listens and serves. The broker and the store may be away; a port that is taken is an error.
     pub fn start(config: &Config, backend: &Backend) -> anyhow::Result<Self> {
         let (trigger, shutdown) = shutdown::channel();
         let app = Arc::new(App::new(config, backend, Authorizer::of(config)?));
-        let (background, mut over) = spawn_background(&app, &shutdown);
-        // First the port that may be taken already, so that no request comes in vain.
+        let (background, mut completions) = spawn_background(&app, &shutdown);
+        // The operations port comes first: if it is taken, no request has come in vain.
         let ops = serve_ops(config, &app)?;
         let (server, address) = serve_http(config, &app)?;
         let handle = server.handle();
-        let (serving, serving_over) = shutdown::watched(server);
-        over.push(serving_over);
+        let (serving, serving_completion) = shutdown::watched(server);
+        completions.push(serving_completion);
         Ok(Self {
             address,
             ops_address: ops.address(),
             app,
             handle,
             serving,
-            over,
+            completions,
             ops,
             background,
             trigger,
@@ -71,7 +71,7 @@ impl Server {
         })
     }
 
-    /// The longest that [`Self::stop`] takes while all threads run.
+    /// Longest time that [`Self::stop`] takes while all threads run.
     pub fn stop_max(config: &Config) -> Duration {
         let server = &config.server;
         let (grace, timeout) = (server.drain_grace_ms, server.shutdown_timeout_ms);
@@ -79,23 +79,23 @@ impl Server {
         Duration::from_millis(grace) + Duration::from_secs(timeout.div_ceil(1_000)) + STOP_MARGIN
     }
 
-    /// Requests that wait for what becomes of a write, or for a change.
+    /// Number of requests that wait for the outcome of a write, or for a change.
     pub fn waiting(&self) -> usize {
         self.app.waiters.open()
     }
 
-    /// What hears the ends of its parts: of who serves, and of who hears events, looks after waits, the
-    /// store and the keys. Without a stop each is a failure.
+    /// Completion signals of the HTTP server and of the background tasks: events, waits, the probe of the
+    /// store, the depth of the queue, and the keys. A part that completes before `stop` is a failure.
     pub fn completions(&self) -> Vec<Shutdown> {
-        self.over.clone()
+        self.completions.clone()
     }
 
-    /// Fails readiness, serves on for the grace, then answers what is open and closes. The ports
+    /// Fails readiness, serves on for the grace, then answers open requests and closes. The ports
     /// of the backend stay open.
     pub async fn stop(self) {
         self.app.in_flight.drain();
         tokio::time::sleep(self.drain_grace).await;
-        // Nobody is kept waiting for what may take longer than the stop.
+        // No request waits on for an outcome that may take longer than the stop.
         self.app.waiters.close();
         self.handle.stop(true).await;
         match self.serving.await {
@@ -115,7 +115,7 @@ impl Server {
     }
 }
 
-/// Starts what runs beside the requests. Each task comes with what tells its end.
+/// Starts the tasks beside the requests, each with the signal of its completion.
 fn spawn_background(app: &Arc<App>, shutdown: &Shutdown) -> (Vec<JoinHandle<()>>, Vec<Shutdown>) {
     let (store, breaker) = (app.store.clone(), app.store_breaker.clone());
     let reconcile = reconcile::run(app.waiters.clone(), store, breaker, shutdown.clone());

@@ -1,4 +1,4 @@
-//! What handlers use, the same for all of them.
+//! State that all handlers use.
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,17 +35,17 @@ use crate::wait::waiters::Waiters;
 /// times that once it is read.
 pub const PAGES_MAX: usize = 4;
 
-/// A lost publish tells by itself that the queue is away: one is enough.
+/// Limits of the publisher's breaker. One lost publish is proof enough that the queue is away.
 const PUBLISHER_BREAKER: BreakerLimits =
     BreakerLimits { failures_max: 1, open_for: Duration::from_millis(500), probes_max: 1 };
 
 const STORE_BREAKER: BreakerLimits =
     BreakerLimits { failures_max: 3, open_for: Duration::from_secs(1), probes_max: 1 };
 
-/// Counters, documents and metrics get an equal part of `cache.bytes_max` each.
+/// Number of caches: counters, documents and metrics get an equal part of `cache.bytes_max` each.
 const CACHES: u64 = 3;
 
-/// State of one worker: what all workers have in common, and a batcher of its own. Clones are cheap.
+/// State of one worker: the state that all workers share, and a batcher of its own. Clones are cheap.
 #[derive(Clone)]
 pub struct Shared(Rc<Worker>);
 
@@ -78,7 +78,7 @@ impl Deref for Worker {
     }
 }
 
-/// State that all workers of one server have in common.
+/// State that all workers of one server share.
 pub struct App {
     pub backend: Backend,
     pub publisher: Arc<dyn Publisher>,
@@ -92,7 +92,7 @@ pub struct App {
     pub clock: ClockCheck,
     pub body_limits: BodyLimits,
     pub body_budget: Arc<MemoryBudget>,
-    /// For what requests keep while they wait.
+    /// Memory that requests keep while they wait.
     pub waiting_budget: Arc<MemoryBudget>,
     batch_limits: BatchLimits,
     pub waiters: Arc<Waiters>,
@@ -103,16 +103,16 @@ pub struct App {
     pub cache: Arc<CounterCache>,
     pub documents: Arc<DocumentCache>,
     pub metrics: MetricsParts,
-    /// Data of one page of documents, in bytes.
+    /// Limit of the data in one page of documents, in bytes.
     pub page_bytes_max: usize,
-    /// Consumers whose events arrive.
-    pub consumers_heard: AtomicUsize,
+    /// Number of consumers with events that arrive.
+    pub consumers_seen: AtomicUsize,
     /// The queue was open once, or could not be opened.
     pub queue_has_opened: AtomicBool,
 }
 
 impl App {
-    /// Call it on the runtime on which the caches shall load.
+    /// Builds the state. Call it on the runtime on which the caches shall load.
     pub fn new(config: &Config, backend: &Backend, authorizer: Authorizer) -> Self {
         let (server, queue) = (&config.server, &config.queue);
         let (store, events) = (backend.store.clone(), backend.events.clone());
@@ -161,7 +161,7 @@ impl App {
                 turn: Arc::new(Semaphore::new(PAGES_MAX)),
             },
             page_bytes_max: server.page_bytes_max,
-            consumers_heard: AtomicUsize::new(0),
+            consumers_seen: AtomicUsize::new(0),
             queue_has_opened: AtomicBool::new(false),
             backend: backend.clone(),
             store,
@@ -170,29 +170,29 @@ impl App {
         }
     }
 
-    /// Writes carry an accept time that others must be able to trust.
+    /// Refuses writes while the clock is off: others must be able to trust their accept times.
     pub fn check_clock(&self) -> Result<(), Problem> {
         if self.clock.is_off() { Err(Problem::clock_off()) } else { Ok(()) }
     }
 }
 
-/// How long requests wait for what becomes of their writes.
+/// Limits of the waits for the outcomes of writes.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitLimits {
-    /// The longest that a client is granted.
+    /// Longest wait that a client is granted.
     pub wait_max: Duration,
-    /// On the short paths, unasked; zero for not at all.
+    /// Wait on the short paths without `Prefer`; zero for none.
     pub short_wait: Duration,
 }
 
-/// What the handlers of metrics need beside what all need.
+/// State that only the handlers of metrics need.
 pub struct MetricsParts {
     pub cache: Arc<ReadCache<Question>>,
-    /// What the consumer keeps.
+    /// Retention of the consumer.
     pub retention: shared::config::Retention,
-    /// How old points may be.
+    /// Greatest age of points, in years.
     pub point_years_max: u32,
-    /// Turns of pages of rollups.
+    /// Permits to hold a page of rollups in memory.
     pub turn: Arc<Semaphore>,
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 use shared::runtime::breaker::Breaker;
 use shared::store::StoreError;
 
-/// A read of the store behind its breaker.
+/// Runs a read of the store behind its breaker.
 pub async fn guarded<T>(
     breaker: &Breaker,
     read: impl Future<Output = Result<T, StoreError>>,
@@ -18,15 +18,15 @@ pub async fn guarded<T>(
             tracing::debug!(%error, "read failed");
             permit.failure(Instant::now(), error);
         }
-        // It is there: one read that takes too long, or a burst of them, must not end all others.
+        // The store is there: one read that takes too long, or a burst of them, must not end all others.
         Err(StoreError::Busy(_)) => drop(permit),
         Ok(_) | Err(_) => permit.success(),
     }
     result
 }
 
-/// A change that a person asks of the store. What it has against that one says nothing of reads, which
-/// find out by themselves when it is away.
+/// Runs an administrative write behind the breaker. Its failures do not open the breaker: the store may have
+/// reasons against this one write, and reads notice by themselves when it is away.
 pub async fn attempted<T>(
     breaker: &Breaker,
     change: impl Future<Output = Result<T, StoreError>>,

@@ -1,4 +1,4 @@
-//! What a write is about, as answers and receipts name it.
+//! Target of a write, as answers and receipts name it.
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ impl Target {
         }
     }
 
-    /// Target of an item that was set aside; `None` where this version cannot read the item.
+    /// Target of a dead-lettered item; `None` when this version cannot read the item.
     pub fn of_letter(letter: &DeadLetter, ids: &IdKeys) -> Option<Self> {
         match decode_stored(&letter.item, letter.accepted_at_ms)? {
             Entry::Item(item) => Some(Self::of(&item.write, ids)),
@@ -50,7 +50,8 @@ impl Target {
         }
     }
 
-    /// Whether a write of the same request has it, too: all are of one kind.
+    /// Returns true when a write of the same request has this target, too. All writes of a request are of one
+    /// kind.
     pub fn is_shared_by(&self, write: &Write) -> bool {
         match write {
             Write::Increment(increment) => self.counter.as_deref() == Some(&increment.counter),
@@ -60,7 +61,7 @@ impl Target {
         }
     }
 
-    /// Path that shows what became of a write of that kind, up to its id.
+    /// Path that shows the outcome of a write of that kind, up to its id.
     pub fn path(&self, kind: Kind) -> Cow<'static, str> {
         match &self.collection {
             Some(collection) if kind == Kind::Document => format!("/v1/data/{collection}/").into(),

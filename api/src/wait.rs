@@ -1,4 +1,4 @@
-//! Requests that wait for what becomes of a write.
+//! Requests that wait for the outcome of a write or the change of a counter.
 pub mod outcome;
 pub mod recent_keys;
 pub mod reconcile;

@@ -1,4 +1,4 @@
-//! The batcher over a publisher whose confirms the test decides.
+//! The batcher over a publisher with confirms that the test decides.
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -24,7 +24,7 @@ const BREAKER: BreakerLimits =
 
 type Published = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
 
-/// A publisher whose confirms the test decides.
+/// A publisher with confirms that the test decides.
 struct Held {
     published: mpsc::UnboundedSender<Published>,
     link: Mutex<Link>,
@@ -69,9 +69,9 @@ impl Rig {
         let encoded = vec![one; items].join(",");
         actix_web::rt::spawn(async move {
             let kind = Kind::Increment;
-            let load =
+            let entry =
                 BatchEntry { kind, json: encoded.as_bytes(), items, is_awaited: items == 1, trace: None };
-            batcher.begin(load)?.confirmed().await
+            batcher.begin(entry)?.confirmed().await
         })
     }
 
@@ -161,7 +161,7 @@ async fn a_blocked_broker_is_told_at_once_and_a_full_queue_does_not_open_the_bre
     *rig.publisher.link.lock().expect("no panic") = Link::Blocked;
     let refused = rig.send(1).await.expect("no panic").expect_err("blocked");
     assert!(matches!(refused, NotAccepted::Unavailable { .. }));
-    // Only publishing tells whether there is room again.
+    // Only a publish shows whether there is room again.
     *rig.publisher.link.lock().expect("no panic") = Link::Settling;
     let refused = rig.send(1).await.expect("no panic").expect_err("the queue was just made");
     assert_eq!(refused, NotAccepted::Unavailable { retry_after: LIMITS.settle });
@@ -203,10 +203,10 @@ async fn a_client_that_leaves_does_not_take_its_write_back() {
 async fn nothing_is_sent_before_its_request_yields_and_what_is_awaited_is_marked() {
     let mut rig = Rig::new();
     let json = br#"{"increment":{"counter":"a","by":1}}"#;
-    let load = |is_awaited| BatchEntry { kind: Kind::Increment, json, items: 1, is_awaited, trace: None };
+    let entry = |is_awaited| BatchEntry { kind: Kind::Increment, json, items: 1, is_awaited, trace: None };
     // The fifth closes the message of the others.
     let pending: Vec<_> =
-        (0..5).map(|number| rig.batcher.begin(load(number % 2 == 1)).expect("placed")).collect();
+        (0..5).map(|number| rig.batcher.begin(entry(number % 2 == 1)).expect("placed")).collect();
     assert!(rig.published.try_recv().is_err(), "the requests may still register");
     let (message, _confirm) = rig.published.recv().await.expect("a publish");
     let decoded = decode(&message.body).expect("what is published can be read");
@@ -225,8 +225,8 @@ async fn a_message_tells_which_traced_request_brought_which_items_and_drops_what
     let (dropped, mut pending) = (metrics().traces_dropped.get(), Vec::new());
     for number in 0..TRACES_MAX + 2 {
         let trace = (number != 1).then(|| parent(number));
-        let load = BatchEntry { kind: Kind::Increment, json, items: 2, is_awaited: false, trace };
-        pending.push(rig.batcher.begin(load).expect("placed"));
+        let entry = BatchEntry { kind: Kind::Increment, json, items: 2, is_awaited: false, trace };
+        pending.push(rig.batcher.begin(entry).expect("placed"));
     }
     let (message, _confirm) = rig.published.recv().await.expect("a publish");
     let traces = Traces::decode(message.traces.as_deref().expect("some"));

@@ -1,7 +1,7 @@
-//! Looks at the queue of writes every few seconds: how much waits there, for how long while no consumer
-//! takes it, and whether it has readers that are no consumers of Forebay. One that holds messages without
-//! acknowledging them keeps the queue's log growing, and their writes stay unapplied. The broker counts
-//! all readers, the events show how many consumers there are.
+//! Looks at the queue of writes every few seconds: how many messages wait, for how long while no consumer
+//! takes them, and whether the queue has readers that are no consumers of Forebay. Such a reader that holds
+//! messages without acknowledging them keeps the queue's log growing, and their writes stay unapplied. The
+//! broker counts all readers, the events show how many consumers there are.
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -31,16 +31,18 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
             looked = app.backend.queue.waiting() => looked,
             () = shutdown.requested() => return,
         };
-        let (heard, now) = (app.consumers_heard.load(Ordering::Relaxed), Instant::now());
+        let (consumers, now) = (app.consumers_seen.load(Ordering::Relaxed), Instant::now());
         match looked {
             Ok(Some(waiting)) => {
                 metrics().queue_messages.set(i64::try_from(waiting.messages).unwrap_or(i64::MAX));
-                metrics().queue_untaken_seconds.set(untaken.take(waiting.messages, heard, now).as_secs_f64());
+                metrics()
+                    .queue_untaken_seconds
+                    .set(untaken.take(waiting.messages, consumers, now).as_secs_f64());
                 if let Some(readers) = waiting.readers
                     && now.duration_since(judged_at) >= JUDGE_EVERY
                 {
                     judged_at = now;
-                    seen.take(readers as usize, heard);
+                    seen.take(readers as usize, consumers);
                 }
             }
             Ok(None) => return shutdown.requested().await,
@@ -49,17 +51,18 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
     }
 }
 
-/// For how long messages wait that no consumer takes.
+/// Waiting time of messages that no consumer takes.
 #[derive(Debug)]
 struct Untaken {
-    /// When nothing waited, or a consumer was there, last.
+    /// Last time at which nothing waited, or a consumer was there.
     moving_at: Instant,
 }
 
 impl Untaken {
-    /// The age of the oldest at most. Zero while a consumer is heard, which knows it exactly.
-    fn take(&mut self, messages: u64, heard: usize, now: Instant) -> Duration {
-        if messages == 0 || heard > 0 {
+    /// Upper limit of the oldest message's age. Zero while a consumer's events arrive: it knows the age
+    /// exactly.
+    fn take(&mut self, messages: u64, consumers: usize, now: Instant) -> Duration {
+        if messages == 0 || consumers > 0 {
             self.moving_at = now;
         }
         now.duration_since(self.moving_at)
@@ -73,17 +76,17 @@ struct Seen {
 }
 
 impl Seen {
-    /// Takes a look. Two in a row must agree: one may fall between the start of a consumer and its first
-    /// event. While no event arrives nothing is known.
-    fn take(&mut self, readers: usize, heard: usize) {
-        let foreign = if heard == 0 { 0 } else { readers.saturating_sub(heard) };
+    /// Takes the result of a look. Two in a row must agree: one may fall between the start of a consumer and
+    /// its first event. While no event arrives nothing is known.
+    fn take(&mut self, readers: usize, consumers: usize) {
+        let foreign = if consumers == 0 { 0 } else { readers.saturating_sub(consumers) };
         self.in_a_row = if foreign > 0 { self.in_a_row + 1 } else { 0 };
         let shown = if self.in_a_row >= 2 { foreign } else { 0 };
         metrics().queue_foreign_readers.set(i64::try_from(shown).unwrap_or(i64::MAX));
         if self.in_a_row == 2 {
             tracing::warn!(
                 readers,
-                readers.consumers = heard,
+                readers.consumers = consumers,
                 "the queue has readers that are no consumers of this service: what they hold stays unapplied"
             );
         }
@@ -99,7 +102,7 @@ mod tests {
         let begin = Instant::now();
         let at = |seconds: u64| begin + Duration::from_secs(seconds);
         let mut untaken = Untaken { moving_at: begin };
-        for (seconds, messages, heard, age) in [
+        for (seconds, messages, consumers, age) in [
             (5, 0, 0, 0),
             (10, 3, 0, 5),
             (15, 3, 0, 10),
@@ -108,14 +111,14 @@ mod tests {
             (30, 0, 0, 0),
             (35, 1, 2, 0),
         ] {
-            assert_eq!(untaken.take(messages, heard, at(seconds)), Duration::from_secs(age), "{seconds}");
+            assert_eq!(untaken.take(messages, consumers, at(seconds)), Duration::from_secs(age), "{seconds}");
         }
     }
 
     #[test]
     fn readers_beyond_the_consumers_that_are_heard_are_foreign_when_two_looks_agree() {
         let (mut seen, shown) = (Seen::default(), || metrics().queue_foreign_readers.get());
-        for (readers, heard, expected) in [
+        for (readers, consumers, expected) in [
             (2, 2, 0),
             (3, 2, 0),
             (3, 2, 1),
@@ -126,8 +129,8 @@ mod tests {
             (5, 0, 0),
             (5, 0, 0),
         ] {
-            seen.take(readers, heard);
-            assert_eq!(shown(), expected, "{readers} readers, {heard} heard");
+            seen.take(readers, consumers);
+            assert_eq!(shown(), expected, "{readers} readers, {consumers} consumers");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Asks the store for its time every few seconds, whether or not anybody reads: so its breaker knows,
-//! this replica's clock is compared although no consumer may be heard, and what is issued stays above
-//! what the ledger has forgotten. Nothing waits for it.
+//! Asks the store for its time every few seconds, even when no request reads. So its breaker knows the state
+//! of the store, this replica's clock is compared although no consumer's events may arrive, and new ids stay
+//! above those that the ledger has forgotten. Nothing waits for the probe.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
             tokio::time::sleep(EVERY).await;
         }
     };
-    // A stop does not wait for a server that is silent.
+    // A stop does not wait for a silent store.
     tokio::select! {
         () = asking => {}
         () = shutdown.requested() => {}
@@ -29,10 +29,10 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
 
 async fn ask(app: &App) {
     let asked_at_ms = clock::now_ms();
-    // The breaker keeps the outcome; who reads meets it there.
+    // The breaker keeps the outcome for later reads.
     let Ok(store_ms) = guarded(&app.store_breaker, app.store.now_ms()).await else { return };
     app.clock.answered(store_ms, asked_at_ms, clock::now_ms());
-    // Past the breaker, which has its answer.
+    // The floor is read past the breaker, which has its answer.
     if let Err(error) = app.backend.learn_floor().await {
         tracing::debug!(%error, "the ledger's floor cannot be read");
     }

@@ -1,5 +1,5 @@
-//! Work whose size a client decides, away from the workers: checks of documents against a schema,
-//! and the compiling of definitions. Few at once, so that the workers keep their share of the cores.
+//! Work of a size that a client decides, run away from the workers: checks of documents against a schema,
+//! and the compiling of definitions. Few run at once, so that the workers keep their share of the cores.
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -10,13 +10,14 @@ use tokio::sync::Semaphore;
 
 use crate::http::problem::Problem;
 
-/// How long a request waits for its turn before it gets 503.
+/// Longest wait of a request for its turn; after it the request gets 503.
 const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// CPU time of the first try: what takes longer waits among its kind, so that nothing else waits for it.
+/// CPU time of the first try. Longer checks wait in a line of their own, so that no other work waits for
+/// them.
 const SHORT_TIME_MAX: Duration = Duration::from_millis(5);
 
-/// See the module.
+/// Threads for checks and for definitions.
 #[derive(Debug)]
 pub struct Checking {
     short: Arc<Semaphore>,
@@ -33,8 +34,8 @@ impl Checking {
         Arc::new(Self { short: lane(threads), long: lane(threads), definitions: lane(1), time_max })
     }
 
-    /// Checks documents with the budget of one request: first with a short one, and once more where
-    /// that is used up.
+    /// Checks documents with the budget of one request: first with a short budget, and once more with all of
+    /// it when that is used up.
     pub async fn check<T: Send + 'static>(
         &self,
         work: impl Fn(&Budget) -> T + Send + 'static,
@@ -62,7 +63,7 @@ impl Checking {
     }
 }
 
-/// Runs work on a thread of its own. It goes on to its end also when its request has gone, and keeps
+/// Runs work on a thread of its own. The work goes on to its end even when its request has gone, and keeps
 /// its turn until then.
 async fn in_turn<T: Send + 'static>(
     lane: &Arc<Semaphore>,
@@ -78,7 +79,7 @@ async fn in_turn<T: Send + 'static>(
     .await
 }
 
-/// Runs what takes milliseconds at most, whatever the client sent.
+/// Runs work that takes milliseconds at most for any input.
 pub async fn off_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "work off the worker panicked");

@@ -1,9 +1,9 @@
-//! Reads that are computed from many rows, answered from memory as they are sent.
+//! Reads that are computed from many rows, answered from memory. Bodies are cached ready to be sent.
 //!
 //! An answer is loaded by one load per key at a time and stays fresh for its time to live, until
 //! an event names its tag (what it was computed from), or until events may have been missed. A
 //! load notes how often its tag had changed before it began, so what it read before a change never
-//! counts as fresh, and whoever asks after the change waits for the load after it. Old answers are
+//! counts as fresh, and a request after the change waits for the load after it. Old answers are
 //! kept: while the store is away they are answered, marked stale. Hits take no lock.
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -20,18 +20,19 @@ use shared::store::StoreError;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::read::counters::Outcome;
+use crate::read::counters::CacheOutcome;
 use crate::store_breaker::guarded;
 
-/// What an entry weighs beside its key and its body: the structures, its tag among them.
+/// Bytes of an entry beside its key and its body: the structures, its tag among them.
 const ENTRY_BYTES: usize = 600;
 
-/// Forgotten tags are looked for when there are twice as many as were in use, and this many more.
+/// Margin of the clean-up: unused tags are looked for when there are twice as many tags as were in use, and
+/// this many more.
 const TAGS_SPARE: usize = 64;
 
-/// What answers are found by.
+/// Key of a cached answer.
 pub trait ReadKey: Clone + Eq + Hash + Send + Sync + 'static {
-    /// What events name when the answer may have changed.
+    /// Name that events carry when the answer may have changed.
     fn tag(&self) -> &str;
 
     /// Bytes that the key points to.
@@ -49,15 +50,15 @@ pub struct ReadLimits {
 #[derive(Debug)]
 pub struct Answer {
     pub body: Bytes,
-    /// Strong: a hash of the body.
+    /// Strong ETag: a hash of the body.
     pub etag: HeaderValue,
-    /// When the store was asked.
+    /// Time at which the store was asked.
     pub read_at: Instant,
     expires_at: Instant,
     stamp: Stamp,
 }
 
-/// What was known of changes when a load began.
+/// Changes that were known when a load began.
 #[derive(Clone, Debug)]
 struct Stamp {
     tag: Arc<Tag>,
@@ -65,22 +66,22 @@ struct Stamp {
     generation: u64,
 }
 
-/// Counts the changes that events told. Kept by the loads and answers that it matters to.
+/// Number of changes that events reported for one tag. Kept by the loads and answers that have the tag.
 #[derive(Debug, Default)]
 struct Tag(AtomicU64);
 
-type Loaded = Result<Arc<Answer>, StoreError>;
+type LoadedAnswer = Result<Arc<Answer>, StoreError>;
 
 pub struct ReadCache<K> {
     entries: moka::sync::Cache<K, Arc<Answer>>,
     loads: Mutex<Loads<K>>,
-    /// Grows when events may have been missed; answers of an earlier one are old.
+    /// Grows when events may have been missed; answers of an earlier generation are old.
     generation: AtomicU64,
-    /// Numbers the loads.
+    /// Number of loads that have begun.
     begun: AtomicU64,
     limits: ReadLimits,
     breaker: Arc<Breaker>,
-    /// Loads run here and to their end, whatever becomes of the request that asked first.
+    /// Runtime of the loads. They run to their end, even when the request that asked first has gone.
     runtime: Handle,
 }
 
@@ -94,19 +95,19 @@ struct Loads<K> {
 struct InFlightLoad {
     number: u64,
     stamp: Stamp,
-    result: watch::Receiver<Option<Loaded>>,
+    result: watch::Receiver<Option<LoadedAnswer>>,
 }
 
-/// What somebody who needs a load has to do.
+/// Load that a request waits for.
 enum Joined {
-    /// Take its result.
-    Load(watch::Receiver<Option<Loaded>>),
-    /// It may have read too early: wait for its end, then ask again.
-    TooEarly(watch::Receiver<Option<Loaded>>),
+    /// A load with a result that the request takes.
+    Load(watch::Receiver<Option<LoadedAnswer>>),
+    /// A load that may have read too early: the request waits for its end, then asks again.
+    TooEarly(watch::Receiver<Option<LoadedAnswer>>),
 }
 
 impl<K: ReadKey> ReadCache<K> {
-    /// Call it on the runtime that loads shall run on.
+    /// Makes an empty cache. Call it on the runtime on which loads shall run.
     pub fn new(breaker: Arc<Breaker>, limits: ReadLimits) -> Arc<Self> {
         let weigh = |key: &K, answer: &Arc<Answer>| {
             let bytes = size_of::<K>() + key.heap_bytes() + answer.body.len() + ENTRY_BYTES;
@@ -129,32 +130,32 @@ impl<K: ReadKey> ReadCache<K> {
         })
     }
 
-    /// The answer of a key; `load` computes its body from the store.
+    /// Answer of a key; `load` computes its body from the store.
     pub async fn get<L>(
         self: &Arc<Self>,
         key: &K,
         load: impl Fn() -> L,
-    ) -> Result<(Arc<Answer>, Outcome), StoreError>
+    ) -> Result<(Arc<Answer>, CacheOutcome), StoreError>
     where
         L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
     {
         if let Some(answer) = self.entries.get(key)
             && self.is_fresh(&answer)
         {
-            return Ok((answer, Outcome::Hit));
+            return Ok((answer, CacheOutcome::Hit));
         }
         match self.load(key, load).await {
-            Ok(answer) => Ok((answer, Outcome::Miss)),
+            Ok(answer) => Ok((answer, CacheOutcome::Miss)),
             Err(error) => match self.entries.get(key) {
                 Some(answer) if answer.read_at.elapsed() < self.limits.stale_max => {
-                    Ok((answer, Outcome::Stale))
+                    Ok((answer, CacheOutcome::Stale))
                 }
                 _ => Err(error),
             },
         }
     }
 
-    /// Takes what an event said: answers with these tags are old from now on.
+    /// Makes the answers with these tags old, because an event named the tags.
     pub fn changed<'a>(&self, tags: impl Iterator<Item = &'a str>) {
         let loads = self.lock();
         for tag in tags {
@@ -164,7 +165,7 @@ impl<K: ReadKey> ReadCache<K> {
         }
     }
 
-    /// Events may have been missed: every answer is old from now on.
+    /// Makes every answer old, because events may have been missed.
     pub fn invalidate_all(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -173,12 +174,12 @@ impl<K: ReadKey> ReadCache<K> {
         self.is_current(&answer.stamp) && Instant::now() < answer.expires_at
     }
 
-    /// Whether nothing is known to have changed since.
+    /// Returns true when nothing is known to have changed since the stamp.
     fn is_current(&self, stamp: &Stamp) -> bool {
         stamp.generation == self.generation() && stamp.changes == stamp.tag.changes()
     }
 
-    async fn load<L>(self: &Arc<Self>, key: &K, load: impl Fn() -> L) -> Loaded
+    async fn load<L>(self: &Arc<Self>, key: &K, load: impl Fn() -> L) -> LoadedAnswer
     where
         L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
     {
@@ -187,34 +188,36 @@ impl<K: ReadKey> ReadCache<K> {
         loop {
             match self.join(key, arrived, &load) {
                 Joined::Load(mut result) => {
-                    let landed = result.wait_for(Option::is_some).await;
-                    return landed.map_err(|_| gone())?.clone().ok_or_else(gone)?;
+                    let loaded = result.wait_for(Option::is_some).await;
+                    return loaded.map_err(|_| gone())?.clone().ok_or_else(gone)?;
                 }
-                // However it ended.
+                // The end counts, not the result.
                 Joined::TooEarly(mut result) => drop(result.wait_for(Option::is_some).await),
             }
         }
     }
 
-    /// Joins the load of this key or starts it. A load that began after the caller `arrived` is
-    /// good enough for it, also when something has changed since: so nobody waits for more than two.
+    /// Joins the load of this key or starts it. A load that began after the caller `arrived` is good enough
+    /// for the caller, even when something has changed since: so no caller waits for more than two loads.
     fn join<L>(self: &Arc<Self>, key: &K, arrived: u64, load: &impl Fn() -> L) -> Joined
     where
         L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
     {
         let mut loads = self.lock();
-        // A load whose sender is gone will never land: it is started anew.
-        if let Some(flight) = loads.by_key.get(key).filter(|flight| flight.result.has_changed().is_ok()) {
-            let result = flight.result.clone();
-            let is_good = flight.number > arrived || self.is_current(&flight.stamp);
+        // A load that has lost its sender never ends: it is started anew.
+        if let Some(in_flight) =
+            loads.by_key.get(key).filter(|in_flight| in_flight.result.has_changed().is_ok())
+        {
+            let result = in_flight.result.clone();
+            let is_good = in_flight.number > arrived || self.is_current(&in_flight.stamp);
             return if is_good { Joined::Load(result) } else { Joined::TooEarly(result) };
         }
         let tag = loads.tag(key.tag());
         let stamp = Stamp { changes: tag.changes(), tag, generation: self.generation() };
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let (sender, result) = watch::channel(None);
-        let flight = InFlightLoad { number, stamp: stamp.clone(), result: result.clone() };
-        loads.by_key.insert(key.clone(), flight);
+        let in_flight = InFlightLoad { number, stamp: stamp.clone(), result: result.clone() };
+        loads.by_key.insert(key.clone(), in_flight);
         self.runtime.spawn(self.clone().run_load(key.clone(), stamp, load(), sender));
         Joined::Load(result)
     }
@@ -224,10 +227,10 @@ impl<K: ReadKey> ReadCache<K> {
         key: K,
         stamp: Stamp,
         load: impl Future<Output = Result<Vec<u8>, StoreError>>,
-        sender: watch::Sender<Option<Loaded>>,
+        sender: watch::Sender<Option<LoadedAnswer>>,
     ) {
         let read_at = Instant::now();
-        let landed = guarded(&self.breaker, load).await.map(|body| {
+        let loaded = guarded(&self.breaker, load).await.map(|body| {
             // Jitter keeps answers that were loaded together from expiring together.
             let ttl = self.limits.ttl.mul_f64(rand::rng().random_range(0.8..=1.0));
             Arc::new(Answer {
@@ -240,12 +243,12 @@ impl<K: ReadKey> ReadCache<K> {
         });
         {
             let mut loads = self.lock();
-            if let Ok(answer) = &landed {
+            if let Ok(answer) = &loaded {
                 self.entries.insert(key.clone(), answer.clone());
             }
             loads.by_key.remove(&key);
         }
-        sender.send_replace(Some(landed));
+        sender.send_replace(Some(loaded));
     }
 
     fn generation(&self) -> u64 {
@@ -258,7 +261,7 @@ impl<K: ReadKey> ReadCache<K> {
 }
 
 impl<K> Loads<K> {
-    /// The tag of this name, made when nothing that is kept has it.
+    /// Tag of this name, made when nothing that is kept has it.
     fn tag(&mut self, name: &str) -> Arc<Tag> {
         if let Some(tag) = self.tags.get(name).and_then(Weak::upgrade) {
             return tag;
@@ -279,7 +282,7 @@ impl Tag {
     }
 }
 
-/// The first half of a SHA-256, quoted: the same at every replica.
+/// ETag of a body: the first half of its SHA-256, quoted, the same at every replica.
 fn etag_of(body: &[u8]) -> HeaderValue {
     let digest = Sha256::digest(body);
     let half = u128::from_be_bytes(digest[..16].try_into().expect("a digest has 32 bytes"));

@@ -1,8 +1,8 @@
 //! Reads of counters, answered from memory.
 //!
 //! Values come from the store on a miss (one load per key at a time) and from events afterwards.
-//! All writers of the cache hold one lock and keep the higher version, so what a replica answers
-//! for a key never goes backwards; readers take no lock. A hole in the events makes every entry
+//! All writers of the cache hold one lock and keep the higher version, so the answers of a replica
+//! for a key never go backwards; readers take no lock. A gap in the events makes every entry
 //! old at once, but keeps it: while the store is away an old value is answered, marked stale.
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use crate::metrics::metrics;
 use crate::rfc3339::rfc3339;
 use crate::store_breaker::guarded;
 
-/// What an entry weighs beside its name, which it holds twice: the rendered body and the structures.
+/// Bytes of an entry beside its name, which it holds twice: the rendered body and the structures.
 const ENTRY_BYTES: usize = 400;
 
 #[derive(Clone, Copy, Debug)]
@@ -34,48 +34,48 @@ pub struct CacheLimits {
 
 /// One cached read: the counter, or that there is none.
 #[derive(Debug)]
-pub struct Cached {
+pub struct CachedCounter {
     pub counter: Option<Counter>,
-    /// When the store or an event said so.
+    /// Time at which the store or an event said so.
     pub read_at: Instant,
     expires_at: Instant,
     generation: u64,
     body: OnceLock<Bytes>,
 }
 
-/// How a read was answered.
+/// Source of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CacheOutcome {
     Hit,
     Miss,
-    /// Older than it should be, because the store is away.
+    /// An answer that is older than it should be, because the store is away.
     Stale,
 }
 
-type Loaded = Result<Arc<Cached>, StoreError>;
+type LoadedCounter = Result<Arc<CachedCounter>, StoreError>;
 
 pub struct CounterCache {
-    entries: moka::sync::Cache<Arc<str>, Arc<Cached>>,
-    /// Held by everything that writes to `entries`.
-    loads: Mutex<HashMap<Box<str>, InFlightLoad>>,
-    /// Grows when events may have been missed; entries of an earlier one are old.
+    entries: moka::sync::Cache<Arc<str>, Arc<CachedCounter>>,
+    /// Loads under way. The lock is held by everything that writes to `entries`.
+    loads: Mutex<HashMap<Box<str>, CounterLoad>>,
+    /// Grows when events may have been missed; entries of an earlier generation are old.
     generation: AtomicU64,
     limits: CacheLimits,
     store: Arc<dyn Store>,
     breaker: Arc<Breaker>,
-    /// Loads run here and to their end, whatever becomes of the request that asked first.
+    /// Runtime of the loads. They run to their end, even when the request that asked first has gone.
     runtime: Handle,
 }
 
-/// A load under way.
-struct InFlightLoad {
-    result: watch::Receiver<Option<Loaded>>,
-    /// The newest that events said meanwhile: the load may have read before it.
-    told: Option<Counter>,
+/// A load of a counter that is under way.
+struct CounterLoad {
+    result: watch::Receiver<Option<LoadedCounter>>,
+    /// Newest value that events reported meanwhile: the load may have read before it.
+    reported: Option<Counter>,
 }
 
 impl CounterCache {
-    /// Call it on the runtime that loads shall run on.
+    /// Makes an empty cache. Call it on the runtime on which loads shall run.
     pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
         let entries = moka::sync::Cache::builder()
             .max_capacity(limits.bytes_max)
@@ -94,31 +94,31 @@ impl CounterCache {
     }
 
     /// Reads one counter.
-    pub async fn get(self: &Arc<Self>, name: &str) -> Result<(Arc<Cached>, Outcome), StoreError> {
+    pub async fn get(self: &Arc<Self>, name: &str) -> Result<(Arc<CachedCounter>, CacheOutcome), StoreError> {
         if let Some(entry) = self.entries.get(name)
             && self.is_fresh(&entry)
         {
-            return Ok((entry, Outcome::Hit));
+            return Ok((entry, CacheOutcome::Hit));
         }
         match self.load(name).await {
-            Ok(entry) => Ok((entry, Outcome::Miss)),
-            // Read again, because events may have brought a newer one. That something does not exist
-            // is never answered from an old reading: it may have come into being since.
+            Ok(entry) => Ok((entry, CacheOutcome::Miss)),
+            // The entry is looked up again, because events may have brought a newer value. That a counter
+            // does not exist is never answered from an old entry: it may have come into being since.
             Err(error) => match self.entries.get(name) {
                 Some(entry) if entry.counter.is_some() && entry.read_at.elapsed() < self.limits.stale_max => {
-                    Ok((entry, Outcome::Stale))
+                    Ok((entry, CacheOutcome::Stale))
                 }
                 _ => Err(error),
             },
         }
     }
 
-    /// Takes what an event said: newer values of cached counters.
+    /// Takes newer values of cached counters from an event.
     pub fn apply_update<'a>(&self, changed: impl IntoIterator<Item = &'a Counter>) {
         let mut loads = self.lock();
         for counter in changed {
-            if let Some(flight) = loads.get_mut(&*counter.name) {
-                flight.told = newer(flight.told.take(), Some(counter.clone()));
+            if let Some(load) = loads.get_mut(&*counter.name) {
+                load.reported = newer(load.reported.take(), Some(counter.clone()));
             }
             if let Some(entry) = self.entries.get(&*counter.name)
                 && version(entry.counter.as_ref()) < counter.version
@@ -128,60 +128,62 @@ impl CounterCache {
         }
     }
 
-    /// Events may have been missed: every entry must be read again before it counts as fresh.
+    /// Makes every entry old, because events may have been missed: it must be read again before it counts as
+    /// fresh.
     pub fn invalidate_all(&self) {
         let _held = self.lock();
         self.generation.fetch_add(1, Ordering::Release);
         metrics().event_holes.inc();
     }
 
-    fn is_fresh(&self, entry: &Cached) -> bool {
+    fn is_fresh(&self, entry: &CachedCounter) -> bool {
         entry.generation == self.generation() && Instant::now() < entry.expires_at
     }
 
     /// Joins the load of this key or starts it.
-    async fn load(self: &Arc<Self>, name: &str) -> Loaded {
+    async fn load(self: &Arc<Self>, name: &str) -> LoadedCounter {
         let mut result = {
             let mut loads = self.lock();
-            // A load whose sender is gone will never land: it is started anew.
-            if let Some(flight) = loads.get(name).filter(|flight| flight.result.has_changed().is_ok()) {
-                flight.result.clone()
+            // A load that has lost its sender never ends: it is started anew.
+            if let Some(load) = loads.get(name).filter(|load| load.result.has_changed().is_ok()) {
+                load.result.clone()
             } else {
                 let (sender, result) = watch::channel(None);
-                loads.insert(name.into(), InFlightLoad { result: result.clone(), told: None });
+                loads.insert(name.into(), CounterLoad { result: result.clone(), reported: None });
                 self.runtime.spawn(self.clone().run_load(name.into(), sender));
                 result
             }
         };
-        let landed = result.wait_for(Option::is_some).await;
+        let loaded = result.wait_for(Option::is_some).await;
         let gone = || StoreError::Unavailable("the load was abandoned".into());
-        landed.map_err(|_| gone())?.clone().ok_or_else(gone)?
+        loaded.map_err(|_| gone())?.clone().ok_or_else(gone)?
     }
 
-    /// One read of the store. The generation is taken before, so that a hole noticed meanwhile
-    /// makes the result old.
-    async fn run_load(self: Arc<Self>, name: Box<str>, sender: watch::Sender<Option<Loaded>>) {
+    /// Reads the store once. The generation is taken before, so that a gap noticed meanwhile makes the result
+    /// old.
+    async fn run_load(self: Arc<Self>, name: Box<str>, sender: watch::Sender<Option<LoadedCounter>>) {
         let generation = self.generation();
         let read = guarded(&self.breaker, self.store.counter(&name)).await;
-        let landed = {
+        let loaded = {
             let mut loads = self.lock();
-            let told = loads.remove(&name).and_then(|flight| flight.told);
+            let reported = loads.remove(&name).and_then(|load| load.reported);
             read.map(|counter| {
                 let cached = self.entries.get(&*name).and_then(|entry| entry.counter.clone());
-                self.insert(&name, newer(newer(cached, counter), told), generation)
+                self.insert(&name, newer(newer(cached, counter), reported), generation)
             })
         };
-        sender.send_replace(Some(landed));
+        sender.send_replace(Some(loaded));
     }
 
-    /// Callers hold the lock.
-    fn insert(&self, name: &str, counter: Option<Counter>, generation: u64) -> Arc<Cached> {
+    /// Caches a counter. Callers hold the lock.
+    fn insert(&self, name: &str, counter: Option<Counter>, generation: u64) -> Arc<CachedCounter> {
         let ttl = if counter.is_some() { self.limits.ttl } else { self.limits.negative_ttl };
         // Jitter keeps entries that were read together from expiring together.
         let ttl = ttl.mul_f64(rand::rng().random_range(0.8..=1.0));
         let now = Instant::now();
         let body = OnceLock::new();
-        let entry = Arc::new(Cached { counter, read_at: now, expires_at: now + ttl, generation, body });
+        let entry =
+            Arc::new(CachedCounter { counter, read_at: now, expires_at: now + ttl, generation, body });
         self.entries.insert(name.into(), entry.clone());
         entry
     }
@@ -190,19 +192,19 @@ impl CounterCache {
         self.generation.load(Ordering::Acquire)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, InFlightLoad>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, CounterLoad>> {
         self.loads.lock().expect("no code panics while it holds this lock")
     }
 }
 
-impl Cached {
-    /// The JSON that clients get, rendered at the first read.
+impl CachedCounter {
+    /// JSON that clients get, rendered at the first read.
     pub fn body(&self, counter: &Counter) -> Bytes {
         self.body.get_or_init(|| render(counter).into()).clone()
     }
 }
 
-/// `{"name","value","version","updated_at"}`. Names need no escapes.
+/// JSON of a counter: `{"name","value","version","updated_at"}`. Names need no escapes.
 pub fn render(counter: &Counter) -> String {
     let Counter { name, value, version, updated_at_ms } = counter;
     let updated_at = rfc3339(*updated_at_ms);
@@ -213,7 +215,7 @@ fn newer(one: Option<Counter>, other: Option<Counter>) -> Option<Counter> {
     if version(one.as_ref()) >= version(other.as_ref()) { one } else { other }
 }
 
-/// 0 where there is none: the first increment makes version 1.
+/// Version of a counter; 0 when there is no counter: the first increment makes version 1.
 fn version(counter: Option<&Counter>) -> i64 {
     counter.map_or(0, |counter| counter.version)
 }

@@ -1,10 +1,10 @@
-//! What this process knows of the collections' definitions.
+//! Definitions of the collections, as far as this process knows them.
 //!
-//! A document is checked against what is known here, so that a client hears of a violation at
-//! once. A definition is asked for again after a second, in the background; only the first
-//! document of a collection waits for the store, and only briefly, as does the first after an event
-//! said that a definition was replaced, and one that is about to be refused. Nothing here is needed to
-//! accept a document: what is not known, or not any more, the consumer checks.
+//! A document is checked against the definition that is known here, so that a client learns of a violation
+//! at once. A definition is read again after a second, in the background. Three kinds of documents wait for
+//! the store, and only briefly: the first of a collection, the first after an event said that a definition
+//! was replaced, and one that is about to be refused. Nothing here is needed to accept a document: where a
+//! definition is not known, or not any more, the consumer checks.
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,69 +19,69 @@ use tokio::sync::watch;
 
 use crate::store_breaker::guarded;
 
-/// How long a definition is used without asking the store again.
+/// Time for which a definition is used without asking the store again.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
-/// How old a definition may be that is used while the store is asked; an older one is waited for.
+/// Age up to which a definition is used while the store is asked; an older one is waited for.
 const USED_WHILE_ASKING_FOR: Duration = Duration::from_secs(10);
 
-/// How long accepting a document may wait for the store.
+/// Longest wait for the store while a document is accepted.
 const WAIT_MAX: Duration = Duration::from_millis(250);
 
-/// Memory for definitions in bytes, as far as it can be told.
+/// Memory for definitions in bytes, as far as their sizes are known.
 const BYTES_MAX: u64 = 32 << 20;
 
-/// Entries that nobody replaced are dropped after this time.
+/// Time after which entries that were not replaced are dropped.
 const KEPT_FOR: Duration = Duration::from_mins(10);
 
-/// A definition with what checks documents against it.
+/// A definition with its checker of documents.
 #[derive(Debug)]
-pub struct Known {
+pub struct KnownDefinition {
     pub collection: Collection,
     /// `None` when this build cannot use the definition.
     pub checker: Option<Arc<Checker>>,
     read_at: Instant,
-    /// Events that said that definitions were replaced, when the reading began.
+    /// Number of events that said that definitions were replaced, when the read began.
     changes: u64,
 }
 
-type Loaded = Result<Arc<Known>, StoreError>;
+type LoadedDefinition = Result<Arc<KnownDefinition>, StoreError>;
 
 pub struct Definitions {
-    entries: moka::sync::Cache<Arc<str>, Arc<Known>>,
-    /// Grows when a definition was replaced somewhere, or may have been.
+    entries: moka::sync::Cache<Arc<str>, Arc<KnownDefinition>>,
+    /// Number of times that a definition was replaced somewhere, or may have been.
     changes: AtomicU64,
     events: Arc<dyn Events>,
-    /// Held by everything that writes to `entries`.
+    /// Work under way. The lock is held by everything that writes to `entries`.
     work: Mutex<Work>,
     store: Arc<dyn Store>,
     breaker: Arc<Breaker>,
-    /// Loads run here and to their end, whatever becomes of the request that asked first.
+    /// Runtime of the loads. They run to their end, even when the request that asked first has gone.
     runtime: Handle,
 }
 
-/// What is under way, by collection.
+/// Work under way, by collection.
 #[derive(Default)]
 struct Work {
-    loads: HashMap<Box<str>, UnderWay>,
+    loads: HashMap<Box<str>, DefinitionLoad>,
     indexing: HashSet<Box<str>>,
 }
 
-type Pending = watch::Receiver<Option<Loaded>>;
+type LoadReceiver = watch::Receiver<Option<LoadedDefinition>>;
 
-/// A reading that is under way.
-struct UnderWay {
-    /// The same as in [`Known`].
+/// A load of a definition that is under way.
+struct DefinitionLoad {
+    /// The same as in [`KnownDefinition`].
     changes: u64,
-    result: Pending,
-    /// The reading that begins when this one is over, for those whom this one may have begun too early.
-    next: Option<(watch::Sender<Option<Loaded>>, Pending)>,
+    result: LoadReceiver,
+    /// The load that begins when this one ends, for callers that came after this one had begun.
+    next: Option<(watch::Sender<Option<LoadedDefinition>>, LoadReceiver)>,
 }
 
 impl Definitions {
-    /// Call it on the runtime that loads shall run on.
+    /// Makes an empty cache. Call it on the runtime on which loads shall run.
     pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, events: Arc<dyn Events>) -> Arc<Self> {
-        let weigh = |name: &Arc<str>, known: &Arc<Known>| {
+        let weigh = |name: &Arc<str>, known: &Arc<KnownDefinition>| {
             let schema = known.collection.definition.schema.as_ref().map_or(0, String::len);
             let compiled = known.checker.as_ref().map_or(0, |checker| checker.weight());
             u32::try_from(name.len() + schema + compiled).unwrap_or(u32::MAX)
@@ -95,10 +95,10 @@ impl Definitions {
         Arc::new(Self { entries, changes, events, work, store, breaker, runtime })
     }
 
-    /// What checks a document before it is accepted; `None` when that is not known soon enough.
+    /// Checker of a document before it is accepted; `None` when it is not known soon enough.
     pub async fn checker(self: &Arc<Self>, name: &str) -> Option<Arc<Checker>> {
         let known = self.entries.get(name);
-        // One that may have been replaced is no better than an old one.
+        // A definition that may have been replaced is no better than an old one.
         let age = known.as_ref().filter(|known| self.is_trusted(known)).map(|known| known.read_at.elapsed());
         if age.is_some_and(|age| age < FRESH_FOR) {
             return known?.checker.clone();
@@ -107,72 +107,73 @@ impl Definitions {
         if age.is_some_and(|age| age < USED_WHILE_ASKING_FOR) {
             return known?.checker.clone();
         }
-        match tokio::time::timeout(WAIT_MAX, landed(loaded)).await {
+        match tokio::time::timeout(WAIT_MAX, finished(loaded)).await {
             Ok(Ok(loaded)) => loaded.checker.clone(),
             _ => known?.checker.clone(),
         }
     }
 
-    /// The definition as it is now, or was a second ago.
-    pub async fn current(self: &Arc<Self>, name: &str) -> Loaded {
-        let is_fresh = |known: &Arc<Known>| known.read_at.elapsed() < FRESH_FOR && self.is_trusted(known);
+    /// Definition as it is now, or was a second ago.
+    pub async fn current(self: &Arc<Self>, name: &str) -> LoadedDefinition {
+        let is_fresh =
+            |known: &Arc<KnownDefinition>| known.read_at.elapsed() < FRESH_FOR && self.is_trusted(known);
         match self.entries.get(name).filter(is_fresh) {
             Some(known) => Ok(known),
-            None => landed(self.load(name, false)).await,
+            None => finished(self.load(name, false)).await,
         }
     }
 
-    /// A checker of another version than that one, when the store has it at this moment: asked before a document
-    /// is refused. All who ask meanwhile share one reading.
+    /// Checker of another version than `version`, when the store has one at this moment; asked before a
+    /// document is refused. All calls meanwhile share one load.
     pub async fn newer_checker(self: &Arc<Self>, name: &str, version: i64) -> Option<Arc<Checker>> {
         let loaded = self.load(name, true);
-        let known = tokio::time::timeout(WAIT_MAX, landed(loaded)).await.ok()?.ok()?;
+        let known = tokio::time::timeout(WAIT_MAX, finished(loaded)).await.ok()?.ok()?;
         known.checker.clone().filter(|checker| checker.version != version)
     }
 
-    /// The definition, read from now on.
-    pub async fn reread(self: &Arc<Self>, name: &str) -> Loaded {
-        landed(self.load(name, true)).await
+    /// Definition from a read that begins after this call.
+    pub async fn reread(self: &Arc<Self>, name: &str) -> LoadedDefinition {
+        finished(self.load(name, true)).await
     }
 
-    /// Definitions may have been replaced: each is read again before it is used.
+    /// Makes each definition be read again before it is used, because definitions may have been replaced.
     pub fn invalidate_all(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn is_trusted(&self, known: &Known) -> bool {
+    fn is_trusted(&self, known: &KnownDefinition) -> bool {
         known.changes == self.changes.load(Ordering::Acquire)
     }
 
-    /// The definition as it is now.
-    pub async fn read(self: &Arc<Self>, name: &str) -> Loaded {
+    /// Reads the definition as it is now.
+    pub async fn read(self: &Arc<Self>, name: &str) -> LoadedDefinition {
         let changes = self.changes.load(Ordering::Acquire);
         let collection = guarded(&self.breaker, self.store.collection(name)).await?;
         Ok(self.apply_update(name, collection, changes).await)
     }
 
-    /// Replaces a definition and indexes what was there before. Goes on when the caller is gone.
-    pub async fn define(self: &Arc<Self>, name: &str, definition: Definition) -> Loaded {
+    /// Replaces a definition and indexes the documents that are there. Goes on when the caller is gone.
+    pub async fn define(self: &Arc<Self>, name: &str, definition: Definition) -> LoadedDefinition {
         let (definitions, name) = (self.clone(), Box::<str>::from(name));
         let work = async move {
             let store = &definitions.store;
             let collection = guarded(&definitions.breaker, store.define(&name, definition)).await?;
             let changes = definitions.changes.load(Ordering::Acquire);
             definitions.apply_update(&name, collection, changes).await;
-            definitions.tell_defined(&name);
+            definitions.publish_defined(&name);
             definitions.index(&name).await?;
             // The other replicas do not know yet that it is indexed.
-            definitions.tell_defined(&name);
+            definitions.publish_defined(&name);
             definitions.read(&name).await
         };
         self.runtime.spawn(work).await.unwrap_or_else(|_| Err(abandoned()))
     }
 
-    fn tell_defined(&self, name: &str) {
+    fn publish_defined(&self, name: &str) {
         self.events.publish(Event::defined(rand::random(), name));
     }
 
-    /// Goes on with the indexing that somebody began and did not end.
+    /// Goes on with an indexing that was begun, here or elsewhere, and did not end.
     pub fn resume_indexing(self: &Arc<Self>, name: &str) {
         if self.lock().indexing.insert(name.into()) {
             let (definitions, name) = (self.clone(), Box::<str>::from(name));
@@ -190,12 +191,13 @@ impl Definitions {
         Ok(())
     }
 
-    /// Joins the load of this definition, or starts it. One that began before the last change, or with
-    /// `from_now` before this call, does not count: then it is the next one, which all who ask meanwhile share.
-    fn load(self: &Arc<Self>, name: &str, from_now: bool) -> Pending {
+    /// Joins the load of this definition, or starts it. A load that began before the last change, or with
+    /// `from_now` before this call, does not count: then the caller joins the next load, which all calls
+    /// meanwhile share.
+    fn load(self: &Arc<Self>, name: &str, from_now: bool) -> LoadReceiver {
         let mut work = self.lock();
         let changes = self.changes.load(Ordering::Acquire);
-        // A load whose sender is gone will never land: it is started anew.
+        // A load that has lost its sender never ends: it is started anew.
         if let Some(load) = work.loads.get_mut(name).filter(|load| load.result.has_changed().is_ok()) {
             if load.changes == changes && !from_now {
                 return load.result.clone();
@@ -203,13 +205,13 @@ impl Definitions {
             return load.next.get_or_insert_with(|| watch::channel(None)).1.clone();
         }
         let (sender, result) = watch::channel(None);
-        work.loads.insert(name.into(), UnderWay { changes, result: result.clone(), next: None });
+        work.loads.insert(name.into(), DefinitionLoad { changes, result: result.clone(), next: None });
         self.runtime.spawn(self.clone().read_all(name.into(), sender));
         result
     }
 
-    /// Reads, and reads again for as long as somebody asked meanwhile.
-    async fn read_all(self: Arc<Self>, name: Box<str>, mut sender: watch::Sender<Option<Loaded>>) {
+    /// Reads, and reads again as long as the next load was asked for meanwhile.
+    async fn read_all(self: Arc<Self>, name: Box<str>, mut sender: watch::Sender<Option<LoadedDefinition>>) {
         loop {
             let loaded = self.read(&name).await;
             let next = {
@@ -230,15 +232,15 @@ impl Definitions {
         }
     }
 
-    /// Keeps the newer version: a reading may be overtaken by a change of our own.
-    async fn apply_update(&self, name: &str, collection: Collection, changes: u64) -> Arc<Known> {
+    /// Keeps the newer version: a read may be overtaken by a change of this process.
+    async fn apply_update(&self, name: &str, collection: Collection, changes: u64) -> Arc<KnownDefinition> {
         let before = self.entries.get(name);
-        let same = |known: &&Arc<Known>| known.collection.version == collection.version;
+        let same = |known: &&Arc<KnownDefinition>| known.collection.version == collection.version;
         let checker = match before.as_ref().filter(same) {
             Some(known) => known.checker.clone(),
             None => usable(name, &collection).await,
         };
-        let known = Arc::new(Known { collection, checker, read_at: Instant::now(), changes });
+        let known = Arc::new(KnownDefinition { collection, checker, read_at: Instant::now(), changes });
         let _held = self.lock();
         match self.entries.get(name) {
             Some(newer) if newer.collection.version > known.collection.version => newer,
@@ -254,15 +256,15 @@ impl Definitions {
     }
 }
 
-/// A definition that this build cannot use is the consumer's to judge.
+/// Checker of a definition; `None` when this build cannot use the definition: the consumer decides then.
 async fn usable(name: &str, collection: &Collection) -> Option<Arc<Checker>> {
     let checker = Checker::compiled(name, collection.clone()).await;
     checker.unusable().is_none().then_some(checker)
 }
 
-async fn landed(mut load: watch::Receiver<Option<Loaded>>) -> Loaded {
-    let landed = load.wait_for(Option::is_some).await.map_err(|_| abandoned())?;
-    landed.clone().ok_or_else(abandoned)?
+async fn finished(mut load: watch::Receiver<Option<LoadedDefinition>>) -> LoadedDefinition {
+    let finished = load.wait_for(Option::is_some).await.map_err(|_| abandoned())?;
+    finished.clone().ok_or_else(abandoned)?
 }
 
 fn abandoned() -> StoreError {

@@ -1,4 +1,4 @@
-//! What a client wants to know about metrics, read from its parameters.
+//! Questions of clients about metrics, read from their parameters.
 //!
 //! A question names concrete times, so that it can be the key of its answer: the same period asked
 //! for an hour later is another question.
@@ -9,12 +9,12 @@ use utoipa::IntoParams;
 use crate::http::problem::Problem;
 use crate::http::query::{Parameters, check_parameter};
 use crate::read::computed::ReadKey;
-use crate::read::period::{self, Buckets, Kept, NoBuckets, Period, RANGE_DAYS_MAX, Span};
+use crate::read::period::{self, Buckets, NoBuckets, Period, RANGE_DAYS_MAX, RollupRetention, Span};
 use crate::rfc3339;
 
 const DAY_MS: i64 = 86_400_000;
 
-/// How far ahead a range may reach: no rollup lies beyond.
+/// Longest time that a range may reach into the future: no rollup lies beyond.
 const AHEAD_MS_MAX: i64 = 366 * DAY_MS;
 
 /// For the document: [`summary`] reads them.
@@ -57,11 +57,11 @@ pub struct SeriesParams {
     step: Option<String>,
 }
 
-/// See the module.
+/// A question about one metric; it is the key of its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Question {
     kind: Box<str>,
-    /// What the answer is about.
+    /// Time that the answer covers.
     pub span: Span,
     pub shape: Shape,
 }
@@ -72,7 +72,7 @@ pub enum Shape {
     Series { step_ms: i64, resolution: Resolution },
 }
 
-/// What a summary says that it is of.
+/// Kind of period that a summary names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Answered {
     Calendar(Period),
@@ -109,7 +109,7 @@ pub fn summary(query: &str, now_ms: i64, retention: &Retention) -> Result<Questi
         if from.is_none() && to.is_none() {
             return Err(Problem::invalid_parameter("period", "is needed, or `from` and `to`"));
         }
-        let span = range(from, to, now_ms)?.widened(&Kept::at(now_ms, retention));
+        let span = range(from, to, now_ms)?.widened(&RollupRetention::at(now_ms, retention));
         return Ok(Question { kind, span, shape: Shape::Summary(Answered::Custom) });
     };
     if from.is_some() || to.is_some() {
@@ -141,7 +141,7 @@ pub fn series(query: &str, now_ms: i64, retention: &Retention) -> Result<Questio
         Problem::invalid_parameter(parameter, error.to_string())
     };
     let step_ms = period::step_ms(&step).map_err(refused)?;
-    let buckets = Buckets::of(span, step_ms, &Kept::at(now_ms, retention)).map_err(refused)?;
+    let buckets = Buckets::of(span, step_ms, &RollupRetention::at(now_ms, retention)).map_err(refused)?;
     let shape = Shape::Series { step_ms, resolution: buckets.resolution };
     Ok(Question { kind, span: buckets.span, shape })
 }

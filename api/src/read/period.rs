@@ -1,8 +1,8 @@
-//! Which periods of time a question about metrics means, and which rollups answer it.
+//! Periods of time that a question about metrics means, and the rollups that answer it.
 //!
-//! Pure: the handlers pass the time in. Rollups of different lengths that are [`Kept`] hold the same
-//! points, and merging them is exact, so it does not matter for the figures which ones a range is
-//! made of.
+//! Pure: the handlers pass the time in. Rollups of different lengths hold the same points while they are kept
+//! ([`RollupRetention`]), and merging them is exact, so the figures of a range do not depend on the rollups
+//! that it is made of.
 use shared::config;
 use shared::model::rollup::Resolution;
 use shared::store::rules::points::{HOURS_BACK_MS_MAX, MINUTES_BACK_MS_MAX};
@@ -13,11 +13,11 @@ use self::Resolution::{Day, Hour, Minute};
 /// Longest range of a question in days.
 pub const RANGE_DAYS_MAX: i64 = 400;
 
-/// Buckets of one series at most.
+/// Largest number of buckets in one series.
 pub const BUCKETS_MAX: i64 = 1_000;
 
-/// How much earlier than they are deleted rollups are no longer asked for: clocks differ, and a
-/// question takes its time.
+/// Time before their deletion from which rollups are no longer asked for: clocks differ, and a question takes
+/// its time.
 const MARGIN_MS: i64 = 5 * 60 * 1_000;
 
 const DAY_MS: i64 = 86_400_000;
@@ -27,21 +27,22 @@ const DAY_MS: i64 = 86_400_000;
 pub enum Period {
     Hourly,
     Daily,
-    /// From Monday.
+    /// A week from Monday.
     Weekly,
     Monthly,
 }
 
-/// `from_ms <= time < to_ms`, in milliseconds since 1970.
+/// A range of time: `from_ms <= time < to_ms`, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
     pub from_ms: i64,
     pub to_ms: i64,
 }
 
-/// Since when all rollups of a length are there, in milliseconds since 1970. Those of days are kept.
+/// Times since which all rollups of a length are there, in milliseconds since 1970. Those of days are never
+/// deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct RollupRetention {
     pub minutes_since_ms: i64,
     pub hours_since_ms: i64,
 }
@@ -62,7 +63,7 @@ pub struct Buckets {
     pub resolution: Resolution,
 }
 
-/// Why there are no such buckets.
+/// Reason for which a series cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoBuckets {
     #[error("a step is `minute`, `hour`, `day`, a number of seconds, or a number with m, h or d")]
@@ -114,9 +115,9 @@ impl Period {
     }
 }
 
-impl Kept {
-    /// Points that are old when they come write no minutes, or no hours either, whatever the
-    /// retention is; and where hours are gone, minutes are of no use.
+impl RollupRetention {
+    /// Rollups that are there at a time. With any retention, points that are old when they come write no
+    /// minutes, or no hours either. Where hours are gone, minutes are of no use.
     pub fn at(now_ms: i64, retention: &config::Retention) -> Self {
         let minutes_ms = (i64::from(retention.minutes_hours) * Hour.period_ms()).min(MINUTES_BACK_MS_MAX);
         let hours_ms = (i64::from(retention.hours_days) * DAY_MS).min(HOURS_BACK_MS_MAX);
@@ -136,14 +137,14 @@ impl Kept {
 }
 
 impl Span {
-    /// The smallest span around this one whose rollups are there.
-    pub fn widened(self, kept: &Kept) -> Self {
+    /// The smallest span around this one that has all its rollups.
+    pub fn widened(self, kept: &RollupRetention) -> Self {
         let floor_to = |length: Resolution| floor(self.from_ms, length.period_ms());
         let from_ms = Resolution::ALL
             .into_iter()
             .find(|length| floor_to(*length) >= kept.since_ms(*length))
             .map_or(self.from_ms, floor_to);
-        // An end within an hour needs the minutes of that hour, or those since the beginning.
+        // An end within an hour needs the minutes of that hour, or the minutes since the beginning.
         let needed_since_ms = |length: Resolution| match coarser(length) {
             Some(coarser) => floor(self.to_ms, coarser.period_ms()).max(from_ms),
             None => i64::MAX,
@@ -170,7 +171,7 @@ impl Span {
 
 impl Buckets {
     /// The buckets that touch a span.
-    pub fn of(span: Span, step_ms: i64, kept: &Kept) -> Result<Self, NoBuckets> {
+    pub fn of(span: Span, step_ms: i64, kept: &RollupRetention) -> Result<Self, NoBuckets> {
         let span = Span { from_ms: floor(span.from_ms, step_ms), to_ms: ceil(span.to_ms, step_ms) };
         if span.length_ms() / step_ms > BUCKETS_MAX {
             return Err(NoBuckets::TooMany);
@@ -183,12 +184,12 @@ impl Buckets {
         Err(if resolution == Minute { NoBuckets::MinutesGone } else { NoBuckets::HoursGone })
     }
 
-    /// All of them are in one piece.
+    /// Rollups of all buckets, in one piece.
     pub fn piece(&self) -> Piece {
         piece(self.span, self.resolution)
     }
 
-    /// Which bucket a period of the piece belongs to.
+    /// Index of the bucket that a period of the piece belongs to.
     pub fn index_of(&self, period: i32) -> Option<usize> {
         let at_ms = i64::from(period) * self.resolution.period_ms();
         let inside = (self.span.from_ms..self.span.to_ms).contains(&at_ms);
@@ -227,7 +228,7 @@ pub fn step_ms(text: &str) -> Result<i64, NoBuckets> {
     if is_whole && step_ms <= RANGE_DAYS_MAX * DAY_MS { Ok(step_ms) } else { Err(NoBuckets::Step) }
 }
 
-/// What is aligned goes to the coarser length, the rest at both ends to the finer one.
+/// Covers a span: its aligned part with the coarser length, the rest at both ends with the finer one.
 fn cover(span: Span, resolution: Resolution, pieces: &mut Vec<Piece>) {
     if span.from_ms >= span.to_ms {
         return;

@@ -20,7 +20,7 @@ use crate::http::header;
 use crate::http::problem::Problem;
 use crate::http::query::{self, ListParams, check_parameter, page_of};
 use crate::metrics::metrics;
-use crate::read::counters::{Cached, Outcome};
+use crate::read::counters::{CacheOutcome, CachedCounter};
 use crate::rfc3339::rfc3339;
 use crate::state::Shared;
 use crate::store_breaker::guarded;
@@ -219,8 +219,9 @@ pub async fn get(
     check_parameter("name", &name)?;
     query::none(request.query_string())?;
     let headers = request.headers();
-    let is_known =
-        |cached: &Cached| cached.counter.as_ref().is_some_and(|counter| has(headers, &etag_of(counter)));
+    let is_known = |cached: &CachedCounter| {
+        cached.counter.as_ref().is_some_and(|counter| has(headers, &etag_of(counter)))
+    };
     let (mut cached, mut outcome) = read(&shared, &name).await?;
     let wait = wait_of(headers, shared.waits.wait_max).filter(|_| is_known(&cached));
     if let Some(wait) = wait {
@@ -256,8 +257,8 @@ async fn read_changed(
     name: &str,
     wait: Duration,
     connection: Option<&Rc<ConnectionState>>,
-    is_known: &impl Fn(&Cached) -> bool,
-) -> Result<(Arc<Cached>, Outcome), Problem> {
+    is_known: &impl Fn(&CachedCounter) -> bool,
+) -> Result<(Arc<CachedCounter>, CacheOutcome), Problem> {
     let deadline = Instant::now() + wait;
     loop {
         let waiter = shared.waiters.permit_for_counter().map(|permit| permit.wait_for_counter(name));
@@ -273,33 +274,33 @@ async fn read_changed(
 }
 
 /// Reads through the cache and counts how.
-pub async fn read(shared: &Shared, name: &str) -> Result<(Arc<Cached>, Outcome), Problem> {
+pub async fn read(shared: &Shared, name: &str) -> Result<(Arc<CachedCounter>, CacheOutcome), Problem> {
     let (cached, outcome) = shared.cache.get(name).await.map_err(|error| unavailable(&error))?;
     count_read(outcome);
     Ok((cached, outcome))
 }
 
 /// Counts how a read through a cache was answered.
-pub fn count_read(outcome: Outcome) {
+pub fn count_read(outcome: CacheOutcome) {
     let reads = &metrics().cache_reads_by_outcome;
     match outcome {
-        Outcome::Hit => reads.hit.inc(),
-        Outcome::Miss => reads.miss.inc(),
-        Outcome::Stale => reads.stale.inc(),
+        CacheOutcome::Hit => reads.hit.inc(),
+        CacheOutcome::Miss => reads.miss.inc(),
+        CacheOutcome::Stale => reads.stale.inc(),
     }
 }
 
 /// Says how a cached read was answered.
-pub fn describe(response: &mut HttpResponseBuilder, cached: &Cached, outcome: Outcome) {
+pub fn describe(response: &mut HttpResponseBuilder, cached: &CachedCounter, outcome: CacheOutcome) {
     describe_read(response, cached.read_at, outcome);
 }
 
 /// The same for what the store said at that time.
-pub fn describe_read(response: &mut HttpResponseBuilder, read_at: std::time::Instant, outcome: Outcome) {
+pub fn describe_read(response: &mut HttpResponseBuilder, read_at: std::time::Instant, outcome: CacheOutcome) {
     let status = match outcome {
-        Outcome::Hit => "forebay; hit",
-        Outcome::Miss => "forebay; fwd=miss",
-        Outcome::Stale => "forebay; hit; detail=stale",
+        CacheOutcome::Hit => "forebay; hit",
+        CacheOutcome::Miss => "forebay; fwd=miss",
+        CacheOutcome::Stale => "forebay; hit; detail=stale",
     };
     response
         .insert_header(("Cache-Status", status))

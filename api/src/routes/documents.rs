@@ -17,8 +17,8 @@ use utoipa::ToSchema;
 use crate::http::body;
 use crate::http::problem::Problem;
 use crate::http::query::{self, check_parameter};
-use crate::read::counters::Outcome;
-use crate::read::documents::{Cached, Found};
+use crate::read::counters::CacheOutcome;
+use crate::read::documents::{CachedDocument, DocumentLookup};
 use crate::rfc3339::rfc3339;
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::routes::receipts::{Hints, forgotten};
@@ -28,7 +28,7 @@ use crate::write::accept::{self, AppliedWrite, Written};
 use crate::write::accepted::Accepted;
 use crate::write::new_write::NewWrite;
 use crate::write::preferences::WritePreferences;
-use crate::write::receipts::fate_of;
+use crate::write::receipts::status_of;
 
 pub mod list;
 mod new_writes;
@@ -230,13 +230,15 @@ pub async fn get(
         found.map_err(|error| unavailable(&error))
     };
     let fate = match read().await? {
-        Found::Document(cached, outcome) => return Ok(stored(&request, id, payload, &cached, outcome)),
-        Found::Deleted if is_past_retention(&shared, &collection, id, &hints).await? => {
+        DocumentLookup::Document(cached, outcome) => {
+            return Ok(stored(&request, id, payload, &cached, outcome));
+        }
+        DocumentLookup::Deleted if is_past_retention(&shared, &collection, id, &hints).await? => {
             return Err(past_retention());
         }
-        Found::Deleted => return Err(deleted()),
-        Found::Nothing => {
-            fate_of(&shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?
+        DocumentLookup::Deleted => return Err(deleted()),
+        DocumentLookup::Nothing => {
+            status_of(&shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?
         }
     };
     match fate {
@@ -251,12 +253,12 @@ pub async fn get(
         }
         Some(ItemStatus::Applied { .. }) => match read().await? {
             // It came between the two questions.
-            Found::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
-            Found::Deleted => Err(deleted()),
-            Found::Nothing if is_past_retention(&shared, &collection, id, &hints).await? => {
+            DocumentLookup::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
+            DocumentLookup::Deleted => Err(deleted()),
+            DocumentLookup::Nothing if is_past_retention(&shared, &collection, id, &hints).await? => {
                 Err(past_retention())
             }
-            Found::Nothing => Err(not_held()),
+            DocumentLookup::Nothing => Err(not_held()),
         },
         None | Some(ItemStatus::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
             Err(past_retention())
@@ -283,8 +285,8 @@ fn stored(
     request: &HttpRequest,
     id: ItemId,
     payload: Option<Fingerprint>,
-    cached: &Cached,
-    outcome: Outcome,
+    cached: &CachedDocument,
+    outcome: CacheOutcome,
 ) -> HttpResponse {
     count_read(outcome);
     let document = &cached.document;

@@ -21,7 +21,7 @@ use crate::http::body::{self, Body};
 use crate::http::problem::Problem;
 use crate::http::query::{self, ListParams, page_of};
 use crate::read::computed::{Answer, ReadKey};
-use crate::read::counters::Outcome;
+use crate::read::counters::CacheOutcome;
 use crate::read::metric_query::{self, Question, Shape};
 use crate::read::period::{Buckets, Piece};
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
@@ -259,7 +259,7 @@ async fn answer(
 }
 
 /// Says what was found and how, or that the client has it.
-fn respond(request: &HttpRequest, answer: &Answer, outcome: Outcome) -> HttpResponse {
+fn respond(request: &HttpRequest, answer: &Answer, outcome: CacheOutcome) -> HttpResponse {
     count_read(outcome);
     let known = has(request.headers(), answer.etag.to_str().unwrap_or_default());
     let mut response = if known { HttpResponse::NotModified() } else { HttpResponse::Ok() };

@@ -16,7 +16,7 @@ use crate::receipt::Receipt;
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
 use crate::write::preferences::{PREFERENCE_APPLIED, applied, wait_of};
-use crate::write::receipts::{after, fate_of, with_letter};
+use crate::write::receipts::{after, status_of, with_letter};
 
 /// For the document: [`Hints::of`] reads them.
 #[derive(Debug, IntoParams)]
@@ -96,8 +96,8 @@ async fn read_after(
 }
 
 async fn read(shared: &Shared, id: ItemId, hints: Hints) -> Result<Receipt, Problem> {
-    let fate = fate_of(shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?;
-    let receipt = Receipt::of_fate(id, hints.payload, fate).ok_or_else(forgotten)?;
+    let status = status_of(shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?;
+    let receipt = Receipt::of_status(id, hints.payload, status).ok_or_else(forgotten)?;
     with_letter(shared, id.key(), receipt).await.map_err(|error| unavailable(&error))
 }
 

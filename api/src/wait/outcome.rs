@@ -1,35 +1,35 @@
-//! What a request can wait for: the outcome of an item, or the change of a counter.
+//! Results that a request can wait for: the outcome of an item, or the change of a counter.
 use shared::model::idempotency::Fingerprint;
 use shared::model::outcome::{CounterResult, ItemStatus};
 
-/// What an item came to.
+/// Outcome of an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Applied {
-        /// Of an increment, unless it was lost on the way.
+        /// The counter after an increment, unless the value was lost on the way.
         standing: Option<CounterResult>,
-        /// False when it is a keyed item of which only the store was asked: then another request
-        /// may have brought it.
+        /// False for a keyed item with an outcome from the store: another request may have
+        /// brought it.
         is_own: bool,
     },
-    /// It was set aside.
+    /// The item was dead-lettered.
     Failed { reason: Box<str>, detail: Box<str> },
-    /// Another payload was processed under its key.
+    /// Another payload was processed under the item's key.
     Conflict,
 }
 
 impl Outcome {
-    /// Of what the store knows. `payload` is the fingerprint of the caller's payload; `None` of what the store
-    /// has forgotten.
+    /// Outcome from the status that the store knows; `None` when the store has forgotten it. `payload` is the
+    /// fingerprint of the caller's payload.
     pub fn of(
-        fate: &ItemStatus,
+        status: &ItemStatus,
         payload: Option<Fingerprint>,
         standing: Option<CounterResult>,
     ) -> Option<Self> {
         let has_other = |processed: &Option<Fingerprint>| {
             payload.is_some_and(|own| processed.is_some_and(|processed| processed != own))
         };
-        Some(match fate {
+        Some(match status {
             ItemStatus::Forgotten => return None,
             ItemStatus::Applied { fingerprint, .. } | ItemStatus::Failed { fingerprint, .. }
                 if has_other(fingerprint) =>
@@ -50,12 +50,12 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Changed;
 
-/// What somebody waits for. The word is a metric label.
-pub trait Told {
+/// Result that a request waits for. The name is a metric label.
+pub trait WaitResult {
     fn name(&self) -> &'static str;
 }
 
-impl Told for Outcome {
+impl WaitResult for Outcome {
     fn name(&self) -> &'static str {
         match self {
             Self::Applied { .. } => "applied",
@@ -65,7 +65,7 @@ impl Told for Outcome {
     }
 }
 
-impl Told for Changed {
+impl WaitResult for Changed {
     fn name(&self) -> &'static str {
         "changed"
     }

@@ -1,4 +1,4 @@
-//! Keys that were processed lately: spares a client the way through the queue. The store decides.
+//! Keys that were processed lately, to spare a client the way through the queue. The store decides.
 use std::time::Duration;
 
 use shared::event::Committed;
@@ -6,13 +6,13 @@ use shared::model::id::ItemKey;
 use shared::model::idempotency::{Fingerprint, Keyed};
 use shared::model::outcome::KeyedVerdict;
 
-/// Keys that one process remembers.
+/// Number of keys that one process remembers.
 const REMEMBERED_MAX: u64 = 100_000;
 
-/// How long one process remembers a key: much shorter than the store.
+/// Time for which one process remembers a key: much shorter than the store.
 const REMEMBERED_FOR: Duration = Duration::from_mins(10);
 
-/// Keys that were processed lately, with the payload that counts, as events told. What was only
+/// Keys that events reported as processed lately, with the payload that counts. A key that was only
 /// accepted is not remembered: another payload may have been processed first, elsewhere.
 #[derive(Clone)]
 pub struct RecentKeys(moka::sync::Cache<ItemKey, Processed>);
@@ -20,7 +20,7 @@ pub struct RecentKeys(moka::sync::Cache<ItemKey, Processed>);
 #[derive(Clone, Copy)]
 struct Processed {
     fingerprint: Fingerprint,
-    /// It took effect, which does not change any more. What was set aside may be redriven.
+    /// The item took effect, which is final. A dead-lettered item may be redriven.
     is_applied: bool,
 }
 
@@ -32,7 +32,7 @@ impl Default for RecentKeys {
 }
 
 impl RecentKeys {
-    /// Whether another payload was processed under this key.
+    /// Returns true when another payload was processed under this key.
     pub fn conflicts(&self, keyed: Keyed) -> bool {
         self.0.get(&keyed.id).is_some_and(|known| known.fingerprint != keyed.fingerprint)
     }
@@ -42,16 +42,16 @@ impl RecentKeys {
         self.0.get(&keyed.id).is_some_and(|known| known.fingerprint == keyed.fingerprint && known.is_applied)
     }
 
-    /// The store says that this payload took effect.
+    /// Notes that this payload took effect, according to the store.
     pub fn note_applied(&self, keyed: Keyed) {
         self.0.insert(keyed.id, Processed { fingerprint: keyed.fingerprint, is_applied: true });
     }
 
-    /// Takes what was processed under keys.
+    /// Notes the keys that an event reports as processed.
     pub fn on_event(&self, committed: &Committed) {
-        for told in &committed.keyed {
-            let keyed = Keyed { id: told.item, fingerprint: told.fingerprint };
-            match told.verdict {
+        for reported in &committed.keyed {
+            let keyed = Keyed { id: reported.item, fingerprint: reported.fingerprint };
+            match reported.verdict {
                 KeyedVerdict::Applied => self.note_applied(keyed),
                 KeyedVerdict::Repeated if self.is_applied(keyed) => {}
                 KeyedVerdict::Repeated => self.note_processed(keyed),
@@ -85,14 +85,14 @@ mod tests {
             id: id_of("anonymous", Kind::Increment, name, 0),
             fingerprint: fingerprint_of("POST", "a", &by.to_string()),
         };
-        let told = |name: &str, by, verdict| {
+        let reported = |name: &str, by, verdict| {
             let Keyed { id, fingerprint } = keyed(name, by);
             KeyedTold { item: id, fingerprint, verdict }
         };
         let keyed_told = vec![
-            told("loser", 1, KeyedVerdict::Conflict),
-            told("first", 1, KeyedVerdict::Applied),
-            told("again", 1, KeyedVerdict::Repeated),
+            reported("loser", 1, KeyedVerdict::Conflict),
+            reported("first", 1, KeyedVerdict::Applied),
+            reported("again", 1, KeyedVerdict::Repeated),
         ];
         let Keyed { id: item, fingerprint } = keyed("failed", 1);
         let failed = ItemFailed {
@@ -116,7 +116,7 @@ mod tests {
             assert_eq!(recent.is_applied(keyed(name, by)), is_applied, "{name} {by}");
         }
         recent.on_event(&Committed {
-            keyed: vec![told("first", 1, KeyedVerdict::Repeated)],
+            keyed: vec![reported("first", 1, KeyedVerdict::Repeated)],
             ..Committed::default()
         });
         assert!(recent.is_applied(keyed("first", 1)), "a repetition takes nothing back");

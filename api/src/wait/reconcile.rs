@@ -1,4 +1,4 @@
-//! Asks the store what became of the items that events may have been missed about.
+//! Asks the store for the outcomes of items after events about them may have been missed.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::wait::waiters::Waiters;
 /// Items in one read at most.
 const ITEMS_PER_READ_MAX: usize = 1_000;
 
-/// How long to wait after a read that failed.
+/// Pause after a read that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// Runs until the shutdown. One read at a time: a hole with many who wait costs a few reads.
+/// Runs until the shutdown. One read at a time: a gap with many waiting requests costs a few reads.
 pub async fn run(
     waiters: Arc<Waiters>,
     store: Arc<dyn Store>,

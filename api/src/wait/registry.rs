@@ -1,8 +1,8 @@
-//! Who waits for what, and what they are told. Pure: no clock, no lock, no task.
+//! Registry of waiting requests, and the answers that they get. Pure: no clock, no lock, no task.
 //!
-//! An item is *in doubt* while an event about it may have been missed. What an event says of an
-//! item by name holds all the same; that a message was applied says of its items only what nobody
-//! missed, so it is not taken for those in doubt: the store decides.
+//! An item is *in doubt* while an event about it may have been missed. An event that names the item holds
+//! all the same. An event that a message was applied does not answer items in doubt, because an earlier
+//! event may have said otherwise of them: the store decides.
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use shared::event::{Committed, ItemFailed, KeyedTold, Standing};
@@ -13,16 +13,16 @@ use tokio::sync::oneshot;
 
 use crate::wait::outcome::{Changed, Outcome};
 
-/// Whom to tell what.
+/// Outcomes to send, with their receivers.
 type Answers = Vec<(oneshot::Sender<Outcome>, Outcome)>;
 
 #[derive(Debug, Default)]
 pub struct Registry {
-    items: HashMap<ItemKey, Vec<Entry>>,
+    items: HashMap<ItemKey, Vec<WaitEntry>>,
     /// The items above that are not keyed, by their messages.
     messages: HashMap<MessageId, HashSet<ItemKey>>,
     counters: HashMap<Box<str>, Vec<(u64, oneshot::Sender<Changed>)>>,
-    /// Items in doubt that nobody asks the store about yet.
+    /// Items in doubt that the store is not being asked about yet.
     doubted: BTreeSet<ItemKey>,
     /// Grows with every doubt.
     doubts: u64,
@@ -31,17 +31,17 @@ pub struct Registry {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct WaitEntry {
     number: u64,
     fingerprint: Option<Fingerprint>,
-    /// Told before the verdict on a keyed item.
+    /// The counter after a keyed increment, reported before the verdict on it.
     standing: Option<CounterResult>,
-    /// The number of the last doubt about it; 0 for none.
+    /// The number of the last doubt about the item; 0 for none.
     doubted_at: u64,
-    tell: oneshot::Sender<Outcome>,
+    sender: oneshot::Sender<Outcome>,
 }
 
-/// Where somebody is registered.
+/// Place of one waiting request in the registry.
 #[derive(Debug)]
 pub enum Registration {
     Item(ItemKey, u64),
@@ -49,16 +49,16 @@ pub enum Registration {
 }
 
 impl Registry {
-    pub fn enter_item(
+    pub fn register_item(
         &mut self,
         item: ItemKey,
         fingerprint: Option<Fingerprint>,
-        tell: oneshot::Sender<Outcome>,
+        sender: oneshot::Sender<Outcome>,
     ) -> Registration {
         self.number += 1;
         let number = self.number;
         if !self.is_closed {
-            let entry = Entry { number, fingerprint, standing: None, doubted_at: 0, tell };
+            let entry = WaitEntry { number, fingerprint, standing: None, doubted_at: 0, sender };
             self.items.entry(item).or_default().push(entry);
             if let Some(message) = item.message() {
                 self.messages.entry(message).or_default().insert(item);
@@ -67,16 +67,16 @@ impl Registry {
         Registration::Item(item, number)
     }
 
-    pub fn enter_counter(&mut self, name: &str, tell: oneshot::Sender<Changed>) -> Registration {
+    pub fn register_counter(&mut self, name: &str, sender: oneshot::Sender<Changed>) -> Registration {
         self.number += 1;
         if !self.is_closed {
-            self.counters.entry(name.into()).or_default().push((self.number, tell));
+            self.counters.entry(name.into()).or_default().push((self.number, sender));
         }
         Registration::Counter(name.into(), self.number)
     }
 
-    pub fn leave(&mut self, place: &Registration) {
-        match place {
+    pub fn unregister(&mut self, registration: &Registration) {
+        match registration {
             Registration::Item(item, number) => {
                 let Some(entries) = self.items.get_mut(item) else { return };
                 entries.retain(|entry| entry.number != *number);
@@ -95,8 +95,8 @@ impl Registry {
         }
     }
 
-    /// Drops the sender of everybody who waits for an item, which tells them. Who follows a counter
-    /// waits on: an old value is no reason to ask again at once.
+    /// Drops the senders of all requests that wait for an item, which ends their waits. Requests that follow
+    /// a counter wait on: an old value is no reason to ask again at once.
     pub fn release(&mut self) {
         self.items.clear();
         self.messages.clear();
@@ -109,18 +109,18 @@ impl Registry {
         self.counters.clear();
     }
 
-    /// Whether nobody is registered, and nothing of anybody is left.
+    /// Returns true when no request is registered, and nothing of any request is left.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty() && self.messages.is_empty() && self.counters.is_empty()
     }
 
     pub fn take_counter(&mut self, name: &str) -> Option<Vec<oneshot::Sender<Changed>>> {
         let entries = self.counters.remove(name)?;
-        Some(entries.into_iter().map(|(_, tell)| tell).collect())
+        Some(entries.into_iter().map(|(_, sender)| sender).collect())
     }
 
     pub fn take_counters(&mut self) -> Vec<oneshot::Sender<Changed>> {
-        self.counters.drain().flat_map(|(_, entries)| entries).map(|(_, tell)| tell).collect()
+        self.counters.drain().flat_map(|(_, entries)| entries).map(|(_, sender)| sender).collect()
     }
 
     pub fn on_event(&mut self, committed: &Committed) -> Answers {
@@ -129,26 +129,26 @@ impl Registry {
             return answers;
         }
         for standing in &committed.standings {
-            self.hear_standing(standing, &mut answers);
+            self.on_standing(standing, &mut answers);
         }
         for failed in &committed.failed {
-            self.hear_failed(failed, &mut answers);
+            self.on_failed(failed, &mut answers);
         }
-        for told in &committed.keyed {
-            self.hear_keyed(told, &mut answers);
+        for keyed in &committed.keyed {
+            self.on_keyed(keyed, &mut answers);
         }
         for item in &committed.unclear {
             self.doubt(*item);
         }
         for message in committed.messages.iter().filter_map(|id| MessageId::from_uuid(*id)) {
-            self.hear_message(message, &mut answers);
+            self.on_message(message, &mut answers);
         }
         answers
     }
 
-    /// Only increments that were applied have a standing. Of a keyed one the payload is told by
-    /// its verdict.
-    fn hear_standing(&mut self, standing: &Standing, answers: &mut Answers) {
+    /// Takes the counter after an applied increment. The payload of a keyed increment is known only with its
+    /// verdict.
+    fn on_standing(&mut self, standing: &Standing, answers: &mut Answers) {
         let Standing { item, value, version } = *standing;
         let standing = Some(CounterResult { item, value, version });
         if item.is_keyed() {
@@ -156,13 +156,13 @@ impl Registry {
                 entry.standing = standing;
             }
         } else {
-            self.settle(item, answers, |_| Some(Outcome::Applied { standing, is_own: true }));
+            self.answer_where(item, answers, |_| Some(Outcome::Applied { standing, is_own: true }));
         }
     }
 
-    fn hear_failed(&mut self, failed: &ItemFailed, answers: &mut Answers) {
+    fn on_failed(&mut self, failed: &ItemFailed, answers: &mut Answers) {
         let ItemFailed { item, fingerprint, reason, detail } = failed;
-        self.settle(*item, answers, |entry| {
+        self.answer_where(*item, answers, |entry| {
             Some(if entry.has_other(*fingerprint) {
                 Outcome::Conflict
             } else {
@@ -171,35 +171,35 @@ impl Registry {
         });
     }
 
-    fn hear_keyed(&mut self, told: &KeyedTold, answers: &mut Answers) {
-        let KeyedTold { item, fingerprint, verdict } = *told;
+    fn on_keyed(&mut self, keyed: &KeyedTold, answers: &mut Answers) {
+        let KeyedTold { item, fingerprint, verdict } = *keyed;
         if verdict == KeyedVerdict::Repeated {
-            // It was processed before, and how it ended was told then: only the store knows.
+            // The key was processed before, and its outcome was reported then: only the store knows it.
             self.doubt(item);
             return;
         }
-        self.settle(item, answers, |entry| {
+        self.answer_where(item, answers, |entry| {
             let other = entry.has_other(Some(fingerprint));
             match verdict {
                 KeyedVerdict::Applied if other => Some(Outcome::Conflict),
                 KeyedVerdict::Applied => Some(Outcome::Applied { standing: entry.standing, is_own: true }),
-                // About somebody else's payload. Who has the right one hears of his own.
+                // The verdict is about another payload. The request with the right one gets its own verdict.
                 KeyedVerdict::Conflict if other || entry.fingerprint.is_none() => None,
                 KeyedVerdict::Conflict | KeyedVerdict::Repeated => Some(Outcome::Conflict),
             }
         });
         if verdict == KeyedVerdict::Conflict {
-            // So it was processed with another one, perhaps long ago.
+            // The key was processed with another payload, perhaps long ago.
             self.doubt(item);
         }
     }
 
-    fn hear_message(&mut self, message: MessageId, answers: &mut Answers) {
+    fn on_message(&mut self, message: MessageId, answers: &mut Answers) {
         for item in self.messages.get(&message).cloned().unwrap_or_default() {
-            self.settle(item, answers, |entry| {
+            self.answer_where(item, answers, |entry| {
                 (entry.doubted_at == 0).then_some(Outcome::Applied { standing: None, is_own: true })
             });
-            // Who is left is in doubt. A read that is under way may have looked before the commit.
+            // The entries left are in doubt. A read that is under way may have looked before the commit.
             self.doubt(item);
         }
     }
@@ -227,7 +227,7 @@ impl Registry {
         !self.doubted.is_empty()
     }
 
-    /// Up to `count` items that somebody must ask the store about, and the mark of this moment.
+    /// Up to `count` items that the store must be asked about, and the mark of this moment.
     pub fn take_doubted(&mut self, count: usize) -> (Vec<ItemKey>, u64) {
         let mut taken = Vec::new();
         while taken.len() < count
@@ -240,13 +240,14 @@ impl Registry {
         (taken, self.doubts)
     }
 
-    /// The store could not be asked: they stay in doubt.
+    /// Keeps items in doubt, because the store could not be asked.
     pub fn put_back(&mut self, items: Vec<ItemKey>) {
         self.doubted.extend(items);
     }
 
-    /// What the store said, when it was asked after the mark was taken. An item that it does not
-    /// know, or whose time it has forgotten, will be committed later, and all events about it come later still.
+    /// Takes the answer of the store, which was asked after the mark was taken. An item that the store does
+    /// not know, or of a time that it has forgotten, will be committed later, and all events about it come
+    /// later still.
     pub fn apply_update(
         &mut self,
         items: &[ItemKey],
@@ -254,10 +255,10 @@ impl Registry {
         mark: u64,
     ) -> Answers {
         let mut answers = Answers::new();
-        for (item, fate) in items.iter().zip(statuses) {
-            if let Some(fate) = fate.filter(|fate| *fate != ItemStatus::Forgotten) {
-                self.settle(*item, &mut answers, |entry| {
-                    Outcome::of(&fate, entry.fingerprint, entry.standing)
+        for (item, status) in items.iter().zip(statuses) {
+            if let Some(status) = status.filter(|status| *status != ItemStatus::Forgotten) {
+                self.answer_where(*item, &mut answers, |entry| {
+                    Outcome::of(&status, entry.fingerprint, entry.standing)
                 });
                 continue;
             }
@@ -270,13 +271,18 @@ impl Registry {
         answers
     }
 
-    /// Takes out who has an answer.
-    fn settle(&mut self, item: ItemKey, answers: &mut Answers, answer: impl Fn(&Entry) -> Option<Outcome>) {
+    /// Takes out the entries that have an answer.
+    fn answer_where(
+        &mut self,
+        item: ItemKey,
+        answers: &mut Answers,
+        answer: impl Fn(&WaitEntry) -> Option<Outcome>,
+    ) {
         let Some(entries) = self.items.get_mut(&item) else { return };
         let mut index = 0;
         while index < entries.len() {
             match answer(&entries[index]) {
-                Some(outcome) => answers.push((entries.swap_remove(index).tell, outcome)),
+                Some(outcome) => answers.push((entries.swap_remove(index).sender, outcome)),
                 None => index += 1,
             }
         }
@@ -296,8 +302,8 @@ impl Registry {
     }
 }
 
-impl Entry {
-    /// Whether it is about another payload than the one that was processed.
+impl WaitEntry {
+    /// Returns true when the entry is about another payload than the one that was processed.
     fn has_other(&self, processed: Option<Fingerprint>) -> bool {
         self.fingerprint.is_some_and(|own| processed.is_some_and(|processed| processed != own))
     }

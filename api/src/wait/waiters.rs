@@ -2,10 +2,10 @@
 //! the whole process, shared by its workers.
 //!
 //! A request takes a [`WaitPermit`], registers before its write can be sent (or before it reads the
-//! store), and waits. Events settle it, and after a hole one batched read of the store does
-//! ([`reconcile`](crate::wait::reconcile)). It stops waiting when its time is up, when the store is known to be away, when no
-//! consumer runs or when the process stops. Nothing here knows HTTP, and nothing here promises: who is not answered
-//! answers 202.
+//! store), and waits. Events answer it; after a gap one batched read of the store does
+//! ([`reconcile`](crate::wait::reconcile)). It stops waiting when its time is up, when the store is known
+//! to be away, when no consumer runs or when the process stops. Nothing here knows HTTP. Nothing here is a
+//! promise: a request that gets no outcome answers 202.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,17 +19,17 @@ use shared::runtime::breaker::Breaker;
 use tokio::sync::{Notify, oneshot};
 
 use crate::metrics::metrics;
-use crate::wait::outcome::{Changed, Outcome, Told};
+use crate::wait::outcome::{Changed, Outcome, WaitResult};
 use crate::wait::registry::{Registration, Registry};
 
-/// The registry.
+/// All waiting requests of the process.
 pub struct Waiters {
     registry: Mutex<Registry>,
-    /// Seats that are taken.
+    /// Permits that are taken.
     open: AtomicUsize,
     open_max: usize,
     store_breaker: Arc<Breaker>,
-    /// Every consumer that is heard says that it cannot reach the store.
+    /// Every consumer with events that arrive says that it cannot reach the store.
     consumers_are_away: AtomicBool,
     /// No consumer runs, as far as events show.
     consumers_are_missing: AtomicBool,
@@ -44,11 +44,11 @@ pub struct WaitPermit {
 }
 
 /// A registered request. Dropping it takes it out of the registry.
-pub struct Waiter<T: Told> {
+pub struct Waiter<T: WaitResult> {
     permit: WaitPermit,
-    place: Registration,
-    told: oneshot::Receiver<T>,
-    /// How it ended, once it did.
+    registration: Registration,
+    result: oneshot::Receiver<T>,
+    /// Result label of the wait, once it has ended.
     ended: Option<&'static str>,
 }
 
@@ -65,7 +65,7 @@ impl Waiters {
         })
     }
 
-    /// To wait for an item: `None` when too many wait, or nothing is applied for now.
+    /// Permit to wait for an item; `None` when too many requests wait, or nothing is applied for now.
     pub fn permit(self: &Arc<Self>) -> Option<WaitPermit> {
         if self.is_vain() {
             metrics().waits_refused.inc();
@@ -74,7 +74,7 @@ impl Waiters {
         self.permit_for_counter()
     }
 
-    /// To follow a counter, which a store that is away does not end: `None` when too many wait.
+    /// Permit to follow a counter, which goes on while the store is away; `None` when too many requests wait.
     pub fn permit_for_counter(self: &Arc<Self>) -> Option<WaitPermit> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.open_max {
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -85,23 +85,23 @@ impl Waiters {
         Some(WaitPermit { waiters: self.clone(), since: Instant::now() })
     }
 
-    /// Takes what an event said of items. After a hole call [`doubt_all`](Self::doubt_all) first.
+    /// Takes what an event said of items. After a gap call [`doubt_all`](Self::doubt_all) first.
     pub fn on_event(&self, committed: &Committed) {
-        let (told, doubts) = {
+        let (answers, doubts) = {
             let mut registry = self.lock();
             (registry.on_event(committed), registry.has_doubts())
         };
-        for (tell, outcome) in told {
+        for (sender, outcome) in answers {
             // An error means that the request is gone.
-            let _ = tell.send(outcome);
+            let _ = sender.send(outcome);
         }
         if doubts {
             self.doubted.notify_one();
         }
     }
 
-    /// Something was missed: what a later event says of a whole message is not to be trusted for
-    /// anybody who waits now, and counters may have changed.
+    /// Puts all items in doubt, because an event may have been missed. Later events about whole messages do
+    /// not answer the requests that wait now, and counters may have changed.
     pub fn doubt_all(&self) {
         let (has_doubts, counters) = {
             let mut registry = self.lock();
@@ -111,10 +111,10 @@ impl Waiters {
         if has_doubts {
             self.doubted.notify_one();
         }
-        tell_changed(counters);
+        send_changed(counters);
     }
 
-    /// These counters have changed; call it when whoever looks again sees it.
+    /// Answers the requests that follow these counters; call it once a new read shows the change.
     pub fn changed<'a>(&self, counters: impl IntoIterator<Item = &'a Counter>) {
         let changed = {
             let mut registry = self.lock();
@@ -124,15 +124,15 @@ impl Waiters {
                 .flatten()
                 .collect()
         };
-        tell_changed(changed);
+        send_changed(changed);
     }
 
-    /// Whether all consumers that are heard say that the store is away.
+    /// Notes that all consumers with events that arrive say that the store is away, or that not all do.
     pub fn set_consumers_away(&self, are_away: bool) {
         self.consumers_are_away.store(are_away, Ordering::Relaxed);
     }
 
-    /// Whether no consumer runs.
+    /// Notes that no consumer runs, or that one does.
     pub fn set_consumers_missing(&self, are_missing: bool) {
         self.consumers_are_missing.store(are_missing, Ordering::Relaxed);
     }
@@ -148,31 +148,31 @@ impl Waiters {
         }
     }
 
-    /// Releases everybody and lets nobody wait any more.
+    /// Releases all waits and permits no more.
     pub fn close(&self) {
         self.lock().close();
     }
 
-    /// How many wait.
+    /// Number of requests that wait.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is applied for now: the store is known to be away, or no consumer runs.
+    /// Returns true when nothing is applied for now: the store is known to be away, or no consumer runs.
     fn is_vain(&self) -> bool {
         self.store_is_away() || self.consumers_are_missing()
     }
 
-    /// Whether it cannot be read from here, or no consumer that runs can apply anything.
+    /// Returns true when the store cannot be read from here, or no running consumer can reach it.
     pub fn store_is_away(&self) -> bool {
         !self.store_breaker.is_closed() || self.consumers_are_away.load(Ordering::Relaxed)
     }
 
-    /// What the store said of items that were in doubt when the mark was taken.
+    /// Takes the answer of the store about items that were in doubt when the mark was taken.
     pub(super) fn apply_update(&self, items: &[ItemKey], statuses: Vec<Option<ItemStatus>>, mark: u64) {
-        let told = self.lock().apply_update(items, statuses, mark);
-        for (tell, outcome) in told {
-            let _ = tell.send(outcome);
+        let answers = self.lock().apply_update(items, statuses, mark);
+        for (sender, outcome) in answers {
+            let _ = sender.send(outcome);
         }
     }
 
@@ -181,27 +181,27 @@ impl Waiters {
     }
 }
 
-fn tell_changed(changed: Vec<oneshot::Sender<Changed>>) {
-    for tell in changed {
+fn send_changed(changed: Vec<oneshot::Sender<Changed>>) {
+    for sender in changed {
         // An error means that the request is gone.
-        let _ = tell.send(Changed);
+        let _ = sender.send(Changed);
     }
 }
 
 impl WaitPermit {
-    /// Registers for an item. `fingerprint` is that of the payload which the request is about;
-    /// without one whatever was processed under a key will do.
+    /// Registers for an item. `fingerprint` is that of the request's payload; without one any payload that
+    /// was processed under the key will do.
     pub fn wait_for(self, item: ItemKey, fingerprint: Option<Fingerprint>) -> Waiter<Outcome> {
-        let (tell, told) = oneshot::channel();
-        let place = self.waiters.lock().enter_item(item, fingerprint, tell);
-        Waiter { permit: self, place, told, ended: None }
+        let (sender, result) = oneshot::channel();
+        let registration = self.waiters.lock().register_item(item, fingerprint, sender);
+        Waiter { permit: self, registration, result, ended: None }
     }
 
     /// Registers for the next change of a counter.
     pub fn wait_for_counter(self, name: &str) -> Waiter<Changed> {
-        let (tell, told) = oneshot::channel();
-        let place = self.waiters.lock().enter_counter(name, tell);
-        Waiter { permit: self, place, told, ended: None }
+        let (sender, result) = oneshot::channel();
+        let registration = self.waiters.lock().register_counter(name, sender);
+        Waiter { permit: self, registration, result, ended: None }
     }
 }
 
@@ -212,38 +212,38 @@ impl Drop for WaitPermit {
     }
 }
 
-impl<T: Told> Waiter<T> {
-    /// Waits until then at the latest; `None` when the time is up, or nobody shall wait any more.
+impl<T: WaitResult> Waiter<T> {
+    /// Waits until the deadline at the latest; `None` when the time is up, or waits were released.
     /// Safe to cancel and to call again.
     pub async fn outcome(&mut self, deadline: Instant) -> Option<T> {
         if self.ended.is_some() {
             return None;
         }
-        let (word, told) = match tokio::time::timeout_at(deadline.into(), &mut self.told).await {
-            Ok(Ok(told)) => (told.name(), Some(told)),
+        let (word, result) = match tokio::time::timeout_at(deadline.into(), &mut self.result).await {
+            Ok(Ok(result)) => (result.name(), Some(result)),
             Ok(Err(_)) => ("released", None),
             Err(_) => ("time_up", None),
         };
         self.ended = Some(word);
-        told
+        result
     }
 
-    /// What was told by now.
-    pub fn told(&mut self) -> Option<T> {
+    /// Result that was reported by now, if any.
+    pub fn reported(&mut self) -> Option<T> {
         if self.ended.is_some() {
             return None;
         }
-        let told = self.told.try_recv().ok()?;
-        self.ended = Some(told.name());
-        Some(told)
+        let result = self.result.try_recv().ok()?;
+        self.ended = Some(result.name());
+        Some(result)
     }
 }
 
-impl<T: Told> Drop for Waiter<T> {
+impl<T: WaitResult> Drop for Waiter<T> {
     fn drop(&mut self) {
         let word = self.ended.unwrap_or("left");
         if matches!(word, "left" | "time_up") {
-            self.permit.waiters.lock().leave(&self.place);
+            self.permit.waiters.lock().unregister(&self.registration);
         }
         metrics().waited(word, self.permit.since.elapsed());
     }

@@ -51,12 +51,12 @@ impl Encoded {
     }
 }
 
-/// What became of a single write before its request was answered.
+/// Result of a single write, before its request is answered.
 #[derive(Debug)]
 pub enum Written {
-    /// It is durable, or its outcome is known and needs nothing else: here is the answer.
+    /// The write is durable, or its outcome is known and needs nothing else: this is the answer.
     Answered(HttpResponse),
-    /// It took effect: the handler answers with what it made.
+    /// The write took effect: the handler answers with what the write made.
     Applied(Box<AppliedWrite>),
 }
 
@@ -67,7 +67,7 @@ pub struct AppliedWrite {
     pub accepted_at: String,
     /// The counter right after an increment; `None` for other writes, and once it is not known any more.
     pub standing: Option<CounterResult>,
-    /// False when an earlier request with the same key may have brought it.
+    /// False when an earlier request with the same key may have brought the write.
     pub is_own: bool,
     preference: Option<HeaderValue>,
 }
@@ -77,7 +77,7 @@ impl AppliedWrite {
         self.named.id.key()
     }
 
-    /// Text of its id.
+    /// Text of the write's id.
     pub fn id(&self) -> String {
         self.named.id.to_string()
     }
@@ -97,7 +97,7 @@ impl AppliedWrite {
     }
 }
 
-/// What answers name a single write by.
+/// Identity of a single write in answers.
 #[derive(Clone, Debug)]
 struct Named {
     id: ItemId,
@@ -124,7 +124,7 @@ impl Named {
             .body(body)
     }
 
-    /// Path with what the id of a keyed write does not say: its payload, and the message that brings it.
+    /// Path of the write. A keyed id holds neither its payload nor its message: the query adds both.
     fn location(&self, id: &str) -> String {
         let path = self.target.path(self.kind);
         match self.keyed {
@@ -136,25 +136,25 @@ impl Named {
     }
 }
 
-/// Makes one write durable, and waits for its outcome where its request does.
+/// Makes one write durable, and waits for its outcome if the request asks for that.
 pub async fn single(
     shared: &Shared,
     preferences: &WritePreferences,
-    draft: NewWrite,
+    new_write: NewWrite,
 ) -> Result<Written, Problem> {
-    // Its body may have been on the way for long.
+    // The body may have been on the way for long.
     shared.check_clock()?;
-    let keyed = idempotency::of(preferences, &draft, 0);
-    let (kind, target) = (draft.write.kind(), Target::of(&draft.write, &shared.ids));
+    let keyed = idempotency::of(preferences, &new_write, 0);
+    let (kind, target) = (new_write.write.kind(), Target::of(&new_write.write, &shared.ids));
     if let Some(keyed) = keyed.filter(|keyed| shared.recent_keys.conflicts(*keyed)) {
         return Err(Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target)));
     }
     let deadline = preferences.wait.map(|wait| Instant::now() + wait);
     let permit = deadline.and_then(|_| shared.waiters.permit());
-    // Not kept while the request waits.
+    // The encoded item is not kept while the request waits.
     let pending = {
-        let mut encoded = Encoded::with_capacity(bytes_of(&draft.write));
-        encoded.push(|out| encode(out, draft.write, keyed));
+        let mut encoded = Encoded::with_capacity(bytes_of(&new_write.write));
+        encoded.push(|out| encode(out, new_write.write, keyed));
         let (is_awaited, trace) = (permit.is_some(), preferences.trace);
         shared.batcher.begin(BatchEntry { kind, json: &encoded.json, items: 1, is_awaited, trace })?
     };
@@ -170,9 +170,9 @@ pub async fn single(
             Written::Answered(write.answer(&accepted_at))
         });
     };
-    // Before anything yields, and with that before anything is sent.
+    // Registers before anything yields, so before anything is sent.
     let waiter = permit.wait_for(item, keyed.map(|keyed| keyed.fingerprint));
-    // Apart, so that the future of a request that does not wait stays small.
+    // Boxed, so that the future of a request that does not wait stays small.
     Box::pin(write.wait(pending, waiter, deadline)).await
 }
 
@@ -184,7 +184,7 @@ struct Single<'a> {
 }
 
 impl Single<'_> {
-    /// Takes the outcome when it comes in time, before the confirm or after it.
+    /// Answers with the outcome if it comes in time, before the confirm or after it.
     async fn wait(
         self,
         pending: Pending,
@@ -203,8 +203,8 @@ impl Single<'_> {
                     is_confirmed = true;
                     while_there(connection, waiter.outcome(deadline)).await
                 }
-                // It was taken all the same when its outcome is known.
-                Err(error) => Some(waiter.told().ok_or(error)?),
+                // A write with a known outcome was taken all the same.
+                Err(error) => Some(waiter.reported().ok_or(error)?),
             },
         };
         let Some(outcome) = outcome else {
@@ -213,14 +213,14 @@ impl Single<'_> {
             }
             return Ok(self.look_up(&accepted_at).await);
         };
-        Ok(self.settled(outcome, &accepted_at).await)
+        Ok(self.respond(outcome, &accepted_at).await)
     }
 
-    /// Looks for the outcome of a write that no event reported. A keyed one may have been applied long ago: one
-    /// read of the store tells, unless the store is known to be away.
+    /// Looks for the outcome of a write that no event reported. A keyed write may have been applied long ago:
+    /// one read of the store shows that, unless the store is known to be away.
     async fn look_up(&self, accepted_at: &str) -> Written {
         match self.outcome_in_store().await {
-            Some(outcome) => self.settled(outcome, accepted_at).await,
+            Some(outcome) => self.respond(outcome, accepted_at).await,
             None => Written::Answered(self.answer(accepted_at)),
         }
     }
@@ -231,11 +231,11 @@ impl Single<'_> {
             &self.shared.store_breaker,
             self.shared.store.item_statuses([self.named.id.key()].into()),
         );
-        let fate = statuses.await.ok()?.pop()??;
-        Outcome::of(&fate, Some(keyed.fingerprint), None)
+        let status = statuses.await.ok()?.pop()??;
+        Outcome::of(&status, Some(keyed.fingerprint), None)
     }
 
-    async fn settled(&self, outcome: Outcome, accepted_at: &str) -> Written {
+    async fn respond(&self, outcome: Outcome, accepted_at: &str) -> Written {
         let (shared, named) = (self.shared, &self.named);
         let keyed = named.keyed;
         let preference = self.preferences.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
@@ -262,7 +262,7 @@ impl Single<'_> {
         Written::Answered(response)
     }
 
-    /// 202, once it is durable.
+    /// 202 for a durable write.
     fn answer(&self, accepted_at: &str) -> HttpResponse {
         let is_applied = self.named.keyed.is_some_and(|keyed| self.shared.recent_keys.is_applied(keyed));
         let status = if is_applied { "applied" } else { "accepted" };
@@ -270,35 +270,36 @@ impl Single<'_> {
     }
 }
 
-/// About how long the parts of an answer to many items are.
+/// Approximate lengths of the parts of an answer to many items.
 const ID_BYTES: usize = 39;
 const PAYLOAD_BYTES: usize = 35;
 const REJECTED_BYTES: usize = 256;
 
 /// Makes the valid items of one request durable, as one unit, and answers it. It never waits for
-/// what becomes of them.
+/// their outcomes.
 pub async fn many(
     shared: &Shared,
     preferences: &WritePreferences,
-    drafts: Items<NewWrite>,
+    new_writes: Items<NewWrite>,
 ) -> Result<HttpResponse, Problem> {
     shared.check_clock()?;
-    let Items { valid, mut rejected } = drafts;
+    let Items { valid, mut rejected } = new_writes;
     let Some((_, first)) = valid.first() else { return Err(Problem::all_rejected(rejected)) };
     let kind = first.write.kind();
-    let mut encoded = Encoded::with_capacity(valid.iter().map(|(_, draft)| bytes_of(&draft.write)).sum());
-    // Of the accepted items, once one has a key.
+    let mut encoded =
+        Encoded::with_capacity(valid.iter().map(|(_, new_write)| bytes_of(&new_write.write)).sum());
+    // Identities of the accepted items; empty while no item has a key.
     let mut identities: Vec<Option<Keyed>> = Vec::new();
     let mut taken = HashMap::new();
     let (mut target, mut is_shared) = (None::<Target>, true);
-    for (index, draft) in valid {
-        let keyed = idempotency::of(preferences, &draft, index);
+    for (index, new_write) in valid {
+        let keyed = idempotency::of(preferences, &new_write, index);
         if let Some(keyed) = keyed {
-            // What is refused takes no key from those behind it.
+            // A refused item takes no key from the items after it.
             let conflicts = shared.recent_keys.conflicts(keyed)
                 || *taken.entry(keyed.id).or_insert(keyed.fingerprint) != keyed.fingerprint;
             if conflicts {
-                let target = Target::of(&draft.write, &shared.ids);
+                let target = Target::of(&new_write.write, &shared.ids);
                 let problem = Problem::conflict(Receipt::conflict(shared.ids.sign(keyed.id)).about(target));
                 rejected.push(Rejected { index, problem });
                 continue;
@@ -306,9 +307,9 @@ pub async fn many(
             identities.resize(encoded.count, None);
             identities.push(Some(keyed));
         }
-        is_shared &= target.as_ref().is_none_or(|target| target.is_shared_by(&draft.write));
-        target.get_or_insert_with(|| Target::of(&draft.write, &shared.ids));
-        encoded.push(|out| encode(out, draft.write, keyed));
+        is_shared &= target.as_ref().is_none_or(|target| target.is_shared_by(&new_write.write));
+        target.get_or_insert_with(|| Target::of(&new_write.write, &shared.ids));
+        encoded.push(|out| encode(out, new_write.write, keyed));
     }
     rejected.sort_by_key(|rejected| rejected.index);
     if encoded.count == 0 {
@@ -322,9 +323,9 @@ pub async fn many(
     if !preferences.has_room_for_answer(answer_bytes) {
         return Err(Problem::overloaded());
     }
-    let load = BatchEntry { kind, json: &json, items: count, is_awaited: false, trace: preferences.trace };
-    let pending = shared.batcher.begin(load)?;
-    // Not kept until the confirm.
+    let entry = BatchEntry { kind, json: &json, items: count, is_awaited: false, trace: preferences.trace };
+    let pending = shared.batcher.begin(entry)?;
+    // The encoded items are not kept until the confirm.
     drop(json);
     let placed = pending.confirmed().await?;
     let id = |offset: usize| {
@@ -339,7 +340,7 @@ pub async fn many(
     Ok(HttpResponse::Accepted().json(answer))
 }
 
-/// About how long a write is as an item of a message.
+/// Approximate length of a write as an item of a message.
 fn bytes_of(write: &Write) -> usize {
     const AROUND: usize = 64;
     AROUND
@@ -370,7 +371,7 @@ mod tests {
 
     use super::*;
 
-    /// Each with the least bytes that a client can send for it.
+    /// The longest writes, each with the least bytes that a client can send for it.
     fn longest() -> Vec<(Write, usize)> {
         let name: Box<str> = "x".repeat(128).into();
         let document = IdIssuer::new(1, 1).next(5).item(Kind::Document, 0);

@@ -1,11 +1,12 @@
-//! The canonical form of a document's JSON, which its fingerprint is made of: sorted members, no white
-//! space, one spelling of each string, and numbers without loss (`docs/decisions/0025-payloads-and-values.md`).
-//! It is part of what is stored: never change it.
+//! The canonical form of a document's JSON, which its fingerprint is made of: sorted members, no white space,
+//! one spelling of each string, and numbers without loss (`docs/decisions/0025-payloads-and-values.md`). It
+//! is part of what is stored: never change it.
 use serde_json::Value;
 use shared::model::decimal::Decimal;
 use shared::model::json_rules::{self, Tree};
 
-/// Writes it. The text is JSON that [`json_rules::check`] took; anything else is its own form.
+/// Canonical form of a text. The text is JSON that [`json_rules::check`] took; any other text is its own
+/// form.
 pub fn canonical(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     match Tree::read(text).and_then(|tree| write(&tree, &mut out)) {
@@ -14,7 +15,7 @@ pub fn canonical(text: &str) -> String {
     }
 }
 
-/// Its depth is that of the text, which is bounded.
+/// Recursion is as deep as the text, which is bounded.
 fn write(tree: &Tree<'_>, out: &mut String) -> Option<()> {
     match tree {
         Tree::Null => out.push_str("null"),
@@ -52,7 +53,7 @@ fn canonical_number(number: &str) -> Option<String> {
     if number != "-0" && !number.contains(['.', 'e', 'E']) {
         return Some(number.to_owned());
     }
-    // Released versions knew doubles only; their text stays where it says the whole number.
+    // Released versions knew doubles only; the text of a double stays where it holds the number exactly.
     match json_rules::held(number) {
         Some(double) => Some(double.to_string()),
         None => Decimal::parse(number).map(|exact| exact.to_string()),
@@ -67,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// How released versions wrote it: numbers as doubles.
+    /// Canonical form as released versions wrote it: numbers as doubles.
     fn released(value: &Value) -> String {
         match value {
             Value::Object(members) => {

@@ -1,7 +1,7 @@
 //! The identity of writes with a key, and what this process remembers of them.
 //!
-//! How an identity is made is part of what is stored: see `shared::model::idempotency`. What is remembered here
-//! only spares a client the way through the queue: the store decides.
+//! How an identity is made is part of what is stored: see `shared::model::idempotency`. What is remembered
+//! here only spares a client the way through the queue: the store decides.
 use serde_json::Value;
 use shared::model::api_key::Principal;
 use shared::model::idempotency::{Fingerprint, Keyed, fingerprint_of, id_of};
@@ -11,22 +11,22 @@ use crate::write::canonical::canonical;
 use crate::write::new_write::NewWrite;
 use crate::write::preferences::WritePreferences;
 
-/// Whose keys they are where nobody needs to say who he is. Keys of different principals never meet.
+/// Principal of all keys where requests need no API key. Keys of different principals never collide.
 const ANONYMOUS: &str = "anonymous";
 
-/// The identity of a draft that has a key: its own, or the request's with its position there.
-pub fn of(preferences: &WritePreferences, draft: &NewWrite, index: usize) -> Option<Keyed> {
-    let (key, index) = match (&draft.own_key, &preferences.key) {
+/// The identity of a new write that has a key: its own, or the request's with its position in the request.
+pub fn of(preferences: &WritePreferences, new_write: &NewWrite, index: usize) -> Option<Keyed> {
+    let (key, index) = match (&new_write.own_key, &preferences.key) {
         (Some(own), _) => (own, 0),
         (None, Some(key)) => (key, index),
         (None, None) => return None,
     };
     let principal = preferences.principal.as_ref().map_or(ANONYMOUS, Principal::as_str);
-    let id = id_of(principal, draft.write.kind(), key, index);
-    Some(Keyed { id, fingerprint: fingerprint(&draft.write) })
+    let id = id_of(principal, new_write.write.kind(), key, index);
+    Some(Keyed { id, fingerprint: fingerprint(&new_write.write) })
 }
 
-/// What a write asks for, independent of how its JSON was spelled.
+/// Fingerprint of the content of a write, independent of how its JSON was spelled.
 fn fingerprint(write: &Write) -> Fingerprint {
     match write {
         Write::Increment(Increment { counter, by }) => {
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(id(principal("shop")), id(principal("shop")));
         assert_ne!(id(principal("shop")), id(principal("till")));
         assert_ne!(id(principal("shop")), id(None));
-        // Who begins to use keys may go on under the name that everybody had.
+        // A client that begins to use API keys may go on under the name that all requests had before.
         assert_eq!(id(principal(ANONYMOUS)), id(None));
     }
 

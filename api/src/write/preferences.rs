@@ -1,4 +1,4 @@
-//! What a request wants done with its writes, read from its headers: `Prefer` (RFC 7240),
+//! Preferences of a request for its writes, read from its headers: `Prefer` (RFC 7240),
 //! `Idempotency-Key` and `traceparent` (W3C Trace Context).
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,17 +25,17 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The answer to `Prefer`.
 pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// What a request wants done with its writes, from its headers.
+/// Preferences of a request for its writes, from its headers.
 #[derive(Clone, Debug, Default)]
 pub struct WritePreferences {
-    /// How long to wait for the outcome; `None` answers as soon as the write is durable.
+    /// Longest wait for the outcome; `None` answers as soon as the write is durable.
     pub wait: Option<Duration>,
     pub key: Option<Box<str>>,
-    /// Whose key it is; `None` where nobody needs to say who he is.
+    /// Principal of the API key; `None` where requests need no API key.
     pub principal: Option<Principal>,
     /// The client asked for the wait.
     pub is_preferred: bool,
-    /// Of a request whose trace is kept by whoever began it.
+    /// Trace of the request, if its sender sampled it.
     pub trace: Option<TraceParent>,
     /// The connection on which an answer may wait; `None` in tests without one.
     pub connection: Option<Rc<ConnectionState>>,
@@ -56,21 +56,21 @@ impl WritePreferences {
         })
     }
 
-    /// For the short paths, which wait by themselves.
+    /// Preferences of a request to one of the short paths, which wait by themselves.
     pub fn short(request: &HttpRequest, shared: &Shared) -> Result<Self, Problem> {
         let preferences = Self::of(request, shared)?;
         let short = shared.waits.short_wait;
         Ok(Self { wait: preferences.wait.or((!short.is_zero()).then_some(short)), ..preferences })
     }
 
-    /// Checks that an answer of so many bytes finds room, before a write is done: its answer is not refused
-    /// afterwards.
+    /// Returns true when an answer of so many bytes finds room. Checked before a write is done, so that its
+    /// answer is not refused afterwards.
     pub fn has_room_for_answer(&self, bytes: usize) -> bool {
         bytes <= PART_BYTES_MAX
             || self.connection.as_ref().is_none_or(|connection| connection.answers().has_room(bytes))
     }
 
-    /// `wait=N` for `Preference-Applied`, when the client asked for it.
+    /// `wait=N` for `Preference-Applied`, when the client asked for the wait.
     pub fn applied(&self) -> Option<String> {
         self.wait.filter(|_| self.is_preferred).map(applied)
     }
@@ -81,8 +81,8 @@ pub fn applied(granted: Duration) -> String {
     format!("wait={}", granted.as_millis().div_ceil(1_000))
 }
 
-/// How long the client wants to wait, as far as it is granted. What is no preference for a wait is
-/// ignored, as RFC 7240 wants it.
+/// Wait that the client asks for, as far as it is granted. Anything that is no preference for a wait is
+/// ignored, as RFC 7240 requires.
 pub fn wait_of(headers: &HeaderMap, wait_max: Duration) -> Option<Duration> {
     headers
         .get_all(PREFER)
@@ -93,19 +93,19 @@ pub fn wait_of(headers: &HeaderMap, wait_max: Duration) -> Option<Duration> {
 
 /// The first `wait` with a number of seconds in one header.
 fn wait_in(value: &[u8]) -> Option<u64> {
-    // Behind a semicolon stand parameters, which `wait` does not have.
+    // Parameters follow a semicolon; `wait` has none.
     let first = |preference| header::parts(preference, b';').next();
     header::parts(value, b',').filter_map(first).find_map(|preference| {
         let (name, value) = header::parameter(preference)?;
         let digits = String::from_utf8(header::unquoted(value)?.into_owned()).ok()?;
         let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-        // More than fits is more than is granted.
+        // A number that does not fit is more than is granted.
         (name.eq_ignore_ascii_case(b"wait") && is_number).then(|| digits.parse().unwrap_or(u64::MAX))
     })
 }
 
-/// What is no trace context, or comes more than once, is ignored, as the specification wants it; what
-/// is not sampled nobody could look up.
+/// Trace of a request. A header that is no trace context, or comes more than once, is ignored, as the
+/// specification requires; a trace that is not sampled could not be looked up.
 fn trace_of(headers: &HeaderMap) -> Option<TraceParent> {
     let mut given = headers.get_all(TRACEPARENT);
     let value = given.next()?;
@@ -128,7 +128,8 @@ fn key_of(headers: &HeaderMap) -> Result<Option<Box<str>>, Problem> {
     Ok(Some(key.into()))
 }
 
-/// What a key is, wherever it stands: what a string of RFC 8941 can hold, and not too long.
+/// Returns true for a key, of the header or of an item: a text that a string of RFC 8941 can hold, not too
+/// long.
 fn is_key(key: &str) -> bool {
     let printable = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
     (1..=KEY_LENGTH_MAX).contains(&key.len()) && key.bytes().all(printable)
@@ -140,7 +141,7 @@ fn bare(value: &[u8]) -> Option<String> {
     value.iter().all(is_bare).then(|| String::from_utf8_lossy(value).into_owned())
 }
 
-/// `idempotency_key` of an item: the key space of the header.
+/// `idempotency_key` of an item, in the same key space as the header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnKey(Box<str>);
 
@@ -149,7 +150,7 @@ impl OwnKey {
         self.0
     }
 
-    /// For a member that may be left out, but is no null when it is there.
+    /// Deserializes a member that may be left out, but is no null when it is there.
     pub fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
         Self::deserialize(deserializer).map(Some)
     }

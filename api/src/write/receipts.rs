@@ -1,4 +1,4 @@
-//! What the store knows of a write.
+//! Receipts of writes from what the store knows.
 use shared::model::id::{ItemKey, Kind, MessageId};
 use shared::model::idempotency::Fingerprint;
 use shared::model::outcome::ItemStatus;
@@ -9,7 +9,8 @@ use crate::state::Shared;
 use crate::store_breaker::guarded;
 use crate::wait::outcome::Outcome;
 
-/// After `outcome` was told: as the store knows it, or if it cannot be asked just now, as told.
+/// Receipt of an item after its `outcome` was reported: from the store, or from the outcome when the store
+/// cannot be asked just now.
 pub async fn after(
     shared: &Shared,
     item: ItemKey,
@@ -17,17 +18,17 @@ pub async fn after(
     outcome: Outcome,
 ) -> Receipt {
     let id = shared.ids.sign(item);
-    let known = match fate_of(shared, item, None).await {
-        Ok(Some(fate)) => Receipt::of_fate(id, payload, Some(fate)),
+    let known = match status_of(shared, item, None).await {
+        Ok(Some(status)) => Receipt::of_status(id, payload, Some(status)),
         Ok(None) | Err(_) => None,
     };
     let receipt = known.unwrap_or_else(|| Receipt::of_outcome(id, outcome));
     with_letter(shared, item, receipt.clone()).await.unwrap_or(receipt)
 }
 
-/// ItemStatus of an item. A keyed id names no message, so the client does: where that was processed, or is so old
-/// that it may have been, and nothing is known of the key, the key was forgotten.
-pub async fn fate_of(
+/// Status of an item. A keyed id names no message, so the client does. Where that message was processed, or
+/// is so old that it may have been, and nothing is known of the key, the key was forgotten.
+pub async fn status_of(
     shared: &Shared,
     item: ItemKey,
     message: Option<MessageId>,
@@ -35,11 +36,11 @@ pub async fn fate_of(
     let sent = message.filter(|_| item.is_keyed()).map(|message| message.item(Kind::Document, 0));
     let asked = [item].into_iter().chain(sent).collect();
     let mut statuses = guarded(&shared.store_breaker, shared.store.item_statuses(asked)).await?.into_iter();
-    let fate = statuses.next().flatten();
-    Ok(fate.or_else(|| statuses.next().flatten().map(|_| ItemStatus::Forgotten)))
+    let status = statuses.next().flatten();
+    Ok(status.or_else(|| statuses.next().flatten().map(|_| ItemStatus::Forgotten)))
 }
 
-/// Adds to the receipt of what was set aside what its dead letter says; there is none when it was redriven
+/// Completes the receipt of a failed item from its dead letter; there is none when the item was redriven
 /// meanwhile.
 pub async fn with_letter(shared: &Shared, item: ItemKey, receipt: Receipt) -> Result<Receipt, StoreError> {
     if !receipt.is_failed() {

@@ -36,7 +36,7 @@ impl Rig {
         Self { cache: ReadCache::new(breaker, limits), ask, asked }
     }
 
-    fn read(&self, key: &'static str) -> JoinHandle<Result<(String, Outcome), StoreError>> {
+    fn read(&self, key: &'static str) -> JoinHandle<Result<(String, CacheOutcome), StoreError>> {
         let (cache, ask) = (self.cache.clone(), self.ask.clone());
         tokio::spawn(async move {
             let load = || {
@@ -71,7 +71,7 @@ impl Rig {
     }
 }
 
-/// How long something may take to happen. Failing takes this long, passing does not.
+/// Time that something may take to happen. Failing takes this long, passing does not.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const LONG: Duration = Duration::from_hours(1);
@@ -80,17 +80,17 @@ fn away() -> StoreError {
     StoreError::Unavailable("away".into())
 }
 
-async fn got(reader: JoinHandle<Result<(String, Outcome), StoreError>>) -> (String, Outcome) {
+async fn got(reader: JoinHandle<Result<(String, CacheOutcome), StoreError>>) -> (String, CacheOutcome) {
     let read = tokio::time::timeout(PATIENCE, reader).await.expect("an answer in time");
     read.expect("no panic").expect("an answer")
 }
 
-fn hit(body: &str) -> (String, Outcome) {
-    (body.into(), Outcome::Hit)
+fn hit(body: &str) -> (String, CacheOutcome) {
+    (body.into(), CacheOutcome::Hit)
 }
 
-fn miss(body: &str) -> (String, Outcome) {
-    (body.into(), Outcome::Miss)
+fn miss(body: &str) -> (String, CacheOutcome) {
+    (body.into(), CacheOutcome::Miss)
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ async fn an_old_answer_is_given_stale_while_the_store_is_away_and_an_unknown_one
     rig.changed("a");
     let reader = rig.read("a/1");
     rig.asked().await.send(Err(away())).expect("awaited");
-    assert_eq!(got(reader).await, ("one".into(), Outcome::Stale));
+    assert_eq!(got(reader).await, ("one".into(), CacheOutcome::Stale));
 }
 
 #[tokio::test]

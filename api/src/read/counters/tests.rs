@@ -1,4 +1,4 @@
-//! The cache over a store whose reads the test answers.
+//! The cache over a store with reads that the test answers.
 use async_trait::async_trait;
 use shared::runtime::breaker::BreakerLimits;
 use testkit::store::{Layer, Layered};
@@ -8,7 +8,7 @@ use super::*;
 
 type Read = Result<Option<Counter>, StoreError>;
 
-/// A store whose reads the test answers, in its own time.
+/// A store with reads that the test answers, in its own time.
 struct Asked(mpsc::UnboundedSender<oneshot::Sender<Read>>);
 
 #[async_trait]
@@ -40,7 +40,7 @@ impl Rig {
         Self { cache: CounterCache::new(Arc::new(Layered(Asked(sender))), breaker, limits), asked }
     }
 
-    fn read(&self) -> tokio::task::JoinHandle<Result<(Option<i64>, Outcome), StoreError>> {
+    fn read(&self) -> tokio::task::JoinHandle<Result<(Option<i64>, CacheOutcome), StoreError>> {
         let cache = self.cache.clone();
         tokio::spawn(async move {
             let (entry, outcome) = cache.get("a").await?;
@@ -72,7 +72,7 @@ async fn many_readers_of_one_key_cause_one_load_and_then_hits() {
     for reader in readers {
         assert_eq!(reader.await.expect("no panic").expect("read").0, Some(3));
     }
-    assert_eq!(rig.read().await.expect("no panic").expect("read"), (Some(3), Outcome::Hit));
+    assert_eq!(rig.read().await.expect("no panic").expect("read"), (Some(3), CacheOutcome::Hit));
     assert!(rig.asked.try_recv().is_err(), "one load was enough");
 }
 
@@ -85,7 +85,7 @@ async fn a_load_that_read_before_a_change_does_not_hide_it() {
     rig.cache.apply_update(&[at(4)]);
     answer.send(Ok(Some(at(3)))).expect("awaited");
     assert_eq!(reader.await.expect("no panic").expect("read").0, Some(5));
-    assert_eq!(rig.read().await.expect("no panic").expect("read"), (Some(5), Outcome::Hit));
+    assert_eq!(rig.read().await.expect("no panic").expect("read"), (Some(5), CacheOutcome::Hit));
 }
 
 #[tokio::test]
@@ -98,15 +98,15 @@ async fn a_hole_noticed_during_a_load_makes_its_result_old() {
     reader.await.expect("no panic").expect("read");
     let again = rig.read();
     rig.asked().await.send(Ok(Some(at(4)))).expect("awaited");
-    assert_eq!(again.await.expect("no panic").expect("read"), (Some(4), Outcome::Miss));
+    assert_eq!(again.await.expect("no panic").expect("read"), (Some(4), CacheOutcome::Miss));
 }
 
 #[tokio::test]
 async fn versions_never_go_backwards_whoever_tells() {
     let mut rig = Rig::new(Duration::ZERO);
-    for (told, expected) in [(7, 7), (6, 7), (8, 8)] {
+    for (reported, expected) in [(7, 7), (6, 7), (8, 8)] {
         let reader = rig.read();
-        rig.asked().await.send(Ok(Some(at(told)))).expect("awaited");
+        rig.asked().await.send(Ok(Some(at(reported)))).expect("awaited");
         assert_eq!(reader.await.expect("no panic").expect("read").0, Some(expected));
     }
     rig.cache.apply_update(&[at(2)]);
@@ -127,7 +127,7 @@ async fn an_old_value_is_answered_stale_while_the_store_is_away_and_an_unknown_o
     rig.cache.invalidate_all();
     let reader = rig.read();
     rig.asked().await.send(Err(away())).expect("awaited");
-    assert_eq!(reader.await.expect("no panic").expect("stale"), (Some(3), Outcome::Stale));
+    assert_eq!(reader.await.expect("no panic").expect("stale"), (Some(3), CacheOutcome::Stale));
 }
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn events_change_cached_values_and_bring_in_no_others() {
     rig.asked().await.send(Ok(None)).expect("the event alone cached nothing");
     assert_eq!(reader.await.expect("no panic").expect("read").0, None);
     rig.cache.apply_update(&[at(2)]);
-    assert_eq!(rig.read().await.expect("no panic").expect("read"), (Some(2), Outcome::Hit));
+    assert_eq!(rig.read().await.expect("no panic").expect("read"), (Some(2), CacheOutcome::Hit));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Definitions over a store whose reads the test answers.
+//! Definitions over a store with reads that the test answers.
 use async_trait::async_trait;
 use shared::event::in_process::InProcessEvents;
 use shared::runtime::breaker::BreakerLimits;
@@ -9,7 +9,7 @@ use super::*;
 
 type Read = Result<Collection, StoreError>;
 
-/// A store whose reads the test answers, in its own time.
+/// A store with reads that the test answers, in its own time.
 struct Asked(mpsc::Sender<oneshot::Sender<Read>>);
 
 #[async_trait]
@@ -123,7 +123,7 @@ async fn all_who_are_about_to_refuse_share_the_reading_that_begins_after_them() 
     }
     assert!(asked.try_recv().is_err(), "one at a time");
     first.send(Ok(at(1))).expect("awaited");
-    assert_eq!(landed(early).await.expect("read").collection.version, 1);
+    assert_eq!(finished(early).await.expect("read").collection.version, 1);
     asked.recv().await.expect("the store is asked again").send(Ok(at(2))).expect("awaited");
     while let Some(version) = newer.join_next().await {
         assert_eq!(version.expect("no panic"), Some(2));

@@ -1,4 +1,4 @@
-//! The cache over a store whose reads the test answers.
+//! The cache over a store with reads that the test answers.
 use async_trait::async_trait;
 use shared::model::id::{IdIssuer, Kind};
 use shared::runtime::breaker::BreakerLimits;
@@ -9,7 +9,7 @@ use super::*;
 
 type Read = Result<Option<Stored>, StoreError>;
 
-/// A store whose reads the test answers, in its own time.
+/// A store with reads that the test answers, in its own time.
 struct Asked(mpsc::Sender<oneshot::Sender<Read>>);
 
 #[async_trait]
@@ -42,13 +42,13 @@ impl Rig {
         Self { cache, asked, id: IdIssuer::new(1, 2).next(3).item(Kind::Document, 4) }
     }
 
-    fn read(&self, collection: &'static str) -> tokio::task::JoinHandle<Result<Found, StoreError>> {
+    fn read(&self, collection: &'static str) -> tokio::task::JoinHandle<Result<DocumentLookup, StoreError>> {
         let (cache, id) = (self.cache.clone(), self.id);
         tokio::spawn(async move { cache.get(collection, id).await })
     }
 
     /// Reads once, from a store that holds this.
-    async fn read_from(&mut self, held: Read) -> Result<Found, StoreError> {
+    async fn read_from(&mut self, held: Read) -> Result<DocumentLookup, StoreError> {
         let read = self.read("a");
         self.asked.recv().await.expect("the store is asked").send(held).expect("awaited");
         read.await.expect("no panic")
@@ -63,10 +63,10 @@ impl Rig {
 
 const LONG: Duration = Duration::from_hours(1);
 
-fn outcome(read: Result<Found, StoreError>) -> Option<Outcome> {
+fn outcome(read: Result<DocumentLookup, StoreError>) -> Option<CacheOutcome> {
     match read.expect("known") {
-        Found::Document(_, outcome) => Some(outcome),
-        Found::Deleted | Found::Nothing => None,
+        DocumentLookup::Document(_, outcome) => Some(outcome),
+        DocumentLookup::Deleted | DocumentLookup::Nothing => None,
     }
 }
 
@@ -78,11 +78,11 @@ fn away() -> Read {
 async fn a_document_is_answered_from_memory_until_it_is_deleted() {
     let mut rig = Rig::new(LONG);
     let held = Ok(Some(rig.document()));
-    assert_eq!(outcome(rig.read_from(held).await), Some(Outcome::Miss));
-    assert_eq!(outcome(rig.read("a").await.expect("no panic")), Some(Outcome::Hit));
+    assert_eq!(outcome(rig.read_from(held).await), Some(CacheOutcome::Miss));
+    assert_eq!(outcome(rig.read("a").await.expect("no panic")), Some(CacheOutcome::Hit));
     rig.cache.forget([rig.id]);
-    assert!(matches!(rig.read_from(Ok(Some(Stored::Deleted))).await, Ok(Found::Deleted)));
-    assert!(matches!(rig.read_from(Ok(None)).await, Ok(Found::Nothing)));
+    assert!(matches!(rig.read_from(Ok(Some(Stored::Deleted))).await, Ok(DocumentLookup::Deleted)));
+    assert!(matches!(rig.read_from(Ok(None)).await, Ok(DocumentLookup::Nothing)));
 }
 
 #[tokio::test]
@@ -92,8 +92,8 @@ async fn what_was_read_before_a_deletion_is_not_kept_after_it() {
     let asked = rig.asked.recv().await.expect("the store is asked");
     rig.cache.forget([rig.id]);
     asked.send(Ok(Some(rig.document()))).expect("awaited");
-    assert_eq!(outcome(read.await.expect("no panic")), Some(Outcome::Miss));
-    assert!(matches!(rig.read_from(Ok(Some(Stored::Deleted))).await, Ok(Found::Deleted)));
+    assert_eq!(outcome(read.await.expect("no panic")), Some(CacheOutcome::Miss));
+    assert!(matches!(rig.read_from(Ok(Some(Stored::Deleted))).await, Ok(DocumentLookup::Deleted)));
 }
 
 #[tokio::test]
@@ -102,9 +102,9 @@ async fn an_old_entry_is_answered_stale_while_the_store_is_away_and_only_then() 
     let held = Ok(Some(rig.document()));
     rig.read_from(held).await.expect("held");
     rig.cache.invalidate_all();
-    assert_eq!(outcome(rig.read_from(away()).await), Some(Outcome::Stale));
+    assert_eq!(outcome(rig.read_from(away()).await), Some(CacheOutcome::Stale));
     let held = Ok(Some(rig.document()));
-    assert_eq!(outcome(rig.read_from(held).await), Some(Outcome::Miss));
+    assert_eq!(outcome(rig.read_from(held).await), Some(CacheOutcome::Miss));
     rig.cache.forget([rig.id]);
     rig.read_from(away()).await.expect_err("nothing is known of it");
 }
@@ -116,6 +116,6 @@ async fn an_entry_answers_for_its_own_collection_only() {
     rig.read_from(held).await.expect("held");
     let read = rig.read("b");
     rig.asked.recv().await.expect("the store is asked").send(Ok(None)).expect("awaited");
-    assert!(matches!(read.await.expect("no panic"), Ok(Found::Nothing)));
-    assert_eq!(outcome(rig.read("a").await.expect("no panic")), Some(Outcome::Hit));
+    assert!(matches!(read.await.expect("no panic"), Ok(DocumentLookup::Nothing)));
+    assert_eq!(outcome(rig.read("a").await.expect("no panic")), Some(CacheOutcome::Hit));
 }

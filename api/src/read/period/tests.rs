@@ -20,8 +20,8 @@ fn texts(from: &str, to: &str) -> (String, String) {
 /// 2026-11-20 is a Friday.
 const NOW: &str = "2026-11-20T12:34:56.789Z";
 
-fn kept() -> Kept {
-    Kept::at(at(NOW), &config::Retention::default())
+fn kept() -> RollupRetention {
+    RollupRetention::at(at(NOW), &config::Retention::default())
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_series_takes_the_coarsest_rollups_and_refuses_those_that_are_gone() {
     assert_eq!(hours(24 * 91, "25h"), Err(NoBuckets::HoursGone));
 }
 
-/// A moment within 100 days before and 2 days after now, and a length of up to 40 days.
+/// Spans that begin between 100 days before and 2 days after now, up to 40 days long.
 fn spans() -> impl Strategy<Value = Span> {
     let now_ms = at(NOW);
     (now_ms - 100 * DAY_MS..now_ms + 2 * DAY_MS, prop_oneof![1..DAY_MS / 8, 1..40 * DAY_MS])
@@ -133,10 +133,10 @@ fn spans() -> impl Strategy<Value = Span> {
 }
 
 /// Any retention, also ones that make no sense.
-fn kepts() -> impl Strategy<Value = Kept> {
+fn kepts() -> impl Strategy<Value = RollupRetention> {
     (0_u32..72, 0_u32..120).prop_map(|(minutes_hours, hours_days)| {
         let retention = config::Retention { minutes_hours, hours_days, ..config::Retention::default() };
-        Kept::at(at(NOW), &retention)
+        RollupRetention::at(at(NOW), &retention)
     })
 }
 

@@ -17,7 +17,7 @@ use super::{DocumentBody, render_into};
 use crate::http::body;
 use crate::http::problem::Problem;
 use crate::http::query::{Parameters, check_parameter, limit_of};
-use crate::read::definitions::Known;
+use crate::read::definitions::KnownDefinition;
 use crate::rfc3339::{self, NO_TIME, rfc3339};
 use crate::routes::counters::unavailable;
 use crate::state::Shared;
@@ -274,7 +274,7 @@ async fn check_indexed(
     collection: &str,
     wanted: &[(String, Wanted)],
 ) -> Result<(), Problem> {
-    let unknown = |known: &Known| {
+    let unknown = |known: &KnownDefinition| {
         let indexed = &known.collection.definition.indexed;
         wanted.iter().find(|(field, _)| !indexed.contains(field)).map(|(field, _)| field)
     };

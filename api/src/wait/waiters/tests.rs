@@ -1,4 +1,4 @@
-//! The registry, told by events and by a store whose answers the test decides.
+//! The registry with events, and a store with answers that the test decides.
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -52,12 +52,12 @@ fn standing(item: ItemKey, value: i64) -> Standing {
     Standing { item, value, version: 1 }
 }
 
-fn told(number: i64, verdict: KeyedVerdict) -> Committed {
+fn verdict_event(number: i64, verdict: KeyedVerdict) -> Committed {
     let keyed = vec![KeyedTold { item: keyed_item(), fingerprint: payload(number), verdict }];
     Committed { keyed, ..Committed::default() }
 }
 
-/// What the store says of a keyed item: perhaps another request brought it.
+/// Outcome of a keyed item from the store: perhaps another request brought it.
 const FOUND: Outcome = Outcome::Applied { standing: None, is_own: false };
 
 fn applied(standing: Option<(ItemKey, i64)>) -> Outcome {
@@ -65,7 +65,7 @@ fn applied(standing: Option<(ItemKey, i64)>) -> Outcome {
     Outcome::Applied { standing, is_own: true }
 }
 
-fn fate(fingerprint: Option<Fingerprint>) -> ItemStatus {
+fn item_status(fingerprint: Option<Fingerprint>) -> ItemStatus {
     ItemStatus::Applied { at_ms: 5, fingerprint }
 }
 
@@ -76,7 +76,7 @@ async fn everybody_who_waits_for_an_item_hears_of_it_also_before_he_asks() {
     let mut waiting = [wait(&waiters, one, None), wait(&waiters, one, None), wait(&waiters, two, None)];
     let standings = vec![standing(one, 7)];
     waiters.on_event(&Committed { standings, ..named(message) });
-    assert_eq!(waiting[0].told(), Some(applied(Some((one, 7)))));
+    assert_eq!(waiting[0].reported(), Some(applied(Some((one, 7)))));
     assert_eq!(outcome(&mut waiting[1]).await, Some(applied(Some((one, 7)))));
     assert_eq!(outcome(&mut waiting[2]).await, Some(applied(None)));
     assert_eq!(outcome(&mut waiting[2]).await, None, "once");
@@ -93,18 +93,18 @@ async fn an_item_that_was_set_aside_is_told_with_its_reason_and_its_message_does
     assert_eq!(outcome(&mut waiting).await, Some(expected));
 }
 
-/// An event of a newer version says of it what this one cannot read.
+/// An event of a newer version says something of the item that this version cannot read.
 #[tokio::test]
 async fn an_unclear_item_is_not_settled_by_its_message_and_the_store_decides() {
     let (waiters, message) = (waiters(), message());
     let (unclear, clear) = (message.item(Kind::Increment, 0), message.item(Kind::Increment, 1));
     let mut waiting = [wait(&waiters, unclear, None), wait(&waiters, clear, None)];
     waiters.on_event(&Committed { unclear: vec![unclear], ..named(message) });
-    assert_eq!((waiting[0].told(), waiting[1].told()), (None, Some(applied(None))));
+    assert_eq!((waiting[0].reported(), waiting[1].reported()), (None, Some(applied(None))));
     let (items, mark) = waiters.lock().take_doubted(10);
     assert_eq!(items, [unclear]);
-    waiters.apply_update(&items, vec![Some(fate(None))], mark);
-    assert!(matches!(waiting[0].told(), Some(Outcome::Applied { .. })));
+    waiters.apply_update(&items, vec![Some(item_status(None))], mark);
+    assert!(matches!(waiting[0].reported(), Some(Outcome::Applied { .. })));
 }
 
 #[tokio::test]
@@ -115,11 +115,11 @@ async fn the_first_payload_under_a_key_is_applied_and_the_other_conflicts() {
     let mut any = wait(&waiters, keyed_item(), None);
     // The standing may come in an event before.
     waiters.on_event(&Committed { standings: vec![standing(keyed_item(), 7)], ..Committed::default() });
-    assert_eq!((one.told(), other.told()), (None, None));
-    waiters.on_event(&told(1, KeyedVerdict::Applied));
-    assert_eq!(one.told(), Some(applied(Some((keyed_item(), 7)))));
-    assert_eq!(other.told(), Some(Outcome::Conflict));
-    assert_eq!(any.told(), Some(applied(Some((keyed_item(), 7)))));
+    assert_eq!((one.reported(), other.reported()), (None, None));
+    waiters.on_event(&verdict_event(1, KeyedVerdict::Applied));
+    assert_eq!(one.reported(), Some(applied(Some((keyed_item(), 7)))));
+    assert_eq!(other.reported(), Some(Outcome::Conflict));
+    assert_eq!(any.reported(), Some(applied(Some((keyed_item(), 7)))));
 }
 
 #[tokio::test]
@@ -130,8 +130,8 @@ async fn a_keyed_item_that_was_set_aside_conflicts_with_other_payloads() {
     let fingerprint = Some(payload(1));
     let failed = ItemFailed { item: keyed_item(), fingerprint, reason: "r".into(), detail: "d".into() };
     waiters.on_event(&Committed { failed: vec![failed], ..Committed::default() });
-    assert!(matches!(one.told(), Some(Outcome::Failed { .. })));
-    assert_eq!(other.told(), Some(Outcome::Conflict));
+    assert!(matches!(one.reported(), Some(Outcome::Failed { .. })));
+    assert_eq!(other.reported(), Some(Outcome::Conflict));
 }
 
 #[tokio::test]
@@ -139,12 +139,12 @@ async fn a_conflict_is_told_to_its_payload_only_and_the_store_decides_for_the_ot
     let waiters = waiters();
     let mut one = wait(&waiters, keyed_item(), Some(payload(1)));
     let mut other = wait(&waiters, keyed_item(), Some(payload(2)));
-    waiters.on_event(&told(2, KeyedVerdict::Conflict));
-    assert_eq!(other.told(), Some(Outcome::Conflict));
-    assert_eq!(one.told(), None);
+    waiters.on_event(&verdict_event(2, KeyedVerdict::Conflict));
+    assert_eq!(other.reported(), Some(Outcome::Conflict));
+    assert_eq!(one.reported(), None);
     let (items, mark) = waiters.lock().take_doubted(10);
-    waiters.apply_update(&items, vec![Some(fate(Some(payload(1))))], mark);
-    assert_eq!(one.told(), Some(FOUND));
+    waiters.apply_update(&items, vec![Some(item_status(Some(payload(1))))], mark);
+    assert_eq!(one.reported(), Some(FOUND));
 }
 
 #[tokio::test]
@@ -152,16 +152,16 @@ async fn after_a_hole_a_message_is_not_taken_at_its_word_but_named_items_are() {
     let (waiters, message) = (waiters(), message());
     let (lost, named_item) = (message.item(Kind::Increment, 0), message.item(Kind::Increment, 1));
     let mut waiting = [wait(&waiters, lost, None), wait(&waiters, named_item, None)];
-    // The event that told of a failure is missing.
+    // The event that reported a failure is missing.
     waiters.doubt_all();
     waiters.on_event(&Committed { standings: vec![standing(named_item, 3)], ..named(message) });
-    assert_eq!(waiting[0].told(), None);
-    assert_eq!(waiting[1].told(), Some(applied(Some((named_item, 3)))));
+    assert_eq!(waiting[0].reported(), None);
+    assert_eq!(waiting[1].reported(), Some(applied(Some((named_item, 3)))));
     let (items, mark) = waiters.lock().take_doubted(10);
     assert_eq!(items, [lost]);
     let failed = ItemStatus::Failed { at_ms: 5, reason: "r".into(), detail: "d".into(), fingerprint: None };
     waiters.apply_update(&items, vec![Some(failed)], mark);
-    assert!(matches!(waiting[0].told(), Some(Outcome::Failed { .. })));
+    assert!(matches!(waiting[0].reported(), Some(Outcome::Failed { .. })));
 }
 
 #[tokio::test]
@@ -184,10 +184,10 @@ async fn a_commit_during_a_read_is_not_lost() {
     // The read looks, then the message is committed and named, then the read answers.
     waiters.on_event(&named(message));
     waiters.apply_update(&items, vec![None], mark);
-    assert_eq!(waiting.told(), None);
+    assert_eq!(waiting.reported(), None);
     let (items, mark) = waiters.lock().take_doubted(10);
-    waiters.apply_update(&items, vec![Some(fate(None))], mark);
-    assert_eq!(waiting.told(), Some(applied(None)));
+    waiters.apply_update(&items, vec![Some(item_status(None))], mark);
+    assert_eq!(waiting.reported(), Some(applied(None)));
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn a_hole_during_a_read_keeps_the_doubt() {
     waiters.doubt_all();
     waiters.apply_update(&items, vec![None], mark);
     waiters.on_event(&named(message));
-    assert_eq!(waiting.told(), None);
+    assert_eq!(waiting.reported(), None);
     assert!(waiters.lock().has_doubts());
 }
 
@@ -210,9 +210,9 @@ async fn a_change_or_a_hole_wakes_who_follows_a_counter() {
     let (mut one, mut other) = (follow("a"), follow("b"));
     let counter = Counter { name: "a".into(), value: 1, version: 1, updated_at_ms: 5 };
     waiters.changed(&[counter]);
-    assert_eq!((one.told(), other.told()), (Some(Changed), None));
+    assert_eq!((one.reported(), other.reported()), (Some(Changed), None));
     waiters.doubt_all();
-    assert_eq!(other.told(), Some(Changed));
+    assert_eq!(other.reported(), Some(Changed));
 }
 
 #[tokio::test]
@@ -284,16 +284,16 @@ async fn ten_thousand_are_answered_by_the_events_of_their_messages() {
         ..Committed::default()
     };
     waiters.on_event(&committed(&messages[..9]));
-    assert_eq!(waiting.iter_mut().filter_map(Waiter::told).count(), 9_000);
+    assert_eq!(waiting.iter_mut().filter_map(Waiter::reported).count(), 9_000);
     waiters.on_event(&committed(&messages));
-    assert_eq!(waiting.iter_mut().filter_map(Waiter::told).count(), 1_000);
+    assert_eq!(waiting.iter_mut().filter_map(Waiter::reported).count(), 1_000);
     assert!(waiters.lock().is_empty());
 }
 
-/// How many items the store is asked about, and where it takes the answer for each.
+/// Number of items that the store is asked about, and the sender of the answer for each.
 type Question = (usize, oneshot::Sender<Result<Option<ItemStatus>, StoreError>>);
 
-/// A store whose answers about statuses the test gives.
+/// A store with answers about statuses that the test gives.
 struct Asked(mpsc::Sender<Question>);
 
 #[async_trait]
@@ -305,8 +305,8 @@ impl Layer for Asked {
     async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
         let (sender, receiver) = oneshot::channel();
         self.0.send((items.len(), sender)).await.expect("the test listens");
-        let fate = receiver.await.expect("the test answers")?;
-        Ok(vec![fate; items.len()])
+        let status = receiver.await.expect("the test answers")?;
+        Ok(vec![status; items.len()])
     }
 }
 
@@ -322,7 +322,7 @@ async fn a_hole_costs_a_few_reads_and_one_that_fails_is_repeated() {
     let task = tokio::spawn(reconcile::run(waiters.clone(), store, breaker, shutdown));
     waiters.doubt_all();
     let away = || Err(StoreError::Unavailable("away".into()));
-    for (count, answer) in [(1_000, away()), (1_000, Ok(None)), (500, Ok(Some(fate(None))))] {
+    for (count, answer) in [(1_000, away()), (1_000, Ok(None)), (500, Ok(Some(item_status(None))))] {
         let (items, reply) = asked.recv().await.expect("the store is asked");
         assert_eq!(items, count);
         reply.send(answer).expect("awaited");
@@ -348,9 +348,9 @@ async fn what_was_processed_before_is_looked_up() {
     let breaker = Arc::new(Breaker::new("test", BREAKER));
     let store: Arc<dyn Store> = Arc::new(Layered(Asked(sender)));
     let task = tokio::spawn(reconcile::run(waiters.clone(), store, breaker, shutdown));
-    waiters.on_event(&told(1, KeyedVerdict::Repeated));
+    waiters.on_event(&verdict_event(1, KeyedVerdict::Repeated));
     let (_, reply) = asked.recv().await.expect("the store is asked");
-    reply.send(Ok(Some(fate(Some(payload(1)))))).expect("awaited");
+    reply.send(Ok(Some(item_status(Some(payload(1)))))).expect("awaited");
     assert_eq!(outcome(&mut same).await, Some(FOUND));
     assert_eq!(outcome(&mut other).await, Some(Outcome::Conflict));
     trigger.request();
