@@ -365,7 +365,7 @@ impl Default for Collections {
 }
 
 impl Auth {
-    /// Nobody needs a key. A file without keys is not that: it lets nobody in.
+    /// True when no client needs a key. A file without keys is not that: it admits no client.
     pub fn is_open(&self) -> bool {
         self.keys.is_empty() && self.keys_file.is_empty()
     }

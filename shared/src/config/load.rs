@@ -1,8 +1,8 @@
-//! Where the values of [`Config`] come from, and whether they make sense together.
+//! Sources of the values of [`Config`], and the check that they make sense together.
 //!
-//! Defaults < built-in defaults of the profile < `config.yaml` (its `default:`, then the profile's
-//! section) < environment < flags. Nothing here opens anything but the file; what a program
-//! cannot run with is told in one go, each problem with the setting's name and origin.
+//! Defaults < built-in defaults of the profile < `config.yaml` (its `default:`, then the profile's section)
+//! < environment < flags. Nothing here opens anything but the file. All problems that keep a program from
+//! running are reported at once, each with the setting's name and origin.
 pub mod check;
 mod layers;
 pub mod problem;
@@ -23,46 +23,46 @@ use super::Config;
 use super::pair::{NoPair, Pair};
 use crate::model::read_error::{plain, reason_without_value};
 
-/// The file that is read when none is named, if it exists.
+/// File that is read when none is named, if it exists.
 pub const DEFAULT_PATH: &str = "config.yaml";
 
-/// The file of variables that is read beside the environment, if it exists.
+/// File of variables that is read beside the environment, if it exists.
 pub const ENV_PATH: &str = ".env";
 
-/// The secret of installations that nobody else can reach. Anything else needs its own.
+/// Secret of installations that only this machine can reach. All others need their own.
 const DEVELOPMENT_SECRET: &str = "forebay-development-secret";
 
 /// Everything that settings may come from.
 #[derive(Clone, Debug)]
 pub struct Sources {
     pub program: Program,
-    /// The file named by `--config`; it must exist then.
+    /// File named by `--config`; it must exist then.
     pub config_path: Option<PathBuf>,
-    /// The profile named by `--env`.
+    /// Profile named by `--env`.
     pub env_profile: Option<String>,
-    /// The environment, passed in so that tests need not change the process.
+    /// Environment, passed in so that tests need not change the process.
     pub env: BTreeMap<String, String>,
-    /// A file with more variables, read if it exists; those of `env` win.
+    /// File with more variables, read if it exists; those of `env` win.
     pub env_file: Option<PathBuf>,
-    /// `--set section.key=value`, in their order.
+    /// Values of `--set section.key=value`, in their order.
     pub flags: Vec<(String, String)>,
 }
 
-/// A configuration that passed all checks.
+/// Configuration that passed all checks.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
     pub profile: Option<Profile>,
-    /// By `section.key`.
+    /// Origin of each value, by `section.key`.
     pub origins: BTreeMap<String, String>,
-    /// What a person should know although the programs start; to be logged.
+    /// Warnings that do not keep the programs from starting; to be logged.
     pub warnings: Vec<String>,
-    /// The file of variables that was read.
+    /// File of variables that was read.
     pub env_file: Option<PathBuf>,
 }
 
 impl Sources {
-    /// With the environment of this process. Variables that are not UTF-8 are nobody's settings.
+    /// Sources with the environment of this process. Variables that are not UTF-8 set nothing.
     pub fn of_process(program: Program) -> Self {
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -84,7 +84,7 @@ impl Sources {
     }
 }
 
-/// Reads all sources and checks the result; all that is wrong is told at once.
+/// Reads all sources and checks the result; all problems are reported at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let env = Env::read(&sources.env, sources.env_file.as_deref())?;
     let named = sources.profile(&env).map_err(|problem| ConfigError::Problems(vec![problem]))?;
@@ -110,7 +110,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     finish(sources.program, profile, &figment, Loading { problems, warnings, env_file: env.file })
 }
 
-/// The last value of each setting; one of a wrong type is a problem, and its default stands in for it.
+/// Merges the last value of each setting. One of a wrong type is a problem, and its default stands in for
+/// it.
 fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<Problem>) -> Figment {
     let last: BTreeMap<_, _> = settings.map(|setting| (setting.key().to_owned(), setting)).collect();
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
@@ -124,7 +125,7 @@ fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<Problem>) -
     figment
 }
 
-/// What was found on the way.
+/// Findings of the sources before the check.
 struct Loading {
     problems: Vec<Problem>,
     warnings: Vec<String>,
@@ -150,7 +151,7 @@ fn finish(
                 found.push(("queue.url", check::CONSUMER_NEEDS_SERVERS.into()));
             }
             if profile.is_some_and(Profile::is_deployed) && origins["store.migrate"].starts_with("profile") {
-                // Nobody else has a hand in these files.
+                // No other program writes these files.
                 config.store.migrate = true;
                 origins.insert("store.migrate".into(), "default of the embedded store".into());
             }
@@ -178,8 +179,8 @@ fn finish(
     Err(ConfigError::Problems(problems))
 }
 
-/// Fills in the fixed secret where only this machine can reach the broker; elsewhere ids that
-/// anybody can sign, or guess the secret of, would look like our own.
+/// Fills in the fixed secret if only this machine can reach the broker. Elsewhere, ids that anybody can
+/// sign, or guess the secret of, would look like our own.
 fn check_secrets(
     config: &mut Config,
     profile: Option<Profile>,

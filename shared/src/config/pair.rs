@@ -1,9 +1,9 @@
-//! The pair of queue and store that the two URLs name.
+//! Pair of queue and store that the two URLs name.
 use std::path::PathBuf;
 
 use super::Config;
 
-/// Which pair a configuration names.
+/// Pair that a configuration names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pair {
     /// Everything in this process, files in this directory.
@@ -12,7 +12,7 @@ pub enum Pair {
     Cluster,
 }
 
-/// The queue and the store that are named do not go together.
+/// Reasons for which the named queue and store do not go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoPair {
     #[error("is not set: set AMQP_URL (or FOREBAY__QUEUE__URL)")]
@@ -34,7 +34,7 @@ pub enum NoPair {
 }
 
 impl NoPair {
-    /// The setting that is to blame.
+    /// Setting that is to blame.
     pub fn setting(self) -> &'static str {
         match self {
             Self::QueueUnset | Self::QueueUnknown | Self::StoreMissing => "queue.url",
@@ -43,7 +43,7 @@ impl NoPair {
     }
 }
 
-/// What one URL names.
+/// Kind of backend that one URL names.
 enum Place<'a> {
     Unset,
     Directory(&'a str),

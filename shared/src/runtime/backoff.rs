@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt: exponential, capped, jittered, without an end.
+//! Delays between attempts: exponential, capped, jittered, without an end.
 use std::time::Duration;
 
 use rand::Rng;

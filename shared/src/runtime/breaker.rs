@@ -1,9 +1,9 @@
 //! A circuit breaker: after failures in a row callers are refused at once, then a few probes
 //! decide whether it closes again.
 //!
-//! One implementation for every dependency. It holds no timer and spawns nothing: time is read
-//! when a caller comes. Its state is a metric and on `/health`; an outage is one log line with its reason
-//! when it opens, and one when it closes, however many probes fail in between.
+//! One implementation for every dependency. It holds no timer and spawns nothing: it reads the time when it
+//! is called. Its state is a metric and on `/health`. An outage is one log line with its reason when the
+//! breaker opens, and one when it closes, however many probes fail in between.
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,11 +30,11 @@ impl State {
 
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerLimits {
-    /// Failures in a row that open it.
+    /// Failures in a row that open the breaker.
     pub failures_max: u32,
-    /// How long it stays open before a probe is let through.
+    /// Time that the breaker stays open before it lets a probe through.
     pub open_for: Duration,
-    /// Probes that may be under way at once while it is half open.
+    /// Probes under way at once, at most, while the breaker is half open.
     pub probes_max: u32,
 }
 
@@ -43,7 +43,7 @@ pub struct Breaker {
     name: &'static str,
     limits: BreakerLimits,
     inner: Mutex<Inner>,
-    /// Mirrors `inner`, so that the usual question costs no lock.
+    /// Mirror of `inner`, so that the usual question costs no lock.
     closed: AtomicBool,
 }
 
@@ -54,7 +54,7 @@ enum Inner {
     HalfOpen { probes: u32 },
 }
 
-/// The permission to try once. Dropping it without a word counts as neither.
+/// Permission for one attempt. Dropped without a result, it counts neither as a success nor as a failure.
 #[derive(Debug)]
 pub struct Permit<'a> {
     breaker: &'a Breaker,
@@ -62,10 +62,10 @@ pub struct Permit<'a> {
     reported: bool,
 }
 
-/// The breaker is open.
+/// Refusal: the breaker is open, or all its probes are under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// When the next attempt makes sense.
+    /// Time after which the next attempt makes sense.
     pub retry_after: Duration,
 }
 
@@ -91,7 +91,7 @@ impl Breaker {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Whether [`permit`](Self::permit) would be granted, without taking it. Cheap while closed.
+    /// Checks that [`permit`](Self::permit) would be granted, without taking a permit. Cheap while closed.
     pub fn check(&self) -> Result<(), Refused> {
         if self.is_closed() {
             return Ok(());
@@ -107,7 +107,7 @@ impl Breaker {
         }
     }
 
-    /// Asks for a try at `now`.
+    /// Asks for a permit at `now`.
     pub fn permit(&self, now: Instant) -> Result<Permit<'_>, Refused> {
         let mut inner = self.lock();
         let probe = match *inner {
@@ -150,7 +150,7 @@ impl Breaker {
                 *failures >= self.limits.failures_max
             }
             Inner::HalfOpen { .. } => true,
-            // A straggler from before it opened tells nothing new.
+            // A straggler from before it opened is no news.
             Inner::Open { .. } => false,
         };
         if opens {
@@ -185,7 +185,7 @@ impl Permit<'_> {
         self.breaker.succeeded();
     }
 
-    /// `why` is logged when it opens the breaker.
+    /// Reports a failure; `why` is logged when it opens the breaker.
     pub fn failure(mut self, now: Instant, why: &dyn fmt::Display) {
         self.reported = true;
         self.breaker.failed(now, why);

@@ -12,19 +12,19 @@ pub const LATENCY_BUCKETS: [f64; 14] =
 
 #[derive(Debug)]
 pub struct Metrics {
-    /// 0 closed, 1 half open, 2 open; by `breaker`.
+    /// State of each breaker, by `breaker`: 0 closed, 1 half open, 2 open.
     pub breaker_state: IntGaugeVec,
-    /// By `operation`: `apply`, `counter`, `counters`, `fate`.
+    /// Duration of store calls, by `operation`: `apply`, `counter`, `counters`, `fate`.
     pub store_seconds: HistogramVec,
-    /// Times that a queue session had to be rebuilt.
+    /// Queue sessions that were lost and had to be rebuilt.
     pub queue_sessions_lost: IntCounter,
-    /// How long a loop has stood still beyond its limit, 0 while it moves; by `loop`.
+    /// Seconds that a loop has stood still beyond its limit, 0 while it moves; by `loop`.
     pub stuck_seconds: IntGaugeVec,
     /// Readers of the queue that are no consumers of this service.
     pub queue_foreign_readers: IntGauge,
     /// Messages in the queue of writes that no consumer has taken.
     pub queue_messages: IntGauge,
-    /// Age at most of the oldest of them while no consumer is heard.
+    /// Age at most of the oldest of them while no consumer reports.
     pub queue_untaken_seconds: Gauge,
     /// Events that were dropped because the channel was full.
     pub events_dropped: IntCounter,

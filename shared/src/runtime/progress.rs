@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::runtime::metrics::metrics;
 
-/// A mark with this time is idle; the clock starts behind it.
+/// Time of a mark that is idle; the clock starts behind it.
 const IDLE: u64 = 0;
 
 /// The loops of one program. Clones share them.
@@ -32,7 +32,7 @@ struct Loops {
 struct State {
     name: &'static str,
     limit_ms: u64,
-    /// When it last moved while it is busy, else [`IDLE`].
+    /// Time of the last move while the loop is busy, else [`IDLE`].
     moved_ms: AtomicU64,
 }
 
@@ -62,8 +62,8 @@ impl Progress {
         Ok(Self(loops))
     }
 
-    /// Registers a loop. `grace` is what one step may take beside the time that makes it stuck: the
-    /// time-outs of the servers that it waits for.
+    /// Registers a loop. `grace` is the time that one step may take beside `stuck_after`: the time-outs of
+    /// the servers that it waits for.
     pub fn register(&self, name: &'static str, grace: Duration) -> Mark {
         let limit = self.0.stuck_after.saturating_add(grace);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -106,12 +106,12 @@ impl Progress {
 }
 
 impl Mark {
-    /// Begins or goes on: from now on it must move in time, or become idle.
+    /// Marks a move: from now on the loop must move in time, or become idle.
     pub fn moved(&self) {
         self.state.moved_ms.store(self.loops.clock_ms.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Nothing is in hand.
+    /// Marks the loop as idle: nothing is in hand.
     pub fn idle(&self) {
         self.state.moved_ms.store(IDLE, Ordering::Relaxed);
     }
@@ -154,7 +154,8 @@ impl Loops {
     }
 }
 
-/// Advances the clock, at most by two periods at once, and tells of what begins and ends to stand still.
+/// Advances the clock, at most by two periods at once, and logs each loop that begins or ends to stand
+/// still.
 #[expect(clippy::disallowed_methods, reason = "a thread of its own, which must not depend on a runtime")]
 fn watch(loops: &Weak<Loops>, period: Duration) {
     let (mut before, mut known) = (Instant::now(), Vec::<&'static str>::new());

@@ -1,4 +1,4 @@
-//! Problems of a configuration, in words for the person who sets it.
+//! Problems of a configuration, in words for the operator.
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
@@ -9,7 +9,7 @@ pub enum ConfigError {
     Malformed { path: PathBuf, reason: String },
     #[error("{} does not consist of lines NAME=value", path.display())]
     NoVariables { path: PathBuf },
-    /// All that were found, one per line.
+    /// All problems that were found, one per line.
     #[error("{}", lines(.0))]
     Problems(Vec<Problem>),
 }

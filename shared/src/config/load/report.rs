@@ -1,4 +1,4 @@
-//! What `check-config` prints: every value with its origin, and nothing that is secret.
+//! Output of `check-config`: every value with its origin, and no secret.
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -30,7 +30,7 @@ pub fn check_config_report(loaded: &Loaded) -> String {
     report
 }
 
-/// URLs lose what authenticates, everything else that is secret loses all.
+/// Redacts a value: a URL loses what authenticates, every other secret loses everything.
 fn redact(value: &Value) -> Value {
     match value {
         Value::String(text) if text.is_empty() || text.starts_with("embedded:") => value.clone(),
@@ -45,7 +45,7 @@ fn redact_url(text: &str) -> String {
     if url.password().is_some() && url.set_password(Some(REDACTED)).is_err() {
         return REDACTED.into();
     }
-    // Parameters are names of our servers' making (`password`, `sslkey`): only harmless ones stay.
+    // Parameters have names that the servers choose (`password`, `sslkey`): only harmless ones stay.
     let harmless = ["sslmode", "heartbeat", "application_name"];
     let parameters: Vec<(String, String)> = url.query_pairs().into_owned().collect();
     if !parameters.is_empty() {
