@@ -139,7 +139,7 @@ async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::R
         // Before the first id.
         backend.learn_floor().await?;
     } else {
-        cli::tell_missing_servers(config).await;
+        cli::report_missing_servers(config).await;
         if config.store.migrate {
             tokio::spawn(cli::migrate(backend.store.clone(), shutdown.clone()));
         }

@@ -72,7 +72,7 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let (trigger, shutdown) = shutdown::channel();
     let start = async {
         let backend = backend::open(&config).await?;
-        cli::tell_missing_servers(&config).await;
+        cli::report_missing_servers(&config).await;
         anyhow::Ok(backend)
     };
     let Some(started) = cli::unless_stopped(&mut signals, start).await else { return Ok(()) };

@@ -92,9 +92,9 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     layers::misspelt_variables(&env, &mut problems, &mut warnings);
     let of_file = layers::of_file(file.as_ref(), None, &mut problems);
-    let mut told = layers::of_env(&env, &mut problems);
-    told.extend(layers::of_flags(&sources.flags, &mut problems));
-    let nothing_set = !of_file.iter().chain(&told).any(Setting::names_backend);
+    let mut explicit = layers::of_env(&env, &mut problems);
+    explicit.extend(layers::of_flags(&sources.flags, &mut problems));
+    let nothing_set = !of_file.iter().chain(&explicit).any(Setting::names_backend);
     let profile = match (named, sources.program) {
         (None, Program::Consumer) if nothing_set => Some(Profile::Local),
         _ => named,
@@ -105,7 +105,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         None => Vec::new(),
     };
     let built_in = layers::built_in(sources.program, profile);
-    let settings = built_in.into_iter().chain(of_file).chain(of_profile).chain(told);
+    let settings = built_in.into_iter().chain(of_file).chain(of_profile).chain(explicit);
     let figment = merge(settings, &mut problems);
     finish(sources.program, profile, &figment, Loading { problems, warnings, env_file: env.file })
 }

@@ -84,9 +84,9 @@ fn raise_file_limit() {
 /// Brings the schema up to date, and waits for the store for as long as it takes.
 pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
-    let mut told = false;
+    let mut is_logged = false;
     while let Err(error) = store.migrate().await {
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut is_logged, true) {
             tracing::warn!(%error, "schema cannot be brought up to date yet");
         }
         tokio::select! {
@@ -146,7 +146,7 @@ pub async fn stop_requested(
 }
 
 /// Looks whether the servers of a cluster answer, and says what to do about those that do not.
-pub async fn tell_missing_servers(config: &Config) {
+pub async fn report_missing_servers(config: &Config) {
     if Pair::of(config) != Ok(Pair::Cluster) {
         return;
     }

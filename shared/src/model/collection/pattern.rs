@@ -21,7 +21,7 @@ pub const PATTERN_STATES_MAX: usize = 250_000;
 /// States whose marks are laid out, for each text, in the time of a step.
 const STATES_PER_STEP: usize = 64;
 
-/// Why a pattern is not taken.
+/// Reasons for which a pattern is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
     #[error("look-around is not supported: patterns run in linear time")]
@@ -34,12 +34,12 @@ pub enum BadPattern {
     States,
 }
 
-/// A compiled pattern.
+/// Compiled pattern.
 #[derive(Debug)]
 pub struct Pattern {
     states: Vec<State>,
     start: u32,
-    /// It can match at the beginning of a text only.
+    /// True when it can match at the beginning of a text only.
     is_anchored: bool,
 }
 
@@ -52,7 +52,7 @@ enum State {
 }
 
 impl Pattern {
-    /// A pattern of ECMA 262 as JSON Schema has it; takes its states from `states_left`.
+    /// Compiles a pattern of ECMA 262 as JSON Schema has it; takes its states from `states_left`.
     pub fn new(pattern: &str, states_left: &mut usize) -> Result<Self, BadPattern> {
         let hir = parse(pattern)?;
         let mut compiler =
@@ -63,7 +63,7 @@ impl Pattern {
         Ok(Self { states: compiler.states, start, is_anchored })
     }
 
-    /// Whether it matches anywhere in the text.
+    /// True when the pattern matches anywhere in the text.
     pub fn is_match(&self, text: &str) -> bool {
         charge(self.states.len() / STATES_PER_STEP);
         let mut matching = Matching { pattern: self, marks: vec![0; self.states.len()], open: Vec::new() };
@@ -94,17 +94,17 @@ impl Pattern {
     }
 }
 
-/// The states that a text can be in.
+/// States that a text can be in.
 struct Matching<'p> {
     pattern: &'p Pattern,
-    /// The round in which a state was reached last.
+    /// Round in which each state was reached last.
     marks: Vec<u32>,
     /// States that were reached and not followed yet.
     open: Vec<u32>,
 }
 
 impl Matching<'_> {
-    /// Follows what needs no character; leaves the states that need one. True at a match.
+    /// Follows the states that need no character, and leaves those that need one. True at a match.
     fn follow(&mut self, here: &mut Vec<u32>, round: u32, around: (Option<char>, Option<char>)) -> bool {
         std::mem::swap(here, &mut self.open);
         here.clear();
@@ -127,7 +127,7 @@ impl Matching<'_> {
     }
 }
 
-/// Whether an assertion holds between two characters; `None` is an end of the text.
+/// True when an assertion holds between two characters; `None` is an end of the text.
 fn holds(look: Look, (before, after): (Option<char>, Option<char>)) -> bool {
     let ascii =
         |letter: Option<char>| letter.is_some_and(|letter| letter == '_' || letter.is_ascii_alphanumeric());
@@ -170,7 +170,7 @@ fn parse(pattern: &str) -> Result<Hir, BadPattern> {
         regex_syntax::Error::Translate(error) => BadPattern::Syntax(error.kind().to_string()),
         other => BadPattern::Syntax(other.to_string()),
     };
-    // What cannot be translated is read as it is, for its error.
+    // A pattern that cannot be translated is read as it is, for its error.
     let translated = jsonschema_regex::to_rust_regex(pattern);
     let parsed = regex_syntax::parse(translated.as_deref().unwrap_or(pattern)).map_err(syntax)?;
     translated.map(|_| parsed).map_err(|()| BadPattern::Syntax("ECMA 262 has no such pattern".into()))
@@ -190,13 +190,14 @@ impl Compiler {
         Ok(u32::try_from(self.states.len() - 1).expect("states are bounded"))
     }
 
-    /// Also for what adds no state: its repetition would cost time all the same.
+    /// Takes from the states that are left, also for parts that add no state: their repetition would cost
+    /// time all the same.
     fn spend(&mut self, states: usize) -> Result<(), BadPattern> {
         self.left = self.left.checked_sub(states).ok_or(BadPattern::States)?;
         Ok(())
     }
 
-    /// Returns where what matches `hir` and then goes on to `to` begins.
+    /// Adds states that match `hir` and then go on to `to`; returns the first of them.
     fn add(&mut self, hir: &Hir, to: u32) -> Result<u32, BadPattern> {
         match hir.kind() {
             HirKind::Empty => self.spend(1).map(|()| to),
@@ -259,7 +260,7 @@ fn ranges(class: &Class) -> Arc<[(char, char)]> {
     }
 }
 
-/// The patterns of one schema: equal ones are compiled once.
+/// Patterns of one schema: equal ones are compiled once.
 #[derive(Debug)]
 pub struct Patterns {
     compiled: Mutex<Compiled>,
@@ -294,7 +295,7 @@ impl Patterns {
     }
 }
 
-/// `pattern` at one place of a schema.
+/// Keyword `pattern` at one place of a schema.
 pub struct PatternKeyword(Arc<Pattern>);
 
 impl<'i> Keyword<'i, Counted> for PatternKeyword {
@@ -349,7 +350,7 @@ mod tests {
     }
 
     proptest! {
-        /// The engine that everybody uses is the measure.
+        /// Compares with the engine in common use, which is the measure.
         #[test]
         fn it_matches_as_the_engine_that_everybody_uses(
             pattern in r"(\^|\\b|\\B)?(([abé.]|[ab]|[^a]|\\w|\\s|\(a\|b?\)|\(a\*\)\*)([*+?]|\{0,3\}|\{2\}|\{1,\})?(\$|\\b|\|)?){1,5}\$?",

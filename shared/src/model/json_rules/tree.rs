@@ -1,5 +1,5 @@
-//! A JSON text as a tree. Numbers keep the text that they were written with, since no number of 64 bits
-//! holds them all.
+//! JSON text as a tree. Numbers keep the text that they were written with, since no number of 64 bits holds
+//! them all.
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
         Some(Tree::Array(elements))
     }
 
-    /// The content of the string that begins here.
+    /// Content of the string that begins here.
     fn string(&mut self) -> Option<Cow<'a, str>> {
         if self.text.as_bytes().get(self.at) != Some(&b'"') {
             return None;
@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
         &rest[..length]
     }
 
-    /// The next byte that is no white space, which is not taken.
+    /// Next byte that is no white space; it is not consumed.
     fn next(&mut self) -> Option<u8> {
         self.take(|byte| byte.is_ascii_whitespace());
         self.text.as_bytes().get(self.at).copied()

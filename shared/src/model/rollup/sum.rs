@@ -1,16 +1,16 @@
-//! The exact sum of f64 values, whatever their order: no value is rounded away before the answer.
+//! Exact sum of f64 values, whatever their order: no value is rounded away before the answer.
 //!
-//! After J. R. Shewchuk, "Adaptive Precision Floating-Point Arithmetic and Fast Robust Geometric
+//! Method of J. R. Shewchuk, "Adaptive Precision Floating-Point Arithmetic and Fast Robust Geometric
 //! Predicates" (1997): a sum is kept as several f64 whose bits do not overlap, mostly one or two.
 
-/// How many parts a canonical sum has at most: each is at least 2⁵³ times smaller than the one
-/// before it, and f64 reaches from 2¹⁰²³ to 2⁻¹⁰⁷⁴.
+/// Parts of a canonical sum at most: each is at least 2⁵³ times smaller than the one before it, and f64
+/// reaches from 2¹⁰²³ to 2⁻¹⁰⁷⁴.
 pub const PARTS_MAX: usize = 40;
 
 /// Neighbours that a rounded quotient is moved to at most.
 const QUOTIENT_STEPS_MAX: u32 = 4;
 
-/// The sum is `head` plus all of `tail`. Empty: 0.
+/// Sum as `head` plus all of `tail`; 0 when empty.
 #[derive(Clone, Debug, Default)]
 pub struct Sum {
     /// The largest part; 0 only when there is no other. Beside the tail, so that a sum which fits
@@ -52,7 +52,7 @@ impl Sum {
         self.add(other.head);
     }
 
-    /// The f64 that is nearest to the sum; between two, the even one.
+    /// Rounds to the f64 that is nearest to the sum; between two, the even one.
     pub fn round(&self) -> f64 {
         let (mut high, mut low) = (self.head, 0.0);
         let mut smaller = self.tail.iter().rev();
@@ -106,7 +106,8 @@ impl Sum {
         quotient
     }
 
-    /// Exact: a count above 2⁵³ comes in two parts, and what rounding takes from a product is an f64.
+    /// Subtracts a product exactly: a count above 2⁵³ comes in two parts, and the rounding error of a
+    /// product is an f64.
     fn subtract_product(&mut self, factor: f64, count: u64) {
         for part in [count >> 32 << 32, count & 0xFFFF_FFFF] {
             let part = part as f64;
@@ -116,8 +117,8 @@ impl Sum {
         }
     }
 
-    /// The only parts for this sum of which each is the rounded sum of itself and all that follow,
-    /// by falling magnitude: equal sums have equal parts, and so equal bytes.
+    /// Canonical parts of this sum, by falling magnitude: the only ones of which each is the rounded sum of
+    /// itself and all that follow. Equal sums have equal parts, and so equal bytes.
     pub fn parts(&self) -> Vec<f64> {
         let mut parts = Vec::with_capacity(1 + self.tail.len());
         match self.tail[..] {
@@ -136,7 +137,7 @@ impl Sum {
         parts
     }
 
-    /// The sum with these [`Sum::parts`]; `None` when no sum has them.
+    /// Sum with these [`Sum::parts`]; `None` when no sum has them.
     pub fn from_parts(parts: &[f64]) -> Option<Self> {
         let mut sum = Self::default();
         parts.iter().rev().for_each(|part| sum.add(*part));
@@ -150,7 +151,7 @@ impl PartialEq for Sum {
     }
 }
 
-/// The rounded sum and what rounding took away: together exactly `a + b` (D. E. Knuth).
+/// Rounded sum and its rounding error: together exactly `a + b` (D. E. Knuth).
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let part_of_b = sum - a;

@@ -187,7 +187,7 @@ fn a_rollup_has_a_stated_size_whatever_it_is_made_of() {
     assert!(Rollup::decode(&bytes) == Ok(full));
 }
 
-/// As builds wrote it that kept every bin.
+/// Encodes as the builds did that kept every bin.
 fn encoded_wide(keys: impl Iterator<Item = u16>, values: &[f64]) -> Vec<u8> {
     let varint = |mut value: u32| {
         let mut bytes = Vec::new();
