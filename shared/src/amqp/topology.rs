@@ -22,7 +22,7 @@ const PRECONDITION_FAILED: u16 = 406;
 /// that crashes in a loop must not turn good messages into dead ones.
 const DELIVERY_LIMIT: i32 = 1_000_000;
 
-enum Kind {
+enum BrokerObject {
     Exchange(ExchangeKind),
     Queue(FieldTable),
 }
@@ -41,14 +41,14 @@ pub(crate) async fn declare_queues(
     bytes_max: u64,
     settle: impl Future<Output = ()>,
 ) -> Result<(), SessionError> {
-    let dead_exchange = Kind::Exchange(ExchangeKind::Direct);
-    let dead = Kind::Queue(quorum_arguments(bytes_max));
+    let dead_exchange = BrokerObject::Exchange(ExchangeKind::Direct);
+    let dead = BrokerObject::Queue(quorum_arguments(bytes_max));
     let mut writes = quorum_arguments(bytes_max);
     writes.insert("x-dead-letter-exchange".into(), text(names.dead.as_str()));
     writes.insert("x-dead-letter-routing-key".into(), text(names.dead.as_str()));
     // A dead letter leaves its queue only when the dead queue has confirmed it.
     writes.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-    let writes = Kind::Queue(writes);
+    let writes = BrokerObject::Queue(writes);
     if !(exists(session, &names.dead, &dead).await? && exists(session, &names.writes, &writes).await?) {
         delete_exchange(session, &names.dead).await?;
     }
@@ -59,13 +59,13 @@ pub(crate) async fn declare_queues(
         settle.await;
     }
     ensure(session, &names.dead, &dead_exchange).await?;
-    // An operator who declared both without giving us the right to bind has bound them, too.
+    // Objects that an operator declared without giving us the right to bind are bound already.
     bind_dead(session, &names.dead, was_settled && dead_existed).await
 }
 
 /// True when the exchange of dead letters is there; then its binding is made again, if permitted.
 pub(crate) async fn check_dead_exchange(session: &Session, names: &Names) -> Result<bool, SessionError> {
-    let is_there = exists(session, &names.dead, &Kind::Exchange(ExchangeKind::Direct)).await?;
+    let is_there = exists(session, &names.dead, &BrokerObject::Exchange(ExchangeKind::Direct)).await?;
     if is_there {
         bind_dead(session, &names.dead, true).await?;
     }
@@ -79,17 +79,17 @@ pub(crate) async fn restore_dead_exchange(
     settle: Duration,
 ) -> Result<(), SessionError> {
     for queue in [&names.dead, &names.writes] {
-        declare(session, queue, &Kind::Queue(FieldTable::default()), true).await?;
+        declare(session, queue, &BrokerObject::Queue(FieldTable::default()), true).await?;
     }
     // It may be missing because a queue is new.
     sleep(settle).await;
-    ensure(session, &names.dead, &Kind::Exchange(ExchangeKind::Direct)).await?;
+    ensure(session, &names.dead, &BrokerObject::Exchange(ExchangeKind::Direct)).await?;
     bind_dead(session, &names.dead, false).await
 }
 
 /// Declares the exchange that events go through.
 pub(crate) async fn declare_events(session: &Session, names: &Names) -> Result<(), SessionError> {
-    ensure(session, &names.events, &Kind::Exchange(ExchangeKind::Topic)).await?;
+    ensure(session, &names.events, &BrokerObject::Exchange(ExchangeKind::Topic)).await?;
     Ok(())
 }
 
@@ -109,20 +109,20 @@ fn text(value: &str) -> AMQPValue {
 }
 
 /// Declares `name` with these arguments; returns true when it existed before.
-async fn ensure(session: &Session, name: &ShortString, kind: &Kind) -> Result<bool, SessionError> {
-    let existed = exists(session, name, kind).await?;
-    match declare(session, name, kind, false).await {
+async fn ensure(session: &Session, name: &ShortString, object: &BrokerObject) -> Result<bool, SessionError> {
+    let existed = exists(session, name, object).await?;
+    match declare(session, name, object, false).await {
         Ok(()) => Ok(existed),
         Err(error) if existed && error.code() == Some(ACCESS_REFUSED) => Ok(existed),
         Err(error) if error.code() == Some(PRECONDITION_FAILED) => {
-            Err(SessionError::Misdeclared(explain(name, kind, &error)))
+            Err(SessionError::Misdeclared(explain(name, object, &error)))
         }
         Err(error) => Err(error),
     }
 }
 
-async fn exists(session: &Session, name: &ShortString, kind: &Kind) -> Result<bool, SessionError> {
-    match declare(session, name, kind, true).await {
+async fn exists(session: &Session, name: &ShortString, object: &BrokerObject) -> Result<bool, SessionError> {
+    match declare(session, name, object, true).await {
         Ok(()) => Ok(true),
         Err(error) if error.code() == Some(NOT_FOUND) => Ok(false),
         Err(error) => Err(error),
@@ -133,19 +133,19 @@ async fn exists(session: &Session, name: &ShortString, kind: &Kind) -> Result<bo
 async fn declare(
     session: &Session,
     name: &ShortString,
-    kind: &Kind,
+    object: &BrokerObject,
     passive: bool,
 ) -> Result<(), SessionError> {
     let channel = session.channel().await?;
-    match kind {
-        Kind::Exchange(kind) => {
+    match object {
+        BrokerObject::Exchange(kind) => {
             let mut options = ExchangeDeclareOptions::default();
             (options.passive, options.durable) = (passive, true);
             let none = FieldTable::default();
             call("exchange.declare", channel.exchange_declare(name.clone(), kind.clone(), options, none))
                 .await?;
         }
-        Kind::Queue(arguments) => {
+        BrokerObject::Queue(arguments) => {
             let mut options = QueueDeclareOptions::default();
             (options.passive, options.durable) = (passive, true);
             call("queue.declare", channel.queue_declare(name.clone(), options, arguments.clone())).await?;
@@ -177,13 +177,13 @@ async fn bind_dead(session: &Session, dead: &ShortString, existed: bool) -> Resu
     }
 }
 
-fn explain(name: &ShortString, kind: &Kind, error: &SessionError) -> String {
-    match kind {
-        Kind::Exchange(_) => format!(
+fn explain(name: &ShortString, object: &BrokerObject, error: &SessionError) -> String {
+    match object {
+        BrokerObject::Exchange(_) => format!(
             "exchange {name} exists, but with other properties than this build needs ({error}): \
              delete it, and it is declared anew, or use another queue.prefix"
         ),
-        Kind::Queue(_) => format!(
+        BrokerObject::Queue(_) => format!(
             "queue {name} exists, but with other arguments than this build needs ({error}): set \
              queue.bytes_max to what the queue has (a policy may tighten it), or stop the writers, \
              let the queue drain and delete it, and it is declared anew; or use another queue.prefix"

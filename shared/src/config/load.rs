@@ -17,7 +17,7 @@ use figment::Figment;
 use figment::providers::Serialized;
 
 use self::layers::{Env, Setting, is_secret};
-use self::problem::{ConfigError, Problem};
+use self::problem::{ConfigError, SettingProblem};
 use self::profile::{Profile, Program};
 use super::Config;
 use super::pair::{NoPair, Pair};
@@ -50,7 +50,7 @@ pub struct Sources {
 
 /// Configuration that passed all checks.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     pub config: Config,
     pub profile: Option<Profile>,
     /// Origin of each value, by `section.key`.
@@ -72,20 +72,20 @@ impl Sources {
         Self { program, config_path: None, env_profile: None, env, env_file, flags: Vec::new() }
     }
 
-    fn profile(&self, env: &Env) -> Result<Option<Profile>, Problem> {
+    fn profile(&self, env: &Env) -> Result<Option<Profile>, SettingProblem> {
         let of_env = || env.get("FOREBAY_ENV").filter(|name| !name.is_empty());
         let (name, origin) = match (&self.env_profile, of_env()) {
             (Some(name), _) => (name, "flag --env".to_owned()),
             (None, Some(name)) => (name, env.origin("FOREBAY_ENV")),
             (None, None) => return Ok(None),
         };
-        let unknown = |()| Problem::UnknownProfile { name: name.clone(), origin: origin.clone() };
+        let unknown = |()| SettingProblem::UnknownProfile { name: name.clone(), origin: origin.clone() };
         name.parse().map(Some).map_err(unknown)
     }
 }
 
 /// Reads all sources and checks the result; all problems are reported at once.
-pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+pub fn load(sources: &Sources) -> Result<LoadedConfig, ConfigError> {
     let env = Env::read(&sources.env, sources.env_file.as_deref())?;
     let named = sources.profile(&env).map_err(|problem| ConfigError::Problems(vec![problem]))?;
     let file = read_file(sources.config_path.as_deref())?;
@@ -112,7 +112,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 
 /// Merges the last value of each setting. One of a wrong type is a problem, and its default stands in for
 /// it.
-fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<Problem>) -> Figment {
+fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<SettingProblem>) -> Figment {
     let last: BTreeMap<_, _> = settings.map(|setting| (setting.key().to_owned(), setting)).collect();
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
     for setting in last.into_values() {
@@ -127,7 +127,7 @@ fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<Problem>) -
 
 /// Findings of the sources before the check.
 struct Loading {
-    problems: Vec<Problem>,
+    problems: Vec<SettingProblem>,
     warnings: Vec<String>,
     env_file: Option<PathBuf>,
 }
@@ -138,7 +138,7 @@ fn finish(
     profile: Option<Profile>,
     figment: &Figment,
     Loading { mut problems, mut warnings, env_file }: Loading,
-) -> Result<Loaded, ConfigError> {
+) -> Result<LoadedConfig, ConfigError> {
     let mut config: Config = figment
         .extract()
         .map_err(|error| ConfigError::Problems(error.into_iter().map(wrong_type).collect()))?;
@@ -168,13 +168,13 @@ fn finish(
     if let Err(reason) = check_secrets(&mut config, profile, is_embedded, &mut origins, &mut warnings) {
         found.push(("ids.secrets", reason));
     }
-    problems.extend(found.into_iter().map(|(key, reason)| Problem::Invalid {
+    problems.extend(found.into_iter().map(|(key, reason)| SettingProblem::Invalid {
         key: key.into(),
         origin: origins[key].clone(),
         reason,
     }));
     if problems.is_empty() {
-        return Ok(Loaded { config, profile, origins, warnings, env_file });
+        return Ok(LoadedConfig { config, profile, origins, warnings, env_file });
     }
     Err(ConfigError::Problems(problems))
 }
@@ -218,10 +218,10 @@ fn check_secrets(
     Ok(())
 }
 
-fn read_file(named: Option<&Path>) -> Result<Option<layers::File>, ConfigError> {
+fn read_file(named: Option<&Path>) -> Result<Option<layers::ConfigFile>, ConfigError> {
     let path = named.unwrap_or(Path::new(DEFAULT_PATH));
     match std::fs::read_to_string(path) {
-        Ok(text) => layers::File::parse(path, &text).map(Some),
+        Ok(text) => layers::ConfigFile::parse(path, &text).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => Ok(None),
         Err(source) => Err(ConfigError::Unreadable { path: path.into(), source }),
     }
@@ -235,12 +235,12 @@ fn origins(figment: &Figment) -> BTreeMap<String, String> {
     layers::known().keys().map(|key| (key.clone(), origin(key))).collect()
 }
 
-fn wrong_type(error: figment::Error) -> Problem {
+fn wrong_type(error: figment::Error) -> SettingProblem {
     let key = error.path.join(".");
     let origin = error.metadata.map_or("default".into(), |metadata| metadata.name.to_string());
     // Within a secret not even names are shown: the setting and the place in its list are enough.
     let is_hidden = is_secret(&key);
     let key = if is_hidden { error.path[..error.path.len().min(3)].join(".") } else { key };
     let reason = if is_hidden { reason_without_value(&error.kind) } else { plain(&error.kind.to_string()) };
-    Problem::Invalid { key, origin, reason }
+    SettingProblem::Invalid { key, origin, reason }
 }

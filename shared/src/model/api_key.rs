@@ -163,7 +163,7 @@ impl From<Principal> for String {
     }
 }
 
-/// SHA-256 of a key. Not shown: readers of logs need not be able to tell keys apart.
+/// SHA-256 of a key. Not shown: readers of logs need not distinguish keys.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyHash([u8; 32]);

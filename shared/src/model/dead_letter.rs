@@ -127,7 +127,7 @@ pub enum RedriveOutcome {
         reason: String,
         detail: String,
     },
-    /// Not tried, and left as it is: see [`Redrive::force`].
+    /// Item or message that was not tried, and is left as it is: see [`Redrive::force`].
     NeedsForce,
 }
 

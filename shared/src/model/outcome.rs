@@ -109,8 +109,8 @@ pub enum Reason {
     /// definition.
     DefinitionUnusable,
     Unreadable,
-    /// It failed, or brought its consumer down, time and again while others were applied: by itself, or as
-    /// a part of a message in which the failing item could not be found.
+    /// Item that failed, or brought its consumer down, time and again while others were applied: by itself,
+    /// or as a part of a message in which the failing item could not be found.
     NotApplied,
     /// The server refused it with a code of Postgres' short list, also when it was alone.
     RefusedByStore,
@@ -179,7 +179,7 @@ pub enum ItemStatus {
         detail: String,
         fingerprint: Option<Fingerprint>,
     },
-    /// So old that the ledger has forgotten the writes of that time. Never the status of a keyed item,
+    /// Item so old that the ledger has forgotten the writes of that time. Never the status of a keyed item,
     /// whose id has no time.
     Forgotten,
 }

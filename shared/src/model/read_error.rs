@@ -1,6 +1,6 @@
 //! Reasons for which a value could not be read, in words that do not come from Rust: readers report the
-//! names of their types (`i64`, `struct ApiKey`), which mean nothing to clients that send values and
-//! operators who write settings.
+//! names of their types (`i64`, `struct ApiKey`), which mean nothing to senders of values and writers of
+//! settings.
 //!
 //! Pure. Every reader's error that people see passes here once, in problem details and at the start alike.
 use figment::error::Kind;
@@ -156,7 +156,7 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     #[expect(dead_code, reason = "only read")]
-    struct Inner {
+    struct Nested {
         flag: bool,
         word: Word,
     }
@@ -205,7 +205,7 @@ mod tests {
             each::<(u8, u8)>(json),
             each::<[u8; 2]>(json),
             each::<std::collections::BTreeMap<String, u8>>(json),
-            each::<Inner>(json),
+            each::<Nested>(json),
             each::<Word>(json),
             each::<Tagged>(json),
         ];
@@ -216,7 +216,7 @@ mod tests {
     fn no_value_of_any_type_is_refused_in_the_words_of_rust() {
         let rust = [
             "i8", "i16", "i32", "i64", "isize", "u8", "u16", "u32", "u64", "usize", "f32", "f64", "bool",
-            "struct", "enum", "tuple", "unit", "variant", "sequence", "map", "Option", "Inner", "Word",
+            "struct", "enum", "tuple", "unit", "variant", "sequence", "map", "Option", "Nested", "Word",
             "Tagged", "field", "floating", "EOF", "column",
         ];
         for json in
@@ -238,9 +238,9 @@ mod tests {
         assert_eq!(of::<u16>("-1"), "expected an integer from 0 to 65535, found the integer `-1`");
         let quoted = "\"y, expected u8 at line 1 column 2\"";
         assert_eq!(of::<i64>(quoted), format!("expected {integer}, found the string {quoted}"));
-        assert_eq!(of::<Inner>(r#"{"flag":true}"#), "the member `word` is missing");
-        assert_eq!(of::<Inner>(r#"{"x":1}"#), "the member `x` is not known, but `flag` or `word`");
-        assert_eq!(of::<Inner>(r#"{"flag":true,"flag":true}"#), "the member `flag` stands there twice");
+        assert_eq!(of::<Nested>(r#"{"flag":true}"#), "the member `word` is missing");
+        assert_eq!(of::<Nested>(r#"{"x":1}"#), "the member `x` is not known, but `flag` or `word`");
+        assert_eq!(of::<Nested>(r#"{"flag":true,"flag":true}"#), "the member `flag` stands there twice");
         assert_eq!(of::<Word>("\"three\""), "the value `three` is not known, but `one` or `two`");
         assert_eq!(of::<bool>("[]"), "expected true or false, found a list");
         assert_eq!(plain("a message of our own"), "a message of our own");

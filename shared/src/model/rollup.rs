@@ -4,7 +4,7 @@
 //! however they were batched. The bytes of a rollup are stored; changing them, or what they mean,
 //! needs a new version byte. Pure: nothing here knows types, times of points or a database.
 use self::sketch::Sketch;
-use self::sum::Sum;
+use self::sum::ExactSum;
 use crate::model::write::check_value;
 
 pub mod bytes;
@@ -44,7 +44,7 @@ impl Resolution {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rollup {
     sketch: Sketch,
-    sum: Sum,
+    sum: ExactSum,
     /// Smallest value. Infinite while there is no value, so that the first one replaces it.
     min: f64,
     max: f64,
@@ -52,7 +52,12 @@ pub struct Rollup {
 
 impl Default for Rollup {
     fn default() -> Self {
-        Self { sketch: Sketch::default(), sum: Sum::default(), min: f64::INFINITY, max: f64::NEG_INFINITY }
+        Self {
+            sketch: Sketch::default(),
+            sum: ExactSum::default(),
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+        }
     }
 }
 

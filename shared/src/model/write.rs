@@ -82,8 +82,7 @@ pub struct Delete {
     pub document: ItemKey,
 }
 
-/// One measurement. `kind` is what clients call `type`; `at_ms` is the client's time in
-/// milliseconds since 1970.
+/// Measurement. `kind` is the `type` of the API; `at_ms` is the client's time in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {

@@ -16,7 +16,7 @@ use super::logs;
 use crate::config::Config;
 use crate::config::load::problem::ConfigError;
 use crate::config::load::profile::Program;
-use crate::config::load::{Loaded, Sources, load};
+use crate::config::load::{LoadedConfig, Sources, load};
 use crate::config::pair::Pair;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::shutdown::Shutdown;
@@ -46,7 +46,7 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Options {
-    pub fn load(&self, program: Program) -> Result<Loaded, ConfigError> {
+    pub fn load(&self, program: Program) -> Result<LoadedConfig, ConfigError> {
         load(&Sources {
             config_path: self.config.clone(),
             env_profile: self.env.clone(),
@@ -56,7 +56,7 @@ impl Options {
     }
 
     /// Loads the configuration, begins to log, and lets the process open as many files as it may.
-    pub fn start(&self, program: Program) -> anyhow::Result<Loaded> {
+    pub fn start(&self, program: Program) -> anyhow::Result<LoadedConfig> {
         let loaded = self.load(program)?;
         logs::init_logs(&loaded.config.telemetry);
         if let Some(path) = &loaded.env_file {
@@ -178,7 +178,7 @@ fn amqp_place(url: &str) -> Option<(String, u16)> {
 
 fn postgres_place(url: &str) -> Option<(String, u16)> {
     let options: sqlx::postgres::PgConnectOptions = url.parse().ok()?;
-    // A path is a socket: an operator who sets it knows what is there.
+    // A path is a socket, and set on purpose: it gets no hint.
     (!options.get_host().starts_with('/')).then(|| (options.get_host().to_owned(), options.get_port()))
 }
 

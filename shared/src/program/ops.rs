@@ -31,7 +31,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Health of a program as it reports it itself; the body of `/health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Health {
-    pub status: Status,
+    pub status: HealthStatus,
     /// State of each component (`queue`, `store`, …) in a word.
     #[serde(flatten)]
     pub components: BTreeMap<&'static str, &'static str>,
@@ -48,7 +48,7 @@ pub struct Health {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum HealthStatus {
     Ok,
     /// Something is away; the main job is still done.
     Degraded,
@@ -59,7 +59,7 @@ pub enum Status {
 impl Health {
     /// The status code of `/health`.
     pub fn code(&self) -> u16 {
-        if self.status == Status::Down { 503 } else { 200 }
+        if self.status == HealthStatus::Down { 503 } else { 200 }
     }
 }
 
@@ -68,7 +68,7 @@ pub type AskHealth = Arc<dyn Fn() -> Health + Send + Sync>;
 
 /// Running server. Dropping it without [`Self::stop`] leaves it running.
 #[derive(Debug)]
-pub struct Ops {
+pub struct OpsServer {
     address: SocketAddr,
     handle: ServerHandle,
     task: JoinHandle<io::Result<()>>,
@@ -76,7 +76,7 @@ pub struct Ops {
 
 /// Listens on `host` and `port`; port 0 takes a free one. Must be called on a Tokio runtime, which is not
 /// needed to answer.
-pub fn serve(host: &str, port: u16, progress: &Progress, health: AskHealth) -> io::Result<Ops> {
+pub fn serve(host: &str, port: u16, progress: &Progress, health: AskHealth) -> io::Result<OpsServer> {
     let listener = TcpListener::bind((host, port))?;
     let address = listener.local_addr()?;
     let progress = progress.clone();
@@ -100,10 +100,10 @@ pub fn serve(host: &str, port: u16, progress: &Progress, health: AskHealth) -> i
         .listen("ops", listener, service)?
         .run();
     let handle = server.handle();
-    Ok(Ops { address, handle, task: tokio::spawn(server) })
+    Ok(OpsServer { address, handle, task: tokio::spawn(server) })
 }
 
-impl Ops {
+impl OpsServer {
     pub fn address(&self) -> SocketAddr {
         self.address
     }

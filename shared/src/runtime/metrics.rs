@@ -11,7 +11,7 @@ pub const LATENCY_BUCKETS: [f64; 14] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 #[derive(Debug)]
-pub struct Metrics {
+pub struct SharedMetrics {
     /// State of each breaker, by `breaker`: 0 closed, 1 half open, 2 open.
     pub breaker_state: IntGaugeVec,
     /// Duration of store calls, by `operation`: `apply`, `counter`, `counters`, `fate`.
@@ -31,15 +31,15 @@ pub struct Metrics {
 }
 
 /// The metrics of this process, registered with Prometheus' default registry at first use.
-pub fn metrics() -> &'static Metrics {
-    static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+pub fn metrics() -> &'static SharedMetrics {
+    static METRICS: LazyLock<SharedMetrics> = LazyLock::new(|| {
         let registered = "metric names are distinct";
         let build = register_int_gauge_vec!(
             opts!("forebay_build_info", "1, with the version of the program"),
             &["version"]
         );
         build.expect(registered).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Metrics {
+        SharedMetrics {
             breaker_state: register_int_gauge_vec!(
                 opts!("forebay_breaker_state", "0 closed, 1 half open, 2 open"),
                 &["breaker"]

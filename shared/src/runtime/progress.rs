@@ -25,22 +25,22 @@ struct Loops {
     /// Milliseconds that the process has run, advanced by the watching thread.
     clock_ms: AtomicU64,
     stuck_after: Duration,
-    states: Mutex<Vec<Arc<State>>>,
+    states: Mutex<Vec<Arc<LoopState>>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LoopState {
     name: &'static str,
     limit_ms: u64,
     /// Time of the last move while the loop is busy, else [`IDLE`].
     moved_ms: AtomicU64,
 }
 
-/// One loop's handle: idle until [`Self::moved`], forgotten when dropped.
+/// Handle of one loop: idle until [`Self::moved`], forgotten when dropped.
 #[derive(Debug)]
 pub struct Mark {
     loops: Arc<Loops>,
-    state: Arc<State>,
+    state: Arc<LoopState>,
 }
 
 /// A loop that stands still.
@@ -67,7 +67,7 @@ impl Progress {
     pub fn register(&self, name: &'static str, grace: Duration) -> Mark {
         let limit = self.0.stuck_after.saturating_add(grace);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let state = Arc::new(State { name, limit_ms, moved_ms: AtomicU64::new(IDLE) });
+        let state = Arc::new(LoopState { name, limit_ms, moved_ms: AtomicU64::new(IDLE) });
         self.0.states().push(state.clone());
         Mark { loops: self.0.clone(), state }
     }
@@ -124,7 +124,7 @@ impl Drop for Mark {
 }
 
 impl Loops {
-    fn states(&self) -> MutexGuard<'_, Vec<Arc<State>>> {
+    fn states(&self) -> MutexGuard<'_, Vec<Arc<LoopState>>> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

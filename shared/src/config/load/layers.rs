@@ -9,7 +9,7 @@ use figment::providers::{Format, Yaml};
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Provider};
 
-use super::problem::{ConfigError, Problem};
+use super::problem::{ConfigError, SettingProblem};
 use super::profile::{Profile, Program};
 use crate::config::Config;
 
@@ -162,12 +162,12 @@ pub(super) fn built_in(program: Program, profile: Option<Profile>) -> Vec<Settin
 
 /// Configuration file: profiles, their sections, their keys.
 #[derive(Debug)]
-pub(super) struct File {
+pub(super) struct ConfigFile {
     path: PathBuf,
     profiles: Dict,
 }
 
-impl File {
+impl ConfigFile {
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         // A file without any value is a file in which everything is commented out.
         let profiles = Yaml::from_str::<Option<Dict>>(text);
@@ -184,9 +184,9 @@ impl File {
 /// Settings of one section of the file. `None` is the section `default`; with it all of the file is checked
 /// for unknown names.
 pub(super) fn of_file(
-    file: Option<&File>,
+    file: Option<&ConfigFile>,
     profile: Option<Profile>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<SettingProblem>,
 ) -> Vec<Setting> {
     let Some(file) = file else { return Vec::new() };
     let wanted = profile.map_or("default", Profile::name);
@@ -195,7 +195,7 @@ pub(super) fn of_file(
         if name != "default" && name.parse::<Profile>().is_err() {
             let origin = file.path.display().to_string();
             let reason = "is no profile: settings stand below default, local, dev, preprod or prod";
-            problems.push(Problem::Invalid { key: name.clone(), origin, reason: reason.into() });
+            problems.push(SettingProblem::Invalid { key: name.clone(), origin, reason: reason.into() });
             continue;
         }
         match of_sections(sections, &file.origin(name), problems) {
@@ -207,7 +207,11 @@ pub(super) fn of_file(
     settings
 }
 
-fn of_sections(sections: &Value, origin: &str, problems: &mut Vec<Problem>) -> Result<Vec<Setting>, Problem> {
+fn of_sections(
+    sections: &Value,
+    origin: &str,
+    problems: &mut Vec<SettingProblem>,
+) -> Result<Vec<Setting>, SettingProblem> {
     let known = known();
     let mut settings = Vec::new();
     for (section, keys) in map(sections, origin, origin)? {
@@ -234,18 +238,18 @@ fn map<'a>(
     value: &'a Value,
     name: &str,
     origin: &str,
-) -> Result<impl Iterator<Item = (&'a String, &'a Value)>, Problem> {
+) -> Result<impl Iterator<Item = (&'a String, &'a Value)>, SettingProblem> {
     match value {
         Value::Dict(_, dict) => Ok(Some(dict).into_iter().flatten()),
         Value::Empty(..) => Ok(None.into_iter().flatten()),
         _ => {
             let reason = "expected a map".into();
-            Err(Problem::Invalid { key: name.into(), origin: origin.into(), reason })
+            Err(SettingProblem::Invalid { key: name.into(), origin: origin.into(), reason })
         }
     }
 }
 
-pub(super) fn of_env(env: &Env, problems: &mut Vec<Problem>) -> Vec<Setting> {
+pub(super) fn of_env(env: &Env, problems: &mut Vec<SettingProblem>) -> Vec<Setting> {
     let known = known();
     let alias = |(variable, key): (&str, &str)| {
         let text = env.get(variable).filter(|text| !text.is_empty())?;
@@ -263,14 +267,14 @@ pub(super) fn of_env(env: &Env, problems: &mut Vec<Problem>) -> Vec<Setting> {
             _ => {
                 let nearest = nearest(&known, &key).map(variable_of);
                 let origin = env.origin(variable).trim_end_matches(&format!(" {variable}")).into();
-                problems.push(Problem::Unknown { name: variable.clone(), origin, nearest });
+                problems.push(SettingProblem::Unknown { name: variable.clone(), origin, nearest });
             }
         }
     }
     settings
 }
 
-pub(super) fn of_flags(flags: &[(String, String)], problems: &mut Vec<Problem>) -> Vec<Setting> {
+pub(super) fn of_flags(flags: &[(String, String)], problems: &mut Vec<SettingProblem>) -> Vec<Setting> {
     let known = known();
     let mut settings = Vec::new();
     for (key, text) in flags {
@@ -285,7 +289,7 @@ pub(super) fn of_flags(flags: &[(String, String)], problems: &mut Vec<Problem>) 
 
 /// Refuses by name the variables that are settings but for their underscores, which would be ignored
 /// otherwise. Addresses that Kubernetes makes for services under such names are warnings.
-pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) {
+pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<SettingProblem>, warnings: &mut Vec<String>) {
     let flat = |name: &str| name.to_ascii_uppercase().replace(['.', '_'], "");
     let keys: BTreeMap<String, String> = known().into_keys().map(|key| (flat(&key), key)).collect();
     for (variable, value) in &env.variables {
@@ -299,7 +303,7 @@ pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<Problem>, warning
             warnings.push(format!("{variable} is not read: the setting is {}", variable_of(key)));
         } else {
             let origin = env.origin(variable).trim_end_matches(&format!(" {variable}")).into();
-            problems.push(Problem::Unknown {
+            problems.push(SettingProblem::Unknown {
                 name: variable.clone(),
                 origin,
                 nearest: Some(variable_of(key)),
@@ -336,9 +340,9 @@ fn typed(default: &Value, text: &str) -> Value {
     }
 }
 
-fn unknown(known: &BTreeMap<String, Value>, name: String, origin: &str) -> Problem {
+fn unknown(known: &BTreeMap<String, Value>, name: String, origin: &str) -> SettingProblem {
     let nearest = nearest(known, &name).map(ToOwned::to_owned);
-    Problem::Unknown { name, origin: origin.into(), nearest }
+    SettingProblem::Unknown { name, origin: origin.into(), nearest }
 }
 
 /// Known name that is closest, if it is close at all.

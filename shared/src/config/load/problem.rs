@@ -11,12 +11,12 @@ pub enum ConfigError {
     NoVariables { path: PathBuf },
     /// All problems that were found, one per line.
     #[error("{}", lines(.0))]
-    Problems(Vec<Problem>),
+    Problems(Vec<SettingProblem>),
 }
 
 /// One thing that is wrong with the settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum SettingProblem {
     #[error("unknown setting {name} ({origin}){}", hint(nearest.as_deref()))]
     Unknown { name: String, origin: String, nearest: Option<String> },
     #[error("unknown profile {name} ({origin}): there are local, dev, preprod and prod")]
@@ -25,7 +25,7 @@ pub enum Problem {
     Invalid { key: String, origin: String, reason: String },
 }
 
-fn lines(problems: &[Problem]) -> String {
+fn lines(problems: &[SettingProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 use serde_json::Value;
 use url::Url;
 
-use super::Loaded;
+use super::LoadedConfig;
 use super::layers::is_secret;
 use super::profile::Profile;
 
 const REDACTED: &str = "***";
 
 /// One line per setting, warnings at the end.
-pub fn check_config_report(loaded: &Loaded) -> String {
+pub fn check_config_report(loaded: &LoadedConfig) -> String {
     let values = serde_json::to_value(&loaded.config).expect("settings are plain values");
     let profile = loaded.profile.map_or("none", Profile::name);
     let mut report = format!("profile: {profile}\n");

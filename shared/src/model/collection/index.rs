@@ -47,7 +47,7 @@ pub fn index_text(text: &str) -> String {
 /// Index text of a number: integers without a fraction, however they were written; any other number as a
 /// double. [`Wanted`](super::Wanted) lists the other values that a filter looks for.
 pub fn number_text(number: &Number) -> String {
-    /// From here on not every integer has a number of its own.
+    /// Bound from which on not every integer has a double of its own.
     const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
     match number.as_f64() {
         Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < EXACT_BELOW => {

@@ -1,5 +1,5 @@
-//! Keywords about the size of numbers. The validator's own ones know 64 bits only, and would take a number for
-//! its neighbour; these compare exact values.
+//! Keywords about the size of numbers. The validator's own ones know 64 bits only, and would take a number
+//! for its neighbour; these compare exact values.
 use std::cmp::Ordering;
 
 use jsonschema::{Keyword, ValidationError};
@@ -88,7 +88,7 @@ mod tests {
 
     const DRAFT_4: &str = "http://json-schema.org/draft-04/schema#";
 
-    /// Checks numbers beside their neighbours, which doubles do not tell apart.
+    /// Checks numbers beside their neighbours, which are the same double.
     fn assert_distinguished(cases: &[(Value, &[&str], &[&str])]) {
         for (schema, good, bad) in cases {
             let newest = json!("https://json-schema.org/draft/2020-12/schema");

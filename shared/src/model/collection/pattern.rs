@@ -37,14 +37,14 @@ pub enum BadPattern {
 /// Compiled pattern.
 #[derive(Debug)]
 pub struct Pattern {
-    states: Vec<State>,
+    states: Vec<MachineState>,
     start: u32,
     /// True when it can match at the beginning of a text only.
     is_anchored: bool,
 }
 
 #[derive(Clone, Debug)]
-enum State {
+enum MachineState {
     Match,
     Chars(Arc<[(char, char)]>, u32),
     Look(Look, u32),
@@ -56,7 +56,7 @@ impl Pattern {
     pub fn new(pattern: &str, states_left: &mut usize) -> Result<Self, BadPattern> {
         let hir = parse(pattern)?;
         let mut compiler =
-            Compiler { states: vec![State::Match], classes: HashMap::new(), left: *states_left };
+            Compiler { states: vec![MachineState::Match], classes: HashMap::new(), left: *states_left };
         let start = compiler.add(&hir, 0)?;
         *states_left = compiler.left;
         let is_anchored = hir.properties().look_set_prefix().contains(Look::Start);
@@ -88,7 +88,7 @@ impl Pattern {
     }
 
     fn step(&self, state: u32, letter: char) -> Option<u32> {
-        let State::Chars(class, to) = &self.states[state as usize] else { return None };
+        let MachineState::Chars(class, to) = &self.states[state as usize] else { return None };
         let behind = class.partition_point(|range| range.1 < letter);
         class.get(behind).filter(|range| range.0 <= letter).map(|_| *to)
     }
@@ -115,11 +115,11 @@ impl Matching<'_> {
                 continue;
             }
             match &self.pattern.states[state as usize] {
-                State::Match => return true,
-                State::Chars(..) => here.push(state),
-                State::Look(look, to) if holds(*look, around) => self.open.push(*to),
-                State::Look(..) => {}
-                State::Either(one, other) => self.open.extend([*one, *other]),
+                MachineState::Match => return true,
+                MachineState::Chars(..) => here.push(state),
+                MachineState::Look(look, to) if holds(*look, around) => self.open.push(*to),
+                MachineState::Look(..) => {}
+                MachineState::Either(one, other) => self.open.extend([*one, *other]),
             }
         }
         charge(steps);
@@ -178,13 +178,13 @@ fn parse(pattern: &str) -> Result<Hir, BadPattern> {
 
 /// Builds states from the end to the beginning.
 struct Compiler {
-    states: Vec<State>,
+    states: Vec<MachineState>,
     classes: HashMap<*const Hir, Arc<[(char, char)]>>,
     left: usize,
 }
 
 impl Compiler {
-    fn push(&mut self, state: State) -> Result<u32, BadPattern> {
+    fn push(&mut self, state: MachineState) -> Result<u32, BadPattern> {
         self.spend(1)?;
         self.states.push(state);
         Ok(u32::try_from(self.states.len() - 1).expect("states are bounded"))
@@ -205,7 +205,7 @@ impl Compiler {
                 let text = String::from_utf8_lossy(&literal.0);
                 text.chars()
                     .rev()
-                    .try_fold(to, |to, letter| self.push(State::Chars([(letter, letter)].into(), to)))
+                    .try_fold(to, |to, letter| self.push(MachineState::Chars([(letter, letter)].into(), to)))
             }
             HirKind::Class(class) => {
                 let known = self.classes.get(&std::ptr::from_ref(hir)).cloned();
@@ -217,9 +217,9 @@ impl Compiler {
                     self.classes.insert(hir, Arc::clone(&new));
                     new
                 };
-                self.push(State::Chars(class, to))
+                self.push(MachineState::Chars(class, to))
             }
-            HirKind::Look(look) => self.push(State::Look(*look, to)),
+            HirKind::Look(look) => self.push(MachineState::Look(*look, to)),
             HirKind::Capture(capture) => self.add(&capture.sub, to),
             HirKind::Concat(parts) => parts.iter().rev().try_fold(to, |to, part| self.add(part, to)),
             HirKind::Alternation(parts) => {
@@ -227,7 +227,7 @@ impl Compiler {
                 let mut start = parts.next().map_or(Ok(to), |last| self.add(last, to))?;
                 for part in parts {
                     let one = self.add(part, to)?;
-                    start = self.push(State::Either(one, start))?;
+                    start = self.push(MachineState::Either(one, start))?;
                 }
                 Ok(start)
             }
@@ -235,14 +235,14 @@ impl Compiler {
                 let (min, sub) = (repetition.min, &repetition.sub);
                 let optional = match repetition.max {
                     None => {
-                        let again = self.push(State::Match)?;
+                        let again = self.push(MachineState::Match)?;
                         let body = self.add(sub, again)?;
-                        self.states[again as usize] = State::Either(body, to);
+                        self.states[again as usize] = MachineState::Either(body, to);
                         again
                     }
                     Some(max) => (min..max).try_fold(to, |at, _| {
                         let body = self.add(sub, at)?;
-                        self.push(State::Either(body, to))
+                        self.push(MachineState::Either(body, to))
                     })?,
                 };
                 (0..min).try_fold(optional, |at, _| self.add(sub, at))
@@ -263,18 +263,18 @@ fn ranges(class: &Class) -> Arc<[(char, char)]> {
 /// Patterns of one schema: equal ones are compiled once.
 #[derive(Debug)]
 pub struct Patterns {
-    compiled: Mutex<Compiled>,
+    compiled: Mutex<CompiledPatterns>,
 }
 
 #[derive(Debug)]
-struct Compiled {
+struct CompiledPatterns {
     known: HashMap<Box<str>, Arc<Pattern>>,
     states_left: usize,
 }
 
 impl Patterns {
     pub fn new() -> Self {
-        let compiled = Compiled { known: HashMap::new(), states_left: PATTERN_STATES_MAX };
+        let compiled = CompiledPatterns { known: HashMap::new(), states_left: PATTERN_STATES_MAX };
         Self { compiled: Mutex::new(compiled) }
     }
 
@@ -291,7 +291,7 @@ impl Patterns {
     /// Memory in bytes.
     pub fn weight(&self) -> usize {
         let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        (PATTERN_STATES_MAX - compiled.states_left) * size_of::<State>()
+        (PATTERN_STATES_MAX - compiled.states_left) * size_of::<MachineState>()
     }
 }
 

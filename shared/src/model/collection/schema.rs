@@ -96,9 +96,9 @@ pub fn compile(schema: &str) -> Result<Compiled, BadDefinition> {
     Ok(Compiled { validator, matches_keys: walk.key_patterns > 0, bytes })
 }
 
-type Options = ValidationOptions<'static, Arc<dyn jsonschema::Retrieve>, Counted>;
+type CountedOptions = ValidationOptions<'static, Arc<dyn jsonschema::Retrieve>, Counted>;
 
-fn options(patterns: &Arc<Patterns>, key_pattern_bytes_max: usize) -> Options {
+fn options(patterns: &Arc<Patterns>, key_pattern_bytes_max: usize) -> CountedOptions {
     let patterns = Arc::clone(patterns);
     let options = jsonschema::options_for::<Counted>()
         .with_pattern_options(PatternOptions::regex().size_limit(key_pattern_bytes_max))

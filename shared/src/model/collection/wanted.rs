@@ -58,12 +58,12 @@ impl Wanted {
 /// True when a document, the text of a JSON object, has the wanted value of each member.
 pub fn has_all(data: &str, wanted: &[(String, Wanted)]) -> bool {
     let mut deserializer = serde_json::Deserializer::from_str(data);
-    wanted.is_empty() || Members(wanted).deserialize(&mut deserializer).unwrap_or(false)
+    wanted.is_empty() || MatchingMembers(wanted).deserialize(&mut deserializer).unwrap_or(false)
 }
 
-struct Members<'w>(&'w [(String, Wanted)]);
+struct MatchingMembers<'w>(&'w [(String, Wanted)]);
 
-impl<'de> DeserializeSeed<'de> for Members<'_> {
+impl<'de> DeserializeSeed<'de> for MatchingMembers<'_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
@@ -71,7 +71,7 @@ impl<'de> DeserializeSeed<'de> for Members<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Members<'_> {
+impl<'de> Visitor<'de> for MatchingMembers<'_> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,7 +12,7 @@ pub enum Tree<'a> {
     #[default]
     Null,
     Bool(bool),
-    /// As it is written.
+    /// Number as it is written.
     Number(&'a str),
     String(Cow<'a, str>),
     Array(Vec<Tree<'a>>),
@@ -24,16 +24,16 @@ impl<'a> Tree<'a> {
     /// Reads a text that is JSON already, as that of a [`RawValue`](serde_json::value::RawValue); `None`
     /// where it is nested too deep, or a string is no text.
     pub fn read(text: &'a str) -> Option<Self> {
-        Reader { text, at: 0 }.value(DEPTH_MAX)
+        TreeReader { text, at: 0 }.value(DEPTH_MAX)
     }
 }
 
-struct Reader<'a> {
+struct TreeReader<'a> {
     text: &'a str,
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> TreeReader<'a> {
     fn value(&mut self, depth_left: usize) -> Option<Tree<'a>> {
         match self.next()? {
             b'{' => self.object(depth_left.checked_sub(1)?),

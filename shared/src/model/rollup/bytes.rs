@@ -15,7 +15,7 @@
 //! checked and never used as an index, and nothing is allocated before its bytes are there.
 use super::Rollup;
 use super::sketch::{BINS_MAX, Bin, SMALLEST, Sketch};
-use super::sum::{PARTS_MAX, Sum};
+use super::sum::{ExactSum, PARTS_MAX};
 use crate::model::write::check_value;
 
 const VERSION: u8 = 1;
@@ -55,7 +55,7 @@ impl Rollup {
 
     /// Reads the bytes of [`Rollup::encode`], of this or an earlier build, and nothing else.
     pub fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
-        let mut reader = Reader(bytes);
+        let mut reader = RollupReader(bytes);
         if reader.byte()? != VERSION {
             return Err(Corrupt);
         }
@@ -68,9 +68,9 @@ impl Rollup {
 }
 
 /// Bytes that are left to read.
-struct Reader<'a>(&'a [u8]);
+struct RollupReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl RollupReader<'_> {
     fn rollup(&mut self, bins: u64) -> Result<Rollup, Corrupt> {
         let sketch = self.sketch(bins)?;
         let (min, max) = (self.value()?, self.value()?);
@@ -83,7 +83,7 @@ impl Reader<'_> {
         for part in &mut *parts {
             *part = f64::from_be_bytes(self.take()?);
         }
-        Ok(Rollup { sketch, sum: Sum::from_parts(parts).ok_or(Corrupt)?, min, max })
+        Ok(Rollup { sketch, sum: ExactSum::from_parts(parts).ok_or(Corrupt)?, min, max })
     }
 
     fn sketch(&mut self, bins: u64) -> Result<Sketch, Corrupt> {

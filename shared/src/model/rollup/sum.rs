@@ -12,7 +12,7 @@ const QUOTIENT_STEPS_MAX: u32 = 4;
 
 /// Sum as `head` plus all of `tail`; 0 when empty.
 #[derive(Clone, Debug, Default)]
-pub struct Sum {
+pub struct ExactSum {
     /// The largest part; 0 only when there is no other. Beside the tail, so that a sum which fits
     /// one f64 allocates nothing.
     head: f64,
@@ -20,7 +20,7 @@ pub struct Sum {
     tail: Vec<f64>,
 }
 
-impl Sum {
+impl ExactSum {
     /// Adds a finite value.
     pub fn add(&mut self, value: f64) {
         let (mut carried, mut kept) = (value, 0);
@@ -137,7 +137,7 @@ impl Sum {
         parts
     }
 
-    /// Sum with these [`Sum::parts`]; `None` when no sum has them.
+    /// Sum with these [`ExactSum::parts`]; `None` when no sum has them.
     pub fn from_parts(parts: &[f64]) -> Option<Self> {
         let mut sum = Self::default();
         parts.iter().rev().for_each(|part| sum.add(*part));
@@ -145,7 +145,7 @@ impl Sum {
     }
 }
 
-impl PartialEq for Sum {
+impl PartialEq for ExactSum {
     fn eq(&self, other: &Self) -> bool {
         self.parts() == other.parts()
     }
@@ -168,8 +168,8 @@ fn is_same(a: f64, b: f64) -> bool {
 mod tests {
     use super::*;
 
-    fn sum(values: &[f64]) -> Sum {
-        let mut sum = Sum::default();
+    fn sum(values: &[f64]) -> ExactSum {
+        let mut sum = ExactSum::default();
         for value in values {
             sum.add(*value);
         }
@@ -206,21 +206,21 @@ mod tests {
             (-1_074..963).step_by(2).map(|power| 2.0_f64.powi(power / 2) * 2.0_f64.powi(power - power / 2));
         let parts = sum(&powers.collect::<Vec<_>>()).parts();
         assert!((30..=PARTS_MAX).contains(&parts.len()), "{}", parts.len());
-        assert_eq!(Sum::from_parts(&parts).map(|sum| sum.parts()), Some(parts));
+        assert_eq!(ExactSum::from_parts(&parts).map(|sum| sum.parts()), Some(parts));
     }
 
     #[test]
     fn parts_that_no_sum_has_are_refused() {
         for parts in [&[0.0][..], &[f64::NAN], &[f64::INFINITY], &[1.0, 0.0], &[1.0, 1.0], &[1e-9, 1.0]] {
-            assert!(Sum::from_parts(parts).is_none(), "{parts:?}");
+            assert!(ExactSum::from_parts(parts).is_none(), "{parts:?}");
         }
         // With the third part, the first two would be rounded up.
         let half = f64::EPSILON / 2.0;
-        assert!(Sum::from_parts(&[1.0, half]).is_some());
-        assert!(Sum::from_parts(&[1.0, half, 1e-300]).is_none());
+        assert!(ExactSum::from_parts(&[1.0, half]).is_some());
+        assert!(ExactSum::from_parts(&[1.0, half, 1e-300]).is_none());
         // And here rounded up without it.
         let odd = 1.0 + f64::EPSILON;
-        assert!(Sum::from_parts(&[odd, half]).is_none());
-        assert!(Sum::from_parts(&[odd, half, -1e-300]).is_some());
+        assert!(ExactSum::from_parts(&[odd, half]).is_none());
+        assert!(ExactSum::from_parts(&[odd, half, -1e-300]).is_some());
     }
 }
