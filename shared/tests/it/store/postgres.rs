@@ -49,7 +49,7 @@ async fn ledger_rows(url: &str) -> i64 {
 }
 
 /// A proxy before the server, and the settings that go through it.
-async fn proxied(url: &str) -> (Proxy, config::Store) {
+async fn proxied(url: &str) -> (Proxy, config::StoreSettings) {
     let (before, after) = url.split_once('@').expect("a URL with a user");
     let (server, database) = after.split_once('/').expect("a URL with a database");
     let server = server.to_socket_addrs().expect("resolves").next().expect("an address");
@@ -124,7 +124,7 @@ async fn an_abandoned_transaction_swallows_nothing_that_is_written_later() {
     testkit::isolated("abandoned", async |isolated| {
         let url = isolated.database_url;
         let (proxy, config) = proxied(&url).await;
-        let store = postgres(&config::Store { connections_max: 1, ..config }).await;
+        let store = postgres(&config::StoreSettings { connections_max: 1, ..config }).await;
         let mut messages = Messages::new();
         apply(&store, &[messages.increments(&[("warm", 1)])]).await;
         // A round trip takes 50 ms: abandoned in `begin`, in the ledger, in the sums, in `commit`.
@@ -152,7 +152,7 @@ async fn an_abandoned_transaction_swallows_nothing_that_is_written_later() {
 async fn a_server_that_falls_silent_costs_a_time_out_and_no_connection() {
     testkit::isolated("silent", async |isolated| {
         let (proxy, config) = proxied(&isolated.database_url).await;
-        let config = config::Store {
+        let config = config::StoreSettings {
             connections_max: 2,
             connect_timeout_ms: 800,
             read_timeout_ms: 800,
@@ -269,7 +269,7 @@ async fn a_batch_whose_statement_failed_is_never_reported_as_applied() {
 async fn locks_that_others_hold_are_waited_for_within_the_time_limit() {
     testkit::isolated("locks", async |isolated| {
         let url = isolated.database_url;
-        let config = config::Store { write_timeout_ms: 800, ..postgres_config(&url) };
+        let config = config::StoreSettings { write_timeout_ms: 800, ..postgres_config(&url) };
         let store = postgres(&config).await;
         let mut messages = Messages::new();
         apply(&store, &[messages.increments(&[("a", 1)])]).await;
@@ -325,7 +325,8 @@ async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that
             let told = unavailable(careful.migrate().await.expect_err("no such database"));
             assert!(told.contains(&isolated.prefix) && told.contains("CREATE_DATABASE"), "{told}");
         }
-        let config = config::Store { create_database: true, ..postgres_config(&isolated.database_url) };
+        let config =
+            config::StoreSettings { create_database: true, ..postgres_config(&isolated.database_url) };
         let open = || PostgresStore::open(&config).expect("opens");
         let stores = [open(), open(), open()];
         let migrations = stores.each_ref().map(|store| store.migrate());
@@ -339,7 +340,7 @@ async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that
 
 #[tokio::test]
 async fn opening_connects_to_nothing_and_no_error_tells_the_password() {
-    let config = |url: &str| config::Store { connect_timeout_ms: 200, ..postgres_config(url) };
+    let config = |url: &str| config::StoreSettings { connect_timeout_ms: 200, ..postgres_config(url) };
     let store = PostgresStore::open(&config("postgres://user:hush@127.0.0.1:1/none")).expect("opens");
     let told = unavailable(store.now_ms().await.expect_err("nobody listens"));
     assert!(!told.is_empty() && !told.contains("hush"), "{told}");
