@@ -11,7 +11,7 @@ use api::routes::openapi;
 use api::server::Server;
 use clap::{Parser, Subcommand};
 use shared::config::Config;
-use shared::config::load::LoadedConfig;
+use shared::config::load::Loaded;
 use shared::config::load::profile::Program;
 use shared::config::load::report::check_config_report;
 use shared::config::pair::Pair;
@@ -79,7 +79,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 /// Says more than a start demands: whoever asks may still mend what will not work.
-fn check_config(loaded: &LoadedConfig) -> anyhow::Result<()> {
+fn check_config(loaded: &Loaded) -> anyhow::Result<()> {
     print!("{}", check_config_report(loaded));
     let expired = Keys::read(&loaded.config.auth)?.expired();
     let names = expired.into_iter().collect::<Vec<_>>().join(", ");
@@ -87,7 +87,7 @@ fn check_config(loaded: &LoadedConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(loaded: LoadedConfig) -> anyhow::Result<()> {
+async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
     // Before anything is accepted that a signal could tear.
     let stop_max = Server::stop_max(&config);
@@ -139,7 +139,7 @@ async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::R
         // Before the first id.
         backend.learn_floor().await?;
     } else {
-        cli::report_missing_servers(config).await;
+        cli::tell_missing_servers(config).await;
         if config.store.migrate {
             tokio::spawn(cli::migrate(backend.store.clone(), shutdown.clone()));
         }

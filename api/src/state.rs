@@ -189,7 +189,7 @@ pub struct WaitLimits {
 pub struct MetricsParts {
     pub cache: Arc<ReadCache<Question>>,
     /// What the consumer keeps.
-    pub retention: shared::config::RetentionSettings,
+    pub retention: shared::config::Retention,
     /// How old points may be.
     pub point_years_max: u32,
     /// Turns of pages of rollups.
