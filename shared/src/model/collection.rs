@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::bad_definition::{bad, cut};
 use self::counted::Counting;
-use self::schema::Compiled;
+use self::schema::CompiledSchema;
 use crate::model::json_rules::{self, Tree};
 
 pub use self::bad_definition::BadDefinition;
@@ -71,7 +71,7 @@ pub struct Checker {
     pub version: i64,
     indexed: Vec<String>,
     /// Compiled schema; `None` takes any object.
-    schema: Option<Compiled>,
+    schema: Option<CompiledSchema>,
     unusable: Option<BadDefinition>,
 }
 

@@ -12,7 +12,7 @@ use crate::model::decimal::Decimal;
 use crate::model::json_rules::{self, Tree};
 
 /// Representation of documents for the validator.
-pub struct Counted;
+pub struct CountedDocument;
 
 /// Value of a document.
 #[derive(Clone, Copy)]
@@ -21,7 +21,7 @@ pub struct Counting<'a>(pub &'a Tree<'a>);
 /// Name of a member. The validator reads it once for each pattern.
 pub struct Name<'a>(&'a str);
 
-impl Json for Counted {
+impl Json for CountedDocument {
     type Node<'a> = Counting<'a>;
     type PreparedKey = String;
     type StringBuffer = Tree<'static>;
@@ -81,7 +81,7 @@ impl JsonNumber for Exact<'_> {
     }
 }
 
-impl<'a> Node<'a, Counted> for Counting<'a> {
+impl<'a> Node<'a, CountedDocument> for Counting<'a> {
     type Object = Members<'a>;
     type Array = Elements<'a>;
     type Number = Exact<'a>;
@@ -181,7 +181,7 @@ fn equals(tree: &Tree<'_>, expected: &Value) -> bool {
 
 pub struct Members<'a>(&'a BTreeMap<Cow<'a, str>, Tree<'a>>);
 
-impl<'a> Object<'a, Counted> for Members<'a> {
+impl<'a> Object<'a, CountedDocument> for Members<'a> {
     type Node = Counting<'a>;
     type MemberName = Name<'a>;
     type MembersIter = MembersIter<'a>;
@@ -226,7 +226,7 @@ impl<'a> From<Name<'a>> for Cow<'a, str> {
 
 pub struct Elements<'a>(&'a [Tree<'a>]);
 
-impl<'a> Array<'a, Counted> for Elements<'a> {
+impl<'a> Array<'a, CountedDocument> for Elements<'a> {
     type Node = Counting<'a>;
     type ElementsIter = ElementsIter<'a>;
 

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use jsonschema::{Keyword, ValidationError};
 use serde_json::{Map, Value};
 
-use super::counted::{Counted, Counting};
+use super::counted::{CountedDocument, Counting};
 use crate::model::decimal::Decimal;
 
 pub const KEYWORDS: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
@@ -51,7 +51,7 @@ impl NumericKeyword {
     }
 }
 
-impl<'i> Keyword<'i, Counted> for NumericKeyword {
+impl<'i> Keyword<'i, CountedDocument> for NumericKeyword {
     fn validate(&self, instance: Counting<'i>) -> Result<(), ValidationError<'i>> {
         match self {
             Self::Compared { violation, .. } | Self::MultipleOf { violation, .. }

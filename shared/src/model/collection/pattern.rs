@@ -12,7 +12,7 @@ use jsonschema::json::Node;
 use jsonschema::{Keyword, ValidationError};
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
-use super::counted::{Counted, Counting};
+use super::counted::{CountedDocument, Counting};
 use super::meter::charge;
 
 /// States of all patterns of a schema together, each 24 bytes; a range of a class counts as one.
@@ -298,7 +298,7 @@ impl Patterns {
 /// Keyword `pattern` at one place of a schema.
 pub struct PatternKeyword(Arc<Pattern>);
 
-impl<'i> Keyword<'i, Counted> for PatternKeyword {
+impl<'i> Keyword<'i, CountedDocument> for PatternKeyword {
     fn validate(&self, instance: Counting<'i>) -> Result<(), ValidationError<'i>> {
         if self.is_valid(instance) {
             Ok(())

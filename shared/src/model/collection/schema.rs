@@ -12,7 +12,7 @@ use jsonschema::{Keyword, PatternOptions, ValidationError, ValidationOptions, Va
 use serde_json::{Map, Value};
 
 use super::bad_definition::{BadDefinition, bad, cut};
-use super::counted::Counted;
+use super::counted::CountedDocument;
 use super::numeric::{self, NumericKeyword};
 use super::pattern::{BadPattern, PATTERN_STATES_MAX, Pattern, Patterns};
 use crate::model::json_rules::{self, DEPTH_MAX};
@@ -51,8 +51,8 @@ pub enum Unbounded {
 
 /// Compiled schema, with which documents are checked.
 #[derive(Debug)]
-pub struct Compiled {
-    pub validator: Validator<Counted>,
+pub struct CompiledSchema {
+    pub validator: Validator<CountedDocument>,
     /// True when the validator's own engine matches keys.
     pub matches_keys: bool,
     /// Memory in bytes, as far as it is known.
@@ -64,7 +64,7 @@ const COMPILED_FACTOR: usize = 16;
 
 /// Compiles a schema. Draft 2020-12 unless `$schema` names another. Formats are annotations; patterns run
 /// in linear time; nothing outside of the schema is ever fetched.
-pub fn compile(schema: &str) -> Result<Compiled, BadDefinition> {
+pub fn compile(schema: &str) -> Result<CompiledSchema, BadDefinition> {
     let within = |pointer: &str| format!("/schema{pointer}");
     if schema.len() > SCHEMA_BYTES_MAX {
         return Err(bad(within(""), format!("a schema has {SCHEMA_BYTES_MAX} bytes at most")));
@@ -93,26 +93,26 @@ pub fn compile(schema: &str) -> Result<Compiled, BadDefinition> {
         bad(within(&pointer), detail.unwrap_or_else(|| cut(&error.to_string())))
     })?;
     let bytes = COMPILED_FACTOR * schema.len() + patterns.weight();
-    Ok(Compiled { validator, matches_keys: walk.key_patterns > 0, bytes })
+    Ok(CompiledSchema { validator, matches_keys: walk.key_patterns > 0, bytes })
 }
 
-type CountedOptions = ValidationOptions<'static, Arc<dyn jsonschema::Retrieve>, Counted>;
+type CountedOptions = ValidationOptions<'static, Arc<dyn jsonschema::Retrieve>, CountedDocument>;
 
 fn options(patterns: &Arc<Patterns>, key_pattern_bytes_max: usize) -> CountedOptions {
     let patterns = Arc::clone(patterns);
-    let options = jsonschema::options_for::<Counted>()
+    let options = jsonschema::options_for::<CountedDocument>()
         .with_pattern_options(PatternOptions::regex().size_limit(key_pattern_bytes_max))
         .with_keyword("pattern", move |_, pattern: &Value, _| {
             let text = pattern.as_str().ok_or_else(|| ValidationError::custom("a pattern is a string"))?;
             let keyword = patterns.keyword(text).map_err(|bad| ValidationError::custom(bad.to_string()))?;
-            Ok(Box::new(keyword) as Box<dyn for<'i> Keyword<'i, Counted>>)
+            Ok(Box::new(keyword) as Box<dyn for<'i> Keyword<'i, CountedDocument>>)
         })
         .should_validate_formats(false)
         .offline();
     numeric::KEYWORDS.into_iter().fold(options, |options, keyword| {
         options.with_keyword(keyword, move |parent: &Map<String, Value>, value: &Value, _| {
             let numeric = NumericKeyword::of(keyword, parent, value).map_err(ValidationError::custom)?;
-            Ok(Box::new(numeric) as Box<dyn for<'i> Keyword<'i, Counted>>)
+            Ok(Box::new(numeric) as Box<dyn for<'i> Keyword<'i, CountedDocument>>)
         })
     })
 }
