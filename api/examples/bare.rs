@@ -83,7 +83,7 @@ async fn counter(name: web::Path<Box<str>>, counters: Counters) -> HttpResponse 
 
 fn main() -> anyhow::Result<()> {
     let port = std::env::args().nth(1).map_or(Ok(0), |port| port.parse()).context("the port is a number")?;
-    let settings = shared::config::Server::default();
+    let settings = shared::config::ServerSettings::default();
     let counters: Counters = web::Data::new(Cache::new(100_000));
     actix_web::rt::System::new().block_on(async move {
         let server = HttpServer::new(move || {

@@ -195,7 +195,7 @@ impl Batcher {
         if link == Link::Blocked || (link == Link::Down && !breaker.is_closed()) {
             return Err(NotAccepted::Unavailable { retry_after });
         }
-        let refused = |refused: shared::runtime::breaker::Refused| NotAccepted::Unavailable {
+        let refused = |refused: shared::runtime::breaker::BreakerOpen| NotAccepted::Unavailable {
             retry_after: refused.retry_after,
         };
         breaker.check().map_err(refused)

@@ -5,7 +5,7 @@ pub mod store_probe;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use shared::program::ops::{Health, Status};
+use shared::program::ops::{Health, HealthStatus};
 use shared::queue::Link;
 use shared::runtime::breaker::Breaker;
 
@@ -27,9 +27,9 @@ impl App {
         let breaker = |breaker: &Breaker| (breaker.name(), breaker.state().name());
         Health {
             status: match (accepting, applying) {
-                (true, true) => Status::Ok,
-                (true, false) => Status::Degraded,
-                (false, _) => Status::Down,
+                (true, true) => HealthStatus::Ok,
+                (true, false) => HealthStatus::Degraded,
+                (false, _) => HealthStatus::Down,
             },
             // Opening and settling end by themselves. A queue that is made anew later takes no reads away.
             ready: !self.in_flight.is_draining() && self.queue_has_opened.load(Ordering::Relaxed),

@@ -9,12 +9,12 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use consumer::Consumer;
 use consumer::status::Status as Ingesting;
-use shared::config::load::Loaded;
+use shared::config::load::LoadedConfig;
 use shared::config::load::profile::Program;
 use shared::config::load::report::check_config_report;
 use shared::program::backend;
 use shared::program::cli::{self, Options};
-use shared::program::ops::{self, Health, Status};
+use shared::program::ops::{self, Health, HealthStatus};
 use shared::runtime::shutdown::{self, Shutdown};
 use shared::runtime::signals::Signals;
 
@@ -66,13 +66,13 @@ async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     }
 }
 
-async fn run(loaded: Loaded) -> anyhow::Result<()> {
+async fn run(loaded: LoadedConfig) -> anyhow::Result<()> {
     let config = loaded.config;
     let mut signals = Signals::listen(consumer::STOP_MAX).context("cannot listen to signals")?;
     let (trigger, shutdown) = shutdown::channel();
     let start = async {
         let backend = backend::open(&config).await?;
-        cli::tell_missing_servers(&config).await;
+        cli::report_missing_servers(&config).await;
         anyhow::Ok(backend)
     };
     let Some(started) = cli::unless_stopped(&mut signals, start).await else { return Ok(()) };
@@ -108,7 +108,7 @@ fn health(ingesting: &Ingesting, stopping: &Shutdown) -> Health {
     let store = !ingesting.store_is_away();
     let word = |healthy| if healthy { "healthy" } else { "unhealthy" };
     Health {
-        status: if consuming && store { Status::Ok } else { Status::Degraded },
+        status: if consuming && store { HealthStatus::Ok } else { HealthStatus::Degraded },
         ready: !stopping.is_requested(),
         components: [("queue", word(consuming)), ("store", word(store))].into(),
         breakers: [].into(),

@@ -15,22 +15,22 @@ use crate::model::api_key::ApiKey;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    pub server: Server,
+    pub server: ServerSettings,
     pub ops: Ops,
-    pub queue: Queue,
-    pub store: Store,
-    pub ids: Ids,
+    pub queue: QueueSettings,
+    pub store: StoreSettings,
+    pub ids: IdSettings,
     pub cache: Cache,
     pub collections: Collections,
     pub auth: Auth,
-    pub retention: Retention,
+    pub retention: RetentionSettings,
     pub telemetry: Telemetry,
 }
 
 /// The public HTTP port of the API.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Server {
+pub struct ServerSettings {
     /// Address to listen on. Without API keys anything but loopback is an open service.
     pub host: String,
     /// Port to listen on; 0 takes a free one.
@@ -110,7 +110,7 @@ pub struct Ops {
 /// The durable queue and the batches that go through it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Queue {
+pub struct QueueSettings {
     /// `amqp://` or `amqps://` for RabbitMQ; `embedded:<directory>` for the built-in queue.
     pub url: String,
     /// First part of every queue and exchange name.
@@ -146,7 +146,7 @@ pub struct Queue {
 /// The store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Store {
+pub struct StoreSettings {
     /// `postgres://…`, or `embedded:<directory>` for the built-in store.
     pub url: String,
     /// Connections of one process.
@@ -172,7 +172,7 @@ pub struct Store {
 /// Identity of writes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Ids {
+pub struct IdSettings {
     /// Secrets that sign ids: the first signs, all recognise. Empty: the embedded form makes one
     /// in its data directory, the profile `local` has one, everything else refuses to start.
     pub secrets: Vec<String>,
@@ -229,7 +229,7 @@ pub struct Auth {
 /// How long the consumer keeps what grows with time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Retention {
+pub struct RetentionSettings {
     /// Days of raw points.
     pub points_days: u32,
     /// Hours of rollups per minute.
@@ -261,7 +261,7 @@ pub enum LogFormat {
     Json,
 }
 
-impl Default for Server {
+impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             host: "127.0.0.1".into(),
@@ -293,7 +293,7 @@ impl Default for Server {
     }
 }
 
-impl Server {
+impl ServerSettings {
     /// The worker threads to start. The cores are those that the container is granted.
     pub fn workers(&self) -> usize {
         match self.workers {
@@ -309,7 +309,7 @@ impl Default for Ops {
     }
 }
 
-impl Default for Queue {
+impl Default for QueueSettings {
     fn default() -> Self {
         Self {
             url: "embedded:./forebay-data".into(),
@@ -330,7 +330,7 @@ impl Default for Queue {
     }
 }
 
-impl Default for Store {
+impl Default for StoreSettings {
     fn default() -> Self {
         Self {
             url: "embedded:./forebay-data".into(),
@@ -346,7 +346,7 @@ impl Default for Store {
     }
 }
 
-impl Default for Ids {
+impl Default for IdSettings {
     fn default() -> Self {
         Self { secrets: Vec::new(), remembered_for_hours: 24, clock_skew_ms_max: 60_000 }
     }
@@ -365,13 +365,13 @@ impl Default for Collections {
 }
 
 impl Auth {
-    /// Nobody needs a key. A file without keys is not that: it lets nobody in.
+    /// True when no client needs a key. A file without keys is not that: it admits no client.
     pub fn is_open(&self) -> bool {
         self.keys.is_empty() && self.keys_file.is_empty()
     }
 }
 
-impl Default for Retention {
+impl Default for RetentionSettings {
     fn default() -> Self {
         Self { points_days: 30, minutes_hours: 48, hours_days: 90, discarded_days: 90 }
     }

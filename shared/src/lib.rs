@@ -1,8 +1,8 @@
-//! What the API and the consumer share: the shapes of writes and messages, the three ports (queue,
-//! store, events) with two implementations each, and what every program needs to run.
+//! Code that the API and the consumer share: the shapes of writes and messages, the three ports (queue,
+//! store, events) with two implementations each, and the frame that runs a program.
 //!
-//! The modules stand in the order of the flow: each imports only those above it.
-//! SQL and AMQP stand nowhere else. Nothing here knows HTTP routes or when to merge messages.
+//! The modules stand in the order of the flow: each imports only those above it. SQL and AMQP stand nowhere
+//! else. Nothing here knows HTTP routes or when to merge messages.
 
 /// Shapes: ids, items, messages, collections, rollups, outcomes.
 pub mod model;

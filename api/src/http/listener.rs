@@ -36,7 +36,10 @@ const SEND_BUFFER_BYTES: u32 = 128 << 10;
 const BACKLOG: u32 = 8_192;
 
 /// Binds and runs. Each worker makes its application by itself.
-pub fn serve<A, I, S, B>(config: &config::Server, application: A) -> anyhow::Result<(Server, SocketAddr)>
+pub fn serve<A, I, S, B>(
+    config: &config::ServerSettings,
+    application: A,
+) -> anyhow::Result<(Server, SocketAddr)>
 where
     A: Fn() -> I + Clone + Send + 'static,
     I: IntoServiceFactory<S, Request>,

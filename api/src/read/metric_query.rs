@@ -2,7 +2,7 @@
 //!
 //! A question names concrete times, so that it can be the key of its answer: the same period asked
 //! for an hour later is another question.
-use shared::config::Retention;
+use shared::config::RetentionSettings;
 use shared::model::rollup::Resolution;
 use utoipa::IntoParams;
 
@@ -99,7 +99,7 @@ impl ReadKey for Question {
 }
 
 /// Reads the parameters of a summary that is asked for at `now_ms`.
-pub fn summary(query: &str, now_ms: i64, retention: &Retention) -> Result<Question, Problem> {
+pub fn summary(query: &str, now_ms: i64, retention: &RetentionSettings) -> Result<Question, Problem> {
     let mut params = Parameters::of(query)?;
     let (kind, period) = (params.take("type"), params.take("period"));
     let (from, to) = (params.take("from"), params.take("to"));
@@ -125,7 +125,7 @@ pub fn summary(query: &str, now_ms: i64, retention: &Retention) -> Result<Questi
 }
 
 /// Reads the parameters of a series that is asked for at `now_ms`.
-pub fn series(query: &str, now_ms: i64, retention: &Retention) -> Result<Question, Problem> {
+pub fn series(query: &str, now_ms: i64, retention: &RetentionSettings) -> Result<Question, Problem> {
     let mut params = Parameters::of(query)?;
     let (kind, step) = (params.take("type"), params.take("step"));
     let (from, to) = (params.take("from"), params.take("to"));
@@ -188,11 +188,13 @@ mod tests {
 
     #[test]
     fn a_period_is_asked_for_by_concrete_times() {
-        let ask =
-            |now_ms| summary("type=a&period=hourly", now_ms, &Retention::default()).expect("a question");
+        let ask = |now_ms| {
+            summary("type=a&period=hourly", now_ms, &RetentionSettings::default()).expect("a question")
+        };
         assert_eq!(ask(now_ms()), ask(now_ms() + 60_000));
         assert_ne!(ask(now_ms()), ask(now_ms() + 3_600_000));
-        let other = summary("type=b&period=hourly", now_ms(), &Retention::default()).expect("a question");
+        let other =
+            summary("type=b&period=hourly", now_ms(), &RetentionSettings::default()).expect("a question");
         assert_ne!(ask(now_ms()), other);
     }
 
@@ -200,7 +202,7 @@ mod tests {
     fn ranges_with_the_same_rollups_are_the_same_question() {
         let ask = |from: &str, to: &str| {
             let query = format!("type=a&from={from}&to={to}");
-            summary(&query, now_ms(), &Retention::default()).expect("a question")
+            summary(&query, now_ms(), &RetentionSettings::default()).expect("a question")
         };
         let one = ask("2026-11-20T10:00:00Z", "2026-11-20T12:30:00Z");
         assert_eq!(one, ask("2026-11-20T11:00:59%2B01:00", "2026-11-20T12:29:01Z"));
@@ -229,7 +231,7 @@ mod tests {
             ("type=a&type=b&period=daily".into(), "type"),
             ("type=..&period=daily".into(), "type"),
         ] {
-            let problem = summary(&query, now_ms(), &Retention::default()).expect_err(&query);
+            let problem = summary(&query, now_ms(), &RetentionSettings::default()).expect_err(&query);
             let shown = serde_json::to_value(&problem).expect("serialises");
             assert_eq!(shown["errors"][0]["parameter"], parameter, "{query}");
         }
@@ -237,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_series_needs_a_step_that_its_range_allows() {
-        let ask = |rest: &str| series(&format!("type=a&{rest}"), now_ms(), &Retention::default());
+        let ask = |rest: &str| series(&format!("type=a&{rest}"), now_ms(), &RetentionSettings::default());
         let day = "from=2026-11-19T12:00:00Z&to=2026-11-20T12:00:00Z";
         let question = ask(&format!("{day}&step=5m")).expect("a question");
         assert_eq!(question.shape, Shape::Series { step_ms: 300_000, resolution: Resolution::Minute });

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use actix_web::web::ThinData;
 use actix_web::{HttpResponse, HttpResponseBuilder};
-use shared::program::ops::Status;
+use shared::program::ops::HealthStatus;
 use utoipa::ToSchema;
 
 use crate::state::Shared;
@@ -67,10 +67,10 @@ fn word(mut response: HttpResponseBuilder, word: &'static str) -> HttpResponse {
 pub async fn health(shared: ThinData<Shared>) -> HttpResponse {
     let health = shared.health();
     let mut response = match health.status {
-        Status::Ok | Status::Degraded => HttpResponse::Ok(),
-        Status::Down => HttpResponse::ServiceUnavailable(),
+        HealthStatus::Ok | HealthStatus::Degraded => HttpResponse::Ok(),
+        HealthStatus::Down => HttpResponse::ServiceUnavailable(),
     };
-    if health.status == Status::Down {
+    if health.status == HealthStatus::Down {
         response.insert_header(("Retry-After", "1"));
     }
     response.insert_header(NO_STORE).json(health)

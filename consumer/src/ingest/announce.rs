@@ -332,10 +332,12 @@ mod tests {
         let events = InProcessEvents::start();
         let mut stream = events.subscribe().await;
         let directory = tempfile::tempdir().expect("a directory");
-        let store =
-            shared::store::sqlite::SqliteStore::open(directory.path(), &shared::config::Store::default())
-                .await
-                .expect("a store");
+        let store = shared::store::sqlite::SqliteStore::open(
+            directory.path(),
+            &shared::config::StoreSettings::default(),
+        )
+        .await
+        .expect("a store");
         let (trigger, shutdown) = shared::runtime::shutdown::channel();
         let status = Arc::new(Status::default());
         let announcer = Arc::new(Announcer::new(events, 7));

@@ -56,7 +56,7 @@ mod tests {
         std::fs::create_dir_all(&data).expect("a directory");
         let limits = QueueLimits { bytes_max: 1 << 20, confirm_timeout: Duration::from_secs(1) };
         EmbeddedQueue::open(&data, limits).await.expect("opens").close().await;
-        let store = SqliteStore::open(&data, &shared::config::Store::default()).await.expect("opens");
+        let store = SqliteStore::open(&data, &shared::config::StoreSettings::default()).await.expect("opens");
         store.migrate().await.expect("migrates");
         store.close().await;
         assert_eq!(check(&gather(&data).await.expect("is read")), Vec::<String>::new());

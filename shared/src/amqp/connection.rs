@@ -1,11 +1,10 @@
-//! One AMQP connection with time-outs on every call, which ends when it is dropped, whatever the
-//! other side does.
+//! AMQP connection with time-outs on every call, which ends when it is dropped, whatever the other side
+//! does.
 //!
-//! The last part is why the TCP socket is kept besides: lapin's own threads wait for a peer that
-//! says nothing, in a handshake without any limit, and a close stops the heartbeats that would
-//! notice. Cutting the socket below them ends them all, so that a day behind a black hole does
-//! not leave a day's worth of threads. Nothing here retries; sessions are supervised by their
-//! owners.
+//! For the last part the TCP socket is kept besides: lapin's own threads wait for a silent peer, in a
+//! handshake without any limit, and a close stops the heartbeats that would notice. Cutting the socket
+//! below them ends them all, so that a day behind a black hole does not leave a day's worth of threads.
+//! Nothing here retries; sessions are supervised by their owners.
 use std::future::Future;
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -23,20 +22,21 @@ use tokio::time::{sleep, timeout};
 
 use super::settings::RabbitSettings;
 
-/// The least and the longest pause between two attempts at a session.
+/// Least and longest pause between two attempts at a session.
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(100);
 pub(crate) const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// How long connecting and any call with an answer may take.
+/// Time that connecting and any call with an answer may take.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A session that lives for so long is not lost again at once by what ended the one before.
+/// Time after which a session counts as lasting: the reason that ended the one before does not end it at
+/// once.
 const LASTING_AFTER: Duration = Duration::from_secs(5);
 
-/// What lapin tells about a connection.
+/// Events of a connection that lapin reports.
 pub(crate) type ConnectionEvents = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
-/// Why a session could not be opened or used.
+/// Reasons for which a session could not be opened or used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
     #[error("queue.url is not an AMQP URL")]
@@ -75,12 +75,12 @@ pub(crate) async fn call<T>(
 /// An open connection.
 pub(crate) struct Session {
     connection: Connection,
-    /// Declared last, so that it is cut after lapin was told to close.
+    /// Declared last, so that it is cut after lapin has begun to close.
     _socket: CutOnDrop,
 }
 
 impl Session {
-    /// `name` is shown by the broker's tools.
+    /// Opens a connection and its socket. `name` is shown by the broker's tools.
     pub(crate) async fn open(settings: &RabbitSettings, name: &str) -> Result<Self, SessionError> {
         let uri = settings.uri.clone().ok_or(SessionError::Url)?;
         let socket = CutOnDrop::default();
@@ -126,7 +126,7 @@ impl Session {
         Box::pin(self.connection.events_listener())
     }
 
-    /// Whether connection and channel are usable as far as is known.
+    /// True when connection and channel are usable as far as is known.
     pub(crate) fn is_alive(&self, channel: &Channel) -> bool {
         self.connection.status().connected() && channel.status().connected()
     }
@@ -135,13 +135,13 @@ impl Session {
         self.connection.status().blocked()
     }
 
-    /// Says goodbye, which sends what was handed over before. Not to a broker that blocks us: it
-    /// would read nothing, and the client library writes nothing.
+    /// Closes in order, which sends everything that was handed over before. Skipped for a broker that
+    /// blocks us: it would read nothing, and the client library writes nothing.
     pub(crate) async fn close(self) {
         if self.is_blocked() {
             return;
         }
-        // Whatever comes of it, dropping ends the session.
+        // Dropping ends the session even when this fails.
         let _ = call("connection.close", self.connection.close(200, "done".into())).await;
     }
 }
@@ -152,7 +152,7 @@ enum Socket {
     Cut,
 }
 
-/// Ends the TCP connection, also one that comes about only later.
+/// Ends the TCP connection when dropped, also one that comes about only later.
 struct CutOnDrop(Arc<Mutex<Socket>>);
 
 impl Default for CutOnDrop {
@@ -184,44 +184,44 @@ fn lock(socket: &Mutex<Socket>) -> std::sync::MutexGuard<'_, Socket> {
     socket.lock().expect("no code panics while it holds this lock")
 }
 
-/// Logs why a session is not there when the reason is another than before, not at each attempt.
+/// Logs why a session is missing, only when the reason has changed, not at each attempt.
 #[derive(Debug, Default)]
 pub(crate) struct LogOnce {
     last: Option<String>,
-    /// Why the last session was lost, if it was before it was of any use: the next one may end the
-    /// same way.
+    /// Reason for which the last session was lost, if it was lost before it was of any use: the next one
+    /// may end the same way.
     useless: Option<String>,
 }
 
 impl LogOnce {
-    /// `who` names the session.
-    pub(crate) fn failed(&mut self, who: &'static str, error: &SessionError) {
+    /// Logs a failed attempt; `name` is that of the session.
+    pub(crate) fn failed(&mut self, name: &'static str, error: &SessionError) {
         let reason = error.to_string();
         if self.last.as_ref() == Some(&reason) {
-            tracing::debug!(session.name = who, error.message = reason, "session still not opened");
+            tracing::debug!(session.name = name, error.message = reason, "session still not opened");
             return;
         }
         if matches!(error, SessionError::Misdeclared(_)) {
-            tracing::error!(session.name = who, error.message = reason, "session not opened");
+            tracing::error!(session.name = name, error.message = reason, "session not opened");
         } else {
-            tracing::warn!(session.name = who, error.message = reason, "session not opened, retrying");
+            tracing::warn!(session.name = name, error.message = reason, "session not opened, retrying");
         }
         self.last = Some(reason);
     }
 
-    pub(crate) fn opened(&mut self, who: &'static str) {
+    pub(crate) fn opened(&mut self, name: &'static str) {
         self.last = None;
         if self.useless.is_some() {
-            tracing::debug!(session.name = who, "session opened, perhaps in vain");
+            tracing::debug!(session.name = name, "session opened, perhaps in vain");
         } else {
-            tracing::info!(session.name = who, "session opened");
+            tracing::info!(session.name = name, "session opened");
         }
     }
 
     /// Runs a session to its end; returns also whether it lasted, which shows that it was of use.
     pub(crate) async fn during<T>(
         &mut self,
-        who: &'static str,
+        name: &'static str,
         session: impl Future<Output = T>,
     ) -> (T, bool) {
         tokio::pin!(session);
@@ -229,20 +229,20 @@ impl LogOnce {
             ended = &mut session => (ended, false),
             () = sleep(LASTING_AFTER) => {
                 if self.useless.take().is_some() {
-                    tracing::info!(session.name = who, "session opened, and lasting this time");
+                    tracing::info!(session.name = name, "session opened, and lasting this time");
                 }
                 (session.await, true)
             }
         }
     }
 
-    /// A reason is told once while sessions are lost by it before they were of any use.
-    pub(crate) fn lost(&mut self, who: &'static str, reason: &str, was_useful: bool) {
+    /// Logs a lost session. A reason is logged once while it ends sessions before they were of any use.
+    pub(crate) fn lost(&mut self, name: &'static str, reason: &str, was_useful: bool) {
         if !was_useful && self.useless.as_deref() == Some(reason) {
-            tracing::debug!(session.name = who, error.message = reason, "session lost again");
+            tracing::debug!(session.name = name, error.message = reason, "session lost again");
             return;
         }
-        tracing::warn!(session.name = who, error.message = reason, "session lost");
+        tracing::warn!(session.name = name, error.message = reason, "session lost");
         self.useless = (!was_useful).then(|| reason.to_owned());
     }
 }
@@ -253,7 +253,7 @@ mod tests {
 
     use super::*;
 
-    /// What is logged meanwhile, from the level that is usual.
+    /// Lines that are logged meanwhile, from the level that is usual.
     fn logged(during: impl FnOnce()) -> Vec<String> {
         #[derive(Clone, Default)]
         struct Lines(Arc<Mutex<Vec<u8>>>);

@@ -21,14 +21,14 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 /// Messages that may wait for a session; further callers wait for a place until their deadline.
 const WAITING_MAX: usize = 1_024;
 
-/// What both RabbitMQ ports need to know.
+/// Settings that both RabbitMQ ports need.
 #[derive(Clone)]
 pub struct RabbitSettings {
-    /// `None` when the URL could not be read; connecting then fails with that reason.
+    /// Parsed URL. `None` when it could not be read; connecting then fails with that reason.
     pub(crate) uri: Option<AMQPUri>,
     prefix: String,
     pub(crate) limits: QueueLimits,
-    /// How old a new queue must be before it is published to.
+    /// Age that a new queue must have before it is published to.
     pub(crate) settle: Duration,
     pub(crate) in_flight_max: usize,
     pub(crate) in_flight_bytes_max: usize,
@@ -36,7 +36,8 @@ pub struct RabbitSettings {
 }
 
 impl RabbitSettings {
-    /// `prefix` begins the name of every queue and exchange. A new queue is published to at once.
+    /// Settings for a queue that is published to at once when it is new. `prefix` begins the name of every
+    /// queue and exchange.
     pub fn new(url: &str, prefix: &str, limits: QueueLimits) -> Self {
         let mut uri: Option<AMQPUri> = url.parse().ok();
         if let Some(uri) = &mut uri {
@@ -68,7 +69,7 @@ impl From<&Config> for RabbitSettings {
     }
 }
 
-/// Without user and password.
+/// Shows the server without user and password.
 impl fmt::Debug for RabbitSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let server = self.uri.as_ref().map(|uri| {
@@ -86,11 +87,11 @@ impl fmt::Debug for RabbitSettings {
     }
 }
 
-/// What is declared under one prefix.
+/// Names of the queues and exchanges under one prefix.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     pub writes: ShortString,
-    /// An exchange and a queue of the same name.
+    /// Name of an exchange and of a queue.
     pub dead: ShortString,
     pub events: ShortString,
 }

@@ -1,8 +1,8 @@
-//! Where the values of [`Config`] come from, and whether they make sense together.
+//! Sources of the values of [`Config`], and the check that they make sense together.
 //!
-//! Defaults < built-in defaults of the profile < `config.yaml` (its `default:`, then the profile's
-//! section) < environment < flags. Nothing here opens anything but the file; what a program
-//! cannot run with is told in one go, each problem with the setting's name and origin.
+//! Defaults < built-in defaults of the profile < `config.yaml` (its `default:`, then the profile's section)
+//! < environment < flags. Nothing here opens anything but the file. All problems that keep a program from
+//! running are reported at once, each with the setting's name and origin.
 pub mod check;
 mod layers;
 pub mod problem;
@@ -17,52 +17,52 @@ use figment::Figment;
 use figment::providers::Serialized;
 
 use self::layers::{Env, Setting, is_secret};
-use self::problem::{ConfigError, Problem};
+use self::problem::{ConfigError, SettingProblem};
 use self::profile::{Profile, Program};
 use super::Config;
 use super::pair::{NoPair, Pair};
 use crate::model::read_error::{plain, reason_without_value};
 
-/// The file that is read when none is named, if it exists.
+/// File that is read when none is named, if it exists.
 pub const DEFAULT_PATH: &str = "config.yaml";
 
-/// The file of variables that is read beside the environment, if it exists.
+/// File of variables that is read beside the environment, if it exists.
 pub const ENV_PATH: &str = ".env";
 
-/// The secret of installations that nobody else can reach. Anything else needs its own.
+/// Secret of installations that only this machine can reach. All others need their own.
 const DEVELOPMENT_SECRET: &str = "forebay-development-secret";
 
 /// Everything that settings may come from.
 #[derive(Clone, Debug)]
 pub struct Sources {
     pub program: Program,
-    /// The file named by `--config`; it must exist then.
+    /// File named by `--config`; it must exist then.
     pub config_path: Option<PathBuf>,
-    /// The profile named by `--env`.
+    /// Profile named by `--env`.
     pub env_profile: Option<String>,
-    /// The environment, passed in so that tests need not change the process.
+    /// Environment, passed in so that tests need not change the process.
     pub env: BTreeMap<String, String>,
-    /// A file with more variables, read if it exists; those of `env` win.
+    /// File with more variables, read if it exists; those of `env` win.
     pub env_file: Option<PathBuf>,
-    /// `--set section.key=value`, in their order.
+    /// Values of `--set section.key=value`, in their order.
     pub flags: Vec<(String, String)>,
 }
 
-/// A configuration that passed all checks.
+/// Configuration that passed all checks.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     pub config: Config,
     pub profile: Option<Profile>,
-    /// By `section.key`.
+    /// Origin of each value, by `section.key`.
     pub origins: BTreeMap<String, String>,
-    /// What a person should know although the programs start; to be logged.
+    /// Warnings that do not keep the programs from starting; to be logged.
     pub warnings: Vec<String>,
-    /// The file of variables that was read.
+    /// File of variables that was read.
     pub env_file: Option<PathBuf>,
 }
 
 impl Sources {
-    /// With the environment of this process. Variables that are not UTF-8 are nobody's settings.
+    /// Sources with the environment of this process. Variables that are not UTF-8 set nothing.
     pub fn of_process(program: Program) -> Self {
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -72,29 +72,29 @@ impl Sources {
         Self { program, config_path: None, env_profile: None, env, env_file, flags: Vec::new() }
     }
 
-    fn profile(&self, env: &Env) -> Result<Option<Profile>, Problem> {
+    fn profile(&self, env: &Env) -> Result<Option<Profile>, SettingProblem> {
         let of_env = || env.get("FOREBAY_ENV").filter(|name| !name.is_empty());
         let (name, origin) = match (&self.env_profile, of_env()) {
             (Some(name), _) => (name, "flag --env".to_owned()),
             (None, Some(name)) => (name, env.origin("FOREBAY_ENV")),
             (None, None) => return Ok(None),
         };
-        let unknown = |()| Problem::UnknownProfile { name: name.clone(), origin: origin.clone() };
+        let unknown = |()| SettingProblem::UnknownProfile { name: name.clone(), origin: origin.clone() };
         name.parse().map(Some).map_err(unknown)
     }
 }
 
-/// Reads all sources and checks the result; all that is wrong is told at once.
-pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+/// Reads all sources and checks the result; all problems are reported at once.
+pub fn load(sources: &Sources) -> Result<LoadedConfig, ConfigError> {
     let env = Env::read(&sources.env, sources.env_file.as_deref())?;
     let named = sources.profile(&env).map_err(|problem| ConfigError::Problems(vec![problem]))?;
     let file = read_file(sources.config_path.as_deref())?;
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     layers::misspelt_variables(&env, &mut problems, &mut warnings);
     let of_file = layers::of_file(file.as_ref(), None, &mut problems);
-    let mut told = layers::of_env(&env, &mut problems);
-    told.extend(layers::of_flags(&sources.flags, &mut problems));
-    let nothing_set = !of_file.iter().chain(&told).any(Setting::names_backend);
+    let mut explicit = layers::of_env(&env, &mut problems);
+    explicit.extend(layers::of_flags(&sources.flags, &mut problems));
+    let nothing_set = !of_file.iter().chain(&explicit).any(Setting::names_backend);
     let profile = match (named, sources.program) {
         (None, Program::Consumer) if nothing_set => Some(Profile::Local),
         _ => named,
@@ -105,13 +105,14 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         None => Vec::new(),
     };
     let built_in = layers::built_in(sources.program, profile);
-    let settings = built_in.into_iter().chain(of_file).chain(of_profile).chain(told);
+    let settings = built_in.into_iter().chain(of_file).chain(of_profile).chain(explicit);
     let figment = merge(settings, &mut problems);
     finish(sources.program, profile, &figment, Loading { problems, warnings, env_file: env.file })
 }
 
-/// The last value of each setting; one of a wrong type is a problem, and its default stands in for it.
-fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<Problem>) -> Figment {
+/// Merges the last value of each setting. One of a wrong type is a problem, and its default stands in for
+/// it.
+fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<SettingProblem>) -> Figment {
     let last: BTreeMap<_, _> = settings.map(|setting| (setting.key().to_owned(), setting)).collect();
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
     for setting in last.into_values() {
@@ -124,9 +125,9 @@ fn merge(settings: impl Iterator<Item = Setting>, problems: &mut Vec<Problem>) -
     figment
 }
 
-/// What was found on the way.
+/// Findings of the sources before the check.
 struct Loading {
-    problems: Vec<Problem>,
+    problems: Vec<SettingProblem>,
     warnings: Vec<String>,
     env_file: Option<PathBuf>,
 }
@@ -137,7 +138,7 @@ fn finish(
     profile: Option<Profile>,
     figment: &Figment,
     Loading { mut problems, mut warnings, env_file }: Loading,
-) -> Result<Loaded, ConfigError> {
+) -> Result<LoadedConfig, ConfigError> {
     let mut config: Config = figment
         .extract()
         .map_err(|error| ConfigError::Problems(error.into_iter().map(wrong_type).collect()))?;
@@ -150,7 +151,7 @@ fn finish(
                 found.push(("queue.url", check::CONSUMER_NEEDS_SERVERS.into()));
             }
             if profile.is_some_and(Profile::is_deployed) && origins["store.migrate"].starts_with("profile") {
-                // Nobody else has a hand in these files.
+                // No other program writes these files.
                 config.store.migrate = true;
                 origins.insert("store.migrate".into(), "default of the embedded store".into());
             }
@@ -167,19 +168,19 @@ fn finish(
     if let Err(reason) = check_secrets(&mut config, profile, is_embedded, &mut origins, &mut warnings) {
         found.push(("ids.secrets", reason));
     }
-    problems.extend(found.into_iter().map(|(key, reason)| Problem::Invalid {
+    problems.extend(found.into_iter().map(|(key, reason)| SettingProblem::Invalid {
         key: key.into(),
         origin: origins[key].clone(),
         reason,
     }));
     if problems.is_empty() {
-        return Ok(Loaded { config, profile, origins, warnings, env_file });
+        return Ok(LoadedConfig { config, profile, origins, warnings, env_file });
     }
     Err(ConfigError::Problems(problems))
 }
 
-/// Fills in the fixed secret where only this machine can reach the broker; elsewhere ids that
-/// anybody can sign, or guess the secret of, would look like our own.
+/// Fills in the fixed secret if only this machine can reach the broker. Elsewhere, ids that anybody can
+/// sign, or guess the secret of, would look like our own.
 fn check_secrets(
     config: &mut Config,
     profile: Option<Profile>,
@@ -217,10 +218,10 @@ fn check_secrets(
     Ok(())
 }
 
-fn read_file(named: Option<&Path>) -> Result<Option<layers::File>, ConfigError> {
+fn read_file(named: Option<&Path>) -> Result<Option<layers::ConfigFile>, ConfigError> {
     let path = named.unwrap_or(Path::new(DEFAULT_PATH));
     match std::fs::read_to_string(path) {
-        Ok(text) => layers::File::parse(path, &text).map(Some),
+        Ok(text) => layers::ConfigFile::parse(path, &text).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => Ok(None),
         Err(source) => Err(ConfigError::Unreadable { path: path.into(), source }),
     }
@@ -234,12 +235,12 @@ fn origins(figment: &Figment) -> BTreeMap<String, String> {
     layers::known().keys().map(|key| (key.clone(), origin(key))).collect()
 }
 
-fn wrong_type(error: figment::Error) -> Problem {
+fn wrong_type(error: figment::Error) -> SettingProblem {
     let key = error.path.join(".");
     let origin = error.metadata.map_or("default".into(), |metadata| metadata.name.to_string());
     // Within a secret not even names are shown: the setting and the place in its list are enough.
     let is_hidden = is_secret(&key);
     let key = if is_hidden { error.path[..error.path.len().min(3)].join(".") } else { key };
     let reason = if is_hidden { reason_without_value(&error.kind) } else { plain(&error.kind.to_string()) };
-    Problem::Invalid { key, origin, reason }
+    SettingProblem::Invalid { key, origin, reason }
 }

@@ -1,9 +1,9 @@
-//! The pair of queue and store that the two URLs name.
+//! Pair of queue and store that the two URLs name.
 use std::path::PathBuf;
 
 use super::Config;
 
-/// Which pair a configuration names.
+/// Pair that a configuration names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pair {
     /// Everything in this process, files in this directory.
@@ -12,7 +12,7 @@ pub enum Pair {
     Cluster,
 }
 
-/// The queue and the store that are named do not go together.
+/// Reasons for which the named queue and store do not go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoPair {
     #[error("is not set: set AMQP_URL (or FOREBAY__QUEUE__URL)")]
@@ -34,7 +34,7 @@ pub enum NoPair {
 }
 
 impl NoPair {
-    /// The setting that is to blame.
+    /// Setting that is to blame.
     pub fn setting(self) -> &'static str {
         match self {
             Self::QueueUnset | Self::QueueUnknown | Self::StoreMissing => "queue.url",
@@ -43,15 +43,15 @@ impl NoPair {
     }
 }
 
-/// What one URL names.
-enum Place<'a> {
+/// Kind of backend that one URL names.
+enum UrlTarget<'a> {
     Unset,
     Directory(&'a str),
     Server,
     Unknown,
 }
 
-impl<'a> Place<'a> {
+impl<'a> UrlTarget<'a> {
     fn of(url: &'a str, schemes: &[&str]) -> Self {
         match url.split_once(':') {
             _ if url.is_empty() => Self::Unset,
@@ -64,20 +64,20 @@ impl<'a> Place<'a> {
 
 impl Pair {
     pub fn of(config: &Config) -> Result<Self, NoPair> {
-        let queue = Place::of(&config.queue.url, &["amqp", "amqps"]);
-        let store = Place::of(&config.store.url, &["postgres", "postgresql"]);
+        let queue = UrlTarget::of(&config.queue.url, &["amqp", "amqps"]);
+        let store = UrlTarget::of(&config.store.url, &["postgres", "postgresql"]);
         match (queue, store) {
-            (Place::Directory(queue), Place::Directory(store)) if queue == store => {
+            (UrlTarget::Directory(queue), UrlTarget::Directory(store)) if queue == store => {
                 Ok(Self::Embedded(queue.into()))
             }
-            (Place::Server, Place::Server) => Ok(Self::Cluster),
-            (Place::Unset, _) => Err(NoPair::QueueUnset),
-            (_, Place::Unset) => Err(NoPair::StoreUnset),
-            (Place::Unknown, _) => Err(NoPair::QueueUnknown),
-            (_, Place::Unknown) => Err(NoPair::StoreUnknown),
-            (Place::Server, Place::Directory(_)) => Err(NoPair::StoreMissing),
-            (Place::Directory(_), Place::Server) => Err(NoPair::QueueMissing),
-            (Place::Directory(_), Place::Directory(_)) => Err(NoPair::TwoDirectories),
+            (UrlTarget::Server, UrlTarget::Server) => Ok(Self::Cluster),
+            (UrlTarget::Unset, _) => Err(NoPair::QueueUnset),
+            (_, UrlTarget::Unset) => Err(NoPair::StoreUnset),
+            (UrlTarget::Unknown, _) => Err(NoPair::QueueUnknown),
+            (_, UrlTarget::Unknown) => Err(NoPair::StoreUnknown),
+            (UrlTarget::Server, UrlTarget::Directory(_)) => Err(NoPair::StoreMissing),
+            (UrlTarget::Directory(_), UrlTarget::Server) => Err(NoPair::QueueMissing),
+            (UrlTarget::Directory(_), UrlTarget::Directory(_)) => Err(NoPair::TwoDirectories),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::Queue;
 pub struct QueueLimits {
     /// Bytes that may wait in the queue; beyond them publishes are refused.
     pub bytes_max: u64,
-    /// How long one confirm may take before the session counts as broken.
+    /// Time that one confirm may take before the session counts as broken.
     pub confirm_timeout: Duration,
 }
 

@@ -1,8 +1,8 @@
 //! Keys of clients: `fb_<id>_<secret>`, of which an installation knows only the SHA-256.
 //!
-//! A secret has 256 random bits, so that one round of SHA-256 hides it: nobody can try them out.
-//! Whoever writes a key where its hash, its id or another name belongs is told so without seeing it
-//! again. Nothing here reads a clock or a file.
+//! A secret has 256 random bits, so that one round of SHA-256 hides it: nothing can try them all. A client
+//! that writes a key where its hash, its id or another name belongs gets an error that does not repeat it.
+//! Nothing here reads a clock or a file.
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use time::OffsetDateTime;
 
 use crate::model::read_error::reason_without_value;
 
-/// What every key begins with, so that scanners for leaked secrets find it.
+/// Prefix of every key, so that scanners for leaked secrets find it.
 const PREFIX: &str = "fb_";
 
 const ID_LENGTH_MAX: usize = 64;
 
 const MEMBERS: [&str; 5] = ["id", "sha256", "principal", "scopes", "expires_at"];
 
-/// 256 bits in hexadecimal digits.
+/// Characters of a secret: 256 bits in hexadecimal digits.
 const SECRET_LENGTH: usize = 64;
 
 /// A key as the configuration lists it.
@@ -34,12 +34,12 @@ const SECRET_LENGTH: usize = 64;
 #[serde(deny_unknown_fields)]
 pub struct ApiKey {
     pub id: KeyId,
-    /// Of the whole key, as the client sends it.
+    /// SHA-256 of the whole key, as the client sends it.
     pub sha256: KeyHash,
-    /// Who has it. The same for all keys of one client: Idempotency-Keys belong to the principal.
+    /// Owner of the key. The same for all keys of one client: Idempotency-Keys belong to the principal.
     pub principal: Principal,
     pub scopes: Scopes,
-    /// From then on it is refused.
+    /// Time from which the key is refused.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
 }
@@ -51,13 +51,13 @@ impl ApiKey {
     }
 }
 
-/// What a key may do.
+/// Right that a key grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     Read,
     Write,
-    /// Includes both others: who redrives dead letters sees what clients wrote, and writes it again.
+    /// Includes both others: redriving dead letters shows what clients wrote, and writes it again.
     Admin,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for Scope {
     }
 }
 
-/// One scope at least.
+/// Scopes of a key, at least one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Scope>", into = "Vec<Scope>")]
 pub struct Scopes(Vec<Scope>);
@@ -102,7 +102,7 @@ impl From<Scopes> for Vec<Scope> {
     }
 }
 
-/// Names a key in logs and in the configuration; no secret.
+/// Name of a key in logs and in the configuration; no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyId(String);
@@ -127,13 +127,13 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// Without `_`, which ends it within a key.
+/// Checks the form of an id: it has no `_`, which ends it within a key.
 fn is_id(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     (1..=ID_LENGTH_MAX).contains(&text.len()) && text.bytes().all(plain)
 }
 
-/// Who a client is, whichever of its keys it uses.
+/// Identity of a client, whichever of its keys it uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Principal(Arc<str>);
@@ -163,12 +163,12 @@ impl From<Principal> for String {
     }
 }
 
-/// SHA-256 of a key. Not shown: whoever reads logs need not be able to tell keys apart.
+/// SHA-256 of a key. Not shown: readers of logs need not distinguish keys.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyHash([u8; 32]);
 
-/// In constant time.
+/// Compares in constant time.
 impl PartialEq for KeyHash {
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
@@ -214,7 +214,7 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// What a client sent, when it has the shape of a key.
+/// Text from a client that has the shape of a key.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
     text: &'a str,
@@ -254,7 +254,7 @@ pub fn generate(
     (text, ApiKey { id, sha256, principal, scopes, expires_at })
 }
 
-/// Why a key does not open.
+/// Reasons for which a key does not open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unfit {
     Unknown,
@@ -266,7 +266,7 @@ pub enum Unfit {
 pub struct KeyRing(HashMap<String, Arc<ApiKey>>);
 
 impl KeyRing {
-    /// An id that is there twice would leave open which of the two counts.
+    /// Collects keys. An id that is there twice is an error: it would leave open which of the two counts.
     pub fn new(keys: impl IntoIterator<Item = ApiKey>) -> Result<Self, String> {
         let mut ring = HashMap::new();
         for key in keys {
@@ -292,14 +292,14 @@ impl KeyRing {
         expired.map(|(id, _)| id.clone()).collect()
     }
 
-    /// The key that this is. Only who has the secret learns that it has expired.
+    /// Finds the key of a token. Only a client that has the secret learns that it has expired.
     pub fn open(&self, token: Token<'_>, now_ms: i64) -> Result<&Arc<ApiKey>, Unfit> {
         let key = self.0.get(token.id).filter(|key| key.sha256 == token.hash()).ok_or(Unfit::Unknown)?;
         if key.has_expired(now_ms) { Err(Unfit::Expired) } else { Ok(key) }
     }
 }
 
-/// Reads a YAML or JSON list of keys. An error names the place and what belongs there.
+/// Reads a YAML or JSON list of keys. An error names the place and the value that belongs there.
 pub fn list_of(text: &str) -> Result<Vec<ApiKey>, String> {
     let expected = "expected a list of keys";
     let content = Yaml::from_str::<Value>(text).map_err(|error| {
@@ -309,7 +309,7 @@ pub fn list_of(text: &str) -> Result<Vec<ApiKey>, String> {
     let Value::Array(_, entries) = content else { return Err(expected.into()) };
     let read = |(index, entry): (usize, Value)| {
         entry.deserialize::<ApiKey>().map_err(|error| {
-            // The name of a member may be what should not be shown, too.
+            // The name of a member may be a secret by mistake, too.
             let member = error.path.iter().find(|name| MEMBERS.contains(&&***name));
             let at = format!("key {}{}", index + 1, member.map_or(String::new(), |name| format!(", {name}")));
             format!("{at}: {}", reason_without_value(&error.kind))

@@ -1,4 +1,4 @@
-//! Collections of documents: what their owner defined, and what that means for one document.
+//! Collections of documents: the definition that their owner gave, and its meaning for one document.
 //!
 //! The API checks a document against the definition that it knows and writes that version into
 //! the item; the consumer checks again only when the stored version is another one. Both use
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::bad_definition::{bad, cut};
 use self::counted::Counting;
-use self::schema::Compiled;
+use self::schema::CompiledSchema;
 use crate::model::json_rules::{self, Tree};
 
 pub use self::bad_definition::BadDefinition;
@@ -30,7 +30,7 @@ pub use self::wanted::{Wanted, has_all};
 /// Indexed fields of a collection at most: each costs a row per document.
 pub const INDEXED_MAX: usize = 8;
 
-/// What an owner says about a collection.
+/// Definition that an owner gives to a collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition {
     /// JSON Schema as text; `None` takes any object.
@@ -41,13 +41,13 @@ pub struct Definition {
     pub retention_days: Option<u32>,
 }
 
-/// A definition as stored. The default one, version 0, is that of a collection which nobody defined.
+/// Definition as stored. The default one, version 0, is that of a collection without a definition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collection {
     pub definition: Definition,
-    /// Grows with every change, also over a removal.
+    /// Version, which grows with every change, also over a removal.
     pub version: i64,
-    /// False once it was removed, or before it was ever defined.
+    /// False once the definition was removed, or before there was any.
     pub is_defined: bool,
     /// False while documents from before the definition are still to be indexed.
     pub is_indexed: bool,
@@ -59,30 +59,30 @@ const FIELD_LENGTH_MAX: usize = 64;
 /// Parameters of a list, which a field would shadow.
 const RESERVED_FIELDS: [&str; 2] = ["limit", "after"];
 
-/// A hundred years.
+/// Longest retention in days: a hundred years.
 const RETENTION_DAYS_MAX: u32 = 36_500;
 
-/// What a definition weighs beside its schema, in bytes.
+/// Weight of a definition beside its schema, in bytes.
 const ENTRY_BYTES: usize = 1_000;
 
-/// A definition that documents can be checked against.
+/// Definition that documents can be checked against.
 #[derive(Debug)]
 pub struct Checker {
     pub version: i64,
     indexed: Vec<String>,
-    /// `None` takes any object.
-    schema: Option<Compiled>,
+    /// Compiled schema; `None` takes any object.
+    schema: Option<CompiledSchema>,
     unusable: Option<BadDefinition>,
 }
 
-/// Why a document does not belong into its collection.
+/// Reason for which a document does not belong into its collection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{pointer}: {detail}")]
 pub struct Violation {
     /// JSON pointer into the document.
     pub pointer: String,
     pub detail: String,
-    /// The check was ended before it had a result.
+    /// Set when the check was ended before it had a result.
     pub overrun: Option<Overrun>,
 }
 
@@ -98,8 +98,8 @@ impl Checker {
         Ok(Self { version: collection.version, indexed: indexed.clone(), schema, unusable: None })
     }
 
-    /// For a definition that is stored already. One that another build took and this one cannot use
-    /// must not stop what has nothing to do with it: see [`unusable`](Self::unusable).
+    /// Checker of a definition that is stored already. One that another build took and this one cannot use
+    /// must not stop unrelated work: see [`unusable`](Self::unusable).
     pub fn of_stored(name: &str, collection: &Collection) -> Self {
         Self::new(collection).unwrap_or_else(|unusable| {
             let version = collection.version;
@@ -109,7 +109,7 @@ impl Checker {
         })
     }
 
-    /// As [`of_stored`](Self::of_stored); a schema is compiled on a thread that nobody waits for.
+    /// Same as [`of_stored`](Self::of_stored), but compiles a schema on a blocking thread.
     pub async fn compiled(name: &str, collection: Collection) -> Arc<Self> {
         if collection.definition.schema.is_none() {
             return Arc::new(Self::of_stored(name, &collection));
@@ -128,29 +128,29 @@ impl Checker {
         }
     }
 
-    /// Memory as far as it can be told, in bytes.
+    /// Memory in bytes, as far as it is known.
     pub fn weight(&self) -> usize {
         ENTRY_BYTES + self.schema.as_ref().map_or(0, |schema| schema.bytes)
     }
 
-    /// Every object is taken.
+    /// True when every object is taken.
     pub fn takes_all(&self) -> bool {
         self.schema.is_none()
     }
 
-    /// A check ends within microseconds of its budget. Not so where keys are matched: within some
+    /// True when a check ends within microseconds of its budget. Where keys are matched it ends within some
     /// tens of milliseconds.
     pub fn ends_at_once(&self) -> bool {
         self.schema.as_ref().is_none_or(|schema| !schema.matches_keys)
     }
 
-    /// Why no document can be checked; its indexed members are known all the same.
+    /// Reason for which no document can be checked; the indexed members are known all the same.
     pub fn unusable(&self) -> Option<&BadDefinition> {
         self.unusable.as_ref()
     }
 
-    /// Whether a document, the text of a JSON object, holds the schema. Ends when `budget` does, so
-    /// it belongs on a thread that nobody else waits for, unless the budget is small.
+    /// Checks that a document, the text of a JSON object, satisfies the schema. Ends when `budget` does, so
+    /// it belongs on a thread that no other task waits for, unless the budget is small.
     pub fn check(&self, data: &str, budget: &Budget) -> Result<(), Violation> {
         let Some(schema) = &self.schema else { return Ok(()) };
         let violation = |error: jsonschema::ValidationError<'_>| Violation {
@@ -169,7 +169,7 @@ impl Checker {
         })
     }
 
-    /// The indexed members of a document with their index values, by name.
+    /// Index values of the document's indexed members, by name.
     pub fn index_values(&self, data: &str) -> Result<Vec<(&str, String)>, Violation> {
         if self.indexed.is_empty() {
             return Ok(Vec::new());
@@ -184,7 +184,7 @@ impl Checker {
     }
 }
 
-/// The reason that a document of another producer could not be read.
+/// Violation of a document that another producer sent and that could not be read.
 fn unreadable(data: &str) -> Violation {
     let (pointer, detail) = match json_rules::check(data) {
         Err(flawed) => (flawed.pointer, flawed.flaw.to_string()),

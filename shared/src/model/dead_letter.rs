@@ -1,5 +1,4 @@
-//! Dead letters: items, and whole messages, that were set aside; and what a redrive asks and answers.
-//! Pure.
+//! Dead letters, that is items and whole messages, and the requests and answers of a redrive. Pure.
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -10,27 +9,28 @@ use crate::model::message::Undecodable;
 /// Bytes of the items after which a page ends: it has one at least.
 pub const PAGE_BYTES_MAX: i64 = 8 << 20;
 
-/// What is told of an item that was not tried.
+/// Detail of an item that was not tried.
 pub const NEEDS_FORCE: &str = "nobody can know whether it was applied before: needs force";
 
-/// What was set aside, as stored: an item, or a whole message ([`MESSAGE_KIND`]).
+/// Dead letter as stored: an item, or a whole message ([`MESSAGE_KIND`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The item's key, without its check. Of a message, the hash of its body.
+    /// Key of the item, without its check; for a message, the hash of its body.
     pub id: Uuid,
     pub kind: String,
     pub reason: String,
     pub detail: String,
-    /// The item as JSON. Of a message, its body: text, or `base64:` and what is none.
+    /// The item as JSON; for a message, its body: as text, or as `base64:` and the encoding of one that is
+    /// no text.
     pub item: String,
-    /// Of a message, when it was set aside first.
+    /// Time at which the item was accepted; for a message, at which it was dead-lettered first.
     pub accepted_at_ms: i64,
-    /// When it failed last, by the store's clock.
+    /// Time of the last failure, by the store's clock.
     pub set_aside_at_ms: i64,
     pub discarded_at_ms: Option<i64>,
 }
 
-/// Which of them; what is `None` does not matter.
+/// Filter of dead letters; a member that is `None` does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeadLetterFilter {
     pub kind: Option<String>,
@@ -39,7 +39,7 @@ pub struct DeadLetterFilter {
 }
 
 impl DeadLetterFilter {
-    /// Ids are above the first and not above the second: bounds that an index takes.
+    /// Bounds that an index takes: ids are above the first and not above the second.
     pub(crate) fn bounds(&self, after: Option<Uuid>) -> (Uuid, Uuid) {
         let after = after.unwrap_or(Uuid::nil());
         match self.id {
@@ -48,7 +48,7 @@ impl DeadLetterFilter {
         }
     }
 
-    /// Whether a text is asked for that Postgres takes nowhere, and which nothing has.
+    /// True when the filter has a text with NUL, which Postgres takes nowhere and no letter has.
     pub(crate) fn has_nul(&self) -> bool {
         [&self.kind, &self.reason].into_iter().flatten().any(|text| text.contains('\0'))
     }
@@ -58,23 +58,23 @@ impl DeadLetterFilter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterPage {
     pub filter: DeadLetterFilter,
-    /// The discarded ones, or the others.
+    /// Selects the discarded ones, or the others.
     pub discarded: bool,
     pub after: Option<Uuid>,
     pub limit: u32,
 }
 
-/// What to apply once more.
+/// Request to apply dead letters once more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redrive {
     pub filter: DeadLetterFilter,
-    /// Those with greater ids, so that what failed again is not met again.
+    /// Only letters with greater ids, so that one that failed again does not come again.
     pub after: Option<Uuid>,
     pub limit: u32,
-    /// Tells what would come of it, and changes nothing.
+    /// Reports what would come of it, and changes nothing.
     pub dry_run: bool,
-    /// Applies also what is [`Reason::TooOld`], and messages that would be: it may then take effect a
-    /// second time.
+    /// Applies also letters that are [`Reason::TooOld`], and messages that would be: they may then take
+    /// effect a second time.
     pub force: bool,
 }
 
@@ -86,7 +86,7 @@ impl Redrive {
 }
 
 impl DeadLetterPage {
-    /// Where the next page begins, if there may be one behind these letters.
+    /// Start of the next page, if there may be one behind these letters.
     pub(crate) fn next(&self, letters: &[DeadLetter]) -> Option<Uuid> {
         let is_full = letters.len() >= self.limit as usize || bytes(letters) >= PAGE_BYTES_MAX;
         letters.last().filter(|_| is_full).map(|last| last.id)
@@ -104,16 +104,16 @@ impl DeadLetter {
     }
 }
 
-/// What came of a redrive.
+/// Result of one page of a redrive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedrivenPage {
-    /// By ascending id. Those that another redrive holds at the moment are left out.
+    /// Results by ascending id. Letters that another redrive holds at the moment are left out.
     pub items: Vec<Redriven>,
-    /// Goes on behind these; `None` when there were no more.
+    /// Start of the next page, behind these; `None` when there were no more.
     pub next: Option<Uuid>,
 }
 
-/// What was tried once more.
+/// Letter that was tried once more, and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redriven {
     pub id: Uuid,
@@ -127,12 +127,12 @@ pub enum RedriveOutcome {
         reason: String,
         detail: String,
     },
-    /// Not tried, and left as it is: see [`Redrive::force`].
+    /// Item or message that was not tried, and is left as it is: see [`Redrive::force`].
     NeedsForce,
 }
 
 impl RedriveOutcome {
-    /// Reason and detail of what is a dead letter still.
+    /// Reason and detail of a letter that is a dead letter still.
     pub fn failure(&self) -> Option<(&str, &str)> {
         match self {
             Self::Applied => None,
@@ -142,14 +142,14 @@ impl RedriveOutcome {
     }
 }
 
-/// `kind` of a dead letter that is a whole message.
+/// Value of `kind` for a dead letter that is a whole message.
 pub const MESSAGE_KIND: &str = "message";
 
-/// The longest body that is kept whole. No message of the API is longer: the configuration is
-/// checked for that.
+/// Longest body that is kept whole, in bytes. No message of the API is longer: the check of the
+/// configuration ensures that.
 pub const BODY_BYTES_MAX: usize = 32 << 20;
 
-/// A message that cannot be applied, with why.
+/// Message that cannot be applied, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadMessage {
     pub(crate) body: Bytes,
@@ -162,12 +162,12 @@ impl DeadMessage {
         Self { body, reason: reason_of(error), detail: error.to_string() }
     }
 
-    /// Another body was applied under its id.
+    /// Message under whose id another body was applied.
     pub fn reused(body: Bytes, id: MessageId) -> Self {
         Self { body, reason: Reason::DigestMismatch, detail: mismatch(id) }
     }
 
-    /// It can be read, and failed alone too often, also without its items.
+    /// Message that can be read, and failed alone too often, also without its items.
     pub fn not_applied(body: Bytes, why: &str) -> Self {
         Self { body, reason: Reason::NotApplied, detail: why.to_owned() }
     }
@@ -176,7 +176,7 @@ impl DeadMessage {
         BodyId::of(&self.body)
     }
 
-    /// Why it is among the dead letters.
+    /// Reason for which it is among the dead letters.
     pub fn reason(&self) -> Reason {
         if self.body.len() > BODY_BYTES_MAX { Reason::TooLarge } else { self.reason }
     }

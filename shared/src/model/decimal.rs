@@ -5,18 +5,18 @@ use std::fmt;
 /// Most digits of an exponent: beyond, no reader of JSON here takes the number.
 const EXPONENT_DIGITS_MAX: usize = 9;
 
-/// A decimal number. Equal values are equal, however they were spelled.
+/// Decimal number. Equal values are equal, however they were spelled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decimal {
     is_negative: bool,
-    /// Without zeros at either end; empty for zero.
+    /// Digits without zeros at either end; empty for zero.
     digits: String,
     /// The value is `digits` times ten to this.
     exponent: i64,
 }
 
 impl Decimal {
-    /// Reads a JSON number; `None` of any other text.
+    /// Reads a JSON number; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let (is_negative, rest) = match text.strip_prefix('-') {
             Some(rest) => (true, rest),
@@ -45,7 +45,7 @@ impl Decimal {
         Some(Self { is_negative, digits: kept.to_owned(), exponent: exponent + cut })
     }
 
-    /// The value as an integer, if it is one of 64 bits, with or without a sign.
+    /// Value as an integer, if it is one of 64 bits, with or without a sign.
     pub fn integer(&self) -> Option<i128> {
         const DIGITS_MAX: usize = 20;
         let zeros =
@@ -59,7 +59,7 @@ impl Decimal {
         self.exponent >= 0
     }
 
-    /// Tells whether it is a whole multiple; `None` for a divisor that is zero, or has more digits than 64 bits.
+    /// True for a whole multiple; `None` for a divisor that is zero, or has more digits than 64 bits.
     pub fn is_multiple_of(&self, divisor: &Self) -> Option<bool> {
         let modulus = u128::from(divisor.digits.parse::<u64>().ok()?);
         // Its digits do not end with zero: ten does not divide them.
@@ -71,13 +71,13 @@ impl Decimal {
         Some((rest * power_of_ten(shift, modulus)).is_multiple_of(modulus))
     }
 
-    /// The power of ten above its first digit.
+    /// Power of ten above the first digit.
     fn magnitude(&self) -> i64 {
         self.exponent.saturating_add(i64::try_from(self.digits.len()).unwrap_or(i64::MAX))
     }
 }
 
-/// The remainder of a power of ten. A modulus has 64 bits at most, so no product overflows.
+/// Remainder of a power of ten. A modulus has 64 bits at most, so no product overflows.
 fn power_of_ten(mut exponent: u64, modulus: u128) -> u128 {
     let (mut power, mut factor) = (1 % modulus, 10 % modulus);
     while exponent > 0 {
@@ -126,7 +126,7 @@ fn exponent_of(text: &str) -> Option<i64> {
     Some(if text.starts_with('-') { -value } else { value })
 }
 
-/// Its one normal form: the digits as an integer, and an exponent.
+/// Shows the one normal form: the digits as an integer, and an exponent.
 impl fmt::Display for Decimal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (sign, digits) = (if self.is_negative { "-" } else { "" }, &*self.digits);

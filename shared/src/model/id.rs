@@ -1,9 +1,9 @@
-//! Message and item ids: who issues them, how they are laid out, how a replica recognises its own.
+//! Message and item ids: how they are issued and laid out, and how a replica recognises its own.
 //!
-//! The batcher draws a [`MessageId`] when it opens a batch; every item of the message gets an
-//! [`ItemId`] that contains it, so from an item id alone follows where to look for its fate.
-//! Nothing here reads a clock or a database. The layout is decided in
-//! `docs/decisions/0001-ids.md`; changing it changes what stored ids mean.
+//! The batcher draws a [`MessageId`] when it opens a batch. Every item of the message gets an [`ItemId`]
+//! that contains it, so that an item id alone leads to the item's status. Nothing here reads a clock or a
+//! database. The layout is decided in `docs/decisions/0001-ids.md`; changing it changes what stored ids
+//! mean.
 //!
 //! ```text
 //! UUID version 8, big-endian, most significant bit first
@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
-/// Items that one message can hold at most: what twelve bits of index can tell apart.
+/// Items that one message can hold at most: as many as twelve bits of index can number.
 pub const ITEMS_PER_MESSAGE_MAX: usize = 1 << 12;
 
 const VERSION_AND_VARIANT: u128 = (0x8 << 76) | (0b10 << 62);
@@ -37,7 +37,7 @@ const CHECK_BITS: u128 = 0xFFFF;
 const KEYED_BIT: u128 = 1 << 31;
 const COUNTER_BITS: u32 = 10;
 
-/// What an item asks for. The number is part of every id that was ever issued.
+/// Kind of an item. The number is part of every id that was ever issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -54,7 +54,7 @@ pub enum Kind {
 impl Kind {
     pub const ALL: [Self; 4] = [Self::Increment, Self::Document, Self::Delete, Self::Point];
 
-    /// The word used in messages, receipts, metrics and SQL.
+    /// Word used in messages, receipts, metrics and SQL.
     pub fn name(self) -> &'static str {
         match self {
             Self::Increment => "increment",
@@ -64,7 +64,7 @@ impl Kind {
         }
     }
 
-    /// The kind with that [`name`](Self::name), if this build knows it.
+    /// Kind with that [`name`](Self::name), if this build knows it.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
@@ -74,39 +74,39 @@ impl Kind {
     }
 }
 
-/// The word for a kind that this build does not know.
+/// Word for a kind that this build does not know.
 pub const UNKNOWN_KIND: &str = "unknown";
 
-/// The identity of one queue message: the unit of redelivery and of the ledger.
+/// Identity of one queue message: the unit of redelivery and of the ledger.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId(u128);
 
-/// The identity of one item without its check: what keys, look-ups and events use.
+/// Identity of one item without its check, for keys, look-ups and events.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ItemKey(u128);
 
-/// The identity of a body that is no message for this build: made from its hash, so that the same
-/// body has the same one whenever it comes. Laid out as a keyed item of kind 0, which no item has.
+/// Identity of a body that is no message for this build: made from its hash, so that the same body has the
+/// same one whenever it comes. Laid out as a keyed item of kind 0, which no item has.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BodyId(u128);
 
-/// The id that a client sees: an [`ItemKey`] with the check that shows it was issued here.
+/// Id that a client sees: an [`ItemKey`] with the check that shows it was issued here.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ItemId(u128);
 
 impl MessageId {
-    /// The key of the item at `index`, which must be below [`ITEMS_PER_MESSAGE_MAX`].
+    /// Key of the item at `index`, which must be below [`ITEMS_PER_MESSAGE_MAX`].
     pub fn item(self, kind: Kind, index: usize) -> ItemKey {
         debug_assert!(index < ITEMS_PER_MESSAGE_MAX);
         ItemKey(self.0 | (kind as u128) << 28 | (index as u128) << 16)
     }
 
-    /// When the batch was opened, in milliseconds since 1970, by the clock of the replica.
+    /// Time when the batch was opened, in milliseconds since 1970, by the clock of the replica.
     pub fn time_ms(self) -> i64 {
         i64::try_from(self.0 >> 80).expect("48 bits fit")
     }
 
-    /// The lowest id that a message opened at `time_ms` can have: a bound for range partitions.
+    /// Lowest id that a message opened at `time_ms` can have: a bound for range partitions.
     pub fn lowest_at(time_ms: i64) -> Uuid {
         Uuid::from_u128(time_bits(time_ms))
     }
@@ -115,7 +115,7 @@ impl MessageId {
         Uuid::from_u128(self.0)
     }
 
-    /// The highest key that an item without an Idempotency-Key has, here or in an earlier message.
+    /// Highest key that an item without an Idempotency-Key has, here or in an earlier message.
     pub fn last_item(self) -> Uuid {
         Uuid::from_u128(self.0 | (ITEM_BITS & !KEYED_BIT & !CHECK_BITS))
     }
@@ -129,7 +129,7 @@ impl MessageId {
 }
 
 impl ItemKey {
-    /// A key that does not depend on the message: made from 128 bits of a hash, of which 102 are kept.
+    /// Key that does not depend on the message: made from 128 bits of a hash, of which 102 are kept.
     pub fn keyed(kind: Kind, hash: u128) -> Self {
         Self(hashed(hash) | (kind as u128) << 28)
     }
@@ -149,13 +149,13 @@ impl ItemKey {
         self.0 & KEYED_BIT != 0
     }
 
-    /// The message that the item is in; `None` for a keyed item, which may come in several.
+    /// Message that the item is in; `None` for a keyed item, which may come in several.
     pub fn message(self) -> Option<MessageId> {
         (!self.is_keyed()).then_some(MessageId(self.0 & !ITEM_BITS))
     }
 
-    /// Message and index that make up the item's place. A keyed item names neither: it gets
-    /// stand-ins out of its hash, the same each time, as if it had come at `time_ms`.
+    /// Message and index that make up the item's place. A keyed item names neither: it gets stand-ins from
+    /// its hash, the same each time, as if it had come at `time_ms`.
     pub fn place_at(self, time_ms: i64) -> (MessageId, usize) {
         let index = usize::try_from((self.0 >> 16) & 0xFFF).expect("twelve bits fit");
         let message = self.message().unwrap_or_else(|| {
@@ -203,12 +203,12 @@ fn hashed(hash: u128) -> u128 {
 }
 
 impl ItemId {
-    /// The identity without the check.
+    /// Identity without the check.
     pub fn key(self) -> ItemKey {
         ItemKey(self.0 & !CHECK_BITS)
     }
 
-    /// The canonical text, 36 characters of ASCII, without an allocation.
+    /// Canonical text, 36 characters of ASCII, without an allocation.
     pub fn encode(self, buffer: &mut [u8; 36]) -> &str {
         Uuid::from_u128(self.0).as_hyphenated().encode_lower(buffer)
     }
@@ -248,13 +248,13 @@ macro_rules! shown_as_uuid {
 }
 shown_as_uuid!(MessageId, ItemKey, BodyId, ItemId);
 
-/// The time up to which the ledger has forgotten ids: what were issued there would be taken for an old
-/// message. Only rises; clones share it. Which time that is, the store knows.
+/// Time up to which the ledger has forgotten ids: an id issued below it would be taken for an old message.
+/// Only rises; clones share it. The store supplies the time.
 #[derive(Clone, Debug, Default)]
 pub struct IdFloor(Arc<AtomicI64>);
 
 impl IdFloor {
-    /// Issuers follow from now on. Whether it rose.
+    /// Raises the floor, which issuers follow from now on; returns true if it rose.
     pub fn raise(&self, time_ms: i64) -> bool {
         self.0.fetch_max(time_ms, Ordering::Relaxed) < time_ms
     }
@@ -264,7 +264,7 @@ impl IdFloor {
     }
 }
 
-/// Draws the message ids of one batcher: strictly increasing, whatever the clock does.
+/// Issuer of the message ids of one batcher: strictly increasing, whatever the clock does.
 #[derive(Debug)]
 pub struct IdIssuer {
     batcher: u32,
@@ -274,19 +274,19 @@ pub struct IdIssuer {
 }
 
 impl IdIssuer {
-    /// `batcher` and `counter` are random: two batchers share an id only if they share both
-    /// numbers in the same millisecond.
+    /// Issuer of a new batcher. `batcher` and `counter` are random: two batchers share an id only if they
+    /// share both numbers in the same millisecond.
     pub fn new(batcher: u32, counter: u16) -> Self {
         let counter = counter % (1 << COUNTER_BITS);
         Self { batcher, counter, last_time_ms: 0, floor: IdFloor::default() }
     }
 
-    /// Issues only what lies above `floor`, wherever that rises to.
+    /// Issuer whose ids lie above `floor`, wherever that rises to.
     pub fn above(self, floor: IdFloor) -> Self {
         Self { floor, ..self }
     }
 
-    /// The id of a message that is opened at `now_ms`. A clock that steps back, or lies behind the
+    /// Draws the id of a message that is opened at `now_ms`. A clock that steps back, or lies behind the
     /// floor, is not followed, and when the counter wraps the time moves on by at least a millisecond.
     pub fn next(&mut self, now_ms: i64) -> MessageId {
         self.counter = (self.counter + 1) % (1 << COUNTER_BITS);
@@ -303,10 +303,10 @@ fn time_bits(time_ms: i64) -> u128 {
     (u128::from(time_ms.max(0).unsigned_abs()) & 0xFFFF_FFFF_FFFF) << 80
 }
 
-/// The keys that sign ids: the first signs, all of them recognise.
+/// Keys that sign ids: the first signs, all of them recognise.
 ///
-/// Sixteen bits of check tell an id that was issued from one that was made up or mistyped. They
-/// protect no data: who guesses one learns `accepted` for an id that holds nothing.
+/// Sixteen bits of check separate an issued id from one that was made up or mistyped. They protect no data:
+/// a client that guesses one learns `accepted` for an id that holds nothing.
 #[derive(Clone)]
 pub struct IdKeys {
     keys: Vec<[u8; 16]>,
@@ -327,13 +327,13 @@ impl IdKeys {
         ItemId(key.0 | check(&self.keys[0], key))
     }
 
-    /// How people see what is stored under `id`: an item's as its client knows it, with its check.
-    /// What is no id of an item has none.
+    /// Text of a stored `id` as people see it: an item's id has its check, as its client knows it. A stored
+    /// id that is no item's has none.
     pub fn shown(&self, id: Uuid) -> String {
         ItemKey::from_uuid(id).map_or_else(|| id.to_string(), |key| self.sign(key).to_string())
     }
 
-    /// What is meant by an id as [`shown`](Self::shown); `None` of an item's that was not issued here.
+    /// Stored id of a text as [`shown`](Self::shown); `None` for an item's that was not issued here.
     pub fn meant(&self, text: &str) -> Option<Uuid> {
         if let Ok(id) = text.parse::<ItemId>() {
             return self.recognises(id).then(|| id.key().as_uuid());

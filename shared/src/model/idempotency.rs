@@ -1,9 +1,9 @@
-//! Writes with an Idempotency-Key: what makes two of them the same write.
+//! Writes with an Idempotency-Key: the properties that make two of them the same write.
 //!
-//! The id of such a write is derived from its key, so that a retry, whichever replica takes it
-//! and in whichever message it travels, carries the same id. The fingerprint tells whether it
-//! carries the same payload, too. Both are part of messages and stored rows: never change how
-//! they are made (`docs/decisions/0006-keyed-writes.md`).
+//! The id of such a write is derived from its key, so that a retry, whichever replica takes it and in
+//! whichever message it travels, carries the same id. The fingerprint shows that it carries the same
+//! payload, too. Both are part of messages and stored rows: never change how they are made
+//! (`docs/decisions/0006-keyed-writes.md`).
 use std::fmt;
 use std::str::FromStr;
 
@@ -15,7 +15,7 @@ use crate::model::id::{ItemKey, Kind};
 /// Longest Idempotency-Key in bytes.
 pub const KEY_LENGTH_MAX: usize = 255;
 
-/// The identity of a keyed item, as it travels beside the item.
+/// Identity of a keyed item, as it travels beside the item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keyed {
@@ -24,23 +24,23 @@ pub struct Keyed {
     pub fingerprint: Fingerprint,
 }
 
-/// 128 bits of a hash over what a keyed write asks for.
+/// Fingerprint of a keyed write: 128 bits of a hash over its request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 16]);
 
-/// The id of the item at `index` of a request with `key`. `principal` keeps clients apart.
+/// Id of the item at `index` of a request with `key`. `principal` keeps clients apart.
 pub fn id_of(principal: &str, kind: Kind, key: &str, index: usize) -> ItemKey {
     let hash = hash("forebay keyed id", &[principal, kind.name(), key, &index.to_string()]);
     ItemKey::keyed(kind, u128::from_be_bytes(hash))
 }
 
-/// The fingerprint of one item: `target` is what the request's path names, `item` its canonical
-/// JSON, so that spaces and the order of members do not matter.
+/// Fingerprint of one item: `target` is the name in the request's path, `item` its canonical JSON, so that
+/// spaces and the order of members do not matter.
 pub fn fingerprint_of(method: &str, target: &str, item: &str) -> Fingerprint {
     Fingerprint(hash("forebay fingerprint", &[method, target, item]))
 }
 
-/// Every part is preceded by its length, so that no two lists of parts hash the same text.
+/// Hashes the parts, each preceded by its length, so that no two lists of parts hash the same text.
 fn hash(purpose: &str, parts: &[&str]) -> [u8; 16] {
     let mut hasher = Sha256::new();
     for part in [&[purpose], parts].concat() {

@@ -1,9 +1,9 @@
-//! Rules for a JSON text beyond being JSON: the limits of a document, and what no reader could tell apart.
-//! `docs/documents.md` lists them.
+//! Rules for a JSON text beyond being JSON: the limits of a document, and spellings that no reader could
+//! tell apart. `docs/documents.md` lists them.
 //!
-//! The scan reads the text once, without building a tree; its work grows with the text alone, so members are
-//! bounded by the bytes of an item (`server.item_bytes_max`). The text must be JSON already, as
-//! [`RawValue`](serde_json::value::RawValue) is: whoever reads bodies knows syntax errors.
+//! The scan reads the text once, without building a tree; its work grows with the text alone, so members
+//! are bounded by the bytes of an item (`server.item_bytes_max`). The text must be JSON already, as
+//! [`RawValue`](serde_json::value::RawValue) is: the readers of bodies report syntax errors.
 mod tree;
 
 use std::borrow::Cow;
@@ -24,10 +24,10 @@ pub const DIGITS_MAX: usize = 1_000;
 /// Postgres, so that a stored text can be read there as `jsonb`.
 pub const EXPONENT_MAX: u32 = 9_999;
 
-/// Longest JSON pointer that is told, in bytes: it quotes the client.
+/// Longest JSON pointer that is reported, in bytes: it quotes the client.
 const POINTER_BYTES_MAX: usize = 200;
 
-/// A place of the text that cannot be taken.
+/// Place of the text that cannot be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{pointer}: {flaw}")]
 pub struct Flawed {
@@ -36,7 +36,7 @@ pub struct Flawed {
     pub flaw: Flaw,
 }
 
-/// Why it cannot.
+/// Reason for which it cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     #[error("arrays and objects are nested deeper than {DEPTH_MAX}")]
@@ -165,7 +165,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Goes behind the string that begins here and tells whether it has escapes.
+    /// Goes behind the string that begins here; returns true when it has escapes.
     fn skip_string(&mut self) -> Result<bool, Flaw> {
         let bytes = self.text.as_bytes();
         let mut at = self.at + 1;
@@ -197,7 +197,7 @@ impl<'a> Scan<'a> {
         &rest[..length]
     }
 
-    /// Where the scan stands.
+    /// JSON pointer to the place that the scan has reached.
     fn pointer(&self) -> String {
         let mut pointer = String::new();
         for (depth, frame) in self.frames.iter().enumerate() {
@@ -233,7 +233,7 @@ fn check_escape(bytes: &[u8]) -> Result<usize, Flaw> {
     }
 }
 
-/// The UTF-16 unit of an escape `\uXXXX`.
+/// UTF-16 unit of an escape `\uXXXX`.
 fn unit(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
     digits.iter().try_fold(0, |unit, digit| {

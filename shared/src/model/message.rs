@@ -1,7 +1,7 @@
-//! The queue message: many items of many requests in one body, versioned.
+//! Queue message: many items of many requests in one body, versioned.
 //!
-//! The API's batcher builds messages, the consumer decodes them. `docs/messages.md` describes the
-//! format for other programs; a change that an older consumer would misread needs a new version.
+//! The API's batcher builds messages, the consumer decodes them. `docs/messages.md` describes the format
+//! for other programs; a change that an older consumer would misread needs a new version.
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::model::idempotency::Keyed;
 use crate::model::trace::{TraceParent, Traces};
 use crate::model::write::{Item, check_name};
 
-/// The version of the format that this build writes, and the newest that it reads.
+/// Version of the format that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
 
 /// Bytes of a message around its items, at most.
@@ -25,7 +25,7 @@ pub const ENVELOPE_BYTES_MAX: usize = 128;
 /// Bytes that each awaited item adds to the envelope, at most.
 pub const AWAITED_BYTES_MAX: usize = 5;
 
-/// A message as it travels: its id beside the body that repeats it.
+/// Message as it travels: its id beside the body that repeats it.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     pub id: MessageId,
@@ -35,7 +35,7 @@ pub struct Outgoing {
     pub items: usize,
 }
 
-/// A body under construction. Items are JSON, already encoded by the requests they belong to.
+/// Body under construction. Items are JSON, already encoded by the requests they belong to.
 #[derive(Debug)]
 pub struct Builder {
     id: MessageId,
@@ -71,7 +71,7 @@ impl Builder {
         first
     }
 
-    /// Notes that somebody waits for the outcome of the item pushed last, which was pushed alone.
+    /// Notes that a request waits for the outcome of the item pushed last, which was pushed alone.
     pub fn await_last(&mut self) {
         self.awaited.push(self.items - 1);
     }
@@ -115,8 +115,8 @@ pub fn encode(out: &mut Vec<u8>, item: &Item) {
     serde_json::to_writer(out, item).expect("an item has a JSON form");
 }
 
-/// Appends `{"increment":{"counter":…,"by":…}}`: the hottest item, by hand. The name must be valid,
-/// which makes it its own JSON spelling.
+/// Appends `{"increment":{"counter":…,"by":…}}`. Written by hand, because it is the hottest item. The name
+/// must be valid, which makes it its own JSON spelling.
 pub fn encode_increment(out: &mut Vec<u8>, counter: &str, by: i64) {
     debug_assert!(check_name(counter).is_ok());
     out.extend_from_slice(br#"{"increment":{"counter":""#);
@@ -127,24 +127,24 @@ pub fn encode_increment(out: &mut Vec<u8>, counter: &str, by: i64) {
     out.extend_from_slice(b"}}");
 }
 
-/// A decoded message. `digest` is over the whole body: the same id with another digest is a bug.
+/// Decoded message. `digest` is over the whole body: the same id with another digest is a bug.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     pub id: MessageId,
     pub digest: [u8; 16],
     pub accepted_at_ms: i64,
     pub entries: Vec<Entry>,
-    /// Indexes of items whose outcome somebody waits for, ascending.
+    /// Indexes of items whose outcome a request waits for, ascending.
     pub awaited: Vec<usize>,
     /// Index that the first entry has in ids: 0, but for an item that comes alone a second time.
     pub first: usize,
 }
 
-/// What stands at one index of a message.
+/// Content at one index of a message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
     Item(Item),
-    /// Cannot be applied by this build, whatever the store says; set aside as it came.
+    /// Item that this build cannot apply, whatever the store says; dead-lettered as it came.
     Unreadable {
         kind: Kind,
         keyed: Option<Keyed>,
@@ -170,12 +170,12 @@ impl Entry {
 }
 
 impl Message {
-    /// The identity of the item at `index`.
+    /// Identity of the item at `index`.
     pub fn item_key(&self, index: usize) -> ItemKey {
         self.entries[index].keyed().map_or_else(|| self.place(index), |keyed| keyed.id)
     }
 
-    /// Where the item at `index` stands, which orders items by time also when they are keyed.
+    /// Place of the item at `index`, which orders items by time also when they are keyed.
     pub fn place(&self, index: usize) -> ItemKey {
         self.id.item(self.entries[index].kind(), self.first + index)
     }
@@ -185,8 +185,8 @@ impl Message {
     }
 }
 
-/// Why a body is no message for this build. It goes to the dead queue, where a newer consumer or
-/// a person can look at it.
+/// Reasons for which a body is no message for this build. It goes to the dead queue, where a newer consumer
+/// or an operator can look at it.
 #[derive(Debug, thiserror::Error)]
 pub enum Undecodable {
     #[error("not a message: {0}")]
@@ -212,8 +212,8 @@ struct Envelope<T> {
     awaited: Vec<usize>,
 }
 
-/// Reads a body. One bad item does not spoil its message: the whole is read again item by item,
-/// and what cannot be read becomes [`Entry::Unreadable`].
+/// Reads a body. One bad item does not spoil its message: the whole is read again item by item, and an item
+/// that cannot be read becomes [`Entry::Unreadable`].
 pub fn decode(body: &[u8]) -> Result<Message, Undecodable> {
     let envelope = match serde_json::from_slice::<Envelope<Item>>(body) {
         Ok(envelope) if envelope.items.iter().all(|item| item.check(envelope.accepted_at_ms).is_ok()) => {
@@ -256,12 +256,12 @@ fn decode_item_by_item(body: &[u8]) -> Result<Envelope<Entry>, Undecodable> {
     })
 }
 
-/// Reads an item that was set aside, by itself. `None` when this build cannot say what it is.
+/// Reads a dead-lettered item by itself. `None` when this build does not know its kind.
 pub fn decode_stored(json: &str, accepted_at_ms: i64) -> Option<Entry> {
     decode_item(serde_json::from_str(json).ok()?, accepted_at_ms)
 }
 
-/// `None` when the kind is unknown: then only a newer build can say what the item means.
+/// Reads one item. `None` when the kind is unknown: then only a newer build knows its meaning.
 fn decode_item(raw: &RawValue, accepted_at_ms: i64) -> Option<Entry> {
     let members = serde_json::from_str::<HashMap<String, &RawValue>>(raw.get()).ok()?;
     let kind = Kind::ALL.into_iter().find(|kind| members.contains_key(kind.name()))?;

@@ -1,43 +1,43 @@
-//! Outcomes of writes: what one transaction did, what became of each item, and why items are set
-//! aside. Pure.
+//! Outcomes of writes: the effects of one transaction, the status of each item, and the reasons for dead
+//! letters. Pure.
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::idempotency::Fingerprint;
 
-/// A counter as stored. `version` counts the increments that were applied.
+/// Counter as stored. `version` counts the increments that were applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counter {
     pub name: Arc<str>,
     pub value: i64,
     pub version: i64,
-    /// By the store's clock, in milliseconds since 1970.
+    /// Time of the last change by the store's clock, in milliseconds since 1970.
     pub updated_at_ms: i64,
 }
 
-/// What one committed `apply` did.
+/// Effects of one committed `apply`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Applied {
     /// Messages that were applied in this transaction; the others had been before.
     pub fresh: Vec<MessageId>,
-    /// The changed counters with their new values.
+    /// Changed counters with their new values.
     pub counters: Vec<Counter>,
     /// Value and version right after each awaited increment that was applied.
     pub standings: Vec<CounterResult>,
     pub set_aside: Vec<SetAside>,
-    /// Every keyed item of the fresh messages that was not set aside.
+    /// Outcome of each keyed item of the fresh messages that was not dead-lettered.
     pub keyed: Vec<KeyedOutcome>,
-    /// The documents that were deleted.
+    /// Documents that were deleted.
     pub deleted: Vec<ItemKey>,
-    /// The metric types that got points, each once.
+    /// Metric types that got points, each once.
     pub types: Vec<Arc<str>>,
-    /// By the store's clock, in milliseconds since 1970.
+    /// Time of the commit by the store's clock, in milliseconds since 1970.
     pub committed_at_ms: i64,
 }
 
 impl Applied {
-    /// Adds what a later part of the same transaction did.
+    /// Adds the effects of a later part of the same transaction.
     pub(crate) fn absorb(&mut self, later: Self) {
         let Self { counters, standings, set_aside, deleted, types, .. } = later;
         let changed: HashSet<Arc<str>> = counters.iter().map(|counter| counter.name.clone()).collect();
@@ -55,7 +55,7 @@ impl Applied {
     }
 }
 
-/// A counter right after one increment.
+/// Counter right after one increment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterResult {
     pub item: ItemKey,
@@ -63,11 +63,11 @@ pub struct CounterResult {
     pub version: i64,
 }
 
-/// What a keyed item came to.
+/// Outcome of a keyed item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyedOutcome {
     pub item: ItemKey,
-    /// Of the payload that this outcome is about.
+    /// Fingerprint of the payload that this outcome is about.
     pub fingerprint: Fingerprint,
     pub verdict: KeyedVerdict,
 }
@@ -77,17 +77,17 @@ pub struct KeyedOutcome {
 pub enum KeyedVerdict {
     /// The first under its key: applied now.
     Applied,
-    /// Processed before, with the same payload; what it came to, the store knows.
+    /// Processed before, with the same payload; the store knows its status.
     Repeated,
     /// Another payload was processed under this key. Never applied.
     Conflict,
 }
 
-/// An item that could not be applied, as it is written to `dead_letters`.
+/// Item that could not be applied, as it is written to `dead_letters`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetAside {
     pub item: ItemKey,
-    /// Of a keyed item.
+    /// Fingerprint of a keyed item.
     pub fingerprint: Option<Fingerprint>,
     pub reason: Reason,
     pub detail: String,
@@ -96,34 +96,36 @@ pub struct SetAside {
     pub accepted_at_ms: i64,
 }
 
-/// Why an item, or a whole message, was set aside. The words are stored and answered: do not rename them.
+/// Reasons for dead letters, for an item or a whole message. The words are stored and answered: do not
+/// rename them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     CounterOverflow,
-    /// Does not hold the schema of its collection, or a value that cannot be indexed.
+    /// Does not satisfy the schema of its collection, or has a value that cannot be indexed.
     SchemaViolation,
     /// Its check took more than `collections.check_ms_max`, or those of its batch together.
     CheckOverrun,
-    /// This build cannot use the definition of its collection, and nobody else checked it by that.
+    /// This build cannot use the definition of its collection, and no other build checked the item by that
+    /// definition.
     DefinitionUnusable,
     Unreadable,
-    /// It failed, or brought its consumer down, time and again while others were applied: by itself,
-    /// or as a part of a message of which nobody could know which item does.
+    /// Item that failed, or brought its consumer down, time and again while others were applied: by itself,
+    /// or as a part of a message in which the failing item could not be found.
     NotApplied,
     /// The server refused it with a code of Postgres' short list, also when it was alone.
     RefusedByStore,
-    /// Of a whole message: not one of any version that this build knows.
+    /// Whole message in no version that this build knows.
     Undecodable,
-    /// Of a whole message, which only a newer build can read.
+    /// Whole message that only a newer build can read.
     UnknownVersion,
-    /// Of a whole message: one of its items asks for what only a newer build knows.
+    /// Whole message with an item of a kind that only a newer build knows.
     UnknownKind,
-    /// Of a whole message: another body was applied under its id.
+    /// Whole message under whose id another body was applied.
     DigestMismatch,
-    /// Of a whole message: longer than any of Forebay's, so only its beginning was kept.
+    /// Whole message that is longer than any of Forebay's, so only its beginning was kept.
     TooLarge,
-    /// The ledger has forgotten what was applied when its message was accepted: whether this item
-    /// took effect before, nobody can know.
+    /// The ledger has forgotten the writes from the time when its message was accepted: it cannot be known
+    /// whether this item took effect before.
     TooOld,
 }
 
@@ -163,8 +165,8 @@ impl Reason {
     }
 }
 
-/// What became of an item that was processed. `fingerprint` is that of the payload which was
-/// processed under a key: a caller that has another one has a conflict.
+/// Status of an item that was processed. `fingerprint` is that of the payload which was processed under a
+/// key: a caller that has another one has a conflict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ItemStatus {
     Applied {
@@ -177,7 +179,7 @@ pub enum ItemStatus {
         detail: String,
         fingerprint: Option<Fingerprint>,
     },
-    /// So old that the ledger has forgotten what was applied then. Not of a keyed item, whose id
-    /// has no time.
+    /// Item so old that the ledger has forgotten the writes of that time. Never the status of a keyed item,
+    /// whose id has no time.
     Forgotten,
 }

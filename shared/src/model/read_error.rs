@@ -1,10 +1,11 @@
-//! Why a value could not be read, in words that do not come from Rust: readers report the names of their
-//! types (`i64`, `struct ApiKey`), which mean nothing to those who send values or write settings.
+//! Reasons for which a value could not be read, in words that do not come from Rust: readers report the
+//! names of their types (`i64`, `struct ApiKey`), which mean nothing to senders of values and writers of
+//! settings.
 //!
 //! Pure. Every reader's error that people see passes here once, in problem details and at the start alike.
 use figment::error::Kind;
 
-/// The reader's message with its types as plain words and without a position.
+/// Message of a reader with its types as plain words and without a position.
 pub fn plain(message: &str) -> String {
     let message = without_position(message);
     let in_ticks = |prefix: &str| message.strip_prefix(prefix)?.strip_suffix('`');
@@ -24,7 +25,7 @@ pub fn plain(message: &str) -> String {
     let Some(rest) = problem.iter().find_map(|prefix| message.strip_prefix(prefix)) else {
         return message.to_owned();
     };
-    // What was found may quote anything: what was expected is behind the last of these words.
+    // The found value may quote anything: the expected one is behind the last of these words.
     match rest.rsplit_once(", expected ") {
         Some((found, wanted)) if message.starts_with("invalid length") => {
             format!("expected {}, found {found} elements", expected(wanted))
@@ -36,7 +37,7 @@ pub fn plain(message: &str) -> String {
     }
 }
 
-/// What was expected, in plain words.
+/// Expected value, in plain words.
 pub fn expected(wanted: &str) -> String {
     let range = |least: &str, greatest: &str| format!("an integer from {least} to {greatest}");
     let first_word = wanted.split(' ').next().unwrap_or_default();
@@ -63,7 +64,7 @@ pub fn expected(wanted: &str) -> String {
     }
 }
 
-/// What was found, which may quote the sender.
+/// Found value, which may quote the sender.
 fn found(value: &str) -> String {
     let value = value.strip_prefix("found ").unwrap_or(value);
     let words = [
@@ -98,7 +99,7 @@ fn found(value: &str) -> String {
     words.iter().find_map(named).unwrap_or_else(|| value.to_owned())
 }
 
-/// A name that is not known, and those that are.
+/// Unknown name, and the names that are known.
 fn unknown(what: &str, rest: &str) -> String {
     let rest = rest.strip_prefix(": found").unwrap_or(rest).trim_start();
     for separator in [", expected one of ", ", expected "] {
@@ -110,7 +111,7 @@ fn unknown(what: &str, rest: &str) -> String {
     format!("the {what}{name} is not known")
 }
 
-/// The message alone: the position counts from where the reader began, which need not be the request.
+/// Message alone: the position counts from where the reader began, which need not be the request.
 fn without_position(message: &str) -> &str {
     match message.rsplit_once(" at line ") {
         Some((before, position)) if is_position(position) => before,
@@ -123,14 +124,15 @@ fn is_position(text: &str) -> bool {
     text.split_once(" column ").is_some_and(|(line, column)| is_number(line) && is_number(column))
 }
 
-/// Why a text is no JSON, with the place: `line` is that of the request in which the text begins.
+/// Reason for which a text is no JSON, with the place: `line` is that of the request in which the text
+/// begins.
 pub fn syntax(error: &serde_json::Error, line: usize) -> String {
     let message = error.to_string();
     let reason = without_position(&message).replacen("EOF while parsing", "the text ends within", 1);
     format!("not JSON: {reason}, at line {} column {}", line + error.line() - 1, error.column())
 }
 
-/// Why a value cannot be read, without what was found: it may be a part of a secret.
+/// Reason for which a value cannot be read, without the value itself: it may be a part of a secret.
 pub fn reason_without_value(kind: &Kind) -> String {
     match kind {
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
@@ -154,7 +156,7 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     #[expect(dead_code, reason = "only read")]
-    struct Inner {
+    struct Nested {
         flag: bool,
         word: Word,
     }
@@ -203,7 +205,7 @@ mod tests {
             each::<(u8, u8)>(json),
             each::<[u8; 2]>(json),
             each::<std::collections::BTreeMap<String, u8>>(json),
-            each::<Inner>(json),
+            each::<Nested>(json),
             each::<Word>(json),
             each::<Tagged>(json),
         ];
@@ -214,7 +216,7 @@ mod tests {
     fn no_value_of_any_type_is_refused_in_the_words_of_rust() {
         let rust = [
             "i8", "i16", "i32", "i64", "isize", "u8", "u16", "u32", "u64", "usize", "f32", "f64", "bool",
-            "struct", "enum", "tuple", "unit", "variant", "sequence", "map", "Option", "Inner", "Word",
+            "struct", "enum", "tuple", "unit", "variant", "sequence", "map", "Option", "Nested", "Word",
             "Tagged", "field", "floating", "EOF", "column",
         ];
         for json in
@@ -236,9 +238,9 @@ mod tests {
         assert_eq!(of::<u16>("-1"), "expected an integer from 0 to 65535, found the integer `-1`");
         let quoted = "\"y, expected u8 at line 1 column 2\"";
         assert_eq!(of::<i64>(quoted), format!("expected {integer}, found the string {quoted}"));
-        assert_eq!(of::<Inner>(r#"{"flag":true}"#), "the member `word` is missing");
-        assert_eq!(of::<Inner>(r#"{"x":1}"#), "the member `x` is not known, but `flag` or `word`");
-        assert_eq!(of::<Inner>(r#"{"flag":true,"flag":true}"#), "the member `flag` stands there twice");
+        assert_eq!(of::<Nested>(r#"{"flag":true}"#), "the member `word` is missing");
+        assert_eq!(of::<Nested>(r#"{"x":1}"#), "the member `x` is not known, but `flag` or `word`");
+        assert_eq!(of::<Nested>(r#"{"flag":true,"flag":true}"#), "the member `flag` stands there twice");
         assert_eq!(of::<Word>("\"three\""), "the value `three` is not known, but `one` or `two`");
         assert_eq!(of::<bool>("[]"), "expected true or false, found a list");
         assert_eq!(plain("a message of our own"), "a message of our own");

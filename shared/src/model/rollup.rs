@@ -4,7 +4,7 @@
 //! however they were batched. The bytes of a rollup are stored; changing them, or what they mean,
 //! needs a new version byte. Pure: nothing here knows types, times of points or a database.
 use self::sketch::Sketch;
-use self::sum::Sum;
+use self::sum::ExactSum;
 use crate::model::write::check_value;
 
 pub mod bytes;
@@ -13,7 +13,7 @@ mod sum;
 #[cfg(test)]
 mod tests;
 
-/// How long the periods of a rollup are. The numbers are stored: do not change them.
+/// Length of the periods of a rollup. The numbers are stored: do not change them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(i16)]
 pub enum Resolution {
@@ -33,26 +33,31 @@ impl Resolution {
         }
     }
 
-    /// The period that holds a time: counted since 1970, in UTC.
+    /// Period that holds a time: counted since 1970, in UTC.
     pub fn period_of(self, at_ms: i64) -> i32 {
         i32::try_from(at_ms.div_euclid(self.period_ms())).unwrap_or(i32::MAX)
     }
 }
 
-/// What is kept of the points of one type in one period. Two are equal when their points cannot be
-/// told apart by any answer.
+/// Summary of the points of one type in one period. Two are equal when every answer about their points is
+/// the same.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rollup {
     sketch: Sketch,
-    sum: Sum,
-    /// Infinite while there is no value, so that the first one replaces it.
+    sum: ExactSum,
+    /// Smallest value. Infinite while there is no value, so that the first one replaces it.
     min: f64,
     max: f64,
 }
 
 impl Default for Rollup {
     fn default() -> Self {
-        Self { sketch: Sketch::default(), sum: Sum::default(), min: f64::INFINITY, max: f64::NEG_INFINITY }
+        Self {
+            sketch: Sketch::default(),
+            sum: ExactSum::default(),
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+        }
     }
 }
 
@@ -78,14 +83,14 @@ impl Rollup {
         self.sketch.count()
     }
 
-    /// Rounded once, half to even, from the exact sum. Exact as long as there are fewer than 2⁶⁰
+    /// Sum, rounded once, half to even, from the exact sum. Exact as long as there are fewer than 2⁶⁰
     /// values; past that a sum of the largest ones may stop at the largest number.
     pub fn sum(&self) -> f64 {
         self.sum.round()
     }
 
-    /// The exact sum divided by the count, rounded once, half to even. Never outside of the
-    /// extremes, where a sum that stopped at the largest number would lead. `None` without values.
+    /// Mean: the exact sum divided by the count, rounded once, half to even. Never outside of the extremes,
+    /// where a sum that stopped at the largest number would lead. `None` without values.
     pub fn mean(&self) -> Option<f64> {
         // Adding zero takes the sign of minus zero away.
         (self.count() > 0).then(|| (self.sum.divided_by(self.count()) + 0.0).clamp(self.min, self.max))
@@ -99,11 +104,11 @@ impl Rollup {
         (self.count() > 0).then_some(self.max)
     }
 
-    /// The value of which a share `q` (above 0, at most 1) of the values is not larger: that of
-    /// rank ⌈q × count⌉, within 1 % for magnitudes from 1e-9 to 1e15; within 1e-9 below them. For one
-    /// beyond 1e15 the answer has its sign and a magnitude from 1e15 (less 1 %) up to its own. The
-    /// product is an f64, so that ranks of more than 2⁵³ values are rounded. The first and the last
-    /// rank are answered exactly. `None` without values.
+    /// Value that a share `q` (above 0, at most 1) of the values does not exceed: that of rank ⌈q × count⌉,
+    /// within 1 % for magnitudes from 1e-9 to 1e15; within 1e-9 below them. For one beyond 1e15 the answer
+    /// has its sign and a magnitude from 1e15 (less 1 %) up to its own. The product is an f64, so that
+    /// ranks of more than 2⁵³ values are rounded. The first and the last rank are answered exactly. `None`
+    /// without values.
     pub fn quantile(&self, q: f64) -> Option<f64> {
         let count = self.count();
         #[expect(

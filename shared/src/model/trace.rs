@@ -1,30 +1,30 @@
-//! W3C trace contexts beside a message: which request brought which items, so that what becomes of
-//! an item is found from the trace of its request.
+//! W3C trace contexts beside a message: they map each item to the request that brought it, so that the
+//! status of an item is found from the trace of its request.
 //!
-//! They are hints. Nothing that is read here decides what is applied, so nothing here is an error:
-//! what cannot be read is no trace. They do not stand in the message's body, because a consumer that
-//! does not know them must read the message all the same (`docs/decisions/0014-traces.md`).
+//! They are hints. No decision about applying depends on them, so nothing here is an error: text that
+//! cannot be read is no trace. They do not stand in the message's body, because a consumer that does not
+//! know them must read the message all the same (`docs/decisions/0014-traces.md`).
 use std::fmt;
 use std::sync::Arc;
 
 /// Traces that one message carries at most; further ones are dropped.
 pub const TRACES_MAX: usize = 16;
 
-/// Characters of a `traceparent` of version 00, and what a newer one begins with.
+/// Characters of a `traceparent` of version 00, with which a newer one begins, too.
 const LENGTH: usize = 55;
 
-/// What a `traceparent` header says.
+/// Content of a `traceparent` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
     trace_id: u128,
     parent_id: u64,
-    /// Whoever sent it keeps this trace.
+    /// True when the sender keeps this trace.
     pub is_sampled: bool,
 }
 
 impl TraceParent {
-    /// Reads version 00 strictly, and of a newer version what it has in common with 00, as the
-    /// specification wants it. `None` when it is invalid.
+    /// Reads version 00 strictly, and the part of a newer version that it shares with 00, as the
+    /// specification demands. `None` when it is invalid.
     pub fn parse(header: &[u8]) -> Option<Self> {
         let (known, more) = header.split_at_checked(LENGTH)?;
         if [2, 35, 52].iter().any(|dash| known[*dash] != b'-') {
@@ -39,13 +39,13 @@ impl TraceParent {
         is_valid.then_some(Self { trace_id, parent_id, is_sampled })
     }
 
-    /// The trace's id as it stands in headers and logs: 32 hexadecimal digits.
+    /// Id of the trace as it stands in headers and logs: 32 hexadecimal digits.
     pub fn trace_id(&self) -> String {
         format!("{:032x}", self.trace_id)
     }
 }
 
-/// As version 00. Of the flags only `sampled` is known.
+/// Writes version 00. Of the flags only `sampled` is known.
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { trace_id, parent_id, is_sampled } = self;
@@ -53,7 +53,7 @@ impl fmt::Display for TraceParent {
     }
 }
 
-/// 32 digits at most, in lower case.
+/// Reads 32 digits at most, in lower case.
 fn hexadecimal(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |value: u128, digit| {
         let digit = match digit {
@@ -65,7 +65,7 @@ fn hexadecimal(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// The traces of the requests in one message, [`TRACES_MAX`] at most.
+/// Traces of the requests in one message, [`TRACES_MAX`] at most.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traces(Vec<Traced>);
 
@@ -77,7 +77,8 @@ struct Traced {
 }
 
 impl Traces {
-    /// Of the request whose `items` begin at the index `first`; `false` when there is no room.
+    /// Adds the trace of the request whose `items` begin at the index `first`; `false` when there is no
+    /// room.
     pub fn add(&mut self, first: usize, items: usize, parent: TraceParent) -> bool {
         let has_room = self.0.len() < TRACES_MAX;
         if has_room {
@@ -86,14 +87,14 @@ impl Traces {
         has_room
     }
 
-    /// `[[first,items,"00-…"],…]`; `None` when there are none.
+    /// Encodes as `[[first,items,"00-…"],…]`; `None` when there are none.
     pub fn encode(&self) -> Option<Arc<str>> {
         let each = |Traced { first, items, parent }: &Traced| format!(r#"[{first},{items},"{parent}"]"#);
         let each: Vec<String> = self.0.iter().map(each).collect();
         (!each.is_empty()).then(|| format!("[{}]", each.join(",")).into())
     }
 
-    /// What another process encoded. What is no trace is left out.
+    /// Decodes the text of another process. Parts that are no trace are left out.
     pub fn decode(text: &str) -> Self {
         let read = serde_json::from_str::<Vec<(usize, usize, Box<str>)>>(text).unwrap_or_default();
         let traced = |(first, items, parent): (usize, usize, Box<str>)| {
@@ -102,13 +103,13 @@ impl Traces {
         Self(read.into_iter().filter_map(traced).take(TRACES_MAX).collect())
     }
 
-    /// The trace of the request that brought the item at `index`.
+    /// Trace of the request that brought the item at `index`.
     pub fn of_item(&self, index: usize) -> Option<TraceParent> {
         let holds = |traced: &&Traced| index.checked_sub(traced.first).is_some_and(|at| at < traced.items);
         self.0.iter().find(holds).map(|traced| traced.parent)
     }
 
-    /// The ids of all, for a log line.
+    /// Ids of all traces, for a log line.
     pub fn ids(&self) -> String {
         self.0.iter().map(|traced| traced.parent.trace_id()).collect::<Vec<_>>().join(",")
     }

@@ -1,7 +1,7 @@
-//! What a client may ask for: the items of a message, and what makes one valid.
+//! Writes of clients: the items of a message, and the rules that make one valid.
 //!
-//! The API checks items with these functions before it accepts them, and the consumer checks them
-//! again, because a message may come from another producer. Nothing here knows HTTP or SQL.
+//! The API checks items with these functions before it accepts them, and the consumer checks them again,
+//! because a message may come from another producer. Nothing here knows HTTP or SQL.
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,25 +19,25 @@ pub const NAME_LENGTH_MAX: usize = 128;
 /// Largest magnitude of a point's value: sums of more points than anybody can send stay finite.
 pub const VALUE_MAX: f64 = 1e290;
 
-/// A year of 365.25 days, in milliseconds.
+/// Year of 365.25 days, in milliseconds.
 pub const YEAR_MS: i64 = 31_557_600_000;
 
-/// How many years before its accept time a point may lie, whatever an API allows: back to 1970 and not
-/// further, where questions about ranges begin.
+/// Years before its accept time that a point may lie, whatever an API allows: back to 1970 and not further,
+/// where questions about ranges begin.
 pub const POINT_YEARS_MAX: u32 = 50;
 
 /// [`POINT_YEARS_MAX`] in milliseconds.
 pub const POINT_AGE_MS_MAX: i64 = POINT_YEARS_MAX as i64 * YEAR_MS;
 
-/// How far after its accept time a point may lie, in milliseconds: one hour.
+/// Time after its accept time that a point may lie, in milliseconds: one hour.
 pub const POINT_AHEAD_MS_MAX: i64 = 60 * 60 * 1_000;
 
-/// By how much more a message's point may be off, in milliseconds: the API checks it when it reads it, and
+/// Tolerance for the time of a message's point, in milliseconds: the API checks it when it reads it, and
 /// `accepted_at` is when its batch was opened, which is another moment.
 pub const POINT_TOLERANCE_MS: i64 = 60 * 1_000;
 
-/// One item of a message: what is asked for and, with an Idempotency-Key, under which identity.
-/// As JSON `{"increment":{…}}` or `{"increment":{…},"keyed":{…}}`.
+/// One item of a message: the request and, with an Idempotency-Key, its identity. As JSON
+/// `{"increment":{…}}` or `{"increment":{…},"keyed":{…}}`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
     pub write: Write,
@@ -61,8 +61,8 @@ pub struct Increment {
     pub by: i64,
 }
 
-/// Stores `data` in a collection. `schema_version` is that of the definition which the API
-/// checked it against; `None` when the API could not ask: then the consumer checks.
+/// Stores `data` in a collection. `schema_version` is that of the definition which the API checked it
+/// against; `None` when the API could not ask: then the consumer checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
@@ -77,13 +77,12 @@ pub struct Document {
 #[serde(deny_unknown_fields)]
 pub struct Delete {
     pub collection: Box<str>,
-    /// The document's key, without its check.
+    /// Key of the document, without its check.
     #[serde(with = "item_key")]
     pub document: ItemKey,
 }
 
-/// One measurement. `kind` is what clients call `type`; `at_ms` is the client's time in
-/// milliseconds since 1970.
+/// Measurement. `kind` is the `type` of the API; `at_ms` is the client's time in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
@@ -93,18 +92,18 @@ pub struct Point {
     pub value: f64,
 }
 
-/// A JSON object as the client wrote it.
+/// JSON object as the client wrote it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Object(Box<RawValue>);
 
 impl Object {
-    /// `None` when the text is no JSON object.
+    /// Object of a text; `None` when the text is no JSON object.
     pub fn from_json(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok().and_then(Self::from_raw)
     }
 
-    /// `None` when the value is no object.
+    /// Object of a value; `None` when the value is no object.
     pub fn from_raw(value: &RawValue) -> Option<Self> {
         value.get().starts_with('{').then(|| Self(value.to_owned()))
     }
@@ -145,7 +144,8 @@ impl Item {
         self.write.kind()
     }
 
-    /// What no consumer may apply, however it came into a message that was accepted at that time.
+    /// Checks the rules that every consumer applies, whichever way the item came into a message that was
+    /// accepted at that time.
     pub fn check(&self, accepted_at_ms: i64) -> Result<(), Invalid> {
         if self.keyed.is_some_and(|keyed| !keyed.id.is_keyed() || keyed.id.kind() != Some(self.kind())) {
             return Err(Invalid::Keyed);
@@ -167,7 +167,7 @@ impl Item {
     }
 }
 
-/// Names of counters, collections and types: `[A-Za-z0-9._:-]{1,128}`, case-sensitive.
+/// Checks a name of a counter, collection or type: `[A-Za-z0-9._:-]{1,128}`, case-sensitive.
 pub fn check_name(name: &str) -> Result<(), Invalid> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
     if (1..=NAME_LENGTH_MAX).contains(&name.len()) && name.bytes().all(allowed) {
@@ -177,13 +177,13 @@ pub fn check_name(name: &str) -> Result<(), Invalid> {
     }
 }
 
-/// Values of points.
+/// Checks the value of a point.
 pub fn check_value(value: f64) -> Result<(), Invalid> {
-    // Not a number compares false.
+    // NaN compares false.
     if value.abs() <= VALUE_MAX { Ok(()) } else { Err(Invalid::Value) }
 }
 
-/// Times of points, seen from when they were accepted.
+/// Checks the time of a point against the time when it was accepted.
 pub fn check_time(at_ms: i64, accepted_at_ms: i64, years_max: u32) -> Result<(), Invalid> {
     check_distance(at_ms, accepted_at_ms, years_max, 0)
 }
@@ -195,7 +195,7 @@ fn check_distance(at_ms: i64, accepted_at_ms: i64, years_max: u32, tolerance_ms:
     if allowed.contains(&ahead_ms) { Ok(()) } else { Err(Invalid::Time(years_max)) }
 }
 
-/// Why an item cannot be applied.
+/// Reasons for which an item cannot be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     #[error("a name has 1 to {NAME_LENGTH_MAX} characters out of A-Z a-z 0-9 . _ : -")]
@@ -233,7 +233,7 @@ impl<'de> Deserialize<'de> for Item {
     }
 }
 
-/// By hand: a derived reader of a tag beside another member would copy every item first.
+/// Reader written by hand: a derived reader of a tag beside another member would copy every item first.
 struct ItemVisitor;
 
 #[derive(Deserialize)]

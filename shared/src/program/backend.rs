@@ -1,5 +1,5 @@
-//! Opens the backend pair that the configuration names. The only place that knows which pairs
-//! exist: embedded queue + SQLite, and RabbitMQ + Postgres.
+//! Opens the backend pair that the configuration names. The only place that knows which pairs exist:
+//! embedded queue + SQLite, and RabbitMQ + Postgres.
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,22 +32,23 @@ pub struct Backend {
     pub store: Arc<dyn Store>,
     pub events: Arc<dyn Events>,
     pub ids: IdKeys,
-    /// What this process issues lies above it.
+    /// Lower bound of all ids that this process issues.
     pub id_floor: IdFloor,
-    /// The loops of this process that must move.
+    /// Loops of this process that must move.
     pub progress: Progress,
-    /// Held for as long as any clone lives.
+    /// Lock of the data directory, held for as long as any clone lives.
     pub directory: Option<Arc<DirectoryLock>>,
 }
 
 impl Backend {
-    /// What hears the ends of the tasks behind the ports, none of which ends before they are closed.
+    /// Completion signals of the tasks behind the ports; none of them completes before the ports are
+    /// closed.
     pub fn completions(&self) -> Vec<Shutdown> {
         [self.queue.completions(), self.events.completions()].concat()
     }
 
-    /// Asks the store up to which time it has forgotten ids: what is issued stays above it, also when
-    /// it lies ahead of the clock.
+    /// Asks the store up to which time it has forgotten ids. Issued ids stay above it, also when it lies
+    /// ahead of the clock.
     pub async fn learn_floor(&self) -> Result<(), StoreError> {
         let floor_ms = self.store.floor_ms().await?;
         let ahead_ms = floor_ms.saturating_sub(clock::now_ms());
@@ -61,16 +62,16 @@ impl Backend {
     }
 }
 
-/// The store without its queue, for commands that look after it.
+/// Store without its queue, for commands that look after it.
 pub struct OpenStore {
     pub store: Arc<dyn Store>,
     pub ids: IdKeys,
-    /// Held for as long as this lives.
+    /// Lock of the data directory, held for as long as this lives.
     pub directory: Option<DirectoryLock>,
 }
 
-/// Opens the ports. Servers that are away do not fail it: the ports connect by themselves, for
-/// as long as it takes. A data directory that is in use or unreadable does.
+/// Opens the ports. Servers that are away do not fail it: the ports connect by themselves, for as long as
+/// it takes. A data directory that is in use or unreadable fails it.
 pub async fn open(config: &Config) -> anyhow::Result<Backend> {
     match Pair::of(config).map_err(|error| anyhow::anyhow!("{} {error}", error.setting()))? {
         Pair::Embedded(directory) => open_embedded(config, &directory).await,

@@ -1,4 +1,4 @@
-//! What both command lines have in common: options, configuration, logs, migration, health checks.
+//! Common parts of both command lines: options, configuration, logs, migration, health checks.
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use super::logs;
 use crate::config::Config;
 use crate::config::load::problem::ConfigError;
 use crate::config::load::profile::Program;
-use crate::config::load::{Loaded, Sources, load};
+use crate::config::load::{LoadedConfig, Sources, load};
 use crate::config::pair::Pair;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::shutdown::Shutdown;
 use crate::runtime::signals::Signals;
 use crate::store::Store;
 
-/// How long a server may take to answer before a person is told that it does not.
+/// Time that a server may take to answer before the operator gets a hint that it does not.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Options of every command.
@@ -46,7 +46,7 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Options {
-    pub fn load(&self, program: Program) -> Result<Loaded, ConfigError> {
+    pub fn load(&self, program: Program) -> Result<LoadedConfig, ConfigError> {
         load(&Sources {
             config_path: self.config.clone(),
             env_profile: self.env.clone(),
@@ -56,7 +56,7 @@ impl Options {
     }
 
     /// Loads the configuration, begins to log, and lets the process open as many files as it may.
-    pub fn start(&self, program: Program) -> anyhow::Result<Loaded> {
+    pub fn start(&self, program: Program) -> anyhow::Result<LoadedConfig> {
         let loaded = self.load(program)?;
         logs::init_logs(&loaded.config.telemetry);
         if let Some(path) = &loaded.env_file {
@@ -70,7 +70,8 @@ impl Options {
     }
 }
 
-/// A connection is a file; soft limits of 1 024 are common and the hard limit is ours to use.
+/// Raises the limit of open files. A connection is a file; soft limits of 1 024 are common and the hard
+/// limit is ours to use.
 fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -80,12 +81,12 @@ fn raise_file_limit() {
     }
 }
 
-/// Brings the schema up to date, for as long as it takes the store to be there.
+/// Brings the schema up to date, and waits for the store for as long as it takes.
 pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
-    let mut told = false;
+    let mut is_logged = false;
     while let Err(error) = store.migrate().await {
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut is_logged, true) {
             tracing::warn!(%error, "schema cannot be brought up to date yet");
         }
         tokio::select! {
@@ -96,8 +97,8 @@ pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
     tracing::info!("schema is up to date");
 }
 
-/// Runs a program on a runtime of its own. Work on blocking threads that is left at its end has nobody to
-/// answer to any more, and is not waited for.
+/// Runs a program on a runtime of its own. Work that is left on blocking threads at its end has no caller
+/// any more, and is not waited for.
 pub fn block_on(program: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(program);
@@ -105,8 +106,8 @@ pub fn block_on(program: impl Future<Output = anyhow::Result<()>>) -> anyhow::Re
     outcome
 }
 
-/// Time to close the connections and files of a backend at the end of a stop. A broker that is silent is
-/// given up after ten seconds.
+/// Time to close the connections and files of a backend at the end of a stop. A silent broker is given up
+/// after ten seconds.
 pub const CLOSE_MAX: Duration = Duration::from_secs(15);
 
 /// Runs `start`, which may take long; `None` when a signal to stop came before its end.
@@ -120,8 +121,8 @@ pub async fn unless_stopped<T>(signals: &mut Signals, start: impl Future<Output 
     }
 }
 
-/// Waits for the signal to stop. An error when one of `parts` ends before it: the program must then end
-/// too, within `stop_max`, and be started anew by its supervisor.
+/// Waits for the signal to stop. An error when one of `parts` completes before it: the program must then
+/// end too, within `stop_max`, and be started anew by its supervisor.
 pub async fn stop_requested(
     signals: &mut Signals,
     stop_max: Duration,
@@ -145,7 +146,7 @@ pub async fn stop_requested(
 }
 
 /// Looks whether the servers of a cluster answer, and says what to do about those that do not.
-pub async fn tell_missing_servers(config: &Config) {
+pub async fn report_missing_servers(config: &Config) {
     if Pair::of(config) != Ok(Pair::Cluster) {
         return;
     }
@@ -177,7 +178,7 @@ fn amqp_place(url: &str) -> Option<(String, u16)> {
 
 fn postgres_place(url: &str) -> Option<(String, u16)> {
     let options: sqlx::postgres::PgConnectOptions = url.parse().ok()?;
-    // A path is a socket, and whoever sets that knows what is there.
+    // A path is a socket, and set on purpose: it gets no hint.
     (!options.get_host().starts_with('/')).then(|| (options.get_host().to_owned(), options.get_port()))
 }
 
@@ -209,7 +210,7 @@ async fn ask_ready(address: SocketAddr) -> anyhow::Result<String> {
     Ok(text.split(' ').nth(1).context("no HTTP answer")?.to_owned())
 }
 
-/// Prints a configuration error the way a person reads it, and ends the program.
+/// Prints a configuration error in plain lines, and ends the program.
 pub fn exit_with(error: &anyhow::Error) -> std::process::ExitCode {
     eprintln!("error: {error:#}");
     std::process::ExitCode::FAILURE

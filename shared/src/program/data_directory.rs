@@ -12,7 +12,7 @@ use rand::{Rng, TryRngCore};
 /// Characters of the secret in the data directory: 256 random bits in hexadecimal.
 const SECRET_LENGTH: usize = 64;
 
-/// A data directory that belongs to this process. The kernel gives it free when the process ends,
+/// Lock of a data directory that belongs to this process. The kernel releases it when the process ends,
 /// however it ends.
 #[derive(Debug)]
 pub struct DirectoryLock {
@@ -41,7 +41,7 @@ impl DirectoryLock {
     }
 }
 
-/// The secret of a data directory, made at its first use. Losing it makes issued ids unknown.
+/// Reads the secret of a data directory, made at its first use. Losing it makes issued ids unknown.
 pub fn secret_of(directory: &Path) -> anyhow::Result<String> {
     let path = directory.join("ids.secret");
     let mut secret = String::new();
@@ -60,7 +60,7 @@ pub fn secret_of(directory: &Path) -> anyhow::Result<String> {
     Ok(secret.into())
 }
 
-/// Under another name first, so that a crash leaves no half of a secret.
+/// Writes a new secret, under another name first, so that a crash leaves no half of a secret.
 fn write_secret(path: &Path) -> anyhow::Result<String> {
     let (high, low): (u128, u128) = (OsRng.unwrap_err().random(), OsRng.unwrap_err().random());
     let secret = format!("{high:032x}{low:032x}");

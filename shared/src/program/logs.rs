@@ -19,7 +19,7 @@ use crate::config::{LogFormat, Telemetry};
 /// that is a file on a full disk (`files_that_take_no_more_lose_nothing_and_heal_by_themselves`).
 pub fn init_logs(telemetry: &Telemetry) {
     let terminal = std::io::stderr().is_terminal();
-    // By convention (no-color.org) any text in it counts.
+    // Any text in it counts, by convention (no-color.org).
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|text| text.is_empty());
     let json = match telemetry.log_format {
         LogFormat::Auto => !terminal,
@@ -46,8 +46,8 @@ where
     format.log_internal_errors(false).with_env_filter(filter).with_writer(writer).finish()
 }
 
-/// One line per event for people, with control characters escaped: what a client sent must not
-/// look like a line or a colour of our own.
+/// One line per event for people. Control characters are escaped: a client's text must not look like a line
+/// or a colour of our own.
 pub fn text_logs<W>(filter: EnvFilter, colours: bool, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,

@@ -1,8 +1,9 @@
 //! The operations port: `/metrics`, `/livez`, `/readyz` and `/health`, on a thread of its own, so
 //! that it answers while the public port sheds load.
 //!
-//! It knows no dependency: what is healthy is said by the program, from what it knows already.
-//! Nothing here may wait for a server, or for a thread of the program: a program that is stuck says so.
+//! It knows no dependency: the program reports what is healthy, from what it knows already. Nothing here
+//! may wait for a server, or for a thread of the program, so that it answers also while the program is
+//! stuck.
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -21,34 +22,35 @@ use tokio::task::JoinHandle;
 
 use crate::runtime::progress::Progress;
 
-/// Scrapers and probes at once; there are few of either.
+/// Connections of scrapers and probes at once; there are few of either.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Time for the head of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a program says of itself, as `/health` shows it.
+/// Health of a program as it reports it itself; the body of `/health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Health {
-    pub status: Status,
-    /// `queue`, `store`, …: in a word.
+    pub status: HealthStatus,
+    /// State of each component (`queue`, `store`, …) in a word.
     #[serde(flatten)]
     pub components: BTreeMap<&'static str, &'static str>,
-    /// By name: `closed`, `half_open` or `open`.
+    /// State of each breaker by name: `closed`, `half_open` or `open`.
     pub breakers: BTreeMap<&'static str, &'static str>,
-    /// Consumers that an API hears.
+    /// Consumers whose events an API receives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consumers: Option<usize>,
-    /// Started and not draining. A dependency that is away does not change it.
+    /// True once the program has started and while it is not draining. A dependency that is away does not
+    /// change it.
     #[serde(skip)]
     pub ready: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum HealthStatus {
     Ok,
-    /// Something is away, the main job still done.
+    /// Something is away; the main job is still done.
     Degraded,
     /// The main job cannot be done.
     Down,
@@ -57,16 +59,16 @@ pub enum Status {
 impl Health {
     /// The status code of `/health`.
     pub fn code(&self) -> u16 {
-        if self.status == Status::Down { 503 } else { 200 }
+        if self.status == HealthStatus::Down { 503 } else { 200 }
     }
 }
 
-/// Asked at each request; must not block.
+/// Callback for the health, called at each request; must not block.
 pub type AskHealth = Arc<dyn Fn() -> Health + Send + Sync>;
 
-/// The running server. Dropping it without [`Self::stop`] leaves it running.
+/// Running server. Dropping it without [`Self::stop`] leaves it running.
 #[derive(Debug)]
-pub struct Ops {
+pub struct OpsServer {
     address: SocketAddr,
     handle: ServerHandle,
     task: JoinHandle<io::Result<()>>,
@@ -74,7 +76,7 @@ pub struct Ops {
 
 /// Listens on `host` and `port`; port 0 takes a free one. Must be called on a Tokio runtime, which is not
 /// needed to answer.
-pub fn serve(host: &str, port: u16, progress: &Progress, health: AskHealth) -> io::Result<Ops> {
+pub fn serve(host: &str, port: u16, progress: &Progress, health: AskHealth) -> io::Result<OpsServer> {
     let listener = TcpListener::bind((host, port))?;
     let address = listener.local_addr()?;
     let progress = progress.clone();
@@ -92,16 +94,16 @@ pub fn serve(host: &str, port: u16, progress: &Progress, health: AskHealth) -> i
     let server = Server::build()
         .workers(1)
         .max_concurrent_connections(CONNECTIONS_MAX)
-        // The program decides when it stops, and stops this last.
+        // The program decides when the server stops, and stops it last.
         .disable_signals()
         .shutdown_timeout(1)
         .listen("ops", listener, service)?
         .run();
     let handle = server.handle();
-    Ok(Ops { address, handle, task: tokio::spawn(server) })
+    Ok(OpsServer { address, handle, task: tokio::spawn(server) })
 }
 
-impl Ops {
+impl OpsServer {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -141,7 +143,7 @@ fn answer(request: &Request, progress: &Progress, health: &AskHealth) -> Respons
     }
 }
 
-/// 503 with a line for each loop that stands still.
+/// Answers `/livez`: 503 with a line for each loop that stands still.
 fn moving(progress: &Progress) -> Response<EitherBody<String>> {
     let stuck = progress.stuck();
     if stuck.is_empty() {

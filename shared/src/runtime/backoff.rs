@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt: exponential, capped, jittered, without an end.
+//! Delays between attempts: exponential, capped, jittered, without an end.
 use std::time::Duration;
 
 use rand::Rng;
@@ -24,7 +24,7 @@ impl Backoff {
         step.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    /// To be called after a success.
+    /// Starts again at the first delay; called after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

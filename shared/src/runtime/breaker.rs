@@ -1,9 +1,9 @@
 //! A circuit breaker: after failures in a row callers are refused at once, then a few probes
 //! decide whether it closes again.
 //!
-//! One implementation for every dependency. It holds no timer and spawns nothing: time is read
-//! when a caller comes. Its state is a metric and on `/health`; an outage is one log line with its reason
-//! when it opens, and one when it closes, however many probes fail in between.
+//! One implementation for every dependency. It holds no timer and spawns nothing: it reads the time when it
+//! is called. Its state is a metric and on `/health`. An outage is one log line with its reason when the
+//! breaker opens, and one when it closes, however many probes fail in between.
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use crate::runtime::metrics::metrics;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum BreakerState {
     Closed,
     Open,
     HalfOpen,
 }
 
-impl State {
+impl BreakerState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -30,11 +30,11 @@ impl State {
 
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerLimits {
-    /// Failures in a row that open it.
+    /// Failures in a row that open the breaker.
     pub failures_max: u32,
-    /// How long it stays open before a probe is let through.
+    /// Time that the breaker stays open before it lets a probe through.
     pub open_for: Duration,
-    /// Probes that may be under way at once while it is half open.
+    /// Probes under way at once, at most, while the breaker is half open.
     pub probes_max: u32,
 }
 
@@ -42,19 +42,19 @@ pub struct BreakerLimits {
 pub struct Breaker {
     name: &'static str,
     limits: BreakerLimits,
-    inner: Mutex<Inner>,
-    /// Mirrors `inner`, so that the usual question costs no lock.
+    inner: Mutex<TrackedState>,
+    /// Mirror of `inner`, so that the usual question costs no lock.
     closed: AtomicBool,
 }
 
 #[derive(Debug)]
-enum Inner {
+enum TrackedState {
     Closed { failures: u32 },
     Open { since: Instant },
     HalfOpen { probes: u32 },
 }
 
-/// The permission to try once. Dropping it without a word counts as neither.
+/// Permission for one attempt. Dropped without a result, it counts neither as a success nor as a failure.
 #[derive(Debug)]
 pub struct Permit<'a> {
     breaker: &'a Breaker,
@@ -62,28 +62,33 @@ pub struct Permit<'a> {
     reported: bool,
 }
 
-/// The breaker is open.
+/// Refusal: the breaker is open, or all its probes are under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// When the next attempt makes sense.
+pub struct BreakerOpen {
+    /// Time after which the next attempt makes sense.
     pub retry_after: Duration,
 }
 
 impl Breaker {
     pub fn new(name: &'static str, limits: BreakerLimits) -> Self {
         metrics().breaker_state.with_label_values(&[name]).set(0);
-        Self { name, limits, inner: Mutex::new(Inner::Closed { failures: 0 }), closed: AtomicBool::new(true) }
+        Self {
+            name,
+            limits,
+            inner: Mutex::new(TrackedState::Closed { failures: 0 }),
+            closed: AtomicBool::new(true),
+        }
     }
 
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> BreakerState {
         match *self.lock() {
-            Inner::Closed { .. } => State::Closed,
-            Inner::Open { .. } => State::Open,
-            Inner::HalfOpen { .. } => State::HalfOpen,
+            TrackedState::Closed { .. } => BreakerState::Closed,
+            TrackedState::Open { .. } => BreakerState::Open,
+            TrackedState::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
 
@@ -91,40 +96,40 @@ impl Breaker {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Whether [`permit`](Self::permit) would be granted, without taking it. Cheap while closed.
-    pub fn check(&self) -> Result<(), Refused> {
+    /// Checks that [`permit`](Self::permit) would be granted, without taking a permit. Cheap while closed.
+    pub fn check(&self) -> Result<(), BreakerOpen> {
         if self.is_closed() {
             return Ok(());
         }
         match *self.lock() {
-            Inner::Open { since } if since.elapsed() < self.limits.open_for => {
-                Err(Refused { retry_after: self.limits.open_for.saturating_sub(since.elapsed()) })
+            TrackedState::Open { since } if since.elapsed() < self.limits.open_for => {
+                Err(BreakerOpen { retry_after: self.limits.open_for.saturating_sub(since.elapsed()) })
             }
-            Inner::HalfOpen { probes } if probes >= self.limits.probes_max => {
-                Err(Refused { retry_after: self.limits.open_for })
+            TrackedState::HalfOpen { probes } if probes >= self.limits.probes_max => {
+                Err(BreakerOpen { retry_after: self.limits.open_for })
             }
             _ => Ok(()),
         }
     }
 
-    /// Asks for a try at `now`.
-    pub fn permit(&self, now: Instant) -> Result<Permit<'_>, Refused> {
+    /// Asks for a permit at `now`.
+    pub fn permit(&self, now: Instant) -> Result<Permit<'_>, BreakerOpen> {
         let mut inner = self.lock();
         let probe = match *inner {
-            Inner::Closed { .. } => false,
-            Inner::Open { since } => {
+            TrackedState::Closed { .. } => false,
+            TrackedState::Open { since } => {
                 let waited = now.saturating_duration_since(since);
                 if waited < self.limits.open_for {
-                    return Err(Refused { retry_after: self.limits.open_for.saturating_sub(waited) });
+                    return Err(BreakerOpen { retry_after: self.limits.open_for.saturating_sub(waited) });
                 }
-                *inner = Inner::HalfOpen { probes: 1 };
-                self.show(State::HalfOpen);
+                *inner = TrackedState::HalfOpen { probes: 1 };
+                self.show(BreakerState::HalfOpen);
                 true
             }
-            Inner::HalfOpen { probes } if probes >= self.limits.probes_max => {
-                return Err(Refused { retry_after: self.limits.open_for });
+            TrackedState::HalfOpen { probes } if probes >= self.limits.probes_max => {
+                return Err(BreakerOpen { retry_after: self.limits.open_for });
             }
-            Inner::HalfOpen { ref mut probes } => {
+            TrackedState::HalfOpen { ref mut probes } => {
                 *probes += 1;
                 true
             }
@@ -134,10 +139,10 @@ impl Breaker {
 
     fn succeeded(&self) {
         let mut inner = self.lock();
-        let was_closed = matches!(*inner, Inner::Closed { .. });
-        *inner = Inner::Closed { failures: 0 };
+        let was_closed = matches!(*inner, TrackedState::Closed { .. });
+        *inner = TrackedState::Closed { failures: 0 };
         if !was_closed {
-            self.show(State::Closed);
+            self.show(BreakerState::Closed);
             tracing::info!(breaker.name = self.name, breaker.state = "closed", "breaker closed");
         }
     }
@@ -145,18 +150,18 @@ impl Breaker {
     fn failed(&self, now: Instant, why: &dyn fmt::Display) {
         let mut inner = self.lock();
         let opens = match *inner {
-            Inner::Closed { ref mut failures } => {
+            TrackedState::Closed { ref mut failures } => {
                 *failures += 1;
                 *failures >= self.limits.failures_max
             }
-            Inner::HalfOpen { .. } => true,
-            // A straggler from before it opened tells nothing new.
-            Inner::Open { .. } => false,
+            TrackedState::HalfOpen { .. } => true,
+            // A straggler from before it opened is no news.
+            TrackedState::Open { .. } => false,
         };
         if opens {
-            let is_first = matches!(*inner, Inner::Closed { .. });
-            *inner = Inner::Open { since: now };
-            self.show(State::Open);
+            let is_first = matches!(*inner, TrackedState::Closed { .. });
+            *inner = TrackedState::Open { since: now };
+            self.show(BreakerState::Open);
             if is_first {
                 tracing::warn!(breaker.name = self.name, breaker.state = "open", error = %why, "breaker opened");
             } else {
@@ -165,16 +170,16 @@ impl Breaker {
         }
     }
 
-    fn show(&self, state: State) {
-        self.closed.store(state == State::Closed, Ordering::Relaxed);
+    fn show(&self, state: BreakerState) {
+        self.closed.store(state == BreakerState::Closed, Ordering::Relaxed);
         metrics().breaker_state.with_label_values(&[self.name]).set(match state {
-            State::Closed => 0,
-            State::HalfOpen => 1,
-            State::Open => 2,
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open => 2,
         });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, TrackedState> {
         self.inner.lock().expect("no code panics while it holds this lock")
     }
 }
@@ -185,7 +190,7 @@ impl Permit<'_> {
         self.breaker.succeeded();
     }
 
-    /// `why` is logged when it opens the breaker.
+    /// Reports a failure; `why` is logged when it opens the breaker.
     pub fn failure(mut self, now: Instant, why: &dyn fmt::Display) {
         self.reported = true;
         self.breaker.failed(now, why);
@@ -196,7 +201,7 @@ impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if !self.reported
             && self.probe
-            && let Inner::HalfOpen { ref mut probes } = *self.breaker.lock()
+            && let TrackedState::HalfOpen { ref mut probes } = *self.breaker.lock()
         {
             *probes = probes.saturating_sub(1);
         }
@@ -220,9 +225,9 @@ mod tests {
         fail(&breaker, now);
         breaker.permit(now).expect("closed").success();
         fail(&breaker, now);
-        assert_eq!(breaker.state(), State::Closed);
+        assert_eq!(breaker.state(), BreakerState::Closed);
         fail(&breaker, now);
-        assert_eq!(breaker.state(), State::Open);
+        assert_eq!(breaker.state(), BreakerState::Open);
         let refused = breaker.permit(now + Duration::from_millis(400)).expect_err("open");
         assert_eq!(refused.retry_after, Duration::from_millis(600));
     }
@@ -237,9 +242,9 @@ mod tests {
         assert!(breaker.permit(later).is_err(), "one probe at a time");
         drop(probe);
         breaker.permit(later).expect("the place is free").failure(later, &"away");
-        assert_eq!(breaker.state(), State::Open);
+        assert_eq!(breaker.state(), BreakerState::Open);
         breaker.permit(later + LIMITS.open_for).expect("half open").success();
-        assert_eq!(breaker.state(), State::Closed);
+        assert_eq!(breaker.state(), BreakerState::Closed);
     }
 
     #[test]

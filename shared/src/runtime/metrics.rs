@@ -11,35 +11,35 @@ pub const LATENCY_BUCKETS: [f64; 14] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 #[derive(Debug)]
-pub struct Metrics {
-    /// 0 closed, 1 half open, 2 open; by `breaker`.
+pub struct SharedMetrics {
+    /// State of each breaker, by `breaker`: 0 closed, 1 half open, 2 open.
     pub breaker_state: IntGaugeVec,
-    /// By `operation`: `apply`, `counter`, `counters`, `fate`.
+    /// Duration of store calls, by `operation`: `apply`, `counter`, `counters`, `fate`.
     pub store_seconds: HistogramVec,
-    /// Times that a queue session had to be rebuilt.
+    /// Queue sessions that were lost and had to be rebuilt.
     pub queue_sessions_lost: IntCounter,
-    /// How long a loop has stood still beyond its limit, 0 while it moves; by `loop`.
+    /// Seconds that a loop has stood still beyond its limit, 0 while it moves; by `loop`.
     pub stuck_seconds: IntGaugeVec,
     /// Readers of the queue that are no consumers of this service.
     pub queue_foreign_readers: IntGauge,
     /// Messages in the queue of writes that no consumer has taken.
     pub queue_messages: IntGauge,
-    /// Age at most of the oldest of them while no consumer is heard.
+    /// Age at most of the oldest of them while no consumer reports.
     pub queue_untaken_seconds: Gauge,
     /// Events that were dropped because the channel was full.
     pub events_dropped: IntCounter,
 }
 
 /// The metrics of this process, registered with Prometheus' default registry at first use.
-pub fn metrics() -> &'static Metrics {
-    static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+pub fn metrics() -> &'static SharedMetrics {
+    static METRICS: LazyLock<SharedMetrics> = LazyLock::new(|| {
         let registered = "metric names are distinct";
         let build = register_int_gauge_vec!(
             opts!("forebay_build_info", "1, with the version of the program"),
             &["version"]
         );
         build.expect(registered).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Metrics {
+        SharedMetrics {
             breaker_state: register_int_gauge_vec!(
                 opts!("forebay_breaker_state", "0 closed, 1 half open, 2 open"),
                 &["breaker"]

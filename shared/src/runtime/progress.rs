@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::runtime::metrics::metrics;
 
-/// A mark with this time is idle; the clock starts behind it.
+/// Time of a mark that is idle; the clock starts behind it.
 const IDLE: u64 = 0;
 
 /// The loops of one program. Clones share them.
@@ -25,22 +25,22 @@ struct Loops {
     /// Milliseconds that the process has run, advanced by the watching thread.
     clock_ms: AtomicU64,
     stuck_after: Duration,
-    states: Mutex<Vec<Arc<State>>>,
+    states: Mutex<Vec<Arc<LoopState>>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LoopState {
     name: &'static str,
     limit_ms: u64,
-    /// When it last moved while it is busy, else [`IDLE`].
+    /// Time of the last move while the loop is busy, else [`IDLE`].
     moved_ms: AtomicU64,
 }
 
-/// One loop's handle: idle until [`Self::moved`], forgotten when dropped.
+/// Handle of one loop: idle until [`Self::moved`], forgotten when dropped.
 #[derive(Debug)]
 pub struct Mark {
     loops: Arc<Loops>,
-    state: Arc<State>,
+    state: Arc<LoopState>,
 }
 
 /// A loop that stands still.
@@ -62,12 +62,12 @@ impl Progress {
         Ok(Self(loops))
     }
 
-    /// Registers a loop. `grace` is what one step may take beside the time that makes it stuck: the
-    /// time-outs of the servers that it waits for.
+    /// Registers a loop. `grace` is the time that one step may take beside `stuck_after`: the time-outs of
+    /// the servers that it waits for.
     pub fn register(&self, name: &'static str, grace: Duration) -> Mark {
         let limit = self.0.stuck_after.saturating_add(grace);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let state = Arc::new(State { name, limit_ms, moved_ms: AtomicU64::new(IDLE) });
+        let state = Arc::new(LoopState { name, limit_ms, moved_ms: AtomicU64::new(IDLE) });
         self.0.states().push(state.clone());
         Mark { loops: self.0.clone(), state }
     }
@@ -106,12 +106,12 @@ impl Progress {
 }
 
 impl Mark {
-    /// Begins or goes on: from now on it must move in time, or become idle.
+    /// Marks a move: from now on the loop must move in time, or become idle.
     pub fn moved(&self) {
         self.state.moved_ms.store(self.loops.clock_ms.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Nothing is in hand.
+    /// Marks the loop as idle: nothing is in hand.
     pub fn idle(&self) {
         self.state.moved_ms.store(IDLE, Ordering::Relaxed);
     }
@@ -124,7 +124,7 @@ impl Drop for Mark {
 }
 
 impl Loops {
-    fn states(&self) -> MutexGuard<'_, Vec<Arc<State>>> {
+    fn states(&self) -> MutexGuard<'_, Vec<Arc<LoopState>>> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -154,7 +154,8 @@ impl Loops {
     }
 }
 
-/// Advances the clock, at most by two periods at once, and tells of what begins and ends to stand still.
+/// Advances the clock, at most by two periods at once, and logs each loop that begins or ends to stand
+/// still.
 #[expect(clippy::disallowed_methods, reason = "a thread of its own, which must not depend on a runtime")]
 fn watch(loops: &Weak<Loops>, period: Duration) {
     let (mut before, mut known) = (Instant::now(), Vec::<&'static str>::new());

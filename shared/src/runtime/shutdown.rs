@@ -1,13 +1,13 @@
-//! Asking a program to stop: one trigger, many listeners, passed in by whoever starts a task.
-//! Signals and the limit of a stop are in [`crate::runtime::signals`].
+//! Request to stop a program: one trigger, many listeners, passed in to each task that is started. Signals
+//! and the limit of a stop are in [`crate::runtime::signals`].
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// The listening side. Clones hear the same request.
+/// Listening side. All clones get the same request.
 #[derive(Clone, Debug)]
 pub struct Shutdown(watch::Receiver<bool>);
 
-/// The asking side. Dropping it asks, too: nobody is left running without an owner.
+/// Requesting side. Dropping it requests the stop, too: no task is left running without an owner.
 #[derive(Debug)]
 pub struct Trigger(watch::Sender<bool>);
 
@@ -23,9 +23,9 @@ impl Trigger {
 }
 
 impl Shutdown {
-    /// Resolves when a stop was requested; at once if that was before. Safe to cancel.
+    /// Resolves once a stop was requested, also before this call. Safe to cancel.
     pub async fn requested(&mut self) {
-        // An error means that the trigger is gone, which asks as well.
+        // An error means that the trigger is gone, which requests the stop as well.
         let _ = self.0.wait_for(|requested| *requested).await;
     }
 
@@ -34,7 +34,7 @@ impl Shutdown {
     }
 }
 
-/// Spawns a task that must not end by itself, and what hears its end, however it ends.
+/// Spawns a task that must not end by itself. The listener resolves at its end, however it ends.
 pub fn watched<T: Send + 'static>(
     task: impl Future<Output = T> + Send + 'static,
 ) -> (JoinHandle<T>, Shutdown) {

@@ -1,7 +1,8 @@
 //! SIGTERM and SIGINT of a process, and the limit of the stop that follows.
 //!
 //! All of it runs on a thread with a runtime of its own, so that a stop ends in time whatever the other
-//! threads do. Ending at once loses nothing: what was acknowledged is durable, what is in hand comes again.
+//! threads do. Ending at once loses nothing: everything acknowledged is durable, everything in hand comes
+//! again.
 use std::io;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -12,30 +13,30 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-/// An interrupt that is forwarded may reach the program twice, by the process group and by its parent:
-/// within this time it is one request.
+/// Time within which two interrupts are one request: a forwarded interrupt may reach the program twice,
+/// from the process group and from its parent.
 const REPEATED_WITHIN: Duration = Duration::from_millis(300);
 
-/// Time for the last log line. Standard error may be what the program is stuck at.
+/// Time for the last log line. The program may be stuck at standard error itself.
 const LAST_LINE_MAX: Duration = Duration::from_millis(500);
 
 /// Stages of a stop that may be announced before the thread has taken note of one.
 const STAGES_MAX: usize = 16;
 
-/// Sent by Ctrl-C.
+/// Signal that Ctrl-C sends.
 const INTERRUPT: &str = "SIGINT";
 
-/// Signals are listened to from the time this is made: they no longer end the process by themselves, and
-/// none is missed. After the first one, an interrupt ends the process at once; a supervisor may repeat
-/// SIGTERM and means no more by it.
+/// Signals of this process, received from the time this is made: they no longer end the process by
+/// themselves, and none is missed. After the first one, an interrupt ends the process at once. A supervisor
+/// may repeat SIGTERM and means no more by it.
 pub struct Signals {
     first: oneshot::Receiver<&'static str>,
     stages: Sender<Duration>,
 }
 
 impl Signals {
-    /// `stop_max`: time from the first signal until the process is ended, unless [`Self::allow`] says
-    /// otherwise by then.
+    /// Starts to listen. `stop_max` is the time from the first signal until the process is ended, unless
+    /// [`Self::allow`] says otherwise by then.
     pub fn listen(stop_max: Duration) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let context = runtime.enter();
@@ -103,7 +104,7 @@ impl Watchdog {
     }
 }
 
-/// Resolves with its limit when the deadline is over; never without one.
+/// Resolves with its limit when the deadline is over; never without a deadline.
 async fn passed(deadline: Option<(Instant, Duration)>) -> Duration {
     match deadline {
         Some((at, limit)) => {

@@ -69,11 +69,14 @@ pub struct PostgresStore {
 impl PostgresStore {
     /// Reads the settings and connects to nothing. Must be called on a runtime: all connections
     /// live on that one, from wherever the store is used.
-    pub fn open(config: &config::Store) -> anyhow::Result<Arc<Self>> {
+    pub fn open(config: &config::StoreSettings) -> anyhow::Result<Arc<Self>> {
         Self::open_with(config, &config::Collections::default())
     }
 
-    pub fn open_with(config: &config::Store, collections: &config::Collections) -> anyhow::Result<Arc<Self>> {
+    pub fn open_with(
+        config: &config::StoreSettings,
+        collections: &config::Collections,
+    ) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             session: Session::new(config).context("store.url")?,
             known: Arc::new(Known::new(collections)),

@@ -9,7 +9,7 @@ use shared::config::load::problem::ConfigError;
 use shared::config::load::profile::{Profile, Program};
 use shared::config::load::ranges::RANGES;
 use shared::config::load::report::check_config_report;
-use shared::config::load::{Loaded, Sources, load};
+use shared::config::load::{LoadedConfig, Sources, load};
 use shared::config::pair::Pair;
 
 /// Sources under construction; without more they are an empty environment.
@@ -48,12 +48,12 @@ impl Given {
         self
     }
 
-    fn load(&self) -> Result<Loaded, ConfigError> {
+    fn load(&self) -> Result<LoadedConfig, ConfigError> {
         load(&self.sources)
     }
 
     #[track_caller]
-    fn loaded(&self) -> Loaded {
+    fn loaded(&self) -> LoadedConfig {
         self.load().unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -82,7 +82,7 @@ fn cluster(program: Program) -> Given {
 #[test]
 fn later_layers_win_and_each_value_knows_its_origin() {
     let file = "default: {server: {port: 1, items_max: 11, host: a}}\nlocal: {server: {port: 2, host: b}}";
-    let origin = |loaded: &Loaded, key: &str| loaded.origins[key].clone();
+    let origin = |loaded: &LoadedConfig, key: &str| loaded.origins[key].clone();
 
     let plain = given(Program::Api).loaded();
     assert_eq!((plain.config.server.port, origin(&plain, "server.port")), (8080, "default".into()));

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::program::ops::{self, Health, Ops, Status};
+use shared::program::ops::{self, Health, HealthStatus, OpsServer};
 use shared::runtime::progress::Progress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Sends one request and returns the status code, the head and the body.
-async fn request(ops: &Ops, method: &str, path: &str) -> (u16, String, String) {
+async fn request(ops: &OpsServer, method: &str, path: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(ops.address()).await.expect("connects");
     let request = format!("{method} {path} HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("sends");
@@ -27,7 +27,7 @@ fn progress() -> Progress {
     Progress::start(Duration::from_mins(1)).expect("a thread")
 }
 
-fn health(status: Status, ready: bool) -> Health {
+fn health(status: HealthStatus, ready: bool) -> Health {
     Health {
         status,
         ready,
@@ -42,8 +42,8 @@ async fn the_operations_port_tells_what_the_program_says() {
     let phase = Arc::new(AtomicU8::new(0));
     let reported = Arc::clone(&phase);
     let ask = move || match reported.load(Ordering::SeqCst) {
-        0 => health(Status::Degraded, true),
-        _ => health(Status::Down, false),
+        0 => health(HealthStatus::Degraded, true),
+        _ => health(HealthStatus::Down, false),
     };
     let ops = ops::serve("127.0.0.1", 0, &progress(), Arc::new(ask)).expect("listens");
     shared::runtime::metrics::metrics().queue_sessions_lost.inc();
@@ -83,14 +83,14 @@ async fn the_operations_port_tells_what_the_program_says() {
 
 #[tokio::test]
 async fn a_port_that_is_taken_is_an_error_at_once() {
-    let ask = || health(Status::Ok, true);
+    let ask = || health(HealthStatus::Ok, true);
     let ops = ops::serve("127.0.0.1", 0, &progress(), Arc::new(ask)).expect("listens");
     assert!(ops::serve("127.0.0.1", ops.address().port(), &progress(), Arc::new(ask)).is_err());
     ops.stop().await.expect("stops");
 }
 
 /// Makes requests from a thread without a runtime.
-fn ask(ops: &Ops, path: &str) -> impl FnMut() -> String + Send + 'static {
+fn ask(ops: &OpsServer, path: &str) -> impl FnMut() -> String + Send + 'static {
     let (address, path) = (ops.address(), path.to_owned());
     move || {
         let mut stream = std::net::TcpStream::connect(address).expect("connects");
@@ -106,7 +106,8 @@ fn ask(ops: &Ops, path: &str) -> impl FnMut() -> String + Send + 'static {
 #[tokio::test]
 async fn while_the_runtime_is_blocked_liveness_fails_and_names_the_loop() {
     let progress = Progress::start(Duration::from_millis(50)).expect("a thread");
-    let ops = ops::serve("127.0.0.1", 0, &progress, Arc::new(|| health(Status::Ok, true))).expect("listens");
+    let ops =
+        ops::serve("127.0.0.1", 0, &progress, Arc::new(|| health(HealthStatus::Ok, true))).expect("listens");
     assert_eq!(request(&ops, "GET", "/livez").await.0, 200);
     let (mut livez, mut readyz) = (ask(&ops, "/livez"), ask(&ops, "/readyz"));
     let blocked = async move {

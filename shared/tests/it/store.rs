@@ -104,12 +104,12 @@ fn failed(error: StoreError) -> String {
     }
 }
 
-fn postgres_config(url: &str) -> config::Store {
-    config::Store { url: url.into(), connect_timeout_ms: 5_000, ..config::Store::default() }
+fn postgres_config(url: &str) -> config::StoreSettings {
+    config::StoreSettings { url: url.into(), connect_timeout_ms: 5_000, ..config::StoreSettings::default() }
 }
 
 /// Opens a store on Postgres, migrated.
-async fn postgres(config: &config::Store) -> Arc<dyn Store> {
+async fn postgres(config: &config::StoreSettings) -> Arc<dyn Store> {
     let store = PostgresStore::open(config).expect("opens");
     store.migrate().await.expect("migrates");
     store
@@ -126,7 +126,8 @@ impl Directory {
     }
 
     async fn store(&self) -> Arc<dyn Store> {
-        let store = SqliteStore::open(&self.0, &shared::config::Store::default()).await.expect("opens");
+        let store =
+            SqliteStore::open(&self.0, &shared::config::StoreSettings::default()).await.expect("opens");
         store.migrate().await.expect("migrates");
         store
     }

@@ -24,7 +24,7 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    pub fn of(server: &config::Server) -> Self {
+    pub fn of(server: &config::ServerSettings) -> Self {
         let mut hosts = Self {
             names: vec!["localhost".into()],
             addresses: Vec::new(),
@@ -123,7 +123,11 @@ mod tests {
 
     fn hosts(host: &str, allowed: &[&str]) -> Hosts {
         let allowed_hosts = allowed.iter().map(|name| (*name).to_owned()).collect();
-        Hosts::of(&config::Server { host: host.into(), allowed_hosts, ..config::Server::default() })
+        Hosts::of(&config::ServerSettings {
+            host: host.into(),
+            allowed_hosts,
+            ..config::ServerSettings::default()
+        })
     }
 
     fn checked(hosts: &Hosts, version: Version, headers: &[(&str, &str)]) -> Result<(), AuthError> {

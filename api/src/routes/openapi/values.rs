@@ -173,7 +173,7 @@ fn text_of(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use shared::config::Retention;
+    use shared::config::RetentionSettings;
 
     use super::*;
     use crate::read::metric_query;
@@ -185,7 +185,7 @@ mod tests {
         let query = ["type", "from", "to", "step"].map(|name| format!("{name}={}", example(name))).join("&");
         for now in ["2026-11-20T08:00:00Z", "2027-06-01T00:00:00Z", "2050-01-01T00:00:00Z"] {
             let now_ms = rfc3339::parse(now).expect("a time");
-            metric_query::series(&query, now_ms, &Retention::default()).expect(now);
+            metric_query::series(&query, now_ms, &RetentionSettings::default()).expect(now);
         }
     }
 }

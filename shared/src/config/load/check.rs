@@ -9,18 +9,18 @@ use crate::model::api_key::KeyRing;
 use crate::model::dead_letter::BODY_BYTES_MAX;
 use crate::model::message::ENVELOPE_BYTES_MAX;
 
-/// Least length of a secret where others depend on it.
+/// Least length in bytes of a secret where others depend on it.
 pub(super) const SECRET_BYTES_MIN: usize = 16;
 
-/// By how much an item can be longer in a message than it was in its request: its names, its id and
-/// the words around them.
+/// Bytes that an item can be longer in a message than in its request, at most: its names, its id and the
+/// words around them.
 pub const ITEM_GROWTH_BYTES_MAX: usize = 384;
 
 pub(super) const CONSUMER_NEEDS_SERVERS: &str = "the embedded queue lives inside the api, which consumes it \
     by itself: give the consumer AMQP_URL and DATABASE_URL, or `--env local`";
 
 impl Config {
-    /// No message of the API can be larger: one that is nearly full takes one more request.
+    /// Upper bound of a message of the API in bytes: a message that is nearly full takes one more request.
     pub fn message_bytes_bound(&self) -> usize {
         let request = self.server.items_max.saturating_mul(ITEM_GROWTH_BYTES_MAX);
         let request = request.saturating_add(self.server.body_bytes_max);
@@ -28,7 +28,7 @@ impl Config {
     }
 }
 
-/// What is wrong, by setting.
+/// Lists the settings with values that no program can run with, each with the reason.
 pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
     let mut found = ranges::outside(config);
     let mut demand = |key, holds: bool, reason: String| {
@@ -82,19 +82,19 @@ fn is_path(text: &str) -> bool {
     text.strip_prefix('/').is_some_and(|steps| steps.split('/').all(is_step))
 }
 
-/// As browsers send it: scheme, host and a port that is not the scheme's own.
+/// Checks an origin as browsers send it: scheme, host and a port that is not the scheme's own.
 fn is_origin(text: &str) -> bool {
     url::Url::parse(text)
         .is_ok_and(|url| url.has_host() && url.origin().ascii_serialization().eq_ignore_ascii_case(text))
 }
 
-/// Whether ids are signed with a secret that is guessed sooner than it is rotated. One that only verifies
-/// may be short: an installation keeps the ids that it has issued.
+/// True when ids are signed with a secret that is guessed sooner than it is rotated. A secret that only
+/// verifies may be short: an installation keeps the ids that it has issued.
 pub(super) fn signs_with_short_secret(config: &Config) -> bool {
     config.ids.secrets.first().is_some_and(|secret| secret.len() < SECRET_BYTES_MIN)
 }
 
-/// Whether only this machine can be meant.
+/// True when a URL can mean only this machine.
 pub(super) fn is_loopback(url: &str) -> bool {
     let Ok(url) = url::Url::parse(url) else { return false };
     let Some(host) = url.host_str() else { return false };

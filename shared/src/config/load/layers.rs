@@ -9,26 +9,26 @@ use figment::providers::{Format, Yaml};
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Provider};
 
-use super::problem::{ConfigError, Problem};
+use super::problem::{ConfigError, SettingProblem};
 use super::profile::{Profile, Program};
 use crate::config::Config;
 
 const ENV_PREFIX: &str = "FOREBAY__";
 
-/// Names that other tools use for the same thing; the own name wins.
+/// Variables that other tools use for the same setting; our own name wins.
 const ALIASES: [(&str, &str); 2] = [("DATABASE_URL", "store.url"), ("AMQP_URL", "queue.url")];
 
-/// The environment: variables of the process, and those of a file beside them.
+/// Environment: variables of the process, and those of a file beside them.
 #[derive(Debug)]
 pub(super) struct Env {
     variables: BTreeMap<String, String>,
     of_file: BTreeSet<String>,
-    /// The file, if it is there.
+    /// Path of the file, if it is there.
     pub file: Option<PathBuf>,
 }
 
 impl Env {
-    /// The variables of the process win.
+    /// Reads the file and merges both; the variables of the process win.
     pub(super) fn read(process: &BTreeMap<String, String>, file: Option<&Path>) -> Result<Self, ConfigError> {
         let mut env = Self { variables: process.clone(), of_file: BTreeSet::new(), file: None };
         let Some(path) = file else { return Ok(env) };
@@ -68,8 +68,8 @@ impl Env {
     }
 }
 
-/// Whether what cannot be read sets a variable of Forebay's; the rest is for other tools. It is several
-/// lines behind a quote that nothing closes.
+/// True when an unreadable text sets a variable of Forebay's; the rest is for other tools. The text has
+/// several lines behind a quote that is never closed.
 fn is_ours(text: &str) -> bool {
     let sets_ours = |line: &str| {
         let line = line.trim_start();
@@ -92,7 +92,7 @@ pub(super) fn is_secret(key: &str) -> bool {
 /// One value for one setting.
 #[derive(Debug)]
 pub(super) struct Setting {
-    /// `section.key`
+    /// Name, `section.key`.
     key: String,
     value: Value,
     origin: String,
@@ -120,7 +120,7 @@ impl Provider for Setting {
     }
 }
 
-/// Every setting by `section.key`, with its default.
+/// All settings by `section.key`, with their defaults.
 pub(super) fn known() -> BTreeMap<String, Value> {
     let defaults = Value::serialize(Config::default()).expect("the defaults are plain values");
     let sections = defaults.into_dict().expect("a struct is a map");
@@ -131,7 +131,7 @@ pub(super) fn known() -> BTreeMap<String, Value> {
     sections.into_iter().flat_map(keys).collect()
 }
 
-/// What the programs assume before anybody says anything.
+/// Built-in defaults of the program and its profile.
 pub(super) fn built_in(program: Program, profile: Option<Profile>) -> Vec<Setting> {
     let ops_port: u16 = match program {
         Program::Api => 9190,
@@ -146,7 +146,7 @@ pub(super) fn built_in(program: Program, profile: Option<Profile>) -> Vec<Settin
             ("store.url", "postgres://postgres@127.0.0.1:5432/forebay".into()),
             ("store.create_database", true.into()),
         ],
-        // A file in a container's own disk would be a queue that forgets: somebody must choose.
+        // A file on a container's own disk would be a queue that forgets: an operator must choose it.
         Some(Profile::Dev | Profile::Preprod | Profile::Prod) => {
             vec![("queue.url", "".into()), ("store.url", "".into()), ("store.migrate", false.into())]
         }
@@ -160,14 +160,14 @@ pub(super) fn built_in(program: Program, profile: Option<Profile>) -> Vec<Settin
     settings
 }
 
-/// A configuration file: profiles, their sections, their keys.
+/// Configuration file: profiles, their sections, their keys.
 #[derive(Debug)]
-pub(super) struct File {
+pub(super) struct ConfigFile {
     path: PathBuf,
     profiles: Dict,
 }
 
-impl File {
+impl ConfigFile {
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         // A file without any value is a file in which everything is commented out.
         let profiles = Yaml::from_str::<Option<Dict>>(text);
@@ -181,12 +181,12 @@ impl File {
     }
 }
 
-/// The settings of one section of the file; `None` is the section `default`, and with it all of
-/// the file is checked for unknown names.
+/// Settings of one section of the file. `None` is the section `default`; with it all of the file is checked
+/// for unknown names.
 pub(super) fn of_file(
-    file: Option<&File>,
+    file: Option<&ConfigFile>,
     profile: Option<Profile>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<SettingProblem>,
 ) -> Vec<Setting> {
     let Some(file) = file else { return Vec::new() };
     let wanted = profile.map_or("default", Profile::name);
@@ -195,7 +195,7 @@ pub(super) fn of_file(
         if name != "default" && name.parse::<Profile>().is_err() {
             let origin = file.path.display().to_string();
             let reason = "is no profile: settings stand below default, local, dev, preprod or prod";
-            problems.push(Problem::Invalid { key: name.clone(), origin, reason: reason.into() });
+            problems.push(SettingProblem::Invalid { key: name.clone(), origin, reason: reason.into() });
             continue;
         }
         match of_sections(sections, &file.origin(name), problems) {
@@ -207,7 +207,11 @@ pub(super) fn of_file(
     settings
 }
 
-fn of_sections(sections: &Value, origin: &str, problems: &mut Vec<Problem>) -> Result<Vec<Setting>, Problem> {
+fn of_sections(
+    sections: &Value,
+    origin: &str,
+    problems: &mut Vec<SettingProblem>,
+) -> Result<Vec<Setting>, SettingProblem> {
     let known = known();
     let mut settings = Vec::new();
     for (section, keys) in map(sections, origin, origin)? {
@@ -229,23 +233,23 @@ fn of_sections(sections: &Value, origin: &str, problems: &mut Vec<Problem>) -> R
     Ok(settings)
 }
 
-/// `value` as a map; nothing at all is an empty one.
+/// Reads `value` as a map; null is an empty one.
 fn map<'a>(
     value: &'a Value,
     name: &str,
     origin: &str,
-) -> Result<impl Iterator<Item = (&'a String, &'a Value)>, Problem> {
+) -> Result<impl Iterator<Item = (&'a String, &'a Value)>, SettingProblem> {
     match value {
         Value::Dict(_, dict) => Ok(Some(dict).into_iter().flatten()),
         Value::Empty(..) => Ok(None.into_iter().flatten()),
         _ => {
             let reason = "expected a map".into();
-            Err(Problem::Invalid { key: name.into(), origin: origin.into(), reason })
+            Err(SettingProblem::Invalid { key: name.into(), origin: origin.into(), reason })
         }
     }
 }
 
-pub(super) fn of_env(env: &Env, problems: &mut Vec<Problem>) -> Vec<Setting> {
+pub(super) fn of_env(env: &Env, problems: &mut Vec<SettingProblem>) -> Vec<Setting> {
     let known = known();
     let alias = |(variable, key): (&str, &str)| {
         let text = env.get(variable).filter(|text| !text.is_empty())?;
@@ -263,14 +267,14 @@ pub(super) fn of_env(env: &Env, problems: &mut Vec<Problem>) -> Vec<Setting> {
             _ => {
                 let nearest = nearest(&known, &key).map(variable_of);
                 let origin = env.origin(variable).trim_end_matches(&format!(" {variable}")).into();
-                problems.push(Problem::Unknown { name: variable.clone(), origin, nearest });
+                problems.push(SettingProblem::Unknown { name: variable.clone(), origin, nearest });
             }
         }
     }
     settings
 }
 
-pub(super) fn of_flags(flags: &[(String, String)], problems: &mut Vec<Problem>) -> Vec<Setting> {
+pub(super) fn of_flags(flags: &[(String, String)], problems: &mut Vec<SettingProblem>) -> Vec<Setting> {
     let known = known();
     let mut settings = Vec::new();
     for (key, text) in flags {
@@ -283,13 +287,13 @@ pub(super) fn of_flags(flags: &[(String, String)], problems: &mut Vec<Problem>) 
     settings
 }
 
-/// Variables that are settings but for their underscores are refused by name: they would be ignored
+/// Refuses by name the variables that are settings but for their underscores, which would be ignored
 /// otherwise. Addresses that Kubernetes makes for services under such names are warnings.
-pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) {
+pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<SettingProblem>, warnings: &mut Vec<String>) {
     let flat = |name: &str| name.to_ascii_uppercase().replace(['.', '_'], "");
     let keys: BTreeMap<String, String> = known().into_keys().map(|key| (flat(&key), key)).collect();
     for (variable, value) in &env.variables {
-        // Those with the prefix are read, and refused where they are unknown.
+        // Variables with the prefix are read, and refused where they are unknown.
         let rest =
             variable.strip_prefix("FOREBAY").filter(|rest| rest.starts_with('_') && !rest.starts_with("__"));
         let Some(key) = rest.and_then(|rest| keys.get(&flat(rest))) else { continue };
@@ -299,7 +303,7 @@ pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<Problem>, warning
             warnings.push(format!("{variable} is not read: the setting is {}", variable_of(key)));
         } else {
             let origin = env.origin(variable).trim_end_matches(&format!(" {variable}")).into();
-            problems.push(Problem::Unknown {
+            problems.push(SettingProblem::Unknown {
                 name: variable.clone(),
                 origin,
                 nearest: Some(variable_of(key)),
@@ -308,13 +312,13 @@ pub(super) fn misspelt_variables(env: &Env, problems: &mut Vec<Problem>, warning
     }
 }
 
-/// The environment variable of a setting.
+/// Environment variable of a setting.
 pub(super) fn variable_of(key: impl AsRef<str>) -> String {
     format!("{ENV_PREFIX}{}", key.as_ref().replace('.', "__").to_ascii_uppercase())
 }
 
-/// Text as the type that the default has. What does not fit is left as it is, so that the error
-/// names what was found.
+/// Parses text as the type of the default. Text that does not fit is left as it is, so that the error names
+/// what was found.
 fn typed(default: &Value, text: &str) -> Value {
     match default {
         Value::String(..) | Value::Char(..) => text.into(),
@@ -336,12 +340,12 @@ fn typed(default: &Value, text: &str) -> Value {
     }
 }
 
-fn unknown(known: &BTreeMap<String, Value>, name: String, origin: &str) -> Problem {
+fn unknown(known: &BTreeMap<String, Value>, name: String, origin: &str) -> SettingProblem {
     let nearest = nearest(known, &name).map(ToOwned::to_owned);
-    Problem::Unknown { name, origin: origin.into(), nearest }
+    SettingProblem::Unknown { name, origin: origin.into(), nearest }
 }
 
-/// The known name that is closest, if it is close at all.
+/// Known name that is closest, if it is close at all.
 fn nearest<'a>(known: &'a BTreeMap<String, Value>, name: &str) -> Option<&'a str> {
     let distance = |key: &&String| strsim::damerau_levenshtein(key, name);
     let closest = known.keys().min_by_key(distance)?;

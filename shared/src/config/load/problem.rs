@@ -1,4 +1,4 @@
-//! Problems of a configuration, in words for the person who sets it.
+//! Problems of a configuration, in words for the operator.
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
@@ -9,14 +9,14 @@ pub enum ConfigError {
     Malformed { path: PathBuf, reason: String },
     #[error("{} does not consist of lines NAME=value", path.display())]
     NoVariables { path: PathBuf },
-    /// All that were found, one per line.
+    /// All problems that were found, one per line.
     #[error("{}", lines(.0))]
-    Problems(Vec<Problem>),
+    Problems(Vec<SettingProblem>),
 }
 
 /// One thing that is wrong with the settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum SettingProblem {
     #[error("unknown setting {name} ({origin}){}", hint(nearest.as_deref()))]
     Unknown { name: String, origin: String, nearest: Option<String> },
     #[error("unknown profile {name} ({origin}): there are local, dev, preprod and prod")]
@@ -25,7 +25,7 @@ pub enum Problem {
     Invalid { key: String, origin: String, reason: String },
 }
 
-fn lines(problems: &[Problem]) -> String {
+fn lines(problems: &[SettingProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

@@ -2,7 +2,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Which of the two programs asks: their defaults differ in places.
+/// Program that loads the settings: the defaults of the two differ in places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     Api,
@@ -31,7 +31,7 @@ impl Profile {
         }
     }
 
-    /// Runs somewhere that others depend on: nothing is guessed there.
+    /// True for profiles of installations that others depend on: nothing is guessed there.
     pub(super) fn is_deployed(self) -> bool {
         self != Self::Local
     }

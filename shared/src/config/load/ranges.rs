@@ -1,6 +1,6 @@
-//! The range of every numeric setting: what a program can run with at all, whatever the other settings
-//! are. Pure. A value outside is refused by name, so that none overflows a duration, a counter or an
-//! allocation later (`no_number_within_its_range_keeps_a_program_from_running`).
+//! Range of every numeric setting: the values that a program can run with at all, whatever the other
+//! settings are. Pure. A value outside is refused by name, so that none overflows a duration, a counter or
+//! an allocation later (`no_number_within_its_range_keeps_a_program_from_running`).
 use serde_json::Value;
 
 use crate::config::Config;
@@ -74,12 +74,12 @@ pub const RANGES: &[(&str, u64, u64)] = &[
     ("store.write_timeout_ms", 1, DAY_MS),
 ];
 
-/// The range of a setting; `None` for what is no number.
+/// Range of a setting; `None` for one that is no number.
 pub fn range_of(key: &str) -> Option<(u64, u64)> {
     RANGES.iter().find(|(name, ..)| *name == key).map(|(_, least, greatest)| (*least, *greatest))
 }
 
-/// The settings that are outside of their range, with the reason.
+/// Lists the settings that are outside of their range, with the reason.
 pub(super) fn outside(config: &Config) -> Vec<(&'static str, String)> {
     let values = serde_json::to_value(config).expect("settings are plain values");
     let reason = |&(key, least, greatest): &(&'static str, u64, u64)| {

@@ -1,17 +1,17 @@
-//! What `check-config` prints: every value with its origin, and nothing that is secret.
+//! Output of `check-config`: every value with its origin, and no secret.
 use std::fmt::Write as _;
 
 use serde_json::Value;
 use url::Url;
 
-use super::Loaded;
+use super::LoadedConfig;
 use super::layers::is_secret;
 use super::profile::Profile;
 
 const REDACTED: &str = "***";
 
 /// One line per setting, warnings at the end.
-pub fn check_config_report(loaded: &Loaded) -> String {
+pub fn check_config_report(loaded: &LoadedConfig) -> String {
     let values = serde_json::to_value(&loaded.config).expect("settings are plain values");
     let profile = loaded.profile.map_or("none", Profile::name);
     let mut report = format!("profile: {profile}\n");
@@ -30,7 +30,7 @@ pub fn check_config_report(loaded: &Loaded) -> String {
     report
 }
 
-/// URLs lose what authenticates, everything else that is secret loses all.
+/// Redacts a value: a URL loses what authenticates, every other secret loses everything.
 fn redact(value: &Value) -> Value {
     match value {
         Value::String(text) if text.is_empty() || text.starts_with("embedded:") => value.clone(),
@@ -45,7 +45,7 @@ fn redact_url(text: &str) -> String {
     if url.password().is_some() && url.set_password(Some(REDACTED)).is_err() {
         return REDACTED.into();
     }
-    // Parameters are names of our servers' making (`password`, `sslkey`): only harmless ones stay.
+    // Parameters have names that the servers choose (`password`, `sslkey`): only harmless ones stay.
     let harmless = ["sslmode", "heartbeat", "application_name"];
     let parameters: Vec<(String, String)> = url.query_pairs().into_owned().collect();
     if !parameters.is_empty() {

@@ -1,4 +1,4 @@
-//! What keys are accepted as, how lists of them are read, and that none is ever shown.
+//! Forms of keys that are accepted, lists of them, and the rule that none is ever shown.
 use time::macros::datetime;
 
 use super::*;
@@ -110,7 +110,7 @@ fn a_broken_list_names_the_place_and_quotes_nothing() {
         bad[member] = value;
         serde_json::json!([good, bad]).to_string()
     };
-    for (list, told) in [
+    for (list, detail) in [
         (with("sha256", (*text).into()), "key 2, sha256: expected 64 hexadecimal digits"),
         (with("sha256", 7.into()), "key 2, sha256"),
         (with("id", (*text).into()), "key 2, id: expected 1 to 64 characters"),
@@ -125,8 +125,8 @@ fn a_broken_list_names_the_place_and_quotes_nothing() {
         (text.clone(), "expected a list"),
         (format!("key: {text}"), "expected a list"),
     ] {
-        let error = list_of(&list).expect_err(told);
-        assert!(error.contains(told), "{error}");
+        let error = list_of(&list).expect_err(detail);
+        assert!(error.contains(detail), "{error}");
         assert!(!error.contains(&text[10..]), "{error}");
     }
 }

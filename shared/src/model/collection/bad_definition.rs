@@ -3,7 +3,7 @@
 /// Longest explanation of an error in characters: it may quote a schema.
 const DETAIL_LENGTH_MAX: usize = 200;
 
-/// Why a definition cannot be used.
+/// Reason for which a definition cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct BadDefinition {

@@ -1,5 +1,5 @@
-//! A document as the validator sees it: each look into it is reported to [`meter`](super::meter).
-//! Numbers are exact; the meaning of keywords is the validator's, but for those in [`numeric`](super::numeric).
+//! A document as the validator sees it: each look into it is reported to [`meter`](super::meter). Numbers
+//! are exact. The meaning of keywords is the validator's, but for those in [`numeric`](super::numeric).
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,17 +11,17 @@ use super::meter::{charge, charge_key};
 use crate::model::decimal::Decimal;
 use crate::model::json_rules::{self, Tree};
 
-/// The representation.
-pub struct Counted;
+/// Representation of documents for the validator.
+pub struct CountedDocument;
 
-/// A value of a document.
+/// Value of a document.
 #[derive(Clone, Copy)]
 pub struct Counting<'a>(pub &'a Tree<'a>);
 
-/// The name of a member. The validator reads it once for each pattern.
+/// Name of a member. The validator reads it once for each pattern.
 pub struct Name<'a>(&'a str);
 
-impl Json for Counted {
+impl Json for CountedDocument {
     type Node<'a> = Counting<'a>;
     type PreparedKey = String;
     type StringBuffer = Tree<'static>;
@@ -37,7 +37,7 @@ impl Json for Counted {
     }
 }
 
-/// A number of a document.
+/// Number of a document.
 pub struct Exact<'a> {
     text: &'a str,
     value: Decimal,
@@ -58,7 +58,7 @@ impl JsonNumber for Exact<'_> {
         self.value.integer()?.try_into().ok()
     }
 
-    /// Reads a double; `None` where it is another number. So none is compared that is not meant.
+    /// Reads a double; `None` where it is another number. So no number is compared as its neighbour.
     fn as_f64(&self) -> Option<f64> {
         json_rules::held(self.text)?.as_f64()
     }
@@ -67,7 +67,7 @@ impl JsonNumber for Exact<'_> {
         Cow::Borrowed(self.text)
     }
 
-    /// Stands in errors, which do not show values.
+    /// Number for errors, which do not show values.
     fn to_number(&self) -> Cow<'_, Number> {
         Cow::Owned(0.into())
     }
@@ -81,7 +81,7 @@ impl JsonNumber for Exact<'_> {
     }
 }
 
-impl<'a> Node<'a, Counted> for Counting<'a> {
+impl<'a> Node<'a, CountedDocument> for Counting<'a> {
     type Object = Members<'a>;
     type Array = Elements<'a>;
     type Number = Exact<'a>;
@@ -96,7 +96,7 @@ impl<'a> Node<'a, Counted> for Counting<'a> {
         if let Tree::Array(elements) = self.0 { Some(Elements(elements)) } else { None }
     }
 
-    /// Who asks for a text reads it.
+    /// Charges for the whole text: a caller that asks for it reads it.
     fn as_string(&self) -> Option<Cow<'a, str>> {
         let text = if let Tree::String(text) = self.0 { Some(&**text) } else { None };
         charge(1 + text.map_or(0, str::len) / 16);
@@ -138,7 +138,7 @@ impl<'a> Node<'a, Counted> for Counting<'a> {
         equals(self.0, expected)
     }
 
-    /// Stands in errors, which do not show values: a copy of each would not be counted.
+    /// Value for errors, which do not show values: a copy of each would not be counted.
     fn to_value(&self) -> Cow<'a, Value> {
         charge(1);
         Cow::Owned(Value::Null)
@@ -150,7 +150,7 @@ impl<'a> Node<'a, Counted> for Counting<'a> {
     }
 }
 
-/// Arithmetic takes a microsecond, and more with many digits.
+/// Steps of arithmetic with a number, which takes a microsecond, and more with many digits.
 fn number_steps(text: &str) -> usize {
     32 + text.len() / 4
 }
@@ -181,7 +181,7 @@ fn equals(tree: &Tree<'_>, expected: &Value) -> bool {
 
 pub struct Members<'a>(&'a BTreeMap<Cow<'a, str>, Tree<'a>>);
 
-impl<'a> Object<'a, Counted> for Members<'a> {
+impl<'a> Object<'a, CountedDocument> for Members<'a> {
     type Node = Counting<'a>;
     type MemberName = Name<'a>;
     type MembersIter = MembersIter<'a>;
@@ -226,7 +226,7 @@ impl<'a> From<Name<'a>> for Cow<'a, str> {
 
 pub struct Elements<'a>(&'a [Tree<'a>]);
 
-impl<'a> Array<'a, Counted> for Elements<'a> {
+impl<'a> Array<'a, CountedDocument> for Elements<'a> {
     type Node = Counting<'a>;
     type ElementsIter = ElementsIter<'a>;
 
@@ -238,7 +238,8 @@ impl<'a> Array<'a, Counted> for Elements<'a> {
         ElementsIter(self.0.iter())
     }
 
-    /// Not the validator's way: elements can be chosen such that its hashes are all the same.
+    /// Finds equal elements without the validator's hashes: elements can be chosen such that those are all
+    /// the same.
     fn is_unique(&self) -> bool {
         let mut seen = HashSet::with_capacity(self.0.len());
         self.0.iter().all(|element| {
@@ -260,7 +261,7 @@ impl<'a> Iterator for ElementsIter<'a> {
     }
 }
 
-/// The same text for equal values, and only for those: numbers by their normal form.
+/// Writes the same text for equal values, and only for those: numbers by their normal form.
 fn write_canonical(value: &Tree<'_>, text: &mut String) {
     charge(4);
     match value {

@@ -1,5 +1,5 @@
-//! Index values: the one spelling under which a member of a document is indexed, and with which a
-//! filter is compared. Pure; changing it changes what stored indexes mean.
+//! Index values: the one spelling under which a member of a document is indexed, and with which a filter is
+//! compared. Pure; changing it changes what stored indexes mean.
 use serde_json::Number;
 use sha2::{Digest, Sha256};
 
@@ -9,8 +9,8 @@ use crate::model::json_rules::Tree;
 /// Longest text of an indexed value that is kept as it is; a longer one is kept as its hash.
 const INDEXED_TEXT_BYTES_MAX: usize = 200;
 
-/// What is indexed of a value, and what a filter is compared with: the text of a string, the
-/// canonical text of a number, `true`, `false` or `null`; nothing of arrays and objects.
+/// Index value of a member, with which a filter is compared: the text of a string, the canonical text of a
+/// number, `true`, `false` or `null`; `None` for arrays and objects.
 pub fn index_value(value: &Tree<'_>) -> Option<String> {
     match value {
         Tree::Null => Some("null".into()),
@@ -21,7 +21,8 @@ pub fn index_value(value: &Tree<'_>) -> Option<String> {
     }
 }
 
-/// A number that is beyond all doubles stands in the index by its normal form.
+/// Index text of a number as written. A number that is beyond all doubles stands in the index by its normal
+/// form.
 fn written_number_text(number: &str) -> Option<String> {
     match serde_json::from_str::<Number>(number) {
         Ok(number) => Some(number_text(&number)),
@@ -33,7 +34,7 @@ pub fn beyond_text(number: &Decimal) -> String {
     index_text(&number.to_string())
 }
 
-/// The index value of a text. What no column takes, or not at that length, is replaced by its hash.
+/// Index value of a text. A text that no column takes, or not at that length, is replaced by its hash.
 pub fn index_text(text: &str) -> String {
     if text.len() <= INDEXED_TEXT_BYTES_MAX && !text.contains('\0') {
         text.to_owned()
@@ -43,10 +44,10 @@ pub fn index_text(text: &str) -> String {
     }
 }
 
-/// Integers without a fraction, whatever they were written like; any other number as a double. What a filter
-/// looks for besides says [`Wanted`](super::Wanted).
+/// Index text of a number: integers without a fraction, however they were written; any other number as a
+/// double. [`Wanted`](super::Wanted) lists the other values that a filter looks for.
 pub fn number_text(number: &Number) -> String {
-    /// From here on not every integer has a number of its own.
+    /// Bound from which on not every integer has a double of its own.
     const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
     match number.as_f64() {
         Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < EXACT_BELOW => {

@@ -1,10 +1,10 @@
-//! The budget of a check: CPU time, and stack, of the thread that checks.
+//! Budget of a check: CPU time, and stack, of the thread that checks.
 //!
 //! The validator has no place where it could be stopped. But it sees a document only through
-//! [`counted`](super::counted) and [`pattern`](super::pattern), and these report here each step that
-//! they take. A check that goes beyond its budget is ended there by unwinding, which [`Budget::run`]
-//! catches. So the work that is done decides, not a second reading of the schema. CPU time is
-//! counted, because a machine that is busy must refuse no good document.
+//! [`counted`](super::counted) and [`pattern`](super::pattern), and these report here each step that they
+//! take. A check that goes beyond its budget is ended there by unwinding, which [`Budget::run`] catches. So
+//! the work that is done decides, not a second reading of the schema. CPU time is counted, because a
+//! machine that is busy must refuse no good document.
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
@@ -20,7 +20,7 @@ const STACK_BYTES_MAX: usize = 1 << 20;
 /// Keys that the validator's own engine matches, in bytes: a match of that engine cannot be stopped.
 pub const MATCHED_KEY_BYTES_MAX: usize = 512;
 
-/// Why a check was ended before it had a result.
+/// Reasons for which a check was ended before it had a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Overrun {
     #[error("checking it takes more CPU time than collections.check_ms_max allows")]
@@ -48,8 +48,8 @@ struct Running {
 }
 
 thread_local! {
-    /// The check that runs on this thread. Property names reach the validator without anything
-    /// that could carry it.
+    /// Check that runs on this thread. Property names reach the validator without anything that could carry
+    /// it.
     static RUNNING: Cell<Option<Running>> = const { Cell::new(None) };
 }
 
@@ -66,7 +66,7 @@ impl Budget {
         self.left.get()
     }
 
-    /// Runs a check, and takes what it needed from the budget.
+    /// Runs a check, and takes the time that it needed from the budget.
     pub(super) fn run<T>(&self, matches_keys: bool, check: impl FnOnce() -> T) -> Result<T, Overrun> {
         let begin = cpu_time();
         let deadline = begin + self.left.get();
@@ -99,8 +99,8 @@ pub fn charge(steps: usize) {
     RUNNING.set(Some(running));
 }
 
-/// Reports a key that the validator is going to compare, or to match with its own engine. Before each
-/// match the clock is looked at.
+/// Reports a key that the validator is going to compare, or to match with its own engine. Looks at the
+/// clock before each match.
 pub fn charge_key(key: &str) {
     if !RUNNING.get().is_some_and(|running| running.matches_keys) {
         return charge(1 + key.len() / 16);
@@ -111,12 +111,12 @@ pub fn charge_key(key: &str) {
     charge(STEPS_PER_LOOK as usize);
 }
 
-/// Not a panic: no hook is called.
+/// Unwinds without a panic: no hook is called.
 fn stop(overrun: Overrun) -> ! {
     resume_unwind(Box::new(overrun))
 }
 
-/// CPU time that this thread has had.
+/// CPU time that this thread has used.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())

@@ -1,16 +1,16 @@
-//! Keywords about the size of numbers. The validator's own ones know 64 bits only, and would take a number for
-//! its neighbour; these compare exact values.
+//! Keywords about the size of numbers. The validator's own ones know 64 bits only, and would take a number
+//! for its neighbour; these compare exact values.
 use std::cmp::Ordering;
 
 use jsonschema::{Keyword, ValidationError};
 use serde_json::{Map, Value};
 
-use super::counted::{Counted, Counting};
+use super::counted::{CountedDocument, Counting};
 use crate::model::decimal::Decimal;
 
 pub const KEYWORDS: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
 
-/// A demand on the size of a number.
+/// Demand on the size of a number.
 pub enum NumericKeyword {
     Compared {
         limit: Decimal,
@@ -51,7 +51,7 @@ impl NumericKeyword {
     }
 }
 
-impl<'i> Keyword<'i, Counted> for NumericKeyword {
+impl<'i> Keyword<'i, CountedDocument> for NumericKeyword {
     fn validate(&self, instance: Counting<'i>) -> Result<(), ValidationError<'i>> {
         match self {
             Self::Compared { violation, .. } | Self::MultipleOf { violation, .. }
@@ -88,8 +88,8 @@ mod tests {
 
     const DRAFT_4: &str = "http://json-schema.org/draft-04/schema#";
 
-    /// Checks numbers beside their neighbours, which doubles do not tell apart.
-    fn assert_told_apart(cases: &[(Value, &[&str], &[&str])]) {
+    /// Checks numbers beside their neighbours, which are the same double.
+    fn assert_distinguished(cases: &[(Value, &[&str], &[&str])]) {
         for (schema, good, bad) in cases {
             let newest = json!("https://json-schema.org/draft/2020-12/schema");
             let draft = schema.get("$schema").unwrap_or(&newest);
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn types_are_checked_by_exact_numbers() {
-        assert_told_apart(&[
+        assert_distinguished(&[
             (
                 json!({"type": "integer"}),
                 &["18446744073709551616", "-1e400", "9007199254740993.0"],
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn sizes_are_checked_by_exact_numbers() {
-        assert_told_apart(&[
+        assert_distinguished(&[
             (
                 json!({"maximum": 0.1}),
                 &["0.1", "0.09999999999999999999", "-1e400"],
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn values_are_checked_by_exact_numbers() {
-        assert_told_apart(&[
+        assert_distinguished(&[
             (json!({"const": 0.1}), &["0.1", "10e-2"], &["0.1000000000000000055"]),
             (json!({"const": 1e20}), &["100000000000000000000"], &["100000000000000000001"]),
             (

@@ -12,7 +12,7 @@ use jsonschema::json::Node;
 use jsonschema::{Keyword, ValidationError};
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
-use super::counted::{Counted, Counting};
+use super::counted::{CountedDocument, Counting};
 use super::meter::charge;
 
 /// States of all patterns of a schema together, each 24 bytes; a range of a class counts as one.
@@ -21,7 +21,7 @@ pub const PATTERN_STATES_MAX: usize = 250_000;
 /// States whose marks are laid out, for each text, in the time of a step.
 const STATES_PER_STEP: usize = 64;
 
-/// Why a pattern is not taken.
+/// Reasons for which a pattern is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
     #[error("look-around is not supported: patterns run in linear time")]
@@ -34,17 +34,17 @@ pub enum BadPattern {
     States,
 }
 
-/// A compiled pattern.
+/// Compiled pattern.
 #[derive(Debug)]
 pub struct Pattern {
-    states: Vec<State>,
+    states: Vec<MachineState>,
     start: u32,
-    /// It can match at the beginning of a text only.
+    /// True when it can match at the beginning of a text only.
     is_anchored: bool,
 }
 
 #[derive(Clone, Debug)]
-enum State {
+enum MachineState {
     Match,
     Chars(Arc<[(char, char)]>, u32),
     Look(Look, u32),
@@ -52,18 +52,18 @@ enum State {
 }
 
 impl Pattern {
-    /// A pattern of ECMA 262 as JSON Schema has it; takes its states from `states_left`.
+    /// Compiles a pattern of ECMA 262 as JSON Schema has it; takes its states from `states_left`.
     pub fn new(pattern: &str, states_left: &mut usize) -> Result<Self, BadPattern> {
         let hir = parse(pattern)?;
         let mut compiler =
-            Compiler { states: vec![State::Match], classes: HashMap::new(), left: *states_left };
+            Compiler { states: vec![MachineState::Match], classes: HashMap::new(), left: *states_left };
         let start = compiler.add(&hir, 0)?;
         *states_left = compiler.left;
         let is_anchored = hir.properties().look_set_prefix().contains(Look::Start);
         Ok(Self { states: compiler.states, start, is_anchored })
     }
 
-    /// Whether it matches anywhere in the text.
+    /// True when the pattern matches anywhere in the text.
     pub fn is_match(&self, text: &str) -> bool {
         charge(self.states.len() / STATES_PER_STEP);
         let mut matching = Matching { pattern: self, marks: vec![0; self.states.len()], open: Vec::new() };
@@ -88,23 +88,23 @@ impl Pattern {
     }
 
     fn step(&self, state: u32, letter: char) -> Option<u32> {
-        let State::Chars(class, to) = &self.states[state as usize] else { return None };
+        let MachineState::Chars(class, to) = &self.states[state as usize] else { return None };
         let behind = class.partition_point(|range| range.1 < letter);
         class.get(behind).filter(|range| range.0 <= letter).map(|_| *to)
     }
 }
 
-/// The states that a text can be in.
+/// States that a text can be in.
 struct Matching<'p> {
     pattern: &'p Pattern,
-    /// The round in which a state was reached last.
+    /// Round in which each state was reached last.
     marks: Vec<u32>,
     /// States that were reached and not followed yet.
     open: Vec<u32>,
 }
 
 impl Matching<'_> {
-    /// Follows what needs no character; leaves the states that need one. True at a match.
+    /// Follows the states that need no character, and leaves those that need one. True at a match.
     fn follow(&mut self, here: &mut Vec<u32>, round: u32, around: (Option<char>, Option<char>)) -> bool {
         std::mem::swap(here, &mut self.open);
         here.clear();
@@ -115,11 +115,11 @@ impl Matching<'_> {
                 continue;
             }
             match &self.pattern.states[state as usize] {
-                State::Match => return true,
-                State::Chars(..) => here.push(state),
-                State::Look(look, to) if holds(*look, around) => self.open.push(*to),
-                State::Look(..) => {}
-                State::Either(one, other) => self.open.extend([*one, *other]),
+                MachineState::Match => return true,
+                MachineState::Chars(..) => here.push(state),
+                MachineState::Look(look, to) if holds(*look, around) => self.open.push(*to),
+                MachineState::Look(..) => {}
+                MachineState::Either(one, other) => self.open.extend([*one, *other]),
             }
         }
         charge(steps);
@@ -127,7 +127,7 @@ impl Matching<'_> {
     }
 }
 
-/// Whether an assertion holds between two characters; `None` is an end of the text.
+/// True when an assertion holds between two characters; `None` is an end of the text.
 fn holds(look: Look, (before, after): (Option<char>, Option<char>)) -> bool {
     let ascii =
         |letter: Option<char>| letter.is_some_and(|letter| letter == '_' || letter.is_ascii_alphanumeric());
@@ -170,7 +170,7 @@ fn parse(pattern: &str) -> Result<Hir, BadPattern> {
         regex_syntax::Error::Translate(error) => BadPattern::Syntax(error.kind().to_string()),
         other => BadPattern::Syntax(other.to_string()),
     };
-    // What cannot be translated is read as it is, for its error.
+    // A pattern that cannot be translated is read as it is, for its error.
     let translated = jsonschema_regex::to_rust_regex(pattern);
     let parsed = regex_syntax::parse(translated.as_deref().unwrap_or(pattern)).map_err(syntax)?;
     translated.map(|_| parsed).map_err(|()| BadPattern::Syntax("ECMA 262 has no such pattern".into()))
@@ -178,25 +178,26 @@ fn parse(pattern: &str) -> Result<Hir, BadPattern> {
 
 /// Builds states from the end to the beginning.
 struct Compiler {
-    states: Vec<State>,
+    states: Vec<MachineState>,
     classes: HashMap<*const Hir, Arc<[(char, char)]>>,
     left: usize,
 }
 
 impl Compiler {
-    fn push(&mut self, state: State) -> Result<u32, BadPattern> {
+    fn push(&mut self, state: MachineState) -> Result<u32, BadPattern> {
         self.spend(1)?;
         self.states.push(state);
         Ok(u32::try_from(self.states.len() - 1).expect("states are bounded"))
     }
 
-    /// Also for what adds no state: its repetition would cost time all the same.
+    /// Takes from the states that are left, also for parts that add no state: their repetition would cost
+    /// time all the same.
     fn spend(&mut self, states: usize) -> Result<(), BadPattern> {
         self.left = self.left.checked_sub(states).ok_or(BadPattern::States)?;
         Ok(())
     }
 
-    /// Returns where what matches `hir` and then goes on to `to` begins.
+    /// Adds states that match `hir` and then go on to `to`; returns the first of them.
     fn add(&mut self, hir: &Hir, to: u32) -> Result<u32, BadPattern> {
         match hir.kind() {
             HirKind::Empty => self.spend(1).map(|()| to),
@@ -204,7 +205,7 @@ impl Compiler {
                 let text = String::from_utf8_lossy(&literal.0);
                 text.chars()
                     .rev()
-                    .try_fold(to, |to, letter| self.push(State::Chars([(letter, letter)].into(), to)))
+                    .try_fold(to, |to, letter| self.push(MachineState::Chars([(letter, letter)].into(), to)))
             }
             HirKind::Class(class) => {
                 let known = self.classes.get(&std::ptr::from_ref(hir)).cloned();
@@ -216,9 +217,9 @@ impl Compiler {
                     self.classes.insert(hir, Arc::clone(&new));
                     new
                 };
-                self.push(State::Chars(class, to))
+                self.push(MachineState::Chars(class, to))
             }
-            HirKind::Look(look) => self.push(State::Look(*look, to)),
+            HirKind::Look(look) => self.push(MachineState::Look(*look, to)),
             HirKind::Capture(capture) => self.add(&capture.sub, to),
             HirKind::Concat(parts) => parts.iter().rev().try_fold(to, |to, part| self.add(part, to)),
             HirKind::Alternation(parts) => {
@@ -226,7 +227,7 @@ impl Compiler {
                 let mut start = parts.next().map_or(Ok(to), |last| self.add(last, to))?;
                 for part in parts {
                     let one = self.add(part, to)?;
-                    start = self.push(State::Either(one, start))?;
+                    start = self.push(MachineState::Either(one, start))?;
                 }
                 Ok(start)
             }
@@ -234,14 +235,14 @@ impl Compiler {
                 let (min, sub) = (repetition.min, &repetition.sub);
                 let optional = match repetition.max {
                     None => {
-                        let again = self.push(State::Match)?;
+                        let again = self.push(MachineState::Match)?;
                         let body = self.add(sub, again)?;
-                        self.states[again as usize] = State::Either(body, to);
+                        self.states[again as usize] = MachineState::Either(body, to);
                         again
                     }
                     Some(max) => (min..max).try_fold(to, |at, _| {
                         let body = self.add(sub, at)?;
-                        self.push(State::Either(body, to))
+                        self.push(MachineState::Either(body, to))
                     })?,
                 };
                 (0..min).try_fold(optional, |at, _| self.add(sub, at))
@@ -259,21 +260,21 @@ fn ranges(class: &Class) -> Arc<[(char, char)]> {
     }
 }
 
-/// The patterns of one schema: equal ones are compiled once.
+/// Patterns of one schema: equal ones are compiled once.
 #[derive(Debug)]
 pub struct Patterns {
-    compiled: Mutex<Compiled>,
+    compiled: Mutex<CompiledPatterns>,
 }
 
 #[derive(Debug)]
-struct Compiled {
+struct CompiledPatterns {
     known: HashMap<Box<str>, Arc<Pattern>>,
     states_left: usize,
 }
 
 impl Patterns {
     pub fn new() -> Self {
-        let compiled = Compiled { known: HashMap::new(), states_left: PATTERN_STATES_MAX };
+        let compiled = CompiledPatterns { known: HashMap::new(), states_left: PATTERN_STATES_MAX };
         Self { compiled: Mutex::new(compiled) }
     }
 
@@ -290,14 +291,14 @@ impl Patterns {
     /// Memory in bytes.
     pub fn weight(&self) -> usize {
         let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        (PATTERN_STATES_MAX - compiled.states_left) * size_of::<State>()
+        (PATTERN_STATES_MAX - compiled.states_left) * size_of::<MachineState>()
     }
 }
 
-/// `pattern` at one place of a schema.
+/// Keyword `pattern` at one place of a schema.
 pub struct PatternKeyword(Arc<Pattern>);
 
-impl<'i> Keyword<'i, Counted> for PatternKeyword {
+impl<'i> Keyword<'i, CountedDocument> for PatternKeyword {
     fn validate(&self, instance: Counting<'i>) -> Result<(), ValidationError<'i>> {
         if self.is_valid(instance) {
             Ok(())
@@ -349,7 +350,7 @@ mod tests {
     }
 
     proptest! {
-        /// The engine that everybody uses is the measure.
+        /// Compares with the engine in common use, which is the measure.
         #[test]
         fn it_matches_as_the_engine_that_everybody_uses(
             pattern in r"(\^|\\b|\\B)?(([abé.]|[ab]|[^a]|\\w|\\s|\(a\|b?\)|\(a\*\)\*)([*+?]|\{0,3\}|\{2\}|\{1,\})?(\$|\\b|\|)?){1,5}\$?",

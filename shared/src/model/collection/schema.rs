@@ -1,10 +1,10 @@
-//! Compiles a schema, after what no budget of a check could bound: where references lead, and how
-//! much of a schema is evaluated at one value.
+//! Compiles a schema, after checks of the things that no budget of a check could bound: where references
+//! lead, and how much of a schema is evaluated at one value.
 //!
-//! A reference is followed wherever it stands, so a schema of a few lines can double its work with
-//! each level of a document. Such a schema would refuse most documents for their cost; it is
-//! refused itself. This walks positions of subschemas only, and counts subschemas on one way down
-//! the deepest document. Everything else that a check costs is measured while it runs.
+//! A reference is followed wherever it stands, so a schema of a few lines can double its work with each
+//! level of a document. Such a schema would refuse most documents for their cost; it is refused itself.
+//! This walks positions of subschemas only, and counts subschemas on one way down the deepest document.
+//! Everything else that a check costs is measured while it runs.
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use jsonschema::{Keyword, PatternOptions, ValidationError, ValidationOptions, Va
 use serde_json::{Map, Value};
 
 use super::bad_definition::{BadDefinition, bad, cut};
-use super::counted::Counted;
+use super::counted::CountedDocument;
 use super::numeric::{self, NumericKeyword};
 use super::pattern::{BadPattern, PATTERN_STATES_MAX, Pattern, Patterns};
 use crate::model::json_rules::{self, DEPTH_MAX};
@@ -49,22 +49,22 @@ pub enum Unbounded {
     Id,
 }
 
-/// What documents are checked with.
+/// Compiled schema, with which documents are checked.
 #[derive(Debug)]
-pub struct Compiled {
-    pub validator: Validator<Counted>,
-    /// The validator's own engine matches keys.
+pub struct CompiledSchema {
+    pub validator: Validator<CountedDocument>,
+    /// True when the validator's own engine matches keys.
     pub matches_keys: bool,
-    /// Memory in bytes, as far as it can be told.
+    /// Memory in bytes, as far as it is known.
     pub bytes: usize,
 }
 
-/// How many times its text a compiled schema weighs.
+/// Weight of a compiled schema as a multiple of its text.
 const COMPILED_FACTOR: usize = 16;
 
-/// Draft 2020-12 unless `$schema` names another. Formats are annotations; patterns run in linear
-/// time; nothing outside of the schema is ever fetched.
-pub fn compile(schema: &str) -> Result<Compiled, BadDefinition> {
+/// Compiles a schema. Draft 2020-12 unless `$schema` names another. Formats are annotations; patterns run
+/// in linear time; nothing outside of the schema is ever fetched.
+pub fn compile(schema: &str) -> Result<CompiledSchema, BadDefinition> {
     let within = |pointer: &str| format!("/schema{pointer}");
     if schema.len() > SCHEMA_BYTES_MAX {
         return Err(bad(within(""), format!("a schema has {SCHEMA_BYTES_MAX} bytes at most")));
@@ -93,32 +93,32 @@ pub fn compile(schema: &str) -> Result<Compiled, BadDefinition> {
         bad(within(&pointer), detail.unwrap_or_else(|| cut(&error.to_string())))
     })?;
     let bytes = COMPILED_FACTOR * schema.len() + patterns.weight();
-    Ok(Compiled { validator, matches_keys: walk.key_patterns > 0, bytes })
+    Ok(CompiledSchema { validator, matches_keys: walk.key_patterns > 0, bytes })
 }
 
-type Options = ValidationOptions<'static, Arc<dyn jsonschema::Retrieve>, Counted>;
+type CountedOptions = ValidationOptions<'static, Arc<dyn jsonschema::Retrieve>, CountedDocument>;
 
-fn options(patterns: &Arc<Patterns>, key_pattern_bytes_max: usize) -> Options {
+fn options(patterns: &Arc<Patterns>, key_pattern_bytes_max: usize) -> CountedOptions {
     let patterns = Arc::clone(patterns);
-    let options = jsonschema::options_for::<Counted>()
+    let options = jsonschema::options_for::<CountedDocument>()
         .with_pattern_options(PatternOptions::regex().size_limit(key_pattern_bytes_max))
         .with_keyword("pattern", move |_, pattern: &Value, _| {
             let text = pattern.as_str().ok_or_else(|| ValidationError::custom("a pattern is a string"))?;
             let keyword = patterns.keyword(text).map_err(|bad| ValidationError::custom(bad.to_string()))?;
-            Ok(Box::new(keyword) as Box<dyn for<'i> Keyword<'i, Counted>>)
+            Ok(Box::new(keyword) as Box<dyn for<'i> Keyword<'i, CountedDocument>>)
         })
         .should_validate_formats(false)
         .offline();
     numeric::KEYWORDS.into_iter().fold(options, |options, keyword| {
         options.with_keyword(keyword, move |parent: &Map<String, Value>, value: &Value, _| {
             let numeric = NumericKeyword::of(keyword, parent, value).map_err(ValidationError::custom)?;
-            Ok(Box::new(numeric) as Box<dyn for<'i> Keyword<'i, Counted>>)
+            Ok(Box::new(numeric) as Box<dyn for<'i> Keyword<'i, CountedDocument>>)
         })
     })
 }
 
-/// Why a key of `patternProperties` was not taken: the validator says that it is no pattern, also
-/// of one that is too large.
+/// Reason for which a key of `patternProperties` was not taken: the validator says that it is no pattern,
+/// also of one that is too large.
 fn why(root: &Value, pointer: &str, bytes_max: usize) -> Option<String> {
     let key = root.pointer(pointer).and_then(|_| pointer.rsplit_once("/patternProperties/"))?.1;
     let key = key.replace("~1", "/").replace("~0", "~");
@@ -130,11 +130,11 @@ fn why(root: &Value, pointer: &str, bytes_max: usize) -> Option<String> {
     }
 }
 
-/// Of a subschema with everything that it evaluates.
+/// Cost of a subschema with everything that it evaluates.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cost {
     evaluated: u64,
-    /// Subschemas inside one another.
+    /// Depth of subschemas inside one another.
     height: usize,
 }
 
@@ -149,7 +149,7 @@ impl Cost {
     }
 }
 
-/// Where the subschemas of a keyword are applied.
+/// Places where the subschemas of a keyword are applied.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum At {
     /// At the same value.
@@ -160,7 +160,7 @@ enum At {
     Nowhere,
 }
 
-/// The subschemas of a keyword; `None` of one that has none.
+/// Subschemas of a keyword; `None` for a keyword that has none.
 fn subschemas<'a>(keyword: &str, value: &'a Value) -> Option<(At, Vec<&'a Value>)> {
     let each = || match value {
         Value::Object(members) => members.values().collect(),
@@ -186,7 +186,7 @@ fn subschemas<'a>(keyword: &str, value: &'a Value) -> Option<(At, Vec<&'a Value>
 
 struct Walk<'a> {
     root: &'a Value,
-    /// By subschema and how many levels of the document lie below; `None` while it is being counted.
+    /// Costs by subschema and levels of the document below; `None` while it is being counted.
     known: HashMap<(*const Value, usize), Option<Cost>>,
     /// Subschemas that were looked through.
     seen: HashSet<*const Value>,
@@ -218,7 +218,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// What a subschema costs on a value with `below` levels under it.
+    /// Cost of a subschema on a value with `below` levels under it.
     fn cost(&mut self, node: &'a Value, below: usize, nested: usize) -> Result<Cost, Unbounded> {
         let Value::Object(members) = node else { return Ok(Cost::default()) };
         let key = (std::ptr::from_ref(node), below);
@@ -265,7 +265,7 @@ impl<'a> Walk<'a> {
             }
             *sum = sum.plus(all);
         }
-        // What was evaluated is found by evaluating what stands in place again.
+        // The evaluated members are found by evaluating again the subschemas in place.
         if is_unevaluated(members) {
             here.evaluated = here.evaluated.saturating_mul(2);
         }
@@ -277,7 +277,7 @@ impl<'a> Walk<'a> {
         let pointer = target.strip_prefix('#').filter(|pointer| !pointer.contains('%'));
         let root = self.root;
         let found = pointer.and_then(|pointer| root.pointer(pointer)).ok_or(Unbounded::Reference)?;
-        // It may stand where no subschema does, and nobody has looked.
+        // It may stand where no subschema does, and so has not been looked through.
         self.look_through(found)?;
         self.cost(found, below, nested)
     }
@@ -375,7 +375,7 @@ mod tests {
             assert_eq!(check(&json!({"unknown": [{anchor: "x"}], "enum": [{anchor: "x"}]})), Ok(()));
             assert_eq!(check(&json!({"properties": {"const": {anchor: "x"}}})), Err(Unbounded::Anchor));
         }
-        // What stands in data is looked through as soon as it is referred to.
+        // Data is looked through as soon as it is referred to.
         let hidden = json!({"const": {"a": {"$id": "urn:a"}}, "$ref": "#/const/a"});
         assert_eq!(check(&hidden), Err(Unbounded::Id));
         assert_eq!(check(&json!({"$defs": {"a": {"$id": "urn:a"}}})), Err(Unbounded::Id));

@@ -1,5 +1,6 @@
-//! Filters on indexed members: under which index values a document may stand that has what a query asks
-//! for, and whether it has. The index holds numbers as doubles, so the document itself decides.
+//! Filters on indexed members: the index values under which a document with the queried value may stand,
+//! and the check that it has that value. The index holds numbers as doubles, so the document itself
+//! decides.
 use std::borrow::Cow;
 use std::fmt;
 
@@ -10,7 +11,7 @@ use serde_json::value::RawValue;
 use super::index::{beyond_text, index_text, number_text};
 use crate::model::decimal::Decimal;
 
-/// The text that a query gives for a member. It may mean a string, a number, `true`, `false` or `null`.
+/// Text that a query gives for a member. It may mean a string, a number, `true`, `false` or `null`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     text: String,
@@ -22,7 +23,7 @@ impl Wanted {
         Self { text: text.to_owned(), number: Decimal::parse(text) }
     }
 
-    /// The index values of all members that are meant, each once: as the text, as an integer, and as the
+    /// Index values of all members that are meant, each once: as the text, as an integer, and as the
     /// nearest double, under which other numbers may stand, too.
     pub fn index_values(&self) -> Vec<String> {
         let mut values = vec![index_text(&self.text)];
@@ -39,7 +40,7 @@ impl Wanted {
         values
     }
 
-    /// The index does not decide alone.
+    /// True when the text is a number too: then the index does not decide alone.
     pub fn is_number(&self) -> bool {
         self.number.is_some()
     }
@@ -54,15 +55,15 @@ impl Wanted {
     }
 }
 
-/// Whether a document, the text of a JSON object, has all that is wanted of its members.
+/// True when a document, the text of a JSON object, has the wanted value of each member.
 pub fn has_all(data: &str, wanted: &[(String, Wanted)]) -> bool {
     let mut deserializer = serde_json::Deserializer::from_str(data);
-    wanted.is_empty() || Members(wanted).deserialize(&mut deserializer).unwrap_or(false)
+    wanted.is_empty() || MatchingMembers(wanted).deserialize(&mut deserializer).unwrap_or(false)
 }
 
-struct Members<'w>(&'w [(String, Wanted)]);
+struct MatchingMembers<'w>(&'w [(String, Wanted)]);
 
-impl<'de> DeserializeSeed<'de> for Members<'_> {
+impl<'de> DeserializeSeed<'de> for MatchingMembers<'_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
@@ -70,7 +71,7 @@ impl<'de> DeserializeSeed<'de> for Members<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Members<'_> {
+impl<'de> Visitor<'de> for MatchingMembers<'_> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,4 @@
-//! What ids hold: their order, their checks, and that their layout never changes.
+//! Contents of ids: their order, their checks, and that their layout never changes.
 use std::collections::HashSet;
 
 use proptest::prelude::*;
@@ -18,7 +18,7 @@ fn an_issuer_stays_above_a_floor_that_lies_ahead_of_its_clock() {
     let (floor, now_ms) = (IdFloor::default(), 1_763_600_000_000);
     let mut issuer = IdIssuer::new(7, 0).above(floor.clone());
     assert_eq!(issuer.next(now_ms).time_ms(), now_ms);
-    // Whatever the rest of the last id at that time is.
+    // The rest of the last id at that time does not matter.
     let last = IdIssuer::new(u32::MAX, 1022).next(now_ms + 9);
     floor.raise(last.time_ms());
     floor.raise(now_ms);

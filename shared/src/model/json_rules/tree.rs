@@ -1,5 +1,5 @@
-//! A JSON text as a tree. Numbers keep the text that they were written with, since no number of 64 bits
-//! holds them all.
+//! JSON text as a tree. Numbers keep the text that they were written with, since no number of 64 bits holds
+//! them all.
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ pub enum Tree<'a> {
     #[default]
     Null,
     Bool(bool),
-    /// As it is written.
+    /// Number as it is written.
     Number(&'a str),
     String(Cow<'a, str>),
     Array(Vec<Tree<'a>>),
@@ -24,16 +24,16 @@ impl<'a> Tree<'a> {
     /// Reads a text that is JSON already, as that of a [`RawValue`](serde_json::value::RawValue); `None`
     /// where it is nested too deep, or a string is no text.
     pub fn read(text: &'a str) -> Option<Self> {
-        Reader { text, at: 0 }.value(DEPTH_MAX)
+        TreeReader { text, at: 0 }.value(DEPTH_MAX)
     }
 }
 
-struct Reader<'a> {
+struct TreeReader<'a> {
     text: &'a str,
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> TreeReader<'a> {
     fn value(&mut self, depth_left: usize) -> Option<Tree<'a>> {
         match self.next()? {
             b'{' => self.object(depth_left.checked_sub(1)?),
@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
         Some(Tree::Array(elements))
     }
 
-    /// The content of the string that begins here.
+    /// Content of the string that begins here.
     fn string(&mut self) -> Option<Cow<'a, str>> {
         if self.text.as_bytes().get(self.at) != Some(&b'"') {
             return None;
@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
         &rest[..length]
     }
 
-    /// The next byte that is no white space, which is not taken.
+    /// Next byte that is no white space; it is not consumed.
     fn next(&mut self) -> Option<u8> {
         self.take(|byte| byte.is_ascii_whitespace());
         self.text.as_bytes().get(self.at).copied()

@@ -1,4 +1,4 @@
-//! A rollup as it is stored. One rollup has one form only: equal rollups have equal bytes.
+//! Stored form of a rollup. One rollup has one form only: equal rollups have equal bytes.
 //!
 //! ```text
 //! 1 byte    version, 1
@@ -11,11 +11,11 @@
 //! per part  8 bytes, by falling magnitude
 //! ```
 //!
-//! Varints are little-endian groups of seven bits, as short as possible. What is read is not
-//! trusted: it is checked, never indexed by, and nothing is allocated for what is not there.
+//! Varints are little-endian groups of seven bits, as short as possible. Input is not trusted: it is
+//! checked and never used as an index, and nothing is allocated before its bytes are there.
 use super::Rollup;
 use super::sketch::{BINS_MAX, Bin, SMALLEST, Sketch};
-use super::sum::{PARTS_MAX, Sum};
+use super::sum::{ExactSum, PARTS_MAX};
 use crate::model::write::check_value;
 
 const VERSION: u8 = 1;
@@ -32,7 +32,7 @@ pub const BYTES_MAX: usize = 10 * BINS_MAX + 8 * PARTS_MAX + 64;
 pub struct Corrupt;
 
 impl Rollup {
-    /// About 30 bytes for one value, two or three more for each further bin.
+    /// Encodes a rollup: about 30 bytes for one value, two or three more for each further bin.
     pub fn encode(&self) -> Vec<u8> {
         let bins = self.sketch.bins();
         let mut bytes = Vec::with_capacity(32 + 3 * bins.len());
@@ -53,9 +53,9 @@ impl Rollup {
         bytes
     }
 
-    /// Reads what [`Rollup::encode`] wrote, or that of an earlier build, and nothing else.
+    /// Reads the bytes of [`Rollup::encode`], of this or an earlier build, and nothing else.
     pub fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
-        let mut reader = Reader(bytes);
+        let mut reader = RollupReader(bytes);
         if reader.byte()? != VERSION {
             return Err(Corrupt);
         }
@@ -67,10 +67,10 @@ impl Rollup {
     }
 }
 
-/// What is left to read.
-struct Reader<'a>(&'a [u8]);
+/// Bytes that are left to read.
+struct RollupReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl RollupReader<'_> {
     fn rollup(&mut self, bins: u64) -> Result<Rollup, Corrupt> {
         let sketch = self.sketch(bins)?;
         let (min, max) = (self.value()?, self.value()?);
@@ -83,7 +83,7 @@ impl Reader<'_> {
         for part in &mut *parts {
             *part = f64::from_be_bytes(self.take()?);
         }
-        Ok(Rollup { sketch, sum: Sum::from_parts(parts).ok_or(Corrupt)?, min, max })
+        Ok(Rollup { sketch, sum: ExactSum::from_parts(parts).ok_or(Corrupt)?, min, max })
     }
 
     fn sketch(&mut self, bins: u64) -> Result<Sketch, Corrupt> {
@@ -100,7 +100,7 @@ impl Reader<'_> {
         Ok(sketch)
     }
 
-    /// A value in the form in which it is added.
+    /// Reads a value in the form in which it is added.
     fn value(&mut self) -> Result<f64, Corrupt> {
         let value = f64::from_be_bytes(self.take()?);
         let is_minus_zero = value == 0.0 && value.is_sign_negative();
@@ -139,7 +139,7 @@ impl Reader<'_> {
     }
 }
 
-/// The sign that the key of a value's bin has.
+/// Sign that the key of a value's bin has.
 fn side(value: f64) -> i32 {
     i32::from(value >= SMALLEST) - i32::from(value <= -SMALLEST)
 }
@@ -155,7 +155,7 @@ fn write_varint(bytes: &mut Vec<u8>, mut value: u64) {
     }
 }
 
-/// Keys of either sign as small numbers: 0, -1, 1, -2, …
+/// Encodes keys of either sign as small numbers: 0, -1, 1, -2, …
 fn zigzag(key: i32) -> u32 {
     (key.cast_unsigned() << 1) ^ (key >> 31).cast_unsigned()
 }

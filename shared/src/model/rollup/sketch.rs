@@ -1,9 +1,9 @@
-//! How many values lie in which bin, where bins grow with the values: a DDSketch (Ch. Masson,
-//! J. E. Rim, H. K. Lee, VLDB 2019) over a fixed range of magnitudes, so with [`BINS_MAX`] bins.
+//! Counts of values by bin, where bins grow with the values: a DDSketch (Ch. Masson, J. E. Rim, H. K. Lee,
+//! VLDB 2019) over a fixed range of magnitudes, so with [`BINS_MAX`] bins.
 //!
-//! A value beyond the range counts in the outermost bin of its side. Which bin a value lands in
-//! depends on the value alone, never on what came before: merging stays exact in any order, which
-//! a sketch that collapses its smallest bins would lose.
+//! A value beyond the range counts in the outermost bin of its side. The bin of a value depends on the
+//! value alone, never on earlier ones: merging stays exact in any order, which a sketch that collapses its
+//! smallest bins would lose.
 
 /// Smaller magnitudes count as zero.
 pub const SMALLEST: f64 = 1e-9;
@@ -31,12 +31,12 @@ const STORED_KEY_MAX: i32 = 34_500;
 /// Bins of a sketch at most: zero, and both signs.
 pub const BINS_MAX: usize = 2 * KEY_MAX as usize + 1;
 
-/// Values that are told apart by their bin only.
+/// Number of values in one bin, within which they cannot be distinguished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bin {
-    /// Grows with the values: 0 for zero, 1 from [`SMALLEST`] on, negative for negative values.
+    /// Key, which grows with the values: 0 for zero, 1 from [`SMALLEST`] on, negative for negative values.
     pub key: i32,
-    /// At least 1.
+    /// Count, at least 1.
     pub count: u64,
 }
 
@@ -131,8 +131,8 @@ impl Sketch {
         }
     }
 
-    /// About the value of a rank, counted from 1 upwards; 0 past the last. Beyond [`LARGEST`] only
-    /// that: the value's sign and the largest magnitude of the range.
+    /// Approximate value of a rank, counted from 1 upwards; 0 past the last. Beyond [`LARGEST`] only the
+    /// value's sign and the largest magnitude of the range.
     pub fn value_at(&self, rank: u64) -> f64 {
         let mut seen = 0_u64;
         let holds = |bin: &&Bin| {
@@ -143,8 +143,8 @@ impl Sketch {
     }
 }
 
-/// The first place from `from` on whose key is not smaller. Doubling steps: short ones where the
-/// bins of both sides are the same, few where one side has many more.
+/// First place from `from` on whose key is not smaller. Doubling steps: short ones where the bins of both
+/// sides are the same, few where one side has many more.
 fn seek(bins: &[Bin], mut from: usize, key: i32) -> usize {
     let mut step = 1;
     while bins.get(from + step - 1).is_some_and(|bin| bin.key < key) {

@@ -1,18 +1,18 @@
-//! The exact sum of f64 values, whatever their order: no value is rounded away before the answer.
+//! Exact sum of f64 values, whatever their order: no value is rounded away before the answer.
 //!
-//! After J. R. Shewchuk, "Adaptive Precision Floating-Point Arithmetic and Fast Robust Geometric
+//! Method of J. R. Shewchuk, "Adaptive Precision Floating-Point Arithmetic and Fast Robust Geometric
 //! Predicates" (1997): a sum is kept as several f64 whose bits do not overlap, mostly one or two.
 
-/// How many parts a canonical sum has at most: each is at least 2⁵³ times smaller than the one
-/// before it, and f64 reaches from 2¹⁰²³ to 2⁻¹⁰⁷⁴.
+/// Parts of a canonical sum at most: each is at least 2⁵³ times smaller than the one before it, and f64
+/// reaches from 2¹⁰²³ to 2⁻¹⁰⁷⁴.
 pub const PARTS_MAX: usize = 40;
 
 /// Neighbours that a rounded quotient is moved to at most.
 const QUOTIENT_STEPS_MAX: u32 = 4;
 
-/// The sum is `head` plus all of `tail`. Empty: 0.
+/// Sum as `head` plus all of `tail`; 0 when empty.
 #[derive(Clone, Debug, Default)]
-pub struct Sum {
+pub struct ExactSum {
     /// The largest part; 0 only when there is no other. Beside the tail, so that a sum which fits
     /// one f64 allocates nothing.
     head: f64,
@@ -20,7 +20,7 @@ pub struct Sum {
     tail: Vec<f64>,
 }
 
-impl Sum {
+impl ExactSum {
     /// Adds a finite value.
     pub fn add(&mut self, value: f64) {
         let (mut carried, mut kept) = (value, 0);
@@ -52,7 +52,7 @@ impl Sum {
         self.add(other.head);
     }
 
-    /// The f64 that is nearest to the sum; between two, the even one.
+    /// Rounds to the f64 that is nearest to the sum; between two, the even one.
     pub fn round(&self) -> f64 {
         let (mut high, mut low) = (self.head, 0.0);
         let mut smaller = self.tail.iter().rev();
@@ -106,7 +106,8 @@ impl Sum {
         quotient
     }
 
-    /// Exact: a count above 2⁵³ comes in two parts, and what rounding takes from a product is an f64.
+    /// Subtracts a product exactly: a count above 2⁵³ comes in two parts, and the rounding error of a
+    /// product is an f64.
     fn subtract_product(&mut self, factor: f64, count: u64) {
         for part in [count >> 32 << 32, count & 0xFFFF_FFFF] {
             let part = part as f64;
@@ -116,8 +117,8 @@ impl Sum {
         }
     }
 
-    /// The only parts for this sum of which each is the rounded sum of itself and all that follow,
-    /// by falling magnitude: equal sums have equal parts, and so equal bytes.
+    /// Canonical parts of this sum, by falling magnitude: the only ones of which each is the rounded sum of
+    /// itself and all that follow. Equal sums have equal parts, and so equal bytes.
     pub fn parts(&self) -> Vec<f64> {
         let mut parts = Vec::with_capacity(1 + self.tail.len());
         match self.tail[..] {
@@ -136,7 +137,7 @@ impl Sum {
         parts
     }
 
-    /// The sum with these [`Sum::parts`]; `None` when no sum has them.
+    /// Sum with these [`ExactSum::parts`]; `None` when no sum has them.
     pub fn from_parts(parts: &[f64]) -> Option<Self> {
         let mut sum = Self::default();
         parts.iter().rev().for_each(|part| sum.add(*part));
@@ -144,13 +145,13 @@ impl Sum {
     }
 }
 
-impl PartialEq for Sum {
+impl PartialEq for ExactSum {
     fn eq(&self, other: &Self) -> bool {
         self.parts() == other.parts()
     }
 }
 
-/// The rounded sum and what rounding took away: together exactly `a + b` (D. E. Knuth).
+/// Rounded sum and its rounding error: together exactly `a + b` (D. E. Knuth).
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let part_of_b = sum - a;
@@ -167,8 +168,8 @@ fn is_same(a: f64, b: f64) -> bool {
 mod tests {
     use super::*;
 
-    fn sum(values: &[f64]) -> Sum {
-        let mut sum = Sum::default();
+    fn sum(values: &[f64]) -> ExactSum {
+        let mut sum = ExactSum::default();
         for value in values {
             sum.add(*value);
         }
@@ -205,21 +206,21 @@ mod tests {
             (-1_074..963).step_by(2).map(|power| 2.0_f64.powi(power / 2) * 2.0_f64.powi(power - power / 2));
         let parts = sum(&powers.collect::<Vec<_>>()).parts();
         assert!((30..=PARTS_MAX).contains(&parts.len()), "{}", parts.len());
-        assert_eq!(Sum::from_parts(&parts).map(|sum| sum.parts()), Some(parts));
+        assert_eq!(ExactSum::from_parts(&parts).map(|sum| sum.parts()), Some(parts));
     }
 
     #[test]
     fn parts_that_no_sum_has_are_refused() {
         for parts in [&[0.0][..], &[f64::NAN], &[f64::INFINITY], &[1.0, 0.0], &[1.0, 1.0], &[1e-9, 1.0]] {
-            assert!(Sum::from_parts(parts).is_none(), "{parts:?}");
+            assert!(ExactSum::from_parts(parts).is_none(), "{parts:?}");
         }
         // With the third part, the first two would be rounded up.
         let half = f64::EPSILON / 2.0;
-        assert!(Sum::from_parts(&[1.0, half]).is_some());
-        assert!(Sum::from_parts(&[1.0, half, 1e-300]).is_none());
+        assert!(ExactSum::from_parts(&[1.0, half]).is_some());
+        assert!(ExactSum::from_parts(&[1.0, half, 1e-300]).is_none());
         // And here rounded up without it.
         let odd = 1.0 + f64::EPSILON;
-        assert!(Sum::from_parts(&[odd, half]).is_none());
-        assert!(Sum::from_parts(&[odd, half, -1e-300]).is_some());
+        assert!(ExactSum::from_parts(&[odd, half]).is_none());
+        assert!(ExactSum::from_parts(&[odd, half, -1e-300]).is_some());
     }
 }

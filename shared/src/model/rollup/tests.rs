@@ -41,7 +41,7 @@ impl Exact {
         carry < 0
     }
 
-    /// To the nearest f64, half to even.
+    /// Rounds to the nearest f64, half to even.
     fn round(self) -> f64 {
         self.divide(1)
     }
@@ -155,8 +155,8 @@ fn a_quotient_of_whole_numbers_is_that_of_real_arithmetic() {
     assert_ne!((sum_of(&values).round() / 10.0).to_bits(), 62.792_f64.to_bits());
 }
 
-fn sum_of(values: &[f64]) -> Sum {
-    let mut sum = Sum::default();
+fn sum_of(values: &[f64]) -> ExactSum {
+    let mut sum = ExactSum::default();
     for value in values {
         sum.add(*value);
     }
@@ -187,7 +187,7 @@ fn a_rollup_has_a_stated_size_whatever_it_is_made_of() {
     assert!(Rollup::decode(&bytes) == Ok(full));
 }
 
-/// As builds wrote it that kept every bin.
+/// Encodes as the builds did that kept every bin.
 fn encoded_wide(keys: impl Iterator<Item = u16>, values: &[f64]) -> Vec<u8> {
     let varint = |mut value: u32| {
         let mut bytes = Vec::new();

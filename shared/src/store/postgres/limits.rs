@@ -68,7 +68,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn new(config: &config::Store) -> Self {
+    pub fn new(config: &config::StoreSettings) -> Self {
         Self { read_ms: config.read_timeout_ms.max(1), write_ms: config.write_timeout_ms.max(1) }
     }
 

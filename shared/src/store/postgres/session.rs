@@ -100,7 +100,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(config: &config::Store) -> anyhow::Result<Self> {
+    pub fn new(config: &config::StoreSettings) -> anyhow::Result<Self> {
         let runtime = Handle::try_current().context("a store is opened on a runtime")?;
         // The error of the parser names no part of the URL, which may hold a password.
         let unlimited = PgConnectOptions::from_str(&config.url).context("not a usable postgres:// URL")?;

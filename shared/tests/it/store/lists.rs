@@ -176,7 +176,7 @@ async fn others_go_on(store: &Arc<dyn Store>, lists: &mut tokio::task::JoinSet<(
 async fn lists_that_wait_leave_connections_to_the_rest_on_postgres() {
     testkit::isolated("share", async |isolated| {
         let url = isolated.database_url;
-        let config = config::Store {
+        let config = config::StoreSettings {
             connections_max: 4,
             list_connections_max: 3,
             read_timeout_ms: 20_000,
@@ -253,7 +253,7 @@ async fn a_page_of_names_begins_at_its_prefix_on_sqlite() {
         insert into counters (name, value, version, updated_at_ms) select 'a' || n, 1, 1, 0 from n";
     file.execute(insert).await.expect("is filled");
     // There is no time at all: only the work between two checks of the clock is allowed.
-    let impatient = config::Store { read_timeout_ms: 0, ..config::Store::default() };
+    let impatient = config::StoreSettings { read_timeout_ms: 0, ..config::StoreSettings::default() };
     let store = shared::store::sqlite::SqliteStore::open(&directory.0, &impatient).await.expect("opens");
     for (prefix, after) in [("z", None), ("z", Some("a1")), ("a99999", Some("a5"))] {
         let page = NamePage { prefix: prefix.into(), after: after.map(Into::into), limit: 10 };

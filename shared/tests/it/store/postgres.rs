@@ -49,7 +49,7 @@ async fn ledger_rows(url: &str) -> i64 {
 }
 
 /// Starts a proxy before the server; returns also the settings that go through it.
-async fn proxied(url: &str) -> (Proxy, config::Store) {
+async fn proxied(url: &str) -> (Proxy, config::StoreSettings) {
     let (before, after) = url.split_once('@').expect("a URL with a user");
     let (server, database) = after.split_once('/').expect("a URL with a database");
     let server = server.to_socket_addrs().expect("resolves").next().expect("an address");
@@ -124,7 +124,7 @@ async fn an_abandoned_transaction_swallows_nothing_that_is_written_later() {
     testkit::isolated("abandoned", async |isolated| {
         let url = isolated.database_url;
         let (proxy, config) = proxied(&url).await;
-        let store = postgres(&config::Store { connections_max: 1, ..config }).await;
+        let store = postgres(&config::StoreSettings { connections_max: 1, ..config }).await;
         let mut messages = Messages::new();
         apply(&store, &[messages.increments(&[("warm", 1)])]).await;
         // A round trip takes 50 ms: the call is abandoned in `begin`, in the ledger, in the sums,
@@ -153,7 +153,7 @@ async fn an_abandoned_transaction_swallows_nothing_that_is_written_later() {
 async fn a_server_that_falls_silent_costs_a_time_out_and_no_connection() {
     testkit::isolated("silent", async |isolated| {
         let (proxy, config) = proxied(&isolated.database_url).await;
-        let config = config::Store {
+        let config = config::StoreSettings {
             connections_max: 2,
             connect_timeout_ms: 800,
             read_timeout_ms: 800,
@@ -270,7 +270,7 @@ async fn a_batch_whose_statement_failed_is_never_reported_as_applied() {
 async fn locks_that_others_hold_are_waited_for_within_the_time_limit() {
     testkit::isolated("locks", async |isolated| {
         let url = isolated.database_url;
-        let config = config::Store { write_timeout_ms: 800, ..postgres_config(&url) };
+        let config = config::StoreSettings { write_timeout_ms: 800, ..postgres_config(&url) };
         let store = postgres(&config).await;
         let mut messages = Messages::new();
         apply(&store, &[messages.increments(&[("a", 1)])]).await;
@@ -329,7 +329,8 @@ async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that
                 "{reported}"
             );
         }
-        let config = config::Store { create_database: true, ..postgres_config(&isolated.database_url) };
+        let config =
+            config::StoreSettings { create_database: true, ..postgres_config(&isolated.database_url) };
         let open = || PostgresStore::open(&config).expect("opens");
         let stores = [open(), open(), open()];
         let migrations = stores.each_ref().map(|store| store.migrate());
@@ -343,7 +344,7 @@ async fn a_missing_database_is_created_once_however_many_ask_and_only_where_that
 
 #[tokio::test]
 async fn opening_connects_to_nothing_and_no_error_tells_the_password() {
-    let config = |url: &str| config::Store { connect_timeout_ms: 200, ..postgres_config(url) };
+    let config = |url: &str| config::StoreSettings { connect_timeout_ms: 200, ..postgres_config(url) };
     let store = PostgresStore::open(&config("postgres://user:hush@127.0.0.1:1/none")).expect("opens");
     let reported = unavailable(store.now_ms().await.expect_err("nobody listens"));
     assert!(!reported.is_empty() && !reported.contains("hush"), "{reported}");

@@ -88,7 +88,8 @@ fn killed_after(directory: &Directory, answers: usize) -> i64 {
 #[ignore = "run as a process of its own by what_was_answered_survives_a_kill_in_the_middle"]
 async fn child() {
     let directory = PathBuf::from(std::env::var_os(CHILD_DIRECTORY).expect("started by the other test"));
-    let store = SqliteStore::open(&directory, &shared::config::Store::default()).await.expect("opens");
+    let store =
+        SqliteStore::open(&directory, &shared::config::StoreSettings::default()).await.expect("opens");
     store.migrate().await.expect("migrates");
     let store: Arc<dyn Store> = store;
     let mut messages = Messages::new();
@@ -138,7 +139,7 @@ async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
     }
     store.close().await;
     // There is no time at all: only the work between two checks of the clock is allowed.
-    let impatient = shared::config::Store { read_timeout_ms: 0, ..shared::config::Store::default() };
+    let impatient = shared::config::StoreSettings { read_timeout_ms: 0, ..shared::config::StoreSettings::default() };
     let store = SqliteStore::open(&directory.0, &impatient).await.expect("opens");
     let filters = ["f", "g"].map(|field| (field.to_owned(), shared::model::collection::index_text("x")));
     let page =
@@ -153,7 +154,8 @@ async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
 #[tokio::test]
 async fn a_file_without_the_known_schema_is_refused() {
     let directory = Directory::new("schema");
-    let store = SqliteStore::open(&directory.0, &shared::config::Store::default()).await.expect("opens");
+    let store =
+        SqliteStore::open(&directory.0, &shared::config::StoreSettings::default()).await.expect("opens");
     assert!(unavailable(store.counter("a").await.expect_err("no schema")).contains("api migrate"));
     assert!(unavailable(store.apply([].into()).await.expect_err("no schema")).contains("api migrate"));
     store.migrate().await.expect("migrates");
@@ -161,7 +163,8 @@ async fn a_file_without_the_known_schema_is_refused() {
     store.close().await;
     let newer = "insert into _sqlx_migrations values (99, 'later', '2030-01-01', true, x'00', 0)";
     execute(&mut file(&directory).await, newer).await;
-    let store = SqliteStore::open(&directory.0, &shared::config::Store::default()).await.expect("opens");
+    let store =
+        SqliteStore::open(&directory.0, &shared::config::StoreSettings::default()).await.expect("opens");
     let refusals =
         [store.apply([].into()).await.map(|_| ()), store.migrate().await, store.now_ms().await.map(|_| ())];
     for refused in refusals {

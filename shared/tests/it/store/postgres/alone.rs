@@ -77,7 +77,7 @@ async fn a_transaction_that_waits_for_a_lock_is_not_taken_for_a_slow_one() {
 async fn the_items_that_take_too_long_alone_are_set_aside_and_the_others_are_applied() {
     testkit::isolated("slow_items", async |isolated| {
         let config = postgres_config(&isolated.database_url);
-        let store = postgres(&shared::config::Store { write_timeout_ms: 12_000, ..config }).await;
+        let store = postgres(&shared::config::StoreSettings { write_timeout_ms: 12_000, ..config }).await;
         let mut session = session(&isolated.database_url).await;
         sleep_at(&mut session, "documents", "new.data like '%heavy%'").await;
         let mut messages = Messages::new();

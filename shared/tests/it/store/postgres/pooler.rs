@@ -41,7 +41,7 @@ async fn works_behind(mode: &str, size: &str) {
         let settings = [("pool_mode", mode), ("default_pool_size", size)];
         let pooler = PgBouncer::create(&program, &url, &settings).await.expect("starts");
         let through = pooler.url(&url).expect("a URL");
-        let config = config::Store { pooler: true, ..postgres_config(&through) };
+        let config = config::StoreSettings { pooler: true, ..postgres_config(&through) };
         let stores = [postgres(&config).await, postgres(&config).await];
         let mut direct = session(&url).await;
         execute(&mut direct, SPY).await;

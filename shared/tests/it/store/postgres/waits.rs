@@ -252,7 +252,7 @@ async fn opposite_orders_of_everything_meet_no_deadlock() {
 async fn a_read_that_nobody_waits_for_ends_and_a_write_may_wait_longer() {
     testkit::isolated("limits", async |isolated| {
         let url = isolated.database_url;
-        let config = shared::config::Store { read_timeout_ms: 500, ..postgres_config(&url) };
+        let config = shared::config::StoreSettings { read_timeout_ms: 500, ..postgres_config(&url) };
         let store = postgres(&config).await;
         let mut messages = Messages::new();
         apply(&store, &[messages.of(&[increment("a", 1)])]).await;
