@@ -11,7 +11,7 @@ use api::routes::openapi;
 use api::server::Server;
 use clap::{Parser, Subcommand};
 use shared::config::Config;
-use shared::config::load::Loaded;
+use shared::config::load::LoadedConfig;
 use shared::config::load::profile::Program;
 use shared::config::load::report::check_config_report;
 use shared::config::pair::Pair;
@@ -79,7 +79,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 /// Prints the configuration. Stricter than a start: the operator can still mend it.
-fn check_config(loaded: &Loaded) -> anyhow::Result<()> {
+fn check_config(loaded: &LoadedConfig) -> anyhow::Result<()> {
     print!("{}", check_config_report(loaded));
     let expired = Keys::read(&loaded.config.auth)?.expired();
     let names = expired.into_iter().collect::<Vec<_>>().join(", ");
@@ -87,7 +87,7 @@ fn check_config(loaded: &Loaded) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(loaded: Loaded) -> anyhow::Result<()> {
+async fn serve(loaded: LoadedConfig) -> anyhow::Result<()> {
     let config = loaded.config;
     // Signals are handled before anything is accepted that one could cut off.
     let stop_max = Server::stop_max(&config);
@@ -140,7 +140,7 @@ async fn open(config: &Config, embedded: bool, shutdown: &Shutdown) -> anyhow::R
         // The floor is needed before the first id.
         backend.learn_floor().await?;
     } else {
-        cli::tell_missing_servers(config).await;
+        cli::report_missing_servers(config).await;
         if config.store.migrate {
             tokio::spawn(cli::migrate(backend.store.clone(), shutdown.clone()));
         }

@@ -39,7 +39,7 @@ pub struct Server {
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
     completions: Vec<Shutdown>,
-    ops: ops::Ops,
+    ops: ops::OpsServer,
     background: Vec<JoinHandle<()>>,
     trigger: Trigger,
     drain_grace: Duration,
@@ -157,7 +157,7 @@ fn serve_http(config: &Config, app: &Arc<App>) -> anyhow::Result<(actix_web::dev
     })
 }
 
-fn serve_ops(config: &Config, app: &Arc<App>) -> anyhow::Result<ops::Ops> {
+fn serve_ops(config: &Config, app: &Arc<App>) -> anyhow::Result<ops::OpsServer> {
     let (host, port) = (config.ops.host.as_str(), config.ops.port.unwrap_or(0));
     let health = app.clone();
     ops::serve(host, port, &app.backend.progress, Arc::new(move || health.health()))

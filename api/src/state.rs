@@ -189,7 +189,7 @@ pub struct WaitLimits {
 pub struct MetricsParts {
     pub cache: Arc<ReadCache<Question>>,
     /// Retention of the consumer.
-    pub retention: shared::config::Retention,
+    pub retention: shared::config::RetentionSettings,
     /// Greatest age of points, in years.
     pub point_years_max: u32,
     /// Permits to hold a page of rollups in memory.

@@ -118,7 +118,7 @@ impl Period {
 impl RollupRetention {
     /// Rollups that are there at a time. With any retention, points that are old when they come write no
     /// minutes, or no hours either. Where hours are gone, minutes are of no use.
-    pub fn at(now_ms: i64, retention: &config::Retention) -> Self {
+    pub fn at(now_ms: i64, retention: &config::RetentionSettings) -> Self {
         let minutes_ms = (i64::from(retention.minutes_hours) * Hour.period_ms()).min(MINUTES_BACK_MS_MAX);
         let hours_ms = (i64::from(retention.hours_days) * DAY_MS).min(HOURS_BACK_MS_MAX);
         Self {

@@ -1,7 +1,7 @@
 //! Limits of a queue, as both implementations take them.
 use std::time::Duration;
 
-use super::Queue;
+use super::QueueSettings;
 
 /// Limits of one queue, the same for both implementations.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +12,8 @@ pub struct QueueLimits {
     pub confirm_timeout: Duration,
 }
 
-impl From<&Queue> for QueueLimits {
-    fn from(queue: &Queue) -> Self {
+impl From<&QueueSettings> for QueueLimits {
+    fn from(queue: &QueueSettings) -> Self {
         Self { bytes_max: queue.bytes_max, confirm_timeout: Duration::from_millis(queue.confirm_timeout_ms) }
     }
 }

@@ -70,14 +70,14 @@ impl SqliteStore {
 
     /// Opens `store.db` in `directory`, which is made if it is not there. Must be called on a
     /// runtime: all work is done on that one, from wherever the store is used.
-    pub async fn open(directory: &Path, config: &config::Store) -> Result<Arc<Self>, StoreError> {
+    pub async fn open(directory: &Path, config: &config::StoreSettings) -> Result<Arc<Self>, StoreError> {
         Self::open_with(directory, config, &config::Collections::default()).await
     }
 
     /// As [`open`](Self::open).
     pub async fn open_with(
         directory: &Path,
-        config: &config::Store,
+        config: &config::StoreSettings,
         collections: &config::Collections,
     ) -> Result<Arc<Self>, StoreError> {
         let read_timeout = Duration::from_millis(config.read_timeout_ms);

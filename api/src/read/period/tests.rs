@@ -21,7 +21,7 @@ fn texts(from: &str, to: &str) -> (String, String) {
 const NOW: &str = "2026-11-20T12:34:56.789Z";
 
 fn kept() -> RollupRetention {
-    RollupRetention::at(at(NOW), &config::Retention::default())
+    RollupRetention::at(at(NOW), &config::RetentionSettings::default())
 }
 
 #[test]
@@ -135,7 +135,8 @@ fn spans() -> impl Strategy<Value = Span> {
 /// Any retention, also ones that make no sense.
 fn kepts() -> impl Strategy<Value = RollupRetention> {
     (0_u32..72, 0_u32..120).prop_map(|(minutes_hours, hours_days)| {
-        let retention = config::Retention { minutes_hours, hours_days, ..config::Retention::default() };
+        let retention =
+            config::RetentionSettings { minutes_hours, hours_days, ..config::RetentionSettings::default() };
         RollupRetention::at(at(NOW), &retention)
     })
 }

@@ -139,7 +139,8 @@ async fn a_read_that_takes_too_long_is_ended_and_others_go_on() {
     }
     store.close().await;
     // There is no time at all: only the work between two checks of the clock is allowed.
-    let impatient = shared::config::StoreSettings { read_timeout_ms: 0, ..shared::config::StoreSettings::default() };
+    let impatient =
+        shared::config::StoreSettings { read_timeout_ms: 0, ..shared::config::StoreSettings::default() };
     let store = SqliteStore::open(&directory.0, &impatient).await.expect("opens");
     let filters = ["f", "g"].map(|field| (field.to_owned(), shared::model::collection::index_text("x")));
     let page =
