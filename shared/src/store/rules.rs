@@ -1,4 +1,4 @@
-//! Rules of the store, for both implementations: what a transaction has to do. Without SQL.
+//! Rules of the store for both implementations: the content of transactions, without SQL.
 pub(super) mod bodies;
 pub(super) mod checks;
 pub(super) mod dead_letters;

@@ -1,5 +1,5 @@
-//! Items that were set aside: what is told of them, and what a redrive makes of them. Pure, for
-//! both stores.
+//! Items that were set aside: the messages that a redrive makes of them, and its outcomes. Pure, for both
+//! stores.
 //!
 //! A redriven item becomes a message of its own, which never reaches the ledger: the message that
 //! brought it stands there already. The item keeps its id, its place and its accept time.
@@ -14,13 +14,13 @@ use crate::model::id::ItemKey;
 use crate::model::message::{Message, decode_stored};
 use crate::model::outcome::{Reason, SetAside};
 
-/// How long a redrive goes on to the next step, well below `store.write_timeout_ms`.
+/// Time after which a redrive begins no further step; well below `store.write_timeout_ms`.
 pub(crate) const REDRIVE_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Another payload was processed under the item's key meanwhile.
+/// Reason: another payload was processed under the item's key meanwhile.
 const KEY_REUSED: &str = "key_reused";
 
-/// What may share a transaction, in this order: neighbouring items, and each message alone.
+/// Splits letters by transaction, in this order: neighbouring items together, and each message alone.
 pub(crate) fn steps(letters: &[DeadLetter]) -> impl Iterator<Item = &[DeadLetter]> {
     letters.chunk_by(|one, other| !one.is_message() && !other.is_message())
 }
@@ -28,9 +28,9 @@ pub(crate) fn steps(letters: &[DeadLetter]) -> impl Iterator<Item = &[DeadLetter
 /// The letters of one transaction.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    /// One item each.
+    /// Messages of one item each.
     pub messages: Vec<Message>,
-    /// Those of which there is no message.
+    /// Outcomes of letters that give no message.
     failed: Vec<Redriven>,
 }
 
@@ -66,7 +66,7 @@ impl Batch {
         });
     }
 
-    /// What became of each, by ascending id; `set_aside` are those that failed again.
+    /// Returns the outcome of each letter, by ascending id; `set_aside` holds those that failed again.
     pub fn settle(self, set_aside: &[SetAside]) -> Vec<Redriven> {
         let aside: HashMap<ItemKey, &SetAside> = set_aside.iter().map(|aside| (aside.item, aside)).collect();
         let mut settled = self.failed;
@@ -86,7 +86,7 @@ pub(crate) fn failed(id: Uuid, reason: &str, detail: String) -> Redriven {
     Redriven { id, outcome: RedriveOutcome::FailedAgain { reason: reason.into(), detail } }
 }
 
-/// A message that holds the one item, at the place that it had.
+/// Returns a message that holds the one item, at the place that it had.
 fn message_of(letter: &DeadLetter) -> Result<Message, String> {
     let unknown = || "this build does not know its kind".to_owned();
     let key = ItemKey::from_uuid(letter.id).ok_or_else(unknown)?;

@@ -1,5 +1,5 @@
-//! What a batch does to documents, without a database: which are stored, what is indexed of them,
-//! and which do not hold the definition of their collection. Pure, for both stores.
+//! Effects of a batch on documents, without a database: the rows that are stored, their index entries, and
+//! the documents that violate the definition of their collection. Pure, for both stores.
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::model::write::Document;
 /// The definitions that the transaction found, one for each of [`collections`].
 pub type Checkers<S> = HashMap<String, Arc<Checker>, S>;
 
-/// Memory for compiled definitions that a store keeps, in bytes; beyond, all are forgotten.
+/// Maximum of bytes of compiled definitions that a store keeps; beyond, all are forgotten.
 pub const KNOWN_BYTES_MAX: usize = 32 << 20;
 
 /// A row of `documents`.
@@ -24,7 +24,7 @@ pub const KNOWN_BYTES_MAX: usize = 32 << 20;
 pub struct Row<'a> {
     pub collection: &'a str,
     pub place: Uuid,
-    /// Of a keyed document; the others are found by their place.
+    /// Id of a keyed document; the others are found by their place.
     pub id: Option<Uuid>,
     pub data: &'a str,
     pub accepted_at_ms: i64,
@@ -39,7 +39,7 @@ pub struct FieldRow<'a> {
     pub place: Uuid,
 }
 
-/// What becomes of the documents of a batch. Rows are sorted by their keys.
+/// Rows that a batch writes, sorted by their keys, and the documents that need a check.
 #[derive(Debug, Default)]
 pub struct Rows<'a> {
     pub documents: Vec<Row<'a>>,
@@ -50,7 +50,7 @@ pub struct Rows<'a> {
 /// Documents that cannot come into the collection of a deletion that finds nothing there: such a deletion
 /// leaves no tombstone.
 pub struct Elsewhere<'p> {
-    /// Those that this transaction stores.
+    /// Documents that this transaction stores.
     stored: HashSet<Uuid>,
     own: &'p Own,
 }
@@ -60,10 +60,11 @@ impl<'p> Elsewhere<'p> {
         Self { stored: rows.documents.iter().map(|row| row.id.unwrap_or(row.place)).collect(), own }
     }
 
-    /// `fate` is read in the transaction. What was processed before is stored, was, or is past the floor. What
-    /// was set aside may be redriven.
-    pub fn holds(&self, document: ItemKey, fate: Option<&ItemStatus>) -> bool {
-        let was_processed = matches!(fate, Some(ItemStatus::Applied { .. } | ItemStatus::Forgotten));
+    /// Returns true for a document that cannot come. `status` is read in the transaction. A document that was
+    /// processed before is stored, was stored, or lies below the floor. A document that was set aside may be
+    /// redriven.
+    pub fn holds(&self, document: ItemKey, status: Option<&ItemStatus>) -> bool {
+        let was_processed = matches!(status, Some(ItemStatus::Applied { .. } | ItemStatus::Forgotten));
         self.stored.contains(&document.as_uuid()) || (was_processed && !self.own.holds(document))
     }
 }
@@ -74,7 +75,8 @@ pub fn collections<'a>(documents: &[Task<'a, Document>]) -> Vec<&'a str> {
     distinct.into_iter().collect()
 }
 
-/// What the API checked by another definition, or by none, needs a verdict; `Err` names what has none.
+/// Builds the rows of a batch. Documents that the API checked by another definition, or by none, need a
+/// verdict; `Err` names those without one.
 pub fn rows<'a>(
     documents: &[Task<'a, Document>],
     checkers: &Checkers<impl BuildHasher>,

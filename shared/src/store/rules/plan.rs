@@ -1,8 +1,8 @@
-//! What a transaction has to do, once it is known which messages are new and which keys are free.
-//! Pure, for both stores.
+//! Plan of a transaction, once it is known which messages are new and which keys are free. Pure, for both
+//! stores.
 //!
-//! Items stand in the order of messages and items. Of several items with one key the first that is
-//! processed counts, set aside or not; a repetition does nothing, and another payload never does.
+//! Items stand in the order of messages and items. Of several items with one key the first that is processed
+//! counts, set aside or not; a repetition does nothing, and another payload never does.
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::model::message::{Entry, Message};
 use crate::model::outcome::{KeyedOutcome, KeyedVerdict, Reason, SetAside};
 use crate::model::write::{Delete, Document, Increment, Item, Point, Write};
 
-/// Longest detail of an item that was set aside, in characters: parsers quote what they met.
+/// Maximum of characters in the detail of an item that was set aside: parsers quote their input.
 const DETAIL_LENGTH_MAX: usize = 1_000;
 
 const TOO_OLD: &str = "its message came after the ledger had forgotten what was applied when it was accepted";
@@ -44,7 +44,7 @@ impl<'a, T> Task<'a, T> {
         self.message.item_key(self.index)
     }
 
-    /// Where it stands among all items, by time.
+    /// Returns the position of the item among all items, by time.
     pub fn place(&self) -> Uuid {
         self.message.place(self.index).as_uuid()
     }
@@ -75,7 +75,7 @@ impl Place<'_> {
     }
 }
 
-/// Everything that the fresh messages ask for.
+/// Writes of the fresh messages, by kind.
 #[derive(Debug, Default)]
 pub struct Plan<'a> {
     pub increments: Vec<Task<'a, Increment>>,
@@ -85,11 +85,11 @@ pub struct Plan<'a> {
     /// Items that are not applied, whatever the store holds.
     pub aside: Vec<SetAside>,
     pub keyed: Vec<KeyedOutcome>,
-    /// Also of a part.
+    /// Items of the whole transaction, also in a part of the plan.
     pub own: Arc<Own>,
 }
 
-/// What the store says was processed only because this transaction is about to.
+/// Items and messages that the store reports as processed only because this transaction is about to.
 #[derive(Debug, Default)]
 pub struct Own {
     messages: HashSet<MessageId>,
@@ -102,11 +102,11 @@ impl Own {
     }
 }
 
-/// What is to be entered into `keyed_writes` under a key.
+/// Entry for `keyed_writes` under a key.
 pub struct Entered {
     pub fingerprint: Fingerprint,
-    /// A store whose clock was behind must not take the key for older than its message: what may be
-    /// forgotten follows from accept times.
+    /// Lower bound of the entry's time: a store whose clock was behind must not take the key for older than
+    /// its message, because accept times decide which keys may be forgotten.
     pub accepted_at_ms: i64,
 }
 
@@ -124,12 +124,12 @@ pub fn keys(fresh: &[&Message]) -> BTreeMap<ItemKey, Entered> {
     keys
 }
 
-/// What `keyed_writes` said: the fingerprints that were there before this transaction. Keys that
-/// are missing here were entered by it.
+/// Fingerprints that were in `keyed_writes` before this transaction. Keys that are missing here were entered
+/// by it.
 pub type Earlier = HashMap<ItemKey, Fingerprint>;
 
 impl<'a> Plan<'a> {
-    /// Of messages that have no other row in the ledger. `too_old` are those that may have had one.
+    /// Plans messages that have no other row in the ledger. `too_old` are those that may have had one.
     pub fn of(fresh: &[&'a Message], too_old: &HashSet<MessageId>, earlier: &Earlier) -> Self {
         let mut plan = Self::default();
         let mut processed = earlier.clone();
@@ -155,7 +155,7 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    /// Of items that come a second time: each takes effect, for the row that was set aside is the
+    /// Plans items that come a second time. Each takes effect, because its row in the dead letters is the
     /// token for it.
     pub fn redriven(messages: &'a [Message]) -> Self {
         let mut plan = Self::default();
@@ -167,7 +167,7 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    /// The items that take effect, in the order of these messages and of their items.
+    /// Returns the items that take effect, in the order of these messages and of their items.
     pub fn places(&self, messages: &[&'a Message]) -> Vec<Place<'a>> {
         let ranks: HashMap<MessageId, usize> =
             messages.iter().enumerate().map(|(rank, message)| (message.id, rank)).collect();
@@ -180,7 +180,7 @@ impl<'a> Plan<'a> {
         places
     }
 
-    /// What only these items ask for.
+    /// Returns the part of the plan for these items.
     pub fn part(&self, places: &[Place<'a>]) -> Self {
         let places: HashSet<ItemKey> = places.iter().map(|place| place.message.place(place.index)).collect();
         let is_in = |message: &Message, index| places.contains(&message.place(index));
@@ -209,7 +209,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The outcomes of keyed items but for those that were set aside.
+    /// Returns the outcomes of keyed items, without those that were set aside.
     pub fn keyed_outcomes(&self, set_aside: &[SetAside]) -> Vec<KeyedOutcome> {
         let aside: HashSet<ItemKey> = set_aside.iter().map(|aside| aside.item).collect();
         let is_aside = |outcome: &KeyedOutcome| {
@@ -234,13 +234,13 @@ fn judge(processed: &mut Earlier, Keyed { id, fingerprint }: Keyed) -> KeyedVerd
     }
 }
 
-/// Postgres takes no NUL in text. A parser's complaint may quote one, so that one such item would
-/// fail its whole batch for ever: `nothing_that_a_message_can_carry_fails_its_batch`.
+/// Replaces NUL, which Postgres takes in no text. A parser's complaint may quote one, so that one such item
+/// would fail its whole batch for ever: `nothing_that_a_message_can_carry_fails_its_batch`.
 fn visible(character: char) -> char {
     if character == '\0' { char::REPLACEMENT_CHARACTER } else { character }
 }
 
-/// A detail as it is stored: short, and such that every store takes it.
+/// Returns a detail as it is stored: short, and such that every store takes it.
 pub fn detail_of(text: &str) -> String {
     text.chars().take(DETAIL_LENGTH_MAX).map(visible).collect()
 }

@@ -1,8 +1,8 @@
-//! What a batch does to counters, without a database: merged sums for the usual case, and item by
-//! item where a value might leave its range.
+//! Effects of a batch on counters, without a database: merged sums for the usual case, and item by item where
+//! a value might leave its range.
 //!
-//! Both stores call this between reading and writing. The meaning is that of [`fold_increments`];
-//! [`sum_increments`] is the same result in one addition per counter, and says when it is not.
+//! Both stores call this between reading and writing. [`fold_increments`] defines the result;
+//! [`sum_increments`] gives the same in one addition per counter, and says when it does not.
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 
@@ -18,9 +18,9 @@ type Increments<'t, 'a> = &'t [Task<'a, Increment>];
 pub struct Sum<'a> {
     pub name: &'a str,
     pub delta: i64,
-    /// How many increments.
+    /// Number of increments.
     pub count: i64,
-    /// The lowest and the highest that the running sum got to, from 0.
+    /// Lowest and highest value of the running sum, from 0.
     lowest: i64,
     highest: i64,
 }
@@ -36,18 +36,18 @@ pub struct Standing {
     pub version: i64,
 }
 
-/// What the exact path makes of a batch.
+/// Result of the exact path for a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Folded<'a> {
     /// Counters that changed, by name.
     pub counters: Vec<(&'a str, Standing)>,
-    /// After each awaited increment that was applied.
+    /// Results of the awaited increments that were applied.
     pub standings: Vec<CounterResult>,
     pub set_aside: Vec<SetAside>,
 }
 
 impl Sum<'_> {
-    /// Whether every value on the way to `value`, which includes this sum, was in range. A sum of
+    /// Returns true when every value on the way to `value`, which includes this sum, was in range. A sum of
     /// +5 and −5 fits everywhere, but not its first half beside the limit.
     pub fn stayed_in_range(&self, value: i64) -> bool {
         let before = i128::from(value) - i128::from(self.delta);
@@ -71,7 +71,7 @@ pub fn sum_increments<'a>(increments: Increments<'_, 'a>) -> Result<Vec<Sum<'a>>
     Ok(sums)
 }
 
-/// Applies a batch one increment after the other to `current` (absent: never incremented). What
+/// Applies a batch one increment after the other to `current` (absent: never incremented). An increment that
 /// would overflow is set aside, and the next is applied.
 pub fn fold_increments<'a>(
     current: &HashMap<String, Standing, impl BuildHasher>,
@@ -102,7 +102,7 @@ pub fn fold_increments<'a>(
     Folded { counters, standings, set_aside }
 }
 
-/// The standings of awaited increments, from what merged sums made of the counters.
+/// Returns the results of awaited increments, from the counters after merged sums.
 pub fn standings(merged: &[Counter], sums: &[Sum<'_>], increments: Increments<'_, '_>) -> Vec<CounterResult> {
     if !increments.iter().any(Task::is_awaited) {
         return Vec::new();
