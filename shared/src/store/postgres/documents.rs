@@ -175,8 +175,8 @@ async fn withdraw(
     let documents: Vec<ItemKey> = fresh.iter().map(|fresh| fresh.document).collect();
     let statuses = read::item_statuses(connection, &documents).await?;
     let (mut collections, mut places) = (Vec::new(), Vec::new());
-    for (fresh, fate) in fresh.into_iter().zip(statuses) {
-        if elsewhere.holds(fresh.document, fate.as_ref()) {
+    for (fresh, status) in fresh.into_iter().zip(statuses) {
+        if elsewhere.holds(fresh.document, status.as_ref()) {
             collections.push(fresh.collection);
             places.push(fresh.place);
         }

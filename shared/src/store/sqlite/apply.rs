@@ -1,6 +1,6 @@
-//! The transaction that applies a batch: ledger, keys, documents, points, counters, set-aside items,
-//! in this order. The statements for the ledger, counters and set-aside items are here. Many rows
-//! travel as one JSON array per statement, or as `values`, because a statement costs more than a row.
+//! The transaction that applies a batch: ledger, keys, documents, points, counters, set-aside items, in this
+//! order. The statements for the ledger, counters and set-aside items are here. Many rows travel as one JSON
+//! array per statement, or as `values`, because a statement costs more than a row.
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sqlx::{Row, SqliteConnection};
@@ -19,7 +19,7 @@ use crate::store::rules::ledger::TooOld;
 use crate::store::rules::plan::Plan;
 use crate::store::rules::sums::{self, Folded, Standing};
 
-/// `where true` tells the parser that `on` begins no join.
+/// Inserts ledger rows. `where true` tells the parser that `on` begins no join.
 pub const ENTER: &str = "insert into applied_message (id, digest, applied_at_ms) \
     select unhex(value ->> 0), unhex(value ->> 1), ?2 from json_each(?1) where true \
     on conflict do nothing \
@@ -41,7 +41,7 @@ pub const BURY: &str = "insert into dead_letters \
     select unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, ?2 \
     from json_each(?1) where true on conflict do nothing";
 
-/// Inside a transaction that holds the write lock.
+/// Applies a batch inside a transaction that holds the write lock.
 pub async fn apply(
     connection: &mut SqliteConnection,
     cache: &Cache,
@@ -90,8 +90,8 @@ pub async fn give_up_on(
     })
 }
 
-/// Writes the ledger rows and returns the messages that had none, in the order of the batch, and
-/// which of them lie at or below the floor.
+/// Writes the ledger rows. Returns the messages that had none, in the order of the batch, and the messages
+/// among them at or below the floor.
 async fn enter<'a>(
     connection: &mut SqliteConnection,
     batch: &[&'a Message],
@@ -158,7 +158,7 @@ async fn current(
     Ok(rows.into_iter().map(|(name, value, version)| (name, Standing { value, version })).collect())
 }
 
-/// Writes dead letters. One that is there already, from a message that outlived its ledger row,
+/// Writes dead letters. A dead letter that is there already, from a message that outlived its ledger row,
 /// stays as it is.
 async fn bury(connection: &mut SqliteConnection, set_aside: &[SetAside], now_ms: i64) -> Result<(), Failure> {
     if set_aside.is_empty() {

@@ -1,5 +1,5 @@
-//! Attempts at messages that were begun and not ended, which a message leaves behind that brings its
-//! process down; and the probe.
+//! Notes on attempts that were begun and not ended, which a message leaves behind that brings its process
+//! down; and the probe.
 use std::collections::HashMap;
 
 use sqlx::{Row, SqliteConnection};
@@ -13,7 +13,7 @@ use crate::runtime::clock;
 /// Writes the one row that every file has.
 pub const PROBE: &str = "update ledger_floor set id = id where one = 1";
 
-/// `where true` tells the parser that `on` begins no join.
+/// Notes attempts. `where true` tells the parser that `on` begins no join.
 pub const BEGIN: &str = "insert into message_attempts (message, attempts, begun_at_ms) \
     select unhex(value), 1, ?2 from json_each(?1) where true \
     on conflict (message) do update set attempts = attempts + 1, begun_at_ms = excluded.begun_at_ms \
@@ -22,7 +22,7 @@ pub const BEGIN: &str = "insert into message_attempts (message, attempts, begun_
 pub const END: &str =
     "delete from message_attempts where message in (select unhex(value) from json_each(?1))";
 
-/// There are few rows at any time.
+/// Deletes old notes. There are few rows at any time.
 const END_OLD: &str = "delete from message_attempts where begun_at_ms < ?1";
 
 const KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
@@ -46,7 +46,7 @@ pub async fn begin(
     Ok(counts)
 }
 
-/// Old ones go with it: their messages went another way.
+/// Deletes the notes of messages, and old notes: their messages went another way.
 pub async fn end(connection: &mut SqliteConnection, messages: &[MessageId]) -> Result<(), Failure> {
     sqlx::query(END).bind(ids(messages)).execute(&mut *connection).await?;
     sqlx::query(END_OLD).bind(clock::now_ms() - KEPT_MS).execute(connection).await?;

@@ -1,5 +1,5 @@
-//! The statements for `collections`: definitions, their versions, and what they make of documents
-//! that were there before them.
+//! The statements for `collections`: definitions, their versions, and their effect on documents that were
+//! there before them.
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +18,7 @@ use crate::store::rules::page::Bounds;
 pub const ONE: &str = "select version, is_defined, schema, indexed, retention_days, index_before \
     from collections where name = ?1";
 
-/// As [`ONE`], with the name behind it.
+/// Reads a page. The columns are those of [`ONE`], with the name behind them.
 pub const PAGE: &str = "select version, is_defined, schema, indexed, retention_days, index_before, name \
     from collections where name <> ?1 and name >= ?2 and name < ?3 and is_defined order by name limit ?4";
 
@@ -36,7 +36,7 @@ pub const HAS_DOCUMENTS: &str = "select exists (select 1 from documents where co
 
 pub const DROP_FIELD: &str = "delete from document_fields where collection = ?1 and field = ?2";
 
-/// Definitions that are kept compiled; beyond, all are forgotten.
+/// Maximum of definitions that are kept compiled; beyond, all are forgotten.
 const KNOWN_MAX: usize = 1_000;
 
 /// A definition, ready for use.
@@ -46,8 +46,8 @@ pub struct Known {
     pub has_indexes: bool,
 }
 
-/// Compiled definitions by name; each is used only while its version is the stored one. And what
-/// was found by them.
+/// Compiled definitions by name, each used only while its version is the stored one; and the verdicts that
+/// checks by them gave.
 #[derive(Debug)]
 pub struct Cache {
     known: Mutex<HashMap<String, Arc<Known>>>,
@@ -80,7 +80,7 @@ impl Cache {
         known.insert(name.to_owned(), Arc::clone(compiled));
     }
 
-    /// The definitions of these collections as this transaction sees them.
+    /// Loads the definitions of these collections as this transaction sees them.
     pub async fn load(
         &self,
         connection: &mut SqliteConnection,
@@ -113,7 +113,7 @@ impl Cache {
     }
 }
 
-/// A row; that of a collection which was never defined when there is none.
+/// A stored definition; the default when the collection was never defined.
 #[derive(Debug, Default)]
 pub struct Found {
     pub collection: Collection,
@@ -125,7 +125,7 @@ pub async fn read(connection: &mut SqliteConnection, name: &str) -> Result<Found
     Ok(row.as_ref().map(found_of).transpose()?.unwrap_or_default())
 }
 
-/// Those that are defined, by name.
+/// Reads the defined collections of a page, by name.
 pub async fn page(
     connection: &mut SqliteConnection,
     bounds: Bounds,
@@ -151,9 +151,9 @@ fn found_of(row: &SqliteRow) -> Result<Found, sqlx::Error> {
     Ok(Found { collection, index_before })
 }
 
-/// Replaces a definition. What it does not index any more is forgotten at once; what it indexes
-/// newly waits for [`index_page`](super::fields::index_page). Rows of a field that stays are right as they are: they depend
-/// on nothing but the document.
+/// Replaces a definition. Index entries of fields that it does not index any more are deleted at once; fields
+/// that it indexes newly wait for [`index_page`](super::fields::index_page). Rows of a field that stays are
+/// right as they are: they depend on the document only.
 pub async fn define(
     connection: &mut SqliteConnection,
     name: &str,

@@ -1,5 +1,4 @@
-//! The statements for `dead_letters`: what is read of them, messages that are buried there, and
-//! their redrive.
+//! The statements for `dead_letters`: reads, messages that are stored there, and their redrive.
 use std::time::Instant;
 
 use futures_util::TryStreamExt;
@@ -37,8 +36,8 @@ pub const BURY: &str = "insert into dead_letters \
     (id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms) values (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
     on conflict do nothing";
 
-/// That its id belongs to another body is told also of a row that is there: `force` must not apply it.
-/// One that was discarded is decided.
+/// Marks a row whose id belongs to another body, because `force` must not apply it. A discarded row is
+/// decided and stays as it is.
 pub const TELL_REUSED: &str = "update dead_letters set reason = ?2, detail = ?3, set_aside_at_ms = ?4 \
     where id = ?1 and reason <> ?2 and discarded_at_ms is null";
 
@@ -55,7 +54,7 @@ pub async fn page(
     let query = query.bind(page.filter.kind.as_deref()).bind(page.filter.reason.as_deref()).bind(page.limit);
     let mut rows = query.fetch(connection);
     let mut letters: Vec<DeadLetter> = Vec::new();
-    // Rows are read as they are asked for.
+    // Rows are read as they are needed.
     while bytes(letters.as_slice()) < PAGE_BYTES_MAX
         && let Some(row) = rows.try_next().await?
     {
@@ -85,7 +84,8 @@ pub async fn bury(connection: &mut SqliteConnection, message: &DeadMessage) -> R
     Ok(())
 }
 
-/// Inside a transaction that holds the write lock. A dry run is rolled back to where it began.
+/// Redrives a page inside a transaction that holds the write lock. A dry run is rolled back to where it
+/// began.
 pub async fn redrive(
     connection: &mut SqliteConnection,
     cache: &Cache,
@@ -103,7 +103,7 @@ pub async fn redrive(
     Ok(done)
 }
 
-/// For as long as there is time.
+/// Redrives step by step, for as long as there is time.
 async fn step_by_step(
     connection: &mut SqliteConnection,
     cache: &Cache,
@@ -130,7 +130,7 @@ async fn step_by_step(
     Ok(done)
 }
 
-/// A whole message, as if it came from the queue.
+/// Redrives a whole message, as if it came from the queue.
 async fn message(
     connection: &mut SqliteConnection,
     cache: &Cache,
@@ -154,7 +154,7 @@ async fn message(
     Ok(redriven)
 }
 
-/// Nothing is left of it when it fails.
+/// Applies a message. A failed attempt leaves no change.
 async fn attempt(
     connection: &mut SqliteConnection,
     cache: &Cache,
@@ -203,7 +203,8 @@ async fn within(
     Ok(redriven)
 }
 
-/// The row of what was applied goes, and its key is as old as that; that of what failed again says why.
+/// Deletes the row of an applied item, and renews its key to that time; notes the reason of one that failed
+/// again.
 async fn settle(
     connection: &mut SqliteConnection,
     redriven: &[Redriven],

@@ -1,7 +1,7 @@
-//! The statements for `documents` and `document_fields`: what a batch writes, and pages.
+//! The statements for `documents` and `document_fields`: the writes of a batch, and pages.
 //!
-//! A deleted document stays as a row without data, so that its insert, should it come later or
-//! again, finds its place taken. Only documents with data have rows in `document_fields`.
+//! A deleted document stays as a row without data, so that its insert, should it come later or again, finds
+//! its place taken. Only documents with data have rows in `document_fields`.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -26,8 +26,8 @@ use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Sto
 const INSERT: (&str, &str) =
     ("insert into documents (collection, place, id, data, accepted_at_ms)", "on conflict do nothing");
 
-/// The row of a keyed document stands at its own place, that of its deletion at that of the delete. The
-/// last value says that no row is made where none is.
+/// Deletes documents. The row of a keyed document stands at its own place, that of its deletion at that of
+/// the delete. The last value says that no row is made where none is.
 pub const ERASE: &str = "insert into documents (collection, place, id, data, accepted_at_ms) \
     select value ->> 0, unhex(value ->> 1), unhex(value ->> 2), null, value ->> 3 \
     from json_each(?1) where not value ->> 4 \
@@ -54,7 +54,7 @@ pub const DOOMED_KEYED: &str = "with doomed (collection, id) as materialized \
     cross join documents on documents.collection = doomed.collection and documents.id = doomed.id \
     where documents.data is not null";
 
-/// Not what is keyed: at the place of a delete may stand what it deleted.
+/// Reads an unkeyed document. A keyed one may stand at the place of the delete that deleted it.
 pub const PLAIN: &str = "select place, id, data, accepted_at_ms, null from documents \
     where collection = ?1 and place = ?2 and id is null";
 
@@ -70,9 +70,9 @@ pub const PAGE: &str = "select documents.place, documents.id, documents.data, \
     and documents.data is not null \
     order by documents.place desc limit ?3";
 
-/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place
-/// at or before the one reached. As many filters in a row that agree on a place have found a document.
-/// So the rarest filter decides how many steps there are. A search that stops has decided a place.
+/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place at or
+/// before the one reached. A document is found when all filters in a row agree on a place. So the rarest
+/// filter decides how many steps there are. A search that stops has decided a place.
 pub const SEARCH: &str = "with recursive walk (step, place, agreed, found, passed) as ( \
     select 0, ?2, json_array_length(?4), 0, null \
     union all \
@@ -151,8 +151,8 @@ async fn erase(
     }
     let documents: Vec<ItemKey> = doomed.keys().map(|(_, document)| *document).collect();
     let statuses = item_statuses(connection, &documents).await?;
-    let rows = doomed.iter().zip(statuses).map(|(((name, id), task), fate)| {
-        let is_elsewhere = elsewhere.holds(*id, fate.as_ref());
+    let rows = doomed.iter().zip(statuses).map(|(((name, id), task), status)| {
+        let is_elsewhere = elsewhere.holds(*id, status.as_ref());
         let (place, id) =
             if id.is_keyed() { (task.place(), Some(id.as_uuid())) } else { (id.as_uuid(), None) };
         (*name, place.simple(), id.map(Uuid::simple), task.message.accepted_at_ms, is_elsewhere)

@@ -1,5 +1,5 @@
-//! What is deleted because of its age. Each step is a transaction of its own and bounded: other writes
-//! wait for the one under way, and come before the next.
+//! Deletes rows because of their age. Each step is a transaction of its own and bounded: other writes wait
+//! for the step under way, and come before the next.
 use std::sync::{Arc, Mutex};
 
 use futures_util::TryStreamExt;
@@ -22,18 +22,19 @@ pub const ROLLUPS: &str = "delete from rollups where (resolution, type, period) 
     (select resolution, type, period from rollups where resolution = ?1 and period < ?2 \
     order by period limit ?3)";
 
-/// Those that wait for somebody, among the first by id.
+/// Counts the dead letters that wait for a decision, among the first by id.
 const DEAD_LETTERS: &str = "select count(*) from \
     (select discarded_at_ms from dead_letters order by id limit ?1) where discarded_at_ms is null";
 
-/// Owners define few collections: all are read.
+/// Reads the collections with a retention. Owners define few collections: all are read.
 const BOUNDED: &str = "select name, retention_days from collections where retention_days is not null";
 
-/// Not what was deleted: that keeps an insert which comes later from taking effect.
+/// Finds old documents. Tombstones are not among them: they keep a later insert from taking effect.
 pub const OLD: &str = "select place, data from documents \
     where collection = ?1 and place < ?2 and data is not null order by place limit ?3";
 
-/// Where a key was entered too late to be forgotten: as if a client had deleted the document.
+/// Replaces old documents whose key was entered too late to be forgotten by tombstones, as if a client had
+/// deleted them.
 pub const ENTOMB_OLD: &str = "update documents set data = null, accepted_at_ms = max(accepted_at_ms, \
     (select applied_at_ms from keyed_writes where keyed_writes.id = documents.id)) \
     where collection = ?1 and place <= ?2 and data is not null and id is not null \
@@ -45,7 +46,7 @@ pub const DELETE_OLD: &str =
 pub const DELETE_OLD_KEYS: &str = "delete from keyed_writes where id in \
     (select id from documents where collection = ?1 and place <= ?2 and data is not null and id is not null)";
 
-/// The last id whose ledger row was deleted.
+/// Reads the last id whose ledger row was deleted.
 pub const FLOOR: &str = "select id from ledger_floor where one = 1";
 
 pub const RAISE: &str = "update ledger_floor set id = max(id, ?1) where one = 1";
@@ -54,39 +55,41 @@ pub const OLD_MESSAGES: &str = "select id from applied_message where id < ?1 ord
 
 pub const FORGET_MESSAGES: &str = "delete from applied_message where id <= ?1";
 
-/// Each kept an insert away that the ledger would have let through; what lies below the floor it lets
-/// through no more. A dead letter of the document may still be redriven: its tombstone stays.
+/// Deletes tombstones. Each kept an insert away that the ledger would have let through; below the floor the
+/// ledger lets none through any more. A dead letter of the document may still be redriven: its tombstone
+/// stays.
 pub const DELETED: &str = "delete from documents where rowid in \
     (select rowid from documents where data is null and accepted_at_ms < ?1 and place <= ?2 \
     and not exists (select 1 from dead_letters where dead_letters.id = coalesce(documents.id, documents.place)) \
     and not exists (select 1 from keyed_writes where keyed_writes.id = documents.id and applied_at_ms >= ?1) \
     order by accepted_at_ms limit ?3) returning id";
 
-/// Once its message is forgotten, too: without its row the item would look applied. In hexadecimal a
-/// keyed id has 8 or more at that place. A key goes with its dead letter, and is as young as the discard.
+/// Deletes discarded dead letters once their message is forgotten, too: without its row the item would look
+/// applied. In hexadecimal a keyed id has 8 or more at that place. A key goes with its dead letter, and is as
+/// young as the discard.
 pub const DISCARDED: &str = "delete from dead_letters where rowid in \
     (select rowid from dead_letters where discarded_at_ms is not null and discarded_at_ms < ?1 \
     and case when substr(hex(id), 25, 1) < '8' then id <= ?2 \
     else max(accepted_at_ms, discarded_at_ms) < ?3 end \
     order by discarded_at_ms limit ?4) returning id";
 
-/// The schema is a short list.
+/// Finds the oldest tables of points. The schema is a short list.
 const TABLES: &str = "select name from sqlite_schema \
     where type = 'table' and name glob 'points_[0-9]*' and name < ?1 order by name limit 2";
 
-/// What may be forgotten as far as the queue is concerned, and for how long keys are promised.
+/// Low watermark of the queue, and the time for which keys are promised.
 #[derive(Clone, Copy)]
 struct Forget {
     before_ms: i64,
     remembered_ms: i64,
 }
 
-/// The last key that was looked at for pruning, for as long as this process runs: those before it have
-/// dead letters.
+/// The last key that was looked at for pruning, for as long as this process runs: keys before it have dead
+/// letters.
 pub type LastKey = Mutex<Option<keys::Place>>;
 
 enum Step {
-    /// Of the oldest day before the one of this table.
+    /// Points of the oldest day before the day of this table.
     Points {
         first_kept: String,
     },
@@ -110,7 +113,7 @@ enum Step {
     },
 }
 
-/// One call: every step once.
+/// Runs one call: every step once.
 pub async fn housekeep(
     files: &Files,
     cache: &Arc<Cache>,
@@ -157,7 +160,7 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreE
     {
         steps.push(Step::Rollups { resolution, below: resolution.period_of(now_ms.saturating_sub(age_ms)) });
     }
-    // What nothing asks for any more that may still come of the queue.
+    // Messages before the watermark can come no more from the queue.
     let remembered_ms = retention.remembered_ms;
     let forget = retention.forget_before_ms.map(|before_ms| Forget { before_ms, remembered_ms });
     if let Some(forget) = forget {
@@ -176,7 +179,7 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreE
     Ok(steps)
 }
 
-/// Inside a transaction that holds the write lock.
+/// Runs a step inside a transaction that holds the write lock.
 async fn run(
     connection: &mut SqliteConnection,
     cache: &Cache,
@@ -221,7 +224,7 @@ async fn run(
     Ok((Housekept { rows, more: rows >= u64::from(rows_max), ..Housekept::default() }, None))
 }
 
-/// The floor rises in the transaction in which the rows go.
+/// Deletes ledger rows, and raises the floor in the same transaction.
 async fn forget_messages(
     connection: &mut SqliteConnection,
     before_ms: i64,
@@ -243,7 +246,7 @@ async fn forget_tombstones(
     rows_max: u32,
 ) -> Result<u64, Failure> {
     let Some((floor, before_ms)) = floor_and_keys(connection, forget).await? else { return Ok(0) };
-    // An insert is hardly ever younger than its delete: little is walked over that must stay.
+    // An insert is hardly ever younger than its delete: few rows that must stay are walked over.
     let query = sqlx::query_scalar(DELETED).bind(before_ms);
     let query = query.bind(floor.last_item()).bind(rows_max);
     let deleted: Vec<Option<Uuid>> = query.fetch_all(&mut *connection).await?;
@@ -264,7 +267,8 @@ async fn forget_discarded(
     Ok(discarded.len() as u64)
 }
 
-/// Before when keys may be forgotten, with the floor; `None` while no ledger row was.
+/// Returns the floor, and the time before which keys may be forgotten; `None` while no ledger row was
+/// deleted.
 async fn floor_and_keys(
     connection: &mut SqliteConnection,
     forget: &Forget,
@@ -273,13 +277,13 @@ async fn floor_and_keys(
     Ok(floor.map(|floor| (floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
 }
 
-/// `None` while nothing was forgotten.
+/// Reads the floor; `None` while no ledger row was deleted.
 pub async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, Failure> {
     Ok(MessageId::from_uuid(sqlx::query_scalar(FLOOR).fetch_one(connection).await?))
 }
 
-/// Empties the oldest day whose last point is too old, and drops it once nothing is left of it: to
-/// drop a full one takes as long as it has pages.
+/// Empties the oldest day whose last point is too old, and drops its table once it is empty: the time to drop
+/// a full table grows with its pages.
 async fn drop_points(
     connection: &mut SqliteConnection,
     first_kept: &str,

@@ -1,4 +1,4 @@
-//! The statements for `keyed_writes`: which keys of a batch are new.
+//! The statements for `keyed_writes`: the new keys of a batch.
 use std::collections::{HashMap, HashSet};
 
 use sqlx::{Row, SqliteConnection};
@@ -20,32 +20,32 @@ pub const EARLIER: &str = "select id, fingerprint from keyed_writes \
 
 pub const FORGET: &str = "delete from keyed_writes where id in (select unhex(value) from json_each(?1))";
 
-/// Without its dead letter nothing holds a key back but its age.
+/// Renews keys whose dead letter goes: without it only their age keeps them from being pruned.
 pub const RENEW: &str = "update keyed_writes set applied_at_ms = max(applied_at_ms, ?2) \
     where id in (select unhex(value) from json_each(?1))";
 
-/// Keys behind a place among all, by age, and whether a dead letter holds them back. Those of documents
-/// are left to their documents.
+/// Reads keys behind a position, by age, and whether a dead letter holds them back. Keys of documents are
+/// left to their documents.
 pub const PAGE: &str = "select applied_at_ms, id, \
     exists (select 1 from dead_letters where dead_letters.id = keyed_writes.id) from keyed_writes \
     where (applied_at_ms, id) > (?1, ?2) and applied_at_ms < ?3 and substr(hex(id), 25, 1) <> 'A' \
     order by applied_at_ms, id limit ?4";
 
-/// Where a key stands among all, by age.
+/// Position of a key among all, by age.
 pub type Place = (i64, Uuid);
 
-/// What came of a look at some keys.
+/// Result of pruning some keys.
 pub struct Pruned {
     pub rows: u64,
-    /// The last one that was looked at, deleted or not; `None` when there was none.
+    /// The last key that was looked at, deleted or not; `None` when there was none.
     pub last: Option<Place>,
     /// There may be more behind it.
     pub more: bool,
 }
 
-/// Looks at `rows_max` keys behind `after` that were entered before `before_ms`, and deletes them.
-/// Those with a dead letter stay, and are not met again, so that each call looks at as many keys as it
-/// may, however many are held back: a key whose dead letter goes is renewed, or goes with it.
+/// Looks at `rows_max` keys behind `after` that were entered before `before_ms`, and deletes them. Keys with
+/// a dead letter stay and are not met again, so that each call looks at as many keys as it may, even when
+/// many are held back: a key whose dead letter goes is renewed, or goes with it.
 pub async fn prune(
     connection: &mut SqliteConnection,
     before_ms: i64,

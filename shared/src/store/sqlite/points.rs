@@ -28,7 +28,7 @@ pub const ADD_TYPES: &str = "insert into metric_types (name) \
 pub const NAMES: &str = "select name from metric_types \
     where name <> ?1 and name >= ?2 and name < ?3 order by name limit ?4";
 
-/// In the order of the keys: a cross join is not reordered.
+/// Finds stored rollups in the order of the keys: a cross join is not reordered.
 pub const FIND: &str = "select rollups.resolution, rollups.type, rollups.period, rollups.data \
     from json_each(?1) as key cross join rollups \
     on rollups.resolution = key.value ->> 0 and rollups.type = key.value ->> 1 \
@@ -45,7 +45,7 @@ pub const RANGE: &str = "select period, data from rollups \
 
 type Ids = HashMap<String, i64>;
 
-/// Resolution, type and period.
+/// Key of a stored rollup: resolution, type and period.
 type Key = (i16, i64, i32);
 
 /// Writes types, raw points and rollups; returns the types, sorted.
@@ -81,7 +81,7 @@ async fn types(connection: &mut SqliteConnection, names: &BTreeSet<&str>) -> Res
     Ok(ids)
 }
 
-/// The table of a day. A time ahead of the clock counts as today: no message makes a table that
+/// Returns the table of a day. A time ahead of the clock counts as today: no message makes a table that
 /// retention would never reach.
 pub fn table_of(accepted_at_ms: i64, now_ms: i64) -> String {
     let seconds = accepted_at_ms.clamp(0, now_ms.max(0)) / 1_000;
@@ -89,7 +89,7 @@ pub fn table_of(accepted_at_ms: i64, now_ms: i64) -> String {
     format!("points_{:04}{:02}{:02}", day.year(), u8::from(day.month()), day.day())
 }
 
-/// Makes the table of the day when it is missing.
+/// Inserts raw points, and makes the table of the day when it is missing.
 async fn insert(
     connection: &mut SqliteConnection,
     table: &str,
@@ -109,7 +109,7 @@ async fn insert(
     .await
 }
 
-/// In parts, by ascending key.
+/// Merges rollups into the stored ones in parts, by ascending key.
 async fn merge(
     connection: &mut SqliteConnection,
     added: BTreeMap<RollupKey<'_>, Rollup>,
@@ -157,12 +157,13 @@ async fn stored(
     Ok((stored, None))
 }
 
-/// What cannot be read was written by a newer build: nothing is lost by waiting for one.
+/// Returns the error for a rollup that cannot be read. A newer build wrote it: no data is lost by waiting for
+/// one.
 fn unreadable(kind: &str, error: Corrupt) -> StoreError {
     StoreError::Unavailable(format!("a rollup of {kind} cannot be read: {error}").into())
 }
 
-/// Up to the one that fills a page.
+/// Reads the rollups of a range up to the one that fills a page.
 pub async fn range(connection: &mut SqliteConnection, range: RollupRange) -> Result<RollupPage, Failure> {
     let query = sqlx::query_as::<_, (i32, Vec<u8>)>(RANGE).bind(range.resolution as i16).bind(&*range.kind);
     let mut stream = query.bind(range.from).bind(range.below).fetch(connection);
