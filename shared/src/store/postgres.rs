@@ -1,8 +1,8 @@
 //! The store on PostgreSQL.
 //!
-//! Here are the settings and the port; `session` lends connections and bounds every call,
-//! `apply` is the one transaction that writes, `partitions` and `schema` are what must exist
-//! before it, `read` is the rest. Nothing here decides when or how much to write.
+//! This file holds the settings and the port; `session` lends connections and bounds every call, `apply` is
+//! the one transaction that writes, `partitions` and `schema` prepare the tables for it, and `read` holds
+//! simple reads. The callers decide when and how much to write.
 mod apply;
 mod attempts;
 mod collections;
@@ -57,7 +57,7 @@ use crate::model::id::{ItemKey, MessageId};
 use crate::model::message::Message;
 use crate::model::outcome::{Applied, Counter, ItemStatus};
 
-/// See the module.
+/// Store in a PostgreSQL database. See the module.
 pub struct PostgresStore {
     session: Session,
     known: Arc<Known>,
@@ -132,7 +132,7 @@ impl Store for PostgresStore {
     }
 
     async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
-        // The server would refuse the text, and that would look like an outage.
+        // The server would refuse the text, and its refusal would look like an outage.
         if name.contains('\0') {
             return Ok(None);
         }

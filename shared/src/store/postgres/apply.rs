@@ -1,16 +1,15 @@
-//! The transaction that applies a batch, and how often it is tried.
+//! The transaction that applies a batch, and its retries.
 //!
-//! Tables are written in one order, and each with sorted keys, so that writers wait for each other
-//! and never in a circle: ledger, keys, dead letters, documents and their fields, metric types,
-//! points, rollups, counters. What is hot comes last and is locked for the shortest time.
+//! Tables are written in one order, and each with sorted keys, so that writers wait for each other and never
+//! in a circle: ledger, keys, dead letters, documents and their fields, metric types, points, rollups,
+//! counters. The hottest rows come last and are locked for the shortest time.
 //!
-//! Usually counters get one merged addition each. Where a value might leave its range the
-//! transaction is rolled back and the batch applied increment by increment on locked rows. Any
-//! error of a statement ends the transaction: the client library calls the commit of an aborted
-//! one a success (`a_batch_whose_statement_failed_is_never_reported_as_applied`).
+//! Usually counters get one merged addition each. Where a value might leave its range the transaction is
+//! rolled back and the batch applied increment by increment on locked rows. Any error of a statement ends the
+//! transaction: the client library calls the commit of an aborted one a success
+//! (`a_batch_whose_statement_failed_is_never_reported_as_applied`).
 //!
-//! What the server refuses for what an item holds is searched for by `isolate`, inside the same
-//! transaction.
+//! `isolate` searches, inside the same transaction, for the items whose content the server refuses.
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
@@ -28,12 +27,12 @@ use crate::store::GiveUp;
 use crate::store::rules::ledger::{TooOld, distinct};
 use crate::store::rules::plan::Plan;
 
-/// Attempts after a deadlock, a lock that did not come, or a partition that went.
+/// Maximum of attempts after a deadlock, a lock that did not come, or a partition that went.
 const ATTEMPTS_MAX: u32 = 5;
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(200);
 
-/// Which items of a batch a transaction applies.
+/// Items of a batch that a transaction applies.
 #[derive(Clone, Copy)]
 pub enum Choice<'c> {
     /// All or nothing.
@@ -44,12 +43,12 @@ pub enum Choice<'c> {
     None(&'c str),
 }
 
-/// How a batch is applied.
+/// Selection, age rule and time limit of a transaction.
 #[derive(Clone, Copy)]
 pub struct Mode<'c> {
     pub choice: Choice<'c>,
     pub too_old: TooOld,
-    /// Of the whole transaction and of each of its statements.
+    /// Limit of the whole transaction and of each of its statements.
     pub limit: Duration,
 }
 
@@ -58,7 +57,7 @@ impl Mode<'_> {
         Mode { choice, ..self }
     }
 
-    /// The time that each statement has.
+    /// Returns the time that each statement has.
     pub fn statement_limit(self) -> Duration {
         match self.choice {
             Choice::Isolate(search) => search.part_limit(self.limit),
@@ -66,7 +65,7 @@ impl Mode<'_> {
         }
     }
 
-    /// A refusal that no item is the reason for speaks of the server.
+    /// Classifies a failure: a refusal without an item as its reason speaks of the server.
     pub fn judged(self, failure: Failure) -> Failure {
         match (failure.of_batch(), self.choice) {
             (Failure::Refused { code, message }, Choice::Isolate(_) | Choice::None(_)) => {
@@ -93,8 +92,8 @@ pub async fn apply(
     }
 }
 
-/// Ends a message that failed alone, time and again: without the items that fail alone, or without
-/// all of them.
+/// Ends a message that failed alone, time and again: without the items that fail alone, or without all of
+/// them.
 pub async fn give_up_on(
     connection: &mut PgConnection,
     known: &Known,
@@ -106,7 +105,7 @@ pub async fn give_up_on(
     attempt(connection, known, &[message], Mode { choice, too_old: TooOld::SetAside, limit }).await
 }
 
-/// One transaction, tried again where that may help.
+/// Runs one transaction, again where that may help.
 async fn attempt(
     connection: &mut PgConnection,
     known: &Known,
@@ -123,7 +122,7 @@ async fn attempt(
     }
 }
 
-/// How often a transaction is tried again.
+/// Policy for the retries of a transaction.
 pub struct Patience {
     backoff: Backoff,
     attempts: u32,
@@ -132,13 +131,13 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// No other attempt begins in the second half of `limit`: it might not come to its end, and what
-    /// waited for a lock is not to be taken for what is slow.
+    /// Begins the first attempt. No other attempt begins in the second half of `limit`: it might not come to
+    /// its end, and a transaction that waited for a lock is not to be taken for a slow one.
     pub fn new(limit: Duration) -> Self {
         Self { backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), attempts: 1, begun: Instant::now(), limit }
     }
 
-    /// Returns when another attempt may help, and the failure when none will.
+    /// Prepares another attempt where one may help, and returns the failure where none will.
     pub async fn bear(&mut self, known: &Known, failure: Failure) -> Result<(), Failure> {
         if self.attempts >= ATTEMPTS_MAX || self.begun.elapsed() >= self.limit / 2 {
             return Err(failure);
@@ -178,7 +177,7 @@ async fn try_once(
     }
 }
 
-/// All statements between `begin` and `commit`.
+/// Runs all statements between `begin` and `commit`.
 pub async fn within(
     connection: &mut PgConnection,
     known: &Known,

@@ -1,5 +1,5 @@
-//! Attempts at messages that were begun and not ended, which a message leaves behind that brings its
-//! consumer down; and the probe. Each is a statement of its own, beside the transactions that apply.
+//! Notes on attempts that were begun and not ended, which a message leaves behind that brings its consumer
+//! down; and the probe. Each is a statement of its own, beside the transactions that apply.
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
@@ -36,7 +36,7 @@ pub async fn begin(
     Ok(rows.filter_map(|row| Some((MessageId::from_uuid(row.message)?, count(row.attempts)))).collect())
 }
 
-/// Old ones go with it: their messages went another way.
+/// Deletes the notes of messages, and old notes: their messages went another way.
 pub async fn end(connection: &mut PgConnection, messages: &[MessageId]) -> Result<(), Failure> {
     let ids: Vec<Uuid> = messages.iter().map(|message| message.as_uuid()).collect();
     sqlx::query!(

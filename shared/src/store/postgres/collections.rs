@@ -1,7 +1,7 @@
 //! Definitions of collections: stored, replaced, and compiled once per version.
 //!
-//! Whoever writes documents or their fields holds the definitions still until it commits; who
-//! replaces one waits for all of them and then lets the next ones wait. So a document is checked
+//! A transaction that writes documents or their fields locks the definitions until it commits. One that
+//! replaces a definition waits for all of them and then makes the next ones wait. So a document is checked
 //! and indexed by the definition that is there when it is committed
 //! (`a_definition_waits_for_documents_that_are_on_their_way`).
 use std::collections::{HashMap, HashSet};
@@ -16,21 +16,21 @@ use crate::model::collection::{Checker, Collection, Definition};
 use crate::store::rules::documents::KNOWN_BYTES_MAX;
 use crate::store::rules::page::Bounds;
 
-/// Any numbers that nothing else uses; the same in every build.
+/// Any numbers that no other lock uses; the same in every build.
 const DEFINITIONS_LOCK: i64 = 0x666f_7265_6261_7902;
 const DELETES_LOCK: i64 = 0x666f_7265_6261_7903;
 
-/// Compiled definitions remembered. A collection beyond that is compiled again for its batch.
+/// Maximum of compiled definitions remembered. A collection beyond that is compiled again for its batch.
 const CHECKERS_MAX: usize = 1_000;
 
 /// Compiled definitions by collection.
 pub type Checkers = HashMap<String, Arc<Checker>>;
 
-/// What a transaction found of the collections that it asked for.
+/// Definitions that a transaction loaded for its collections.
 #[derive(Debug, Default)]
 pub struct Found {
     pub checkers: Checkers,
-    /// Those that index something.
+    /// Collections that index a member.
     pub indexed: HashSet<String>,
 }
 
@@ -60,15 +60,15 @@ impl From<CollectionRow> for Collection {
     }
 }
 
-/// Holds all definitions still until the transaction ends. What is read of them must be read by a
-/// later statement: this one may have waited.
+/// Locks all definitions until the transaction ends. They must be read by a later statement: this one may
+/// have waited.
 pub async fn hold(connection: &mut PgConnection) -> Result<(), Failure> {
     sqlx::query!("select pg_advisory_xact_lock_shared($1)", DEFINITIONS_LOCK).execute(connection).await?;
     Ok(())
 }
 
-/// As [`hold`], for a transaction that changes documents which are there. One at a time: two that
-/// each delete what the other one inserts would wait in a circle
+/// Locks the definitions as [`hold`] does, for a transaction that changes existing documents. One at a time:
+/// two that each delete a document that the other one inserts would wait in a circle
 /// (`two_that_delete_what_the_other_one_inserts_wait_in_no_circle`).
 pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), Failure> {
     let locks = sqlx::query!(
@@ -81,7 +81,7 @@ pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), Failu
 }
 
 impl Compiled {
-    /// What these collections, sorted, demand. The caller [holds](hold) the definitions.
+    /// Loads the definitions of these collections, sorted by name. The caller [holds](hold) the definitions.
     pub async fn load(&self, connection: &mut PgConnection, names: &[&str]) -> Result<Found, Failure> {
         let rows = sqlx::query!(
             r#"select name, version, cardinality(indexed) > 0 as "is_indexing!"
@@ -148,13 +148,13 @@ impl Compiled {
     }
 }
 
-/// The default one where none was ever stored.
+/// Reads a definition; the default one where none was ever stored.
 pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Collection, Failure> {
     let row = row(connection, name).await?;
     Ok(row.map_or_else(Collection::default, Collection::from))
 }
 
-/// Those that are defined, by name.
+/// Reads the defined collections of a page, by name.
 pub async fn page(
     connection: &mut PgConnection,
     bounds: &Bounds,
@@ -217,8 +217,8 @@ pub async fn define(
     Ok(Collection { definition, version, is_defined, is_indexed: index_before.is_none() })
 }
 
-/// Up to where documents are to be indexed again: just after the last one when a field came, where
-/// it had got to when none did.
+/// Returns the place before which documents are to be indexed again: just after the last one when a field
+/// came, the place reached before when none did.
 async fn index_before(
     connection: &mut PgConnection,
     name: &str,

@@ -1,7 +1,7 @@
 //! Increments: one merged addition per counter, or one by one on locked rows.
 //!
-//! The second is for batches in which a value might leave its range; the first says when that is
-//! so. Last in the transaction, because its rows are the hottest.
+//! The second way is for batches in which a value might leave its range; the first says when that is so.
+//! Counters come last in the transaction, because their rows are the hottest.
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
@@ -13,7 +13,7 @@ use crate::model::write::Increment;
 use crate::store::rules::plan::Task;
 use crate::store::rules::sums::{self, Standing};
 
-/// What the increments of a batch came to.
+/// Effects of the increments of a batch.
 #[derive(Default)]
 pub struct Counted {
     pub counters: Vec<Counter>,
@@ -21,7 +21,7 @@ pub struct Counted {
     pub set_aside: Vec<SetAside>,
 }
 
-/// [`Failure::Overflow`] when only the exact path can say what is applied.
+/// Adds merged sums; [`Failure::Overflow`] when only the exact path can say which increments are applied.
 pub async fn add_merged(
     connection: &mut PgConnection,
     increments: &[Task<'_, Increment>],
@@ -61,14 +61,14 @@ pub async fn add_merged(
     Ok(Counted { counters, standings, set_aside: Vec::new() })
 }
 
-/// Sets exactly those aside that overflow at their turn.
+/// Adds increments in their order; sets exactly those aside that overflow at their turn.
 pub async fn add_one_by_one(
     connection: &mut PgConnection,
     increments: &[Task<'_, Increment>],
 ) -> Result<Counted, Failure> {
     let names = sums::names(increments);
-    // Creates what is missing and locks all of it in one sorted statement, as the merged path
-    // does: two statements, one to create and one to lock, could meet it in the opposite order.
+    // Creates missing rows and locks all of them in one sorted statement, as the merged path does: two
+    // statements, one to create and one to lock, could meet it in the opposite order.
     let current = sqlx::query!(
         "insert into counters as counter (name, value, version, updated_at)
          select name, 0, 0, clock_timestamp() from unnest($1::text[]) as touched (name)

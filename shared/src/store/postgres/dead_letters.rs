@@ -1,4 +1,4 @@
-//! The statements for `dead_letters`; their redrive is the business of `redrive`.
+//! The statements for `dead_letters`; `redrive` holds their redrive.
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -83,20 +83,20 @@ pub async fn discard(connection: &mut PgConnection, id: Uuid) -> Result<bool, Fa
     Ok(discarded)
 }
 
-/// Ends rows whose items took effect.
+/// Deletes the rows of items that took effect.
 pub async fn take(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
     sqlx::query!("delete from dead_letters where id = any($1)", ids).execute(connection).await?;
     Ok(())
 }
 
-/// [`keep`] in a transaction of its own.
+/// Runs [`keep`] in a transaction of its own.
 pub async fn keep_one(connection: &mut PgConnection, redriven: &Redriven) -> Result<(), Failure> {
     let mut transaction = session::begin(connection).await?;
     keep(&mut transaction, std::slice::from_ref(redriven)).await?;
     Ok(transaction.commit().await?)
 }
 
-/// Takes the rows that nobody else has, and reads them again.
+/// Locks the rows that no other transaction has, and reads them again.
 pub async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<DeadLetter>, Failure> {
     let rows = sqlx::query_as!(
         Row,
@@ -110,8 +110,8 @@ pub async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Dea
     Ok(rows.fetch_all(connection).await?.into_iter().map(DeadLetter::from).collect())
 }
 
-/// Deletes what was discarded before `before`, once its message is forgotten, too: without its row
-/// the item would look applied. A key goes with its dead letter, and is as young as the discard.
+/// Deletes dead letters that were discarded before `before`, once their message is forgotten, too: without
+/// its row the item would look applied. A key goes with its dead letter, and is as young as the discard.
 pub async fn prune_discarded(
     connection: &mut PgConnection,
     before: OffsetDateTime,
@@ -137,7 +137,7 @@ pub async fn prune_discarded(
     Ok(pruned.len() as u64)
 }
 
-/// Notes why items failed again.
+/// Notes the reasons of items that failed again.
 pub async fn keep(connection: &mut PgConnection, redriven: &[Redriven]) -> Result<(), Failure> {
     let (mut ids, mut reasons, mut details) = (Vec::new(), Vec::new(), Vec::new());
     for Redriven { id, outcome } in redriven {

@@ -1,4 +1,4 @@
-//! Messages that could not be applied as a whole, among the dead letters: buried, and redriven as if
+//! Messages that could not be applied as a whole, among the dead letters: stored there, and redriven as if
 //! they came from the queue.
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use crate::store::StoreError;
 use crate::store::rules::bodies::{Row, failed_again, is_reused_for_good, may_repeat, message_of, too_old};
 use crate::store::rules::dead_letters::failed;
 
-/// Bounds the search for what the server refuses, below `store.write_timeout_ms`.
+/// Time limit of a redrive's search for items that the server refuses; below `store.write_timeout_ms`.
 const REDRIVE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Text that the server refuses is written in ASCII.
+/// Stores a message among the dead letters. Text that the server refuses is written in ASCII.
 pub async fn bury(connection: &mut PgConnection, message: &DeadMessage) -> Result<(), Failure> {
     match insert(connection, &message.row()).await.map_err(Failure::of_batch) {
         Err(Failure::Refused { .. }) => insert(connection, &message.row().in_ascii()).await,
@@ -32,8 +32,8 @@ pub async fn bury(connection: &mut PgConnection, message: &DeadMessage) -> Resul
     }
 }
 
-/// A body is large: in a transaction, which has the time of writes. Each attempt has its own, for a
-/// refusal ends it.
+/// Inserts a row in a transaction of its own, which has the time of writes, because a body is large. Each
+/// attempt has its own transaction: a refusal ends it.
 async fn insert(connection: &mut PgConnection, row: &Row) -> Result<(), Failure> {
     let mut transaction = session::begin(connection).await?;
     match written(&mut transaction, row).await {
@@ -45,8 +45,8 @@ async fn insert(connection: &mut PgConnection, row: &Row) -> Result<(), Failure>
     }
 }
 
-/// A row that is there stays as it is, but that its id belongs to another body is told of it: `force`
-/// must not apply it. One that was discarded is decided.
+/// Writes a row. A row that is there stays as it is, except that it is marked when its id belongs to another
+/// body, because `force` must not apply it. A discarded row is decided.
 async fn written(connection: &mut PgConnection, row: &Row) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into dead_letters (id, kind, reason, detail, item, accepted_at, set_aside_at)
@@ -74,8 +74,8 @@ async fn written(connection: &mut PgConnection, row: &Row) -> Result<(), sqlx::E
     Ok(())
 }
 
-/// Nothing comes of it when somebody else has the row. What becomes of one message keeps no other
-/// from being redriven, unless the server is not well.
+/// Redrives a message; no outcome when another transaction has the row. The failure of one message keeps no
+/// other from being redriven, unless the server is not well.
 pub async fn redrive(
     connection: &mut PgConnection,
     known: &Known,
@@ -88,7 +88,7 @@ pub async fn redrive(
             Ok(false) => return Ok(Vec::new()),
             Ok(true) => Ok(RedriveOutcome::Applied),
             Err(Failure::TooOld) => Ok(RedriveOutcome::NeedsForce),
-            // The letter stays as it was then: that speaks of the server.
+            // The letter stays as it was, because the failure speaks of the server.
             Err(Failure::GaveUp(why)) => return Ok(vec![failed(letter.id, &letter.reason, why)]),
             Err(failure) => Err(about_the_message(failure)?),
         },
@@ -103,7 +103,7 @@ pub async fn redrive(
     Ok(vec![redriven])
 }
 
-/// Why a message stays, where the failure says something of it.
+/// Returns the reason why a message stays, where the failure says something of it.
 fn about_the_message(failure: Failure) -> Result<(Reason, String), Failure> {
     match failure {
         Failure::Told(StoreError::DigestMismatch(id)) => Ok((Reason::DigestMismatch, mismatch(id))),
@@ -115,7 +115,7 @@ fn about_the_message(failure: Failure) -> Result<(Reason, String), Failure> {
     }
 }
 
-/// One transaction, tried again where that may help, and without the items that the server refuses.
+/// Runs one transaction, again where that may help, and without the items that the server refuses.
 async fn attempt(
     connection: &mut PgConnection,
     known: &Known,
@@ -124,7 +124,7 @@ async fn attempt(
     redrive: &Redrive,
 ) -> Result<bool, Failure> {
     let mut patience = Patience::new(REDRIVE_LIMIT);
-    // Messages are few: the exact path knows at once what overflows.
+    // Messages are few: the exact path finds at once the increments that overflow.
     let mut mode = Mode {
         choice: Choice::All(Path::Exact),
         too_old: too_old(letter, redrive.force),
@@ -139,7 +139,7 @@ async fn attempt(
     }
 }
 
-/// Whether the row was there to be taken.
+/// Returns true when the row was there to be taken.
 async fn try_once(
     connection: &mut PgConnection,
     known: &Known,
@@ -168,7 +168,7 @@ async fn try_once(
     }
 }
 
-/// All statements between `begin` and `commit`; `None` when somebody else has the row.
+/// Runs all statements between `begin` and `commit`; `None` when another transaction has the row.
 async fn applied_and_taken(
     connection: &mut PgConnection,
     known: &Known,

@@ -1,7 +1,7 @@
-//! Documents of a batch: what is inserted, what is deleted, and the pruning of old ones.
+//! Documents of a batch: inserts, deletes, and the pruning of old ones.
 //!
-//! A delete leaves a tombstone, whether its document has come or not, and an insert does nothing
-//! where a row is: so both orders end the same (`a_delete_that_overtakes_its_insert_wins`).
+//! A delete leaves a tombstone, even before its document has come, and an insert does nothing where a row is:
+//! so both orders end the same (`a_delete_that_overtakes_its_insert_wins`).
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::PgConnection;
@@ -20,10 +20,10 @@ use crate::model::write::Delete;
 use crate::store::rules::documents::{self, Elsewhere, FieldRow, Row};
 use crate::store::rules::plan::{Plan, Task};
 
-/// Documents that [`prune`] deletes at once.
+/// Maximum of documents that [`prune`] deletes at once.
 const PAGE_DOCUMENTS_MAX: i64 = 2_000;
 
-/// What became of a batch's documents.
+/// Effects of a batch on documents.
 #[derive(Default)]
 pub struct Written {
     pub set_aside: Vec<SetAside>,
@@ -59,9 +59,8 @@ pub async fn write(
     Ok(Written { set_aside: rows.set_aside, deleted })
 }
 
-/// Returns the places of those that had no row and no tombstone. First those that are found by
-/// their place, then those that are found by their id, each in the order of what they are found
-/// by, as [`delete`] does.
+/// Inserts documents; returns the places of those that had no row and no tombstone. First unkeyed documents,
+/// by their place, then keyed documents, by their id, each in sorted order, as [`delete`] does.
 async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> Result<HashSet<Uuid>, Failure> {
     let (mut keyed, unkeyed): (Vec<&Row<'_>>, Vec<&Row<'_>>) = rows.iter().partition(|row| row.id.is_some());
     keyed.sort_unstable_by_key(|row| (row.collection, row.id));
@@ -91,7 +90,7 @@ async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> Result<HashS
     Ok(inserted)
 }
 
-/// Where tombstones go, from deletes sorted by what their documents are found by.
+/// Tombstones to insert, from deletes sorted by the place or id of their documents.
 #[derive(Default)]
 struct Tombstones<'a> {
     collections: Vec<&'a str>,
@@ -131,7 +130,7 @@ struct Fresh {
     document: ItemKey,
 }
 
-/// What deletions found.
+/// Rows that deletions found or inserted.
 #[derive(Default)]
 struct Entombed {
     live: Vec<Live>,
@@ -162,8 +161,8 @@ impl Entombed {
     }
 }
 
-/// Takes back the tombstones of documents that cannot come any more. Who inserts one of them waits for the
-/// tombstone, and so is not committed when their statuses are read.
+/// Takes back the tombstones of documents that cannot come any more. A transaction that inserts one of them
+/// waits for the tombstone, and so is not committed when their statuses are read.
 async fn withdraw(
     connection: &mut PgConnection,
     elsewhere: &Elsewhere<'_>,
@@ -194,7 +193,7 @@ async fn withdraw(
     Ok(())
 }
 
-/// Returns the keys of the documents, each once.
+/// Deletes documents; returns their keys, each once.
 async fn delete(
     connection: &mut PgConnection,
     found: &Found,
@@ -221,8 +220,8 @@ async fn delete(
     Ok(gone.into_iter().collect())
 }
 
-/// Inserts tombstones, and locks the documents that have data; returns both. The
-/// row of a keyed document is no document under its place.
+/// Inserts tombstones, and locks the documents that have data; returns both. The row of a keyed document is
+/// no document under its place.
 async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> Result<Vec<Touched>, Failure> {
     let rows = sqlx::query!(
         r#"insert into documents as document (collection, place, accepted_at)
@@ -239,8 +238,8 @@ async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> R
     Ok(rows.map(|row| (row.collection, row.place, row.bytes)).collect())
 }
 
-/// As [`entomb`], by the ids of keyed documents. The place of a tombstone that finds no document
-/// is that of its delete, which no document has.
+/// Inserts and locks as [`entomb`] does, by the ids of keyed documents. The place of a tombstone that finds
+/// no document is that of its delete, which no document has.
 async fn entomb_keyed(
     connection: &mut PgConnection,
     tombstones: &Tombstones<'_>,
@@ -315,7 +314,7 @@ async fn unindex(connection: &mut PgConnection, found: &Found, live: &[Live]) ->
     Ok(())
 }
 
-/// How many of the last documents are read at once: at least one.
+/// Returns how many of the last documents are read at once: at least one.
 fn within_page(live: &[&Live]) -> usize {
     let mut bytes = 0;
     let fits = |live: &&&Live| {
@@ -326,8 +325,7 @@ fn within_page(live: &[&Live]) -> usize {
     live.iter().rev().take_while(fits).count()
 }
 
-/// Those of these collections that hold documents before the place beside them. Tombstones are
-/// not looked at.
+/// Returns the collections that hold documents before the place beside them. Tombstones are not looked at.
 pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> Result<Vec<String>, Failure> {
     if bounds.is_empty() {
         return Ok(Vec::new());
@@ -348,8 +346,8 @@ pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> 
 }
 
 /// Deletes tombstones of deletes that were accepted before `before_ms`, with their keys, unless a key was
-/// entered later. Each kept an insert away that the ledger would have let through; what lies below the floor
-/// it lets through no more. A dead letter of the document may still be redriven: its tombstone stays.
+/// entered later. Each kept an insert away that the ledger would have let through; below the floor the ledger
+/// lets none through any more. A dead letter of the document may still be redriven: its tombstone stays.
 pub async fn prune_deleted(
     connection: &mut PgConnection,
     before_ms: i64,
@@ -367,7 +365,7 @@ pub async fn prune_deleted(
                       where keyed_writes.id = documents.id and applied_at >= $1) is null
              order by accepted_at limit $3))
          returning id",
-        // An insert is hardly ever younger than its delete: little is walked over that must stay.
+        // An insert is hardly ever younger than its delete: few rows that must stay are walked over.
         from_ms(before_ms),
         floor.last_item(),
         rows_max
@@ -377,9 +375,9 @@ pub async fn prune_deleted(
     Ok(pruned.len() as u64)
 }
 
-/// Deletes documents of a collection that are older than it keeps them, `rows_max` and a page at most,
-/// with their fields and keys. Where a key was not entered before `keys_before_ms` a tombstone takes the place
-/// of its document, as if a client had deleted it. Tombstones stay, and their keys with them.
+/// Deletes documents of a collection that are older than it keeps them, `rows_max` and a page at most, with
+/// their fields and keys. Where a key was not entered before `keys_before_ms` a tombstone takes the place of
+/// its document, as if a client had deleted it. Tombstones stay, and their keys with them.
 pub async fn prune(
     connection: &mut PgConnection,
     compiled: &Compiled,
@@ -389,7 +387,7 @@ pub async fn prune(
     rows_max: i64,
 ) -> Result<u64, Failure> {
     collections::hold_for_deletes(connection).await?;
-    // Only now: it may have been lifted while this waited.
+    // Only now: the retention may have been lifted while this waited.
     let Some(days) = collections::collection(connection, name).await?.definition.retention_days else {
         return Ok(0);
     };

@@ -18,7 +18,7 @@ pub enum Path {
     Exact,
 }
 
-/// What is worth remembering once the transaction is committed.
+/// Ids to be remembered once the transaction is committed.
 #[derive(Default)]
 pub struct Learned {
     types: TypeIds,
@@ -37,8 +37,8 @@ impl Learned {
     }
 }
 
-/// Writes everything that a plan asks for, but ledger and keys. What cannot be applied is added to
-/// the items that are set aside.
+/// Writes all effects of a plan, without ledger and keys. Items that cannot be applied are added to the items
+/// that are set aside.
 pub async fn take_effect(
     connection: &mut PgConnection,
     known: &Known,
@@ -61,8 +61,8 @@ pub async fn take_effect(
         Path::Merged => add_merged(connection, &plan.increments).await?,
         Path::Exact => add_one_by_one(connection, &plan.increments).await?,
     };
-    // Only now is it known what overflows. Nobody waits for these rows: who writes the same ones
-    // has waited for the ledger or for the keys.
+    // Only now is it known which increments overflow. No transaction waits for these rows: one that writes
+    // the same rows has waited for the ledger or for the keys.
     ledger::bury(connection, &counted.set_aside).await?;
     applied.set_aside.extend(counted.set_aside);
     applied.standings = counted.standings;

@@ -1,10 +1,10 @@
-//! Deletes what is older than its retention, a bounded part at a time, and makes the partitions of
+//! Deletes rows that are older than their retention, a bounded part at a time, and makes the partitions of
 //! tomorrow.
 //!
-//! Each step is a short transaction, and one process at a time does one; nobody waits. Here is the
-//! order of the steps; how each kind of row is found and deleted is in the file of its table.
-//! The ledger, keys and tombstones are what makes a write happen once: they go by what may still come
-//! of the queue, never by the clock.
+//! Each step is a short transaction. One process at a time runs steps; the others do not wait. This file
+//! holds the order of the steps; the statements that find and delete rows are in the files of their tables.
+//! The ledger, keys and tombstones make a write happen once: they are deleted by the low watermark of the
+//! queue, never by the clock.
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -24,16 +24,16 @@ use crate::model::rollup::Resolution;
 use crate::store::rules::ledger::keys_before_ms;
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
-/// Any number that nothing else uses; the same in every build.
+/// Any number that no other lock uses; the same in every build.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7904;
-/// Partitions that one call drops at most, of each table.
+/// Maximum of partitions of each table that one call drops.
 const PARTITIONS_MAX: usize = 10;
 /// Days past its retention after which a partition is overdue: a whole one is in use anyway.
 const OVERDUE_DAYS: i64 = 1;
-/// Overdue partitions of each table that are counted at most.
+/// Maximum of overdue partitions of each table that are counted.
 const OVERDUE_MAX: usize = 1_000;
 
-/// What could not be done in a call that does the rest.
+/// Failures of steps in a call that runs the other steps.
 #[derive(Default)]
 struct Failed {
     told: Vec<String>,
@@ -41,7 +41,7 @@ struct Failed {
 }
 
 impl Failed {
-    /// Notes a failure and goes on without what it would have given.
+    /// Notes a failure and goes on without the step's result.
     fn note<T>(&mut self, what: &str, outcome: Result<T, Failure>) -> Option<T> {
         let failure = match outcome {
             Ok(done) => return Some(done),
@@ -66,7 +66,7 @@ impl Failed {
     }
 }
 
-/// One call, which begins no step after `limit`. What fails keeps nothing else from being done.
+/// Runs one call, which begins no step after `limit`. A failed step keeps no other from being run.
 pub async fn housekeep(
     connection: &mut PgConnection,
     known: &Known,
@@ -107,7 +107,7 @@ pub async fn housekeep(
                     Some(Retired::Elsewhere) => break,
                     None => {}
                 }
-                // Other processes learn of it by the refusal of the server.
+                // Other processes notice it by the refusal of the server.
                 known.partitions.forget();
             }
             continue;
@@ -116,7 +116,7 @@ pub async fn housekeep(
         let Some(done) = failed.note(step.name(), run(connection, known, &step, rows_max).await) else {
             continue;
         };
-        // Another process is at it.
+        // Another process does the housekeeping.
         let Some(done) = done else { break };
         if is_documents {
             documents_left = documents_left.saturating_sub_unsigned(done.rows).max(0);
@@ -131,7 +131,7 @@ pub async fn housekeep(
     failed.into_result(kept)
 }
 
-/// Dead letters that wait for somebody, among the first by id.
+/// Counts the dead letters that wait for a decision, among the first by id.
 async fn dead_letters(connection: &mut PgConnection) -> Result<u64, Failure> {
     let mut transaction = begin(connection).await?;
     let waiting = sqlx::query_scalar!(
@@ -144,7 +144,7 @@ async fn dead_letters(connection: &mut PgConnection) -> Result<u64, Failure> {
     Ok(u64::try_from(waiting).unwrap_or(0))
 }
 
-/// What may be forgotten as far as the queue is concerned, and for how long keys are promised.
+/// Low watermark of the queue, and the time for which keys are promised.
 #[derive(Clone, Copy)]
 struct Forget {
     before_ms: i64,
@@ -175,7 +175,7 @@ impl Step {
     }
 }
 
-/// The day before which partitions are old, of each table that has some.
+/// Returns the day before which partitions are old, for each table that has some.
 fn days(now_ms: i64, retention: &Retention) -> impl Iterator<Item = (Table, i64)> + use<> {
     let points_ms = now_ms.saturating_sub(retention.points_ms);
     let minutes_ms = now_ms.saturating_sub(retention.minutes_ms);
@@ -187,7 +187,7 @@ fn days(now_ms: i64, retention: &Retention) -> impl Iterator<Item = (Table, i64)
     tables.into_iter().filter_map(|(table, before_ms)| Some((table, before_ms?.max(0) / DAY_MS)))
 }
 
-/// Partitions that should have gone [`OVERDUE_DAYS`] ago.
+/// Counts the partitions that should have gone [`OVERDUE_DAYS`] ago.
 async fn overdue(connection: &mut PgConnection, now_ms: i64, retention: &Retention) -> Result<u64, Failure> {
     let mut transaction = begin(connection).await?;
     let mut overdue = 0;
@@ -199,7 +199,7 @@ async fn overdue(connection: &mut PgConnection, now_ms: i64, retention: &Retenti
     Ok(overdue)
 }
 
-/// What there is to do.
+/// Returns the steps of a call.
 async fn steps(
     connection: &mut PgConnection,
     now_ms: i64,
@@ -242,7 +242,7 @@ async fn old_partitions(
     Ok(old)
 }
 
-/// The collections that hold documents which are too old.
+/// Returns the collections that hold documents which are too old.
 async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec<String>, Failure> {
     let mut transaction = begin(connection).await?;
     let bounds = collections::retentions(&mut transaction).await?.into_iter().map(|(collection, days)| {
@@ -254,7 +254,8 @@ async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec
     Ok(old)
 }
 
-/// One step in a transaction, and what is remembered of it; `None` when another process is at it.
+/// Runs one step in a transaction. Returns its result and the key to remember; `None` when another process
+/// does the housekeeping.
 async fn run(
     connection: &mut PgConnection,
     known: &Known,
@@ -306,7 +307,7 @@ async fn within(
             let done = Housekept { rows: pruned.rows, more: pruned.more, ..nothing };
             return Ok((done, pruned.last));
         }
-        // Hours grow old once in an hour, and to look for them costs a look per type.
+        // Hours grow old once in an hour, and a search for them costs a look-up per type.
         Step::Hours { before } if known.hours_pruned_before.load(Ordering::Relaxed) == *before => 0,
         Step::Hours { before } => rollups::prune_hours(connection, *before, rows_max).await?,
         Step::Deleted(forget) => {
@@ -342,7 +343,8 @@ async fn within(
     Ok((Housekept { rows, more: rows > 0 && is_full, ..nothing }, None))
 }
 
-/// The floor, and before when keys may be forgotten; `None` while no ledger row was.
+/// Returns the floor, and the time before which keys may be forgotten; `None` while no ledger row was
+/// dropped.
 async fn floor_and_keys(
     connection: &mut PgConnection,
     forget: &Forget,

@@ -1,4 +1,4 @@
-//! Keys of keyed writes: which of them this transaction is the first to process.
+//! Keys of keyed writes: the keys of which this transaction is the first to process an item.
 use std::collections::HashSet;
 
 use sqlx::PgConnection;
@@ -45,30 +45,30 @@ pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<
     rows.into_iter().map(|row| Ok((item(row.id)?, fingerprint(&row.fingerprint)?))).collect()
 }
 
-/// Where a key stands among all, by age.
+/// Position of a key among all, by age.
 pub type Place = (OffsetDateTime, Uuid);
 
-/// What came of a look at some keys.
+/// Result of pruning some keys.
 pub struct Pruned {
     pub rows: u64,
-    /// The last one that was looked at, deleted or not; `None` when there was none.
+    /// The last key that was looked at, deleted or not; `None` when there was none.
     pub last: Option<Place>,
     /// There may be more behind it.
     pub more: bool,
 }
 
-/// Looks at `rows_max` keys behind `after` that were entered before `before`, and deletes them: along
-/// an index that leaves the keys of documents out, whose kind stands in their bits. Those with a dead
-/// letter stay: it is a subquery, because a join might read all dead letters. They are not met again,
-/// so that each call looks at as many keys as it may, however many are held back: a key whose dead
-/// letter goes is renewed, or goes with it.
+/// Looks at `rows_max` keys behind `after` that were entered before `before`, and deletes them, along an
+/// index without the keys of documents, which are known by the kind in their bits. Keys with a dead letter
+/// stay: it is a subquery, because a join might read all dead letters. They are not met again, so that each
+/// call looks at as many keys as it may, even when many are held back: a key whose dead letter goes is
+/// renewed, or goes with it.
 pub async fn prune(
     connection: &mut PgConnection,
     before: OffsetDateTime,
     after: Option<Place>,
     rows_max: i64,
 ) -> Result<Pruned, Failure> {
-    // Where clocks were put back the bound went back, too, and keys may have been entered behind it.
+    // After clocks were put back the bound is lower, too, and keys may have been entered behind it.
     let after = after.filter(|(at, _)| *at < before);
     let (after_at, after_id) = after.unwrap_or((OffsetDateTime::UNIX_EPOCH, Uuid::nil()));
     let pruned = sqlx::query!(
@@ -99,8 +99,9 @@ pub async fn prune(
     })
 }
 
-/// Keys of dead letters that this transaction applied are as old as that: without its row nothing else
-/// holds a key back. The later of two clocks counts, as one may be behind. Nobody waits for these rows: each belongs to a dead letter that is locked.
+/// Renews the keys of dead letters that this transaction applied: without the dead letter only their age
+/// keeps them from being pruned. The later of two clocks counts, as one may be behind. No transaction waits
+/// for these rows: each belongs to a dead letter that is locked.
 pub async fn renew(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
     if !ids.is_empty() {
         let renewed = sqlx::query!(

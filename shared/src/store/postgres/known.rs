@@ -1,5 +1,5 @@
-//! What this process remembers of its database, to ask it less. All of it is bounded, may be
-//! forgotten at any time, and is remembered only after a commit.
+//! State of the database that this process remembers, to ask it less. All of it is bounded, may be forgotten
+//! at any time, and is remembered only after a commit.
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex};
 
@@ -20,7 +20,7 @@ pub struct Known {
     pub rollups: KnownRollups,
     /// The hour before which all rollups of hours were deleted last; 0 when none were.
     pub hours_pruned_before: AtomicI32,
-    /// The last key that was looked at for pruning: those before it have dead letters.
+    /// Last key that was looked at for pruning: keys before it have dead letters.
     keys_pruned: Mutex<Option<keys::Place>>,
 }
 
@@ -41,7 +41,7 @@ impl Known {
         *self.keys_pruned.lock().expect("no code panics while it holds this lock")
     }
 
-    /// Where the next look begins; it begins where the last one did when there was nothing.
+    /// Moves the beginning of the next look; it stays when there was no key.
     pub fn looked_at_keys(&self, last: Option<keys::Place>) {
         let mut pruned = self.keys_pruned.lock().expect("no code panics while it holds this lock");
         *pruned = last.or(*pruned);

@@ -1,6 +1,6 @@
-//! The rows that say what became of a message: its ledger row, and a dead letter for each of its
-//! items that could not be applied; and the floor, below which ledger rows were dropped. Nothing
-//! here decides what becomes of it.
+//! Rows that record the outcome of a message: its ledger row, and a dead letter for each of its items that
+//! could not be applied; and the floor, below which ledger rows were dropped. The outcome itself is decided
+//! elsewhere.
 use std::collections::HashSet;
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
@@ -14,13 +14,13 @@ use crate::model::message::Message;
 use crate::model::outcome::SetAside;
 use crate::store::rules::ledger;
 
-/// Writes the ledger rows and returns the messages that had none, in the order of the batch, and
-/// which of them lie at or below the floor. Another transaction that holds the same id is waited for.
+/// Writes the ledger rows. Returns the messages that had none, in the order of the batch, and the ids that
+/// lie at or below the floor. Another transaction that holds the same id is waited for.
 ///
 /// The floor is read by the statement that inserts. A partition is detached before it is dropped, which waits
-/// for who may still insert into it, and only then is the floor raised for the last time: either the row
-/// that this inserts is there when that is done, or there is no partition for it. The next one for that
-/// day is made after the drop, and who inserts there sees the floor raised
+/// for the transactions that may still insert into it, and only then is the floor raised for the last time.
+/// Either the row that this inserts is there when that is done, or there is no partition for it. The next
+/// partition for that day is made after the drop, and a transaction that inserts there sees the floor raised
 /// (`a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_aside`).
 pub async fn enter<'a>(
     connection: &mut PgConnection,
@@ -51,7 +51,7 @@ pub async fn enter<'a>(
     Ok((fresh, too_old))
 }
 
-/// The last id whose row was dropped; nil while none was.
+/// Reads the last id whose row was dropped; nil while none was.
 pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, Failure> {
     Ok(sqlx::query_scalar!("select id from ledger_floor where one").fetch_one(connection).await?)
 }
@@ -66,7 +66,7 @@ pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Resu
     Ok(())
 }
 
-/// Writes dead letters. One that is there already, from a message that outlived its ledger row,
+/// Writes dead letters. A dead letter that is there already, from a message that outlived its ledger row,
 /// stays as it is.
 pub async fn bury(connection: &mut PgConnection, set_aside: &[SetAside]) -> Result<(), Failure> {
     if set_aside.is_empty() {

@@ -51,7 +51,7 @@ pub async fn document(
         );
         row.fetch_optional(connection).await?
     } else {
-        // What stands under the place of a keyed document is not found by that.
+        // The row under the place of a keyed document is not found by that place.
         let row = sqlx::query_as!(
             DocumentRow,
             r#"select place, id, data, accepted_at, null::bytea as "fingerprint?"
@@ -101,9 +101,9 @@ struct Step {
     is_stopped: bool,
 }
 
-/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place
-/// at or before the one reached. As many filters in a row that agree on a place have found a document.
-/// So the rarest filter decides how many steps there are.
+/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place at or
+/// before the one reached. A document is found when all filters in a row agree on a place. So the rarest
+/// filter decides how many steps there are.
 ///
 /// A search that stops has decided at least one place, which takes as many steps as there are filters.
 async fn search(

@@ -1,8 +1,8 @@
-//! Partitions, one per day, made by whoever first needs one: of the ledger by the time of ids, of
+//! Partitions, one per day, made by the first process that needs one: of the ledger by the time of ids, of
 //! points by the time at which they were accepted, of minute rollups by their own.
 //!
-//! A redelivery after a long outage needs an old day, a replica with a fast clock one that has not
-//! come. No message waits for a scheduled job, and none is set aside for want of a partition
+//! A redelivery after a long outage needs an old day, a replica with a fast clock one that has not come. No
+//! message waits for a scheduled job, and none is set aside for want of a partition
 //! (`a_message_of_any_day_finds_its_partition`).
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
@@ -14,9 +14,9 @@ use super::failure::{Failure, corrupt};
 use super::retire::{self, State};
 use super::session::begin;
 
-/// Any number that nothing else uses; the same in every build.
+/// Any number that no other lock uses; the same in every build.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7901;
-/// Days remembered. Batches are about today; more than a few days mean a backlog.
+/// Maximum of days remembered. Batches are about today; more than a few days mean a backlog.
 const KNOWN_DAYS_MAX: usize = 1_000;
 
 /// The partitions that are known to exist.
@@ -26,7 +26,7 @@ pub struct Partitions {
 }
 
 impl Partitions {
-    /// Makes those that are missing, each in a transaction of its own.
+    /// Makes the missing partitions, each in a transaction of its own.
     pub async fn ensure(&self, connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), Failure> {
         let missing: Vec<Day> = days.difference(&self.known()).copied().collect();
         for day in missing {
@@ -40,7 +40,7 @@ impl Partitions {
         Ok(())
     }
 
-    /// To be called when the server misses one: somebody dropped it.
+    /// Forgets all partitions. Called when the server misses one, because another program dropped it.
     pub fn forget(&self) {
         self.known().clear();
     }
@@ -50,9 +50,9 @@ impl Partitions {
     }
 }
 
-/// Made apart and then attached: that takes no lock against readers and writers of the table,
-/// whereas `create table … partition of` would wait for a running backup, and everybody for it
-/// (`a_partition_is_made_beside_a_running_backup`). A day that is being forgotten is forgotten first.
+/// Makes a partition by itself and then attaches it. That takes no lock against readers and writers of the
+/// table, whereas `create table … partition of` would wait for a running backup, and all others for it
+/// (`a_partition_is_made_beside_a_running_backup`). A day whose dropping has begun is dropped first.
 async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), Failure> {
     let (parent, name) = (table.name(), table.partition(day));
     let (from, to) = table.bounds(day);
@@ -64,7 +64,7 @@ async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), 
         state = State::Missing;
     }
     if state == State::Foreign {
-        // An owner may have detached it to keep it: what it holds must not come back by itself.
+        // An owner may have detached it to keep it: its rows must not come back by themselves.
         let holds = AssertSqlSafe(format!("select exists (select from {name})"));
         if sqlx::query_scalar::<_, bool>(holds).fetch_one(&mut *transaction).await? {
             return Err(corrupt(&format!(
@@ -85,8 +85,8 @@ async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), 
     Ok(())
 }
 
-/// Names of partitions of days before `day`, from the oldest on, `limit` at most; those that are being
-/// retired with them.
+/// Lists the names of partitions of days before `day`, from the oldest on, `limit` at most, including those
+/// that are being retired.
 pub async fn older(
     connection: &mut PgConnection,
     table: Table,

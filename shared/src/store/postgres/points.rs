@@ -10,7 +10,7 @@ use super::failure::Failure;
 use crate::model::write::Point;
 use crate::store::rules::plan::Task;
 
-/// Types remembered. Those beyond are asked for in each batch.
+/// Maximum of types remembered. Further types are read in each batch.
 const TYPES_MAX: usize = 100_000;
 
 /// Numbers of types by name.
@@ -23,7 +23,7 @@ pub struct KnownTypes {
 }
 
 impl KnownTypes {
-    /// To be called after the commit.
+    /// Remembers types. To be called after the commit.
     pub fn remember(&self, types: &TypeIds) {
         let mut known = self.known();
         if types.keys().all(|name| known.contains_key(name)) {
@@ -40,7 +40,7 @@ impl KnownTypes {
     }
 }
 
-/// The types of a batch, with rows for those that are new. Most batches ask the server nothing.
+/// Returns the types of a batch, with rows for new ones. Most batches ask the server for none.
 pub async fn types(
     connection: &mut PgConnection,
     known: &KnownTypes,
@@ -58,7 +58,7 @@ pub async fn types(
             }
         }
     }
-    // Asked for before they are inserted: each attempt to insert uses up a number.
+    // Read before they are inserted: each attempt to insert uses up a number.
     types.extend(stored(connection, &unknown).await?);
     unknown.retain(|name| !types.contains_key(*name));
     if unknown.is_empty() {
@@ -87,7 +87,7 @@ async fn stored(connection: &mut PgConnection, names: &[&str]) -> Result<TypeIds
     Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (row.name.into(), row.id)).collect())
 }
 
-/// Inserts the raw rows. Nothing makes them unique but the ledger.
+/// Inserts the raw rows. Only the ledger keeps them from being inserted twice.
 pub async fn insert(
     connection: &mut PgConnection,
     types: &TypeIds,

@@ -67,10 +67,11 @@ pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Res
     Ok(names.fetch_all(connection).await?.into_iter().map(Arc::from).collect())
 }
 
-/// One statement, so that all tables and the floor are seen at the same moment: a row per item, by
-/// its number, and a row per message that was applied. Items get a subquery each, because the planner would
-/// read a whole table for a join. Messages are named as a list and by its ends, because a plan that
-/// is kept prunes partitions by single values only (`fates_are_looked_up_by_key_however_many_are_asked_for`).
+/// Reads the statuses of items in one statement, so that all tables and the floor are seen at the same
+/// moment: a row per item, by its number, and a row per message that was applied. Items get a subquery each,
+/// because the planner would read a whole table for a join. Messages are named as a list and by its ends,
+/// because a plan that is kept prunes partitions by single values only
+/// (`fates_are_looked_up_by_key_however_many_are_asked_for`).
 pub async fn item_statuses(
     connection: &mut PgConnection,
     items: &[ItemKey],

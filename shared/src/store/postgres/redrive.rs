@@ -1,8 +1,8 @@
-//! The redrive of dead letters; whole messages are the business of `dead_messages`.
+//! Redrive of dead letters; `dead_messages` redrives whole messages.
 //!
-//! A redrive locks rows, writes what their items ask for in the order of tables that `apply` keeps,
-//! and deletes the rows last. Rows that another redrive holds are passed over; who discards one
-//! waits, and finds it gone.
+//! A redrive locks rows, writes the effects of their items in the order of tables that `apply` keeps, and
+//! deletes the rows last. Rows that another redrive holds are passed over; a discard waits, and finds the row
+//! gone.
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use crate::model::outcome::Applied;
 use crate::store::rules::dead_letters::{Batch, REDRIVE_TIME_MAX, steps};
 use crate::store::rules::plan::Plan;
 
-/// Step by step, for as long as there is time. Items that the server refuses stay.
+/// Redrives step by step, for as long as there is time. Items that the server refuses stay.
 pub async fn redrive(
     connection: &mut PgConnection,
     known: &Known,
@@ -47,7 +47,7 @@ pub async fn redrive(
     Ok(done)
 }
 
-/// One transaction, tried again where that may help.
+/// Runs one transaction, again where that may help.
 async fn attempt(
     connection: &mut PgConnection,
     known: &Known,
@@ -96,14 +96,14 @@ async fn try_once(
     }
 }
 
-/// No ledger row is written.
+/// Returns the days of a redrive, without the ledger: no ledger row is written.
 fn days(messages: &[Message]) -> BTreeSet<Day> {
     let messages: Vec<&Message> = messages.iter().collect();
     days_of(&messages).into_iter().filter(|(table, _)| *table != Table::Ledger).collect()
 }
 
-/// All statements between `begin` and `commit`. Unless `all` are to be taken together, those that the
-/// server refuses are searched for.
+/// Runs all statements between `begin` and `commit`. Unless `all` are to be taken together, it searches for
+/// the items that the server refuses.
 async fn within(
     connection: &mut PgConnection,
     known: &Known,
@@ -118,7 +118,7 @@ async fn within(
     batch.heed_keys(&earlier);
     let mut plan = Plan::redriven(&batch.messages);
     let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
-    // Rows are few: the exact path knows at once what overflows.
+    // Rows are few: the exact path finds at once the increments that overflow.
     let learned = if all {
         take_effect(connection, known, &plan, Path::Exact, &mut applied).await?
     } else {

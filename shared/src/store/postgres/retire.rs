@@ -1,13 +1,13 @@
 //! Takes old partitions away while writers go on.
 //!
-//! `drop table` of a partition waits for everybody that has its table open, and everybody for it: beside
-//! three writers without a gap it never comes. So a partition is marked, detached `concurrently`, which
-//! waits for those that had begun and lets others pass, and dropped as a table by itself. Each step is
-//! committed. Whoever finds a partition that was left between two of them goes on from there: the
-//! next housekeeping, or a writer that needs the day (`partitions`).
+//! `drop table` of a partition waits for all transactions that have its table open, and all later ones wait
+//! for it: beside three writers without a gap it never comes. So a partition is marked, detached
+//! `concurrently`, which waits for transactions that had begun and lets others pass, and dropped as a table
+//! by itself. Each step is committed. A partition that was left between two steps is finished by the next
+//! housekeeping, or by a writer that needs the day (`partitions`).
 //!
-//! Of the ledger the floor is raised with the mark, so that readers miss nothing, and once more before
-//! the drop, by what was entered in between: docs/decisions/0010-floor-and-retention.md.
+//! For the ledger the floor is raised with the mark, so that readers miss no row, and once more before the
+//! drop, by the rows that were entered in between: docs/decisions/0010-floor-and-retention.md.
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
@@ -17,11 +17,11 @@ use super::failure::Failure;
 use super::ledger;
 use super::session::{alone, begin};
 
-/// The comment on a partition that is to go: detached, it is one that nobody keeps.
+/// Comment on a partition that is to go. A detached partition with it is not kept by an owner.
 pub const MARK: &str = "forebay: being dropped";
 
-/// How long the transactions that use a table are waited for before a partition of it is detached: a
-/// detached day has no place for what comes late, so it must not wait for a backup.
+/// Time to wait for the transactions that use a table before a partition of it is detached. A detached day
+/// has no place for late rows, so it must not wait for a backup.
 const USERS_TIME_MAX: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -42,7 +42,7 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retired {
     Dropped,
-    /// Somebody used it for longer than this waits, or was at it, too.
+    /// Others used it for longer than this waits, or retired it at the same time.
     InUse,
     /// Another process does the housekeeping.
     Elsewhere,
@@ -68,7 +68,7 @@ pub async fn state(connection: &mut PgConnection, table: Table, name: &str) -> R
     })
 }
 
-/// Takes a partition away, from wherever it was left.
+/// Takes a partition away, from any state in which it was left.
 pub async fn retire(
     connection: &mut PgConnection,
     lock: i64,
@@ -120,8 +120,8 @@ async fn steps(
     Ok(if is_left { Retired::Dropped } else { Retired::InUse })
 }
 
-/// Ends the detaching of a partition where that was interrupted, and drops it, at the end of the transaction.
-/// Nothing is inserted into it any more, so the last id in it stays the last.
+/// Ends an interrupted detaching of a partition, and drops it, at the end of the transaction. No row is
+/// inserted into it any more, so the last id in it stays the last.
 pub async fn finish(
     connection: &mut PgConnection,
     table: Table,

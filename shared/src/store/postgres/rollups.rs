@@ -1,9 +1,9 @@
 //! Rollups: merged here, one row per resolution, type and period, written in the order of keys, in
 //! parts of [`PART_BYTES_MAX`] bytes of stored rollups.
 //!
-//! Rows that are not known to be there are inserted first, then the others are locked, and none is
-//! inserted after a lock: the other order deadlocks. A row is known when the transaction that
-//! inserted it, or found it, has committed; so nobody waits for a row that he could have locked.
+//! Rows that are not known to be there are inserted first, then the others are locked, and none is inserted
+//! after a lock: the other order deadlocks. A row is known when the transaction that inserted it, or found
+//! it, has committed; so no transaction waits for a row that it could have locked.
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 
@@ -18,20 +18,20 @@ use crate::store::rules::plan::Task;
 use crate::store::rules::points::{Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, merged, page, rollups};
 use crate::store::{RollupPage, RollupRange};
 
-/// Keys remembered, of twelve bytes each. Keys beyond are inserted in vain before they are locked.
+/// Maximum of keys remembered, of twelve bytes each. Keys beyond are inserted in vain before they are locked.
 const KEYS_MAX: usize = 1 << 18;
 
-/// Resolution, type and period.
+/// Key of a row: resolution, type and period.
 pub type Key = (i16, i32, i32);
 
-/// Rows that are known to be committed. One that was pruned is found out by whoever locks it.
+/// Rows that are known to be committed. A lock finds out that one was pruned.
 #[derive(Debug, Default)]
 pub struct KnownRollups {
     keys: Mutex<HashSet<Key>>,
 }
 
 impl KnownRollups {
-    /// To be called after the commit.
+    /// Remembers keys. To be called after the commit.
     pub fn remember(&self, keys: Vec<Key>) {
         let mut known = self.known();
         if known.len() + keys.len() > KEYS_MAX {
@@ -78,8 +78,8 @@ pub async fn merge(
     Ok(keys)
 }
 
-/// Locks all rows, then merges one part after the other. The data of the first part comes with the
-/// locks; most batches have no other.
+/// Locks all rows, then merges one part after the other. The data of the first part comes with the locks;
+/// most batches have no other.
 async fn merge_into_stored(
     connection: &mut PgConnection,
     known: &KnownRollups,
@@ -118,7 +118,7 @@ struct Locked {
     data: Option<Vec<u8>>,
 }
 
-/// How many rows are in the next part: as many as the statement of [`lock`] gives data of.
+/// Returns how many rows are in the next part: the rows of which the statement of [`lock`] gives data.
 fn part_length(rows: &[Locked]) -> usize {
     let mut before = 0;
     let is_within = |row: &&Locked| {
@@ -129,7 +129,7 @@ fn part_length(rows: &[Locked]) -> usize {
     rows.iter().take_while(is_within).count()
 }
 
-/// Arrays of a statement.
+/// Returns the arrays of a statement.
 fn columns<'k>(keys: impl Iterator<Item = &'k Key>) -> (Vec<i16>, Vec<i32>, Vec<i32>) {
     let (mut resolutions, mut types, mut periods) = (Vec::new(), Vec::new(), Vec::new());
     for (resolution, id, period) in keys {
@@ -140,7 +140,7 @@ fn columns<'k>(keys: impl Iterator<Item = &'k Key>) -> (Vec<i16>, Vec<i32>, Vec<
     (resolutions, types, periods)
 }
 
-/// Returns the keys that had no row.
+/// Inserts rows; returns the keys that had no row.
 async fn insert(
     connection: &mut PgConnection,
     keys: &[Key],
@@ -216,7 +216,7 @@ async fn update(connection: &mut PgConnection, merged: &[(Key, Vec<u8>)]) -> Res
     Ok(())
 }
 
-/// The rollups of one type in a range, ascending, up to the one that fills a page.
+/// Reads the rollups of one type in a range, ascending, up to the one that fills a page.
 pub async fn range(connection: &mut PgConnection, range: &RollupRange) -> Result<RollupPage, Failure> {
     let resolution = range.resolution as i16;
     let rows = sqlx::query!(
@@ -242,9 +242,8 @@ pub async fn range(connection: &mut PgConnection, range: &RollupRange) -> Result
     page.map_err(|(period, error)| unreadable((resolution, kind, period), error))
 }
 
-/// Deletes rollups of hours before `before`, `rows_max` at most, in the order of types: one look
-/// into the primary key per type, and none at what is younger. Rows that a writer holds are left
-/// for the next time.
+/// Deletes rollups of hours before `before`, `rows_max` at most, in the order of types: one look-up in the
+/// primary key per type, and none at younger rows. Rows that a writer holds are left for the next time.
 pub async fn prune_hours(connection: &mut PgConnection, before: i32, rows_max: i64) -> Result<u64, Failure> {
     let deleted = sqlx::query!(
         "with old as materialized (

@@ -1,7 +1,7 @@
-//! Whether the database has the schema that this build was made for.
+//! Check that the database has the schema of this build.
 //!
-//! Checked before the first operation of the process and again when the server says that a table
-//! or a column is missing; never migrated on the way.
+//! It runs before the first operation of the process and again when the server says that a table or a column
+//! is missing. No operation migrates.
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sqlx::PgConnection;
@@ -39,7 +39,7 @@ impl Schema {
         self.verified.store(false, Ordering::Release);
     }
 
-    /// Waits for a migration that another process runs, then runs what is missing.
+    /// Waits for a migration that another process runs, then runs the missing ones.
     pub async fn migrate(&self, connection: &mut PgConnection) -> Result<(), Failure> {
         self.forget();
         let migrated = MIGRATOR.run_direct(None, connection, false).await;
