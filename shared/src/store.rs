@@ -4,7 +4,7 @@
 //! `shared/tests/it/store.rs` runs against both:
 //!
 //! * `apply` is one transaction: ledger rows, effects and set-aside items of the whole batch, or
-//!   nothing. `Ok` means committed. A message whose ledger row exists changes nothing. A message
+//!   nothing. `Ok` means committed. A message that has a ledger row changes nothing. A message
 //!   that is so old that its row may have been dropped is set aside whole.
 //! * Items are applied as if one after the other, in the order of messages and items; an item
 //!   that cannot be applied is set aside and the next one is applied.
@@ -131,7 +131,7 @@ pub trait Store: Send + Sync {
     /// Time of the store's clock, in milliseconds since 1970. Also the cheapest probe.
     async fn now_ms(&self) -> Result<i64, StoreError>;
 
-    /// Time of the last id whose ledger row was dropped, in milliseconds since 1970; 0 while none was. It may
+    /// Time of the last id that lost its ledger row, in milliseconds since 1970; 0 while none was. It may
     /// lie ahead of every clock; an id at or before it is too old from the beginning.
     async fn floor_ms(&self) -> Result<i64, StoreError>;
 
@@ -213,7 +213,7 @@ impl Stored {
     }
 }
 
-/// Rollups of one type whose period is `from <= period < below`.
+/// Rollups of one type with `from <= period < below`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RollupRange {
     pub kind: String,

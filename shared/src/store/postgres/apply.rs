@@ -9,7 +9,7 @@
 //! transaction: the client library calls the commit of an aborted one a success
 //! (`a_batch_whose_statement_failed_is_never_reported_as_applied`).
 //!
-//! `isolate` searches, inside the same transaction, for the items whose content the server refuses.
+//! `isolate` searches, inside the same transaction, for the items that the server refuses for their content.
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;

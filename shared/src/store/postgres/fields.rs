@@ -225,7 +225,7 @@ pub async fn prune_dropped(
     Ok(deleted)
 }
 
-/// Returns the rows whose document is among `places`.
+/// Returns the rows of documents among `places`.
 pub fn of_places<'r, 'a>(
     rows: &'r [FieldRow<'a>],
     places: &'r HashSet<Uuid>,

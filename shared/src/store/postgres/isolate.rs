@@ -44,7 +44,7 @@ pub enum Search {
     Refused,
     /// All refused ones: the others are not asked for, or were applied.
     AllRefused,
-    /// All refused ones, and those whose statements fail otherwise or take too long.
+    /// All refused ones, and those with statements that fail otherwise or take too long.
     Failing,
 }
 

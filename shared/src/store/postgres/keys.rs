@@ -60,7 +60,7 @@ pub struct Pruned {
 /// Looks at `rows_max` keys behind `after` that were entered before `before`, and deletes them, along an
 /// index without the keys of documents, which are known by the kind in their bits. Keys with a dead letter
 /// stay: it is a subquery, because a join might read all dead letters. They are not met again, so that each
-/// call looks at as many keys as it may, even when many are held back: a key whose dead letter goes is
+/// call looks at as many keys as it may, even when many are held back: a key without its dead letter is
 /// renewed, or goes with it.
 pub async fn prune(
     connection: &mut PgConnection,

@@ -51,7 +51,7 @@ pub async fn enter<'a>(
     Ok((fresh, too_old))
 }
 
-/// Reads the last id whose row was dropped; nil while none was.
+/// Reads the last id that lost its row; nil while none was.
 pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, Failure> {
     Ok(sqlx::query_scalar!("select id from ledger_floor where one").fetch_one(connection).await?)
 }

@@ -72,8 +72,8 @@ impl Limits {
         Self { read_ms: config.read_timeout_ms.max(1), write_ms: config.write_timeout_ms.max(1) }
     }
 
-    /// Returns the settings of a session. It begins with the limit of reads, because a read whose caller gave
-    /// up must not go on.
+    /// Returns the settings of a session. It begins with the limit of reads, because a read must not go
+    /// on after its caller gave up.
     pub fn of_session(&self) -> Vec<(&'static str, String)> {
         let plans = PLANS.map(|(name, value)| (name, value.to_owned()));
         let mut options =
@@ -170,7 +170,7 @@ impl Begin {
         verified
     }
 
-    /// Migrates the schema. Behind a pooler it does so in one transaction, whose lock outlives the library's.
+    /// Migrates the schema. Behind a pooler it does so in one transaction; its lock outlives the library's.
     pub async fn migrate(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), Failure> {
         if self.read.is_none() {
             return schema.migrate(connection).await;

@@ -52,7 +52,7 @@ impl Partitions {
 
 /// Makes a partition by itself and then attaches it. That takes no lock against readers and writers of the
 /// table, whereas `create table … partition of` would wait for a running backup, and all others for it
-/// (`a_partition_is_made_beside_a_running_backup`). A day whose dropping has begun is dropped first.
+/// (`a_partition_is_made_beside_a_running_backup`). A day that is half dropped is dropped first.
 async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), Failure> {
     let (parent, name) = (table.name(), table.partition(day));
     let (from, to) = table.bounds(day);

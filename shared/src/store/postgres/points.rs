@@ -16,7 +16,7 @@ const TYPES_MAX: usize = 100_000;
 /// Numbers of types by name.
 pub type TypeIds = HashMap<Arc<str>, i32>;
 
-/// Types whose row is known to be committed; rows are never deleted.
+/// Types with a row that is known to be committed; rows are never deleted.
 #[derive(Debug, Default)]
 pub struct KnownTypes {
     ids: Mutex<TypeIds>,

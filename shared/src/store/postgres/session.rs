@@ -2,8 +2,8 @@
 //!
 //! Two traps shape this file. A `begin` that is cancelled leaves its connection in a transaction that the
 //! pool does not know of: a later write through it returns `Ok` and vanishes. And the pool gives a connection
-//! back by asking the server, without a time limit. Therefore a connection whose operation failed, timed out
-//! or was cancelled is closed, never reused
+//! back by asking the server, without a time limit. Therefore a connection is closed, never reused, after an
+//! operation that failed, timed out or was cancelled
 //! (`an_abandoned_transaction_swallows_nothing_that_is_written_later`,
 //! `a_server_that_falls_silent_costs_a_time_out_and_no_connection`).
 use std::net::IpAddr;

@@ -6,7 +6,7 @@ use super::columns::{from_ms, to_ms};
 use super::failure::Failure;
 use crate::store::{ConsumerWatermark, ReportedWatermark, Watermarks};
 
-/// Exchanges reports in one statement. Silent reports whose consumer has reported since they were read stay.
+/// Exchanges reports in one statement. Silent reports stay if they changed since they were read.
 pub async fn hold(
     connection: &mut PgConnection,
     own: ConsumerWatermark,

@@ -79,7 +79,7 @@ fn is_reused(letter: &DeadLetter) -> bool {
     letter.reason == Reason::DigestMismatch.name()
 }
 
-/// Returns the rule of a redrive for a letter whose message is too old.
+/// Returns the rule of a redrive for a letter with a message that is too old.
 pub(crate) fn too_old(letter: &DeadLetter, force: bool) -> TooOld {
     if force && !is_reused(letter) { TooOld::Apply } else { TooOld::Refuse }
 }

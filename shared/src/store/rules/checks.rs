@@ -78,7 +78,7 @@ impl Checks {
         let (mut all, mut by_collection) = (Duration::ZERO, HashMap::<&str, Duration>::new());
         self.make_room(documents.len());
         for Unchecked { collection, checker, data } in documents {
-            // Another transaction with this document, or one whose caller gave up, has found it meanwhile.
+            // Another transaction with this document, or one that its caller gave up, has found it meanwhile.
             if self.verdict(collection, checker.version, data).is_some() {
                 continue;
             }

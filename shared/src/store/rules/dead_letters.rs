@@ -50,7 +50,7 @@ impl Batch {
         batch
     }
 
-    /// Drops items whose key has another payload: it never applies to two.
+    /// Drops items when their key has another payload: a key never applies to two.
     pub fn heed_keys(&mut self, earlier: &Earlier) {
         let Self { messages, failed: gone } = self;
         messages.retain(|message| {

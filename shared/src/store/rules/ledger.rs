@@ -19,7 +19,7 @@ pub enum TooOld {
 }
 
 impl TooOld {
-    /// Returns the messages whose items are set aside; `None` when nothing is done.
+    /// Returns the messages to set aside; `None` when nothing is done.
     pub fn set_aside(self, too_old: HashSet<MessageId>) -> Option<HashSet<MessageId>> {
         match self {
             Self::SetAside => Some(too_old),
@@ -44,7 +44,7 @@ pub fn distinct(batch: &[Message]) -> Result<Vec<&Message>, StoreError> {
     Ok(distinct)
 }
 
-/// Parts a batch, in its order, into messages whose ledger row was inserted by this transaction, and the
+/// Parts a batch, in its order, into messages that this transaction inserted into the ledger, and the
 /// others.
 pub fn part<'a>(batch: &[&'a Message], inserted: &HashSet<Uuid>) -> (Vec<&'a Message>, Vec<&'a Message>) {
     batch.iter().partition(|message| inserted.contains(&message.id.as_uuid()))

@@ -105,8 +105,8 @@ impl Own {
 /// Entry for `keyed_writes` under a key.
 pub struct Entered {
     pub fingerprint: Fingerprint,
-    /// Lower bound of the entry's time: a store whose clock was behind must not take the key for older than
-    /// its message, because accept times decide which keys may be forgotten.
+    /// Lower bound of the entry's time: a store with a clock that is behind must not take the key for older
+    /// than its message, because accept times decide which keys may be forgotten.
     pub accepted_at_ms: i64,
 }
 

@@ -67,7 +67,7 @@ pub struct Addition<K> {
     pub stored: Option<Vec<u8>>,
 }
 
-/// Merges a part and encodes it, or returns the first key whose rollup cannot be read. One part takes some
+/// Merges a part and encodes it, or returns the first key with an unreadable rollup. One part takes some
 /// tens of milliseconds, on a thread for blocking work.
 pub async fn merged<K: Send + 'static>(
     part: Vec<Addition<K>>,
@@ -87,7 +87,7 @@ pub async fn merged<K: Send + 'static>(
     blocking(move || part.into_iter().map(merge).collect()).await
 }
 
-/// Decodes the rows of a page, or returns the first period whose rollup cannot be read. A page of
+/// Decodes the rows of a page, or returns the first period with an unreadable rollup. A page of
 /// [`PAGE_BYTES_MAX`] or more has a next one.
 pub async fn page(rows: Vec<(i32, Vec<u8>)>) -> Result<Result<RollupPage, (i32, Corrupt)>, StoreError> {
     let bytes: usize = rows.iter().map(|(_, data)| data.len()).sum();

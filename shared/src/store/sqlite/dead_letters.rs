@@ -36,7 +36,7 @@ pub const BURY: &str = "insert into dead_letters \
     (id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms) values (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
     on conflict do nothing";
 
-/// Marks a row whose id belongs to another body, because `force` must not apply it. A discarded row is
+/// Marks a row if its id belongs to another body, because `force` must not apply it. A discarded row is
 /// decided and stays as it is.
 pub const TELL_REUSED: &str = "update dead_letters set reason = ?2, detail = ?3, set_aside_at_ms = ?4 \
     where id = ?1 and reason <> ?2 and discarded_at_ms is null";

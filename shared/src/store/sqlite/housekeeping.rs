@@ -33,8 +33,8 @@ const BOUNDED: &str = "select name, retention_days from collections where retent
 pub const OLD: &str = "select place, data from documents \
     where collection = ?1 and place < ?2 and data is not null order by place limit ?3";
 
-/// Replaces old documents whose key was entered too late to be forgotten by tombstones, as if a client had
-/// deleted them.
+/// Turns old documents into tombstones when their key was entered too late to be forgotten, as if a client
+/// had deleted them.
 pub const ENTOMB_OLD: &str = "update documents set data = null, accepted_at_ms = max(accepted_at_ms, \
     (select applied_at_ms from keyed_writes where keyed_writes.id = documents.id)) \
     where collection = ?1 and place <= ?2 and data is not null and id is not null \
@@ -46,7 +46,7 @@ pub const DELETE_OLD: &str =
 pub const DELETE_OLD_KEYS: &str = "delete from keyed_writes where id in \
     (select id from documents where collection = ?1 and place <= ?2 and data is not null and id is not null)";
 
-/// Reads the last id whose ledger row was deleted.
+/// Reads the last id that lost its ledger row.
 pub const FLOOR: &str = "select id from ledger_floor where one = 1";
 
 pub const RAISE: &str = "update ledger_floor set id = max(id, ?1) where one = 1";
@@ -282,8 +282,8 @@ pub async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId
     Ok(MessageId::from_uuid(sqlx::query_scalar(FLOOR).fetch_one(connection).await?))
 }
 
-/// Empties the oldest day whose last point is too old, and drops its table once it is empty: the time to drop
-/// a full table grows with its pages.
+/// Empties the oldest day if its last point is too old, and drops its table once it is empty: the time to
+/// drop a full table grows with its pages.
 async fn drop_points(
     connection: &mut SqliteConnection,
     first_kept: &str,

@@ -20,7 +20,7 @@ pub const EARLIER: &str = "select id, fingerprint from keyed_writes \
 
 pub const FORGET: &str = "delete from keyed_writes where id in (select unhex(value) from json_each(?1))";
 
-/// Renews keys whose dead letter goes: without it only their age keeps them from being pruned.
+/// Renews keys when their dead letters go: from then on only their age keeps them from being pruned.
 pub const RENEW: &str = "update keyed_writes set applied_at_ms = max(applied_at_ms, ?2) \
     where id in (select unhex(value) from json_each(?1))";
 
@@ -45,7 +45,7 @@ pub struct Pruned {
 
 /// Looks at `rows_max` keys behind `after` that were entered before `before_ms`, and deletes them. Keys with
 /// a dead letter stay and are not met again, so that each call looks at as many keys as it may, even when
-/// many are held back: a key whose dead letter goes is renewed, or goes with it.
+/// many are held back: a key without its dead letter is renewed, or goes with it.
 pub async fn prune(
     connection: &mut SqliteConnection,
     before_ms: i64,
