@@ -41,10 +41,10 @@ use anyhow::Context;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use self::failure::Failure;
-use self::known::Known;
+use self::failure::PgFailure;
+use self::known::KnownState;
 use self::limits::{Class, Limit};
-use self::session::Session;
+use self::session::PgSession;
 use super::rules::page::Bounds;
 use super::{
     ConsumerWatermark, DocumentPage, DocumentsFound, GiveUp, Housekept, NamePage, ReportedWatermark,
@@ -59,8 +59,8 @@ use crate::model::outcome::{Applied, Counter, ItemStatus};
 
 /// Store in a PostgreSQL database. See the module.
 pub struct PostgresStore {
-    session: Session,
-    known: Arc<Known>,
+    session: PgSession,
+    known: Arc<KnownState>,
     read_timeout: Limit,
     list_timeout: Limit,
     write_timeout: Limit,
@@ -75,8 +75,8 @@ impl PostgresStore {
 
     pub fn open_with(config: &config::Store, collections: &config::Collections) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            session: Session::new(config).context("store.url")?,
-            known: Arc::new(Known::new(collections)),
+            session: PgSession::new(config).context("store.url")?,
+            known: Arc::new(KnownState::new(collections)),
             read_timeout: Limit::new(Class::Read, config.read_timeout_ms),
             list_timeout: Limit::new(Class::List, config.read_timeout_ms),
             write_timeout: Limit::new(Class::Write, config.write_timeout_ms),
@@ -92,7 +92,7 @@ impl Store for PostgresStore {
         let work = self.session.run("apply", self.write_timeout.within(limit), move |connection| {
             Box::pin(async move {
                 let applied = apply::apply(connection, &known, &batch, limit).await;
-                applied.map_err(Failure::of_transaction)
+                applied.map_err(PgFailure::of_transaction)
             })
         });
         work.await
@@ -103,7 +103,7 @@ impl Store for PostgresStore {
         let work = self.session.run("give_up_on", self.write_timeout, move |connection| {
             Box::pin(async move {
                 let applied = apply::give_up_on(connection, &known, &message, &give_up, limit).await;
-                applied.map_err(Failure::of_transaction)
+                applied.map_err(PgFailure::of_transaction)
             })
         });
         work.await

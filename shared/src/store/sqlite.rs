@@ -26,8 +26,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use self::collections::Cache;
-use self::files::{Failure, Files};
+use self::collections::DefinitionCache;
+use self::files::{Files, SqliteFailure};
 use super::rules::ledger::TooOld;
 use super::rules::page::Bounds;
 use super::{
@@ -45,7 +45,7 @@ use crate::runtime::clock;
 /// Store in one SQLite file. See the module.
 pub struct SqliteStore {
     files: Files,
-    definitions: Arc<Cache>,
+    definitions: Arc<DefinitionCache>,
     last_key: housekeeping::LastKey,
     write_timeout: Duration,
 }
@@ -57,11 +57,11 @@ impl SqliteStore {
     /// Tries a transaction again for as long as it finds documents without a verdict.
     async fn checked<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StoreError>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, SqliteFailure>>,
     {
         for _ in 1..ATTEMPTS_MAX {
             match attempt().await {
-                Err(Failure::Unchecked(documents)) => self.definitions.checks.check(documents).await,
+                Err(SqliteFailure::Unchecked(documents)) => self.definitions.checks.check(documents).await,
                 outcome => return Ok(outcome?),
             }
         }
@@ -85,7 +85,7 @@ impl SqliteStore {
         let files = Files::open(directory, read_timeout, write_timeout, config.list_connections_max).await?;
         Ok(Arc::new(Self {
             files,
-            definitions: Arc::new(Cache::new(collections)),
+            definitions: Arc::new(DefinitionCache::new(collections)),
             last_key: Mutex::default(),
             write_timeout,
         }))
@@ -381,7 +381,7 @@ mod tests {
         let housekeeping = [
             keys::PAGE,
             keys::RENEW,
-            dead_letters::TELL_REUSED,
+            dead_letters::MARK_REUSED,
             housekeeping::ROLLUPS,
             housekeeping::OLD,
             housekeeping::ENTOMB_OLD,
@@ -394,7 +394,7 @@ mod tests {
             housekeeping::DELETED,
             housekeeping::DISCARDED,
             keys::FORGET,
-            watermarks::TELL,
+            watermarks::REPORT,
             watermarks::LEAVE,
             attempts::PROBE,
             attempts::BEGIN,

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 
 use super::days::days_of;
-use super::effects::{Learned, Path, take_effect};
-use super::failure::Failure;
-use super::isolate::{self, Rest, Search};
-use super::known::Known;
+use super::effects::{NewlyKnown, Path, take_effect};
+use super::failure::PgFailure;
+use super::isolate::{self, PlanToIsolate, Search};
+use super::known::KnownState;
 use super::{keys, ledger, read, session};
 use crate::model::message::Message;
 use crate::model::outcome::{Applied, Reason};
@@ -34,7 +34,7 @@ const RETRY_MAX: Duration = Duration::from_millis(200);
 
 /// Items of a batch that a transaction applies.
 #[derive(Clone, Copy)]
-pub enum Choice<'c> {
+pub enum Selection<'c> {
     /// All or nothing.
     All(Path),
     /// All but those that the server does not take, which are set aside.
@@ -46,29 +46,29 @@ pub enum Choice<'c> {
 /// Selection, age rule and time limit of a transaction.
 #[derive(Clone, Copy)]
 pub struct Mode<'c> {
-    pub choice: Choice<'c>,
+    pub selection: Selection<'c>,
     pub too_old: TooOld,
     /// Limit of the whole transaction and of each of its statements.
     pub limit: Duration,
 }
 
 impl Mode<'_> {
-    fn with(self, choice: Choice<'_>) -> Mode<'_> {
-        Mode { choice, ..self }
+    fn with(self, selection: Selection<'_>) -> Mode<'_> {
+        Mode { selection, ..self }
     }
 
     /// Returns the time that each statement has.
     pub fn statement_limit(self) -> Duration {
-        match self.choice {
-            Choice::Isolate(search) => search.part_limit(self.limit),
-            Choice::All(_) | Choice::None(_) => self.limit,
+        match self.selection {
+            Selection::Isolate(search) => search.part_limit(self.limit),
+            Selection::All(_) | Selection::None(_) => self.limit,
         }
     }
 
     /// Classifies a failure: a refusal without an item as its reason speaks of the server.
-    pub fn judged(self, failure: Failure) -> Failure {
-        match (failure.of_batch(), self.choice) {
-            (Failure::Refused { code, message }, Choice::Isolate(_) | Choice::None(_)) => {
+    pub fn classified(self, failure: PgFailure) -> PgFailure {
+        match (failure.of_batch(), self.selection) {
+            (PgFailure::Refused { code, message }, Selection::Isolate(_) | Selection::None(_)) => {
                 isolate::give_up(&format!("it refuses any batch: {message} ({code})"))
             }
             (failure, _) => failure,
@@ -78,15 +78,15 @@ impl Mode<'_> {
 
 pub async fn apply(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     batch: &[Message],
     limit: Duration,
-) -> Result<Applied, Failure> {
+) -> Result<Applied, PgFailure> {
     let batch = distinct(batch)?;
-    let mode = Mode { choice: Choice::All(Path::Merged), too_old: TooOld::SetAside, limit };
+    let mode = Mode { selection: Selection::All(Path::Merged), too_old: TooOld::SetAside, limit };
     match attempt(connection, known, &batch, mode).await {
-        Err(Failure::Refused { .. }) => {
-            attempt(connection, known, &batch, mode.with(Choice::Isolate(Search::Refused))).await
+        Err(PgFailure::Refused { .. }) => {
+            attempt(connection, known, &batch, mode.with(Selection::Isolate(Search::Refused))).await
         }
         outcome => outcome,
     }
@@ -96,41 +96,42 @@ pub async fn apply(
 /// them.
 pub async fn give_up_on(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     message: &Message,
     give_up: &GiveUp,
     limit: Duration,
-) -> Result<Applied, Failure> {
-    let choice = if give_up.search { Choice::Isolate(Search::Failing) } else { Choice::None(&give_up.why) };
-    attempt(connection, known, &[message], Mode { choice, too_old: TooOld::SetAside, limit }).await
+) -> Result<Applied, PgFailure> {
+    let selection =
+        if give_up.search { Selection::Isolate(Search::Failing) } else { Selection::None(&give_up.why) };
+    attempt(connection, known, &[message], Mode { selection, too_old: TooOld::SetAside, limit }).await
 }
 
 /// Runs one transaction, again where that may help.
 async fn attempt(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     batch: &[&Message],
     mut mode: Mode<'_>,
-) -> Result<Applied, Failure> {
-    let mut patience = Patience::new(mode.limit);
+) -> Result<Applied, PgFailure> {
+    let mut retries = RetryPolicy::new(mode.limit);
     loop {
         match try_once(connection, known, batch, mode).await {
-            Err(Failure::Overflow) => mode.choice = Choice::All(Path::Exact),
-            Err(failure) => patience.bear(known, failure).await?,
+            Err(PgFailure::Overflow) => mode.selection = Selection::All(Path::Exact),
+            Err(failure) => retries.prepare_retry(known, failure).await?,
             applied => return applied,
         }
     }
 }
 
 /// Policy for the retries of a transaction.
-pub struct Patience {
+pub struct RetryPolicy {
     backoff: Backoff,
     attempts: u32,
     begun: Instant,
     limit: Duration,
 }
 
-impl Patience {
+impl RetryPolicy {
     /// Begins the first attempt. No other attempt begins in the second half of `limit`: it might not come to
     /// its end, and a transaction that waited for a lock is not to be taken for a slow one.
     pub fn new(limit: Duration) -> Self {
@@ -138,12 +139,12 @@ impl Patience {
     }
 
     /// Prepares another attempt where one may help, and returns the failure where none will.
-    pub async fn bear(&mut self, known: &Known, failure: Failure) -> Result<(), Failure> {
+    pub async fn prepare_retry(&mut self, known: &KnownState, failure: PgFailure) -> Result<(), PgFailure> {
         if self.attempts >= ATTEMPTS_MAX || self.begun.elapsed() >= self.limit / 2 {
             return Err(failure);
         }
         self.attempts += 1;
-        if let Failure::Unchecked(documents) = failure {
+        if let PgFailure::Unchecked(documents) = failure {
             known.checks.check(documents).await;
         } else if failure.is_missing_partition() {
             known.partitions.forget();
@@ -158,21 +159,21 @@ impl Patience {
 
 async fn try_once(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     batch: &[&Message],
     mode: Mode<'_>,
-) -> Result<Applied, Failure> {
+) -> Result<Applied, PgFailure> {
     known.partitions.ensure(connection, &days_of(batch)).await?;
     let mut transaction = session::begin_for(connection, mode.statement_limit()).await?;
     match within(&mut transaction, known, batch, mode).await {
-        Ok((applied, learned)) => {
+        Ok((applied, newly_known)) => {
             transaction.commit().await?;
-            learned.remember(known);
+            newly_known.remember(known);
             Ok(applied)
         }
         Err(failure) => {
             transaction.rollback().await?;
-            Err(mode.judged(failure))
+            Err(mode.classified(failure))
         }
     }
 }
@@ -180,31 +181,31 @@ async fn try_once(
 /// Runs all statements between `begin` and `commit`.
 pub async fn within(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     batch: &[&Message],
     mode: Mode<'_>,
-) -> Result<(Applied, Learned), Failure> {
+) -> Result<(Applied, NewlyKnown), PgFailure> {
     let (fresh, old) = ledger::enter(connection, batch).await?;
-    let old = mode.too_old.set_aside(old).ok_or(Failure::TooOld)?;
+    let old = mode.too_old.set_aside(old).ok_or(PgFailure::TooOld)?;
     let earlier = keys::enter(connection, &fresh).await?;
     let mut plan = Plan::of(&fresh, &old, &earlier);
     let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
-    if let Choice::None(why) = mode.choice {
+    if let Selection::None(why) = mode.selection {
         let aside = plan.places(&fresh).into_iter();
         applied.set_aside.extend(aside.map(|place| place.set_aside(Reason::NotApplied, why)));
     }
-    if !matches!(mode.choice, Choice::All(_)) {
+    if !matches!(mode.selection, Selection::All(_)) {
         // The server may refuse other texts.
         applied.set_aside.iter_mut().for_each(isolate::spell_in_ascii);
     }
-    ledger::bury(connection, &applied.set_aside).await?;
-    let learned = match mode.choice {
-        Choice::All(path) => take_effect(connection, known, &plan, path, &mut applied).await?,
-        Choice::Isolate(search) => {
-            let rest = Rest { plan: &plan, places: plan.places(&fresh), search, limit: mode.limit };
+    ledger::insert_dead_letters(connection, &applied.set_aside).await?;
+    let newly_known = match mode.selection {
+        Selection::All(path) => take_effect(connection, known, &plan, path, &mut applied).await?,
+        Selection::Isolate(search) => {
+            let rest = PlanToIsolate { plan: &plan, places: plan.places(&fresh), search, limit: mode.limit };
             rest.take_effect(connection, known, &mut applied).await?
         }
-        Choice::None(_) => Learned::default(),
+        Selection::None(_) => NewlyKnown::default(),
     };
     applied.committed_at_ms = match applied.counters.iter().map(|counter| counter.updated_at_ms).max() {
         Some(last) => last,
@@ -212,5 +213,5 @@ pub async fn within(
     };
     applied.fresh = fresh.iter().map(|message| message.id).collect();
     applied.keyed = plan.keyed_outcomes(&applied.set_aside);
-    Ok((applied, learned))
+    Ok((applied, newly_known))
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::session::begin;
 use crate::model::collection::{Checker, Collection, Definition};
 use crate::store::rules::documents::KNOWN_BYTES_MAX;
@@ -24,20 +24,20 @@ const DELETES_LOCK: i64 = 0x666f_7265_6261_7903;
 const CHECKERS_MAX: usize = 1_000;
 
 /// Compiled definitions by collection.
-pub type Checkers = HashMap<String, Arc<Checker>>;
+pub type CheckersByName = HashMap<String, Arc<Checker>>;
 
 /// Definitions that a transaction loaded for its collections.
 #[derive(Debug, Default)]
-pub struct Found {
-    pub checkers: Checkers,
+pub struct LoadedDefinitions {
+    pub checkers: CheckersByName,
     /// Collections that index a member.
     pub indexed: HashSet<String>,
 }
 
 /// Definitions that were compiled by this process. A version never gets another meaning.
 #[derive(Debug, Default)]
-pub struct Compiled {
-    checkers: Mutex<Checkers>,
+pub struct CompiledDefinitions {
+    checkers: Mutex<CheckersByName>,
 }
 
 /// A row of `collections`.
@@ -62,7 +62,7 @@ impl From<CollectionRow> for Collection {
 
 /// Locks all definitions until the transaction ends. They must be read by a later statement: this one may
 /// have waited.
-pub async fn hold(connection: &mut PgConnection) -> Result<(), Failure> {
+pub async fn hold(connection: &mut PgConnection) -> Result<(), PgFailure> {
     sqlx::query!("select pg_advisory_xact_lock_shared($1)", DEFINITIONS_LOCK).execute(connection).await?;
     Ok(())
 }
@@ -70,7 +70,7 @@ pub async fn hold(connection: &mut PgConnection) -> Result<(), Failure> {
 /// Locks the definitions as [`hold`] does, for a transaction that changes existing documents. One at a time:
 /// two that each delete a document that the other one inserts would wait in a circle
 /// (`two_that_delete_what_the_other_one_inserts_wait_in_no_circle`).
-pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), Failure> {
+pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), PgFailure> {
     let locks = sqlx::query!(
         "select pg_advisory_xact_lock_shared($1), pg_advisory_xact_lock($2)",
         DEFINITIONS_LOCK,
@@ -80,9 +80,13 @@ pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), Failu
     Ok(())
 }
 
-impl Compiled {
+impl CompiledDefinitions {
     /// Loads the definitions of these collections, sorted by name. The caller [holds](hold) the definitions.
-    pub async fn load(&self, connection: &mut PgConnection, names: &[&str]) -> Result<Found, Failure> {
+    pub async fn load(
+        &self,
+        connection: &mut PgConnection,
+        names: &[&str],
+    ) -> Result<LoadedDefinitions, PgFailure> {
         let rows = sqlx::query!(
             r#"select name, version, cardinality(indexed) > 0 as "is_indexing!"
                from collections where name = any($1)"#,
@@ -90,7 +94,7 @@ impl Compiled {
         );
         let rows = rows.fetch_all(&mut *connection).await?;
         let versions: HashMap<&str, i64> = rows.iter().map(|row| (&*row.name, row.version)).collect();
-        let mut found = Found::default();
+        let mut found = LoadedDefinitions::default();
         let mut changed = Vec::new();
         for name in names {
             let version = versions.get(name).copied().unwrap_or_default();
@@ -107,7 +111,11 @@ impl Compiled {
         Ok(found)
     }
 
-    async fn compile(&self, connection: &mut PgConnection, names: &[&str]) -> Result<Checkers, Failure> {
+    async fn compile(
+        &self,
+        connection: &mut PgConnection,
+        names: &[&str],
+    ) -> Result<CheckersByName, PgFailure> {
         let rows = sqlx::query_as!(
             CollectionRow,
             "select name, version, is_defined, schema, indexed, retention_days, index_before
@@ -117,7 +125,7 @@ impl Compiled {
         let rows = rows.fetch_all(connection).await?;
         let mut stored: HashMap<String, Collection> =
             rows.into_iter().map(|row| (row.name.clone(), row.into())).collect();
-        let mut compiled = Checkers::new();
+        let mut compiled = CheckersByName::new();
         for name in names {
             let collection = stored.remove(*name).unwrap_or_default();
             compiled.insert((*name).to_owned(), Checker::compiled(name, collection).await);
@@ -143,13 +151,13 @@ impl Compiled {
         Ok(compiled)
     }
 
-    fn known(&self) -> MutexGuard<'_, Checkers> {
+    fn known(&self) -> MutexGuard<'_, CheckersByName> {
         self.checkers.lock().expect("no code panics while it holds this lock")
     }
 }
 
 /// Reads a definition; the default one where none was ever stored.
-pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Collection, Failure> {
+pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Collection, PgFailure> {
     let row = row(connection, name).await?;
     Ok(row.map_or_else(Collection::default, Collection::from))
 }
@@ -158,7 +166,7 @@ pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Col
 pub async fn page(
     connection: &mut PgConnection,
     bounds: &Bounds,
-) -> Result<Vec<(String, Collection)>, Failure> {
+) -> Result<Vec<(String, Collection)>, PgFailure> {
     let rows = sqlx::query_as!(
         CollectionRow,
         "select name, version, is_defined, schema, indexed, retention_days, index_before
@@ -174,7 +182,7 @@ pub async fn page(
     Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (row.name.clone(), row.into())).collect())
 }
 
-async fn row(connection: &mut PgConnection, name: &str) -> Result<Option<CollectionRow>, Failure> {
+async fn row(connection: &mut PgConnection, name: &str) -> Result<Option<CollectionRow>, PgFailure> {
     let row = sqlx::query_as!(
         CollectionRow,
         "select name, version, is_defined, schema, indexed, retention_days, index_before
@@ -189,7 +197,7 @@ pub async fn define(
     connection: &mut PgConnection,
     name: &str,
     definition: Definition,
-) -> Result<Collection, Failure> {
+) -> Result<Collection, PgFailure> {
     let mut transaction = begin(connection).await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", DEFINITIONS_LOCK).execute(&mut *transaction).await?;
     let before = row(&mut transaction, name).await?;
@@ -224,7 +232,7 @@ async fn index_before(
     name: &str,
     before: Option<&CollectionRow>,
     definition: &Definition,
-) -> Result<Option<Uuid>, Failure> {
+) -> Result<Option<Uuid>, PgFailure> {
     if definition.indexed.is_empty() {
         return Ok(None);
     }
@@ -241,7 +249,7 @@ async fn index_before(
 }
 
 /// The collections that keep documents for a number of days, with that number.
-pub async fn retentions(connection: &mut PgConnection) -> Result<Vec<(String, i32)>, Failure> {
+pub async fn retentions(connection: &mut PgConnection) -> Result<Vec<(String, i32)>, PgFailure> {
     let rows = sqlx::query!(
         r#"select name, retention_days as "days!" from collections
            where retention_days is not null order by name"#

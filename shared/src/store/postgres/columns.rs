@@ -2,7 +2,7 @@
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::failure::{Failure, corrupt};
+use super::failure::{PgFailure, corrupt};
 use crate::model::id::ItemKey;
 use crate::model::idempotency::Fingerprint;
 
@@ -24,12 +24,12 @@ pub fn clamp_ms(at_ms: i64) -> i64 {
 }
 
 /// Decodes a stored key of an item.
-pub fn item(id: Uuid) -> Result<ItemKey, Failure> {
+pub fn item(id: Uuid) -> Result<ItemKey, PgFailure> {
     ItemKey::from_uuid(id).ok_or_else(|| corrupt(&format!("{id} is stored and is no key of an item")))
 }
 
 /// Decodes a stored fingerprint.
-pub fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, Failure> {
+pub fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, PgFailure> {
     let bytes = bytes.try_into().map_err(|_| corrupt("a stored fingerprint does not have 16 bytes"))?;
     Ok(Fingerprint(bytes))
 }

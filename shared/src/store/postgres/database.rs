@@ -2,7 +2,7 @@
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::store::StoreError;
 
 /// Code: there is no database of that name.
@@ -12,7 +12,7 @@ const CREATED_BY_ANOTHER: [&str; 2] = ["42P04", "23505"];
 
 /// Creates the database when the server has none of that name and `may_create`; otherwise that is an error. A
 /// database that is there is left alone, whatever is in it.
-pub async fn ensure(options: &PgConnectOptions, may_create: bool) -> Result<(), Failure> {
+pub async fn ensure(options: &PgConnectOptions, may_create: bool) -> Result<(), PgFailure> {
     match options.connect().await {
         Ok(connection) => return Ok(connection.close().await?),
         Err(error) if has_code(&error, &[INVALID_CATALOG_NAME]) => {}

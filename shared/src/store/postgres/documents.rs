@@ -8,39 +8,39 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::collections::{self, Compiled, Found};
+use super::collections::{self, CompiledDefinitions, LoadedDefinitions};
 use super::columns::from_ms;
 use super::days::DAY_MS;
-use super::failure::Failure;
-use super::known::Known;
+use super::failure::PgFailure;
+use super::known::KnownState;
 use super::{fields, keys, ledger, read};
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::outcome::SetAside;
 use crate::model::write::Delete;
-use crate::store::rules::documents::{self, Elsewhere, FieldRow, Row};
-use crate::store::rules::plan::{Plan, Task};
+use crate::store::rules::documents::{self, Elsewhere, FieldRow, NewDocumentRow};
+use crate::store::rules::plan::{Plan, PlannedWrite};
 
 /// Maximum of documents that [`prune`] deletes at once.
 const PAGE_DOCUMENTS_MAX: i64 = 2_000;
 
 /// Effects of a batch on documents.
 #[derive(Default)]
-pub struct Written {
+pub struct DocumentEffects {
     pub set_aside: Vec<SetAside>,
     pub deleted: Vec<ItemKey>,
 }
 
 pub async fn write(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     plan: &Plan<'_>,
-) -> Result<Written, Failure> {
+) -> Result<DocumentEffects, PgFailure> {
     let names: BTreeSet<&str> = documents::collections(&plan.documents)
         .into_iter()
         .chain(plan.deletes.iter().map(|task| &*task.write.collection))
         .collect();
     if names.is_empty() {
-        return Ok(Written::default());
+        return Ok(DocumentEffects::default());
     }
     if plan.deletes.is_empty() {
         collections::hold(connection).await?;
@@ -50,19 +50,23 @@ pub async fn write(
     let names: Vec<&str> = names.into_iter().collect();
     let found = known.compiled.load(connection, &names).await?;
     let rows =
-        documents::rows(&plan.documents, &found.checkers, &known.checks).map_err(Failure::Unchecked)?;
-    ledger::bury(connection, &rows.set_aside).await?;
+        documents::rows(&plan.documents, &found.checkers, &known.checks).map_err(PgFailure::Unchecked)?;
+    ledger::insert_dead_letters(connection, &rows.set_aside).await?;
     let inserted = insert(connection, &rows.documents).await?;
     fields::insert(connection, fields::of_places(&rows.fields, &inserted)).await?;
     let elsewhere = Elsewhere::new(&rows, &plan.own);
     let deleted = delete(connection, &found, &elsewhere, &plan.deletes).await?;
-    Ok(Written { set_aside: rows.set_aside, deleted })
+    Ok(DocumentEffects { set_aside: rows.set_aside, deleted })
 }
 
 /// Inserts documents; returns the places of those that had no row and no tombstone. First unkeyed documents,
 /// by their place, then keyed documents, by their id, each in sorted order, as [`delete`] does.
-async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> Result<HashSet<Uuid>, Failure> {
-    let (mut keyed, unkeyed): (Vec<&Row<'_>>, Vec<&Row<'_>>) = rows.iter().partition(|row| row.id.is_some());
+async fn insert(
+    connection: &mut PgConnection,
+    rows: &[NewDocumentRow<'_>],
+) -> Result<HashSet<Uuid>, PgFailure> {
+    let (mut keyed, unkeyed): (Vec<&NewDocumentRow<'_>>, Vec<&NewDocumentRow<'_>>) =
+        rows.iter().partition(|row| row.id.is_some());
     keyed.sort_unstable_by_key(|row| (row.collection, row.id));
     let mut inserted = HashSet::with_capacity(rows.len());
     for rows in [unkeyed, keyed].iter().filter(|rows| !rows.is_empty()) {
@@ -100,7 +104,7 @@ struct Tombstones<'a> {
 }
 
 impl<'a> Tombstones<'a> {
-    fn of<'t>(deletes: impl Iterator<Item = &'t Task<'a, Delete>>) -> Self
+    fn of<'t>(deletes: impl Iterator<Item = &'t PlannedWrite<'a, Delete>>) -> Self
     where
         'a: 't,
     {
@@ -167,7 +171,7 @@ async fn withdraw(
     connection: &mut PgConnection,
     elsewhere: &Elsewhere<'_>,
     fresh: Vec<Fresh>,
-) -> Result<(), Failure> {
+) -> Result<(), PgFailure> {
     if fresh.is_empty() {
         return Ok(());
     }
@@ -196,11 +200,11 @@ async fn withdraw(
 /// Deletes documents; returns their keys, each once.
 async fn delete(
     connection: &mut PgConnection,
-    found: &Found,
+    found: &LoadedDefinitions,
     elsewhere: &Elsewhere<'_>,
-    deletes: &[Task<'_, Delete>],
-) -> Result<Vec<ItemKey>, Failure> {
-    let mut first: BTreeMap<(&str, ItemKey), &Task<'_, Delete>> = BTreeMap::new();
+    deletes: &[PlannedWrite<'_, Delete>],
+) -> Result<Vec<ItemKey>, PgFailure> {
+    let mut first: BTreeMap<(&str, ItemKey), &PlannedWrite<'_, Delete>> = BTreeMap::new();
     for task in deletes {
         first.entry((&task.write.collection, task.write.document)).or_insert(task);
     }
@@ -222,7 +226,10 @@ async fn delete(
 
 /// Inserts tombstones, and locks the documents that have data; returns both. The row of a keyed document is
 /// no document under its place.
-async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> Result<Vec<Touched>, Failure> {
+async fn entomb(
+    connection: &mut PgConnection,
+    tombstones: &Tombstones<'_>,
+) -> Result<Vec<Touched>, PgFailure> {
     let rows = sqlx::query!(
         r#"insert into documents as document (collection, place, accepted_at)
            select collection, place, accepted_at
@@ -243,7 +250,7 @@ async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> R
 async fn entomb_keyed(
     connection: &mut PgConnection,
     tombstones: &Tombstones<'_>,
-) -> Result<Vec<Touched>, Failure> {
+) -> Result<Vec<Touched>, PgFailure> {
     let rows = sqlx::query!(
         r#"insert into documents as document (collection, place, id, accepted_at)
            select collection, place, id, accepted_at
@@ -262,7 +269,11 @@ async fn entomb_keyed(
 }
 
 /// Takes data and fields from documents that this transaction has locked.
-async fn clear(connection: &mut PgConnection, found: &Found, live: &[Live]) -> Result<(), Failure> {
+async fn clear(
+    connection: &mut PgConnection,
+    found: &LoadedDefinitions,
+    live: &[Live],
+) -> Result<(), PgFailure> {
     if live.is_empty() {
         return Ok(());
     }
@@ -283,7 +294,11 @@ async fn clear(connection: &mut PgConnection, found: &Found, live: &[Live]) -> R
 
 /// Removes the fields of documents that this transaction has locked; reads a bounded part of their
 /// data at once.
-async fn unindex(connection: &mut PgConnection, found: &Found, live: &[Live]) -> Result<(), Failure> {
+async fn unindex(
+    connection: &mut PgConnection,
+    found: &LoadedDefinitions,
+    live: &[Live],
+) -> Result<(), PgFailure> {
     let mut rest: Vec<&Live> = live.iter().filter(|live| found.indexed.contains(&live.collection)).collect();
     while !rest.is_empty() {
         let part = rest.split_off(rest.len() - within_page(&rest));
@@ -326,7 +341,10 @@ fn within_page(live: &[&Live]) -> usize {
 }
 
 /// Returns the collections that hold documents before the place beside them. Tombstones are not looked at.
-pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> Result<Vec<String>, Failure> {
+pub async fn old(
+    connection: &mut PgConnection,
+    bounds: Vec<(String, Uuid)>,
+) -> Result<Vec<String>, PgFailure> {
     if bounds.is_empty() {
         return Ok(Vec::new());
     }
@@ -353,7 +371,7 @@ pub async fn prune_deleted(
     before_ms: i64,
     floor: MessageId,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<u64, PgFailure> {
     collections::hold_for_deletes(connection).await?;
     let pruned = sqlx::query_scalar!(
         "delete from documents where ctid = any(array(
@@ -380,12 +398,12 @@ pub async fn prune_deleted(
 /// its document, as if a client had deleted it. Tombstones stay, and their keys with them.
 pub async fn prune(
     connection: &mut PgConnection,
-    compiled: &Compiled,
+    compiled: &CompiledDefinitions,
     name: &str,
     now_ms: i64,
     keys_before_ms: i64,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<u64, PgFailure> {
     collections::hold_for_deletes(connection).await?;
     // Only now: the retention may have been lifted while this waited.
     let Some(days) = collections::collection(connection, name).await?.definition.retention_days else {

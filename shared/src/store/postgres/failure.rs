@@ -3,12 +3,12 @@ use crate::store::StoreError;
 use crate::store::rules::checks::Unchecked;
 
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum PgFailure {
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
     /// An error that the caller gets as it is.
     #[error(transparent)]
-    Told(#[from] StoreError),
+    Decided(#[from] StoreError),
     /// Merged sums cannot say what is applied: take the exact path.
     #[error("a counter would leave its range")]
     Overflow,
@@ -19,7 +19,7 @@ pub enum Failure {
     TimedOut(u128),
     /// Other operations use all connections.
     #[error("no free connection within {0} ms")]
-    NoPlace(u128),
+    NoFreeConnection(u128),
     /// The server refused a statement of a batch because of the content of an item.
     #[error("{message} ({code})")]
     Refused { code: String, message: String },
@@ -33,8 +33,8 @@ pub enum Failure {
     #[error("a message is older than what the ledger remembers")]
     TooOld,
     /// Failures of several steps, each of which is tried even when others fail.
-    #[error("{told}")]
-    Steps { told: String, is_schema_skew: bool },
+    #[error("{text}")]
+    Steps { text: String, is_schema_skew: bool },
 }
 
 /// Codes that speak of a value and not of the state of the server. Other errors may pass by themselves: a
@@ -48,7 +48,7 @@ const ABOUT_VALUES: [&str; 8] = [
     "23502", "23505", "54000",
 ];
 
-impl Failure {
+impl PgFailure {
     /// Returns true when the same transaction may succeed at once: serialization failure, deadlock, lock
     /// time-out, or a row that housekeeping deleted meanwhile.
     pub fn is_conflict(&self) -> bool {
@@ -81,7 +81,7 @@ impl Failure {
     /// Returns true when the server works and this operation was too much for it: no free connection, or a
     /// statement that was ended at its time limit.
     fn is_busy(&self) -> bool {
-        matches!(self, Self::NoPlace(_)) || self.sqlstate().as_deref() == Some("57014")
+        matches!(self, Self::NoFreeConnection(_)) || self.sqlstate().as_deref() == Some("57014")
     }
 
     /// Returns true when a transaction that wrote may have failed because of its content: the server answers.
@@ -133,11 +133,11 @@ impl Failure {
     fn sqlstate(&self) -> Option<String> {
         match self {
             Self::Sql(error) => Some(error.as_database_error()?.code()?.into_owned()),
-            Self::Told(_)
+            Self::Decided(_)
             | Self::Overflow
             | Self::Vanished(_)
             | Self::TimedOut(_)
-            | Self::NoPlace(_)
+            | Self::NoFreeConnection(_)
             | Self::Refused { .. }
             | Self::GaveUp(_)
             | Self::Unchecked(_)
@@ -147,26 +147,26 @@ impl Failure {
     }
 }
 
-impl From<Failure> for StoreError {
+impl From<PgFailure> for StoreError {
     /// Errors that were not decided before may pass by themselves. These texts hold no URL and no value of a
     /// parameter.
-    fn from(failure: Failure) -> Self {
-        let told = match failure {
+    fn from(failure: PgFailure) -> Self {
+        let variant = match failure {
             _ if failure.is_busy() => Self::Busy,
-            Failure::TimedOut(_) => Self::Failed,
+            PgFailure::TimedOut(_) => Self::Failed,
             _ => Self::Unavailable,
         };
         let text = match failure {
-            Failure::Told(told) => return told,
-            Failure::Sql(sqlx::Error::Database(error)) => match error.code() {
+            PgFailure::Decided(error) => return error,
+            PgFailure::Sql(sqlx::Error::Database(error)) => match error.code() {
                 Some(code) => format!("{} ({code}){}", error.message(), hint(&code, error.message())),
                 None => error.message().to_owned(),
             },
-            Failure::Sql(sqlx::Error::PoolTimedOut) => "no connection within the time limit".to_owned(),
-            Failure::Sql(sqlx::Error::PoolClosed) => "closed".to_owned(),
+            PgFailure::Sql(sqlx::Error::PoolTimedOut) => "no connection within the time limit".to_owned(),
+            PgFailure::Sql(sqlx::Error::PoolClosed) => "closed".to_owned(),
             other => other.to_string(),
         };
-        told(text.into())
+        variant(text.into())
     }
 }
 
@@ -181,6 +181,6 @@ fn hint(code: &str, message: &str) -> &'static str {
 }
 
 /// Returns the error for stored data that this build cannot read: it is left as it is, and writers pause.
-pub fn corrupt(text: &str) -> Failure {
+pub fn corrupt(text: &str) -> PgFailure {
     StoreError::Unavailable(text.into()).into()
 }

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::collections::{self, Compiled};
-use super::failure::Failure;
+use super::collections::{self, CompiledDefinitions};
+use super::failure::PgFailure;
 use super::session::begin;
 use crate::model::collection::Checker;
 use crate::store::rules::documents::FieldRow;
@@ -53,7 +53,7 @@ impl<'a> Columns<'a> {
 pub async fn insert<'a>(
     connection: &mut PgConnection,
     rows: impl IntoIterator<Item = &'a FieldRow<'a>>,
-) -> Result<(), Failure> {
+) -> Result<(), PgFailure> {
     let columns = Columns::of(rows);
     if columns.places.is_empty() {
         return Ok(());
@@ -74,7 +74,7 @@ pub async fn insert<'a>(
 }
 
 /// Removes the rows of documents that this transaction holds.
-pub async fn remove(connection: &mut PgConnection, rows: &[FieldRow<'_>]) -> Result<(), Failure> {
+pub async fn remove(connection: &mut PgConnection, rows: &[FieldRow<'_>]) -> Result<(), PgFailure> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -98,9 +98,9 @@ pub async fn remove(connection: &mut PgConnection, rows: &[FieldRow<'_>]) -> Res
 /// that it does not index any more. One page in a transaction of its own; `false` when none is left.
 pub async fn index_page(
     connection: &mut PgConnection,
-    compiled: &Compiled,
+    compiled: &CompiledDefinitions,
     name: &str,
-) -> Result<bool, Failure> {
+) -> Result<bool, PgFailure> {
     let mut transaction = begin(connection).await?;
     // No transaction deletes a document between its read and the insert of its rows.
     collections::hold_for_deletes(&mut transaction).await?;
@@ -122,10 +122,10 @@ pub async fn index_page(
 /// Indexes the next documents before a place, and notes the place reached.
 async fn index_before(
     connection: &mut PgConnection,
-    compiled: &Compiled,
+    compiled: &CompiledDefinitions,
     name: &str,
     before: Uuid,
-) -> Result<(), Failure> {
+) -> Result<(), PgFailure> {
     let found = compiled.load(connection, &[name]).await?;
     let checker = &found.checkers[name];
     let page = page(connection, name, before).await?;
@@ -150,7 +150,7 @@ async fn page(
     connection: &mut PgConnection,
     name: &str,
     before: Uuid,
-) -> Result<Vec<(Uuid, Option<String>)>, Failure> {
+) -> Result<Vec<(Uuid, Option<String>)>, PgFailure> {
     let rows = sqlx::query!(
         r#"select place as "place!", data from (
                select place, data, coalesce(sum(octet_length(data)) over (
@@ -171,7 +171,7 @@ async fn has_documents_before(
     connection: &mut PgConnection,
     name: &str,
     place: Uuid,
-) -> Result<bool, Failure> {
+) -> Result<bool, PgFailure> {
     let has = sqlx::query_scalar!(
         r#"select exists (select from documents where collection = $1 and place < $2) as "has!""#,
         name,
@@ -187,7 +187,7 @@ pub async fn prune_dropped(
     connection: &mut PgConnection,
     collection: Option<&str>,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<u64, PgFailure> {
     let dropped = sqlx::query!(
         r#"with recursive pair as (
                (select collection, field from document_fields

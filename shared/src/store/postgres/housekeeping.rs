@@ -13,15 +13,15 @@ use sqlx::PgConnection;
 
 use super::columns::from_ms;
 use super::days::{DAY_MS, Table, days_ahead};
-use super::failure::Failure;
-use super::known::Known;
+use super::failure::PgFailure;
+use super::known::KnownState;
 use super::read::now_ms;
 use super::retire::{Retired, retire};
 use super::session::begin;
 use super::{collections, dead_letters, documents, fields, keys, ledger, partitions, rollups};
 use crate::model::id::MessageId;
 use crate::model::rollup::Resolution;
-use crate::store::rules::ledger::keys_before_ms;
+use crate::store::rules::ledger::{ForgetBounds, keys_before_ms};
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 /// Any number that no other lock uses; the same in every build.
@@ -36,13 +36,13 @@ const OVERDUE_MAX: usize = 1_000;
 /// Failures of steps in a call that runs the other steps.
 #[derive(Default)]
 struct Failed {
-    told: Vec<String>,
+    texts: Vec<String>,
     is_schema_skew: bool,
 }
 
 impl Failed {
     /// Notes a failure and goes on without the step's result.
-    fn note<T>(&mut self, what: &str, outcome: Result<T, Failure>) -> Option<T> {
+    fn note<T>(&mut self, what: &str, outcome: Result<T, PgFailure>) -> Option<T> {
         let failure = match outcome {
             Ok(done) => return Some(done),
             Err(failure) => failure,
@@ -54,25 +54,25 @@ impl Failed {
             }
             other @ StoreError::DigestMismatch(_) => other.to_string(),
         };
-        self.told.push(format!("{what}: {text}"));
+        self.texts.push(format!("{what}: {text}"));
         None
     }
 
-    fn into_result<T>(self, done: T) -> Result<T, Failure> {
-        if self.told.is_empty() {
+    fn into_result<T>(self, done: T) -> Result<T, PgFailure> {
+        if self.texts.is_empty() {
             return Ok(done);
         }
-        Err(Failure::Steps { told: self.told.join("; "), is_schema_skew: self.is_schema_skew })
+        Err(PgFailure::Steps { text: self.texts.join("; "), is_schema_skew: self.is_schema_skew })
     }
 }
 
 /// Runs one call, which begins no step after `limit`. A failed step keeps no other from being run.
 pub async fn housekeep(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     retention: Retention,
     limit: Duration,
-) -> Result<Housekept, Failure> {
+) -> Result<Housekept, PgFailure> {
     let begun = Instant::now();
     let now_ms = {
         let mut transaction = begin(connection).await?;
@@ -90,12 +90,12 @@ pub async fn housekeep(
     let mut documents_left = rows_max;
     let (mut many, mut in_use) = (false, BTreeSet::new());
     for step in steps(connection, now_ms, &retention, &mut many, &mut failed).await {
-        let is_documents = matches!(step, Step::Documents { .. });
+        let is_documents = matches!(step, PgStep::Documents { .. });
         if begun.elapsed() > limit || (is_documents && documents_left == 0) {
             kept.more = true;
             break;
         }
-        if let Step::Partition { table, name } = &step {
+        if let PgStep::Partition { table, name } = &step {
             // A transaction that uses one partition of a table keeps the others, too.
             if !in_use.contains(table) {
                 let retired = retire(connection, ADVISORY_LOCK, *table, name).await;
@@ -132,7 +132,7 @@ pub async fn housekeep(
 }
 
 /// Counts the dead letters that wait for a decision, among the first by id.
-async fn dead_letters(connection: &mut PgConnection) -> Result<u64, Failure> {
+async fn dead_letters(connection: &mut PgConnection) -> Result<u64, PgFailure> {
     let mut transaction = begin(connection).await?;
     let waiting = sqlx::query_scalar!(
         r#"select count(*) as "count!" from
@@ -144,24 +144,17 @@ async fn dead_letters(connection: &mut PgConnection) -> Result<u64, Failure> {
     Ok(u64::try_from(waiting).unwrap_or(0))
 }
 
-/// Low watermark of the queue, and the time for which keys are promised.
-#[derive(Clone, Copy)]
-struct Forget {
-    before_ms: i64,
-    remembered_ms: i64,
-}
-
-enum Step {
+enum PgStep {
     Partition { table: Table, name: String },
     Hours { before: i32 },
-    Keys(Forget),
-    Deleted(Forget),
-    Discarded { before_ms: i64, forget: Forget },
+    Keys(ForgetBounds),
+    Deleted(ForgetBounds),
+    Discarded { before_ms: i64, forget: ForgetBounds },
     Fields,
-    Documents { collection: String, now_ms: i64, forget: Option<Forget> },
+    Documents { collection: String, now_ms: i64, forget: Option<ForgetBounds> },
 }
 
-impl Step {
+impl PgStep {
     fn name(&self) -> &str {
         match self {
             Self::Partition { name, .. } => name,
@@ -188,7 +181,11 @@ fn days(now_ms: i64, retention: &Retention) -> impl Iterator<Item = (Table, i64)
 }
 
 /// Counts the partitions that should have gone [`OVERDUE_DAYS`] ago.
-async fn overdue(connection: &mut PgConnection, now_ms: i64, retention: &Retention) -> Result<u64, Failure> {
+async fn overdue(
+    connection: &mut PgConnection,
+    now_ms: i64,
+    retention: &Retention,
+) -> Result<u64, PgFailure> {
     let mut transaction = begin(connection).await?;
     let mut overdue = 0;
     for (table, day) in days(now_ms, retention) {
@@ -206,25 +203,27 @@ async fn steps(
     retention: &Retention,
     many: &mut bool,
     failed: &mut Failed,
-) -> Vec<Step> {
+) -> Vec<PgStep> {
     let mut steps = Vec::new();
     let partitions = failed.note("old partitions", old_partitions(connection, now_ms, retention).await);
     for (table, names) in partitions.unwrap_or_default() {
         *many |= names.len() >= PARTITIONS_MAX;
-        steps.extend(names.into_iter().map(|name| Step::Partition { table, name }));
+        steps.extend(names.into_iter().map(|name| PgStep::Partition { table, name }));
     }
-    steps.push(Step::Hours { before: Resolution::Hour.period_of(now_ms.saturating_sub(retention.hours_ms)) });
+    steps.push(PgStep::Hours {
+        before: Resolution::Hour.period_of(now_ms.saturating_sub(retention.hours_ms)),
+    });
     let remembered_ms = retention.remembered_ms;
-    let forget = retention.forget_before_ms.map(|before_ms| Forget { before_ms, remembered_ms });
+    let forget = retention.forget_before_ms.map(|before_ms| ForgetBounds { before_ms, remembered_ms });
     if let Some(forget) = forget {
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
-        steps.push(Step::Keys(forget));
-        steps.push(Step::Deleted(forget));
-        steps.push(Step::Discarded { before_ms: discarded_before_ms, forget });
+        steps.push(PgStep::Keys(forget));
+        steps.push(PgStep::Deleted(forget));
+        steps.push(PgStep::Discarded { before_ms: discarded_before_ms, forget });
     }
-    steps.push(Step::Fields);
+    steps.push(PgStep::Fields);
     let old = failed.note("old documents", old_documents(connection, now_ms).await).unwrap_or_default();
-    steps.extend(old.into_iter().map(|collection| Step::Documents { collection, now_ms, forget }));
+    steps.extend(old.into_iter().map(|collection| PgStep::Documents { collection, now_ms, forget }));
     steps
 }
 
@@ -232,7 +231,7 @@ async fn old_partitions(
     connection: &mut PgConnection,
     now_ms: i64,
     retention: &Retention,
-) -> Result<Vec<(Table, Vec<String>)>, Failure> {
+) -> Result<Vec<(Table, Vec<String>)>, PgFailure> {
     let mut transaction = begin(connection).await?;
     let mut old = Vec::new();
     for (table, day) in days(now_ms, retention) {
@@ -243,7 +242,7 @@ async fn old_partitions(
 }
 
 /// Returns the collections that hold documents which are too old.
-async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec<String>, Failure> {
+async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec<String>, PgFailure> {
     let mut transaction = begin(connection).await?;
     let bounds = collections::retentions(&mut transaction).await?.into_iter().map(|(collection, days)| {
         let before_ms = now_ms.saturating_sub(i64::from(days) * DAY_MS);
@@ -258,10 +257,10 @@ async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec
 /// does the housekeeping.
 async fn run(
     connection: &mut PgConnection,
-    known: &Known,
-    step: &Step,
+    known: &KnownState,
+    step: &PgStep,
     rows_max: i64,
-) -> Result<Option<Housekept>, Failure> {
+) -> Result<Option<Housekept>, PgFailure> {
     let mut transaction = begin(connection).await?;
     let is_mine = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "is!""#, ADVISORY_LOCK);
     if !is_mine.fetch_one(&mut *transaction).await? {
@@ -282,8 +281,8 @@ async fn run(
     };
     transaction.commit().await?;
     match step {
-        Step::Hours { before } if !done.more => known.hours_pruned_before.store(*before, Ordering::Relaxed),
-        Step::Keys(_) => known.looked_at_keys(last_key),
+        PgStep::Hours { before } if !done.more => known.hours_pruned_before.store(*before, Ordering::Relaxed),
+        PgStep::Keys(_) => known.looked_at_keys(last_key),
         _ => {}
     }
     Ok(Some(done))
@@ -291,15 +290,15 @@ async fn run(
 
 async fn within(
     connection: &mut PgConnection,
-    known: &Known,
-    step: &Step,
+    known: &KnownState,
+    step: &PgStep,
     rows_max: i64,
-) -> Result<(Housekept, Option<keys::Place>), Failure> {
+) -> Result<(Housekept, Option<keys::PgKeyPosition>), PgFailure> {
     let nothing = Housekept::default();
     let rows = match step {
         // Not within a transaction.
-        Step::Partition { .. } => return Ok((nothing, None)),
-        Step::Keys(forget) => {
+        PgStep::Partition { .. } => return Ok((nothing, None)),
+        PgStep::Keys(forget) => {
             let Some((_, before_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((nothing, None));
             };
@@ -308,26 +307,26 @@ async fn within(
             return Ok((done, pruned.last));
         }
         // Hours grow old once in an hour, and a search for them costs a look-up per type.
-        Step::Hours { before } if known.hours_pruned_before.load(Ordering::Relaxed) == *before => 0,
-        Step::Hours { before } => rollups::prune_hours(connection, *before, rows_max).await?,
-        Step::Deleted(forget) => {
+        PgStep::Hours { before } if known.hours_pruned_before.load(Ordering::Relaxed) == *before => 0,
+        PgStep::Hours { before } => rollups::prune_hours(connection, *before, rows_max).await?,
+        PgStep::Deleted(forget) => {
             let Some((floor, before_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((nothing, None));
             };
             documents::prune_deleted(connection, before_ms, floor, rows_max).await?
         }
-        Step::Discarded { before_ms, forget } => {
+        PgStep::Discarded { before_ms, forget } => {
             let Some((floor, keys_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((nothing, None));
             };
             let (before, keys_before) = (from_ms(*before_ms), from_ms(keys_ms));
             dead_letters::prune_discarded(connection, before, floor, keys_before, rows_max).await?
         }
-        Step::Fields => {
+        PgStep::Fields => {
             collections::hold_for_deletes(connection).await?;
             fields::prune_dropped(connection, None, rows_max).await?
         }
-        Step::Documents { collection, now_ms, forget } => {
+        PgStep::Documents { collection, now_ms, forget } => {
             // No key is old enough while nothing may be forgotten.
             let mut keys_before_ms = 0;
             if let Some(forget) = forget {
@@ -339,7 +338,7 @@ async fn within(
         }
     };
     // Documents go by pages, of which only an empty one is the last.
-    let is_full = rows >= rows_max.unsigned_abs() || matches!(step, Step::Documents { .. });
+    let is_full = rows >= rows_max.unsigned_abs() || matches!(step, PgStep::Documents { .. });
     Ok((Housekept { rows, more: rows > 0 && is_full, ..nothing }, None))
 }
 
@@ -347,8 +346,8 @@ async fn within(
 /// dropped.
 async fn floor_and_keys(
     connection: &mut PgConnection,
-    forget: &Forget,
-) -> Result<Option<(MessageId, i64)>, Failure> {
+    forget: &ForgetBounds,
+) -> Result<Option<(MessageId, i64)>, PgFailure> {
     let Some(floor) = MessageId::from_uuid(ledger::floor(connection).await?) else { return Ok(None) };
     Ok(Some((floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
 }

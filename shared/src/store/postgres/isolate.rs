@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use super::effects::{Learned, Path, take_effect};
-use super::failure::Failure;
-use super::known::Known;
+use super::effects::{NewlyKnown, Path, take_effect};
+use super::failure::PgFailure;
+use super::known::KnownState;
 use super::ledger;
 use crate::model::outcome::{Applied, Reason, SetAside};
-use crate::store::rules::plan::{Place, Plan, set_aside};
+use crate::store::rules::plan::{ItemRef, Plan, set_aside};
 
 /// Maximum of parts of a batch that are tried.
 const PROBES_MAX: usize = 1_000;
@@ -66,7 +66,7 @@ pub struct Refusal {
 impl Refusal {
     /// Sets the item aside, in ASCII: the server may have refused the text as such, and takes it no better
     /// here.
-    fn set_aside(&self, place: Place<'_>) -> SetAside {
+    fn set_aside(&self, place: ItemRef<'_>) -> SetAside {
         let mut aside = set_aside(place.message, place.index, self.reason, &self.detail());
         spell_in_ascii(&mut aside);
         aside
@@ -103,38 +103,38 @@ fn escape(json: &str) -> String {
 }
 
 /// A plan that the server may not take as a whole.
-pub struct Rest<'p, 'm> {
+pub struct PlanToIsolate<'p, 'm> {
     pub plan: &'p Plan<'m>,
     /// Items of the plan, in the order in which they are tried.
-    pub places: Vec<Place<'m>>,
+    pub places: Vec<ItemRef<'m>>,
     pub search: Search,
     /// Time limit of the whole transaction.
     pub limit: Duration,
 }
 
-impl Rest<'_, '_> {
+impl PlanToIsolate<'_, '_> {
     /// Applies the plan without the items that the server refuses; those are set aside.
     pub async fn take_effect(
         &self,
         connection: &mut PgConnection,
-        known: &Known,
+        known: &KnownState,
         applied: &mut Applied,
-    ) -> Result<Learned, Failure> {
+    ) -> Result<NewlyKnown, PgFailure> {
         let Self { plan, places, search, limit } = self;
         let (begin, time_max) = (Instant::now(), SEARCH_TIME_MAX.min(*limit / 2));
-        let (mut learned, mut probes) = (Learned::default(), 0);
+        let (mut newly_known, mut probes) = (NewlyKnown::default(), 0);
         let mut aside: Vec<(Refusal, SetAside)> = Vec::new();
         // The next part is the last of these.
-        let mut parts: Vec<&[Place<'_>]> = vec![places];
+        let mut parts: Vec<&[ItemRef<'_>]> = vec![places];
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
             probes += 1;
             if probes > PROBES_MAX || begin.elapsed() > time_max {
                 return Err(give_up("it refuses a batch, and the search for the reason took too long"));
             }
             match (try_part(connection, known, &plan.part(part), *search).await?, part) {
-                (Ok((part_applied, part_learned)), _) => {
+                (Ok((part_applied, part_known)), _) => {
                     applied.absorb(part_applied);
-                    learned.absorb(part_learned);
+                    newly_known.absorb(part_known);
                 }
                 (Err(refusal), [place]) => {
                     if *search == Search::Refused {
@@ -153,29 +153,29 @@ impl Rest<'_, '_> {
             tracing::warn!(items = aside.len(), ?codes, probes, "store refused items of a batch");
         }
         let aside: Vec<SetAside> = aside.into_iter().map(|(_, aside)| aside).collect();
-        ledger::bury(connection, &aside).await?;
+        ledger::insert_dead_letters(connection, &aside).await?;
         applied.set_aside.extend(aside);
-        Ok(learned)
+        Ok(newly_known)
     }
 }
 
 /// Tries a part: returns its effects, or the reason why the server refuses it.
 async fn try_part(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     part: &Plan<'_>,
     search: Search,
-) -> Result<Result<(Applied, Learned), Refusal>, Failure> {
+) -> Result<Result<(Applied, NewlyKnown), Refusal>, PgFailure> {
     let mut savepoint = connection.begin().await?;
     let mut applied = Applied::default();
     // Increments that overflow are known at once.
     let outcome = take_effect(&mut savepoint, known, part, Path::Exact, &mut applied).await;
-    match outcome.map_err(Failure::of_batch) {
-        Ok(learned) => {
+    match outcome.map_err(PgFailure::of_batch) {
+        Ok(newly_known) => {
             savepoint.commit().await?;
-            Ok(Ok((applied, learned)))
+            Ok(Ok((applied, newly_known)))
         }
-        Err(Failure::Refused { code, message }) => {
+        Err(PgFailure::Refused { code, message }) => {
             savepoint.rollback().await?;
             Ok(Err(Refusal { reason: Reason::RefusedByStore, code, message }))
         }
@@ -190,7 +190,7 @@ async fn try_part(
 }
 
 /// Checks that one more item may be set aside with the same code.
-fn check_share(refused: &[(Refusal, SetAside)], refusal: &Refusal, items: usize) -> Result<(), Failure> {
+fn check_share(refused: &[(Refusal, SetAside)], refusal: &Refusal, items: usize) -> Result<(), PgFailure> {
     let alike = refused.iter().filter(|(other, _)| other.code == refusal.code).count();
     if alike < REFUSED_FEW.max(items / REFUSED_SHARE) {
         return Ok(());
@@ -199,8 +199,8 @@ fn check_share(refused: &[(Refusal, SetAside)], refusal: &Refusal, items: usize)
     Err(give_up(&format!("it refuses more than {alike} of {items} items alike: {detail}")))
 }
 
-pub fn give_up(why: &str) -> Failure {
-    Failure::GaveUp(why.to_owned())
+pub fn give_up(why: &str) -> PgFailure {
+    PgFailure::GaveUp(why.to_owned())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex};
 
-use super::collections::Compiled;
+use super::collections::CompiledDefinitions;
 use super::keys;
 use super::partitions::Partitions;
 use super::points::KnownTypes;
@@ -12,23 +12,23 @@ use crate::config;
 use crate::store::rules::checks::Checks;
 
 #[derive(Debug)]
-pub struct Known {
+pub struct KnownState {
     pub partitions: Partitions,
-    pub compiled: Compiled,
+    pub compiled: CompiledDefinitions,
     pub checks: Arc<Checks>,
     pub types: KnownTypes,
     pub rollups: KnownRollups,
     /// The hour before which all rollups of hours were deleted last; 0 when none were.
     pub hours_pruned_before: AtomicI32,
     /// Last key that was looked at for pruning: keys before it have dead letters.
-    keys_pruned: Mutex<Option<keys::Place>>,
+    keys_pruned: Mutex<Option<keys::PgKeyPosition>>,
 }
 
-impl Known {
+impl KnownState {
     pub fn new(config: &config::Collections) -> Self {
         Self {
             partitions: Partitions::default(),
-            compiled: Compiled::default(),
+            compiled: CompiledDefinitions::default(),
             checks: Checks::new(config),
             types: KnownTypes::default(),
             rollups: KnownRollups::default(),
@@ -37,12 +37,12 @@ impl Known {
         }
     }
 
-    pub fn last_key(&self) -> Option<keys::Place> {
+    pub fn last_key(&self) -> Option<keys::PgKeyPosition> {
         *self.keys_pruned.lock().expect("no code panics while it holds this lock")
     }
 
     /// Moves the beginning of the next look; it stays when there was no key.
-    pub fn looked_at_keys(&self, last: Option<keys::Place>) {
+    pub fn looked_at_keys(&self, last: Option<keys::PgKeyPosition>) {
         let mut pruned = self.keys_pruned.lock().expect("no code panics while it holds this lock");
         *pruned = last.or(*pruned);
     }

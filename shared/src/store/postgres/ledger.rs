@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::columns::from_ms;
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::id::MessageId;
 use crate::model::message::Message;
 use crate::model::outcome::SetAside;
@@ -25,7 +25,7 @@ use crate::store::rules::ledger;
 pub async fn enter<'a>(
     connection: &mut PgConnection,
     batch: &[&'a Message],
-) -> Result<(Vec<&'a Message>, HashSet<MessageId>), Failure> {
+) -> Result<(Vec<&'a Message>, HashSet<MessageId>), PgFailure> {
     let mut rows: Vec<_> = batch.iter().map(|message| (message.id.as_uuid(), &message.digest[..])).collect();
     rows.sort_unstable();
     let (ids, digests): (Vec<Uuid>, Vec<&[u8]>) = rows.into_iter().unzip();
@@ -52,12 +52,12 @@ pub async fn enter<'a>(
 }
 
 /// Reads the last id that lost its row; nil while none was.
-pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, Failure> {
+pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, PgFailure> {
     Ok(sqlx::query_scalar!("select id from ledger_floor where one").fetch_one(connection).await?)
 }
 
 /// Raises the floor to the last id in a partition of the ledger.
-pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Result<(), Failure> {
+pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Result<(), PgFailure> {
     let raise = format!(
         "update ledger_floor set id = greatest(ledger_floor.id, last.id)
          from (select id from {partition} order by id desc limit 1) as last where one and ledger_floor.id < last.id"
@@ -68,7 +68,10 @@ pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Resu
 
 /// Writes dead letters. A dead letter that is there already, from a message that outlived its ledger row,
 /// stays as it is.
-pub async fn bury(connection: &mut PgConnection, set_aside: &[SetAside]) -> Result<(), Failure> {
+pub async fn insert_dead_letters(
+    connection: &mut PgConnection,
+    set_aside: &[SetAside],
+) -> Result<(), PgFailure> {
     if set_aside.is_empty() {
         return Ok(());
     }

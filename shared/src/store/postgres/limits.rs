@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::schema::Schema;
 use crate::config;
 use crate::store::StoreError;
@@ -111,7 +111,7 @@ impl Limits {
 }
 
 /// Checks that the session has its settings, which a pooler may leave out without an error.
-async fn is_ours(connection: &mut PgConnection) -> Result<(), Failure> {
+async fn is_ours(connection: &mut PgConnection) -> Result<(), PgFailure> {
     let is_ours = sqlx::query_scalar!(r#"select current_setting('forebay.session', true) = 'on' as "is?""#);
     if is_ours.fetch_one(connection).await? == Some(true) {
         return Ok(());
@@ -141,9 +141,14 @@ impl Begin {
     }
 
     /// Runs the work of an operation, within a transaction where it needs one and begins none itself.
-    pub async fn run<T, F>(&self, class: Class, connection: &mut PgConnection, work: F) -> Result<T, Failure>
+    pub async fn run<T, F>(
+        &self,
+        class: Class,
+        connection: &mut PgConnection,
+        work: F,
+    ) -> Result<T, PgFailure>
     where
-        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, Failure>>,
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, PgFailure>>,
     {
         match &self.read {
             Some(read) if class != Class::Write => {
@@ -156,7 +161,7 @@ impl Begin {
         }
     }
 
-    pub async fn verify(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), Failure> {
+    pub async fn verify(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), PgFailure> {
         if schema.is_verified() {
             return Ok(());
         }
@@ -171,7 +176,7 @@ impl Begin {
     }
 
     /// Migrates the schema. Behind a pooler it does so in one transaction; its lock outlives the library's.
-    pub async fn migrate(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), Failure> {
+    pub async fn migrate(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), PgFailure> {
         if self.read.is_none() {
             return schema.migrate(connection).await;
         }

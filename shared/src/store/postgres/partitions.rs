@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::days::{Day, Table};
-use super::failure::{Failure, corrupt};
-use super::retire::{self, State};
+use super::failure::{PgFailure, corrupt};
+use super::retire::{self, PartitionState};
 use super::session::begin;
 
 /// Any number that no other lock uses; the same in every build.
@@ -27,7 +27,7 @@ pub struct Partitions {
 
 impl Partitions {
     /// Makes the missing partitions, each in a transaction of its own.
-    pub async fn ensure(&self, connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), Failure> {
+    pub async fn ensure(&self, connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), PgFailure> {
         let missing: Vec<Day> = days.difference(&self.known()).copied().collect();
         for day in missing {
             create(connection, day).await?;
@@ -53,17 +53,17 @@ impl Partitions {
 /// Makes a partition by itself and then attaches it. That takes no lock against readers and writers of the
 /// table, whereas `create table … partition of` would wait for a running backup, and all others for it
 /// (`a_partition_is_made_beside_a_running_backup`). A day that is half dropped is dropped first.
-async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), Failure> {
+async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), PgFailure> {
     let (parent, name) = (table.name(), table.partition(day));
     let (from, to) = table.bounds(day);
     let mut transaction = begin(connection).await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", ADVISORY_LOCK).execute(&mut *transaction).await?;
     let mut state = retire::state(&mut transaction, table, &name).await?;
-    if matches!(state, State::Pending | State::Detached) {
+    if matches!(state, PartitionState::Pending | PartitionState::Detached) {
         retire::finish(&mut transaction, table, &name, state).await?;
-        state = State::Missing;
+        state = PartitionState::Missing;
     }
-    if state == State::Foreign {
+    if state == PartitionState::Foreign {
         // An owner may have detached it to keep it: its rows must not come back by themselves.
         let holds = AssertSqlSafe(format!("select exists (select from {name})"));
         if sqlx::query_scalar::<_, bool>(holds).fetch_one(&mut *transaction).await? {
@@ -72,11 +72,11 @@ async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), 
             )));
         }
     }
-    if state == State::Missing {
+    if state == PartitionState::Missing {
         let create = format!("create table {name} (like {parent} including all){}", table.settings());
         transaction.execute(AssertSqlSafe(create)).await?;
     }
-    if state != State::Attached {
+    if state != PartitionState::Attached {
         let attach =
             format!("alter table {parent} attach partition {name} for values from ({from}) to ({to})");
         transaction.execute(AssertSqlSafe(attach)).await?;
@@ -92,7 +92,7 @@ pub async fn older(
     table: Table,
     day: i64,
     limit: usize,
-) -> Result<Vec<String>, Failure> {
+) -> Result<Vec<String>, PgFailure> {
     // Names of one length, which ends in the date, are in the order of their days.
     let rows = sqlx::query_scalar!(
         r#"select relname::text as "name!" from pg_class left join pg_inherits on inhrelid = pg_class.oid

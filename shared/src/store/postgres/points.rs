@@ -6,9 +6,9 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::columns::from_ms;
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::write::Point;
-use crate::store::rules::plan::Task;
+use crate::store::rules::plan::PlannedWrite;
 
 /// Maximum of types remembered. Further types are read in each batch.
 const TYPES_MAX: usize = 100_000;
@@ -44,8 +44,8 @@ impl KnownTypes {
 pub async fn types(
     connection: &mut PgConnection,
     known: &KnownTypes,
-    points: &[Task<'_, Point>],
-) -> Result<TypeIds, Failure> {
+    points: &[PlannedWrite<'_, Point>],
+) -> Result<TypeIds, PgFailure> {
     let names: BTreeSet<&str> = points.iter().map(|task| &*task.write.kind).collect();
     let mut types = TypeIds::with_capacity(names.len());
     let mut unknown: Vec<&str> = Vec::new();
@@ -74,12 +74,12 @@ pub async fn types(
     // Also those that another transaction inserted meanwhile, for which the statement has waited.
     types.extend(stored(connection, &unknown).await?);
     if unknown.iter().any(|name| !types.contains_key(*name)) {
-        return Err(Failure::Vanished("a metric type"));
+        return Err(PgFailure::Vanished("a metric type"));
     }
     Ok(types)
 }
 
-async fn stored(connection: &mut PgConnection, names: &[&str]) -> Result<TypeIds, Failure> {
+async fn stored(connection: &mut PgConnection, names: &[&str]) -> Result<TypeIds, PgFailure> {
     if names.is_empty() {
         return Ok(TypeIds::new());
     }
@@ -91,8 +91,8 @@ async fn stored(connection: &mut PgConnection, names: &[&str]) -> Result<TypeIds
 pub async fn insert(
     connection: &mut PgConnection,
     types: &TypeIds,
-    points: &[Task<'_, Point>],
-) -> Result<(), Failure> {
+    points: &[PlannedWrite<'_, Point>],
+) -> Result<(), PgFailure> {
     let accepted: Vec<OffsetDateTime> =
         points.iter().map(|task| from_ms(task.message.accepted_at_ms)).collect();
     let ids: Vec<i32> = points.iter().map(|task| types[&*task.write.kind]).collect();

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::columns::{self, to_ms};
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::outcome::{Counter, ItemStatus};
 use crate::store::rules::ledger;
@@ -28,7 +28,7 @@ impl From<CounterRow> for Counter {
     }
 }
 
-pub async fn counter(connection: &mut PgConnection, name: &str) -> Result<Option<Counter>, Failure> {
+pub async fn counter(connection: &mut PgConnection, name: &str) -> Result<Option<Counter>, PgFailure> {
     let row = sqlx::query_as!(
         CounterRow,
         "select name, value, version, updated_at from counters where name = $1",
@@ -37,7 +37,7 @@ pub async fn counter(connection: &mut PgConnection, name: &str) -> Result<Option
     Ok(row.fetch_optional(connection).await?.map(Counter::from))
 }
 
-pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Counter>, Failure> {
+pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Counter>, PgFailure> {
     let rows = sqlx::query_as!(
         CounterRow,
         "select name, value, version, updated_at from counters
@@ -53,7 +53,10 @@ pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<
 }
 
 /// Names of metric types, bytewise.
-pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Arc<str>>, Failure> {
+pub async fn metric_types(
+    connection: &mut PgConnection,
+    bounds: &Bounds,
+) -> Result<Vec<Arc<str>>, PgFailure> {
     let names = sqlx::query_scalar!(
         "select name from metric_types
          where name <> $1 and name >= $2 and name < $3
@@ -75,7 +78,7 @@ pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Res
 pub async fn item_statuses(
     connection: &mut PgConnection,
     items: &[ItemKey],
-) -> Result<Vec<Option<ItemStatus>>, Failure> {
+) -> Result<Vec<Option<ItemStatus>>, PgFailure> {
     let ids: Vec<Uuid> = items.iter().map(|item| item.as_uuid()).collect();
     let messages: BTreeSet<MessageId> = items.iter().filter_map(|item| item.message()).collect();
     let messages: Vec<Uuid> = messages.into_iter().map(MessageId::as_uuid).collect();
@@ -120,7 +123,7 @@ pub async fn item_statuses(
     Ok(statuses)
 }
 
-pub async fn now_ms(connection: &mut PgConnection) -> Result<i64, Failure> {
+pub async fn now_ms(connection: &mut PgConnection) -> Result<i64, PgFailure> {
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(connection).await?;
     Ok(to_ms(now))
 }

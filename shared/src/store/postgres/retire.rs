@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::days::Table;
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::ledger;
 use super::session::{alone, begin};
 
@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// State of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum PartitionState {
     Missing,
     Attached,
     /// Being detached, or left in the middle of that.
@@ -48,7 +48,11 @@ pub enum Retired {
     Elsewhere,
 }
 
-pub async fn state(connection: &mut PgConnection, table: Table, name: &str) -> Result<State, Failure> {
+pub async fn state(
+    connection: &mut PgConnection,
+    table: Table,
+    name: &str,
+) -> Result<PartitionState, PgFailure> {
     let found = sqlx::query!(
         r#"select to_regclass($1) is not null as "is_there!", inhdetachpending as "is_pending?",
                coalesce(obj_description(to_regclass($1), 'pg_class') = $3, false) as "is_marked!"
@@ -60,11 +64,11 @@ pub async fn state(connection: &mut PgConnection, table: Table, name: &str) -> R
     );
     let found = found.fetch_one(connection).await?;
     Ok(match found.is_pending {
-        Some(true) => State::Pending,
-        Some(false) => State::Attached,
-        None if !found.is_there => State::Missing,
-        None if found.is_marked => State::Detached,
-        None => State::Foreign,
+        Some(true) => PartitionState::Pending,
+        Some(false) => PartitionState::Attached,
+        None if !found.is_there => PartitionState::Missing,
+        None if found.is_marked => PartitionState::Detached,
+        None => PartitionState::Foreign,
     })
 }
 
@@ -74,7 +78,7 @@ pub async fn retire(
     lock: i64,
     table: Table,
     name: &str,
-) -> Result<Retired, Failure> {
+) -> Result<Retired, PgFailure> {
     match steps(connection, lock, table, name).await {
         Err(failure) if failure.is_conflict() || failure.is_about_partition() => Ok(Retired::InUse),
         outcome => outcome,
@@ -86,13 +90,13 @@ async fn steps(
     lock: i64,
     table: Table,
     name: &str,
-) -> Result<Retired, Failure> {
+) -> Result<Retired, PgFailure> {
     let mut transaction = begin(connection).await?;
     if !is_mine(&mut transaction, lock).await? {
         transaction.rollback().await?;
         return Ok(Retired::Elsewhere);
     }
-    let is_attached = state(&mut transaction, table, name).await? == State::Attached;
+    let is_attached = state(&mut transaction, table, name).await? == PartitionState::Attached;
     if is_attached {
         wait_briefly(&mut transaction).await?;
         transaction.execute(AssertSqlSafe(format!("comment on table {name} is '{MARK}'"))).await?;
@@ -112,7 +116,7 @@ async fn steps(
         return Ok(Retired::Elsewhere);
     }
     let state = state(&mut transaction, table, name).await?;
-    let is_left = matches!(state, State::Pending | State::Detached);
+    let is_left = matches!(state, PartitionState::Pending | PartitionState::Detached);
     if is_left {
         finish(&mut transaction, table, name, state).await?;
     }
@@ -126,9 +130,9 @@ pub async fn finish(
     connection: &mut PgConnection,
     table: Table,
     name: &str,
-    state: State,
-) -> Result<(), Failure> {
-    if state == State::Pending {
+    state: PartitionState,
+) -> Result<(), PgFailure> {
+    if state == PartitionState::Pending {
         let finalize = format!("alter table {} detach partition {name} finalize", table.name());
         connection.execute(AssertSqlSafe(finalize)).await?;
     }
@@ -139,26 +143,26 @@ pub async fn finish(
     Ok(())
 }
 
-async fn raise_floor(connection: &mut PgConnection, table: Table, name: &str) -> Result<(), Failure> {
+async fn raise_floor(connection: &mut PgConnection, table: Table, name: &str) -> Result<(), PgFailure> {
     match table {
         Table::Ledger => ledger::raise_floor(connection, name).await,
         Table::Points | Table::Minutes => Ok(()),
     }
 }
 
-async fn is_mine(connection: &mut PgConnection, lock: i64) -> Result<bool, Failure> {
+async fn is_mine(connection: &mut PgConnection, lock: i64) -> Result<bool, PgFailure> {
     let is_mine = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "is!""#, lock);
     Ok(is_mine.fetch_one(connection).await?)
 }
 
 /// Limits the wait for locks: others queue behind it.
-async fn wait_briefly(connection: &mut PgConnection) -> Result<(), Failure> {
+async fn wait_briefly(connection: &mut PgConnection) -> Result<(), PgFailure> {
     connection.execute("set local lock_timeout = '100ms'").await?;
     Ok(())
 }
 
 /// Waits until the transactions that use a table have ended; those that begin meanwhile do not count.
-async fn users_end(connection: &mut PgConnection, table: Table) -> Result<bool, Failure> {
+async fn users_end(connection: &mut PgConnection, table: Table) -> Result<bool, PgFailure> {
     let begun = Instant::now();
     let mut users = None;
     while begun.elapsed() < USERS_TIME_MAX {

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::database;
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::limits::{Begin, COMMITS, Class, Limit, Limits};
 use super::schema::Schema;
 use crate::config;
@@ -51,7 +51,7 @@ tokio::task_local! {
 }
 
 /// Begins a transaction that may write and wait for locks.
-pub async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Failure> {
+pub async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Postgres>, PgFailure> {
     let begin = BEGIN.get();
     Ok(connection.begin_with(AssertSqlSafe(begin.write.clone())).await?)
 }
@@ -61,12 +61,12 @@ pub async fn begin(connection: &mut PgConnection) -> Result<Transaction<'_, Post
 pub async fn begin_for(
     connection: &mut PgConnection,
     limit: Duration,
-) -> Result<Transaction<'_, Postgres>, Failure> {
+) -> Result<Transaction<'_, Postgres>, PgFailure> {
     Ok(connection.begin_with(AssertSqlSafe(BEGIN.get().within(limit))).await?)
 }
 
 /// Runs a statement that must not be within a transaction, for as long as a lock is waited for.
-pub async fn alone(connection: &mut PgConnection, statement: String) -> Result<(), Failure> {
+pub async fn alone(connection: &mut PgConnection, statement: String) -> Result<(), PgFailure> {
     let begin = BEGIN.get();
     let Some(limit) = &begin.alone else {
         connection.execute(AssertSqlSafe(statement)).await?;
@@ -79,13 +79,13 @@ pub async fn alone(connection: &mut PgConnection, statement: String) -> Result<(
     Ok(())
 }
 
-pub struct Session {
+pub struct PgSession {
     pool: PgPool,
     /// One permit per connection. The pool's own time-out does not distinguish a pool in use from a server
     /// that opened no connection.
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     /// Limits the permits that [`Class::List`] uses.
-    list_places: Arc<Semaphore>,
+    list_permits: Arc<Semaphore>,
     begin: Arc<Begin>,
     /// Runtime of the connections. Callers come from other threads' runtimes, which may end before the store
     /// does.
@@ -98,7 +98,7 @@ pub struct Session {
     connect_timeout: Duration,
 }
 
-impl Session {
+impl PgSession {
     pub fn new(config: &config::Store) -> anyhow::Result<Self> {
         let runtime = Handle::try_current().context("a store is opened on a runtime")?;
         // The error of the parser names no part of the URL, which may hold a password.
@@ -117,12 +117,12 @@ impl Session {
             (unlimited.clone(), unlimited.options(limits.of_session()))
         };
         let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
-        let places = config.connections_max.max(1);
-        let list_places = config.list_connections_max.clamp(1, (places - 1).max(1));
+        let permits = config.connections_max.max(1);
+        let list_permits = config.list_connections_max.clamp(1, (permits - 1).max(1));
         Ok(Self {
-            pool: pool(limited, places, connect_timeout),
-            places: Arc::new(Semaphore::new(places as usize)),
-            list_places: Arc::new(Semaphore::new(list_places as usize)),
+            pool: pool(limited, permits, connect_timeout),
+            permits: Arc::new(Semaphore::new(permits as usize)),
+            list_permits: Arc::new(Semaphore::new(list_permits as usize)),
             begin: Arc::new(if config.pooler { limits.begin_pooled() } else { limits.begin() }),
             runtime,
             schema: Arc::default(),
@@ -137,26 +137,26 @@ impl Session {
     pub async fn run<T, F>(&self, operation: &str, limit: Limit, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, PgFailure>> + Send + 'static,
     {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let (pool, schema, begin) = (self.pool.clone(), Arc::clone(&self.schema), Arc::clone(&self.begin));
-        let mut places = vec![Arc::clone(&self.places)];
+        let mut permits = vec![Arc::clone(&self.permits)];
         if limit.class == Class::List {
             // First, so that waiting for it keeps no permit from other operations.
-            places.insert(0, Arc::clone(&self.list_places));
+            permits.insert(0, Arc::clone(&self.list_permits));
         }
-        let patience = self.connect_timeout;
+        let wait_max = self.connect_timeout;
         let outcome = self.spawned(BEGIN.scope(Arc::clone(&begin), async move {
-            let mut lease = Lease::take(&pool, places, patience).await?;
-            let connection = lease.connection();
+            let mut borrowed = BorrowedConnection::take(&pool, permits, wait_max).await?;
+            let connection = borrowed.connection();
             let bounded = timeout(limit.time + LAST_WORD_MAX.min(limit.time / 4), async {
                 begin.verify(&schema, connection).await?;
                 begin.run(limit.class, connection, work).await
             });
-            let outcome = bounded.await.unwrap_or(Err(Failure::TimedOut(limit.time.as_millis())));
+            let outcome = bounded.await.unwrap_or(Err(PgFailure::TimedOut(limit.time.as_millis())));
             match &outcome {
-                Ok(_) => lease.give_back(),
+                Ok(_) => borrowed.give_back(),
                 Err(failure) if failure.is_schema_skew() => schema.forget(),
                 Err(_) => {}
             }
@@ -176,11 +176,11 @@ impl Session {
         let migration = async move {
             // Two connects at most, and a statement.
             let ensured = timeout(connect_timeout * 3, database::ensure(&options, may_create)).await;
-            ensured.unwrap_or(Err(Failure::TimedOut(connect_timeout.as_millis() * 3)))?;
+            ensured.unwrap_or(Err(PgFailure::TimedOut(connect_timeout.as_millis() * 3)))?;
             let migrated =
                 timeout(MIGRATE_TIMEOUT, async { begin.migrate(&schema, &mut *pool.acquire().await?).await });
             let migrated = migrated.await;
-            migrated.unwrap_or(Err(Failure::TimedOut(MIGRATE_TIMEOUT.as_millis())))?;
+            migrated.unwrap_or(Err(PgFailure::TimedOut(MIGRATE_TIMEOUT.as_millis())))?;
             // A server that does not answer any more closes this connection by itself.
             let _ = timeout(GIVE_BACK_TIMEOUT, pool.close()).await;
             Ok(())
@@ -197,7 +197,7 @@ impl Session {
 
     async fn spawned<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        work: impl Future<Output = Result<T, PgFailure>> + Send + 'static,
     ) -> Result<T, StoreError> {
         // A set of one: dropping it aborts the task.
         let mut task = JoinSet::new();
@@ -216,20 +216,24 @@ impl Session {
 
 /// A borrowed connection and its permits. Dropped without [`give_back`](Self::give_back) it is closed, and
 /// its permits are free.
-struct Lease(Option<(PoolConnection<Postgres>, Vec<OwnedSemaphorePermit>)>);
+struct BorrowedConnection(Option<(PoolConnection<Postgres>, Vec<OwnedSemaphorePermit>)>);
 
-impl Lease {
-    /// Waits for the permits, one after the other, for `patience`, then for its connection for as long as the
+impl BorrowedConnection {
+    /// Waits for the permits, one after the other, for `wait_max`, then for its connection for as long as the
     /// pool does.
-    async fn take(pool: &PgPool, places: Vec<Arc<Semaphore>>, patience: Duration) -> Result<Self, Failure> {
-        let taken = timeout(patience, async {
-            let mut taken = Vec::with_capacity(places.len());
-            for places in places {
-                taken.push(places.acquire_owned().await.expect("never closed"));
+    async fn take(
+        pool: &PgPool,
+        permits: Vec<Arc<Semaphore>>,
+        wait_max: Duration,
+    ) -> Result<Self, PgFailure> {
+        let taken = timeout(wait_max, async {
+            let mut taken = Vec::with_capacity(permits.len());
+            for permit in permits {
+                taken.push(permit.acquire_owned().await.expect("never closed"));
             }
             taken
         });
-        let taken = taken.await.map_err(|_| Failure::NoPlace(patience.as_millis()))?;
+        let taken = taken.await.map_err(|_| PgFailure::NoFreeConnection(wait_max.as_millis()))?;
         Ok(Self(Some((pool.acquire().await?, taken))))
     }
 
@@ -238,19 +242,19 @@ impl Lease {
     }
 
     fn give_back(&mut self) {
-        if let Some((mut connection, places)) = self.0.take() {
+        if let Some((mut connection, permits)) = self.0.take() {
             tokio::spawn(async move {
                 // As a drop would do, with a limit: the pool asks the server first.
                 let _ = timeout(GIVE_BACK_TIMEOUT, connection.return_to_pool()).await;
-                drop(places);
+                drop(permits);
             });
         }
     }
 }
 
-impl Drop for Lease {
+impl Drop for BorrowedConnection {
     fn drop(&mut self) {
-        if let Some((connection, _places)) = self.0.take() {
+        if let Some((connection, _permits)) = self.0.take() {
             // Closes the socket; the server rolls back an open transaction.
             drop(connection.detach());
         }

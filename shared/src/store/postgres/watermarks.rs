@@ -3,7 +3,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::columns::{from_ms, to_ms};
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::store::{ConsumerWatermark, ReportedWatermark, Watermarks};
 
 /// Exchanges reports in one statement. Silent reports stay if they changed since they were read.
@@ -11,7 +11,7 @@ pub async fn hold(
     connection: &mut PgConnection,
     own: ConsumerWatermark,
     silent: &[ReportedWatermark],
-) -> Result<Watermarks, Failure> {
+) -> Result<Watermarks, PgFailure> {
     let gone: Vec<i64> = silent.iter().map(|holder| holder.hold.consumer.cast_signed()).collect();
     // Times are reported in milliseconds and stored in microseconds.
     let before: Vec<OffsetDateTime> =

@@ -24,31 +24,31 @@ const BASE64_MARK: &str = "base64:";
 
 impl DeadMessage {
     /// Returns its row among the dead letters.
-    pub(crate) fn row(&self) -> Row {
+    pub(crate) fn row(&self) -> DeadMessageRow {
         let (id, reason) = (self.id().as_uuid(), self.reason().name());
         if reason == Reason::TooLarge.name() {
             let (bytes, digest) = (self.body.len(), Sha256::digest(&self.body));
             let detail = format!("{}; its {bytes} bytes have the SHA-256 {digest:x}", self.detail);
-            return Row {
+            return DeadMessageRow {
                 id,
                 reason,
                 detail: detail_of(&detail),
                 item: text_of(&self.body[..BEGINNING_BYTES]),
             };
         }
-        Row { id, reason, detail: detail_of(&self.detail), item: text_of(&self.body) }
+        DeadMessageRow { id, reason, detail: detail_of(&self.detail), item: text_of(&self.body) }
     }
 }
 
 /// A row of `dead_letters` that holds a message.
-pub(crate) struct Row {
+pub(crate) struct DeadMessageRow {
     pub id: Uuid,
     pub reason: &'static str,
     pub detail: String,
     pub item: String,
 }
 
-impl Row {
+impl DeadMessageRow {
     /// Returns the row in ASCII, for a server that refuses other characters.
     pub fn in_ascii(self) -> Self {
         let ascii = |character: char| if character.is_ascii() { character } else { '?' };
@@ -139,7 +139,7 @@ mod tests {
         DeadMessage::undecodable(Bytes::copy_from_slice(body), &error)
     }
 
-    fn letter(Row { id, reason, detail, item }: Row) -> DeadLetter {
+    fn letter(DeadMessageRow { id, reason, detail, item }: DeadMessageRow) -> DeadLetter {
         DeadLetter {
             id,
             kind: MESSAGE_KIND.into(),
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn that_an_id_belongs_to_another_body_is_never_overwritten() {
         let reason = |reason: Reason| {
-            let letter = letter(Row { reason: reason.name(), ..dead(b"no message").row() });
+            let letter = letter(DeadMessageRow { reason: reason.name(), ..dead(b"no message").row() });
             match failed_again(&letter, Reason::RefusedByStore, "no".into()).outcome {
                 RedriveOutcome::FailedAgain { reason, .. } => reason,
                 other => panic!("{other:?}"),
@@ -217,8 +217,8 @@ mod tests {
         let body = vec![b'x'; BODY_BYTES_MAX + 1];
         let row = dead(&body).row();
         assert_eq!((row.reason, row.item.len()), ("too_large", BEGINNING_BYTES));
-        let told = format!("its {} bytes have the SHA-256", body.len());
-        assert!(row.detail.contains(&told), "{}", row.detail);
+        let digest = format!("its {} bytes have the SHA-256", body.len());
+        assert!(row.detail.contains(&digest), "{}", row.detail);
         assert_eq!(message_of(&letter(row)).expect_err("cut").0, Reason::TooLarge);
         let whole = dead(&body[1..]).row();
         assert_eq!((whole.reason, whole.item.len()), ("undecodable", BODY_BYTES_MAX));

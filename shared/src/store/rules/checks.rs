@@ -40,13 +40,13 @@ pub struct Unchecked {
 /// Result of a check: the reason why a document does not belong into its collection.
 pub type Verdict = Result<(), (Reason, String)>;
 
-type Key = [u8; 32];
+type VerdictKey = [u8; 32];
 
 /// Verdicts on documents of batches that are being applied.
 #[derive(Debug)]
 pub struct Checks {
     document_max: Duration,
-    verdicts: Mutex<HashMap<Key, (Verdict, Instant)>>,
+    verdicts: Mutex<HashMap<VerdictKey, (Verdict, Instant)>>,
 }
 
 impl Checks {
@@ -108,7 +108,7 @@ impl Checks {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, (Verdict, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VerdictKey, (Verdict, Instant)>> {
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -118,7 +118,7 @@ fn reason_of(violation: &Violation) -> Reason {
 }
 
 /// Returns the digest of its arguments. The name is followed by a byte that it cannot have.
-fn key(collection: &str, version: i64, data: &str) -> Key {
+fn key(collection: &str, version: i64, data: &str) -> VerdictKey {
     let digest = Sha256::new().chain_update(version.to_be_bytes());
     digest.chain_update(collection).chain_update([0]).chain_update(data).finalize().into()
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::checks::{Checks, Unchecked};
-use super::plan::{Own, Task};
+use super::plan::{OwnWrites, PlannedWrite};
 use crate::model::collection::{Checker, Violation};
 use crate::model::id::ItemKey;
 use crate::model::outcome::{ItemStatus, Reason, SetAside};
@@ -21,7 +21,7 @@ pub const KNOWN_BYTES_MAX: usize = 32 << 20;
 
 /// A row of `documents`.
 #[derive(Clone, Copy, Debug)]
-pub struct Row<'a> {
+pub struct NewDocumentRow<'a> {
     pub collection: &'a str,
     pub place: Uuid,
     /// Id of a keyed document; the others are found by their place.
@@ -42,7 +42,7 @@ pub struct FieldRow<'a> {
 /// Rows that a batch writes, sorted by their keys, and the documents that need a check.
 #[derive(Debug, Default)]
 pub struct Rows<'a> {
-    pub documents: Vec<Row<'a>>,
+    pub documents: Vec<NewDocumentRow<'a>>,
     pub fields: Vec<FieldRow<'a>>,
     pub set_aside: Vec<SetAside>,
 }
@@ -52,11 +52,11 @@ pub struct Rows<'a> {
 pub struct Elsewhere<'p> {
     /// Documents that this transaction stores.
     stored: HashSet<Uuid>,
-    own: &'p Own,
+    own: &'p OwnWrites,
 }
 
 impl<'p> Elsewhere<'p> {
-    pub fn new(rows: &Rows<'_>, own: &'p Own) -> Self {
+    pub fn new(rows: &Rows<'_>, own: &'p OwnWrites) -> Self {
         Self { stored: rows.documents.iter().map(|row| row.id.unwrap_or(row.place)).collect(), own }
     }
 
@@ -70,7 +70,7 @@ impl<'p> Elsewhere<'p> {
 }
 
 /// The collections that a batch writes to, sorted, each once.
-pub fn collections<'a>(documents: &[Task<'a, Document>]) -> Vec<&'a str> {
+pub fn collections<'a>(documents: &[PlannedWrite<'a, Document>]) -> Vec<&'a str> {
     let distinct: BTreeSet<&str> = documents.iter().map(|task| &*task.write.collection).collect();
     distinct.into_iter().collect()
 }
@@ -78,7 +78,7 @@ pub fn collections<'a>(documents: &[Task<'a, Document>]) -> Vec<&'a str> {
 /// Builds the rows of a batch. Documents that the API checked by another definition, or by none, need a
 /// verdict; `Err` names those without one.
 pub fn rows<'a>(
-    documents: &[Task<'a, Document>],
+    documents: &[PlannedWrite<'a, Document>],
     checkers: &Checkers<impl BuildHasher>,
     checks: &Checks,
 ) -> Result<Rows<'a>, Vec<Unchecked>> {
@@ -106,7 +106,7 @@ pub fn rows<'a>(
                 let place = task.place();
                 let id = task.is_keyed().then(|| task.item().as_uuid());
                 let accepted_at_ms = task.message.accepted_at_ms;
-                rows.documents.push(Row { collection, place, id, data, accepted_at_ms });
+                rows.documents.push(NewDocumentRow { collection, place, id, data, accepted_at_ms });
                 let field = |(field, value): (&str, String)| FieldRow {
                     collection,
                     field: field.to_owned(),

@@ -50,6 +50,22 @@ pub fn part<'a>(batch: &[&'a Message], inserted: &HashSet<Uuid>) -> (Vec<&'a Mes
     batch.iter().partition(|message| inserted.contains(&message.id.as_uuid()))
 }
 
+/// Low watermark of the queue, and the time for which keys are promised.
+#[derive(Clone, Copy)]
+pub struct ForgetBounds {
+    pub before_ms: i64,
+    pub remembered_ms: i64,
+}
+
+/// Result of pruning some keys; `P` is the position of a key.
+pub struct PrunedKeys<P> {
+    pub rows: u64,
+    /// The last key that was looked at, deleted or not; `None` when there was none.
+    pub last: Option<P>,
+    /// There may be more behind it.
+    pub more: bool,
+}
+
 /// Returns the time before which keys and tombstones may be forgotten, given the floor.
 ///
 /// A message that was not applied, because no build could read it, may hold a repetition and may be redriven

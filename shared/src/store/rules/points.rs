@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 
-use super::plan::Task;
+use super::plan::PlannedWrite;
 use crate::model::rollup::bytes::Corrupt;
 use crate::model::rollup::{Resolution, Rollup};
 use crate::model::write::Point;
@@ -26,10 +26,10 @@ pub type RollupKey<'a> = (Resolution, &'a str, i32);
 
 /// The points of a batch by the rollups that they go into. Each is added once, to its minute; hours and
 /// days are merged from minutes, which costs less than adding and is as exact.
-pub fn rollups<'a>(points: &[Task<'a, Point>]) -> BTreeMap<RollupKey<'a>, Rollup> {
+pub fn rollups<'a>(points: &[PlannedWrite<'a, Point>]) -> BTreeMap<RollupKey<'a>, Rollup> {
     let mut minutes = BTreeMap::new();
     let mut rollups: BTreeMap<RollupKey<'a>, Rollup> = BTreeMap::new();
-    for Task { write: Point { kind, at_ms, value }, message, .. } in points {
+    for PlannedWrite { write: Point { kind, at_ms, value }, message, .. } in points {
         let age_ms = message.accepted_at_ms.saturating_sub(*at_ms);
         let key = (&**kind, Resolution::Minute.period_of(*at_ms), finest(age_ms));
         minutes.entry(key).or_insert_with(Rollup::default).add(*value);

@@ -76,22 +76,22 @@ mod tests {
         known().iter().map(ran).collect()
     }
 
-    fn told(ran: &[Ran]) -> String {
+    fn refusal(ran: &[Ran]) -> String {
         compare(&known(), ran).expect_err("not the known schema").to_string()
     }
 
     #[test]
     fn only_exactly_what_is_known_will_do() {
         assert!(compare(&known(), &ran()).is_ok());
-        assert!(told(&[]).contains("no schema: run `api migrate`"));
-        assert!(told(&ran()[..1]).contains("version 1 is older than 2"));
+        assert!(refusal(&[]).contains("no schema: run `api migrate`"));
+        assert!(refusal(&ran()[..1]).contains("version 1 is older than 2"));
         let newer = Ran { version: 3, ..ran()[1].clone() };
-        assert!(told(&[ran(), vec![newer]].concat()).contains("version 3 is newer than 2"));
+        assert!(refusal(&[ran(), vec![newer]].concat()).contains("version 3 is newer than 2"));
         let (mut edited, mut failed) = (ran(), ran());
         edited[0].checksum[0] ^= 1;
         failed[1].success = false;
         for wrong in [&edited[..], &failed[..], &ran()[1..]] {
-            assert!(told(wrong).contains("not the one that this build knows"), "{wrong:?}");
+            assert!(refusal(wrong).contains("not the one that this build knows"), "{wrong:?}");
         }
     }
 }

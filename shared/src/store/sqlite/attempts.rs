@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::files::Failure;
+use super::files::SqliteFailure;
 use super::values::json;
 use crate::model::id::MessageId;
 use crate::runtime::clock;
@@ -27,7 +27,7 @@ const END_OLD: &str = "delete from message_attempts where begun_at_ms < ?1";
 
 const KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
 
-pub async fn probe(connection: &mut SqliteConnection) -> Result<(), Failure> {
+pub async fn probe(connection: &mut SqliteConnection) -> Result<(), SqliteFailure> {
     sqlx::query(PROBE).execute(connection).await?;
     Ok(())
 }
@@ -36,7 +36,7 @@ pub async fn begin(
     connection: &mut SqliteConnection,
     messages: &[MessageId],
     again: bool,
-) -> Result<HashMap<MessageId, u32>, Failure> {
+) -> Result<HashMap<MessageId, u32>, SqliteFailure> {
     let rows = sqlx::query(BEGIN).bind(ids(messages)).bind(clock::now_ms()).bind(again);
     let mut counts = HashMap::new();
     for row in rows.fetch_all(connection).await? {
@@ -47,7 +47,7 @@ pub async fn begin(
 }
 
 /// Deletes the notes of messages, and old notes: their messages went another way.
-pub async fn end(connection: &mut SqliteConnection, messages: &[MessageId]) -> Result<(), Failure> {
+pub async fn end(connection: &mut SqliteConnection, messages: &[MessageId]) -> Result<(), SqliteFailure> {
     sqlx::query(END).bind(ids(messages)).execute(&mut *connection).await?;
     sqlx::query(END_OLD).bind(clock::now_ms() - KEPT_MS).execute(connection).await?;
     Ok(())

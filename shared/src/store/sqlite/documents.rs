@@ -10,8 +10,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::{Cache, Known};
-use super::files::Failure;
+use super::collections::{CompiledDefinition, DefinitionCache};
+use super::files::SqliteFailure;
 use super::read::item_statuses;
 use super::values::{fingerprint_of, json};
 use super::{fields, values};
@@ -19,8 +19,8 @@ use crate::model::collection::Checker;
 use crate::model::id::ItemKey;
 use crate::model::outcome::SetAside;
 use crate::model::write::Delete;
-use crate::store::rules::documents::{self, Elsewhere, Row};
-use crate::store::rules::plan::{Plan, Task};
+use crate::store::rules::documents::{self, Elsewhere, NewDocumentRow};
+use crate::store::rules::plan::{Plan, PlannedWrite};
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 
 const INSERT: (&str, &str) =
@@ -98,16 +98,18 @@ pub const SEARCH: &str = "with recursive walk (step, place, agreed, found, passe
 /// Writes documents, then deletes, then fields; returns what was set aside.
 pub async fn apply(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     plan: &Plan<'_>,
-) -> Result<Vec<SetAside>, Failure> {
+) -> Result<Vec<SetAside>, SqliteFailure> {
     let erased = plan.deletes.iter().map(|task| &*task.write.collection);
     let names: BTreeSet<&str> = documents::collections(&plan.documents).into_iter().chain(erased).collect();
     let known = cache.load(connection, &names.into_iter().collect::<Vec<_>>()).await?;
-    let checker = |(name, known): (&String, &Arc<Known>)| (name.clone(), Arc::clone(&known.checker));
+    let checker =
+        |(name, known): (&String, &Arc<CompiledDefinition>)| (name.clone(), Arc::clone(&known.checker));
     let checkers: HashMap<String, Arc<Checker>> = known.iter().map(checker).collect();
-    let rows = documents::rows(&plan.documents, &checkers, &cache.checks).map_err(Failure::Unchecked)?;
-    values::insert(connection, INSERT, 5, &rows.documents, |query, row: &Row<'_>| {
+    let rows =
+        documents::rows(&plan.documents, &checkers, &cache.checks).map_err(SqliteFailure::Unchecked)?;
+    values::insert(connection, INSERT, 5, &rows.documents, |query, row: &NewDocumentRow<'_>| {
         query.bind(row.collection).bind(row.place).bind(row.id).bind(row.data).bind(row.accepted_at_ms)
     })
     .await?;
@@ -118,15 +120,15 @@ pub async fn apply(
 
 async fn erase(
     connection: &mut SqliteConnection,
-    known: &HashMap<String, Arc<Known>>,
+    known: &HashMap<String, Arc<CompiledDefinition>>,
     elsewhere: &Elsewhere<'_>,
-    deletes: &[Task<'_, Delete>],
-) -> Result<(), Failure> {
+    deletes: &[PlannedWrite<'_, Delete>],
+) -> Result<(), SqliteFailure> {
     if deletes.is_empty() {
         return Ok(());
     }
     // Each document once, sorted.
-    let doomed: BTreeMap<(&str, ItemKey), &Task<'_, Delete>> =
+    let doomed: BTreeMap<(&str, ItemKey), &PlannedWrite<'_, Delete>> =
         deletes.iter().map(|task| ((&*task.write.collection, task.write.document), task)).collect();
     let indexed = |keyed: bool| -> Vec<_> {
         let wanted = doomed.keys().filter(|(name, id)| known[*name].has_indexes && id.is_keyed() == keyed);
@@ -166,7 +168,7 @@ pub async fn one(
     connection: &mut SqliteConnection,
     collection: &str,
     id: ItemKey,
-) -> Result<Option<Stored>, Failure> {
+) -> Result<Option<Stored>, SqliteFailure> {
     let statement = if id.is_keyed() { KEYED } else { PLAIN };
     let row = sqlx::query(statement).bind(collection).bind(id.as_uuid()).fetch_optional(connection).await?;
     let Some(row) = row else { return Ok(None) };
@@ -174,7 +176,10 @@ pub async fn one(
     Ok(Some(if is_deleted { Stored::Deleted } else { Stored::Document(document_of(&row)?) }))
 }
 
-pub async fn page(connection: &mut SqliteConnection, page: DocumentPage) -> Result<DocumentsFound, Failure> {
+pub async fn page(
+    connection: &mut SqliteConnection,
+    page: DocumentPage,
+) -> Result<DocumentsFound, SqliteFailure> {
     let (from, before) = (page.from.unwrap_or(Uuid::nil()), page.before.unwrap_or(Uuid::max()));
     if page.filters.is_empty() {
         let rows = sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit).bind(from);

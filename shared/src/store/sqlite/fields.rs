@@ -4,8 +4,8 @@ use futures_util::TryStreamExt;
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::{Cache, read};
-use super::files::Failure;
+use super::collections::{DefinitionCache, read};
+use super::files::SqliteFailure;
 use super::values::json;
 use crate::model::collection::Checker;
 use crate::store::rules::documents::FieldRow;
@@ -24,9 +24,9 @@ pub const PAGE_BYTES_MAX: usize = 4 << 20;
 /// Indexes the next documents, by descending place; `false` when there are no more.
 pub async fn index_page(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     name: &str,
-) -> Result<bool, Failure> {
+) -> Result<bool, SqliteFailure> {
     let Some(before) = read(connection, name).await?.index_before else { return Ok(false) };
     let known = cache.load(connection, &[name]).await?;
     let checker = &known[name].checker;
@@ -79,14 +79,14 @@ fn field_json(fields: &[FieldRow<'_>]) -> String {
     json(&fields.iter().map(row).collect::<Vec<_>>())
 }
 
-pub async fn index(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), Failure> {
+pub async fn index(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), SqliteFailure> {
     if !fields.is_empty() {
         sqlx::query(INDEX).bind(field_json(fields)).execute(connection).await?;
     }
     Ok(())
 }
 
-pub async fn forget(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), Failure> {
+pub async fn forget(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), SqliteFailure> {
     if !fields.is_empty() {
         sqlx::query(FORGET).bind(field_json(fields)).execute(connection).await?;
     }

@@ -42,12 +42,12 @@ fn is_about_values(code: Option<&str>) -> bool {
 const INTERRUPTED: &str = "9";
 
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum SqliteFailure {
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
     /// An error that the caller gets as it is.
     #[error(transparent)]
-    Told(#[from] StoreError),
+    Decided(#[from] StoreError),
     /// Documents have to be checked first, outside of any transaction.
     #[error("definitions change faster than documents can be checked")]
     Unchecked(Vec<Unchecked>),
@@ -57,22 +57,22 @@ pub enum Failure {
 }
 
 pub struct Files {
-    shared: Arc<Shared>,
+    shared: Arc<SharedFiles>,
     runtime: Handle,
     write_timeout: Duration,
 }
 
-struct Shared {
+struct SharedFiles {
     options: SqliteConnectOptions,
     read_timeout: Duration,
-    writer: Mutex<Writer>,
+    writer: Mutex<WriterConnection>,
     readers: SqlitePool,
     /// Limits the readers that [`Files::list`] uses.
-    list_places: Semaphore,
+    list_permits: Semaphore,
     schema_verified: AtomicBool,
 }
 
-enum Writer {
+enum WriterConnection {
     Open(SqliteConnection),
     /// Closed after an error; opened again by the next write.
     Broken,
@@ -93,7 +93,7 @@ impl Files {
             StoreError::Unavailable(format!("cannot make the data directory: {error}").into())
         })?;
         let options = options(&directory.join("store.db"));
-        let writer = options.connect().await.map_err(Failure::from)?;
+        let writer = options.connect().await.map_err(SqliteFailure::from)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .acquire_timeout(READER_TIMEOUT)
@@ -102,12 +102,12 @@ impl Files {
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_lazy_with(options.clone().read_only(true).create_if_missing(false));
-        let shared = Shared {
+        let shared = SharedFiles {
             options,
             read_timeout,
-            writer: Mutex::new(Writer::Open(writer)),
+            writer: Mutex::new(WriterConnection::Open(writer)),
             readers,
-            list_places: Semaphore::new(list_readers_max.clamp(1, READERS_MAX - 1) as usize),
+            list_permits: Semaphore::new(list_readers_max.clamp(1, READERS_MAX - 1) as usize),
             schema_verified: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared), runtime, write_timeout })
@@ -117,17 +117,21 @@ impl Files {
     pub async fn write<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
+            + Send
+            + 'static,
     {
         Ok(self.try_write(operation, self.write_timeout, work).await?)
     }
 
     /// Runs `work` as [`write`](Self::write) does, for a caller that can mend a failure. A statement that
     /// goes on after `limit` is ended by SQLite itself.
-    pub async fn try_write<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, Failure>
+    pub async fn try_write<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, SqliteFailure>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
+            + Send
+            + 'static,
     {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let shared = Arc::clone(&self.shared);
@@ -147,7 +151,9 @@ impl Files {
     pub async fn read<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
+            + Send
+            + 'static,
     {
         let shared = Arc::clone(&self.shared);
         self.timed(operation, async move { shared.read(work).await }).await
@@ -157,12 +163,14 @@ impl Files {
     pub async fn list<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
+            + Send
+            + 'static,
     {
         let shared = Arc::clone(&self.shared);
         let read = async move {
-            let place = timeout(READER_TIMEOUT, shared.list_places.acquire()).await;
-            let _place = place.map_err(|_| sqlx::Error::PoolTimedOut)?.expect("never closed");
+            let permit = timeout(READER_TIMEOUT, shared.list_permits.acquire()).await;
+            let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?.expect("never closed");
             shared.read(work).await
         };
         self.timed(operation, read).await
@@ -171,7 +179,7 @@ impl Files {
     async fn timed<T: Send + 'static>(
         &self,
         operation: &str,
-        read: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        read: impl Future<Output = Result<T, SqliteFailure>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let outcome = joined(self.runtime.spawn(read)).await;
@@ -201,7 +209,9 @@ impl Files {
             // A reader in the middle of its read would keep the log from being emptied.
             shared.readers.close().await;
             let mut writer = shared.writer.lock().await;
-            if let Writer::Open(mut connection) = std::mem::replace(&mut *writer, Writer::Closed) {
+            if let WriterConnection::Open(mut connection) =
+                std::mem::replace(&mut *writer, WriterConnection::Closed)
+            {
                 sqlx::query("pragma wal_checkpoint(truncate)").execute(&mut connection).await?;
                 connection.close().await?;
             }
@@ -214,10 +224,15 @@ impl Files {
     }
 }
 
-impl Writer {
-    async fn transaction<T, F>(&mut self, shared: &Shared, limit: Duration, work: F) -> Result<T, Failure>
+impl WriterConnection {
+    async fn transaction<T, F>(
+        &mut self,
+        shared: &SharedFiles,
+        limit: Duration,
+        work: F,
+    ) -> Result<T, SqliteFailure>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>> + Send,
     {
         if let Self::Broken = self {
             *self = Self::Open(shared.options.connect().await?);
@@ -250,10 +265,10 @@ impl Writer {
     }
 }
 
-impl Shared {
-    async fn read<T, F>(&self, work: F) -> Result<T, Failure>
+impl SharedFiles {
+    async fn read<T, F>(&self, work: F) -> Result<T, SqliteFailure>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>> + Send,
     {
         let mut reader = self.readers.acquire().await?;
         // Also for a caller that gave up: readers are few, and a stop waits for them.
@@ -266,7 +281,7 @@ impl Shared {
         work(&mut reader).await
     }
 
-    async fn verify_schema(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+    async fn verify_schema(&self, connection: &mut SqliteConnection) -> Result<(), SqliteFailure> {
         if self.schema_verified.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -285,7 +300,7 @@ impl Shared {
 }
 
 /// Waits for a task, which goes on when the wait is given up.
-async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
+async fn joined<T>(task: JoinHandle<Result<T, SqliteFailure>>) -> Result<T, SqliteFailure> {
     match task.await {
         Ok(outcome) => outcome,
         // Not raised again: the supervisor of writes must live on, and pause where all can see it.
@@ -316,16 +331,18 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-impl From<Failure> for StoreError {
-    fn from(failure: Failure) -> Self {
+impl From<SqliteFailure> for StoreError {
+    fn from(failure: SqliteFailure) -> Self {
         match failure {
-            Failure::Told(told) => told,
+            SqliteFailure::Decided(error) => error,
             // A file opens at once, so other reads use all readers.
-            Failure::Sql(sqlx::Error::PoolTimedOut) => Self::Busy("no free connection in time".into()),
-            Failure::Sql(sqlx::Error::Database(error)) if error.code().as_deref() == Some(INTERRUPTED) => {
+            SqliteFailure::Sql(sqlx::Error::PoolTimedOut) => Self::Busy("no free connection in time".into()),
+            SqliteFailure::Sql(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some(INTERRUPTED) =>
+            {
                 Self::Busy("the statement took too long and was ended".into())
             }
-            Failure::Sql(sqlx::Error::Database(error)) if is_about_values(error.code().as_deref()) => {
+            SqliteFailure::Sql(sqlx::Error::Database(error)) if is_about_values(error.code().as_deref()) => {
                 Self::Failed(error.message().into())
             }
             other => Self::Unavailable(other.to_string().into()),

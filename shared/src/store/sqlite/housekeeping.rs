@@ -6,14 +6,14 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::Cache;
+use super::collections::DefinitionCache;
 use super::fields::PAGE_BYTES_MAX;
-use super::files::{Failure, Files};
+use super::files::{Files, SqliteFailure};
 use super::{fields, keys, points};
 use crate::model::id::MessageId;
 use crate::model::rollup::Resolution;
 use crate::runtime::clock;
-use crate::store::rules::ledger::keys_before_ms;
+use crate::store::rules::ledger::{ForgetBounds, keys_before_ms};
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
@@ -77,18 +77,11 @@ pub const DISCARDED: &str = "delete from dead_letters where rowid in \
 const TABLES: &str = "select name from sqlite_schema \
     where type = 'table' and name glob 'points_[0-9]*' and name < ?1 order by name limit 2";
 
-/// Low watermark of the queue, and the time for which keys are promised.
-#[derive(Clone, Copy)]
-struct Forget {
-    before_ms: i64,
-    remembered_ms: i64,
-}
-
 /// The last key that was looked at for pruning, for as long as this process runs: keys before it have dead
 /// letters.
-pub type LastKey = Mutex<Option<keys::Place>>;
+pub type LastKey = Mutex<Option<keys::SqliteKeyPosition>>;
 
-enum Step {
+enum SqliteStep {
     /// Points of the oldest day before the day of this table.
     Points {
         first_kept: String,
@@ -100,23 +93,23 @@ enum Step {
     Messages {
         before_ms: i64,
     },
-    Keys(Forget),
-    Tombstones(Forget),
+    Keys(ForgetBounds),
+    Tombstones(ForgetBounds),
     Discarded {
         discarded_before_ms: i64,
-        forget: Forget,
+        forget: ForgetBounds,
     },
     Documents {
         collection: String,
         below: Uuid,
-        forget: Option<Forget>,
+        forget: Option<ForgetBounds>,
     },
 }
 
 /// Runs one call: every step once.
 pub async fn housekeep(
     files: &Files,
-    cache: &Arc<Cache>,
+    cache: &Arc<DefinitionCache>,
     last_key: &LastKey,
     retention: Retention,
 ) -> Result<Housekept, StoreError> {
@@ -147,34 +140,37 @@ pub async fn housekeep(
     Ok(kept)
 }
 
-async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreError> {
+async fn steps(files: &Files, retention: &Retention) -> Result<Vec<SqliteStep>, StoreError> {
     let bounded = files.read("housekeep", |connection| {
         Box::pin(async move { Ok(sqlx::query_as::<_, (String, u32)>(BOUNDED).fetch_all(connection).await?) })
     });
     let now_ms = clock::now_ms().min(retention.now_ms_max);
-    let mut steps = vec![Step::Points {
+    let mut steps = vec![SqliteStep::Points {
         first_kept: points::table_of(now_ms.saturating_sub(retention.points_ms), now_ms),
     }];
     for (resolution, age_ms) in
         [(Resolution::Minute, retention.minutes_ms), (Resolution::Hour, retention.hours_ms)]
     {
-        steps.push(Step::Rollups { resolution, below: resolution.period_of(now_ms.saturating_sub(age_ms)) });
+        steps.push(SqliteStep::Rollups {
+            resolution,
+            below: resolution.period_of(now_ms.saturating_sub(age_ms)),
+        });
     }
     // Messages before the watermark can come no more from the queue.
     let remembered_ms = retention.remembered_ms;
-    let forget = retention.forget_before_ms.map(|before_ms| Forget { before_ms, remembered_ms });
+    let forget = retention.forget_before_ms.map(|before_ms| ForgetBounds { before_ms, remembered_ms });
     if let Some(forget) = forget {
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
         steps.extend([
-            Step::Messages { before_ms: forget.before_ms },
-            Step::Keys(forget),
-            Step::Tombstones(forget),
-            Step::Discarded { discarded_before_ms, forget },
+            SqliteStep::Messages { before_ms: forget.before_ms },
+            SqliteStep::Keys(forget),
+            SqliteStep::Tombstones(forget),
+            SqliteStep::Discarded { discarded_before_ms, forget },
         ]);
     }
     steps.extend(bounded.await?.into_iter().map(|(collection, days)| {
         let below = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
-        Step::Documents { collection, below, forget }
+        SqliteStep::Documents { collection, below, forget }
     }));
     Ok(steps)
 }
@@ -182,16 +178,16 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreE
 /// Runs a step inside a transaction that holds the write lock.
 async fn run(
     connection: &mut SqliteConnection,
-    cache: &Cache,
-    step: &Step,
-    after: Option<keys::Place>,
+    cache: &DefinitionCache,
+    step: &SqliteStep,
+    after: Option<keys::SqliteKeyPosition>,
     rows_max: u32,
-) -> Result<(Housekept, Option<keys::Place>), Failure> {
+) -> Result<(Housekept, Option<keys::SqliteKeyPosition>), SqliteFailure> {
     let rows = match step {
-        Step::Points { first_kept } => {
+        SqliteStep::Points { first_kept } => {
             return Ok((drop_points(connection, first_kept, rows_max).await?, None));
         }
-        Step::Documents { collection, below, forget } => {
+        SqliteStep::Documents { collection, below, forget } => {
             // No key is old enough while nothing may be forgotten.
             let mut keys_before_ms = i64::MIN;
             if let Some(forget) = forget {
@@ -201,7 +197,7 @@ async fn run(
             let old = (collection.as_str(), *below, keys_before_ms);
             return Ok((delete_documents(connection, cache, old, rows_max).await?, None));
         }
-        Step::Keys(forget) => {
+        SqliteStep::Keys(forget) => {
             let Some((_, before_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((Housekept::default(), None));
             };
@@ -211,13 +207,13 @@ async fn run(
                 pruned.last,
             ));
         }
-        Step::Rollups { resolution, below } => {
+        SqliteStep::Rollups { resolution, below } => {
             let query = sqlx::query(ROLLUPS).bind(*resolution as i16).bind(*below).bind(rows_max);
             query.execute(connection).await?.rows_affected()
         }
-        Step::Messages { before_ms } => forget_messages(connection, *before_ms, rows_max).await?,
-        Step::Tombstones(forget) => forget_tombstones(connection, forget, rows_max).await?,
-        Step::Discarded { discarded_before_ms, forget } => {
+        SqliteStep::Messages { before_ms } => forget_messages(connection, *before_ms, rows_max).await?,
+        SqliteStep::Tombstones(forget) => forget_tombstones(connection, forget, rows_max).await?,
+        SqliteStep::Discarded { discarded_before_ms, forget } => {
             forget_discarded(connection, *discarded_before_ms, forget, rows_max).await?
         }
     };
@@ -229,7 +225,7 @@ async fn forget_messages(
     connection: &mut SqliteConnection,
     before_ms: i64,
     rows_max: u32,
-) -> Result<u64, Failure> {
+) -> Result<u64, SqliteFailure> {
     let below = MessageId::lowest_at(before_ms);
     let query = sqlx::query_scalar(OLD_MESSAGES).bind(below).bind(rows_max);
     let messages: Vec<Uuid> = query.fetch_all(&mut *connection).await?;
@@ -242,9 +238,9 @@ async fn forget_messages(
 
 async fn forget_tombstones(
     connection: &mut SqliteConnection,
-    forget: &Forget,
+    forget: &ForgetBounds,
     rows_max: u32,
-) -> Result<u64, Failure> {
+) -> Result<u64, SqliteFailure> {
     let Some((floor, before_ms)) = floor_and_keys(connection, forget).await? else { return Ok(0) };
     // An insert is hardly ever younger than its delete: few rows that must stay are walked over.
     let query = sqlx::query_scalar(DELETED).bind(before_ms);
@@ -257,9 +253,9 @@ async fn forget_tombstones(
 async fn forget_discarded(
     connection: &mut SqliteConnection,
     discarded_before_ms: i64,
-    forget: &Forget,
+    forget: &ForgetBounds,
     rows_max: u32,
-) -> Result<u64, Failure> {
+) -> Result<u64, SqliteFailure> {
     let Some((floor, keys_before_ms)) = floor_and_keys(connection, forget).await? else { return Ok(0) };
     let query = sqlx::query_scalar(DISCARDED).bind(discarded_before_ms).bind(floor.last_item());
     let discarded: Vec<Uuid> = query.bind(keys_before_ms).bind(rows_max).fetch_all(&mut *connection).await?;
@@ -271,14 +267,14 @@ async fn forget_discarded(
 /// deleted.
 async fn floor_and_keys(
     connection: &mut SqliteConnection,
-    forget: &Forget,
-) -> Result<Option<(MessageId, i64)>, Failure> {
+    forget: &ForgetBounds,
+) -> Result<Option<(MessageId, i64)>, SqliteFailure> {
     let floor = floor(connection).await?;
     Ok(floor.map(|floor| (floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
 }
 
 /// Reads the floor; `None` while no ledger row was deleted.
-pub async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, Failure> {
+pub async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, SqliteFailure> {
     Ok(MessageId::from_uuid(sqlx::query_scalar(FLOOR).fetch_one(connection).await?))
 }
 
@@ -288,7 +284,7 @@ async fn drop_points(
     connection: &mut SqliteConnection,
     first_kept: &str,
     rows_max: u32,
-) -> Result<Housekept, Failure> {
+) -> Result<Housekept, SqliteFailure> {
     let tables: Vec<String> = sqlx::query_scalar(TABLES).bind(first_kept).fetch_all(&mut *connection).await?;
     let [oldest, others @ ..] = &tables[..] else { return Ok(Housekept::default()) };
     let delete = format!(
@@ -304,10 +300,10 @@ async fn drop_points(
 
 async fn delete_documents(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     (collection, below, keys_before_ms): (&str, Uuid, i64),
     rows_max: u32,
-) -> Result<Housekept, Failure> {
+) -> Result<Housekept, SqliteFailure> {
     let known = cache.load(connection, &[collection]).await?;
     let checker = &known[collection].checker;
     let (mut last, mut fields, mut rows, mut bytes) = (None, Vec::new(), 0, 0);

@@ -2,7 +2,7 @@
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
-use super::files::Failure;
+use super::files::SqliteFailure;
 use super::values::{fingerprint_of, json};
 use crate::model::id::ItemKey;
 use crate::model::outcome::{Counter, ItemStatus};
@@ -34,7 +34,7 @@ pub fn counter_of(row: &SqliteRow) -> Result<Counter, sqlx::Error> {
 pub async fn item_statuses(
     connection: &mut SqliteConnection,
     items: &[ItemKey],
-) -> Result<Vec<Option<ItemStatus>>, Failure> {
+) -> Result<Vec<Option<ItemStatus>>, SqliteFailure> {
     let row = |item: &ItemKey| {
         let message = item.message().map(|message| message.as_uuid().simple());
         (item.as_uuid().simple(), message)

@@ -5,7 +5,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
-use super::files::Failure;
+use super::files::SqliteFailure;
 use crate::model::idempotency::Fingerprint;
 
 /// Maximum of rows in one statement. More gain nothing, and a long statement costs time to compile.
@@ -19,7 +19,7 @@ pub async fn insert<'q, T: Sync>(
     columns: usize,
     rows: &'q [T],
     bind: impl Fn(Bound<'q>, &'q T) -> Bound<'q>,
-) -> Result<(), Failure> {
+) -> Result<(), SqliteFailure> {
     let row = format!("({})", vec!["?"; columns].join(","));
     for rows in rows.chunks(ROWS_PER_STATEMENT) {
         let statement = format!("{insert} values {} {conflict}", vec![&*row; rows.len()].join(","));
