@@ -18,10 +18,10 @@ use crate::model::dead_letter::{
 use crate::model::message::Message;
 use crate::model::outcome::Reason;
 use crate::store::StoreError;
-use crate::store::rules::bodies::{
+use crate::store::rules::dead_letters::failed;
+use crate::store::rules::dead_messages::{
     DeadMessageRow, failed_again, is_reused_for_good, may_repeat, message_of, too_old,
 };
-use crate::store::rules::dead_letters::failed;
 
 /// Time limit of a redrive's search for items that the server refuses; below `store.write_timeout_ms`.
 const REDRIVE_LIMIT: Duration = Duration::from_secs(20);

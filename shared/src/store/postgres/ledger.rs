@@ -14,8 +14,8 @@ use crate::model::message::Message;
 use crate::model::outcome::SetAside;
 use crate::store::rules::ledger;
 
-/// Writes the ledger rows. Returns the messages that had none, in the order of the batch, and the ids that
-/// lie at or below the floor. Another transaction that holds the same id is waited for.
+/// Writes the ledger rows. Returns the messages that had none, in the order of the batch, and the ids
+/// among them at or below the floor. Another transaction that holds the same id is waited for.
 ///
 /// The floor is read by the statement that inserts. A partition is detached before it is dropped, which waits
 /// for the transactions that may still insert into it, and only then is the floor raised for the last time.

@@ -18,8 +18,8 @@ use crate::model::message::Message;
 use crate::model::outcome::{Applied, Reason};
 use crate::runtime::clock;
 use crate::store::StoreError;
-use crate::store::rules::bodies::{failed_again, is_reused_for_good, may_repeat, message_of, too_old};
 use crate::store::rules::dead_letters::{REDRIVE_TIME_MAX, RedriveBatch, steps};
+use crate::store::rules::dead_messages::{failed_again, is_reused_for_good, may_repeat, message_of, too_old};
 use crate::store::rules::plan::Plan;
 
 pub const PAGE: &str = "select id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms, \
