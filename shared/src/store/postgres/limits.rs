@@ -21,8 +21,8 @@ use crate::store::StoreError;
 pub const COMMITS: (&str, &str) = ("synchronous_commit", "on");
 
 /// Settings for plans. Statements look rows up by key. A plan that was kept from when a partition was almost
-/// empty would read all of it for each key, until it is analysed. Where there is no other way, reading a table
-/// then looks so expensive that it would be compiled first.
+/// empty would read all of it for each key, until it is analysed. Where there is no other way, reading a
+/// table then looks so expensive that it would be compiled first.
 const PLANS: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
 
 /// Beginning of a transaction. Stricter levels, should they be a default somewhere, would only fail more
