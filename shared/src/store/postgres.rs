@@ -1,8 +1,8 @@
 //! The store on PostgreSQL.
 //!
-//! Here are the settings and the port; `session` lends connections and bounds every call,
-//! `apply` is the one transaction that writes, `partitions` and `schema` are what must exist
-//! before it, `read` is the rest. Nothing here decides when or how much to write.
+//! This file holds the settings and the port; `session` lends connections and bounds every call, `apply` is
+//! the one transaction that writes, `partitions` and `schema` prepare the tables for it, and `read` holds
+//! simple reads. The callers decide when and how much to write.
 mod apply;
 mod attempts;
 mod collections;
@@ -41,10 +41,10 @@ use anyhow::Context;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use self::failure::Failure;
-use self::known::Known;
+use self::failure::PgFailure;
+use self::known::KnownState;
 use self::limits::{Class, Limit};
-use self::session::Session;
+use self::session::PgSession;
 use super::rules::page::Bounds;
 use super::{
     ConsumerWatermark, DocumentPage, DocumentsFound, GiveUp, Housekept, NamePage, ReportedWatermark,
@@ -57,10 +57,10 @@ use crate::model::id::{ItemKey, MessageId};
 use crate::model::message::Message;
 use crate::model::outcome::{Applied, Counter, ItemStatus};
 
-/// See the module.
+/// Store in a PostgreSQL database. See the module.
 pub struct PostgresStore {
-    session: Session,
-    known: Arc<Known>,
+    session: PgSession,
+    known: Arc<KnownState>,
     read_timeout: Limit,
     list_timeout: Limit,
     write_timeout: Limit,
@@ -78,8 +78,8 @@ impl PostgresStore {
         collections: &config::Collections,
     ) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            session: Session::new(config).context("store.url")?,
-            known: Arc::new(Known::new(collections)),
+            session: PgSession::new(config).context("store.url")?,
+            known: Arc::new(KnownState::new(collections)),
             read_timeout: Limit::new(Class::Read, config.read_timeout_ms),
             list_timeout: Limit::new(Class::List, config.read_timeout_ms),
             write_timeout: Limit::new(Class::Write, config.write_timeout_ms),
@@ -95,7 +95,7 @@ impl Store for PostgresStore {
         let work = self.session.run("apply", self.write_timeout.within(limit), move |connection| {
             Box::pin(async move {
                 let applied = apply::apply(connection, &known, &batch, limit).await;
-                applied.map_err(Failure::of_transaction)
+                applied.map_err(PgFailure::of_transaction)
             })
         });
         work.await
@@ -106,7 +106,7 @@ impl Store for PostgresStore {
         let work = self.session.run("give_up_on", self.write_timeout, move |connection| {
             Box::pin(async move {
                 let applied = apply::give_up_on(connection, &known, &message, &give_up, limit).await;
-                applied.map_err(Failure::of_transaction)
+                applied.map_err(PgFailure::of_transaction)
             })
         });
         work.await
@@ -135,7 +135,7 @@ impl Store for PostgresStore {
     }
 
     async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
-        // The server would refuse the text, and that would look like an outage.
+        // The server would refuse the text, and its refusal would look like an outage.
         if name.contains('\0') {
             return Ok(None);
         }

@@ -1,7 +1,7 @@
-//! Rules of the store, for both implementations: what a transaction has to do. Without SQL.
-pub(super) mod bodies;
+//! Rules of the store for both implementations: the content of transactions, without SQL.
 pub(super) mod checks;
 pub(super) mod dead_letters;
+pub(super) mod dead_messages;
 pub(super) mod documents;
 pub(super) mod ledger;
 pub(super) mod page;

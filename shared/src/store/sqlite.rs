@@ -1,9 +1,9 @@
-//! The store on SQLite: one file, one process, nothing to run beside it.
+//! The store on SQLite: one file, one process, no server beside it.
 //!
-//! Here is the port; `files` holds the one writing connection and the readers, `apply` the
-//! transaction that writes, and the other modules the statements of their tables. With a single writer nothing changes between reading and writing, so
-//! counters always take the exact path of [`sums`](super::rules::sums): SQLite itself would turn an
-//! integer that overflows into a REAL.
+//! This file holds the port; `files` holds the one writing connection and the readers, `apply` the
+//! transaction that writes, and the other modules the statements of their tables. With a single writer no row
+//! changes between reading and writing, so counters always take the exact path of
+//! [`sums`](super::rules::sums): SQLite itself would turn an integer that overflows into a REAL.
 mod apply;
 mod attempts;
 mod collections;
@@ -26,8 +26,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use self::collections::Cache;
-use self::files::{Failure, Files};
+use self::collections::DefinitionCache;
+use self::files::{Files, SqliteFailure};
 use super::rules::ledger::TooOld;
 use super::rules::page::Bounds;
 use super::{
@@ -42,39 +42,39 @@ use crate::model::message::Message;
 use crate::model::outcome::{Applied, Counter, ItemStatus};
 use crate::runtime::clock;
 
-/// See the module.
+/// Store in one SQLite file. See the module.
 pub struct SqliteStore {
     files: Files,
-    definitions: Arc<Cache>,
+    definitions: Arc<DefinitionCache>,
     last_key: housekeeping::LastKey,
     write_timeout: Duration,
 }
 
-/// Attempts of a transaction; a redrive finds unchecked documents step by step.
+/// Maximum of attempts of a transaction; a redrive finds unchecked documents step by step.
 const ATTEMPTS_MAX: usize = 50;
 
 impl SqliteStore {
-    /// Tries a transaction again for as long as it finds documents that nobody has checked yet.
+    /// Tries a transaction again for as long as it finds documents without a verdict.
     async fn checked<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StoreError>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, SqliteFailure>>,
     {
         for _ in 1..ATTEMPTS_MAX {
             match attempt().await {
-                Err(Failure::Unchecked(documents)) => self.definitions.checks.check(documents).await,
+                Err(SqliteFailure::Unchecked(documents)) => self.definitions.checks.check(documents).await,
                 outcome => return Ok(outcome?),
             }
         }
         Ok(attempt().await?)
     }
 
-    /// Opens `store.db` in `directory`, which is made if it is not there. Must be called on a
-    /// runtime: all work is done on that one, from wherever the store is used.
+    /// Opens `store.db` in `directory`, which is made if it is not there. Must be called on a runtime: all
+    /// work runs on that runtime, from wherever the store is used.
     pub async fn open(directory: &Path, config: &config::StoreSettings) -> Result<Arc<Self>, StoreError> {
         Self::open_with(directory, config, &config::Collections::default()).await
     }
 
-    /// As [`open`](Self::open).
+    /// Opens the store as [`open`](Self::open) does, with these settings of collections.
     pub async fn open_with(
         directory: &Path,
         config: &config::StoreSettings,
@@ -85,7 +85,7 @@ impl SqliteStore {
         let files = Files::open(directory, read_timeout, write_timeout, config.list_connections_max).await?;
         Ok(Arc::new(Self {
             files,
-            definitions: Arc::new(Cache::new(collections)),
+            definitions: Arc::new(DefinitionCache::new(collections)),
             last_key: Mutex::default(),
             write_timeout,
         }))
@@ -105,7 +105,7 @@ impl Store for SqliteStore {
         self.checked(attempt).await.map_err(failed_in_time)
     }
 
-    /// SQLite refuses no single item, so there is nothing to search for.
+    /// SQLite refuses no single item, so there is no item to search for.
     async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError> {
         let work = self.files.write("give_up_on", move |connection| {
             Box::pin(async move { apply::give_up_on(connection, &message, &give_up.why).await })
@@ -281,7 +281,7 @@ impl Store for SqliteStore {
         work.await
     }
 
-    /// The clock of this process, which is the only one that writes; read only when the file can be.
+    /// Returns the clock of this process, which is the only one that writes, once the file could be read.
     async fn now_ms(&self) -> Result<i64, StoreError> {
         self.files.read("now", |_| Box::pin(async { Ok(clock::now_ms()) })).await
     }
@@ -302,7 +302,7 @@ impl Store for SqliteStore {
     }
 }
 
-/// A write that was ended at its time limit may be what takes so long.
+/// Turns `Busy` into `Failed`: the content of a write that was ended at its time limit may be the reason.
 fn failed_in_time(error: StoreError) -> StoreError {
     match error {
         StoreError::Busy(why) => StoreError::Failed(why),
@@ -358,7 +358,7 @@ mod tests {
         points::RANGE,
     ];
 
-    /// What may be scanned: lists that a statement brings along.
+    /// Names of tables that may be scanned: lists that a statement brings along.
     const LISTS: [&str; 7] = ["json_each", "key", "item", "doomed", "entry", "walk", "CONSTANT"];
 
     async fn plan(connection: &mut SqliteConnection, statement: &str) -> Vec<String> {
@@ -381,7 +381,7 @@ mod tests {
         let housekeeping = [
             keys::PAGE,
             keys::RENEW,
-            dead_letters::TELL_REUSED,
+            dead_letters::MARK_REUSED,
             housekeeping::ROLLUPS,
             housekeeping::OLD,
             housekeeping::ENTOMB_OLD,
@@ -394,7 +394,7 @@ mod tests {
             housekeeping::DELETED,
             housekeeping::DISCARDED,
             keys::FORGET,
-            watermarks::TELL,
+            watermarks::REPORT,
             watermarks::LEAVE,
             attempts::PROBE,
             attempts::BEGIN,

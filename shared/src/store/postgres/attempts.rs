@@ -1,15 +1,15 @@
-//! Attempts at messages that were begun and not ended, which a message leaves behind that brings its
-//! consumer down; and the probe. Each is a statement of its own, beside the transactions that apply.
+//! Notes on attempts that were begun and not ended, which a message leaves behind that brings its consumer
+//! down; and the probe. Each is a statement of its own, beside the transactions that apply.
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::id::MessageId;
 
 /// Writes the one row that every database has.
-pub async fn probe(connection: &mut PgConnection) -> Result<(), Failure> {
+pub async fn probe(connection: &mut PgConnection) -> Result<(), PgFailure> {
     sqlx::query!("update ledger_floor set id = id where one").execute(connection).await?;
     Ok(())
 }
@@ -18,7 +18,7 @@ pub async fn begin(
     connection: &mut PgConnection,
     messages: &[MessageId],
     again: bool,
-) -> Result<HashMap<MessageId, u32>, Failure> {
+) -> Result<HashMap<MessageId, u32>, PgFailure> {
     let mut ids: Vec<Uuid> = messages.iter().map(|message| message.as_uuid()).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -36,8 +36,8 @@ pub async fn begin(
     Ok(rows.filter_map(|row| Some((MessageId::from_uuid(row.message)?, count(row.attempts)))).collect())
 }
 
-/// Old ones go with it: their messages went another way.
-pub async fn end(connection: &mut PgConnection, messages: &[MessageId]) -> Result<(), Failure> {
+/// Deletes the notes of messages, and old notes: their messages went another way.
+pub async fn end(connection: &mut PgConnection, messages: &[MessageId]) -> Result<(), PgFailure> {
     let ids: Vec<Uuid> = messages.iter().map(|message| message.as_uuid()).collect();
     sqlx::query!(
         "delete from message_attempts

@@ -1,7 +1,7 @@
 //! Definitions of collections: stored, replaced, and compiled once per version.
 //!
-//! Whoever writes documents or their fields holds the definitions still until it commits; who
-//! replaces one waits for all of them and then lets the next ones wait. So a document is checked
+//! A transaction that writes documents or their fields locks the definitions until it commits. One that
+//! replaces a definition waits for all of them and then makes the next ones wait. So a document is checked
 //! and indexed by the definition that is there when it is committed
 //! (`a_definition_waits_for_documents_that_are_on_their_way`).
 use std::collections::{HashMap, HashSet};
@@ -10,34 +10,34 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::session::begin;
 use crate::model::collection::{Checker, Collection, Definition};
 use crate::store::rules::documents::KNOWN_BYTES_MAX;
 use crate::store::rules::page::Bounds;
 
-/// Any numbers that nothing else uses; the same in every build.
+/// Any numbers that no other lock uses; the same in every build.
 const DEFINITIONS_LOCK: i64 = 0x666f_7265_6261_7902;
 const DELETES_LOCK: i64 = 0x666f_7265_6261_7903;
 
-/// Compiled definitions remembered. A collection beyond that is compiled again for its batch.
+/// Maximum of compiled definitions remembered. A collection beyond that is compiled again for its batch.
 const CHECKERS_MAX: usize = 1_000;
 
 /// Compiled definitions by collection.
-pub type Checkers = HashMap<String, Arc<Checker>>;
+pub type CheckersByName = HashMap<String, Arc<Checker>>;
 
-/// What a transaction found of the collections that it asked for.
+/// Definitions that a transaction loaded for its collections.
 #[derive(Debug, Default)]
-pub struct Found {
-    pub checkers: Checkers,
-    /// Those that index something.
+pub struct LoadedDefinitions {
+    pub checkers: CheckersByName,
+    /// Collections that index a member.
     pub indexed: HashSet<String>,
 }
 
 /// Definitions that were compiled by this process. A version never gets another meaning.
 #[derive(Debug, Default)]
-pub struct Compiled {
-    checkers: Mutex<Checkers>,
+pub struct CompiledDefinitions {
+    checkers: Mutex<CheckersByName>,
 }
 
 /// A row of `collections`.
@@ -60,17 +60,17 @@ impl From<CollectionRow> for Collection {
     }
 }
 
-/// Holds all definitions still until the transaction ends. What is read of them must be read by a
-/// later statement: this one may have waited.
-pub async fn hold(connection: &mut PgConnection) -> Result<(), Failure> {
+/// Locks all definitions until the transaction ends. They must be read by a later statement: this one may
+/// have waited.
+pub async fn hold(connection: &mut PgConnection) -> Result<(), PgFailure> {
     sqlx::query!("select pg_advisory_xact_lock_shared($1)", DEFINITIONS_LOCK).execute(connection).await?;
     Ok(())
 }
 
-/// As [`hold`], for a transaction that changes documents which are there. One at a time: two that
-/// each delete what the other one inserts would wait in a circle
+/// Locks the definitions as [`hold`] does, for a transaction that changes existing documents. One at a time:
+/// two that each delete a document that the other one inserts would wait in a circle
 /// (`two_that_delete_what_the_other_one_inserts_wait_in_no_circle`).
-pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), Failure> {
+pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), PgFailure> {
     let locks = sqlx::query!(
         "select pg_advisory_xact_lock_shared($1), pg_advisory_xact_lock($2)",
         DEFINITIONS_LOCK,
@@ -80,9 +80,13 @@ pub async fn hold_for_deletes(connection: &mut PgConnection) -> Result<(), Failu
     Ok(())
 }
 
-impl Compiled {
-    /// What these collections, sorted, demand. The caller [holds](hold) the definitions.
-    pub async fn load(&self, connection: &mut PgConnection, names: &[&str]) -> Result<Found, Failure> {
+impl CompiledDefinitions {
+    /// Loads the definitions of these collections, sorted by name. The caller [holds](hold) the definitions.
+    pub async fn load(
+        &self,
+        connection: &mut PgConnection,
+        names: &[&str],
+    ) -> Result<LoadedDefinitions, PgFailure> {
         let rows = sqlx::query!(
             r#"select name, version, cardinality(indexed) > 0 as "is_indexing!"
                from collections where name = any($1)"#,
@@ -90,7 +94,7 @@ impl Compiled {
         );
         let rows = rows.fetch_all(&mut *connection).await?;
         let versions: HashMap<&str, i64> = rows.iter().map(|row| (&*row.name, row.version)).collect();
-        let mut found = Found::default();
+        let mut found = LoadedDefinitions::default();
         let mut changed = Vec::new();
         for name in names {
             let version = versions.get(name).copied().unwrap_or_default();
@@ -107,7 +111,11 @@ impl Compiled {
         Ok(found)
     }
 
-    async fn compile(&self, connection: &mut PgConnection, names: &[&str]) -> Result<Checkers, Failure> {
+    async fn compile(
+        &self,
+        connection: &mut PgConnection,
+        names: &[&str],
+    ) -> Result<CheckersByName, PgFailure> {
         let rows = sqlx::query_as!(
             CollectionRow,
             "select name, version, is_defined, schema, indexed, retention_days, index_before
@@ -117,7 +125,7 @@ impl Compiled {
         let rows = rows.fetch_all(connection).await?;
         let mut stored: HashMap<String, Collection> =
             rows.into_iter().map(|row| (row.name.clone(), row.into())).collect();
-        let mut compiled = Checkers::new();
+        let mut compiled = CheckersByName::new();
         for name in names {
             let collection = stored.remove(*name).unwrap_or_default();
             compiled.insert((*name).to_owned(), Checker::compiled(name, collection).await);
@@ -143,22 +151,22 @@ impl Compiled {
         Ok(compiled)
     }
 
-    fn known(&self) -> MutexGuard<'_, Checkers> {
+    fn known(&self) -> MutexGuard<'_, CheckersByName> {
         self.checkers.lock().expect("no code panics while it holds this lock")
     }
 }
 
-/// The default one where none was ever stored.
-pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Collection, Failure> {
+/// Reads a definition; the default one where none was ever stored.
+pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Collection, PgFailure> {
     let row = row(connection, name).await?;
     Ok(row.map_or_else(Collection::default, Collection::from))
 }
 
-/// Those that are defined, by name.
+/// Reads the defined collections of a page, by name.
 pub async fn page(
     connection: &mut PgConnection,
     bounds: &Bounds,
-) -> Result<Vec<(String, Collection)>, Failure> {
+) -> Result<Vec<(String, Collection)>, PgFailure> {
     let rows = sqlx::query_as!(
         CollectionRow,
         "select name, version, is_defined, schema, indexed, retention_days, index_before
@@ -174,7 +182,7 @@ pub async fn page(
     Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (row.name.clone(), row.into())).collect())
 }
 
-async fn row(connection: &mut PgConnection, name: &str) -> Result<Option<CollectionRow>, Failure> {
+async fn row(connection: &mut PgConnection, name: &str) -> Result<Option<CollectionRow>, PgFailure> {
     let row = sqlx::query_as!(
         CollectionRow,
         "select name, version, is_defined, schema, indexed, retention_days, index_before
@@ -189,7 +197,7 @@ pub async fn define(
     connection: &mut PgConnection,
     name: &str,
     definition: Definition,
-) -> Result<Collection, Failure> {
+) -> Result<Collection, PgFailure> {
     let mut transaction = begin(connection).await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", DEFINITIONS_LOCK).execute(&mut *transaction).await?;
     let before = row(&mut transaction, name).await?;
@@ -217,14 +225,14 @@ pub async fn define(
     Ok(Collection { definition, version, is_defined, is_indexed: index_before.is_none() })
 }
 
-/// Up to where documents are to be indexed again: just after the last one when a field came, where
-/// it had got to when none did.
+/// Returns the place before which documents are to be indexed again: just after the last one when a field
+/// came, the place reached before when none did.
 async fn index_before(
     connection: &mut PgConnection,
     name: &str,
     before: Option<&CollectionRow>,
     definition: &Definition,
-) -> Result<Option<Uuid>, Failure> {
+) -> Result<Option<Uuid>, PgFailure> {
     if definition.indexed.is_empty() {
         return Ok(None);
     }
@@ -241,7 +249,7 @@ async fn index_before(
 }
 
 /// The collections that keep documents for a number of days, with that number.
-pub async fn retentions(connection: &mut PgConnection) -> Result<Vec<(String, i32)>, Failure> {
+pub async fn retentions(connection: &mut PgConnection) -> Result<Vec<(String, i32)>, PgFailure> {
     let rows = sqlx::query!(
         r#"select name, retention_days as "days!" from collections
            where retention_days is not null order by name"#

@@ -1,8 +1,8 @@
-//! Values of columns: from what the server holds to what the rest of the code knows, and back.
+//! Conversion of values between the columns of the server and the types of the model.
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::failure::{Failure, corrupt};
+use super::failure::{PgFailure, corrupt};
 use crate::model::id::ItemKey;
 use crate::model::idempotency::Fingerprint;
 
@@ -12,24 +12,24 @@ pub fn to_ms(at: OffsetDateTime) -> i64 {
     i64::try_from(at.unix_timestamp_nanos() / 1_000_000).expect("nanoseconds have 96 bits at most")
 }
 
-/// The nearest time that the server and the calendar hold: a message may carry any number.
+/// Returns the nearest time that the server and the calendar hold: a message may carry any number.
 pub fn from_ms(at_ms: i64) -> OffsetDateTime {
     let nanoseconds = i128::from(clamp_ms(at_ms)) * 1_000_000;
     OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).expect("a time from 1970 to 9999")
 }
 
-/// See [`from_ms`].
+/// Clamps milliseconds to the times of [`from_ms`].
 pub fn clamp_ms(at_ms: i64) -> i64 {
     at_ms.clamp(0, YEAR_9999_END_MS)
 }
 
-/// An item's key as stored.
-pub fn item(id: Uuid) -> Result<ItemKey, Failure> {
+/// Decodes a stored key of an item.
+pub fn item(id: Uuid) -> Result<ItemKey, PgFailure> {
     ItemKey::from_uuid(id).ok_or_else(|| corrupt(&format!("{id} is stored and is no key of an item")))
 }
 
-/// A fingerprint as stored.
-pub fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, Failure> {
+/// Decodes a stored fingerprint.
+pub fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, PgFailure> {
     let bytes = bytes.try_into().map_err(|_| corrupt("a stored fingerprint does not have 16 bytes"))?;
     Ok(Fingerprint(bytes))
 }

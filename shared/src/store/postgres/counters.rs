@@ -1,35 +1,35 @@
 //! Increments: one merged addition per counter, or one by one on locked rows.
 //!
-//! The second is for batches in which a value might leave its range; the first says when that is
-//! so. Last in the transaction, because its rows are the hottest.
+//! The second way is for batches in which a value might leave its range; the first says when that is so.
+//! Counters come last in the transaction, because their rows are the hottest.
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::read::CounterRow;
 use crate::model::outcome::{Counter, CounterResult, SetAside};
 use crate::model::write::Increment;
-use crate::store::rules::plan::Task;
-use crate::store::rules::sums::{self, Standing};
+use crate::store::rules::plan::PlannedWrite;
+use crate::store::rules::sums::{self, CounterState};
 
-/// What the increments of a batch came to.
+/// Effects of the increments of a batch.
 #[derive(Default)]
-pub struct Counted {
+pub struct IncrementEffects {
     pub counters: Vec<Counter>,
     pub standings: Vec<CounterResult>,
     pub set_aside: Vec<SetAside>,
 }
 
-/// [`Failure::Overflow`] when only the exact path can say what is applied.
+/// Adds merged sums; [`PgFailure::Overflow`] when only the exact path can say which increments are applied.
 pub async fn add_merged(
     connection: &mut PgConnection,
-    increments: &[Task<'_, Increment>],
-) -> Result<Counted, Failure> {
+    increments: &[PlannedWrite<'_, Increment>],
+) -> Result<IncrementEffects, PgFailure> {
     if increments.is_empty() {
-        return Ok(Counted::default());
+        return Ok(IncrementEffects::default());
     }
-    let sums = sums::sum_increments(increments).map_err(|sums::Overflow| Failure::Overflow)?;
+    let sums = sums::sum_increments(increments).map_err(|sums::Overflow| PgFailure::Overflow)?;
     let names: Vec<&str> = sums.iter().map(|sum| sum.name).collect();
     let deltas: Vec<i64> = sums.iter().map(|sum| sum.delta).collect();
     let counts: Vec<i64> = sums.iter().map(|sum| sum.count).collect();
@@ -47,28 +47,28 @@ pub async fn add_merged(
         &deltas,
         &counts
     );
-    let rows = rows.fetch_all(connection).await.map_err(Failure::from);
+    let rows = rows.fetch_all(connection).await.map_err(PgFailure::from);
     let rows = match rows {
-        Err(failure) if failure.is_out_of_range() => return Err(Failure::Overflow),
+        Err(failure) if failure.is_out_of_range() => return Err(PgFailure::Overflow),
         rows => rows?,
     };
     let sum_of: HashMap<&str, _> = sums.iter().map(|sum| (sum.name, sum)).collect();
     if !rows.iter().all(|row| sum_of[&*row.name].stayed_in_range(row.value)) {
-        return Err(Failure::Overflow);
+        return Err(PgFailure::Overflow);
     }
     let counters: Vec<_> = rows.into_iter().map(Counter::from).collect();
-    let standings = sums::standings(&counters, &sums, increments);
-    Ok(Counted { counters, standings, set_aside: Vec::new() })
+    let standings = sums::counter_results(&counters, &sums, increments);
+    Ok(IncrementEffects { counters, standings, set_aside: Vec::new() })
 }
 
-/// Sets exactly those aside that overflow at their turn.
+/// Adds increments in their order; sets exactly those aside that overflow at their turn.
 pub async fn add_one_by_one(
     connection: &mut PgConnection,
-    increments: &[Task<'_, Increment>],
-) -> Result<Counted, Failure> {
+    increments: &[PlannedWrite<'_, Increment>],
+) -> Result<IncrementEffects, PgFailure> {
     let names = sums::names(increments);
-    // Creates what is missing and locks all of it in one sorted statement, as the merged path
-    // does: two statements, one to create and one to lock, could meet it in the opposite order.
+    // Creates missing rows and locks all of them in one sorted statement, as the merged path does: two
+    // statements, one to create and one to lock, could meet it in the opposite order.
     let current = sqlx::query!(
         "insert into counters as counter (name, value, version, updated_at)
          select name, 0, 0, clock_timestamp() from unnest($1::text[]) as touched (name)
@@ -78,7 +78,7 @@ pub async fn add_one_by_one(
     );
     let current = current.fetch_all(&mut *connection).await?.into_iter();
     let current: HashMap<_, _> =
-        current.map(|row| (row.name, Standing { value: row.value, version: row.version })).collect();
+        current.map(|row| (row.name, CounterState { value: row.value, version: row.version })).collect();
     let folded = sums::fold_increments(&current, increments);
     let names: Vec<&str> = folded.counters.iter().map(|(name, _)| *name).collect();
     let values: Vec<i64> = folded.counters.iter().map(|(_, standing)| standing.value).collect();
@@ -97,5 +97,5 @@ pub async fn add_one_by_one(
     let mut rows = rows.fetch_all(connection).await?;
     rows.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     let counters = rows.into_iter().map(Counter::from).collect();
-    Ok(Counted { counters, standings: folded.standings, set_aside: folded.set_aside })
+    Ok(IncrementEffects { counters, standings: folded.standings, set_aside: folded.set_aside })
 }

@@ -1,18 +1,18 @@
-//! Creates the database itself, for the first start on a fresh server, where that is wanted.
+//! Creates the database itself, for the first start on a fresh server, where the settings allow it.
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::store::StoreError;
 
-/// There is no database of that name.
+/// Code: there is no database of that name.
 const INVALID_CATALOG_NAME: &str = "3D000";
-/// Another program created it in the meantime; which of the two codes depends on the moment.
+/// Codes: another program created it in the meantime; which of the two depends on the moment.
 const CREATED_BY_ANOTHER: [&str; 2] = ["42P04", "23505"];
 
 /// Creates the database when the server has none of that name and `may_create`; otherwise that is an error. A
 /// database that is there is left alone, whatever is in it.
-pub async fn ensure(options: &PgConnectOptions, may_create: bool) -> Result<(), Failure> {
+pub async fn ensure(options: &PgConnectOptions, may_create: bool) -> Result<(), PgFailure> {
     match options.connect().await {
         Ok(connection) => return Ok(connection.close().await?),
         Err(error) if has_code(&error, &[INVALID_CATALOG_NAME]) => {}

@@ -1,5 +1,5 @@
-//! Days of tables that have a partition per day: which of them a batch needs, how their partitions are
-//! called and what lies in them. Pure.
+//! Days of tables that have a partition per day: the days of a batch, the names of their partitions and their
+//! bounds. Pure.
 use std::collections::BTreeSet;
 
 use time::OffsetDateTime;
@@ -29,7 +29,7 @@ pub enum Table {
 /// A table and a day, counted since 1970.
 pub type Day = (Table, i64);
 
-/// What a batch needs.
+/// Returns the days of a batch.
 pub fn days_of(batch: &[&Message]) -> BTreeSet<Day> {
     let mut days = BTreeSet::new();
     for message in batch {
@@ -46,7 +46,7 @@ pub fn days_of(batch: &[&Message]) -> BTreeSet<Day> {
     days
 }
 
-/// What will be needed until tomorrow ends.
+/// Returns the days that will be needed until tomorrow ends.
 pub fn days_ahead(now_ms: i64) -> BTreeSet<Day> {
     let today = now_ms / DAY_MS;
     let tables = [Table::Ledger, Table::Points, Table::Minutes];
@@ -62,7 +62,7 @@ impl Table {
         }
     }
 
-    /// Of the names of partitions.
+    /// Returns the prefix of the names of partitions.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::Ledger => "applied_message",
@@ -71,7 +71,8 @@ impl Table {
         }
     }
 
-    /// Half of each page is kept free where rows are updated again and again: `counters`.
+    /// Returns the storage settings of a partition. Half of each page is kept free where rows are updated
+    /// again and again: `counters`.
     pub fn settings(self) -> &'static str {
         match self {
             Self::Ledger | Self::Points => "",
@@ -79,7 +80,7 @@ impl Table {
         }
     }
 
-    /// `points_20261120`; made of digits and letters only.
+    /// Returns the name of a partition, such as `points_20261120`, made of digits and letters only.
     pub fn partition(self, day: i64) -> String {
         let prefix = self.prefix();
         let date = OffsetDateTime::from_unix_timestamp(day * DAY_MS / 1_000).map(OffsetDateTime::date);
@@ -87,13 +88,13 @@ impl Table {
             Ok(date) if date.year() >= 0 => {
                 format!("{prefix}_{:04}{:02}{:02}", date.year(), u8::from(date.month()), date.day())
             }
-            // What a message can name and the calendar here cannot.
+            // A day that a message can name and the calendar here cannot.
             _ if day < 0 => format!("{prefix}_day_before_{}", day.unsigned_abs()),
             _ => format!("{prefix}_day_{day}"),
         }
     }
 
-    /// As SQL: the first key of the day, and what follows its last.
+    /// Returns the bounds as SQL: the first key of the day, and the key after its last.
     pub fn bounds(self, day: i64) -> (String, String) {
         match self {
             Self::Ledger => {

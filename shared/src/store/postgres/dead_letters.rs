@@ -1,16 +1,16 @@
-//! The statements for `dead_letters`; their redrive is the business of `redrive`.
+//! The statements for `dead_letters`; `redrive` holds their redrive.
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::columns::to_ms;
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::{keys, session};
 use crate::model::dead_letter::{DeadLetter, DeadLetterPage, PAGE_BYTES_MAX, RedriveOutcome, Redriven};
 use crate::model::id::MessageId;
 
 /// A row of `dead_letters`.
-struct Row {
+struct DeadLetterRow {
     id: Uuid,
     kind: String,
     reason: String,
@@ -21,9 +21,9 @@ struct Row {
     discarded_at: Option<OffsetDateTime>,
 }
 
-impl From<Row> for DeadLetter {
-    fn from(row: Row) -> Self {
-        let Row { id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at } = row;
+impl From<DeadLetterRow> for DeadLetter {
+    fn from(row: DeadLetterRow) -> Self {
+        let DeadLetterRow { id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at } = row;
         Self {
             id,
             kind,
@@ -37,11 +37,14 @@ impl From<Row> for DeadLetter {
     }
 }
 
-pub async fn page(connection: &mut PgConnection, page: &DeadLetterPage) -> Result<Vec<DeadLetter>, Failure> {
+pub async fn page(
+    connection: &mut PgConnection,
+    page: &DeadLetterPage,
+) -> Result<Vec<DeadLetter>, PgFailure> {
     let (after, last) = page.filter.bounds(page.after);
     // The length of a text is known without reading it.
     let rows = sqlx::query_as!(
-        Row,
+        DeadLetterRow,
         "select id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at
          from (select *, sum(octet_length(item)) over (order by id) - octet_length(item) as before
              from (select * from dead_letters
@@ -62,9 +65,9 @@ pub async fn page(connection: &mut PgConnection, page: &DeadLetterPage) -> Resul
     Ok(rows.fetch_all(connection).await?.into_iter().map(DeadLetter::from).collect())
 }
 
-pub async fn one(connection: &mut PgConnection, id: Uuid) -> Result<Option<DeadLetter>, Failure> {
+pub async fn one(connection: &mut PgConnection, id: Uuid) -> Result<Option<DeadLetter>, PgFailure> {
     let row = sqlx::query_as!(
-        Row,
+        DeadLetterRow,
         "select id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at
          from dead_letters where id = $1",
         id
@@ -72,7 +75,7 @@ pub async fn one(connection: &mut PgConnection, id: Uuid) -> Result<Option<DeadL
     Ok(row.fetch_optional(connection).await?.map(DeadLetter::from))
 }
 
-pub async fn discard(connection: &mut PgConnection, id: Uuid) -> Result<bool, Failure> {
+pub async fn discard(connection: &mut PgConnection, id: Uuid) -> Result<bool, PgFailure> {
     let mut transaction = session::begin(connection).await?;
     let discarded = sqlx::query!(
         "update dead_letters set discarded_at = coalesce(discarded_at, clock_timestamp()) where id = $1",
@@ -83,23 +86,23 @@ pub async fn discard(connection: &mut PgConnection, id: Uuid) -> Result<bool, Fa
     Ok(discarded)
 }
 
-/// Ends rows whose items took effect.
-pub async fn take(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
+/// Deletes the rows of items that took effect.
+pub async fn take(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), PgFailure> {
     sqlx::query!("delete from dead_letters where id = any($1)", ids).execute(connection).await?;
     Ok(())
 }
 
-/// [`keep`] in a transaction of its own.
-pub async fn keep_one(connection: &mut PgConnection, redriven: &Redriven) -> Result<(), Failure> {
+/// Runs [`keep`] in a transaction of its own.
+pub async fn keep_one(connection: &mut PgConnection, redriven: &Redriven) -> Result<(), PgFailure> {
     let mut transaction = session::begin(connection).await?;
     keep(&mut transaction, std::slice::from_ref(redriven)).await?;
     Ok(transaction.commit().await?)
 }
 
-/// Takes the rows that nobody else has, and reads them again.
-pub async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<DeadLetter>, Failure> {
+/// Locks the rows that no other transaction has, and reads them again.
+pub async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<DeadLetter>, PgFailure> {
     let rows = sqlx::query_as!(
-        Row,
+        DeadLetterRow,
         "select id, kind, reason, detail, item, accepted_at, set_aside_at, discarded_at
          from dead_letters
          where id = any($1) and discarded_at is null
@@ -110,15 +113,15 @@ pub async fn lock(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Dea
     Ok(rows.fetch_all(connection).await?.into_iter().map(DeadLetter::from).collect())
 }
 
-/// Deletes what was discarded before `before`, once its message is forgotten, too: without its row
-/// the item would look applied. A key goes with its dead letter, and is as young as the discard.
+/// Deletes dead letters that were discarded before `before`, once their message is forgotten, too: without
+/// its row the item would look applied. A key goes with its dead letter, and is as young as the discard.
 pub async fn prune_discarded(
     connection: &mut PgConnection,
     before: OffsetDateTime,
     floor: MessageId,
     keys_before: OffsetDateTime,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<u64, PgFailure> {
     let pruned = sqlx::query_scalar!(
         r#"delete from dead_letters where ctid = any(array(
                select ctid from dead_letters
@@ -137,8 +140,8 @@ pub async fn prune_discarded(
     Ok(pruned.len() as u64)
 }
 
-/// Notes why items failed again.
-pub async fn keep(connection: &mut PgConnection, redriven: &[Redriven]) -> Result<(), Failure> {
+/// Notes the reasons of items that failed again.
+pub async fn keep(connection: &mut PgConnection, redriven: &[Redriven]) -> Result<(), PgFailure> {
     let (mut ids, mut reasons, mut details) = (Vec::new(), Vec::new(), Vec::new());
     for Redriven { id, outcome } in redriven {
         if let RedriveOutcome::FailedAgain { reason, detail } = outcome {

@@ -1,46 +1,46 @@
-//! Documents of a batch: what is inserted, what is deleted, and the pruning of old ones.
+//! Documents of a batch: inserts, deletes, and the pruning of old ones.
 //!
-//! A delete leaves a tombstone, whether its document has come or not, and an insert does nothing
-//! where a row is: so both orders end the same (`a_delete_that_overtakes_its_insert_wins`).
+//! A delete leaves a tombstone, even before its document has come, and an insert does nothing where a row is:
+//! so both orders end the same (`a_delete_that_overtakes_its_insert_wins`).
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::collections::{self, Compiled, Found};
+use super::collections::{self, CompiledDefinitions, LoadedDefinitions};
 use super::columns::from_ms;
 use super::days::DAY_MS;
-use super::failure::Failure;
-use super::known::Known;
+use super::failure::PgFailure;
+use super::known::KnownState;
 use super::{fields, keys, ledger, read};
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::outcome::SetAside;
 use crate::model::write::Delete;
-use crate::store::rules::documents::{self, Elsewhere, FieldRow, Row};
-use crate::store::rules::plan::{Plan, Task};
+use crate::store::rules::documents::{self, Elsewhere, FieldRow, NewDocumentRow};
+use crate::store::rules::plan::{Plan, PlannedWrite};
 
-/// Documents that [`prune`] deletes at once.
+/// Maximum of documents that [`prune`] deletes at once.
 const PAGE_DOCUMENTS_MAX: i64 = 2_000;
 
-/// What became of a batch's documents.
+/// Effects of a batch on documents.
 #[derive(Default)]
-pub struct Written {
+pub struct DocumentEffects {
     pub set_aside: Vec<SetAside>,
     pub deleted: Vec<ItemKey>,
 }
 
 pub async fn write(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     plan: &Plan<'_>,
-) -> Result<Written, Failure> {
+) -> Result<DocumentEffects, PgFailure> {
     let names: BTreeSet<&str> = documents::collections(&plan.documents)
         .into_iter()
         .chain(plan.deletes.iter().map(|task| &*task.write.collection))
         .collect();
     if names.is_empty() {
-        return Ok(Written::default());
+        return Ok(DocumentEffects::default());
     }
     if plan.deletes.is_empty() {
         collections::hold(connection).await?;
@@ -50,20 +50,23 @@ pub async fn write(
     let names: Vec<&str> = names.into_iter().collect();
     let found = known.compiled.load(connection, &names).await?;
     let rows =
-        documents::rows(&plan.documents, &found.checkers, &known.checks).map_err(Failure::Unchecked)?;
-    ledger::bury(connection, &rows.set_aside).await?;
+        documents::rows(&plan.documents, &found.checkers, &known.checks).map_err(PgFailure::Unchecked)?;
+    ledger::insert_dead_letters(connection, &rows.set_aside).await?;
     let inserted = insert(connection, &rows.documents).await?;
     fields::insert(connection, fields::of_places(&rows.fields, &inserted)).await?;
     let elsewhere = Elsewhere::new(&rows, &plan.own);
     let deleted = delete(connection, &found, &elsewhere, &plan.deletes).await?;
-    Ok(Written { set_aside: rows.set_aside, deleted })
+    Ok(DocumentEffects { set_aside: rows.set_aside, deleted })
 }
 
-/// Returns the places of those that had no row and no tombstone. First those that are found by
-/// their place, then those that are found by their id, each in the order of what they are found
-/// by, as [`delete`] does.
-async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> Result<HashSet<Uuid>, Failure> {
-    let (mut keyed, unkeyed): (Vec<&Row<'_>>, Vec<&Row<'_>>) = rows.iter().partition(|row| row.id.is_some());
+/// Inserts documents; returns the places of those that had no row and no tombstone. First unkeyed documents,
+/// by their place, then keyed documents, by their id, each in sorted order, as [`delete`] does.
+async fn insert(
+    connection: &mut PgConnection,
+    rows: &[NewDocumentRow<'_>],
+) -> Result<HashSet<Uuid>, PgFailure> {
+    let (mut keyed, unkeyed): (Vec<&NewDocumentRow<'_>>, Vec<&NewDocumentRow<'_>>) =
+        rows.iter().partition(|row| row.id.is_some());
     keyed.sort_unstable_by_key(|row| (row.collection, row.id));
     let mut inserted = HashSet::with_capacity(rows.len());
     for rows in [unkeyed, keyed].iter().filter(|rows| !rows.is_empty()) {
@@ -91,7 +94,7 @@ async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> Result<HashS
     Ok(inserted)
 }
 
-/// Where tombstones go, from deletes sorted by what their documents are found by.
+/// Tombstones to insert, from deletes sorted by the place or id of their documents.
 #[derive(Default)]
 struct Tombstones<'a> {
     collections: Vec<&'a str>,
@@ -101,7 +104,7 @@ struct Tombstones<'a> {
 }
 
 impl<'a> Tombstones<'a> {
-    fn of<'t>(deletes: impl Iterator<Item = &'t Task<'a, Delete>>) -> Self
+    fn of<'t>(deletes: impl Iterator<Item = &'t PlannedWrite<'a, Delete>>) -> Self
     where
         'a: 't,
     {
@@ -131,7 +134,7 @@ struct Fresh {
     document: ItemKey,
 }
 
-/// What deletions found.
+/// Rows that deletions found or inserted.
 #[derive(Default)]
 struct Entombed {
     live: Vec<Live>,
@@ -162,21 +165,21 @@ impl Entombed {
     }
 }
 
-/// Takes back the tombstones of documents that cannot come any more. Who inserts one of them waits for the
-/// tombstone, and so is not committed when their statuses are read.
+/// Takes back the tombstones of documents that cannot come any more. A transaction that inserts one of them
+/// waits for the tombstone, and so is not committed when their statuses are read.
 async fn withdraw(
     connection: &mut PgConnection,
     elsewhere: &Elsewhere<'_>,
     fresh: Vec<Fresh>,
-) -> Result<(), Failure> {
+) -> Result<(), PgFailure> {
     if fresh.is_empty() {
         return Ok(());
     }
     let documents: Vec<ItemKey> = fresh.iter().map(|fresh| fresh.document).collect();
     let statuses = read::item_statuses(connection, &documents).await?;
     let (mut collections, mut places) = (Vec::new(), Vec::new());
-    for (fresh, fate) in fresh.into_iter().zip(statuses) {
-        if elsewhere.holds(fresh.document, fate.as_ref()) {
+    for (fresh, status) in fresh.into_iter().zip(statuses) {
+        if elsewhere.holds(fresh.document, status.as_ref()) {
             collections.push(fresh.collection);
             places.push(fresh.place);
         }
@@ -194,14 +197,14 @@ async fn withdraw(
     Ok(())
 }
 
-/// Returns the keys of the documents, each once.
+/// Deletes documents; returns their keys, each once.
 async fn delete(
     connection: &mut PgConnection,
-    found: &Found,
+    found: &LoadedDefinitions,
     elsewhere: &Elsewhere<'_>,
-    deletes: &[Task<'_, Delete>],
-) -> Result<Vec<ItemKey>, Failure> {
-    let mut first: BTreeMap<(&str, ItemKey), &Task<'_, Delete>> = BTreeMap::new();
+    deletes: &[PlannedWrite<'_, Delete>],
+) -> Result<Vec<ItemKey>, PgFailure> {
+    let mut first: BTreeMap<(&str, ItemKey), &PlannedWrite<'_, Delete>> = BTreeMap::new();
     for task in deletes {
         first.entry((&task.write.collection, task.write.document)).or_insert(task);
     }
@@ -221,9 +224,12 @@ async fn delete(
     Ok(gone.into_iter().collect())
 }
 
-/// Inserts tombstones, and locks the documents that have data; returns both. The
-/// row of a keyed document is no document under its place.
-async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> Result<Vec<Touched>, Failure> {
+/// Inserts tombstones, and locks the documents that have data; returns both. The row of a keyed document is
+/// no document under its place.
+async fn entomb(
+    connection: &mut PgConnection,
+    tombstones: &Tombstones<'_>,
+) -> Result<Vec<Touched>, PgFailure> {
     let rows = sqlx::query!(
         r#"insert into documents as document (collection, place, accepted_at)
            select collection, place, accepted_at
@@ -239,12 +245,12 @@ async fn entomb(connection: &mut PgConnection, tombstones: &Tombstones<'_>) -> R
     Ok(rows.map(|row| (row.collection, row.place, row.bytes)).collect())
 }
 
-/// As [`entomb`], by the ids of keyed documents. The place of a tombstone that finds no document
-/// is that of its delete, which no document has.
+/// Inserts and locks as [`entomb`] does, by the ids of keyed documents. The place of a tombstone that finds
+/// no document is that of its delete, which no document has.
 async fn entomb_keyed(
     connection: &mut PgConnection,
     tombstones: &Tombstones<'_>,
-) -> Result<Vec<Touched>, Failure> {
+) -> Result<Vec<Touched>, PgFailure> {
     let rows = sqlx::query!(
         r#"insert into documents as document (collection, place, id, accepted_at)
            select collection, place, id, accepted_at
@@ -263,7 +269,11 @@ async fn entomb_keyed(
 }
 
 /// Takes data and fields from documents that this transaction has locked.
-async fn clear(connection: &mut PgConnection, found: &Found, live: &[Live]) -> Result<(), Failure> {
+async fn clear(
+    connection: &mut PgConnection,
+    found: &LoadedDefinitions,
+    live: &[Live],
+) -> Result<(), PgFailure> {
     if live.is_empty() {
         return Ok(());
     }
@@ -284,7 +294,11 @@ async fn clear(connection: &mut PgConnection, found: &Found, live: &[Live]) -> R
 
 /// Removes the fields of documents that this transaction has locked; reads a bounded part of their
 /// data at once.
-async fn unindex(connection: &mut PgConnection, found: &Found, live: &[Live]) -> Result<(), Failure> {
+async fn unindex(
+    connection: &mut PgConnection,
+    found: &LoadedDefinitions,
+    live: &[Live],
+) -> Result<(), PgFailure> {
     let mut rest: Vec<&Live> = live.iter().filter(|live| found.indexed.contains(&live.collection)).collect();
     while !rest.is_empty() {
         let part = rest.split_off(rest.len() - within_page(&rest));
@@ -315,7 +329,7 @@ async fn unindex(connection: &mut PgConnection, found: &Found, live: &[Live]) ->
     Ok(())
 }
 
-/// How many of the last documents are read at once: at least one.
+/// Returns how many of the last documents are read at once: at least one.
 fn within_page(live: &[&Live]) -> usize {
     let mut bytes = 0;
     let fits = |live: &&&Live| {
@@ -326,9 +340,11 @@ fn within_page(live: &[&Live]) -> usize {
     live.iter().rev().take_while(fits).count()
 }
 
-/// Those of these collections that hold documents before the place beside them. Tombstones are
-/// not looked at.
-pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> Result<Vec<String>, Failure> {
+/// Returns the collections that hold documents before the place beside them. Tombstones are not looked at.
+pub async fn old(
+    connection: &mut PgConnection,
+    bounds: Vec<(String, Uuid)>,
+) -> Result<Vec<String>, PgFailure> {
     if bounds.is_empty() {
         return Ok(Vec::new());
     }
@@ -348,14 +364,14 @@ pub async fn old(connection: &mut PgConnection, bounds: Vec<(String, Uuid)>) -> 
 }
 
 /// Deletes tombstones of deletes that were accepted before `before_ms`, with their keys, unless a key was
-/// entered later. Each kept an insert away that the ledger would have let through; what lies below the floor
-/// it lets through no more. A dead letter of the document may still be redriven: its tombstone stays.
+/// entered later. Each kept an insert away that the ledger would have let through; below the floor the ledger
+/// lets none through any more. A dead letter of the document may still be redriven: its tombstone stays.
 pub async fn prune_deleted(
     connection: &mut PgConnection,
     before_ms: i64,
     floor: MessageId,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<u64, PgFailure> {
     collections::hold_for_deletes(connection).await?;
     let pruned = sqlx::query_scalar!(
         "delete from documents where ctid = any(array(
@@ -367,7 +383,7 @@ pub async fn prune_deleted(
                       where keyed_writes.id = documents.id and applied_at >= $1) is null
              order by accepted_at limit $3))
          returning id",
-        // An insert is hardly ever younger than its delete: little is walked over that must stay.
+        // An insert is hardly ever younger than its delete: few rows that must stay are walked over.
         from_ms(before_ms),
         floor.last_item(),
         rows_max
@@ -377,19 +393,19 @@ pub async fn prune_deleted(
     Ok(pruned.len() as u64)
 }
 
-/// Deletes documents of a collection that are older than it keeps them, `rows_max` and a page at most,
-/// with their fields and keys. Where a key was not entered before `keys_before_ms` a tombstone takes the place
-/// of its document, as if a client had deleted it. Tombstones stay, and their keys with them.
+/// Deletes documents of a collection that are older than it keeps them, `rows_max` and a page at most, with
+/// their fields and keys. Where a key was not entered before `keys_before_ms` a tombstone takes the place of
+/// its document, as if a client had deleted it. Tombstones stay, and their keys with them.
 pub async fn prune(
     connection: &mut PgConnection,
-    compiled: &Compiled,
+    compiled: &CompiledDefinitions,
     name: &str,
     now_ms: i64,
     keys_before_ms: i64,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<u64, PgFailure> {
     collections::hold_for_deletes(connection).await?;
-    // Only now: it may have been lifted while this waited.
+    // Only now: the retention may have been lifted while this waited.
     let Some(days) = collections::collection(connection, name).await?.definition.retention_days else {
         return Ok(0);
     };

@@ -3,8 +3,8 @@
 use sqlx::PgConnection;
 
 use super::counters::{add_merged, add_one_by_one};
-use super::failure::Failure;
-use super::known::Known;
+use super::failure::PgFailure;
+use super::known::KnownState;
 use super::points::TypeIds;
 use super::{documents, ledger, points, rollups};
 use crate::model::outcome::Applied;
@@ -18,54 +18,55 @@ pub enum Path {
     Exact,
 }
 
-/// What is worth remembering once the transaction is committed.
+/// Ids to be remembered once the transaction is committed.
 #[derive(Default)]
-pub struct Learned {
+pub struct NewlyKnown {
     types: TypeIds,
-    rollups: Vec<rollups::Key>,
+    rollups: Vec<rollups::RollupRowKey>,
 }
 
-impl Learned {
+impl NewlyKnown {
     pub fn absorb(&mut self, later: Self) {
         self.types.extend(later.types);
         self.rollups.extend(later.rollups);
     }
 
-    pub fn remember(self, known: &Known) {
+    pub fn remember(self, known: &KnownState) {
         known.types.remember(&self.types);
         known.rollups.remember(self.rollups);
     }
 }
 
-/// Writes everything that a plan asks for, but ledger and keys. What cannot be applied is added to
-/// the items that are set aside.
+/// Writes all effects of a plan, without ledger and keys. Items that cannot be applied are added to the items
+/// that are set aside.
 pub async fn take_effect(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     plan: &Plan<'_>,
     path: Path,
     applied: &mut Applied,
-) -> Result<Learned, Failure> {
+) -> Result<NewlyKnown, PgFailure> {
     let written = documents::write(connection, known, plan).await?;
     applied.set_aside.extend(written.set_aside);
     applied.deleted = written.deleted;
-    let mut learned = Learned::default();
+    let mut newly_known = NewlyKnown::default();
     if !plan.points.is_empty() {
-        learned.types = points::types(connection, &known.types, &plan.points).await?;
-        points::insert(connection, &learned.types, &plan.points).await?;
-        learned.rollups = rollups::merge(connection, &known.rollups, &learned.types, &plan.points).await?;
-        applied.types = learned.types.keys().cloned().collect();
+        newly_known.types = points::types(connection, &known.types, &plan.points).await?;
+        points::insert(connection, &newly_known.types, &plan.points).await?;
+        newly_known.rollups =
+            rollups::merge(connection, &known.rollups, &newly_known.types, &plan.points).await?;
+        applied.types = newly_known.types.keys().cloned().collect();
         applied.types.sort_unstable();
     }
     let counted = match path {
         Path::Merged => add_merged(connection, &plan.increments).await?,
         Path::Exact => add_one_by_one(connection, &plan.increments).await?,
     };
-    // Only now is it known what overflows. Nobody waits for these rows: who writes the same ones
-    // has waited for the ledger or for the keys.
-    ledger::bury(connection, &counted.set_aside).await?;
+    // Only now is it known which increments overflow. No transaction waits for these rows: one that writes
+    // the same rows has waited for the ledger or for the keys.
+    ledger::insert_dead_letters(connection, &counted.set_aside).await?;
     applied.set_aside.extend(counted.set_aside);
     applied.standings = counted.standings;
     applied.counters = counted.counters;
-    Ok(learned)
+    Ok(newly_known)
 }

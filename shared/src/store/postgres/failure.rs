@@ -1,14 +1,14 @@
-//! What can go wrong in an operation, and what it means for the next attempt.
+//! Failures of an operation, and their meaning for the next attempt.
 use crate::store::StoreError;
 use crate::store::rules::checks::Unchecked;
 
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum PgFailure {
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
-    /// Decided already what the caller is told.
+    /// An error that the caller gets as it is.
     #[error(transparent)]
-    Told(#[from] StoreError),
+    Decided(#[from] StoreError),
     /// Merged sums cannot say what is applied: take the exact path.
     #[error("a counter would leave its range")]
     Overflow,
@@ -17,74 +17,75 @@ pub enum Failure {
     Vanished(&'static str),
     #[error("no answer within {0} ms")]
     TimedOut(u128),
-    /// Others use all connections.
+    /// Other operations use all connections.
     #[error("no free connection within {0} ms")]
-    NoPlace(u128),
-    /// A statement of a batch failed for what an item holds.
+    NoFreeConnection(u128),
+    /// The server refused a statement of a batch because of the content of an item.
     #[error("{message} ({code})")]
     Refused { code: String, message: String },
-    /// More of a batch is refused than speaks of its items: nothing of it is set aside.
+    /// The server refused too much of a batch for its items to be the reason: no item is set aside.
     #[error("{0}")]
     GaveUp(String),
     /// Documents have to be checked first, outside of any transaction.
     #[error("definitions change faster than documents can be checked")]
     Unchecked(Vec<Unchecked>),
-    /// It may have been applied before, and nobody has decided.
+    /// The message may have been applied before, and no person has decided.
     #[error("a message is older than what the ledger remembers")]
     TooOld,
-    /// Of several steps, of which each is worth trying whatever becomes of the others.
-    #[error("{told}")]
-    Steps { told: String, is_schema_skew: bool },
+    /// Failures of several steps, each of which is tried even when others fail.
+    #[error("{text}")]
+    Steps { text: String, is_schema_skew: bool },
 }
 
-/// Codes that speak of a value and not of the state of the server. Anything else may pass by
-/// itself: a missing partition is 23514, a read-only server 25006, another schema 42xxx, a full
-/// disk 53100. Nothing is set aside for those.
+/// Codes that speak of a value and not of the state of the server. Other errors may pass by themselves: a
+/// missing partition is 23514, a read-only server 25006, another schema 42xxx, a full disk 53100. For those
+/// no item is set aside.
 const ABOUT_VALUES: [&str; 8] = [
-    // Too long; out of range (of counters, see `counters`); not readable as its type; not in the
-    // server's encoding; not in any.
+    // Too long; out of range (of counters, see `counters`); not readable as its type; not in the server's
+    // encoding; not in any.
     "22001", "22003", "22P02", "22P05", "22021",
     // Null where none may be; there already; for example too large for an index.
     "23502", "23505", "54000",
 ];
 
-impl Failure {
-    /// The same transaction may succeed at once: serialization failure, deadlock, lock time-out, or
-    /// housekeeping was quicker.
+impl PgFailure {
+    /// Returns true when the same transaction may succeed at once: serialization failure, deadlock, lock
+    /// time-out, or a row that housekeeping deleted meanwhile.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Vanished(_))
             || matches!(self.sqlstate().as_deref(), Some("40001" | "40P01" | "55P03"))
     }
 
-    /// "no partition of relation found for row": one was dropped, or never made.
+    /// Returns true for "no partition of relation found for row": one was dropped, or never made.
     pub fn is_missing_partition(&self) -> bool {
         self.sqlstate().as_deref() == Some("23514")
     }
 
-    /// An undefined table or column: the schema is not the one that was verified.
+    /// Returns true for an undefined table or column: the schema is not the one that was verified.
     pub fn is_schema_skew(&self) -> bool {
         matches!(self, Self::Steps { is_schema_skew: true, .. })
             || matches!(self.sqlstate().as_deref(), Some("42P01" | "42703"))
     }
 
-    /// The partition being retired is in use: others were at it, or did not let go of it in time.
+    /// Returns true when the partition being retired is in use: others used it, or did not release it in
+    /// time.
     pub fn is_about_partition(&self) -> bool {
         matches!(self.sqlstate().as_deref(), Some("55000" | "42P01" | "57014"))
     }
 
-    /// "numeric value out of range".
+    /// Returns true for "numeric value out of range".
     pub fn is_out_of_range(&self) -> bool {
         self.sqlstate().as_deref() == Some("22003")
     }
 
-    /// The server is well and this was too much for it: no free connection, or the statement was
-    /// ended at its time limit.
+    /// Returns true when the server works and this operation was too much for it: no free connection, or a
+    /// statement that was ended at its time limit.
     fn is_busy(&self) -> bool {
-        matches!(self, Self::NoPlace(_)) || self.sqlstate().as_deref() == Some("57014")
+        matches!(self, Self::NoFreeConnection(_)) || self.sqlstate().as_deref() == Some("57014")
     }
 
-    /// Of a transaction that wrote: the server answers, and what it was given may be the reason. No
-    /// lost connection, no full, slow, stopping or read-only server, no conflict, no other schema.
+    /// Returns true when a transaction that wrote may have failed because of its content: the server answers.
+    /// It is no lost connection, no full, slow, stopping or read-only server, no conflict, no other schema.
     fn may_be_the_message(&self) -> bool {
         let of_the_server = ["08", "25", "40", "42", "53", "55", "57", "58"];
         match self {
@@ -96,7 +97,7 @@ impl Failure {
         }
     }
 
-    /// Code and words on a statement that wrote items, where they may be the reason.
+    /// Returns code and text of a failed statement that wrote items, where the items may be the reason.
     pub fn about_item(&self) -> Option<(String, String)> {
         match self {
             Self::Sql(sqlx::Error::Database(error)) if self.may_be_the_message() => {
@@ -106,7 +107,7 @@ impl Failure {
         }
     }
 
-    /// The word on a batch: [`StoreError::Failed`] when the batch itself may be the reason.
+    /// Turns the failure of a batch into [`StoreError::Failed`] when the batch itself may be the reason.
     pub fn of_transaction(self) -> Self {
         if !self.may_be_the_message() {
             return self;
@@ -117,7 +118,8 @@ impl Failure {
         }
     }
 
-    /// Of a statement that wrote a batch: whether it was refused for what an item holds.
+    /// Turns the failure of a statement that wrote a batch into `Refused` when the content of an item is the
+    /// reason.
     pub fn of_batch(self) -> Self {
         let code = self.sqlstate().filter(|code| ABOUT_VALUES.contains(&&**code));
         match (self, code) {
@@ -131,11 +133,11 @@ impl Failure {
     fn sqlstate(&self) -> Option<String> {
         match self {
             Self::Sql(error) => Some(error.as_database_error()?.code()?.into_owned()),
-            Self::Told(_)
+            Self::Decided(_)
             | Self::Overflow
             | Self::Vanished(_)
             | Self::TimedOut(_)
-            | Self::NoPlace(_)
+            | Self::NoFreeConnection(_)
             | Self::Refused { .. }
             | Self::GaveUp(_)
             | Self::Unchecked(_)
@@ -145,26 +147,26 @@ impl Failure {
     }
 }
 
-impl From<Failure> for StoreError {
-    /// Everything that was not decided before may pass by itself. No URL and no value of a
-    /// parameter is in these texts.
-    fn from(failure: Failure) -> Self {
-        let told = match failure {
+impl From<PgFailure> for StoreError {
+    /// Errors that were not decided before may pass by themselves. These texts hold no URL and no value of a
+    /// parameter.
+    fn from(failure: PgFailure) -> Self {
+        let variant = match failure {
             _ if failure.is_busy() => Self::Busy,
-            Failure::TimedOut(_) => Self::Failed,
+            PgFailure::TimedOut(_) => Self::Failed,
             _ => Self::Unavailable,
         };
         let text = match failure {
-            Failure::Told(told) => return told,
-            Failure::Sql(sqlx::Error::Database(error)) => match error.code() {
+            PgFailure::Decided(error) => return error,
+            PgFailure::Sql(sqlx::Error::Database(error)) => match error.code() {
                 Some(code) => format!("{} ({code}){}", error.message(), hint(&code, error.message())),
                 None => error.message().to_owned(),
             },
-            Failure::Sql(sqlx::Error::PoolTimedOut) => "no connection within the time limit".to_owned(),
-            Failure::Sql(sqlx::Error::PoolClosed) => "closed".to_owned(),
+            PgFailure::Sql(sqlx::Error::PoolTimedOut) => "no connection within the time limit".to_owned(),
+            PgFailure::Sql(sqlx::Error::PoolClosed) => "closed".to_owned(),
             other => other.to_string(),
         };
-        told(text.into())
+        variant(text.into())
     }
 }
 
@@ -178,7 +180,7 @@ fn hint(code: &str, message: &str) -> &'static str {
     if is_of_pooler { "; a pooler stands before the server: set store.pooler to true" } else { "" }
 }
 
-/// Something is stored that this build cannot read: it is left as it is, and writers pause.
-pub fn corrupt(text: &str) -> Failure {
+/// Returns the error for stored data that this build cannot read: it is left as it is, and writers pause.
+pub fn corrupt(text: &str) -> PgFailure {
     StoreError::Unavailable(text.into()).into()
 }

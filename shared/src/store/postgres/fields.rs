@@ -5,22 +5,22 @@ use std::collections::HashSet;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::collections::{self, Compiled};
-use super::failure::Failure;
+use super::collections::{self, CompiledDefinitions};
+use super::failure::PgFailure;
 use super::session::begin;
 use crate::model::collection::Checker;
 use crate::store::rules::documents::FieldRow;
 
-/// Documents that one call of [`index_page`] reads at most, and about how many bytes of them.
+/// Maxima of documents and, roughly, of their bytes that one call of [`index_page`] reads.
 const PAGE_DOCUMENTS_MAX: i64 = 2_000;
 pub const PAGE_BYTES_MAX: i64 = 8 << 20;
-/// Rows that one call of [`index_page`] removes at most.
+/// Maximum of rows that one call of [`index_page`] removes.
 const PAGE_ROWS_MAX: i64 = 10_000;
-/// Fields that one call of [`prune_dropped`] looks at, at most.
+/// Maximum of fields that one call of [`prune_dropped`] looks at.
 const DROPPED_MAX: i64 = 100;
 
-/// The rows of a stored document. One that cannot be indexed any more was stored by another
-/// definition: it stays, and no filter finds it.
+/// Returns the index rows of a stored document. A document that cannot be indexed any more was stored by
+/// another definition: it stays, and no filter finds it.
 pub fn rows_of<'a>(collection: &'a str, place: Uuid, data: &str, checker: &Checker) -> Vec<FieldRow<'a>> {
     let values = checker.index_values(data).unwrap_or_default();
     let row = |(field, value): (&str, String)| FieldRow { collection, field: field.to_owned(), value, place };
@@ -53,7 +53,7 @@ impl<'a> Columns<'a> {
 pub async fn insert<'a>(
     connection: &mut PgConnection,
     rows: impl IntoIterator<Item = &'a FieldRow<'a>>,
-) -> Result<(), Failure> {
+) -> Result<(), PgFailure> {
     let columns = Columns::of(rows);
     if columns.places.is_empty() {
         return Ok(());
@@ -74,7 +74,7 @@ pub async fn insert<'a>(
 }
 
 /// Removes the rows of documents that this transaction holds.
-pub async fn remove(connection: &mut PgConnection, rows: &[FieldRow<'_>]) -> Result<(), Failure> {
+pub async fn remove(connection: &mut PgConnection, rows: &[FieldRow<'_>]) -> Result<(), PgFailure> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -94,16 +94,15 @@ pub async fn remove(connection: &mut PgConnection, rows: &[FieldRow<'_>]) -> Res
     Ok(())
 }
 
-/// Indexes the next documents of a collection, from the newest to the oldest; then removes the
-/// rows of fields that it does not index any more. A page each, in a transaction of its own;
-/// `false` when none is left.
+/// Indexes the next documents of a collection, from the newest to the oldest; then removes the rows of fields
+/// that it does not index any more. One page in a transaction of its own; `false` when none is left.
 pub async fn index_page(
     connection: &mut PgConnection,
-    compiled: &Compiled,
+    compiled: &CompiledDefinitions,
     name: &str,
-) -> Result<bool, Failure> {
+) -> Result<bool, PgFailure> {
     let mut transaction = begin(connection).await?;
-    // Nobody deletes a document between the moment that it is read and that its rows are there.
+    // No transaction deletes a document between its read and the insert of its rows.
     collections::hold_for_deletes(&mut transaction).await?;
     let row = sqlx::query!("select index_before from collections where name = $1 for update", name);
     let is_unfinished = match row.fetch_optional(&mut *transaction).await? {
@@ -120,13 +119,13 @@ pub async fn index_page(
     Ok(is_unfinished)
 }
 
-/// Indexes the next documents before a place, and notes how far it got.
+/// Indexes the next documents before a place, and notes the place reached.
 async fn index_before(
     connection: &mut PgConnection,
-    compiled: &Compiled,
+    compiled: &CompiledDefinitions,
     name: &str,
     before: Uuid,
-) -> Result<(), Failure> {
+) -> Result<(), PgFailure> {
     let found = compiled.load(connection, &[name]).await?;
     let checker = &found.checkers[name];
     let page = page(connection, name, before).await?;
@@ -146,12 +145,12 @@ async fn index_before(
     Ok(())
 }
 
-/// Places and data, newest first; of large documents fewer, but at least one.
+/// Reads places and data, newest first; of large documents fewer, but at least one.
 async fn page(
     connection: &mut PgConnection,
     name: &str,
     before: Uuid,
-) -> Result<Vec<(Uuid, Option<String>)>, Failure> {
+) -> Result<Vec<(Uuid, Option<String>)>, PgFailure> {
     let rows = sqlx::query!(
         r#"select place as "place!", data from (
                select place, data, coalesce(sum(octet_length(data)) over (
@@ -172,7 +171,7 @@ async fn has_documents_before(
     connection: &mut PgConnection,
     name: &str,
     place: Uuid,
-) -> Result<bool, Failure> {
+) -> Result<bool, PgFailure> {
     let has = sqlx::query_scalar!(
         r#"select exists (select from documents where collection = $1 and place < $2) as "has!""#,
         name,
@@ -181,14 +180,14 @@ async fn has_documents_before(
     Ok(has.fetch_one(connection).await?)
 }
 
-/// Deletes rows of fields that no definition indexes any more, of one collection or of all,
-/// `rows_max` at most, within a transaction that holds the definitions. Fields are found by
-/// stepping through the primary key from one to the next, not by reading the rows between.
+/// Deletes rows of fields that no definition indexes any more, of one collection or of all, `rows_max` at
+/// most, within a transaction that holds the definitions. Fields are found by stepping through the primary
+/// key from one to the next, without reading the rows between.
 pub async fn prune_dropped(
     connection: &mut PgConnection,
     collection: Option<&str>,
     rows_max: i64,
-) -> Result<u64, Failure> {
+) -> Result<u64, PgFailure> {
     let dropped = sqlx::query!(
         r#"with recursive pair as (
                (select collection, field from document_fields
@@ -226,7 +225,7 @@ pub async fn prune_dropped(
     Ok(deleted)
 }
 
-/// Those of `rows` whose document is among `places`.
+/// Returns the rows of documents among `places`.
 pub fn of_places<'r, 'a>(
     rows: &'r [FieldRow<'a>],
     places: &'r HashSet<Uuid>,

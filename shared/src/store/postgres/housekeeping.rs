@@ -1,10 +1,10 @@
-//! Deletes what is older than its retention, a bounded part at a time, and makes the partitions of
+//! Deletes rows that are older than their retention, a bounded part at a time, and makes the partitions of
 //! tomorrow.
 //!
-//! Each step is a short transaction, and one process at a time does one; nobody waits. Here is the
-//! order of the steps; how each kind of row is found and deleted is in the file of its table.
-//! The ledger, keys and tombstones are what makes a write happen once: they go by what may still come
-//! of the queue, never by the clock.
+//! Each step is a short transaction. One process at a time runs steps; the others do not wait. This file
+//! holds the order of the steps; the statements that find and delete rows are in the files of their tables.
+//! The ledger, keys and tombstones make a write happen once: they are deleted by the low watermark of the
+//! queue, never by the clock.
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,36 +13,36 @@ use sqlx::PgConnection;
 
 use super::columns::from_ms;
 use super::days::{DAY_MS, Table, days_ahead};
-use super::failure::Failure;
-use super::known::Known;
+use super::failure::PgFailure;
+use super::known::KnownState;
 use super::read::now_ms;
 use super::retire::{Retired, retire};
 use super::session::begin;
 use super::{collections, dead_letters, documents, fields, keys, ledger, partitions, rollups};
 use crate::model::id::MessageId;
 use crate::model::rollup::Resolution;
-use crate::store::rules::ledger::keys_before_ms;
+use crate::store::rules::ledger::{ForgetBounds, keys_before_ms};
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
-/// Any number that nothing else uses; the same in every build.
+/// Any number that no other lock uses; the same in every build.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7904;
-/// Partitions that one call drops at most, of each table.
+/// Maximum of partitions of each table that one call drops.
 const PARTITIONS_MAX: usize = 10;
 /// Days past its retention after which a partition is overdue: a whole one is in use anyway.
 const OVERDUE_DAYS: i64 = 1;
-/// Overdue partitions of each table that are counted at most.
+/// Maximum of overdue partitions of each table that are counted.
 const OVERDUE_MAX: usize = 1_000;
 
-/// What could not be done in a call that does the rest.
+/// Failures of steps in a call that runs the other steps.
 #[derive(Default)]
 struct Failed {
-    told: Vec<String>,
+    texts: Vec<String>,
     is_schema_skew: bool,
 }
 
 impl Failed {
-    /// Notes a failure and goes on without what it would have given.
-    fn note<T>(&mut self, what: &str, outcome: Result<T, Failure>) -> Option<T> {
+    /// Notes a failure and goes on without the step's result.
+    fn note<T>(&mut self, what: &str, outcome: Result<T, PgFailure>) -> Option<T> {
         let failure = match outcome {
             Ok(done) => return Some(done),
             Err(failure) => failure,
@@ -54,25 +54,25 @@ impl Failed {
             }
             other @ StoreError::DigestMismatch(_) => other.to_string(),
         };
-        self.told.push(format!("{what}: {text}"));
+        self.texts.push(format!("{what}: {text}"));
         None
     }
 
-    fn into_result<T>(self, done: T) -> Result<T, Failure> {
-        if self.told.is_empty() {
+    fn into_result<T>(self, done: T) -> Result<T, PgFailure> {
+        if self.texts.is_empty() {
             return Ok(done);
         }
-        Err(Failure::Steps { told: self.told.join("; "), is_schema_skew: self.is_schema_skew })
+        Err(PgFailure::Steps { text: self.texts.join("; "), is_schema_skew: self.is_schema_skew })
     }
 }
 
-/// One call, which begins no step after `limit`. What fails keeps nothing else from being done.
+/// Runs one call, which begins no step after `limit`. A failed step keeps no other from being run.
 pub async fn housekeep(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     retention: Retention,
     limit: Duration,
-) -> Result<Housekept, Failure> {
+) -> Result<Housekept, PgFailure> {
     let begun = Instant::now();
     let now_ms = {
         let mut transaction = begin(connection).await?;
@@ -90,12 +90,12 @@ pub async fn housekeep(
     let mut documents_left = rows_max;
     let (mut many, mut in_use) = (false, BTreeSet::new());
     for step in steps(connection, now_ms, &retention, &mut many, &mut failed).await {
-        let is_documents = matches!(step, Step::Documents { .. });
+        let is_documents = matches!(step, PgStep::Documents { .. });
         if begun.elapsed() > limit || (is_documents && documents_left == 0) {
             kept.more = true;
             break;
         }
-        if let Step::Partition { table, name } = &step {
+        if let PgStep::Partition { table, name } = &step {
             // A transaction that uses one partition of a table keeps the others, too.
             if !in_use.contains(table) {
                 let retired = retire(connection, ADVISORY_LOCK, *table, name).await;
@@ -107,7 +107,7 @@ pub async fn housekeep(
                     Some(Retired::Elsewhere) => break,
                     None => {}
                 }
-                // Other processes learn of it by the refusal of the server.
+                // Other processes notice it by the refusal of the server.
                 known.partitions.forget();
             }
             continue;
@@ -116,7 +116,7 @@ pub async fn housekeep(
         let Some(done) = failed.note(step.name(), run(connection, known, &step, rows_max).await) else {
             continue;
         };
-        // Another process is at it.
+        // Another process does the housekeeping.
         let Some(done) = done else { break };
         if is_documents {
             documents_left = documents_left.saturating_sub_unsigned(done.rows).max(0);
@@ -131,8 +131,8 @@ pub async fn housekeep(
     failed.into_result(kept)
 }
 
-/// Dead letters that wait for somebody, among the first by id.
-async fn dead_letters(connection: &mut PgConnection) -> Result<u64, Failure> {
+/// Counts the dead letters that wait for a decision, among the first by id.
+async fn dead_letters(connection: &mut PgConnection) -> Result<u64, PgFailure> {
     let mut transaction = begin(connection).await?;
     let waiting = sqlx::query_scalar!(
         r#"select count(*) as "count!" from
@@ -144,24 +144,17 @@ async fn dead_letters(connection: &mut PgConnection) -> Result<u64, Failure> {
     Ok(u64::try_from(waiting).unwrap_or(0))
 }
 
-/// What may be forgotten as far as the queue is concerned, and for how long keys are promised.
-#[derive(Clone, Copy)]
-struct Forget {
-    before_ms: i64,
-    remembered_ms: i64,
-}
-
-enum Step {
+enum PgStep {
     Partition { table: Table, name: String },
     Hours { before: i32 },
-    Keys(Forget),
-    Deleted(Forget),
-    Discarded { before_ms: i64, forget: Forget },
+    Keys(ForgetBounds),
+    Deleted(ForgetBounds),
+    Discarded { before_ms: i64, forget: ForgetBounds },
     Fields,
-    Documents { collection: String, now_ms: i64, forget: Option<Forget> },
+    Documents { collection: String, now_ms: i64, forget: Option<ForgetBounds> },
 }
 
-impl Step {
+impl PgStep {
     fn name(&self) -> &str {
         match self {
             Self::Partition { name, .. } => name,
@@ -175,7 +168,7 @@ impl Step {
     }
 }
 
-/// The day before which partitions are old, of each table that has some.
+/// Returns the day before which partitions are old, for each table that has some.
 fn days(now_ms: i64, retention: &Retention) -> impl Iterator<Item = (Table, i64)> + use<> {
     let points_ms = now_ms.saturating_sub(retention.points_ms);
     let minutes_ms = now_ms.saturating_sub(retention.minutes_ms);
@@ -187,8 +180,12 @@ fn days(now_ms: i64, retention: &Retention) -> impl Iterator<Item = (Table, i64)
     tables.into_iter().filter_map(|(table, before_ms)| Some((table, before_ms?.max(0) / DAY_MS)))
 }
 
-/// Partitions that should have gone [`OVERDUE_DAYS`] ago.
-async fn overdue(connection: &mut PgConnection, now_ms: i64, retention: &Retention) -> Result<u64, Failure> {
+/// Counts the partitions that should have gone [`OVERDUE_DAYS`] ago.
+async fn overdue(
+    connection: &mut PgConnection,
+    now_ms: i64,
+    retention: &Retention,
+) -> Result<u64, PgFailure> {
     let mut transaction = begin(connection).await?;
     let mut overdue = 0;
     for (table, day) in days(now_ms, retention) {
@@ -199,32 +196,34 @@ async fn overdue(connection: &mut PgConnection, now_ms: i64, retention: &Retenti
     Ok(overdue)
 }
 
-/// What there is to do.
+/// Returns the steps of a call.
 async fn steps(
     connection: &mut PgConnection,
     now_ms: i64,
     retention: &Retention,
     many: &mut bool,
     failed: &mut Failed,
-) -> Vec<Step> {
+) -> Vec<PgStep> {
     let mut steps = Vec::new();
     let partitions = failed.note("old partitions", old_partitions(connection, now_ms, retention).await);
     for (table, names) in partitions.unwrap_or_default() {
         *many |= names.len() >= PARTITIONS_MAX;
-        steps.extend(names.into_iter().map(|name| Step::Partition { table, name }));
+        steps.extend(names.into_iter().map(|name| PgStep::Partition { table, name }));
     }
-    steps.push(Step::Hours { before: Resolution::Hour.period_of(now_ms.saturating_sub(retention.hours_ms)) });
+    steps.push(PgStep::Hours {
+        before: Resolution::Hour.period_of(now_ms.saturating_sub(retention.hours_ms)),
+    });
     let remembered_ms = retention.remembered_ms;
-    let forget = retention.forget_before_ms.map(|before_ms| Forget { before_ms, remembered_ms });
+    let forget = retention.forget_before_ms.map(|before_ms| ForgetBounds { before_ms, remembered_ms });
     if let Some(forget) = forget {
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
-        steps.push(Step::Keys(forget));
-        steps.push(Step::Deleted(forget));
-        steps.push(Step::Discarded { before_ms: discarded_before_ms, forget });
+        steps.push(PgStep::Keys(forget));
+        steps.push(PgStep::Deleted(forget));
+        steps.push(PgStep::Discarded { before_ms: discarded_before_ms, forget });
     }
-    steps.push(Step::Fields);
+    steps.push(PgStep::Fields);
     let old = failed.note("old documents", old_documents(connection, now_ms).await).unwrap_or_default();
-    steps.extend(old.into_iter().map(|collection| Step::Documents { collection, now_ms, forget }));
+    steps.extend(old.into_iter().map(|collection| PgStep::Documents { collection, now_ms, forget }));
     steps
 }
 
@@ -232,7 +231,7 @@ async fn old_partitions(
     connection: &mut PgConnection,
     now_ms: i64,
     retention: &Retention,
-) -> Result<Vec<(Table, Vec<String>)>, Failure> {
+) -> Result<Vec<(Table, Vec<String>)>, PgFailure> {
     let mut transaction = begin(connection).await?;
     let mut old = Vec::new();
     for (table, day) in days(now_ms, retention) {
@@ -242,8 +241,8 @@ async fn old_partitions(
     Ok(old)
 }
 
-/// The collections that hold documents which are too old.
-async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec<String>, Failure> {
+/// Returns the collections that hold documents which are too old.
+async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec<String>, PgFailure> {
     let mut transaction = begin(connection).await?;
     let bounds = collections::retentions(&mut transaction).await?.into_iter().map(|(collection, days)| {
         let before_ms = now_ms.saturating_sub(i64::from(days) * DAY_MS);
@@ -254,13 +253,14 @@ async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec
     Ok(old)
 }
 
-/// One step in a transaction, and what is remembered of it; `None` when another process is at it.
+/// Runs one step in a transaction. Returns its result and the key to remember; `None` when another process
+/// does the housekeeping.
 async fn run(
     connection: &mut PgConnection,
-    known: &Known,
-    step: &Step,
+    known: &KnownState,
+    step: &PgStep,
     rows_max: i64,
-) -> Result<Option<Housekept>, Failure> {
+) -> Result<Option<Housekept>, PgFailure> {
     let mut transaction = begin(connection).await?;
     let is_mine = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "is!""#, ADVISORY_LOCK);
     if !is_mine.fetch_one(&mut *transaction).await? {
@@ -281,8 +281,8 @@ async fn run(
     };
     transaction.commit().await?;
     match step {
-        Step::Hours { before } if !done.more => known.hours_pruned_before.store(*before, Ordering::Relaxed),
-        Step::Keys(_) => known.looked_at_keys(last_key),
+        PgStep::Hours { before } if !done.more => known.hours_pruned_before.store(*before, Ordering::Relaxed),
+        PgStep::Keys(_) => known.looked_at_keys(last_key),
         _ => {}
     }
     Ok(Some(done))
@@ -290,15 +290,15 @@ async fn run(
 
 async fn within(
     connection: &mut PgConnection,
-    known: &Known,
-    step: &Step,
+    known: &KnownState,
+    step: &PgStep,
     rows_max: i64,
-) -> Result<(Housekept, Option<keys::Place>), Failure> {
+) -> Result<(Housekept, Option<keys::PgKeyPosition>), PgFailure> {
     let nothing = Housekept::default();
     let rows = match step {
         // Not within a transaction.
-        Step::Partition { .. } => return Ok((nothing, None)),
-        Step::Keys(forget) => {
+        PgStep::Partition { .. } => return Ok((nothing, None)),
+        PgStep::Keys(forget) => {
             let Some((_, before_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((nothing, None));
             };
@@ -306,27 +306,27 @@ async fn within(
             let done = Housekept { rows: pruned.rows, more: pruned.more, ..nothing };
             return Ok((done, pruned.last));
         }
-        // Hours grow old once in an hour, and to look for them costs a look per type.
-        Step::Hours { before } if known.hours_pruned_before.load(Ordering::Relaxed) == *before => 0,
-        Step::Hours { before } => rollups::prune_hours(connection, *before, rows_max).await?,
-        Step::Deleted(forget) => {
+        // Hours grow old once in an hour, and a search for them costs a look-up per type.
+        PgStep::Hours { before } if known.hours_pruned_before.load(Ordering::Relaxed) == *before => 0,
+        PgStep::Hours { before } => rollups::prune_hours(connection, *before, rows_max).await?,
+        PgStep::Deleted(forget) => {
             let Some((floor, before_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((nothing, None));
             };
             documents::prune_deleted(connection, before_ms, floor, rows_max).await?
         }
-        Step::Discarded { before_ms, forget } => {
+        PgStep::Discarded { before_ms, forget } => {
             let Some((floor, keys_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((nothing, None));
             };
             let (before, keys_before) = (from_ms(*before_ms), from_ms(keys_ms));
             dead_letters::prune_discarded(connection, before, floor, keys_before, rows_max).await?
         }
-        Step::Fields => {
+        PgStep::Fields => {
             collections::hold_for_deletes(connection).await?;
             fields::prune_dropped(connection, None, rows_max).await?
         }
-        Step::Documents { collection, now_ms, forget } => {
+        PgStep::Documents { collection, now_ms, forget } => {
             // No key is old enough while nothing may be forgotten.
             let mut keys_before_ms = 0;
             if let Some(forget) = forget {
@@ -338,15 +338,16 @@ async fn within(
         }
     };
     // Documents go by pages, of which only an empty one is the last.
-    let is_full = rows >= rows_max.unsigned_abs() || matches!(step, Step::Documents { .. });
+    let is_full = rows >= rows_max.unsigned_abs() || matches!(step, PgStep::Documents { .. });
     Ok((Housekept { rows, more: rows > 0 && is_full, ..nothing }, None))
 }
 
-/// The floor, and before when keys may be forgotten; `None` while no ledger row was.
+/// Returns the floor, and the time before which keys may be forgotten; `None` while no ledger row was
+/// dropped.
 async fn floor_and_keys(
     connection: &mut PgConnection,
-    forget: &Forget,
-) -> Result<Option<(MessageId, i64)>, Failure> {
+    forget: &ForgetBounds,
+) -> Result<Option<(MessageId, i64)>, PgFailure> {
     let Some(floor) = MessageId::from_uuid(ledger::floor(connection).await?) else { return Ok(None) };
     Ok(Some((floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
 }

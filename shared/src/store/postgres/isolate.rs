@@ -1,61 +1,61 @@
-//! Finds the items of a batch that the server does not take even when they are alone.
+//! Finds the items of a batch that the server refuses even when they are alone.
 //!
-//! The parts of the batch are tried inside its own transaction, each behind a savepoint: what is
-//! taken stays, what is not is rolled back and halved, in the order of the items, until single items
-//! are left. Those are set aside. One item costs a number of savepoints that grows with the logarithm
-//! of the batch; a batch of one item costs one.
+//! The parts of the batch are tried inside its own transaction, each behind a savepoint. A part that the
+//! server takes stays; another is rolled back and halved, in the order of the items, until single items are
+//! left. Those are set aside. One item costs a number of savepoints that grows with the logarithm of the
+//! batch; a batch of one item costs one.
 //!
-//! The search is bounded, and it gives up where much is refused alike: that speaks of the server and
-//! not of the items, and then nothing is set aside.
+//! The search is bounded, and it gives up where many items are refused alike: that speaks of the server and
+//! not of the items, and then no item is set aside.
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use super::effects::{Learned, Path, take_effect};
-use super::failure::Failure;
-use super::known::Known;
+use super::effects::{NewlyKnown, Path, take_effect};
+use super::failure::PgFailure;
+use super::known::KnownState;
 use super::ledger;
 use crate::model::outcome::{Applied, Reason, SetAside};
-use crate::store::rules::plan::{Place, Plan, set_aside};
+use crate::store::rules::plan::{ItemRef, Plan, set_aside};
 
-/// Parts of a batch that are tried at most.
+/// Maximum of parts of a batch that are tried.
 const PROBES_MAX: usize = 1_000;
 
-/// How long the search may take at most.
+/// Time limit of the search.
 const SEARCH_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// How long a statement may take for a part of a batch, at most, where slow items are searched for. One
-/// of 4 096 items costs thirteen times as much.
+/// Time limit of a statement for a part of a batch, where slow items are searched for. One of 4 096 items
+/// costs thirteen times as much.
 const PART_TIME_MAX: Duration = Duration::from_millis(500);
 
-/// Items with the same code that are set aside however small the batch is: in a batch of one the
-/// only item is all of it.
+/// Items with the same code that are set aside even in a small batch: in a batch of one the only item is all
+/// of it.
 const REFUSED_FEW: usize = 4;
 
-/// Beyond those, the part of a batch that may be refused with the same code: one in ten.
+/// Divisor for the part of a batch, beyond those, that may be refused with the same code: one in ten.
 const REFUSED_SHARE: usize = 10;
 
-/// Which items a search sets aside.
+/// Items that a search sets aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Search {
     /// Refused ones, unless they are a large share.
     Refused,
     /// All refused ones: the others are not asked for, or were applied.
     AllRefused,
-    /// All refused ones, and those whose statements fail otherwise or take too long.
+    /// All refused ones, and those with statements that fail otherwise or take too long.
     Failing,
 }
 
 impl Search {
-    /// The limit of a statement, within a transaction that has `limit`.
+    /// Returns the limit of a statement, within a transaction that has `limit`.
     pub fn part_limit(self, limit: Duration) -> Duration {
         if self == Self::Failing { PART_TIME_MAX.min(limit / 60) } else { limit }
     }
 }
 
-/// The server's words on an item that was alone.
+/// The server's refusal of an item that was alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub reason: Reason,
@@ -64,8 +64,9 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// In ASCII: the server may have refused the text as such, and takes it no better here.
-    fn set_aside(&self, place: Place<'_>) -> SetAside {
+    /// Sets the item aside, in ASCII: the server may have refused the text as such, and takes it no better
+    /// here.
+    fn set_aside(&self, place: ItemRef<'_>) -> SetAside {
         let mut aside = set_aside(place.message, place.index, self.reason, &self.detail());
         spell_in_ascii(&mut aside);
         aside
@@ -76,7 +77,7 @@ impl Refusal {
     }
 }
 
-/// For a server that may refuse other characters.
+/// Spells an item in ASCII, for a server that may refuse other characters.
 pub fn spell_in_ascii(aside: &mut SetAside) {
     aside.json = escape(&aside.json);
     aside.detail = in_ascii(&aside.detail);
@@ -86,7 +87,7 @@ fn in_ascii(text: &str) -> String {
     text.chars().map(|character| if character.is_ascii() { character } else { '?' }).collect()
 }
 
-/// The same JSON, spelt without anything but ASCII, which stands in strings only.
+/// Spells the same JSON in ASCII; other characters stand in strings only.
 fn escape(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for character in json.chars() {
@@ -101,39 +102,39 @@ fn escape(json: &str) -> String {
     escaped
 }
 
-/// A plan of which the server may not take all.
-pub struct Rest<'p, 'm> {
+/// A plan that the server may not take as a whole.
+pub struct PlanToIsolate<'p, 'm> {
     pub plan: &'p Plan<'m>,
-    /// Its items, in the order in which they are tried.
-    pub places: Vec<Place<'m>>,
+    /// Items of the plan, in the order in which they are tried.
+    pub places: Vec<ItemRef<'m>>,
     pub search: Search,
-    /// Of the whole transaction.
+    /// Time limit of the whole transaction.
     pub limit: Duration,
 }
 
-impl Rest<'_, '_> {
-    /// Applies it without the items that the server does not take; those are set aside.
+impl PlanToIsolate<'_, '_> {
+    /// Applies the plan without the items that the server refuses; those are set aside.
     pub async fn take_effect(
         &self,
         connection: &mut PgConnection,
-        known: &Known,
+        known: &KnownState,
         applied: &mut Applied,
-    ) -> Result<Learned, Failure> {
+    ) -> Result<NewlyKnown, PgFailure> {
         let Self { plan, places, search, limit } = self;
         let (begin, time_max) = (Instant::now(), SEARCH_TIME_MAX.min(*limit / 2));
-        let (mut learned, mut probes) = (Learned::default(), 0);
+        let (mut newly_known, mut probes) = (NewlyKnown::default(), 0);
         let mut aside: Vec<(Refusal, SetAside)> = Vec::new();
-        // The next one is the last of these.
-        let mut parts: Vec<&[Place<'_>]> = vec![places];
+        // The next part is the last of these.
+        let mut parts: Vec<&[ItemRef<'_>]> = vec![places];
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
             probes += 1;
             if probes > PROBES_MAX || begin.elapsed() > time_max {
                 return Err(give_up("it refuses a batch, and the search for the reason took too long"));
             }
             match (try_part(connection, known, &plan.part(part), *search).await?, part) {
-                (Ok((part_applied, part_learned)), _) => {
+                (Ok((part_applied, part_known)), _) => {
                     applied.absorb(part_applied);
-                    learned.absorb(part_learned);
+                    newly_known.absorb(part_known);
                 }
                 (Err(refusal), [place]) => {
                     if *search == Search::Refused {
@@ -152,29 +153,29 @@ impl Rest<'_, '_> {
             tracing::warn!(items = aside.len(), ?codes, probes, "store refused items of a batch");
         }
         let aside: Vec<SetAside> = aside.into_iter().map(|(_, aside)| aside).collect();
-        ledger::bury(connection, &aside).await?;
+        ledger::insert_dead_letters(connection, &aside).await?;
         applied.set_aside.extend(aside);
-        Ok(learned)
+        Ok(newly_known)
     }
 }
 
-/// The server's answer to a part: what came of it, or why it takes it not.
+/// Tries a part: returns its effects, or the reason why the server refuses it.
 async fn try_part(
     connection: &mut PgConnection,
-    known: &Known,
+    known: &KnownState,
     part: &Plan<'_>,
     search: Search,
-) -> Result<Result<(Applied, Learned), Refusal>, Failure> {
+) -> Result<Result<(Applied, NewlyKnown), Refusal>, PgFailure> {
     let mut savepoint = connection.begin().await?;
     let mut applied = Applied::default();
-    // What overflows is known at once.
+    // Increments that overflow are known at once.
     let outcome = take_effect(&mut savepoint, known, part, Path::Exact, &mut applied).await;
-    match outcome.map_err(Failure::of_batch) {
-        Ok(learned) => {
+    match outcome.map_err(PgFailure::of_batch) {
+        Ok(newly_known) => {
             savepoint.commit().await?;
-            Ok(Ok((applied, learned)))
+            Ok(Ok((applied, newly_known)))
         }
-        Err(Failure::Refused { code, message }) => {
+        Err(PgFailure::Refused { code, message }) => {
             savepoint.rollback().await?;
             Ok(Err(Refusal { reason: Reason::RefusedByStore, code, message }))
         }
@@ -188,8 +189,8 @@ async fn try_part(
     }
 }
 
-/// Before one more is set aside with the same code.
-fn check_share(refused: &[(Refusal, SetAside)], refusal: &Refusal, items: usize) -> Result<(), Failure> {
+/// Checks that one more item may be set aside with the same code.
+fn check_share(refused: &[(Refusal, SetAside)], refusal: &Refusal, items: usize) -> Result<(), PgFailure> {
     let alike = refused.iter().filter(|(other, _)| other.code == refusal.code).count();
     if alike < REFUSED_FEW.max(items / REFUSED_SHARE) {
         return Ok(());
@@ -198,8 +199,8 @@ fn check_share(refused: &[(Refusal, SetAside)], refusal: &Refusal, items: usize)
     Err(give_up(&format!("it refuses more than {alike} of {items} items alike: {detail}")))
 }
 
-pub fn give_up(why: &str) -> Failure {
-    Failure::GaveUp(why.to_owned())
+pub fn give_up(why: &str) -> PgFailure {
+    PgFailure::GaveUp(why.to_owned())
 }
 
 #[cfg(test)]

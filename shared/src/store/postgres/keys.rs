@@ -1,4 +1,4 @@
-//! Keys of keyed writes: which of them this transaction is the first to process.
+//! Keys of keyed writes: the keys of which this transaction is the first to process an item.
 use std::collections::HashSet;
 
 use sqlx::PgConnection;
@@ -6,14 +6,15 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::columns::{fingerprint, from_ms, item};
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::message::Message;
 use crate::runtime::clock;
+use crate::store::rules::ledger::PrunedKeys;
 use crate::store::rules::plan::{self, Earlier};
 
 /// Enters the keys of messages that are new, and returns those that were there before. Another
 /// transaction that holds the same key is waited for: it may have been the first.
-pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<Earlier, Failure> {
+pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<Earlier, PgFailure> {
     let keys = plan::keys(fresh);
     if keys.is_empty() {
         return Ok(Earlier::new());
@@ -40,35 +41,26 @@ pub async fn enter(connection: &mut PgConnection, fresh: &[&Message]) -> Result<
     let rows = sqlx::query!("select id, fingerprint from keyed_writes where id = any($1)", &missing);
     let rows = rows.fetch_all(connection).await?;
     if rows.len() < missing.len() {
-        return Err(Failure::Vanished("a key"));
+        return Err(PgFailure::Vanished("a key"));
     }
     rows.into_iter().map(|row| Ok((item(row.id)?, fingerprint(&row.fingerprint)?))).collect()
 }
 
-/// Where a key stands among all, by age.
-pub type Place = (OffsetDateTime, Uuid);
+/// Position of a key among all, by age.
+pub type PgKeyPosition = (OffsetDateTime, Uuid);
 
-/// What came of a look at some keys.
-pub struct Pruned {
-    pub rows: u64,
-    /// The last one that was looked at, deleted or not; `None` when there was none.
-    pub last: Option<Place>,
-    /// There may be more behind it.
-    pub more: bool,
-}
-
-/// Looks at `rows_max` keys behind `after` that were entered before `before`, and deletes them: along
-/// an index that leaves the keys of documents out, whose kind stands in their bits. Those with a dead
-/// letter stay: it is a subquery, because a join might read all dead letters. They are not met again,
-/// so that each call looks at as many keys as it may, however many are held back: a key whose dead
-/// letter goes is renewed, or goes with it.
+/// Looks at `rows_max` keys behind `after` that were entered before `before`, and deletes them, along an
+/// index without the keys of documents, which are known by the kind in their bits. Keys with a dead letter
+/// stay: it is a subquery, because a join might read all dead letters. They are not met again, so that each
+/// call looks at as many keys as it may, even when many are held back: when its dead letter goes, a key
+/// is renewed or goes with it.
 pub async fn prune(
     connection: &mut PgConnection,
     before: OffsetDateTime,
-    after: Option<Place>,
+    after: Option<PgKeyPosition>,
     rows_max: i64,
-) -> Result<Pruned, Failure> {
-    // Where clocks were put back the bound went back, too, and keys may have been entered behind it.
+) -> Result<PrunedKeys<PgKeyPosition>, PgFailure> {
+    // After clocks were put back the bound is lower, too, and keys may have been entered behind it.
     let after = after.filter(|(at, _)| *at < before);
     let (after_at, after_id) = after.unwrap_or((OffsetDateTime::UNIX_EPOCH, Uuid::nil()));
     let pruned = sqlx::query!(
@@ -90,18 +82,19 @@ pub async fn prune(
         rows_max
     );
     let Some(pruned) = pruned.fetch_optional(connection).await? else {
-        return Ok(Pruned { rows: 0, last: None, more: false });
+        return Ok(PrunedKeys { rows: 0, last: None, more: false });
     };
-    Ok(Pruned {
+    Ok(PrunedKeys {
         rows: pruned.gone.unsigned_abs(),
         last: Some((pruned.applied_at, pruned.id)),
         more: pruned.looked_at >= rows_max,
     })
 }
 
-/// Keys of dead letters that this transaction applied are as old as that: without its row nothing else
-/// holds a key back. The later of two clocks counts, as one may be behind. Nobody waits for these rows: each belongs to a dead letter that is locked.
-pub async fn renew(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
+/// Renews the keys of dead letters that this transaction applied: without the dead letter only their age
+/// keeps them from being pruned. The later of two clocks counts, as one may be behind. No transaction waits
+/// for these rows: each belongs to a dead letter that is locked.
+pub async fn renew(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), PgFailure> {
     if !ids.is_empty() {
         let renewed = sqlx::query!(
             "update keyed_writes set applied_at = greatest(applied_at, clock_timestamp(), $2) where id = any($1)",
@@ -114,7 +107,7 @@ pub async fn renew(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Fa
 }
 
 /// Deletes the keys of documents that this transaction deleted.
-pub async fn forget(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Failure> {
+pub async fn forget(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), PgFailure> {
     if !ids.is_empty() {
         sqlx::query!("delete from keyed_writes where id = any($1)", ids).execute(connection).await?;
     }

@@ -1,6 +1,6 @@
-//! The rows that say what became of a message: its ledger row, and a dead letter for each of its
-//! items that could not be applied; and the floor, below which ledger rows were dropped. Nothing
-//! here decides what becomes of it.
+//! Rows that record the outcome of a message: its ledger row, and a dead letter for each of its items that
+//! could not be applied; and the floor, below which ledger rows were dropped. The outcome itself is decided
+//! elsewhere.
 use std::collections::HashSet;
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
@@ -8,24 +8,24 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::columns::from_ms;
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::id::MessageId;
 use crate::model::message::Message;
 use crate::model::outcome::SetAside;
 use crate::store::rules::ledger;
 
-/// Writes the ledger rows and returns the messages that had none, in the order of the batch, and
-/// which of them lie at or below the floor. Another transaction that holds the same id is waited for.
+/// Writes the ledger rows. Returns the messages that had none, in the order of the batch, and the ids
+/// among them at or below the floor. Another transaction that holds the same id is waited for.
 ///
 /// The floor is read by the statement that inserts. A partition is detached before it is dropped, which waits
-/// for who may still insert into it, and only then is the floor raised for the last time: either the row
-/// that this inserts is there when that is done, or there is no partition for it. The next one for that
-/// day is made after the drop, and who inserts there sees the floor raised
+/// for the transactions that may still insert into it, and only then is the floor raised for the last time.
+/// Either the row that this inserts is there when that is done, or there is no partition for it. The next
+/// partition for that day is made after the drop, and a transaction that inserts there sees the floor raised
 /// (`a_message_that_comes_while_its_day_is_dropped_is_applied_once_or_set_aside`).
 pub async fn enter<'a>(
     connection: &mut PgConnection,
     batch: &[&'a Message],
-) -> Result<(Vec<&'a Message>, HashSet<MessageId>), Failure> {
+) -> Result<(Vec<&'a Message>, HashSet<MessageId>), PgFailure> {
     let mut rows: Vec<_> = batch.iter().map(|message| (message.id.as_uuid(), &message.digest[..])).collect();
     rows.sort_unstable();
     let (ids, digests): (Vec<Uuid>, Vec<&[u8]>) = rows.into_iter().unzip();
@@ -51,13 +51,13 @@ pub async fn enter<'a>(
     Ok((fresh, too_old))
 }
 
-/// The last id whose row was dropped; nil while none was.
-pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, Failure> {
+/// Reads the last id that lost its row; nil while none was.
+pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, PgFailure> {
     Ok(sqlx::query_scalar!("select id from ledger_floor where one").fetch_one(connection).await?)
 }
 
 /// Raises the floor to the last id in a partition of the ledger.
-pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Result<(), Failure> {
+pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Result<(), PgFailure> {
     let raise = format!(
         "update ledger_floor set id = greatest(ledger_floor.id, last.id)
          from (select id from {partition} order by id desc limit 1) as last where one and ledger_floor.id < last.id"
@@ -66,9 +66,12 @@ pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Resu
     Ok(())
 }
 
-/// Writes dead letters. One that is there already, from a message that outlived its ledger row,
+/// Writes dead letters. A dead letter that is there already, from a message that outlived its ledger row,
 /// stays as it is.
-pub async fn bury(connection: &mut PgConnection, set_aside: &[SetAside]) -> Result<(), Failure> {
+pub async fn insert_dead_letters(
+    connection: &mut PgConnection,
+    set_aside: &[SetAside],
+) -> Result<(), PgFailure> {
     if set_aside.is_empty() {
         return Ok(());
     }

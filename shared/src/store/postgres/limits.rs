@@ -1,49 +1,49 @@
-//! Limits that the server keeps by itself when the client has gone without a word: a statement ends, a
-//! transaction that hears nothing ends and its locks with it, and a wait for a lock ends early enough
-//! for another attempt.
+//! Limits that the server keeps by itself when the client has vanished: a statement ends, a transaction
+//! without a further statement ends and its locks with it, and a wait for a lock ends early enough for
+//! another attempt.
 //!
-//! A connection that is ours has them from its start: a read needs no further round trip. One behind a
-//! pooler may lead to another session with each transaction, so each transaction sets them, and no
-//! statement runs outside of one: the client library prepares in one round trip what it executes in the
-//! next. What others prepared in a session is forgotten first, because the names may be the same.
+//! A connection without a pooler has them from its start: a read needs no further round trip. One behind a
+//! pooler may lead to another session with each transaction, so each transaction sets them, and no statement
+//! runs outside of one: the client library prepares in one round trip and executes in the next. Statements
+//! that other clients prepared in a session are forgotten first, because the names may be the same.
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::schema::Schema;
 use crate::config;
 use crate::store::StoreError;
 
-/// A commit is followed by an acknowledgement: it must survive the server's crash even where the
-/// server, the database or the role says `off`.
+/// Setting for commits. A commit is followed by an acknowledgement: it must survive the server's crash even
+/// where the server, the database or the role says `off`.
 pub const COMMITS: (&str, &str) = ("synchronous_commit", "on");
 
-/// Statements look things up by key. A plan that was kept from when a partition was almost empty
-/// would read all of it for each key, until somebody analyses it. Where there is no other way,
-/// reading a table then looks so expensive that it would be compiled first.
+/// Settings for plans. Statements look rows up by key. A plan that was kept from when a partition was almost
+/// empty would read all of it for each key, until it is analysed. Where there is no other way, reading a
+/// table then looks so expensive that it would be compiled first.
 const PLANS: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
 
-/// Stricter levels, should they be a default somewhere, would only fail more often, and see nothing
-/// of what was committed while a lock was waited for.
+/// Beginning of a transaction. Stricter levels, should they be a default somewhere, would only fail more
+/// often, and not see rows that were committed while a lock was waited for.
 const LEVEL: &str = "begin isolation level read committed";
 
-/// Any number that nothing else uses; the same in every build.
+/// Any number that no other lock uses; the same in every build.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7919;
 
 /// Kind of an operation, which decides its connections and its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Finds what it is asked for by key; one transaction.
+    /// Finds rows by key; one transaction.
     Read,
-    /// A read that a client can make slow: those have a share of the connections.
+    /// A read that a client can make slow: such reads have a share of the connections.
     List,
     /// Begins transactions of its own, by [`begin`](super::session::begin).
     Write,
 }
 
-/// How long an operation may take.
+/// Class and time limit of an operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     pub class: Class,
@@ -55,13 +55,13 @@ impl Limit {
         Self { class, time: Duration::from_millis(time_ms) }
     }
 
-    /// The same class with another time.
+    /// Returns the same class with another time.
     pub fn within(self, time: Duration) -> Self {
         Self { time, ..self }
     }
 }
 
-/// In milliseconds.
+/// Limits of statements in milliseconds.
 pub struct Limits {
     read_ms: u64,
     write_ms: u64,
@@ -72,8 +72,8 @@ impl Limits {
         Self { read_ms: config.read_timeout_ms.max(1), write_ms: config.write_timeout_ms.max(1) }
     }
 
-    /// Sessions begin with the limit of reads, because a read that nobody waits for any more must not go
-    /// on.
+    /// Returns the settings of a session. It begins with the limit of reads, because a read must not go
+    /// on after its caller gave up.
     pub fn of_session(&self) -> Vec<(&'static str, String)> {
         let plans = PLANS.map(|(name, value)| (name, value.to_owned()));
         let mut options =
@@ -90,14 +90,14 @@ impl Limits {
         ]
     }
 
-    /// On connections that have the limits of a session.
+    /// Returns the beginnings of transactions on connections that have the limits of a session.
     pub fn begin(&self) -> Begin {
         let write = format!("{LEVEL}; set local statement_timeout = {}", self.write_ms);
         let alone = format!("set statement_timeout = {}", (self.write_ms / 4).max(1));
         Begin { read: None, write, write_ms: self.write_ms, alone: Some(alone) }
     }
 
-    /// On connections to a pooler.
+    /// Returns the beginnings of transactions on connections to a pooler.
     pub fn begin_pooled(&self) -> Begin {
         let fixed = [COMMITS].into_iter().chain(PLANS).map(|(name, value)| (name, value.to_owned()));
         let settings =
@@ -110,8 +110,8 @@ impl Limits {
     }
 }
 
-/// A pooler may leave out what a session begins with, and say nothing.
-async fn is_ours(connection: &mut PgConnection) -> Result<(), Failure> {
+/// Checks that the session has its settings, which a pooler may leave out without an error.
+async fn is_ours(connection: &mut PgConnection) -> Result<(), PgFailure> {
     let is_ours = sqlx::query_scalar!(r#"select current_setting('forebay.session', true) = 'on' as "is?""#);
     if is_ours.fetch_one(connection).await? == Some(true) {
         return Ok(());
@@ -120,18 +120,19 @@ async fn is_ours(connection: &mut PgConnection) -> Result<(), Failure> {
     Err(StoreError::Unavailable(lost.into()).into())
 }
 
-/// How transactions begin, in one round trip.
+/// Beginnings of transactions, in one round trip.
 pub struct Begin {
-    /// `None`: reads need no transaction.
+    /// Beginning of a read; `None` when reads need no transaction.
     read: Option<String>,
     pub write: String,
     write_ms: u64,
-    /// Limits the statement that comes next, outside of a transaction; nothing can behind a pooler.
+    /// Limit for the statement that comes next, outside of a transaction; none behind a pooler.
     pub alone: Option<String>,
 }
 
 impl Begin {
-    /// A transaction that writes, with `limit` for each statement and half of it for each lock at most.
+    /// Returns the beginning of a transaction that writes, with `limit` for each statement and half of it for
+    /// each lock at most.
     pub fn within(&self, limit: Duration) -> String {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).clamp(2, self.write_ms.max(2));
         let lock_ms = (self.write_ms / 4).min(limit_ms / 2).max(1);
@@ -140,9 +141,14 @@ impl Begin {
     }
 
     /// Runs the work of an operation, within a transaction where it needs one and begins none itself.
-    pub async fn run<T, F>(&self, class: Class, connection: &mut PgConnection, work: F) -> Result<T, Failure>
+    pub async fn run<T, F>(
+        &self,
+        class: Class,
+        connection: &mut PgConnection,
+        work: F,
+    ) -> Result<T, PgFailure>
     where
-        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, Failure>>,
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, PgFailure>>,
     {
         match &self.read {
             Some(read) if class != Class::Write => {
@@ -155,7 +161,7 @@ impl Begin {
         }
     }
 
-    pub async fn verify(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), Failure> {
+    pub async fn verify(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), PgFailure> {
         if schema.is_verified() {
             return Ok(());
         }
@@ -169,8 +175,8 @@ impl Begin {
         verified
     }
 
-    /// Behind a pooler all that is missing is one transaction, whose lock outlives that of the library.
-    pub async fn migrate(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), Failure> {
+    /// Migrates the schema. Behind a pooler it does so in one transaction; its lock outlives the library's.
+    pub async fn migrate(&self, schema: &Schema, connection: &mut PgConnection) -> Result<(), PgFailure> {
         if self.read.is_none() {
             return schema.migrate(connection).await;
         }

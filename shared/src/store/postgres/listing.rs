@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::columns::{fingerprint, item, to_ms};
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::id::ItemKey;
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 
@@ -23,7 +23,7 @@ struct DocumentRow {
 }
 
 impl DocumentRow {
-    fn read(self) -> Result<Stored, Failure> {
+    fn read(self) -> Result<Stored, PgFailure> {
         let Some(data) = self.data else { return Ok(Stored::Deleted) };
         Ok(Stored::Document(Document {
             id: item(self.id.unwrap_or(self.place))?,
@@ -39,7 +39,7 @@ pub async fn document(
     connection: &mut PgConnection,
     collection: &str,
     id: ItemKey,
-) -> Result<Option<Stored>, Failure> {
+) -> Result<Option<Stored>, PgFailure> {
     let row = if id.is_keyed() {
         let row = sqlx::query_as!(
             DocumentRow,
@@ -51,7 +51,7 @@ pub async fn document(
         );
         row.fetch_optional(connection).await?
     } else {
-        // What stands under the place of a keyed document is not found by that.
+        // The row under the place of a keyed document is not found by that place.
         let row = sqlx::query_as!(
             DocumentRow,
             r#"select place, id, data, accepted_at, null::bytea as "fingerprint?"
@@ -69,7 +69,7 @@ pub async fn page(
     connection: &mut PgConnection,
     page: &DocumentPage,
     search_time_max: Duration,
-) -> Result<DocumentsFound, Failure> {
+) -> Result<DocumentsFound, PgFailure> {
     if !page.filters.is_empty() {
         return search(connection, page, search_time_max).await;
     }
@@ -91,7 +91,7 @@ pub async fn page(
 }
 
 /// A step of the search that found a document, or at which it stopped.
-struct Step {
+struct SearchStep {
     place: Uuid,
     id: Option<Uuid>,
     data: Option<String>,
@@ -101,20 +101,20 @@ struct Step {
     is_stopped: bool,
 }
 
-/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place
-/// at or before the one reached. As many filters in a row that agree on a place have found a document.
-/// So the rarest filter decides how many steps there are.
+/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place at or
+/// before the one reached. A document is found when all filters in a row agree on a place. So the rarest
+/// filter decides how many steps there are.
 ///
 /// A search that stops has decided at least one place, which takes as many steps as there are filters.
 async fn search(
     connection: &mut PgConnection,
     page: &DocumentPage,
     time_max: Duration,
-) -> Result<DocumentsFound, Failure> {
+) -> Result<DocumentsFound, PgFailure> {
     let (fields, values): (Vec<&str>, Vec<&str>) =
         page.filters.iter().map(|(field, value)| (&**field, &**value)).unzip();
     let steps = sqlx::query_as!(
-        Step,
+        SearchStep,
         r#"with recursive walk as (
                select 0 as step, $4::uuid as place, cardinality($2::text[]) as agreed, 0 as found,
                       null::uuid as passed, false as is_stopped
@@ -162,7 +162,7 @@ async fn search(
     );
     let mut found = DocumentsFound::default();
     for step in steps.fetch_all(connection).await? {
-        let Step { place, id, data, accepted_at, fingerprint, decided, is_stopped } = step;
+        let SearchStep { place, id, data, accepted_at, fingerprint, decided, is_stopped } = step;
         if let Some(accepted_at) = accepted_at {
             let row = DocumentRow { place, id, data, accepted_at, fingerprint };
             found.documents.extend(row.read()?.into_document());

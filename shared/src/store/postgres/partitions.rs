@@ -1,8 +1,8 @@
-//! Partitions, one per day, made by whoever first needs one: of the ledger by the time of ids, of
+//! Partitions, one per day, made by the first process that needs one: of the ledger by the time of ids, of
 //! points by the time at which they were accepted, of minute rollups by their own.
 //!
-//! A redelivery after a long outage needs an old day, a replica with a fast clock one that has not
-//! come. No message waits for a scheduled job, and none is set aside for want of a partition
+//! A redelivery after a long outage needs an old day, a replica with a fast clock one that has not come. No
+//! message waits for a scheduled job, and none is set aside for want of a partition
 //! (`a_message_of_any_day_finds_its_partition`).
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
@@ -10,13 +10,13 @@ use std::sync::{Mutex, MutexGuard};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::days::{Day, Table};
-use super::failure::{Failure, corrupt};
-use super::retire::{self, State};
+use super::failure::{PgFailure, corrupt};
+use super::retire::{self, PartitionState};
 use super::session::begin;
 
-/// Any number that nothing else uses; the same in every build.
+/// Any number that no other lock uses; the same in every build.
 const ADVISORY_LOCK: i64 = 0x666f_7265_6261_7901;
-/// Days remembered. Batches are about today; more than a few days mean a backlog.
+/// Maximum of days remembered. Batches are about today; more than a few days mean a backlog.
 const KNOWN_DAYS_MAX: usize = 1_000;
 
 /// The partitions that are known to exist.
@@ -26,8 +26,8 @@ pub struct Partitions {
 }
 
 impl Partitions {
-    /// Makes those that are missing, each in a transaction of its own.
-    pub async fn ensure(&self, connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), Failure> {
+    /// Makes the missing partitions, each in a transaction of its own.
+    pub async fn ensure(&self, connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), PgFailure> {
         let missing: Vec<Day> = days.difference(&self.known()).copied().collect();
         for day in missing {
             create(connection, day).await?;
@@ -40,7 +40,7 @@ impl Partitions {
         Ok(())
     }
 
-    /// To be called when the server misses one: somebody dropped it.
+    /// Forgets all partitions. Called when the server misses one, because another program dropped it.
     pub fn forget(&self) {
         self.known().clear();
     }
@@ -50,21 +50,21 @@ impl Partitions {
     }
 }
 
-/// Made apart and then attached: that takes no lock against readers and writers of the table,
-/// whereas `create table … partition of` would wait for a running backup, and everybody for it
-/// (`a_partition_is_made_beside_a_running_backup`). A day that is being forgotten is forgotten first.
-async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), Failure> {
+/// Makes a partition by itself and then attaches it. That takes no lock against readers and writers of the
+/// table, whereas `create table … partition of` would wait for a running backup, and all others for it
+/// (`a_partition_is_made_beside_a_running_backup`). A day that is half dropped is dropped first.
+async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), PgFailure> {
     let (parent, name) = (table.name(), table.partition(day));
     let (from, to) = table.bounds(day);
     let mut transaction = begin(connection).await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", ADVISORY_LOCK).execute(&mut *transaction).await?;
     let mut state = retire::state(&mut transaction, table, &name).await?;
-    if matches!(state, State::Pending | State::Detached) {
+    if matches!(state, PartitionState::Pending | PartitionState::Detached) {
         retire::finish(&mut transaction, table, &name, state).await?;
-        state = State::Missing;
+        state = PartitionState::Missing;
     }
-    if state == State::Foreign {
-        // An owner may have detached it to keep it: what it holds must not come back by itself.
+    if state == PartitionState::Foreign {
+        // An owner may have detached it to keep it: its rows must not come back by themselves.
         let holds = AssertSqlSafe(format!("select exists (select from {name})"));
         if sqlx::query_scalar::<_, bool>(holds).fetch_one(&mut *transaction).await? {
             return Err(corrupt(&format!(
@@ -72,11 +72,11 @@ async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), 
             )));
         }
     }
-    if state == State::Missing {
+    if state == PartitionState::Missing {
         let create = format!("create table {name} (like {parent} including all){}", table.settings());
         transaction.execute(AssertSqlSafe(create)).await?;
     }
-    if state != State::Attached {
+    if state != PartitionState::Attached {
         let attach =
             format!("alter table {parent} attach partition {name} for values from ({from}) to ({to})");
         transaction.execute(AssertSqlSafe(attach)).await?;
@@ -85,14 +85,14 @@ async fn create(connection: &mut PgConnection, (table, day): Day) -> Result<(), 
     Ok(())
 }
 
-/// Names of partitions of days before `day`, from the oldest on, `limit` at most; those that are being
-/// retired with them.
+/// Lists the names of partitions of days before `day`, from the oldest on, `limit` at most, including those
+/// that are being retired.
 pub async fn older(
     connection: &mut PgConnection,
     table: Table,
     day: i64,
     limit: usize,
-) -> Result<Vec<String>, Failure> {
+) -> Result<Vec<String>, PgFailure> {
     // Names of one length, which ends in the date, are in the order of their days.
     let rows = sqlx::query_scalar!(
         r#"select relname::text as "name!" from pg_class left join pg_inherits on inhrelid = pg_class.oid

@@ -6,24 +6,24 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::columns::from_ms;
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::write::Point;
-use crate::store::rules::plan::Task;
+use crate::store::rules::plan::PlannedWrite;
 
-/// Types remembered. Those beyond are asked for in each batch.
+/// Maximum of types remembered. Further types are read in each batch.
 const TYPES_MAX: usize = 100_000;
 
 /// Numbers of types by name.
 pub type TypeIds = HashMap<Arc<str>, i32>;
 
-/// Types whose row is known to be committed; rows are never deleted.
+/// Types with a row that is known to be committed; rows are never deleted.
 #[derive(Debug, Default)]
 pub struct KnownTypes {
     ids: Mutex<TypeIds>,
 }
 
 impl KnownTypes {
-    /// To be called after the commit.
+    /// Remembers types. To be called after the commit.
     pub fn remember(&self, types: &TypeIds) {
         let mut known = self.known();
         if types.keys().all(|name| known.contains_key(name)) {
@@ -40,12 +40,12 @@ impl KnownTypes {
     }
 }
 
-/// The types of a batch, with rows for those that are new. Most batches ask the server nothing.
+/// Returns the types of a batch, with rows for new ones. Most batches ask the server for none.
 pub async fn types(
     connection: &mut PgConnection,
     known: &KnownTypes,
-    points: &[Task<'_, Point>],
-) -> Result<TypeIds, Failure> {
+    points: &[PlannedWrite<'_, Point>],
+) -> Result<TypeIds, PgFailure> {
     let names: BTreeSet<&str> = points.iter().map(|task| &*task.write.kind).collect();
     let mut types = TypeIds::with_capacity(names.len());
     let mut unknown: Vec<&str> = Vec::new();
@@ -58,7 +58,7 @@ pub async fn types(
             }
         }
     }
-    // Asked for before they are inserted: each attempt to insert uses up a number.
+    // Read before they are inserted: each attempt to insert uses up a number.
     types.extend(stored(connection, &unknown).await?);
     unknown.retain(|name| !types.contains_key(*name));
     if unknown.is_empty() {
@@ -74,12 +74,12 @@ pub async fn types(
     // Also those that another transaction inserted meanwhile, for which the statement has waited.
     types.extend(stored(connection, &unknown).await?);
     if unknown.iter().any(|name| !types.contains_key(*name)) {
-        return Err(Failure::Vanished("a metric type"));
+        return Err(PgFailure::Vanished("a metric type"));
     }
     Ok(types)
 }
 
-async fn stored(connection: &mut PgConnection, names: &[&str]) -> Result<TypeIds, Failure> {
+async fn stored(connection: &mut PgConnection, names: &[&str]) -> Result<TypeIds, PgFailure> {
     if names.is_empty() {
         return Ok(TypeIds::new());
     }
@@ -87,12 +87,12 @@ async fn stored(connection: &mut PgConnection, names: &[&str]) -> Result<TypeIds
     Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (row.name.into(), row.id)).collect())
 }
 
-/// Inserts the raw rows. Nothing makes them unique but the ledger.
+/// Inserts the raw rows. Only the ledger keeps them from being inserted twice.
 pub async fn insert(
     connection: &mut PgConnection,
     types: &TypeIds,
-    points: &[Task<'_, Point>],
-) -> Result<(), Failure> {
+    points: &[PlannedWrite<'_, Point>],
+) -> Result<(), PgFailure> {
     let accepted: Vec<OffsetDateTime> =
         points.iter().map(|task| from_ms(task.message.accepted_at_ms)).collect();
     let ids: Vec<i32> = points.iter().map(|task| types[&*task.write.kind]).collect();

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::columns::{self, to_ms};
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::outcome::{Counter, ItemStatus};
 use crate::store::rules::ledger;
@@ -28,7 +28,7 @@ impl From<CounterRow> for Counter {
     }
 }
 
-pub async fn counter(connection: &mut PgConnection, name: &str) -> Result<Option<Counter>, Failure> {
+pub async fn counter(connection: &mut PgConnection, name: &str) -> Result<Option<Counter>, PgFailure> {
     let row = sqlx::query_as!(
         CounterRow,
         "select name, value, version, updated_at from counters where name = $1",
@@ -37,7 +37,7 @@ pub async fn counter(connection: &mut PgConnection, name: &str) -> Result<Option
     Ok(row.fetch_optional(connection).await?.map(Counter::from))
 }
 
-pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Counter>, Failure> {
+pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Counter>, PgFailure> {
     let rows = sqlx::query_as!(
         CounterRow,
         "select name, value, version, updated_at from counters
@@ -53,7 +53,10 @@ pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<
 }
 
 /// Names of metric types, bytewise.
-pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Arc<str>>, Failure> {
+pub async fn metric_types(
+    connection: &mut PgConnection,
+    bounds: &Bounds,
+) -> Result<Vec<Arc<str>>, PgFailure> {
     let names = sqlx::query_scalar!(
         "select name from metric_types
          where name <> $1 and name >= $2 and name < $3
@@ -67,14 +70,15 @@ pub async fn metric_types(connection: &mut PgConnection, bounds: &Bounds) -> Res
     Ok(names.fetch_all(connection).await?.into_iter().map(Arc::from).collect())
 }
 
-/// One statement, so that all tables and the floor are seen at the same moment: a row per item, by
-/// its number, and a row per message that was applied. Items get a subquery each, because the planner would
-/// read a whole table for a join. Messages are named as a list and by its ends, because a plan that
-/// is kept prunes partitions by single values only (`fates_are_looked_up_by_key_however_many_are_asked_for`).
+/// Reads the statuses of items in one statement, so that all tables and the floor are seen at the same
+/// moment: a row per item, by its number, and a row per message that was applied. Items get a subquery each,
+/// because the planner would read a whole table for a join. Messages are named as a list and by its ends,
+/// because a plan that is kept prunes partitions by single values only
+/// (`fates_are_looked_up_by_key_however_many_are_asked_for`).
 pub async fn item_statuses(
     connection: &mut PgConnection,
     items: &[ItemKey],
-) -> Result<Vec<Option<ItemStatus>>, Failure> {
+) -> Result<Vec<Option<ItemStatus>>, PgFailure> {
     let ids: Vec<Uuid> = items.iter().map(|item| item.as_uuid()).collect();
     let messages: BTreeSet<MessageId> = items.iter().filter_map(|item| item.message()).collect();
     let messages: Vec<Uuid> = messages.into_iter().map(MessageId::as_uuid).collect();
@@ -119,7 +123,7 @@ pub async fn item_statuses(
     Ok(statuses)
 }
 
-pub async fn now_ms(connection: &mut PgConnection) -> Result<i64, Failure> {
+pub async fn now_ms(connection: &mut PgConnection) -> Result<i64, PgFailure> {
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(connection).await?;
     Ok(to_ms(now))
 }

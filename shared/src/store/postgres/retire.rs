@@ -1,33 +1,33 @@
 //! Takes old partitions away while writers go on.
 //!
-//! `drop table` of a partition waits for everybody that has its table open, and everybody for it: beside
-//! three writers without a gap it never comes. So a partition is marked, detached `concurrently`, which
-//! waits for those that had begun and lets others pass, and dropped as a table by itself. Each step is
-//! committed. Whoever finds a partition that was left between two of them goes on from there: the
-//! next housekeeping, or a writer that needs the day (`partitions`).
+//! `drop table` of a partition waits for all transactions that have its table open, and all later ones wait
+//! for it: beside three writers without a gap it never comes. So a partition is marked, detached
+//! `concurrently`, which waits for transactions that had begun and lets others pass, and dropped as a table
+//! by itself. Each step is committed. A partition that was left between two steps is finished by the next
+//! housekeeping, or by a writer that needs the day (`partitions`).
 //!
-//! Of the ledger the floor is raised with the mark, so that readers miss nothing, and once more before
-//! the drop, by what was entered in between: docs/decisions/0010-floor-and-retention.md.
+//! For the ledger the floor is raised with the mark, so that readers miss no row, and once more before the
+//! drop, by the rows that were entered in between: docs/decisions/0010-floor-and-retention.md.
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::days::Table;
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::ledger;
 use super::session::{alone, begin};
 
-/// The comment on a partition that is to go: detached, it is one that nobody keeps.
+/// Comment on a partition that is to go. A detached partition with it is not kept by an owner.
 pub const MARK: &str = "forebay: being dropped";
 
-/// How long the transactions that use a table are waited for before a partition of it is detached: a
-/// detached day has no place for what comes late, so it must not wait for a backup.
+/// Time to wait for the transactions that use a table before a partition of it is detached. A detached day
+/// has no place for late rows, so it must not wait for a backup.
 const USERS_TIME_MAX: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// State of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum PartitionState {
     Missing,
     Attached,
     /// Being detached, or left in the middle of that.
@@ -42,13 +42,17 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retired {
     Dropped,
-    /// Somebody used it for longer than this waits, or was at it, too.
+    /// Others used it for longer than this waits, or retired it at the same time.
     InUse,
     /// Another process does the housekeeping.
     Elsewhere,
 }
 
-pub async fn state(connection: &mut PgConnection, table: Table, name: &str) -> Result<State, Failure> {
+pub async fn state(
+    connection: &mut PgConnection,
+    table: Table,
+    name: &str,
+) -> Result<PartitionState, PgFailure> {
     let found = sqlx::query!(
         r#"select to_regclass($1) is not null as "is_there!", inhdetachpending as "is_pending?",
                coalesce(obj_description(to_regclass($1), 'pg_class') = $3, false) as "is_marked!"
@@ -60,21 +64,21 @@ pub async fn state(connection: &mut PgConnection, table: Table, name: &str) -> R
     );
     let found = found.fetch_one(connection).await?;
     Ok(match found.is_pending {
-        Some(true) => State::Pending,
-        Some(false) => State::Attached,
-        None if !found.is_there => State::Missing,
-        None if found.is_marked => State::Detached,
-        None => State::Foreign,
+        Some(true) => PartitionState::Pending,
+        Some(false) => PartitionState::Attached,
+        None if !found.is_there => PartitionState::Missing,
+        None if found.is_marked => PartitionState::Detached,
+        None => PartitionState::Foreign,
     })
 }
 
-/// Takes a partition away, from wherever it was left.
+/// Takes a partition away, from any state in which it was left.
 pub async fn retire(
     connection: &mut PgConnection,
     lock: i64,
     table: Table,
     name: &str,
-) -> Result<Retired, Failure> {
+) -> Result<Retired, PgFailure> {
     match steps(connection, lock, table, name).await {
         Err(failure) if failure.is_conflict() || failure.is_about_partition() => Ok(Retired::InUse),
         outcome => outcome,
@@ -86,13 +90,13 @@ async fn steps(
     lock: i64,
     table: Table,
     name: &str,
-) -> Result<Retired, Failure> {
+) -> Result<Retired, PgFailure> {
     let mut transaction = begin(connection).await?;
     if !is_mine(&mut transaction, lock).await? {
         transaction.rollback().await?;
         return Ok(Retired::Elsewhere);
     }
-    let is_attached = state(&mut transaction, table, name).await? == State::Attached;
+    let is_attached = state(&mut transaction, table, name).await? == PartitionState::Attached;
     if is_attached {
         wait_briefly(&mut transaction).await?;
         transaction.execute(AssertSqlSafe(format!("comment on table {name} is '{MARK}'"))).await?;
@@ -112,7 +116,7 @@ async fn steps(
         return Ok(Retired::Elsewhere);
     }
     let state = state(&mut transaction, table, name).await?;
-    let is_left = matches!(state, State::Pending | State::Detached);
+    let is_left = matches!(state, PartitionState::Pending | PartitionState::Detached);
     if is_left {
         finish(&mut transaction, table, name, state).await?;
     }
@@ -120,15 +124,15 @@ async fn steps(
     Ok(if is_left { Retired::Dropped } else { Retired::InUse })
 }
 
-/// Ends the detaching of a partition where that was interrupted, and drops it, at the end of the transaction.
-/// Nothing is inserted into it any more, so the last id in it stays the last.
+/// Ends an interrupted detaching of a partition, and drops it, at the end of the transaction. No row is
+/// inserted into it any more, so the last id in it stays the last.
 pub async fn finish(
     connection: &mut PgConnection,
     table: Table,
     name: &str,
-    state: State,
-) -> Result<(), Failure> {
-    if state == State::Pending {
+    state: PartitionState,
+) -> Result<(), PgFailure> {
+    if state == PartitionState::Pending {
         let finalize = format!("alter table {} detach partition {name} finalize", table.name());
         connection.execute(AssertSqlSafe(finalize)).await?;
     }
@@ -139,26 +143,26 @@ pub async fn finish(
     Ok(())
 }
 
-async fn raise_floor(connection: &mut PgConnection, table: Table, name: &str) -> Result<(), Failure> {
+async fn raise_floor(connection: &mut PgConnection, table: Table, name: &str) -> Result<(), PgFailure> {
     match table {
         Table::Ledger => ledger::raise_floor(connection, name).await,
         Table::Points | Table::Minutes => Ok(()),
     }
 }
 
-async fn is_mine(connection: &mut PgConnection, lock: i64) -> Result<bool, Failure> {
+async fn is_mine(connection: &mut PgConnection, lock: i64) -> Result<bool, PgFailure> {
     let is_mine = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "is!""#, lock);
     Ok(is_mine.fetch_one(connection).await?)
 }
 
 /// Limits the wait for locks: others queue behind it.
-async fn wait_briefly(connection: &mut PgConnection) -> Result<(), Failure> {
+async fn wait_briefly(connection: &mut PgConnection) -> Result<(), PgFailure> {
     connection.execute("set local lock_timeout = '100ms'").await?;
     Ok(())
 }
 
 /// Waits until the transactions that use a table have ended; those that begin meanwhile do not count.
-async fn users_end(connection: &mut PgConnection, table: Table) -> Result<bool, Failure> {
+async fn users_end(connection: &mut PgConnection, table: Table) -> Result<bool, PgFailure> {
     let begun = Instant::now();
     let mut users = None;
     while begun.elapsed() < USERS_TIME_MAX {

@@ -1,38 +1,38 @@
 //! Rollups: merged here, one row per resolution, type and period, written in the order of keys, in
 //! parts of [`PART_BYTES_MAX`] bytes of stored rollups.
 //!
-//! Rows that are not known to be there are inserted first, then the others are locked, and none is
-//! inserted after a lock: the other order deadlocks. A row is known when the transaction that
-//! inserted it, or found it, has committed; so nobody waits for a row that he could have locked.
+//! Rows that are not known to be there are inserted first, then the others are locked, and none is inserted
+//! after a lock: the other order deadlocks. A row is known when the transaction that inserted it, or found
+//! it, has committed; so no transaction waits for a row that it could have locked.
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 
 use sqlx::PgConnection;
 
-use super::failure::{Failure, corrupt};
+use super::failure::{PgFailure, corrupt};
 use super::points::TypeIds;
 use crate::model::rollup::bytes::Corrupt;
 use crate::model::rollup::{Resolution, Rollup};
 use crate::model::write::Point;
-use crate::store::rules::plan::Task;
+use crate::store::rules::plan::PlannedWrite;
 use crate::store::rules::points::{Addition, PAGE_BYTES_MAX, PART_BYTES_MAX, merged, page, rollups};
 use crate::store::{RollupPage, RollupRange};
 
-/// Keys remembered, of twelve bytes each. Keys beyond are inserted in vain before they are locked.
+/// Maximum of keys remembered, of twelve bytes each. Keys beyond are inserted in vain before they are locked.
 const KEYS_MAX: usize = 1 << 18;
 
-/// Resolution, type and period.
-pub type Key = (i16, i32, i32);
+/// Key of a row: resolution, type and period.
+pub type RollupRowKey = (i16, i32, i32);
 
-/// Rows that are known to be committed. One that was pruned is found out by whoever locks it.
+/// Rows that are known to be committed. A lock finds out that one was pruned.
 #[derive(Debug, Default)]
 pub struct KnownRollups {
-    keys: Mutex<HashSet<Key>>,
+    keys: Mutex<HashSet<RollupRowKey>>,
 }
 
 impl KnownRollups {
-    /// To be called after the commit.
-    pub fn remember(&self, keys: Vec<Key>) {
+    /// Remembers keys. To be called after the commit.
+    pub fn remember(&self, keys: Vec<RollupRowKey>) {
         let mut known = self.known();
         if known.len() + keys.len() > KEYS_MAX {
             known.clear();
@@ -40,14 +40,14 @@ impl KnownRollups {
         known.extend(keys.into_iter().take(KEYS_MAX));
     }
 
-    fn forget<'k>(&self, keys: impl Iterator<Item = &'k Key>) {
+    fn forget<'k>(&self, keys: impl Iterator<Item = &'k RollupRowKey>) {
         let mut known = self.known();
         for key in keys {
             known.remove(key);
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashSet<Key>> {
+    fn known(&self) -> MutexGuard<'_, HashSet<RollupRowKey>> {
         self.keys.lock().expect("no code panics while it holds this lock")
     }
 }
@@ -58,14 +58,14 @@ pub async fn merge(
     connection: &mut PgConnection,
     known: &KnownRollups,
     types: &TypeIds,
-    points: &[Task<'_, Point>],
-) -> Result<Vec<Key>, Failure> {
+    points: &[PlannedWrite<'_, Point>],
+) -> Result<Vec<RollupRowKey>, PgFailure> {
     let number =
         |(resolution, kind, period): (Resolution, &str, i32)| (resolution as i16, types[kind], period);
-    let mut added: BTreeMap<Key, Rollup> =
+    let mut added: BTreeMap<RollupRowKey, Rollup> =
         rollups(points).into_iter().map(|(key, rollup)| (number(key), rollup)).collect();
-    let keys: Vec<Key> = added.keys().copied().collect();
-    let unknown: Vec<Key> = {
+    let keys: Vec<RollupRowKey> = added.keys().copied().collect();
+    let unknown: Vec<RollupRowKey> = {
         let known = known.known();
         keys.iter().filter(|key| !known.contains(*key)).copied().collect()
     };
@@ -78,19 +78,19 @@ pub async fn merge(
     Ok(keys)
 }
 
-/// Locks all rows, then merges one part after the other. The data of the first part comes with the
-/// locks; most batches have no other.
+/// Locks all rows, then merges one part after the other. The data of the first part comes with the locks;
+/// most batches have no other.
 async fn merge_into_stored(
     connection: &mut PgConnection,
     known: &KnownRollups,
-    mut added: BTreeMap<Key, Rollup>,
-) -> Result<(), Failure> {
-    let keys: Vec<Key> = added.keys().copied().collect();
+    mut added: BTreeMap<RollupRowKey, Rollup>,
+) -> Result<(), PgFailure> {
+    let keys: Vec<RollupRowKey> = added.keys().copied().collect();
     let mut rows = lock(connection, &keys).await?;
     if rows.len() < keys.len() {
-        let found: HashSet<Key> = rows.iter().map(|row| row.key).collect();
+        let found: HashSet<RollupRowKey> = rows.iter().map(|row| row.key).collect();
         known.forget(keys.iter().filter(|key| !found.contains(*key)));
-        return Err(Failure::Vanished("a rollup"));
+        return Err(PgFailure::Vanished("a rollup"));
     }
     loop {
         let later = rows.split_off(part_length(&rows));
@@ -104,7 +104,7 @@ async fn merge_into_stored(
         if later.is_empty() {
             return Ok(());
         }
-        let part: Vec<Key> = later[..part_length(&later)].iter().map(|row| row.key).collect();
+        let part: Vec<RollupRowKey> = later[..part_length(&later)].iter().map(|row| row.key).collect();
         // Locked already, so unchanged: this reads their data.
         rows = lock(connection, &part).await?;
         rows.extend(later.into_iter().skip(part.len()));
@@ -113,12 +113,12 @@ async fn merge_into_stored(
 
 /// A row that is locked. Its data stays in the store when others before it fill a part.
 struct Locked {
-    key: Key,
+    key: RollupRowKey,
     bytes: usize,
     data: Option<Vec<u8>>,
 }
 
-/// How many rows are in the next part: as many as the statement of [`lock`] gives data of.
+/// Returns how many rows are in the next part: the rows of which the statement of [`lock`] gives data.
 fn part_length(rows: &[Locked]) -> usize {
     let mut before = 0;
     let is_within = |row: &&Locked| {
@@ -129,8 +129,8 @@ fn part_length(rows: &[Locked]) -> usize {
     rows.iter().take_while(is_within).count()
 }
 
-/// Arrays of a statement.
-fn columns<'k>(keys: impl Iterator<Item = &'k Key>) -> (Vec<i16>, Vec<i32>, Vec<i32>) {
+/// Returns the arrays of a statement.
+fn columns<'k>(keys: impl Iterator<Item = &'k RollupRowKey>) -> (Vec<i16>, Vec<i32>, Vec<i32>) {
     let (mut resolutions, mut types, mut periods) = (Vec::new(), Vec::new(), Vec::new());
     for (resolution, id, period) in keys {
         resolutions.push(*resolution);
@@ -140,12 +140,12 @@ fn columns<'k>(keys: impl Iterator<Item = &'k Key>) -> (Vec<i16>, Vec<i32>, Vec<
     (resolutions, types, periods)
 }
 
-/// Returns the keys that had no row.
+/// Inserts rows; returns the keys that had no row.
 async fn insert(
     connection: &mut PgConnection,
-    keys: &[Key],
-    added: &BTreeMap<Key, Rollup>,
-) -> Result<Vec<Key>, Failure> {
+    keys: &[RollupRowKey],
+    added: &BTreeMap<RollupRowKey, Rollup>,
+) -> Result<Vec<RollupRowKey>, PgFailure> {
     if keys.is_empty() {
         return Ok(Vec::new());
     }
@@ -168,7 +168,7 @@ async fn insert(
 
 /// Locks rows in the order of their keys. The locks are taken in a subquery per key, which the
 /// planner cannot reorder and which finds its row by the primary key, however many rows there are.
-async fn lock(connection: &mut PgConnection, keys: &[Key]) -> Result<Vec<Locked>, Failure> {
+async fn lock(connection: &mut PgConnection, keys: &[RollupRowKey]) -> Result<Vec<Locked>, PgFailure> {
     let (resolutions, types, periods) = columns(keys.iter());
     let rows = sqlx::query!(
         r#"select key.resolution as "resolution!", key.type as "type!", key.period as "period!",
@@ -197,7 +197,7 @@ async fn lock(connection: &mut PgConnection, keys: &[Key]) -> Result<Vec<Locked>
     Ok(locked.collect())
 }
 
-async fn update(connection: &mut PgConnection, merged: &[(Key, Vec<u8>)]) -> Result<(), Failure> {
+async fn update(connection: &mut PgConnection, merged: &[(RollupRowKey, Vec<u8>)]) -> Result<(), PgFailure> {
     let (resolutions, types, periods) = columns(merged.iter().map(|(key, _)| key));
     let data: Vec<&[u8]> = merged.iter().map(|(_, data)| &data[..]).collect();
     sqlx::query!(
@@ -216,8 +216,8 @@ async fn update(connection: &mut PgConnection, merged: &[(Key, Vec<u8>)]) -> Res
     Ok(())
 }
 
-/// The rollups of one type in a range, ascending, up to the one that fills a page.
-pub async fn range(connection: &mut PgConnection, range: &RollupRange) -> Result<RollupPage, Failure> {
+/// Reads the rollups of one type in a range, ascending, up to the one that fills a page.
+pub async fn range(connection: &mut PgConnection, range: &RollupRange) -> Result<RollupPage, PgFailure> {
     let resolution = range.resolution as i16;
     let rows = sqlx::query!(
         "select type, period, data from (
@@ -242,10 +242,13 @@ pub async fn range(connection: &mut PgConnection, range: &RollupRange) -> Result
     page.map_err(|(period, error)| unreadable((resolution, kind, period), error))
 }
 
-/// Deletes rollups of hours before `before`, `rows_max` at most, in the order of types: one look
-/// into the primary key per type, and none at what is younger. Rows that a writer holds are left
-/// for the next time.
-pub async fn prune_hours(connection: &mut PgConnection, before: i32, rows_max: i64) -> Result<u64, Failure> {
+/// Deletes rollups of hours before `before`, `rows_max` at most, in the order of types: one look-up in the
+/// primary key per type, and none at younger rows. Rows that a writer holds are left for the next time.
+pub async fn prune_hours(
+    connection: &mut PgConnection,
+    before: i32,
+    rows_max: i64,
+) -> Result<u64, PgFailure> {
     let deleted = sqlx::query!(
         "with old as materialized (
              select row.type, row.period
@@ -266,6 +269,6 @@ pub async fn prune_hours(connection: &mut PgConnection, before: i32, rows_max: i
     Ok(deleted.execute(connection).await?.rows_affected())
 }
 
-fn unreadable((resolution, id, period): Key, error: Corrupt) -> Failure {
+fn unreadable((resolution, id, period): RollupRowKey, error: Corrupt) -> PgFailure {
     corrupt(&format!("rollup of resolution {resolution}, type {id}, period {period}: {error}"))
 }

@@ -1,13 +1,13 @@
-//! Whether the database has the schema that this build was made for.
+//! Check that the database has the schema of this build.
 //!
-//! Checked before the first operation of the process and again when the server says that a table
-//! or a column is missing; never migrated on the way.
+//! It runs before the first operation of the process and again when the server says that a table or a column
+//! is missing. No operation migrates.
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::store::rules::schema::{Ran, compare, not_migrated};
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations/postgres");
@@ -22,10 +22,10 @@ impl Schema {
         self.verified.load(Ordering::Acquire)
     }
 
-    pub async fn verify(&self, connection: &mut PgConnection) -> Result<(), Failure> {
+    pub async fn verify(&self, connection: &mut PgConnection) -> Result<(), PgFailure> {
         let rows =
             sqlx::query_as!(Ran, "select version, checksum, success from _sqlx_migrations order by version");
-        let ran = match rows.fetch_all(connection).await.map_err(Failure::from) {
+        let ran = match rows.fetch_all(connection).await.map_err(PgFailure::from) {
             Ok(rows) => rows,
             Err(failure) if failure.is_schema_skew() => Vec::new(),
             Err(failure) => return Err(failure),
@@ -39,8 +39,8 @@ impl Schema {
         self.verified.store(false, Ordering::Release);
     }
 
-    /// Waits for a migration that another process runs, then runs what is missing.
-    pub async fn migrate(&self, connection: &mut PgConnection) -> Result<(), Failure> {
+    /// Waits for a migration that another process runs, then runs the missing ones.
+    pub async fn migrate(&self, connection: &mut PgConnection) -> Result<(), PgFailure> {
         self.forget();
         let migrated = MIGRATOR.run_direct(None, connection, false).await;
         Ok(migrated.map_err(|error| not_migrated(&MIGRATOR, &error))?)

@@ -1,19 +1,19 @@
-//! What each consumer tells of the oldest message that it holds or may be given.
+//! Reports of each consumer on the oldest message that it holds or may be given.
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::columns::{from_ms, to_ms};
-use super::failure::Failure;
+use super::failure::PgFailure;
 use crate::store::{ConsumerWatermark, ReportedWatermark, Watermarks};
 
-/// One statement. Of the silent, those that told something since they were read stay.
+/// Exchanges reports in one statement. Silent reports stay if they changed since they were read.
 pub async fn hold(
     connection: &mut PgConnection,
     own: ConsumerWatermark,
     silent: &[ReportedWatermark],
-) -> Result<Watermarks, Failure> {
+) -> Result<Watermarks, PgFailure> {
     let gone: Vec<i64> = silent.iter().map(|holder| holder.hold.consumer.cast_signed()).collect();
-    // Times are told in milliseconds and stored in microseconds.
+    // Times are reported in milliseconds and stored in microseconds.
     let before: Vec<OffsetDateTime> =
         silent.iter().map(|holder| from_ms(holder.told_at_ms.saturating_add(1))).collect();
     let rows = sqlx::query!(

@@ -1,10 +1,10 @@
-//! Checks of documents that no API checked by the definition that is stored now.
+//! Checks of documents that no API process checked by the definition that is stored now.
 //!
-//! A transaction only finds out which documents those are. It is rolled back, the documents are
-//! checked here, on a thread that nobody waits for and within a budget of CPU time, and the
-//! transaction is tried again with the verdicts. So no check holds locks, or the loops that serve
-//! others. A verdict belongs to the version of a definition and to a text: where the definition
-//! changed meanwhile there is none, and the documents are checked anew. For both stores.
+//! A transaction only finds out which documents those are. It is rolled back, the documents are checked here,
+//! on a thread that no other work waits for and within a budget of CPU time, and the transaction is tried
+//! again with the verdicts. So no check holds locks or blocks the event loops. A verdict belongs to the
+//! version of a definition and to a text: after a change of the definition there is none, and the documents
+//! are checked anew. For both stores.
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,17 +15,18 @@ use crate::config;
 use crate::model::collection::{Budget, Checker, Violation};
 use crate::model::outcome::Reason;
 
-/// Verdicts that are remembered; beyond, all older ones are forgotten.
+/// Maximum of verdicts that are remembered; beyond, all older ones are forgotten.
 const VERDICTS_MAX: usize = 10_000;
 
-/// Budgets of one document that the documents of a batch may take together, before those of a
+/// Budgets of one document that the documents of a batch may take together. Afterwards the documents of a
 /// collection that has taken one of them get no more than the rest.
 const BUDGETS_PER_BATCH: u32 = 3;
 
-/// A fiftieth of its budget is left to a document even then: ordinary checks take microseconds.
+/// Divisor of a document's budget that gives its rest: a fiftieth is enough, ordinary checks take
+/// microseconds.
 const REST: u32 = 50;
 
-/// A check that was ended says something of this batch only: it is made again after this time.
+/// Time after which a check that was ended is made again: it says something of its batch only.
 const OVERRUN_KEPT_FOR: Duration = Duration::from_mins(1);
 
 /// A document that needs a verdict.
@@ -36,16 +37,16 @@ pub struct Unchecked {
     pub data: String,
 }
 
-/// Why a document does not belong into its collection.
+/// Result of a check: the reason why a document does not belong into its collection.
 pub type Verdict = Result<(), (Reason, String)>;
 
-type Key = [u8; 32];
+type VerdictKey = [u8; 32];
 
 /// Verdicts on documents of batches that are being applied.
 #[derive(Debug)]
 pub struct Checks {
     document_max: Duration,
-    verdicts: Mutex<HashMap<Key, (Verdict, Instant)>>,
+    verdicts: Mutex<HashMap<VerdictKey, (Verdict, Instant)>>,
 }
 
 impl Checks {
@@ -54,7 +55,7 @@ impl Checks {
         Arc::new(Self { document_max, verdicts: Mutex::default() })
     }
 
-    /// What a check by this version has found.
+    /// Returns the remembered result of a check by this version.
     pub fn verdict(&self, collection: &str, version: i64, data: &str) -> Option<Verdict> {
         let verdicts = self.lock();
         let (verdict, at) = verdicts.get(&key(collection, version, data))?;
@@ -77,7 +78,7 @@ impl Checks {
         let (mut all, mut by_collection) = (Duration::ZERO, HashMap::<&str, Duration>::new());
         self.make_room(documents.len());
         for Unchecked { collection, checker, data } in documents {
-            // Another transaction with it, or one that waited no longer, has found it meanwhile.
+            // Another transaction with this document, or one that its caller gave up, has found it meanwhile.
             if self.verdict(collection, checker.version, data).is_some() {
                 continue;
             }
@@ -95,7 +96,7 @@ impl Checks {
                 ),
                 reason => (reason, violation.to_string()),
             });
-            // At once: whoever waits no longer, and asks again, goes on from here.
+            // At once: a caller that gave up and asks again goes on from here.
             self.lock().insert(key(collection, checker.version, data), (verdict, Instant::now()));
         }
     }
@@ -107,7 +108,7 @@ impl Checks {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, (Verdict, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VerdictKey, (Verdict, Instant)>> {
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -116,8 +117,8 @@ fn reason_of(violation: &Violation) -> Reason {
     if violation.overrun.is_some() { Reason::CheckOverrun } else { Reason::SchemaViolation }
 }
 
-/// The name is followed by a byte that it cannot have.
-fn key(collection: &str, version: i64, data: &str) -> Key {
+/// Returns the digest of its arguments. The name is followed by a byte that it cannot have.
+fn key(collection: &str, version: i64, data: &str) -> VerdictKey {
     let digest = Sha256::new().chain_update(version.to_be_bytes());
     digest.chain_update(collection).chain_update([0]).chain_update(data).finalize().into()
 }

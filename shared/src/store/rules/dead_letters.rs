@@ -1,5 +1,5 @@
-//! Items that were set aside: what is told of them, and what a redrive makes of them. Pure, for
-//! both stores.
+//! Items that were set aside: the messages that a redrive makes of them, and its outcomes. Pure, for both
+//! stores.
 //!
 //! A redriven item becomes a message of its own, which never reaches the ledger: the message that
 //! brought it stands there already. The item keeps its id, its place and its accept time.
@@ -14,27 +14,27 @@ use crate::model::id::ItemKey;
 use crate::model::message::{Message, decode_stored};
 use crate::model::outcome::{Reason, SetAside};
 
-/// How long a redrive goes on to the next step, well below `store.write_timeout_ms`.
+/// Time after which a redrive begins no further step; well below `store.write_timeout_ms`.
 pub(crate) const REDRIVE_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Another payload was processed under the item's key meanwhile.
+/// Reason: another payload was processed under the item's key meanwhile.
 const KEY_REUSED: &str = "key_reused";
 
-/// What may share a transaction, in this order: neighbouring items, and each message alone.
+/// Splits letters by transaction, in this order: neighbouring items together, and each message alone.
 pub(crate) fn steps(letters: &[DeadLetter]) -> impl Iterator<Item = &[DeadLetter]> {
     letters.chunk_by(|one, other| !one.is_message() && !other.is_message())
 }
 
 /// The letters of one transaction.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
-    /// One item each.
+pub(crate) struct RedriveBatch {
+    /// Messages of one item each.
     pub messages: Vec<Message>,
-    /// Those of which there is no message.
+    /// Outcomes of letters that give no message.
     failed: Vec<Redriven>,
 }
 
-impl Batch {
+impl RedriveBatch {
     pub fn of<'l>(letters: impl IntoIterator<Item = &'l DeadLetter>, force: bool) -> Self {
         let mut batch = Self::default();
         for letter in letters {
@@ -50,8 +50,8 @@ impl Batch {
         batch
     }
 
-    /// Drops items whose key has another payload: it never applies to two.
-    pub fn heed_keys(&mut self, earlier: &Earlier) {
+    /// Drops items when their key has another payload: a key never applies to two.
+    pub fn check_keys(&mut self, earlier: &Earlier) {
         let Self { messages, failed: gone } = self;
         messages.retain(|message| {
             let keyed = message.entries[0].keyed();
@@ -66,19 +66,19 @@ impl Batch {
         });
     }
 
-    /// What became of each, by ascending id; `set_aside` are those that failed again.
-    pub fn settle(self, set_aside: &[SetAside]) -> Vec<Redriven> {
+    /// Returns the outcome of each letter, by ascending id; `set_aside` holds those that failed again.
+    pub fn outcomes(self, set_aside: &[SetAside]) -> Vec<Redriven> {
         let aside: HashMap<ItemKey, &SetAside> = set_aside.iter().map(|aside| (aside.item, aside)).collect();
-        let mut settled = self.failed;
-        settled.extend(self.messages.iter().map(|message| {
+        let mut outcomes = self.failed;
+        outcomes.extend(self.messages.iter().map(|message| {
             let item = message.item_key(0);
             match aside.get(&item) {
                 None => Redriven { id: item.as_uuid(), outcome: RedriveOutcome::Applied },
                 Some(aside) => failed(item.as_uuid(), aside.reason.name(), aside.detail.clone()),
             }
         }));
-        settled.sort_unstable_by_key(|redriven| redriven.id);
-        settled
+        outcomes.sort_unstable_by_key(|redriven| redriven.id);
+        outcomes
     }
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn failed(id: Uuid, reason: &str, detail: String) -> Redriven {
     Redriven { id, outcome: RedriveOutcome::FailedAgain { reason: reason.into(), detail } }
 }
 
-/// A message that holds the one item, at the place that it had.
+/// Returns a message that holds the one item, at the place that it had.
 fn message_of(letter: &DeadLetter) -> Result<Message, String> {
     let unknown = || "this build does not know its kind".to_owned();
     let key = ItemKey::from_uuid(letter.id).ok_or_else(unknown)?;
@@ -127,7 +127,7 @@ mod tests {
     fn an_item_keeps_its_id_and_its_place() {
         let id = IdIssuer::new(1, 1).next(5).item(Kind::Document, 4_095);
         let document = r#"{"document":{"collection":"c","data":{}}}"#;
-        let batch = Batch::of(&[letter(id, document.into())], false);
+        let batch = RedriveBatch::of(&[letter(id, document.into())], false);
         let plan = Plan::redriven(&batch.messages);
         assert_eq!((plan.documents[0].item(), plan.documents[0].place()), (id, id.as_uuid()));
         assert!(!plan.documents[0].is_keyed());
@@ -137,7 +137,7 @@ mod tests {
             r#"{{"document":{{"collection":"c","data":{{}}}},"keyed":{{"id":"{keyed}","fingerprint":"{fingerprint}"}}}}"#
         );
         let places = [0, 1].map(|_| {
-            let batch = Batch::of(&[letter(keyed, item.clone())], false);
+            let batch = RedriveBatch::of(&[letter(keyed, item.clone())], false);
             let plan = Plan::redriven(&batch.messages);
             assert_eq!(plan.documents[0].item(), keyed);
             let place = ItemKey::from_uuid(plan.documents[0].place()).expect("a place");
@@ -163,16 +163,16 @@ mod tests {
         let id = IdIssuer::new(1, 1).next(5).item(Kind::Increment, 0);
         let point = r#"{"point":{"type":"t","at_ms":7,"value":1}}"#;
         for item in [r#"{"later":{}}"#, "no JSON", "", point] {
-            let batch = Batch::of(&[letter(id, item.into())], false);
+            let batch = RedriveBatch::of(&[letter(id, item.into())], false);
             assert!(batch.messages.is_empty(), "{item}");
-            let [Redriven { id: told, outcome: RedriveOutcome::FailedAgain { reason, .. } }] =
-                &batch.settle(&[])[..]
+            let [Redriven { id: failed_id, outcome: RedriveOutcome::FailedAgain { reason, .. } }] =
+                &batch.outcomes(&[])[..]
             else {
                 panic!("{item}")
             };
-            assert_eq!((*told, &**reason), (id.as_uuid(), "unreadable"), "{item}");
+            assert_eq!((*failed_id, &**reason), (id.as_uuid(), "unreadable"), "{item}");
         }
-        let bad = Batch::of(&[letter(id, r#"{"increment":{"counter":"a b","by":1}}"#.into())], false);
+        let bad = RedriveBatch::of(&[letter(id, r#"{"increment":{"counter":"a b","by":1}}"#.into())], false);
         assert_eq!(Plan::redriven(&bad.messages).aside[0].item, id);
     }
 
@@ -181,11 +181,11 @@ mod tests {
         let id = IdIssuer::new(1, 1).next(5).item(Kind::Increment, 0);
         let item = r#"{"increment":{"counter":"a","by":1}}"#;
         let old = DeadLetter { reason: "too_old".into(), ..letter(id, item.into()) };
-        assert_eq!(Batch::of(std::slice::from_ref(&old), true).messages.len(), 1);
-        let batch = Batch::of(&[old], false);
+        assert_eq!(RedriveBatch::of(std::slice::from_ref(&old), true).messages.len(), 1);
+        let batch = RedriveBatch::of(&[old], false);
         assert!(batch.messages.is_empty());
         let expected = Redriven { id: id.as_uuid(), outcome: RedriveOutcome::NeedsForce };
-        assert_eq!(batch.settle(&[]), [expected]);
+        assert_eq!(batch.outcomes(&[]), [expected]);
     }
 
     #[test]
@@ -196,10 +196,10 @@ mod tests {
             r#"{{"increment":{{"counter":"a","by":1}},"keyed":{{"id":"{id}","fingerprint":"{own}"}}}}"#
         );
         for (processed, applied) in [(own, 1), (fingerprint_of("POST", "a", "2"), 0)] {
-            let mut batch = Batch::of(&[letter(id, item.clone())], false);
-            batch.heed_keys(&Earlier::from([(id, processed)]));
+            let mut batch = RedriveBatch::of(&[letter(id, item.clone())], false);
+            batch.check_keys(&Earlier::from([(id, processed)]));
             assert_eq!(batch.messages.len(), applied);
-            assert_eq!(batch.settle(&[]).len(), 1);
+            assert_eq!(batch.outcomes(&[]).len(), 1);
         }
     }
 }

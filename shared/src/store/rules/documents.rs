@@ -1,5 +1,5 @@
-//! What a batch does to documents, without a database: which are stored, what is indexed of them,
-//! and which do not hold the definition of their collection. Pure, for both stores.
+//! Effects of a batch on documents, without a database: the rows that are stored, their index entries, and
+//! the documents that violate the definition of their collection. Pure, for both stores.
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::checks::{Checks, Unchecked};
-use super::plan::{Own, Task};
+use super::plan::{OwnWrites, PlannedWrite};
 use crate::model::collection::{Checker, Violation};
 use crate::model::id::ItemKey;
 use crate::model::outcome::{ItemStatus, Reason, SetAside};
@@ -16,15 +16,15 @@ use crate::model::write::Document;
 /// The definitions that the transaction found, one for each of [`collections`].
 pub type Checkers<S> = HashMap<String, Arc<Checker>, S>;
 
-/// Memory for compiled definitions that a store keeps, in bytes; beyond, all are forgotten.
+/// Maximum of bytes of compiled definitions that a store keeps; beyond, all are forgotten.
 pub const KNOWN_BYTES_MAX: usize = 32 << 20;
 
 /// A row of `documents`.
 #[derive(Clone, Copy, Debug)]
-pub struct Row<'a> {
+pub struct NewDocumentRow<'a> {
     pub collection: &'a str,
     pub place: Uuid,
-    /// Of a keyed document; the others are found by their place.
+    /// Id of a keyed document; the others are found by their place.
     pub id: Option<Uuid>,
     pub data: &'a str,
     pub accepted_at_ms: i64,
@@ -39,10 +39,10 @@ pub struct FieldRow<'a> {
     pub place: Uuid,
 }
 
-/// What becomes of the documents of a batch. Rows are sorted by their keys.
+/// Rows that a batch writes, sorted by their keys, and the documents that need a check.
 #[derive(Debug, Default)]
 pub struct Rows<'a> {
-    pub documents: Vec<Row<'a>>,
+    pub documents: Vec<NewDocumentRow<'a>>,
     pub fields: Vec<FieldRow<'a>>,
     pub set_aside: Vec<SetAside>,
 }
@@ -50,33 +50,35 @@ pub struct Rows<'a> {
 /// Documents that cannot come into the collection of a deletion that finds nothing there: such a deletion
 /// leaves no tombstone.
 pub struct Elsewhere<'p> {
-    /// Those that this transaction stores.
+    /// Documents that this transaction stores.
     stored: HashSet<Uuid>,
-    own: &'p Own,
+    own: &'p OwnWrites,
 }
 
 impl<'p> Elsewhere<'p> {
-    pub fn new(rows: &Rows<'_>, own: &'p Own) -> Self {
+    pub fn new(rows: &Rows<'_>, own: &'p OwnWrites) -> Self {
         Self { stored: rows.documents.iter().map(|row| row.id.unwrap_or(row.place)).collect(), own }
     }
 
-    /// `fate` is read in the transaction. What was processed before is stored, was, or is past the floor. What
-    /// was set aside may be redriven.
-    pub fn holds(&self, document: ItemKey, fate: Option<&ItemStatus>) -> bool {
-        let was_processed = matches!(fate, Some(ItemStatus::Applied { .. } | ItemStatus::Forgotten));
+    /// Returns true for a document that cannot come. `status` is read in the transaction. A document that was
+    /// processed before is stored, was stored, or lies below the floor. A document that was set aside may be
+    /// redriven.
+    pub fn holds(&self, document: ItemKey, status: Option<&ItemStatus>) -> bool {
+        let was_processed = matches!(status, Some(ItemStatus::Applied { .. } | ItemStatus::Forgotten));
         self.stored.contains(&document.as_uuid()) || (was_processed && !self.own.holds(document))
     }
 }
 
 /// The collections that a batch writes to, sorted, each once.
-pub fn collections<'a>(documents: &[Task<'a, Document>]) -> Vec<&'a str> {
+pub fn collections<'a>(documents: &[PlannedWrite<'a, Document>]) -> Vec<&'a str> {
     let distinct: BTreeSet<&str> = documents.iter().map(|task| &*task.write.collection).collect();
     distinct.into_iter().collect()
 }
 
-/// What the API checked by another definition, or by none, needs a verdict; `Err` names what has none.
+/// Builds the rows of a batch. Documents that the API checked by another definition, or by none, need a
+/// verdict; `Err` names those without one.
 pub fn rows<'a>(
-    documents: &[Task<'a, Document>],
+    documents: &[PlannedWrite<'a, Document>],
     checkers: &Checkers<impl BuildHasher>,
     checks: &Checks,
 ) -> Result<Rows<'a>, Vec<Unchecked>> {
@@ -104,7 +106,7 @@ pub fn rows<'a>(
                 let place = task.place();
                 let id = task.is_keyed().then(|| task.item().as_uuid());
                 let accepted_at_ms = task.message.accepted_at_ms;
-                rows.documents.push(Row { collection, place, id, data, accepted_at_ms });
+                rows.documents.push(NewDocumentRow { collection, place, id, data, accepted_at_ms });
                 let field = |(field, value): (&str, String)| FieldRow {
                     collection,
                     field: field.to_owned(),

@@ -1,4 +1,4 @@
-//! From a page of names to bounds that an index takes, for both stores.
+//! Bounds of an index scan for a page of names, for both stores.
 use crate::store::NamePage;
 
 /// Names on the page are `>= from` and `< below`, compared by bytes, without `after`. One bound from
@@ -12,11 +12,11 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// `None` when no name can be on the page.
+    /// Returns the bounds of a page; `None` when no name can be on it.
     ///
-    /// Names are ASCII without NUL (`write::check_name`): every name that begins with the prefix
-    /// lies below the prefix with the highest character appended, and a NUL, which Postgres takes
-    /// in no text, compares like the end of the text.
+    /// Names are ASCII without NUL (`write::check_name`): every name that begins with the prefix lies below
+    /// the prefix with the highest character appended, and a NUL, which Postgres takes in no text, compares
+    /// like the end of the text.
     pub fn of(page: NamePage) -> Option<Self> {
         let NamePage { prefix, after, limit } = page;
         if prefix.contains('\0') || limit == 0 {

@@ -1,8 +1,8 @@
-//! What a transaction has to do, once it is known which messages are new and which keys are free.
-//! Pure, for both stores.
+//! Plan of a transaction, once it is known which messages are new and which keys are free. Pure, for both
+//! stores.
 //!
-//! Items stand in the order of messages and items. Of several items with one key the first that is
-//! processed counts, set aside or not; a repetition does nothing, and another payload never does.
+//! Items stand in the order of messages and items. Of several items with one key the first that is processed
+//! counts, set aside or not; a repetition does nothing, and another payload never does.
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -14,37 +14,37 @@ use crate::model::message::{Entry, Message};
 use crate::model::outcome::{KeyedOutcome, KeyedVerdict, Reason, SetAside};
 use crate::model::write::{Delete, Document, Increment, Item, Point, Write};
 
-/// Longest detail of an item that was set aside, in characters: parsers quote what they met.
+/// Maximum of characters in the detail of an item that was set aside: parsers quote their input.
 const DETAIL_LENGTH_MAX: usize = 1_000;
 
 const TOO_OLD: &str = "its message came after the ledger had forgotten what was applied when it was accepted";
 
 /// One item that takes effect in this transaction.
 #[derive(Debug)]
-pub struct Task<'a, T> {
+pub struct PlannedWrite<'a, T> {
     pub write: &'a T,
     pub message: &'a Message,
     pub index: usize,
 }
 
-impl<T> Clone for Task<'_, T> {
+impl<T> Clone for PlannedWrite<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Task<'_, T> {}
+impl<T> Copy for PlannedWrite<'_, T> {}
 
-impl<'a, T> Task<'a, T> {
-    fn position(&self) -> Place<'a> {
-        Place { message: self.message, index: self.index }
+impl<'a, T> PlannedWrite<'a, T> {
+    fn position(&self) -> ItemRef<'a> {
+        ItemRef { message: self.message, index: self.index }
     }
 
     pub fn item(&self) -> ItemKey {
         self.message.item_key(self.index)
     }
 
-    /// Where it stands among all items, by time.
+    /// Returns the position of the item among all items, by time.
     pub fn place(&self) -> Uuid {
         self.message.place(self.index).as_uuid()
     }
@@ -64,72 +64,72 @@ impl<'a, T> Task<'a, T> {
 
 /// An item of a message.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub struct ItemRef<'a> {
     pub message: &'a Message,
     pub index: usize,
 }
 
-impl Place<'_> {
+impl ItemRef<'_> {
     pub fn set_aside(self, reason: Reason, detail: &str) -> SetAside {
         set_aside(self.message, self.index, reason, detail)
     }
 }
 
-/// Everything that the fresh messages ask for.
+/// Writes of the fresh messages, by kind.
 #[derive(Debug, Default)]
 pub struct Plan<'a> {
-    pub increments: Vec<Task<'a, Increment>>,
-    pub documents: Vec<Task<'a, Document>>,
-    pub deletes: Vec<Task<'a, Delete>>,
-    pub points: Vec<Task<'a, Point>>,
+    pub increments: Vec<PlannedWrite<'a, Increment>>,
+    pub documents: Vec<PlannedWrite<'a, Document>>,
+    pub deletes: Vec<PlannedWrite<'a, Delete>>,
+    pub points: Vec<PlannedWrite<'a, Point>>,
     /// Items that are not applied, whatever the store holds.
     pub aside: Vec<SetAside>,
     pub keyed: Vec<KeyedOutcome>,
-    /// Also of a part.
-    pub own: Arc<Own>,
+    /// Items of the whole transaction, also in a part of the plan.
+    pub own: Arc<OwnWrites>,
 }
 
-/// What the store says was processed only because this transaction is about to.
+/// Items and messages that the store reports as processed only because this transaction is about to.
 #[derive(Debug, Default)]
-pub struct Own {
+pub struct OwnWrites {
     messages: HashSet<MessageId>,
     keys: HashSet<ItemKey>,
 }
 
-impl Own {
+impl OwnWrites {
     pub fn holds(&self, item: ItemKey) -> bool {
         self.keys.contains(&item) || item.message().is_some_and(|message| self.messages.contains(&message))
     }
 }
 
-/// What is to be entered into `keyed_writes` under a key.
-pub struct Entered {
+/// Entry for `keyed_writes` under a key.
+pub struct KeyEntry {
     pub fingerprint: Fingerprint,
-    /// A store whose clock was behind must not take the key for older than its message: what may be
-    /// forgotten follows from accept times.
+    /// Lower bound of the entry's time: a store with a clock that is behind must not take the key for older
+    /// than its message, because accept times decide which keys may be forgotten.
     pub accepted_at_ms: i64,
 }
 
 /// The keys of a batch with the fingerprint that comes first and the accept time that comes last,
 /// sorted.
-pub fn keys(fresh: &[&Message]) -> BTreeMap<ItemKey, Entered> {
+pub fn keys(fresh: &[&Message]) -> BTreeMap<ItemKey, KeyEntry> {
     let mut keys = BTreeMap::new();
     for message in fresh {
         let accepted_at_ms = message.accepted_at_ms;
         for Keyed { id, fingerprint } in message.entries.iter().filter_map(Entry::keyed) {
-            let entered = keys.entry(id).or_insert(Entered { fingerprint, accepted_at_ms });
+            let entered = keys.entry(id).or_insert(KeyEntry { fingerprint, accepted_at_ms });
             entered.accepted_at_ms = entered.accepted_at_ms.max(accepted_at_ms);
         }
     }
     keys
 }
 
-/// What `keyed_writes` said: the fingerprints that were there before this transaction. Keys that
-/// are missing here were entered by it.
+/// Fingerprints that were in `keyed_writes` before this transaction. Keys that are missing here were entered
+/// by it.
 pub type Earlier = HashMap<ItemKey, Fingerprint>;
 
 impl<'a> Plan<'a> {
-    /// Of messages that have no other row in the ledger. `too_old` are those that may have had one.
+    /// Plans messages that have no other row in the ledger. `too_old` are those that may have had one.
     pub fn of(fresh: &[&'a Message], too_old: &HashSet<MessageId>, earlier: &Earlier) -> Self {
         let mut plan = Self::default();
         let mut processed = earlier.clone();
@@ -148,14 +148,14 @@ impl<'a> Plan<'a> {
                 }
             }
         }
-        plan.own = Arc::new(Own {
+        plan.own = Arc::new(OwnWrites {
             messages: fresh.iter().map(|message| message.id).collect(),
             keys: processed.into_keys().filter(|key| !earlier.contains_key(key)).collect(),
         });
         plan
     }
 
-    /// Of items that come a second time: each takes effect, for the row that was set aside is the
+    /// Plans items that come a second time. Each takes effect, because its row in the dead letters is the
     /// token for it.
     pub fn redriven(messages: &'a [Message]) -> Self {
         let mut plan = Self::default();
@@ -167,21 +167,21 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    /// The items that take effect, in the order of these messages and of their items.
-    pub fn places(&self, messages: &[&'a Message]) -> Vec<Place<'a>> {
+    /// Returns the items that take effect, in the order of these messages and of their items.
+    pub fn places(&self, messages: &[&'a Message]) -> Vec<ItemRef<'a>> {
         let ranks: HashMap<MessageId, usize> =
             messages.iter().enumerate().map(|(rank, message)| (message.id, rank)).collect();
-        let increments = self.increments.iter().map(Task::position);
-        let documents = self.documents.iter().map(Task::position);
-        let deletes = self.deletes.iter().map(Task::position);
-        let points = self.points.iter().map(Task::position);
+        let increments = self.increments.iter().map(PlannedWrite::position);
+        let documents = self.documents.iter().map(PlannedWrite::position);
+        let deletes = self.deletes.iter().map(PlannedWrite::position);
+        let points = self.points.iter().map(PlannedWrite::position);
         let mut places: Vec<_> = increments.chain(documents).chain(deletes).chain(points).collect();
         places.sort_by_key(|place| (ranks.get(&place.message.id).copied(), place.index));
         places
     }
 
-    /// What only these items ask for.
-    pub fn part(&self, places: &[Place<'a>]) -> Self {
+    /// Returns the part of the plan for these items.
+    pub fn part(&self, places: &[ItemRef<'a>]) -> Self {
         let places: HashSet<ItemKey> = places.iter().map(|place| place.message.place(place.index)).collect();
         let is_in = |message: &Message, index| places.contains(&message.place(index));
         Self {
@@ -198,10 +198,10 @@ impl<'a> Plan<'a> {
     fn add(&mut self, message: &'a Message, index: usize, entry: &'a Entry) {
         match entry {
             Entry::Item(Item { write, .. }) => match write {
-                Write::Increment(write) => self.increments.push(Task { write, message, index }),
-                Write::Document(write) => self.documents.push(Task { write, message, index }),
-                Write::Delete(write) => self.deletes.push(Task { write, message, index }),
-                Write::Point(write) => self.points.push(Task { write, message, index }),
+                Write::Increment(write) => self.increments.push(PlannedWrite { write, message, index }),
+                Write::Document(write) => self.documents.push(PlannedWrite { write, message, index }),
+                Write::Delete(write) => self.deletes.push(PlannedWrite { write, message, index }),
+                Write::Point(write) => self.points.push(PlannedWrite { write, message, index }),
             },
             Entry::Unreadable { detail, .. } => {
                 self.aside.push(set_aside(message, index, Reason::Unreadable, detail));
@@ -209,7 +209,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The outcomes of keyed items but for those that were set aside.
+    /// Returns the outcomes of keyed items, without those that were set aside.
     pub fn keyed_outcomes(&self, set_aside: &[SetAside]) -> Vec<KeyedOutcome> {
         let aside: HashSet<ItemKey> = set_aside.iter().map(|aside| aside.item).collect();
         let is_aside = |outcome: &KeyedOutcome| {
@@ -219,7 +219,10 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn only<'a, T>(tasks: &[Task<'a, T>], is_in: impl Fn(&Message, usize) -> bool) -> Vec<Task<'a, T>> {
+fn only<'a, T>(
+    tasks: &[PlannedWrite<'a, T>],
+    is_in: impl Fn(&Message, usize) -> bool,
+) -> Vec<PlannedWrite<'a, T>> {
     tasks.iter().filter(|task| is_in(task.message, task.index)).copied().collect()
 }
 
@@ -234,13 +237,13 @@ fn judge(processed: &mut Earlier, Keyed { id, fingerprint }: Keyed) -> KeyedVerd
     }
 }
 
-/// Postgres takes no NUL in text. A parser's complaint may quote one, so that one such item would
-/// fail its whole batch for ever: `nothing_that_a_message_can_carry_fails_its_batch`.
+/// Replaces NUL, which Postgres takes in no text. A parser's complaint may quote one, so that one such item
+/// would fail its whole batch for ever: `nothing_that_a_message_can_carry_fails_its_batch`.
 fn visible(character: char) -> char {
     if character == '\0' { char::REPLACEMENT_CHARACTER } else { character }
 }
 
-/// A detail as it is stored: short, and such that every store takes it.
+/// Returns a detail as it is stored: short, and such that every store takes it.
 pub fn detail_of(text: &str) -> String {
     text.chars().take(DETAIL_LENGTH_MAX).map(visible).collect()
 }
@@ -326,9 +329,9 @@ mod tests {
         assert_eq!(plan.increments.iter().map(|task| task.write.by).collect::<Vec<_>>(), [4]);
         let aside: Vec<_> = plan.aside.iter().map(|aside| (aside.item, aside.reason)).collect();
         assert_eq!(aside, [0, 2, 3].map(|index| (old.item_key(index), Reason::TooOld)));
-        let told = plan.keyed_outcomes(&plan.aside);
+        let outcomes = plan.keyed_outcomes(&plan.aside);
         assert_eq!(
-            told.iter().map(|told| (told.item, told.verdict)).collect::<Vec<_>>(),
+            outcomes.iter().map(|outcome| (outcome.item, outcome.verdict)).collect::<Vec<_>>(),
             [(old.item_key(1), Repeated)]
         );
     }
@@ -340,8 +343,11 @@ mod tests {
         let plan = Plan::of(&[&message], &HashSet::new(), &Earlier::new());
         let aside = plan.increments[0].set_aside(Reason::CounterOverflow, "too\0much");
         assert_eq!(aside.detail, "too\u{fffd}much");
-        let told = plan.keyed_outcomes(&[aside]);
-        assert_eq!(told.iter().map(|told| told.verdict).collect::<Vec<_>>(), [KeyedVerdict::Conflict]);
+        let outcomes = plan.keyed_outcomes(&[aside]);
+        assert_eq!(
+            outcomes.iter().map(|outcome| outcome.verdict).collect::<Vec<_>>(),
+            [KeyedVerdict::Conflict]
+        );
     }
 
     #[test]

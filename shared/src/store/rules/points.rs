@@ -1,9 +1,8 @@
-//! Rollups of a batch of points, and how they are merged into stored ones, without a database. For
-//! both stores.
+//! Rollups of a batch of points, and their merge into stored ones, without a database. For both stores.
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 
-use super::plan::Task;
+use super::plan::PlannedWrite;
 use crate::model::rollup::bytes::Corrupt;
 use crate::model::rollup::{Resolution, Rollup};
 use crate::model::write::Point;
@@ -15,22 +14,22 @@ pub const MINUTES_BACK_MS_MAX: i64 = 48 * 60 * 60 * 1_000;
 /// Points that are older than this when they are accepted write no rollup of their hour: 90 days.
 pub const HOURS_BACK_MS_MAX: i64 = 90 * 24 * 60 * 60 * 1_000;
 
-/// Bytes of stored rollups that a transaction has in memory at once, and one more rollup: it merges
-/// those of a batch part by part.
+/// Bytes of stored rollups that a transaction has in memory at once, plus one more rollup: it merges the
+/// rollups of a batch part by part.
 pub const PART_BYTES_MAX: usize = 2 << 20;
 
-/// Bytes of stored rollups that one read takes, and one more rollup.
+/// Bytes of stored rollups that one read takes, plus one more rollup.
 pub const PAGE_BYTES_MAX: usize = 1 << 20;
 
-/// Which rollup: resolution, type, period; sorted as the tables are.
+/// Key of a rollup: resolution, type, period; sorted as the tables are.
 pub type RollupKey<'a> = (Resolution, &'a str, i32);
 
 /// The points of a batch by the rollups that they go into. Each is added once, to its minute; hours and
 /// days are merged from minutes, which costs less than adding and is as exact.
-pub fn rollups<'a>(points: &[Task<'a, Point>]) -> BTreeMap<RollupKey<'a>, Rollup> {
+pub fn rollups<'a>(points: &[PlannedWrite<'a, Point>]) -> BTreeMap<RollupKey<'a>, Rollup> {
     let mut minutes = BTreeMap::new();
     let mut rollups: BTreeMap<RollupKey<'a>, Rollup> = BTreeMap::new();
-    for Task { write: Point { kind, at_ms, value }, message, .. } in points {
+    for PlannedWrite { write: Point { kind, at_ms, value }, message, .. } in points {
         let age_ms = message.accepted_at_ms.saturating_sub(*at_ms);
         let key = (&**kind, Resolution::Minute.period_of(*at_ms), finest(age_ms));
         minutes.entry(key).or_insert_with(Rollup::default).add(*value);
@@ -50,7 +49,7 @@ pub fn rollups<'a>(points: &[Task<'a, Point>]) -> BTreeMap<RollupKey<'a>, Rollup
     rollups
 }
 
-/// The shortest period that a point of this age is kept in.
+/// Returns the shortest period in which a point of this age is kept.
 fn finest(age_ms: i64) -> Resolution {
     if age_ms <= MINUTES_BACK_MS_MAX {
         Resolution::Minute
@@ -68,8 +67,8 @@ pub struct Addition<K> {
     pub stored: Option<Vec<u8>>,
 }
 
-/// Merges a part and encodes it; or gives the first key whose rollup cannot be read.
-/// One part takes some tens of milliseconds, away from the threads that serve others.
+/// Merges a part and encodes it, or returns the first key with an unreadable rollup. One part takes some
+/// tens of milliseconds, on a thread for blocking work.
 pub async fn merged<K: Send + 'static>(
     part: Vec<Addition<K>>,
 ) -> Result<Result<Vec<(K, Vec<u8>)>, (K, Corrupt)>, StoreError> {
@@ -88,8 +87,8 @@ pub async fn merged<K: Send + 'static>(
     blocking(move || part.into_iter().map(merge).collect()).await
 }
 
-/// Decodes the rows of a page, of which there are more once these hold [`PAGE_BYTES_MAX`]; or gives the
-/// first period whose rollup cannot be read.
+/// Decodes the rows of a page, or returns the first period with an unreadable rollup. A page of
+/// [`PAGE_BYTES_MAX`] or more has a next one.
 pub async fn page(rows: Vec<(i32, Vec<u8>)>) -> Result<Result<RollupPage, (i32, Corrupt)>, StoreError> {
     let bytes: usize = rows.iter().map(|(_, data)| data.len()).sum();
     let next = rows.last().filter(|_| bytes >= PAGE_BYTES_MAX).map(|(period, _)| period.saturating_add(1));

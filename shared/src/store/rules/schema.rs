@@ -1,9 +1,9 @@
-//! Whether a database has the schema that this build was made for. Pure, for both stores.
+//! Comparison of a database's schema with the schema of this build. Pure, for both stores.
 use sqlx::migrate::{MigrateError, Migrator};
 
 use crate::store::StoreError;
 
-/// A migration that a database says was run.
+/// A migration that a database reports as run.
 #[derive(Clone, Debug)]
 pub struct Ran {
     pub version: i64,
@@ -11,7 +11,7 @@ pub struct Ran {
     pub success: bool,
 }
 
-/// Compares what was run, by version, with what this build knows: exactly that must have been.
+/// Compares the migrations that were run, by version, with those of this build: they must be the same.
 pub fn compare(known: &Migrator, ran: &[Ran]) -> Result<(), StoreError> {
     let needed = newest(known);
     let found = ran.last().map_or(0, |ran| ran.version);
@@ -29,7 +29,7 @@ pub fn compare(known: &Migrator, ran: &[Ran]) -> Result<(), StoreError> {
     Err(StoreError::Unavailable(wrong.into()))
 }
 
-/// Why a database could not be brought to the schema of this build.
+/// Returns the error for a database that could not be brought to the schema of this build.
 pub fn not_migrated(known: &Migrator, error: &MigrateError) -> StoreError {
     let needed = newest(known);
     StoreError::Unavailable(match error {
@@ -76,22 +76,22 @@ mod tests {
         known().iter().map(ran).collect()
     }
 
-    fn told(ran: &[Ran]) -> String {
+    fn refusal(ran: &[Ran]) -> String {
         compare(&known(), ran).expect_err("not the known schema").to_string()
     }
 
     #[test]
     fn only_exactly_what_is_known_will_do() {
         assert!(compare(&known(), &ran()).is_ok());
-        assert!(told(&[]).contains("no schema: run `api migrate`"));
-        assert!(told(&ran()[..1]).contains("version 1 is older than 2"));
+        assert!(refusal(&[]).contains("no schema: run `api migrate`"));
+        assert!(refusal(&ran()[..1]).contains("version 1 is older than 2"));
         let newer = Ran { version: 3, ..ran()[1].clone() };
-        assert!(told(&[ran(), vec![newer]].concat()).contains("version 3 is newer than 2"));
+        assert!(refusal(&[ran(), vec![newer]].concat()).contains("version 3 is newer than 2"));
         let (mut edited, mut failed) = (ran(), ran());
         edited[0].checksum[0] ^= 1;
         failed[1].success = false;
         for wrong in [&edited[..], &failed[..], &ran()[1..]] {
-            assert!(told(wrong).contains("not the one that this build knows"), "{wrong:?}");
+            assert!(refusal(wrong).contains("not the one that this build knows"), "{wrong:?}");
         }
     }
 }

@@ -1,26 +1,26 @@
-//! What a batch does to counters, without a database: merged sums for the usual case, and item by
-//! item where a value might leave its range.
+//! Effects of a batch on counters, without a database: merged sums for the usual case, and item by item where
+//! a value might leave its range.
 //!
-//! Both stores call this between reading and writing. The meaning is that of [`fold_increments`];
-//! [`sum_increments`] is the same result in one addition per counter, and says when it is not.
+//! Both stores call this between reading and writing. [`fold_increments`] defines the result;
+//! [`sum_increments`] gives the same in one addition per counter, and says when it does not.
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 
-use super::plan::Task;
+use super::plan::PlannedWrite;
 use crate::model::outcome::{Counter, CounterResult, Reason, SetAside};
 use crate::model::write::Increment;
 
 /// The increments of a batch, in its order.
-type Increments<'t, 'a> = &'t [Task<'a, Increment>];
+type Increments<'t, 'a> = &'t [PlannedWrite<'a, Increment>];
 
 /// All increments of one counter in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sum<'a> {
+pub struct CounterSum<'a> {
     pub name: &'a str,
     pub delta: i64,
-    /// How many increments.
+    /// Number of increments.
     pub count: i64,
-    /// The lowest and the highest that the running sum got to, from 0.
+    /// Lowest and highest value of the running sum, from 0.
     lowest: i64,
     highest: i64,
 }
@@ -31,23 +31,23 @@ pub struct Overflow;
 
 /// Value and version of a counter; 0 and 0 before its first increment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct CounterState {
     pub value: i64,
     pub version: i64,
 }
 
-/// What the exact path makes of a batch.
+/// Result of the exact path for a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Folded<'a> {
     /// Counters that changed, by name.
-    pub counters: Vec<(&'a str, Standing)>,
-    /// After each awaited increment that was applied.
+    pub counters: Vec<(&'a str, CounterState)>,
+    /// Results of the awaited increments that were applied.
     pub standings: Vec<CounterResult>,
     pub set_aside: Vec<SetAside>,
 }
 
-impl Sum<'_> {
-    /// Whether every value on the way to `value`, which includes this sum, was in range. A sum of
+impl CounterSum<'_> {
+    /// Returns true when every value on the way to `value`, which includes this sum, was in range. A sum of
     /// +5 and −5 fits everywhere, but not its first half beside the limit.
     pub fn stayed_in_range(&self, value: i64) -> bool {
         let before = i128::from(value) - i128::from(self.delta);
@@ -57,10 +57,10 @@ impl Sum<'_> {
 }
 
 /// Merges the increments of a batch, sorted by name.
-pub fn sum_increments<'a>(increments: Increments<'_, 'a>) -> Result<Vec<Sum<'a>>, Overflow> {
-    let mut sums: HashMap<&str, Sum<'_>> = HashMap::new();
-    for Task { write: Increment { counter: name, by }, .. } in increments.iter().copied() {
-        let sum = sums.entry(name).or_insert(Sum { name, delta: 0, count: 0, lowest: 0, highest: 0 });
+pub fn sum_increments<'a>(increments: Increments<'_, 'a>) -> Result<Vec<CounterSum<'a>>, Overflow> {
+    let mut sums: HashMap<&str, CounterSum<'_>> = HashMap::new();
+    for PlannedWrite { write: Increment { counter: name, by }, .. } in increments.iter().copied() {
+        let sum = sums.entry(name).or_insert(CounterSum { name, delta: 0, count: 0, lowest: 0, highest: 0 });
         sum.delta = sum.delta.checked_add(*by).ok_or(Overflow)?;
         sum.count += 1;
         sum.lowest = sum.lowest.min(sum.delta);
@@ -71,22 +71,22 @@ pub fn sum_increments<'a>(increments: Increments<'_, 'a>) -> Result<Vec<Sum<'a>>
     Ok(sums)
 }
 
-/// Applies a batch one increment after the other to `current` (absent: never incremented). What
+/// Applies a batch one increment after the other to `current` (absent: never incremented). An increment that
 /// would overflow is set aside, and the next is applied.
 pub fn fold_increments<'a>(
-    current: &HashMap<String, Standing, impl BuildHasher>,
+    current: &HashMap<String, CounterState, impl BuildHasher>,
     increments: Increments<'_, 'a>,
 ) -> Folded<'a> {
-    let mut reached: HashMap<&str, Standing> = HashMap::new();
+    let mut reached: HashMap<&str, CounterState> = HashMap::new();
     let (mut standings, mut set_aside) = (Vec::new(), Vec::new());
     for task in increments {
         let Increment { counter: name, by } = task.write;
         let before = || current.get(&**name).copied().unwrap_or_default();
         let standing = reached.entry(name).or_insert_with(before);
         if let Some(value) = standing.value.checked_add(*by) {
-            *standing = Standing { value, version: standing.version + 1 };
+            *standing = CounterState { value, version: standing.version + 1 };
             if task.is_awaited() {
-                let Standing { value, version } = *standing;
+                let CounterState { value, version } = *standing;
                 standings.push(CounterResult { item: task.item(), value, version });
             }
         } else {
@@ -94,7 +94,7 @@ pub fn fold_increments<'a>(
             set_aside.push(task.set_aside(Reason::CounterOverflow, &detail));
         }
     }
-    let changed = |(name, standing): &(&str, Standing)| {
+    let changed = |(name, standing): &(&str, CounterState)| {
         current.get(*name).copied().unwrap_or_default().version != standing.version
     };
     let mut counters: Vec<_> = reached.into_iter().filter(changed).collect();
@@ -102,18 +102,22 @@ pub fn fold_increments<'a>(
     Folded { counters, standings, set_aside }
 }
 
-/// The standings of awaited increments, from what merged sums made of the counters.
-pub fn standings(merged: &[Counter], sums: &[Sum<'_>], increments: Increments<'_, '_>) -> Vec<CounterResult> {
-    if !increments.iter().any(Task::is_awaited) {
+/// Returns the results of awaited increments, from the counters after merged sums.
+pub fn counter_results(
+    merged: &[Counter],
+    sums: &[CounterSum<'_>],
+    increments: Increments<'_, '_>,
+) -> Vec<CounterResult> {
+    if !increments.iter().any(PlannedWrite::is_awaited) {
         return Vec::new();
     }
     let after: HashMap<&str, &Counter> = merged.iter().map(|counter| (&*counter.name, counter)).collect();
-    let before = |sum: &Sum<'_>| {
+    let before = |sum: &CounterSum<'_>| {
         let after = after.get(sum.name)?;
-        let standing = Standing { value: after.value - sum.delta, version: after.version - sum.count };
+        let standing = CounterState { value: after.value - sum.delta, version: after.version - sum.count };
         Some((sum.name.to_owned(), standing))
     };
-    let before: HashMap<String, Standing> = sums.iter().filter_map(before).collect();
+    let before: HashMap<String, CounterState> = sums.iter().filter_map(before).collect();
     fold_increments(&before, increments).standings
 }
 
@@ -135,7 +139,7 @@ mod tests {
     use crate::model::write::{Item, Write};
     use crate::store::rules::plan::{Earlier, Plan};
 
-    fn tasks(batch: &[Message]) -> Vec<Task<'_, Increment>> {
+    fn tasks(batch: &[Message]) -> Vec<PlannedWrite<'_, Increment>> {
         Plan::of(&batch.iter().collect::<Vec<_>>(), &HashSet::new(), &Earlier::new()).increments
     }
 
@@ -157,18 +161,18 @@ mod tests {
         increments.chunks(3).map(message).collect()
     }
 
-    fn current(value: i64) -> HashMap<String, Standing> {
-        ["a", "b", "c"].map(|name| (name.to_owned(), Standing { value, version: 7 })).into()
+    fn current(value: i64) -> HashMap<String, CounterState> {
+        ["a", "b", "c"].map(|name| (name.to_owned(), CounterState { value, version: 7 })).into()
     }
 
     #[test]
     fn what_overflows_is_set_aside_and_the_next_is_applied() {
         let batch = messages(&[("a", 3), ("a", 1), ("a", -1), ("b", i64::MIN), ("a", 1)]);
-        let current = HashMap::from([("a".to_owned(), Standing { value: i64::MAX - 3, version: 9 })]);
+        let current = HashMap::from([("a".to_owned(), CounterState { value: i64::MAX - 3, version: 9 })]);
         let folded = fold_increments(&current, &tasks(&batch));
         let expected = [
-            ("a", Standing { value: i64::MAX, version: 12 }),
-            ("b", Standing { value: i64::MIN, version: 1 }),
+            ("a", CounterState { value: i64::MAX, version: 12 }),
+            ("b", CounterState { value: i64::MIN, version: 1 }),
         ];
         assert_eq!(folded.counters, expected);
         let [aside] = &folded.set_aside[..] else { panic!("{:?}", folded.set_aside) };
@@ -243,7 +247,7 @@ mod tests {
             let fast = sum_increments(&batch).ok().and_then(|sums| {
                 let applied = sums.iter().map(|sum| {
                     let value = start.checked_add(sum.delta).filter(|value| sum.stayed_in_range(*value))?;
-                    Some((sum.name, Standing { value, version: 7 + sum.count }))
+                    Some((sum.name, CounterState { value, version: 7 + sum.count }))
                 });
                 applied.collect::<Option<Vec<_>>>()
             });
@@ -253,7 +257,7 @@ mod tests {
                         name: (*name).into(), value: to.value, version: to.version, updated_at_ms: 0,
                     }).collect();
                     let sums = sum_increments(&batch).expect("did before");
-                    prop_assert_eq!(standings(&merged, &sums, &batch), exact.standings);
+                    prop_assert_eq!(counter_results(&merged, &sums, &batch), exact.standings);
                     prop_assert_eq!((fast, 0), (exact.counters, exact.set_aside.len()));
                 }
                 // A sum from 0 may overflow where the stored value would not have.

@@ -1,13 +1,13 @@
-//! The transaction that applies a batch: ledger, keys, documents, points, counters, set-aside items,
-//! in this order. The statements for the ledger, counters and set-aside items are here. Many rows
-//! travel as one JSON array per statement, or as `values`, because a statement costs more than a row.
+//! The transaction that applies a batch: ledger, keys, documents, points, counters, set-aside items, in this
+//! order. The statements for the ledger, counters and set-aside items are here. Many rows travel as one JSON
+//! array per statement, or as `values`, because a statement costs more than a row.
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::Cache;
-use super::files::Failure;
+use super::collections::DefinitionCache;
+use super::files::SqliteFailure;
 use super::values::json;
 use super::{documents, keys, points};
 use crate::model::id::{ItemKey, MessageId};
@@ -17,9 +17,9 @@ use crate::runtime::clock;
 use crate::store::rules::ledger;
 use crate::store::rules::ledger::TooOld;
 use crate::store::rules::plan::Plan;
-use crate::store::rules::sums::{self, Folded, Standing};
+use crate::store::rules::sums::{self, CounterState, Folded};
 
-/// `where true` tells the parser that `on` begins no join.
+/// Inserts ledger rows. `where true` tells the parser that `on` begins no join.
 pub const ENTER: &str = "insert into applied_message (id, digest, applied_at_ms) \
     select unhex(value ->> 0), unhex(value ->> 1), ?2 from json_each(?1) where true \
     on conflict do nothing \
@@ -41,17 +41,17 @@ pub const BURY: &str = "insert into dead_letters \
     select unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, ?2 \
     from json_each(?1) where true on conflict do nothing";
 
-/// Inside a transaction that holds the write lock.
+/// Applies a batch inside a transaction that holds the write lock.
 pub async fn apply(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     batch: &[Message],
     too_old: TooOld,
-) -> Result<Applied, Failure> {
+) -> Result<Applied, SqliteFailure> {
     let batch = ledger::distinct(batch)?;
     let now_ms = clock::now_ms();
     let (fresh, old) = enter(connection, &batch, now_ms).await?;
-    let old = too_old.set_aside(old).ok_or(Failure::TooOld)?;
+    let old = too_old.set_aside(old).ok_or(SqliteFailure::TooOld)?;
     let earlier = keys::enter(connection, &fresh, now_ms).await?;
     let mut plan = Plan::of(&fresh, &old, &earlier);
     let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
@@ -60,7 +60,7 @@ pub async fn apply(
     applied.deleted = deleted.into_iter().collect();
     applied.types = points::apply(connection, &plan.points, now_ms).await?;
     count(connection, &plan, now_ms, &mut applied).await?;
-    bury(connection, &applied.set_aside, now_ms).await?;
+    insert_dead_letters(connection, &applied.set_aside, now_ms).await?;
     applied.fresh = fresh.iter().map(|message| message.id).collect();
     applied.keyed = plan.keyed_outcomes(&applied.set_aside);
     applied.committed_at_ms = now_ms;
@@ -72,7 +72,7 @@ pub async fn give_up_on(
     connection: &mut SqliteConnection,
     message: &Message,
     why: &str,
-) -> Result<Applied, Failure> {
+) -> Result<Applied, SqliteFailure> {
     let now_ms = clock::now_ms();
     let (fresh, old) = enter(connection, &[message], now_ms).await?;
     let earlier = keys::enter(connection, &fresh, now_ms).await?;
@@ -80,7 +80,7 @@ pub async fn give_up_on(
     let mut set_aside = std::mem::take(&mut plan.aside);
     let places = plan.places(&fresh).into_iter();
     set_aside.extend(places.map(|place| place.set_aside(Reason::NotApplied, why)));
-    bury(connection, &set_aside, now_ms).await?;
+    insert_dead_letters(connection, &set_aside, now_ms).await?;
     Ok(Applied {
         fresh: fresh.iter().map(|message| message.id).collect(),
         keyed: plan.keyed_outcomes(&set_aside),
@@ -90,13 +90,13 @@ pub async fn give_up_on(
     })
 }
 
-/// Writes the ledger rows and returns the messages that had none, in the order of the batch, and
-/// which of them lie at or below the floor.
+/// Writes the ledger rows. Returns the messages that had none, in the order of the batch, and the messages
+/// among them at or below the floor.
 async fn enter<'a>(
     connection: &mut SqliteConnection,
     batch: &[&'a Message],
     now_ms: i64,
-) -> Result<(Vec<&'a Message>, HashSet<MessageId>), Failure> {
+) -> Result<(Vec<&'a Message>, HashSet<MessageId>), SqliteFailure> {
     let mut rows: Vec<_> = batch
         .iter()
         .map(|message| (message.id.as_uuid().simple(), Uuid::from_bytes(message.digest).simple()))
@@ -126,7 +126,7 @@ pub async fn count(
     plan: &Plan<'_>,
     now_ms: i64,
     applied: &mut Applied,
-) -> Result<(), Failure> {
+) -> Result<(), SqliteFailure> {
     if plan.increments.is_empty() {
         return Ok(());
     }
@@ -139,7 +139,7 @@ pub async fn count(
     }
     let rows: Vec<_> = counters.iter().map(|(name, to)| (name, to.value, to.version)).collect();
     sqlx::query(PUT).bind(json(&rows)).bind(now_ms).execute(connection).await?;
-    let counter = |(name, to): (&str, Standing)| Counter {
+    let counter = |(name, to): (&str, CounterState)| Counter {
         name: name.into(),
         value: to.value,
         version: to.version,
@@ -152,15 +152,19 @@ pub async fn count(
 async fn current(
     connection: &mut SqliteConnection,
     names: &[&str],
-) -> Result<HashMap<String, Standing>, Failure> {
+) -> Result<HashMap<String, CounterState>, SqliteFailure> {
     let rows =
         sqlx::query_as::<_, (String, i64, i64)>(CURRENT).bind(json(names)).fetch_all(connection).await?;
-    Ok(rows.into_iter().map(|(name, value, version)| (name, Standing { value, version })).collect())
+    Ok(rows.into_iter().map(|(name, value, version)| (name, CounterState { value, version })).collect())
 }
 
-/// Writes dead letters. One that is there already, from a message that outlived its ledger row,
+/// Writes dead letters. A dead letter that is there already, from a message that outlived its ledger row,
 /// stays as it is.
-async fn bury(connection: &mut SqliteConnection, set_aside: &[SetAside], now_ms: i64) -> Result<(), Failure> {
+async fn insert_dead_letters(
+    connection: &mut SqliteConnection,
+    set_aside: &[SetAside],
+    now_ms: i64,
+) -> Result<(), SqliteFailure> {
     if set_aside.is_empty() {
         return Ok(());
     }

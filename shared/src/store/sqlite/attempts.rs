@@ -1,11 +1,11 @@
-//! Attempts at messages that were begun and not ended, which a message leaves behind that brings its
-//! process down; and the probe.
+//! Notes on attempts that were begun and not ended, which a message leaves behind that brings its process
+//! down; and the probe.
 use std::collections::HashMap;
 
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::files::Failure;
+use super::files::SqliteFailure;
 use super::values::json;
 use crate::model::id::MessageId;
 use crate::runtime::clock;
@@ -13,7 +13,7 @@ use crate::runtime::clock;
 /// Writes the one row that every file has.
 pub const PROBE: &str = "update ledger_floor set id = id where one = 1";
 
-/// `where true` tells the parser that `on` begins no join.
+/// Notes attempts. `where true` tells the parser that `on` begins no join.
 pub const BEGIN: &str = "insert into message_attempts (message, attempts, begun_at_ms) \
     select unhex(value), 1, ?2 from json_each(?1) where true \
     on conflict (message) do update set attempts = attempts + 1, begun_at_ms = excluded.begun_at_ms \
@@ -22,12 +22,12 @@ pub const BEGIN: &str = "insert into message_attempts (message, attempts, begun_
 pub const END: &str =
     "delete from message_attempts where message in (select unhex(value) from json_each(?1))";
 
-/// There are few rows at any time.
+/// Deletes old notes. There are few rows at any time.
 const END_OLD: &str = "delete from message_attempts where begun_at_ms < ?1";
 
 const KEPT_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
 
-pub async fn probe(connection: &mut SqliteConnection) -> Result<(), Failure> {
+pub async fn probe(connection: &mut SqliteConnection) -> Result<(), SqliteFailure> {
     sqlx::query(PROBE).execute(connection).await?;
     Ok(())
 }
@@ -36,7 +36,7 @@ pub async fn begin(
     connection: &mut SqliteConnection,
     messages: &[MessageId],
     again: bool,
-) -> Result<HashMap<MessageId, u32>, Failure> {
+) -> Result<HashMap<MessageId, u32>, SqliteFailure> {
     let rows = sqlx::query(BEGIN).bind(ids(messages)).bind(clock::now_ms()).bind(again);
     let mut counts = HashMap::new();
     for row in rows.fetch_all(connection).await? {
@@ -46,8 +46,8 @@ pub async fn begin(
     Ok(counts)
 }
 
-/// Old ones go with it: their messages went another way.
-pub async fn end(connection: &mut SqliteConnection, messages: &[MessageId]) -> Result<(), Failure> {
+/// Deletes the notes of messages, and old notes: their messages went another way.
+pub async fn end(connection: &mut SqliteConnection, messages: &[MessageId]) -> Result<(), SqliteFailure> {
     sqlx::query(END).bind(ids(messages)).execute(&mut *connection).await?;
     sqlx::query(END_OLD).bind(clock::now_ms() - KEPT_MS).execute(connection).await?;
     Ok(())

@@ -1,5 +1,5 @@
-//! The statements for `collections`: definitions, their versions, and what they make of documents
-//! that were there before them.
+//! The statements for `collections`: definitions, their versions, and their effect on documents that were
+//! there before them.
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::files::Failure;
+use super::files::SqliteFailure;
 use super::values::json;
 use crate::config;
 use crate::model::collection::{Checker, Collection, Definition};
@@ -18,7 +18,7 @@ use crate::store::rules::page::Bounds;
 pub const ONE: &str = "select version, is_defined, schema, indexed, retention_days, index_before \
     from collections where name = ?1";
 
-/// As [`ONE`], with the name behind it.
+/// Reads a page. The columns are those of [`ONE`], with the name behind them.
 pub const PAGE: &str = "select version, is_defined, schema, indexed, retention_days, index_before, name \
     from collections where name <> ?1 and name >= ?2 and name < ?3 and is_defined order by name limit ?4";
 
@@ -36,42 +36,42 @@ pub const HAS_DOCUMENTS: &str = "select exists (select 1 from documents where co
 
 pub const DROP_FIELD: &str = "delete from document_fields where collection = ?1 and field = ?2";
 
-/// Definitions that are kept compiled; beyond, all are forgotten.
+/// Maximum of definitions that are kept compiled; beyond, all are forgotten.
 const KNOWN_MAX: usize = 1_000;
 
 /// A definition, ready for use.
 #[derive(Debug)]
-pub struct Known {
+pub struct CompiledDefinition {
     pub checker: Arc<Checker>,
     pub has_indexes: bool,
 }
 
-/// Compiled definitions by name; each is used only while its version is the stored one. And what
-/// was found by them.
+/// Compiled definitions by name, each used only while its version is the stored one; and the verdicts that
+/// checks by them gave.
 #[derive(Debug)]
-pub struct Cache {
-    known: Mutex<HashMap<String, Arc<Known>>>,
+pub struct DefinitionCache {
+    known: Mutex<HashMap<String, Arc<CompiledDefinition>>>,
     pub checks: Arc<Checks>,
 }
 
-impl Known {
+impl CompiledDefinition {
     async fn new(name: &str, collection: Collection) -> Self {
         let has_indexes = !collection.definition.indexed.is_empty();
         Self { checker: Checker::compiled(name, collection).await, has_indexes }
     }
 }
 
-impl Cache {
+impl DefinitionCache {
     pub fn new(config: &config::Collections) -> Self {
         Self { known: Mutex::default(), checks: Checks::new(config) }
     }
 
-    fn get(&self, name: &str, version: i64) -> Option<Arc<Known>> {
+    fn get(&self, name: &str, version: i64) -> Option<Arc<CompiledDefinition>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(name).filter(|known| known.checker.version == version).map(Arc::clone)
     }
 
-    fn put(&self, name: &str, compiled: &Arc<Known>) {
+    fn put(&self, name: &str, compiled: &Arc<CompiledDefinition>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: usize = known.values().map(|known| known.checker.weight()).sum();
         if known.len() >= KNOWN_MAX || bytes + compiled.checker.weight() > KNOWN_BYTES_MAX {
@@ -80,18 +80,18 @@ impl Cache {
         known.insert(name.to_owned(), Arc::clone(compiled));
     }
 
-    /// The definitions of these collections as this transaction sees them.
+    /// Loads the definitions of these collections as this transaction sees them.
     pub async fn load(
         &self,
         connection: &mut SqliteConnection,
         names: &[&str],
-    ) -> Result<HashMap<String, Arc<Known>>, Failure> {
+    ) -> Result<HashMap<String, Arc<CompiledDefinition>>, SqliteFailure> {
         if names.is_empty() {
             return Ok(HashMap::new());
         }
         let rows = sqlx::query_as::<_, (String, i64)>(VERSIONS).bind(json(names));
         let versions: HashMap<String, i64> = rows.fetch_all(&mut *connection).await?.into_iter().collect();
-        let undefined = Arc::new(Known::new("", Collection::default()).await);
+        let undefined = Arc::new(CompiledDefinition::new("", Collection::default()).await);
         let mut loaded = HashMap::with_capacity(names.len());
         for name in names {
             let known = match versions.get(*name) {
@@ -106,30 +106,34 @@ impl Cache {
         Ok(loaded)
     }
 
-    async fn compile(&self, connection: &mut SqliteConnection, name: &str) -> Result<Arc<Known>, Failure> {
-        let known = Arc::new(Known::new(name, read(connection, name).await?.collection).await);
+    async fn compile(
+        &self,
+        connection: &mut SqliteConnection,
+        name: &str,
+    ) -> Result<Arc<CompiledDefinition>, SqliteFailure> {
+        let known = Arc::new(CompiledDefinition::new(name, read(connection, name).await?.collection).await);
         self.put(name, &known);
         Ok(known)
     }
 }
 
-/// A row; that of a collection which was never defined when there is none.
+/// A stored definition; the default when the collection was never defined.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct StoredDefinition {
     pub collection: Collection,
     pub index_before: Option<Uuid>,
 }
 
-pub async fn read(connection: &mut SqliteConnection, name: &str) -> Result<Found, Failure> {
+pub async fn read(connection: &mut SqliteConnection, name: &str) -> Result<StoredDefinition, SqliteFailure> {
     let row = sqlx::query(ONE).bind(name).fetch_optional(connection).await?;
     Ok(row.as_ref().map(found_of).transpose()?.unwrap_or_default())
 }
 
-/// Those that are defined, by name.
+/// Reads the defined collections of a page, by name.
 pub async fn page(
     connection: &mut SqliteConnection,
     bounds: Bounds,
-) -> Result<Vec<(String, Collection)>, Failure> {
+) -> Result<Vec<(String, Collection)>, SqliteFailure> {
     let Bounds { after, from, below, limit } = bounds;
     let rows = sqlx::query(PAGE).bind(after).bind(from).bind(below).bind(limit);
     let rows = rows.fetch_all(connection).await?;
@@ -137,7 +141,7 @@ pub async fn page(
     Ok(rows.iter().map(named).collect::<Result<_, sqlx::Error>>()?)
 }
 
-fn found_of(row: &SqliteRow) -> Result<Found, sqlx::Error> {
+fn found_of(row: &SqliteRow) -> Result<StoredDefinition, sqlx::Error> {
     let indexed: String = row.try_get(3)?;
     let decoded = serde_json::from_str(&indexed);
     let definition = Definition {
@@ -148,18 +152,18 @@ fn found_of(row: &SqliteRow) -> Result<Found, sqlx::Error> {
     let index_before: Option<Uuid> = row.try_get(5)?;
     let (version, is_defined) = (row.try_get(0)?, row.try_get(1)?);
     let collection = Collection { definition, version, is_defined, is_indexed: index_before.is_none() };
-    Ok(Found { collection, index_before })
+    Ok(StoredDefinition { collection, index_before })
 }
 
-/// Replaces a definition. What it does not index any more is forgotten at once; what it indexes
-/// newly waits for [`index_page`](super::fields::index_page). Rows of a field that stays are right as they are: they depend
-/// on nothing but the document.
+/// Replaces a definition. Index entries of fields that it does not index any more are deleted at once; fields
+/// that it indexes newly wait for [`index_page`](super::fields::index_page). Rows of a field that stays are
+/// right as they are: they depend on the document only.
 pub async fn define(
     connection: &mut SqliteConnection,
     name: &str,
     definition: Definition,
-) -> Result<Collection, Failure> {
-    let Found { collection: before, mut index_before } = read(connection, name).await?;
+) -> Result<Collection, SqliteFailure> {
+    let StoredDefinition { collection: before, mut index_before } = read(connection, name).await?;
     for field in before.definition.indexed.iter().filter(|field| !definition.indexed.contains(field)) {
         sqlx::query(DROP_FIELD).bind(name).bind(field).execute(&mut *connection).await?;
     }

@@ -1,5 +1,4 @@
-//! The statements for `dead_letters`: what is read of them, messages that are buried there, and
-//! their redrive.
+//! The statements for `dead_letters`: reads, messages that are stored there, and their redrive.
 use std::time::Instant;
 
 use futures_util::TryStreamExt;
@@ -7,8 +6,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::Cache;
-use super::files::Failure;
+use super::collections::DefinitionCache;
+use super::files::SqliteFailure;
 use super::values::json;
 use super::{apply, documents, housekeeping, keys, points};
 use crate::model::dead_letter::{
@@ -19,8 +18,8 @@ use crate::model::message::Message;
 use crate::model::outcome::{Applied, Reason};
 use crate::runtime::clock;
 use crate::store::StoreError;
-use crate::store::rules::bodies::{failed_again, is_reused_for_good, may_repeat, message_of, too_old};
-use crate::store::rules::dead_letters::{Batch, REDRIVE_TIME_MAX, steps};
+use crate::store::rules::dead_letters::{REDRIVE_TIME_MAX, RedriveBatch, steps};
+use crate::store::rules::dead_messages::{failed_again, is_reused_for_good, may_repeat, message_of, too_old};
 use crate::store::rules::plan::Plan;
 
 pub const PAGE: &str = "select id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms, \
@@ -37,9 +36,9 @@ pub const BURY: &str = "insert into dead_letters \
     (id, kind, reason, detail, item, accepted_at_ms, set_aside_at_ms) values (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
     on conflict do nothing";
 
-/// That its id belongs to another body is told also of a row that is there: `force` must not apply it.
-/// One that was discarded is decided.
-pub const TELL_REUSED: &str = "update dead_letters set reason = ?2, detail = ?3, set_aside_at_ms = ?4 \
+/// Marks a row if its id belongs to another body, because `force` must not apply it. A discarded row is
+/// decided and stays as it is.
+pub const MARK_REUSED: &str = "update dead_letters set reason = ?2, detail = ?3, set_aside_at_ms = ?4 \
     where id = ?1 and reason <> ?2 and discarded_at_ms is null";
 
 pub const TAKE: &str = "delete from dead_letters where id in (select unhex(value) from json_each(?1))";
@@ -49,13 +48,13 @@ pub const KEEP: &str = "update dead_letters set reason = ?2, detail = ?3, set_as
 pub async fn page(
     connection: &mut SqliteConnection,
     page: &DeadLetterPage,
-) -> Result<Vec<DeadLetter>, Failure> {
+) -> Result<Vec<DeadLetter>, SqliteFailure> {
     let (after, last) = page.filter.bounds(page.after);
     let query = sqlx::query(PAGE).bind(after).bind(last).bind(page.discarded);
     let query = query.bind(page.filter.kind.as_deref()).bind(page.filter.reason.as_deref()).bind(page.limit);
     let mut rows = query.fetch(connection);
     let mut letters: Vec<DeadLetter> = Vec::new();
-    // Rows are read as they are asked for.
+    // Rows are read as they are needed.
     while bytes(letters.as_slice()) < PAGE_BYTES_MAX
         && let Some(row) = rows.try_next().await?
     {
@@ -64,33 +63,34 @@ pub async fn page(
     Ok(letters)
 }
 
-pub async fn one(connection: &mut SqliteConnection, id: Uuid) -> Result<Option<DeadLetter>, Failure> {
+pub async fn one(connection: &mut SqliteConnection, id: Uuid) -> Result<Option<DeadLetter>, SqliteFailure> {
     let row = sqlx::query(ONE).bind(id).fetch_optional(connection).await?;
     Ok(row.as_ref().map(letter_of).transpose()?)
 }
 
-pub async fn discard(connection: &mut SqliteConnection, id: Uuid) -> Result<bool, Failure> {
+pub async fn discard(connection: &mut SqliteConnection, id: Uuid) -> Result<bool, SqliteFailure> {
     let discarded = sqlx::query(DISCARD).bind(id).bind(clock::now_ms()).execute(connection).await?;
     Ok(discarded.rows_affected() > 0)
 }
 
-pub async fn bury(connection: &mut SqliteConnection, message: &DeadMessage) -> Result<(), Failure> {
+pub async fn bury(connection: &mut SqliteConnection, message: &DeadMessage) -> Result<(), SqliteFailure> {
     let row = message.row();
     let query = sqlx::query(BURY).bind(row.id).bind(MESSAGE_KIND).bind(row.reason).bind(row.detail);
     query.bind(row.item).bind(clock::now_ms()).execute(&mut *connection).await?;
     if row.reason == Reason::DigestMismatch.name() {
-        let query = sqlx::query(TELL_REUSED).bind(row.id).bind(row.reason).bind(message.row().detail);
+        let query = sqlx::query(MARK_REUSED).bind(row.id).bind(row.reason).bind(message.row().detail);
         query.bind(clock::now_ms()).execute(connection).await?;
     }
     Ok(())
 }
 
-/// Inside a transaction that holds the write lock. A dry run is rolled back to where it began.
+/// Redrives a page inside a transaction that holds the write lock. A dry run is rolled back to where it
+/// began.
 pub async fn redrive(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     redrive: &Redrive,
-) -> Result<RedrivenPage, Failure> {
+) -> Result<RedrivenPage, SqliteFailure> {
     let asked = redrive.page();
     let letters = page(connection, &asked).await?;
     let next = asked.next(&letters);
@@ -103,14 +103,14 @@ pub async fn redrive(
     Ok(done)
 }
 
-/// For as long as there is time.
+/// Redrives step by step, for as long as there is time.
 async fn step_by_step(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     letters: &[DeadLetter],
     next: Option<Uuid>,
     force: bool,
-) -> Result<RedrivenPage, Failure> {
+) -> Result<RedrivenPage, SqliteFailure> {
     let begun = Instant::now();
     let mut done = RedrivenPage { items: Vec::new(), next };
     let mut reached = None;
@@ -130,19 +130,21 @@ async fn step_by_step(
     Ok(done)
 }
 
-/// A whole message, as if it came from the queue.
+/// Redrives a whole message, as if it came from the queue.
 async fn message(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     letter: &DeadLetter,
     force: bool,
-) -> Result<Redriven, Failure> {
+) -> Result<Redriven, SqliteFailure> {
     let attempted = match message_of(letter) {
         Err(why) => Err(why),
         Ok(message) => match attempt(connection, cache, letter, message, force).await {
             Ok(()) => Ok(RedriveOutcome::Applied),
-            Err(Failure::TooOld) => Ok(RedriveOutcome::NeedsForce),
-            Err(Failure::Told(StoreError::DigestMismatch(id))) => Err((Reason::DigestMismatch, mismatch(id))),
+            Err(SqliteFailure::TooOld) => Ok(RedriveOutcome::NeedsForce),
+            Err(SqliteFailure::Decided(StoreError::DigestMismatch(id))) => {
+                Err((Reason::DigestMismatch, mismatch(id)))
+            }
             Err(failure) => return Err(failure),
         },
     };
@@ -150,29 +152,29 @@ async fn message(
         Ok(outcome) => Redriven { id: letter.id, outcome },
         Err((reason, detail)) => failed_again(letter, reason, detail),
     };
-    settle(connection, std::slice::from_ref(&redriven), clock::now_ms()).await?;
+    record_outcomes(connection, std::slice::from_ref(&redriven), clock::now_ms()).await?;
     Ok(redriven)
 }
 
-/// Nothing is left of it when it fails.
+/// Applies a message. A failed attempt leaves no change.
 async fn attempt(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     letter: &DeadLetter,
     message: Message,
     force: bool,
-) -> Result<(), Failure> {
+) -> Result<(), SqliteFailure> {
     let floor: Uuid = sqlx::query_scalar(housekeeping::FLOOR).fetch_one(&mut *connection).await?;
     if is_reused_for_good(letter, message.id, floor) {
         return Err(StoreError::DigestMismatch(message.id).into());
     }
     if may_repeat(&message, floor) && !force {
-        return Err(Failure::TooOld);
+        return Err(SqliteFailure::TooOld);
     }
     let mut attempt = connection.begin().await?;
     match apply::apply(&mut attempt, cache, &[message], too_old(letter, force)).await {
         Ok(_) => Ok(attempt.commit().await?),
-        Err(decided @ (Failure::TooOld | Failure::Told(_))) => {
+        Err(decided @ (SqliteFailure::TooOld | SqliteFailure::Decided(_))) => {
             attempt.rollback().await?;
             Err(decided)
         }
@@ -183,32 +185,33 @@ async fn attempt(
 
 async fn within(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     letters: &[DeadLetter],
     force: bool,
-) -> Result<Vec<Redriven>, Failure> {
+) -> Result<Vec<Redriven>, SqliteFailure> {
     let now_ms = clock::now_ms();
-    let mut batch = Batch::of(letters, force);
+    let mut batch = RedriveBatch::of(letters, force);
     let messages: Vec<_> = batch.messages.iter().collect();
     let earlier = keys::enter(connection, &messages, now_ms).await?;
-    batch.heed_keys(&earlier);
+    batch.check_keys(&earlier);
     let mut plan = Plan::redriven(&batch.messages);
     let set_aside = std::mem::take(&mut plan.aside);
     let mut applied = Applied { set_aside, ..Applied::default() };
     applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
     points::apply(connection, &plan.points, now_ms).await?;
     apply::count(connection, &plan, now_ms, &mut applied).await?;
-    let redriven = batch.settle(&applied.set_aside);
-    settle(connection, &redriven, now_ms).await?;
+    let redriven = batch.outcomes(&applied.set_aside);
+    record_outcomes(connection, &redriven, now_ms).await?;
     Ok(redriven)
 }
 
-/// The row of what was applied goes, and its key is as old as that; that of what failed again says why.
-async fn settle(
+/// Deletes the row of an applied item, and renews its key to that time; notes the reason of one that failed
+/// again.
+async fn record_outcomes(
     connection: &mut SqliteConnection,
     redriven: &[Redriven],
     now_ms: i64,
-) -> Result<(), Failure> {
+) -> Result<(), SqliteFailure> {
     let mut applied = Vec::new();
     for Redriven { id, outcome } in redriven {
         match outcome {

@@ -1,7 +1,7 @@
-//! The statements for `documents` and `document_fields`: what a batch writes, and pages.
+//! The statements for `documents` and `document_fields`: the writes of a batch, and pages.
 //!
-//! A deleted document stays as a row without data, so that its insert, should it come later or
-//! again, finds its place taken. Only documents with data have rows in `document_fields`.
+//! A deleted document stays as a row without data, so that its insert, should it come later or again, finds
+//! its place taken. Only documents with data have rows in `document_fields`.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::{Cache, Known};
-use super::files::Failure;
+use super::collections::{CompiledDefinition, DefinitionCache};
+use super::files::SqliteFailure;
 use super::read::item_statuses;
 use super::values::{fingerprint_of, json};
 use super::{fields, values};
@@ -19,15 +19,15 @@ use crate::model::collection::Checker;
 use crate::model::id::ItemKey;
 use crate::model::outcome::SetAside;
 use crate::model::write::Delete;
-use crate::store::rules::documents::{self, Elsewhere, Row};
-use crate::store::rules::plan::{Plan, Task};
+use crate::store::rules::documents::{self, Elsewhere, NewDocumentRow};
+use crate::store::rules::plan::{Plan, PlannedWrite};
 use crate::store::{Document, DocumentPage, DocumentsFound, SEARCH_STEPS_MAX, Stored};
 
 const INSERT: (&str, &str) =
     ("insert into documents (collection, place, id, data, accepted_at_ms)", "on conflict do nothing");
 
-/// The row of a keyed document stands at its own place, that of its deletion at that of the delete. The
-/// last value says that no row is made where none is.
+/// Deletes documents. The row of a keyed document stands at its own place, that of its deletion at that of
+/// the delete. The last value says that no row is made where none is.
 pub const ERASE: &str = "insert into documents (collection, place, id, data, accepted_at_ms) \
     select value ->> 0, unhex(value ->> 1), unhex(value ->> 2), null, value ->> 3 \
     from json_each(?1) where not value ->> 4 \
@@ -54,7 +54,7 @@ pub const DOOMED_KEYED: &str = "with doomed (collection, id) as materialized \
     cross join documents on documents.collection = doomed.collection and documents.id = doomed.id \
     where documents.data is not null";
 
-/// Not what is keyed: at the place of a delete may stand what it deleted.
+/// Reads an unkeyed document. A keyed one may stand at the place of the delete that deleted it.
 pub const PLAIN: &str = "select place, id, data, accepted_at_ms, null from documents \
     where collection = ?1 and place = ?2 and id is null";
 
@@ -70,9 +70,9 @@ pub const PAGE: &str = "select documents.place, documents.id, documents.data, \
     and documents.data is not null \
     order by documents.place desc limit ?3";
 
-/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place
-/// at or before the one reached. As many filters in a row that agree on a place have found a document.
-/// So the rarest filter decides how many steps there are. A search that stops has decided a place.
+/// Leaps along the indexes of all filters at once: each step asks the next filter for its last place at or
+/// before the one reached. A document is found when all filters in a row agree on a place. So the rarest
+/// filter decides how many steps there are. A search that stops has decided a place.
 pub const SEARCH: &str = "with recursive walk (step, place, agreed, found, passed) as ( \
     select 0, ?2, json_array_length(?4), 0, null \
     union all \
@@ -98,16 +98,18 @@ pub const SEARCH: &str = "with recursive walk (step, place, agreed, found, passe
 /// Writes documents, then deletes, then fields; returns what was set aside.
 pub async fn apply(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     plan: &Plan<'_>,
-) -> Result<Vec<SetAside>, Failure> {
+) -> Result<Vec<SetAside>, SqliteFailure> {
     let erased = plan.deletes.iter().map(|task| &*task.write.collection);
     let names: BTreeSet<&str> = documents::collections(&plan.documents).into_iter().chain(erased).collect();
     let known = cache.load(connection, &names.into_iter().collect::<Vec<_>>()).await?;
-    let checker = |(name, known): (&String, &Arc<Known>)| (name.clone(), Arc::clone(&known.checker));
+    let checker =
+        |(name, known): (&String, &Arc<CompiledDefinition>)| (name.clone(), Arc::clone(&known.checker));
     let checkers: HashMap<String, Arc<Checker>> = known.iter().map(checker).collect();
-    let rows = documents::rows(&plan.documents, &checkers, &cache.checks).map_err(Failure::Unchecked)?;
-    values::insert(connection, INSERT, 5, &rows.documents, |query, row: &Row<'_>| {
+    let rows =
+        documents::rows(&plan.documents, &checkers, &cache.checks).map_err(SqliteFailure::Unchecked)?;
+    values::insert(connection, INSERT, 5, &rows.documents, |query, row: &NewDocumentRow<'_>| {
         query.bind(row.collection).bind(row.place).bind(row.id).bind(row.data).bind(row.accepted_at_ms)
     })
     .await?;
@@ -118,15 +120,15 @@ pub async fn apply(
 
 async fn erase(
     connection: &mut SqliteConnection,
-    known: &HashMap<String, Arc<Known>>,
+    known: &HashMap<String, Arc<CompiledDefinition>>,
     elsewhere: &Elsewhere<'_>,
-    deletes: &[Task<'_, Delete>],
-) -> Result<(), Failure> {
+    deletes: &[PlannedWrite<'_, Delete>],
+) -> Result<(), SqliteFailure> {
     if deletes.is_empty() {
         return Ok(());
     }
     // Each document once, sorted.
-    let doomed: BTreeMap<(&str, ItemKey), &Task<'_, Delete>> =
+    let doomed: BTreeMap<(&str, ItemKey), &PlannedWrite<'_, Delete>> =
         deletes.iter().map(|task| ((&*task.write.collection, task.write.document), task)).collect();
     let indexed = |keyed: bool| -> Vec<_> {
         let wanted = doomed.keys().filter(|(name, id)| known[*name].has_indexes && id.is_keyed() == keyed);
@@ -151,8 +153,8 @@ async fn erase(
     }
     let documents: Vec<ItemKey> = doomed.keys().map(|(_, document)| *document).collect();
     let statuses = item_statuses(connection, &documents).await?;
-    let rows = doomed.iter().zip(statuses).map(|(((name, id), task), fate)| {
-        let is_elsewhere = elsewhere.holds(*id, fate.as_ref());
+    let rows = doomed.iter().zip(statuses).map(|(((name, id), task), status)| {
+        let is_elsewhere = elsewhere.holds(*id, status.as_ref());
         let (place, id) =
             if id.is_keyed() { (task.place(), Some(id.as_uuid())) } else { (id.as_uuid(), None) };
         (*name, place.simple(), id.map(Uuid::simple), task.message.accepted_at_ms, is_elsewhere)
@@ -166,7 +168,7 @@ pub async fn one(
     connection: &mut SqliteConnection,
     collection: &str,
     id: ItemKey,
-) -> Result<Option<Stored>, Failure> {
+) -> Result<Option<Stored>, SqliteFailure> {
     let statement = if id.is_keyed() { KEYED } else { PLAIN };
     let row = sqlx::query(statement).bind(collection).bind(id.as_uuid()).fetch_optional(connection).await?;
     let Some(row) = row else { return Ok(None) };
@@ -174,7 +176,10 @@ pub async fn one(
     Ok(Some(if is_deleted { Stored::Deleted } else { Stored::Document(document_of(&row)?) }))
 }
 
-pub async fn page(connection: &mut SqliteConnection, page: DocumentPage) -> Result<DocumentsFound, Failure> {
+pub async fn page(
+    connection: &mut SqliteConnection,
+    page: DocumentPage,
+) -> Result<DocumentsFound, SqliteFailure> {
     let (from, before) = (page.from.unwrap_or(Uuid::nil()), page.before.unwrap_or(Uuid::max()));
     if page.filters.is_empty() {
         let rows = sqlx::query(PAGE).bind(page.collection).bind(before).bind(page.limit).bind(from);

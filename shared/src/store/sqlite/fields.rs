@@ -1,11 +1,11 @@
-//! The index over members of documents: rows that are written and removed with their documents, and
-//! those of documents that were there before their definition.
+//! The index over members of documents: rows that are written and removed with their documents, and the rows
+//! of documents that were there before their definition.
 use futures_util::TryStreamExt;
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::{Cache, read};
-use super::files::Failure;
+use super::collections::{DefinitionCache, read};
+use super::files::SqliteFailure;
 use super::values::json;
 use crate::model::collection::Checker;
 use crate::store::rules::documents::FieldRow;
@@ -15,18 +15,18 @@ pub const NEXT: &str = "select place, data from documents \
 
 pub const INDEXED_TO: &str = "update collections set index_before = ?2 where name = ?1";
 
-/// Documents that one call indexes at most: other writes wait meanwhile.
+/// Maximum of documents that one call indexes: other writes wait meanwhile.
 const PAGE_ROWS_MAX: u32 = 500;
 
-/// And once it has read so many bytes of them, it ends.
+/// Bytes of documents after which a call of [`index_page`] ends.
 pub const PAGE_BYTES_MAX: usize = 4 << 20;
 
 /// Indexes the next documents, by descending place; `false` when there are no more.
 pub async fn index_page(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     name: &str,
-) -> Result<bool, Failure> {
+) -> Result<bool, SqliteFailure> {
     let Some(before) = read(connection, name).await?.index_before else { return Ok(false) };
     let known = cache.load(connection, &[name]).await?;
     let checker = &known[name].checker;
@@ -52,7 +52,7 @@ pub async fn index_page(
     Ok(index_before.is_some())
 }
 
-/// Only of what is there, and was not deleted in the same transaction.
+/// Inserts index rows of documents that are there, and were not deleted in the same transaction.
 pub const INDEX: &str = "insert into document_fields (collection, field, value, place) \
     with entry (collection, field, value, place) as materialized \
     (select value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3) from json_each(?1)) \
@@ -64,7 +64,7 @@ pub const INDEX: &str = "insert into document_fields (collection, field, value, 
 pub const FORGET: &str = "delete from document_fields where (collection, field, value, place) in \
     (select value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3) from json_each(?1))";
 
-/// What is indexed of a document that was stored; nothing of one that cannot be read.
+/// Returns the index rows of a stored document; none for a document that cannot be read.
 pub fn fields_of<'a>(checker: &Checker, name: &'a str, place: Uuid, data: &str) -> Vec<FieldRow<'a>> {
     let values = checker.index_values(data).unwrap_or_default();
     let row =
@@ -79,14 +79,14 @@ fn field_json(fields: &[FieldRow<'_>]) -> String {
     json(&fields.iter().map(row).collect::<Vec<_>>())
 }
 
-pub async fn index(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), Failure> {
+pub async fn index(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), SqliteFailure> {
     if !fields.is_empty() {
         sqlx::query(INDEX).bind(field_json(fields)).execute(connection).await?;
     }
     Ok(())
 }
 
-pub async fn forget(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), Failure> {
+pub async fn forget(connection: &mut SqliteConnection, fields: &[FieldRow<'_>]) -> Result<(), SqliteFailure> {
     if !fields.is_empty() {
         sqlx::query(FORGET).bind(field_json(fields)).execute(connection).await?;
     }

@@ -1,7 +1,7 @@
-//! The database file: one connection that writes, a few that read, and how both are used.
+//! The database file: one connection that writes, a few that read, and the way to use both.
 //!
-//! A write runs as a task of its own to its end, whoever stops waiting for it, so that no
-//! transaction is left open; after an error its connection is replaced, so that none is inherited.
+//! A write runs as a task of its own to its end, even when its caller stops waiting, so that no transaction
+//! is left open; after an error its connection is replaced, so that none is inherited.
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,65 +23,65 @@ use crate::store::rules::schema::{Ran, compare, not_migrated};
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations/sqlite");
 
-/// Readers never wait for the writer; more of them would wait for the disk.
+/// Maximum of readers. They never wait for the writer; more of them would wait for the disk.
 const READERS_MAX: u32 = 4;
-/// How long a read may wait for a reader.
+/// Time that a read may wait for a reader.
 const READER_TIMEOUT: Duration = Duration::from_secs(2);
-/// SQLite looks at the clock each time that a read has done so many operations.
+/// Operations of a read after which SQLite looks at the clock.
 const OPERATIONS_BETWEEN_LOOKS: i32 = 10_000;
-/// A backup tool may hold the file for a moment.
+/// Time that a write waits for the file, which a backup tool may hold for a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// SQLITE_TOOBIG, SQLITE_CONSTRAINT and SQLITE_MISMATCH, and whatever is one of them, as the refusal of
-/// a trigger is.
+/// Returns true for SQLITE_TOOBIG, SQLITE_CONSTRAINT and SQLITE_MISMATCH, and for the codes that extend one
+/// of them, such as the refusal of a trigger.
 fn is_about_values(code: Option<&str>) -> bool {
     code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| matches!(code & 0xff, 18..=20))
 }
 
-/// SQLITE_INTERRUPT.
+/// Code of SQLITE_INTERRUPT.
 const INTERRUPTED: &str = "9";
 
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum SqliteFailure {
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
-    /// Decided already what the caller is told.
+    /// An error that the caller gets as it is.
     #[error(transparent)]
-    Told(#[from] StoreError),
+    Decided(#[from] StoreError),
     /// Documents have to be checked first, outside of any transaction.
     #[error("definitions change faster than documents can be checked")]
     Unchecked(Vec<Unchecked>),
-    /// It may have been applied before, and nobody has decided.
+    /// The message may have been applied before, and no person has decided.
     #[error("a message is older than what the ledger remembers")]
     TooOld,
 }
 
 pub struct Files {
-    shared: Arc<Shared>,
+    shared: Arc<SharedFiles>,
     runtime: Handle,
     write_timeout: Duration,
 }
 
-struct Shared {
+struct SharedFiles {
     options: SqliteConnectOptions,
     read_timeout: Duration,
-    writer: Mutex<Writer>,
+    writer: Mutex<WriterConnection>,
     readers: SqlitePool,
     /// Limits the readers that [`Files::list`] uses.
-    list_places: Semaphore,
+    list_permits: Semaphore,
     schema_verified: AtomicBool,
 }
 
-enum Writer {
+enum WriterConnection {
     Open(SqliteConnection),
-    /// After an error; opened again by the next write.
+    /// Closed after an error; opened again by the next write.
     Broken,
     Closed,
 }
 
 impl Files {
-    /// A read is ended after `read_timeout`, a write after `write_timeout`. Lists have `list_readers_max`
-    /// readers, and one less than all at most.
+    /// Opens the file. A read is ended after `read_timeout`, a write after `write_timeout`. Lists have
+    /// `list_readers_max` readers, and one less than all at most.
     pub async fn open(
         directory: &Path,
         read_timeout: Duration,
@@ -93,21 +93,21 @@ impl Files {
             StoreError::Unavailable(format!("cannot make the data directory: {error}").into())
         })?;
         let options = options(&directory.join("store.db"));
-        let writer = options.connect().await.map_err(Failure::from)?;
+        let writer = options.connect().await.map_err(SqliteFailure::from)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .acquire_timeout(READER_TIMEOUT)
-            // A file does not hang up.
+            // A file does not close connections.
             .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_lazy_with(options.clone().read_only(true).create_if_missing(false));
-        let shared = Shared {
+        let shared = SharedFiles {
             options,
             read_timeout,
-            writer: Mutex::new(Writer::Open(writer)),
+            writer: Mutex::new(WriterConnection::Open(writer)),
             readers,
-            list_places: Semaphore::new(list_readers_max.clamp(1, READERS_MAX - 1) as usize),
+            list_permits: Semaphore::new(list_readers_max.clamp(1, READERS_MAX - 1) as usize),
             schema_verified: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared), runtime, write_timeout })
@@ -117,17 +117,21 @@ impl Files {
     pub async fn write<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
+            + Send
+            + 'static,
     {
         Ok(self.try_write(operation, self.write_timeout, work).await?)
     }
 
-    /// As [`write`](Self::write), for a caller that can mend a failure; a statement that goes on after
-    /// `limit` is ended by SQLite itself.
-    pub async fn try_write<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, Failure>
+    /// Runs `work` as [`write`](Self::write) does, for a caller that can mend a failure. A statement that
+    /// goes on after `limit` is ended by SQLite itself.
+    pub async fn try_write<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, SqliteFailure>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
+            + Send
+            + 'static,
     {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let shared = Arc::clone(&self.shared);
@@ -147,22 +151,26 @@ impl Files {
     pub async fn read<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
+            + Send
+            + 'static,
     {
         let shared = Arc::clone(&self.shared);
         self.timed(operation, async move { shared.read(work).await }).await
     }
 
-    /// A read that a client can make slow: those have a share of the readers.
+    /// Runs a read that a client can make slow: such reads have a share of the readers.
     pub async fn list<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
+            + Send
+            + 'static,
     {
         let shared = Arc::clone(&self.shared);
         let read = async move {
-            let place = timeout(READER_TIMEOUT, shared.list_places.acquire()).await;
-            let _place = place.map_err(|_| sqlx::Error::PoolTimedOut)?.expect("never closed");
+            let permit = timeout(READER_TIMEOUT, shared.list_permits.acquire()).await;
+            let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?.expect("never closed");
             shared.read(work).await
         };
         self.timed(operation, read).await
@@ -171,7 +179,7 @@ impl Files {
     async fn timed<T: Send + 'static>(
         &self,
         operation: &str,
-        read: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        read: impl Future<Output = Result<T, SqliteFailure>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let outcome = joined(self.runtime.spawn(read)).await;
@@ -182,7 +190,7 @@ impl Files {
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
         let migration = self.runtime.spawn(async move {
-            // Nothing else is written meanwhile.
+            // No other write runs meanwhile.
             let _writer = shared.writer.lock().await;
             let options = shared.options.clone();
             let pool = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options);
@@ -201,23 +209,30 @@ impl Files {
             // A reader in the middle of its read would keep the log from being emptied.
             shared.readers.close().await;
             let mut writer = shared.writer.lock().await;
-            if let Writer::Open(mut connection) = std::mem::replace(&mut *writer, Writer::Closed) {
+            if let WriterConnection::Open(mut connection) =
+                std::mem::replace(&mut *writer, WriterConnection::Closed)
+            {
                 sqlx::query("pragma wal_checkpoint(truncate)").execute(&mut connection).await?;
                 connection.close().await?;
             }
             Ok(())
         });
         if let Err(error) = joined(closing).await {
-            // Nothing is lost: the log is read at the next start.
+            // No data is lost: the log is read at the next start.
             tracing::warn!(%error, "store was not closed cleanly");
         }
     }
 }
 
-impl Writer {
-    async fn transaction<T, F>(&mut self, shared: &Shared, limit: Duration, work: F) -> Result<T, Failure>
+impl WriterConnection {
+    async fn transaction<T, F>(
+        &mut self,
+        shared: &SharedFiles,
+        limit: Duration,
+        work: F,
+    ) -> Result<T, SqliteFailure>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>> + Send,
     {
         if let Self::Broken = self {
             *self = Self::Open(shared.options.connect().await?);
@@ -226,8 +241,8 @@ impl Writer {
             return Err(StoreError::Unavailable("closed".into()).into());
         };
         shared.verify_schema(connection).await?;
-        // A transaction that began as a reader and then writes is refused at once, whatever the
-        // busy timeout says.
+        // A transaction that began as a reader and then writes is refused at once, without regard to the busy
+        // timeout.
         let mut transaction = connection.begin_with("begin immediate").await?;
         let deadline = Instant::now() + limit;
         transaction
@@ -240,7 +255,7 @@ impl Writer {
         Ok(done)
     }
 
-    /// Closing rolls back whatever an error left open.
+    /// Closes the connection, which rolls back an open transaction.
     async fn replace_later(&mut self) {
         if let Self::Open(_) = self
             && let Self::Open(connection) = std::mem::replace(self, Self::Broken)
@@ -250,13 +265,13 @@ impl Writer {
     }
 }
 
-impl Shared {
-    async fn read<T, F>(&self, work: F) -> Result<T, Failure>
+impl SharedFiles {
+    async fn read<T, F>(&self, work: F) -> Result<T, SqliteFailure>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, Failure>> + Send,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>> + Send,
     {
         let mut reader = self.readers.acquire().await?;
-        // Also when nobody waits for it any more: readers are few, and a stop waits for them.
+        // Also for a caller that gave up: readers are few, and a stop waits for them.
         let deadline = Instant::now() + self.read_timeout;
         reader
             .lock_handle()
@@ -266,7 +281,7 @@ impl Shared {
         work(&mut reader).await
     }
 
-    async fn verify_schema(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+    async fn verify_schema(&self, connection: &mut SqliteConnection) -> Result<(), SqliteFailure> {
         if self.schema_verified.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -285,10 +300,10 @@ impl Shared {
 }
 
 /// Waits for a task, which goes on when the wait is given up.
-async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
+async fn joined<T>(task: JoinHandle<Result<T, SqliteFailure>>) -> Result<T, SqliteFailure> {
     match task.await {
         Ok(outcome) => outcome,
-        // Not raised again: whoever supervises writes must live on, and pause where all can see it.
+        // Not raised again: the supervisor of writes must live on, and pause where all can see it.
         Err(error) if error.is_panic() => {
             tracing::error!(%error, "store operation panicked");
             Err(StoreError::Failed("an operation panicked".into()).into())
@@ -312,20 +327,22 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .pragma("journal_size_limit", "67108864")
         // Sorting never writes files beside the database.
         .pragma("temp_store", "memory")
-        // Durations are a metric, errors are logged by whoever handles them.
+        // Durations are a metric, errors are logged where they are handled.
         .disable_statement_logging()
 }
 
-impl From<Failure> for StoreError {
-    fn from(failure: Failure) -> Self {
+impl From<SqliteFailure> for StoreError {
+    fn from(failure: SqliteFailure) -> Self {
         match failure {
-            Failure::Told(told) => told,
-            // A file opens at once: others use all readers.
-            Failure::Sql(sqlx::Error::PoolTimedOut) => Self::Busy("no free connection in time".into()),
-            Failure::Sql(sqlx::Error::Database(error)) if error.code().as_deref() == Some(INTERRUPTED) => {
+            SqliteFailure::Decided(error) => error,
+            // A file opens at once, so other reads use all readers.
+            SqliteFailure::Sql(sqlx::Error::PoolTimedOut) => Self::Busy("no free connection in time".into()),
+            SqliteFailure::Sql(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some(INTERRUPTED) =>
+            {
                 Self::Busy("the statement took too long and was ended".into())
             }
-            Failure::Sql(sqlx::Error::Database(error)) if is_about_values(error.code().as_deref()) => {
+            SqliteFailure::Sql(sqlx::Error::Database(error)) if is_about_values(error.code().as_deref()) => {
                 Self::Failed(error.message().into())
             }
             other => Self::Unavailable(other.to_string().into()),

@@ -1,19 +1,19 @@
-//! What is deleted because of its age. Each step is a transaction of its own and bounded: other writes
-//! wait for the one under way, and come before the next.
+//! Deletes rows because of their age. Each step is a transaction of its own and bounded: other writes wait
+//! for the step under way, and come before the next.
 use std::sync::{Arc, Mutex};
 
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 use uuid::Uuid;
 
-use super::collections::Cache;
+use super::collections::DefinitionCache;
 use super::fields::PAGE_BYTES_MAX;
-use super::files::{Failure, Files};
+use super::files::{Files, SqliteFailure};
 use super::{fields, keys, points};
 use crate::model::id::MessageId;
 use crate::model::rollup::Resolution;
 use crate::runtime::clock;
-use crate::store::rules::ledger::keys_before_ms;
+use crate::store::rules::ledger::{ForgetBounds, keys_before_ms};
 use crate::store::{DEAD_LETTERS_COUNTED_MAX, Housekept, Retention, StoreError};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
@@ -22,18 +22,19 @@ pub const ROLLUPS: &str = "delete from rollups where (resolution, type, period) 
     (select resolution, type, period from rollups where resolution = ?1 and period < ?2 \
     order by period limit ?3)";
 
-/// Those that wait for somebody, among the first by id.
+/// Counts the dead letters that wait for a decision, among the first by id.
 const DEAD_LETTERS: &str = "select count(*) from \
     (select discarded_at_ms from dead_letters order by id limit ?1) where discarded_at_ms is null";
 
-/// Owners define few collections: all are read.
+/// Reads the collections with a retention. Owners define few collections: all are read.
 const BOUNDED: &str = "select name, retention_days from collections where retention_days is not null";
 
-/// Not what was deleted: that keeps an insert which comes later from taking effect.
+/// Finds old documents. Tombstones are not among them: they keep a later insert from taking effect.
 pub const OLD: &str = "select place, data from documents \
     where collection = ?1 and place < ?2 and data is not null order by place limit ?3";
 
-/// Where a key was entered too late to be forgotten: as if a client had deleted the document.
+/// Turns old documents into tombstones when their key was entered too late to be forgotten, as if a client
+/// had deleted them.
 pub const ENTOMB_OLD: &str = "update documents set data = null, accepted_at_ms = max(accepted_at_ms, \
     (select applied_at_ms from keyed_writes where keyed_writes.id = documents.id)) \
     where collection = ?1 and place <= ?2 and data is not null and id is not null \
@@ -45,7 +46,7 @@ pub const DELETE_OLD: &str =
 pub const DELETE_OLD_KEYS: &str = "delete from keyed_writes where id in \
     (select id from documents where collection = ?1 and place <= ?2 and data is not null and id is not null)";
 
-/// The last id whose ledger row was deleted.
+/// Reads the last id that lost its ledger row.
 pub const FLOOR: &str = "select id from ledger_floor where one = 1";
 
 pub const RAISE: &str = "update ledger_floor set id = max(id, ?1) where one = 1";
@@ -54,39 +55,34 @@ pub const OLD_MESSAGES: &str = "select id from applied_message where id < ?1 ord
 
 pub const FORGET_MESSAGES: &str = "delete from applied_message where id <= ?1";
 
-/// Each kept an insert away that the ledger would have let through; what lies below the floor it lets
-/// through no more. A dead letter of the document may still be redriven: its tombstone stays.
+/// Deletes tombstones. Each kept an insert away that the ledger would have let through; below the floor the
+/// ledger lets none through any more. A dead letter of the document may still be redriven: its tombstone
+/// stays.
 pub const DELETED: &str = "delete from documents where rowid in \
     (select rowid from documents where data is null and accepted_at_ms < ?1 and place <= ?2 \
     and not exists (select 1 from dead_letters where dead_letters.id = coalesce(documents.id, documents.place)) \
     and not exists (select 1 from keyed_writes where keyed_writes.id = documents.id and applied_at_ms >= ?1) \
     order by accepted_at_ms limit ?3) returning id";
 
-/// Once its message is forgotten, too: without its row the item would look applied. In hexadecimal a
-/// keyed id has 8 or more at that place. A key goes with its dead letter, and is as young as the discard.
+/// Deletes discarded dead letters once their message is forgotten, too: without its row the item would look
+/// applied. In hexadecimal a keyed id has 8 or more at that place. A key goes with its dead letter, and is as
+/// young as the discard.
 pub const DISCARDED: &str = "delete from dead_letters where rowid in \
     (select rowid from dead_letters where discarded_at_ms is not null and discarded_at_ms < ?1 \
     and case when substr(hex(id), 25, 1) < '8' then id <= ?2 \
     else max(accepted_at_ms, discarded_at_ms) < ?3 end \
     order by discarded_at_ms limit ?4) returning id";
 
-/// The schema is a short list.
+/// Finds the oldest tables of points. The schema is a short list.
 const TABLES: &str = "select name from sqlite_schema \
     where type = 'table' and name glob 'points_[0-9]*' and name < ?1 order by name limit 2";
 
-/// What may be forgotten as far as the queue is concerned, and for how long keys are promised.
-#[derive(Clone, Copy)]
-struct Forget {
-    before_ms: i64,
-    remembered_ms: i64,
-}
+/// The last key that was looked at for pruning, for as long as this process runs: keys before it have dead
+/// letters.
+pub type LastKey = Mutex<Option<keys::SqliteKeyPosition>>;
 
-/// The last key that was looked at for pruning, for as long as this process runs: those before it have
-/// dead letters.
-pub type LastKey = Mutex<Option<keys::Place>>;
-
-enum Step {
-    /// Of the oldest day before the one of this table.
+enum SqliteStep {
+    /// Points of the oldest day before the day of this table.
     Points {
         first_kept: String,
     },
@@ -97,23 +93,23 @@ enum Step {
     Messages {
         before_ms: i64,
     },
-    Keys(Forget),
-    Tombstones(Forget),
+    Keys(ForgetBounds),
+    Tombstones(ForgetBounds),
     Discarded {
         discarded_before_ms: i64,
-        forget: Forget,
+        forget: ForgetBounds,
     },
     Documents {
         collection: String,
         below: Uuid,
-        forget: Option<Forget>,
+        forget: Option<ForgetBounds>,
     },
 }
 
-/// One call: every step once.
+/// Runs one call: every step once.
 pub async fn housekeep(
     files: &Files,
-    cache: &Arc<Cache>,
+    cache: &Arc<DefinitionCache>,
     last_key: &LastKey,
     retention: Retention,
 ) -> Result<Housekept, StoreError> {
@@ -144,51 +140,54 @@ pub async fn housekeep(
     Ok(kept)
 }
 
-async fn steps(files: &Files, retention: &Retention) -> Result<Vec<Step>, StoreError> {
+async fn steps(files: &Files, retention: &Retention) -> Result<Vec<SqliteStep>, StoreError> {
     let bounded = files.read("housekeep", |connection| {
         Box::pin(async move { Ok(sqlx::query_as::<_, (String, u32)>(BOUNDED).fetch_all(connection).await?) })
     });
     let now_ms = clock::now_ms().min(retention.now_ms_max);
-    let mut steps = vec![Step::Points {
+    let mut steps = vec![SqliteStep::Points {
         first_kept: points::table_of(now_ms.saturating_sub(retention.points_ms), now_ms),
     }];
     for (resolution, age_ms) in
         [(Resolution::Minute, retention.minutes_ms), (Resolution::Hour, retention.hours_ms)]
     {
-        steps.push(Step::Rollups { resolution, below: resolution.period_of(now_ms.saturating_sub(age_ms)) });
+        steps.push(SqliteStep::Rollups {
+            resolution,
+            below: resolution.period_of(now_ms.saturating_sub(age_ms)),
+        });
     }
-    // What nothing asks for any more that may still come of the queue.
+    // Messages before the watermark can come no more from the queue.
     let remembered_ms = retention.remembered_ms;
-    let forget = retention.forget_before_ms.map(|before_ms| Forget { before_ms, remembered_ms });
+    let forget = retention.forget_before_ms.map(|before_ms| ForgetBounds { before_ms, remembered_ms });
     if let Some(forget) = forget {
         let discarded_before_ms = now_ms.saturating_sub(retention.discarded_ms);
         steps.extend([
-            Step::Messages { before_ms: forget.before_ms },
-            Step::Keys(forget),
-            Step::Tombstones(forget),
-            Step::Discarded { discarded_before_ms, forget },
+            SqliteStep::Messages { before_ms: forget.before_ms },
+            SqliteStep::Keys(forget),
+            SqliteStep::Tombstones(forget),
+            SqliteStep::Discarded { discarded_before_ms, forget },
         ]);
     }
     steps.extend(bounded.await?.into_iter().map(|(collection, days)| {
         let below = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
-        Step::Documents { collection, below, forget }
+        SqliteStep::Documents { collection, below, forget }
     }));
     Ok(steps)
 }
 
-/// Inside a transaction that holds the write lock.
+/// Runs a step inside a transaction that holds the write lock.
 async fn run(
     connection: &mut SqliteConnection,
-    cache: &Cache,
-    step: &Step,
-    after: Option<keys::Place>,
+    cache: &DefinitionCache,
+    step: &SqliteStep,
+    after: Option<keys::SqliteKeyPosition>,
     rows_max: u32,
-) -> Result<(Housekept, Option<keys::Place>), Failure> {
+) -> Result<(Housekept, Option<keys::SqliteKeyPosition>), SqliteFailure> {
     let rows = match step {
-        Step::Points { first_kept } => {
+        SqliteStep::Points { first_kept } => {
             return Ok((drop_points(connection, first_kept, rows_max).await?, None));
         }
-        Step::Documents { collection, below, forget } => {
+        SqliteStep::Documents { collection, below, forget } => {
             // No key is old enough while nothing may be forgotten.
             let mut keys_before_ms = i64::MIN;
             if let Some(forget) = forget {
@@ -198,7 +197,7 @@ async fn run(
             let old = (collection.as_str(), *below, keys_before_ms);
             return Ok((delete_documents(connection, cache, old, rows_max).await?, None));
         }
-        Step::Keys(forget) => {
+        SqliteStep::Keys(forget) => {
             let Some((_, before_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((Housekept::default(), None));
             };
@@ -208,25 +207,25 @@ async fn run(
                 pruned.last,
             ));
         }
-        Step::Rollups { resolution, below } => {
+        SqliteStep::Rollups { resolution, below } => {
             let query = sqlx::query(ROLLUPS).bind(*resolution as i16).bind(*below).bind(rows_max);
             query.execute(connection).await?.rows_affected()
         }
-        Step::Messages { before_ms } => forget_messages(connection, *before_ms, rows_max).await?,
-        Step::Tombstones(forget) => forget_tombstones(connection, forget, rows_max).await?,
-        Step::Discarded { discarded_before_ms, forget } => {
+        SqliteStep::Messages { before_ms } => forget_messages(connection, *before_ms, rows_max).await?,
+        SqliteStep::Tombstones(forget) => forget_tombstones(connection, forget, rows_max).await?,
+        SqliteStep::Discarded { discarded_before_ms, forget } => {
             forget_discarded(connection, *discarded_before_ms, forget, rows_max).await?
         }
     };
     Ok((Housekept { rows, more: rows >= u64::from(rows_max), ..Housekept::default() }, None))
 }
 
-/// The floor rises in the transaction in which the rows go.
+/// Deletes ledger rows, and raises the floor in the same transaction.
 async fn forget_messages(
     connection: &mut SqliteConnection,
     before_ms: i64,
     rows_max: u32,
-) -> Result<u64, Failure> {
+) -> Result<u64, SqliteFailure> {
     let below = MessageId::lowest_at(before_ms);
     let query = sqlx::query_scalar(OLD_MESSAGES).bind(below).bind(rows_max);
     let messages: Vec<Uuid> = query.fetch_all(&mut *connection).await?;
@@ -239,11 +238,11 @@ async fn forget_messages(
 
 async fn forget_tombstones(
     connection: &mut SqliteConnection,
-    forget: &Forget,
+    forget: &ForgetBounds,
     rows_max: u32,
-) -> Result<u64, Failure> {
+) -> Result<u64, SqliteFailure> {
     let Some((floor, before_ms)) = floor_and_keys(connection, forget).await? else { return Ok(0) };
-    // An insert is hardly ever younger than its delete: little is walked over that must stay.
+    // An insert is hardly ever younger than its delete: few rows that must stay are walked over.
     let query = sqlx::query_scalar(DELETED).bind(before_ms);
     let query = query.bind(floor.last_item()).bind(rows_max);
     let deleted: Vec<Option<Uuid>> = query.fetch_all(&mut *connection).await?;
@@ -254,9 +253,9 @@ async fn forget_tombstones(
 async fn forget_discarded(
     connection: &mut SqliteConnection,
     discarded_before_ms: i64,
-    forget: &Forget,
+    forget: &ForgetBounds,
     rows_max: u32,
-) -> Result<u64, Failure> {
+) -> Result<u64, SqliteFailure> {
     let Some((floor, keys_before_ms)) = floor_and_keys(connection, forget).await? else { return Ok(0) };
     let query = sqlx::query_scalar(DISCARDED).bind(discarded_before_ms).bind(floor.last_item());
     let discarded: Vec<Uuid> = query.bind(keys_before_ms).bind(rows_max).fetch_all(&mut *connection).await?;
@@ -264,27 +263,28 @@ async fn forget_discarded(
     Ok(discarded.len() as u64)
 }
 
-/// Before when keys may be forgotten, with the floor; `None` while no ledger row was.
+/// Returns the floor, and the time before which keys may be forgotten; `None` while no ledger row was
+/// deleted.
 async fn floor_and_keys(
     connection: &mut SqliteConnection,
-    forget: &Forget,
-) -> Result<Option<(MessageId, i64)>, Failure> {
+    forget: &ForgetBounds,
+) -> Result<Option<(MessageId, i64)>, SqliteFailure> {
     let floor = floor(connection).await?;
     Ok(floor.map(|floor| (floor, keys_before_ms(forget.before_ms, floor, forget.remembered_ms))))
 }
 
-/// `None` while nothing was forgotten.
-pub async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, Failure> {
+/// Reads the floor; `None` while no ledger row was deleted.
+pub async fn floor(connection: &mut SqliteConnection) -> Result<Option<MessageId>, SqliteFailure> {
     Ok(MessageId::from_uuid(sqlx::query_scalar(FLOOR).fetch_one(connection).await?))
 }
 
-/// Empties the oldest day whose last point is too old, and drops it once nothing is left of it: to
-/// drop a full one takes as long as it has pages.
+/// Empties the oldest day if its last point is too old, and drops its table once it is empty: the time to
+/// drop a full table grows with its pages.
 async fn drop_points(
     connection: &mut SqliteConnection,
     first_kept: &str,
     rows_max: u32,
-) -> Result<Housekept, Failure> {
+) -> Result<Housekept, SqliteFailure> {
     let tables: Vec<String> = sqlx::query_scalar(TABLES).bind(first_kept).fetch_all(&mut *connection).await?;
     let [oldest, others @ ..] = &tables[..] else { return Ok(Housekept::default()) };
     let delete = format!(
@@ -300,10 +300,10 @@ async fn drop_points(
 
 async fn delete_documents(
     connection: &mut SqliteConnection,
-    cache: &Cache,
+    cache: &DefinitionCache,
     (collection, below, keys_before_ms): (&str, Uuid, i64),
     rows_max: u32,
-) -> Result<Housekept, Failure> {
+) -> Result<Housekept, SqliteFailure> {
     let known = cache.load(connection, &[collection]).await?;
     let checker = &known[collection].checker;
     let (mut last, mut fields, mut rows, mut bytes) = (None, Vec::new(), 0, 0);

@@ -1,8 +1,8 @@
-//! The statements that only read: counters, and what became of items.
+//! Statements that only read: counters, and the statuses of items.
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
-use super::files::Failure;
+use super::files::SqliteFailure;
 use super::values::{fingerprint_of, json};
 use crate::model::id::ItemKey;
 use crate::model::outcome::{Counter, ItemStatus};
@@ -30,11 +30,11 @@ pub fn counter_of(row: &SqliteRow) -> Result<Counter, sqlx::Error> {
     })
 }
 
-/// In the order of `items`.
+/// Reads the statuses of items, in the order of `items`.
 pub async fn item_statuses(
     connection: &mut SqliteConnection,
     items: &[ItemKey],
-) -> Result<Vec<Option<ItemStatus>>, Failure> {
+) -> Result<Vec<Option<ItemStatus>>, SqliteFailure> {
     let row = |item: &ItemKey| {
         let message = item.message().map(|message| message.as_uuid().simple());
         (item.as_uuid().simple(), message)
@@ -42,10 +42,10 @@ pub async fn item_statuses(
     let rows: Vec<_> = items.iter().map(row).collect();
     let mut rows = sqlx::query(FATES).bind(json(&rows)).fetch_all(connection).await?;
     rows.sort_unstable_by_key(|row| row.get::<i64, _>(5));
-    Ok(rows.iter().map(fate_of).collect::<Result<_, _>>()?)
+    Ok(rows.iter().map(status_of).collect::<Result<_, _>>()?)
 }
 
-fn fate_of(row: &SqliteRow) -> Result<Option<ItemStatus>, sqlx::Error> {
+fn status_of(row: &SqliteRow) -> Result<Option<ItemStatus>, sqlx::Error> {
     let applied: Option<i64> = row.try_get(0)?;
     let fingerprint = row.try_get::<Option<Vec<u8>>, _>(1)?.map(fingerprint_of).transpose()?;
     let set_aside: Option<i64> = row.try_get(2)?;

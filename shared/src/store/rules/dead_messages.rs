@@ -1,8 +1,8 @@
-//! Messages that could not be applied as a whole: how their bodies are kept among the dead letters,
-//! and what a redrive makes of them. Pure, for both stores.
+//! Messages that could not be applied as a whole: the form in which their bodies are kept among the dead
+//! letters, and the decisions of a redrive about them. Pure, for both stores.
 //!
-//! A body is stored so that its very bytes come back: its digest is part of what the ledger knows.
-//! Text stays text, so that a person can read it; anything else is written in base64.
+//! A body is stored so that its very bytes come back: its digest is part of the ledger row. Text stays text,
+//! so that a person can read it; anything else is written in base64.
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
@@ -16,40 +16,40 @@ use crate::model::id::{BodyId, MessageId};
 use crate::model::message::{Message, decode};
 use crate::model::outcome::Reason;
 
-/// What is kept of a longer one.
+/// Bytes that are kept of a longer body.
 const BEGINNING_BYTES: usize = 64 << 10;
 
-/// Begins what is written in base64, and what would be taken for it.
+/// Prefix of a body in base64. A text that begins with it is written in base64, too.
 const BASE64_MARK: &str = "base64:";
 
 impl DeadMessage {
-    /// Its row among the dead letters.
-    pub(crate) fn row(&self) -> Row {
+    /// Returns its row among the dead letters.
+    pub(crate) fn row(&self) -> DeadMessageRow {
         let (id, reason) = (self.id().as_uuid(), self.reason().name());
         if reason == Reason::TooLarge.name() {
             let (bytes, digest) = (self.body.len(), Sha256::digest(&self.body));
             let detail = format!("{}; its {bytes} bytes have the SHA-256 {digest:x}", self.detail);
-            return Row {
+            return DeadMessageRow {
                 id,
                 reason,
                 detail: detail_of(&detail),
                 item: text_of(&self.body[..BEGINNING_BYTES]),
             };
         }
-        Row { id, reason, detail: detail_of(&self.detail), item: text_of(&self.body) }
+        DeadMessageRow { id, reason, detail: detail_of(&self.detail), item: text_of(&self.body) }
     }
 }
 
-/// As it stands in `dead_letters`.
-pub(crate) struct Row {
+/// A row of `dead_letters` that holds a message.
+pub(crate) struct DeadMessageRow {
     pub id: Uuid,
     pub reason: &'static str,
     pub detail: String,
     pub item: String,
 }
 
-impl Row {
-    /// For a server that refuses other characters.
+impl DeadMessageRow {
+    /// Returns the row in ASCII, for a server that refuses other characters.
     pub fn in_ascii(self) -> Self {
         let ascii = |character: char| if character.is_ascii() { character } else { '?' };
         let item = if self.item.is_ascii() { self.item } else { encode(self.item.as_bytes()) };
@@ -57,7 +57,7 @@ impl Row {
     }
 }
 
-/// What a redrive tries: the message, if this build can read it, or why not.
+/// Returns the message that a redrive tries, if this build can read it, or the reason why not.
 pub(crate) fn message_of(letter: &DeadLetter) -> Result<Message, (Reason, String)> {
     let body = bytes_of(&letter.item).filter(|body| BodyId::of(body).as_uuid() == letter.id);
     let Some(body) = body else {
@@ -67,37 +67,38 @@ pub(crate) fn message_of(letter: &DeadLetter) -> Result<Message, (Reason, String
 }
 
 impl DeadLetter {
-    /// Tells if it is a message that this build can read. Takes time with its size.
+    /// Returns true for a message that this build can read. Takes time with its size.
     pub fn is_readable_message(&self) -> bool {
         self.is_message() && message_of(self).is_ok()
     }
 }
 
-/// Whether another body was applied under the id of its message. The ledger forgets that one, this row
-/// does not.
+/// Returns true when another body was applied under the id of the message. The ledger forgets that one; this
+/// row does not.
 fn is_reused(letter: &DeadLetter) -> bool {
     letter.reason == Reason::DigestMismatch.name()
 }
 
-/// What a redrive does with a letter whose message is too old.
+/// Returns the rule of a redrive for a letter with a message that is too old.
 pub(crate) fn too_old(letter: &DeadLetter, force: bool) -> TooOld {
     if force && !is_reused(letter) { TooOld::Apply } else { TooOld::Refuse }
 }
 
-/// Whether nobody can compare its body any more with the one that was applied.
+/// Returns true when the body that was applied is forgotten, so that this body cannot be compared with it.
 pub(crate) fn is_reused_for_good(letter: &DeadLetter, id: MessageId, floor: Uuid) -> bool {
     is_reused(letter) && id.as_uuid() <= floor
 }
 
-/// Whether a message above the floor may repeat what was applied under keys that are forgotten: those
-/// go by accept times, and an id that was issued while clocks were ahead tells a later time than its
-/// request.
+/// Returns true when a message above the floor may repeat a write that was applied under a forgotten key.
+/// Keys are forgotten by accept times, and an id that was issued while clocks were ahead holds a later time
+/// than its request.
 pub(crate) fn may_repeat(message: &Message, floor: Uuid) -> bool {
     let is_above = message.id.as_uuid() > floor;
     is_above && MessageId::from_uuid(floor).is_some_and(|floor| message.accepted_at_ms <= floor.time_ms())
 }
 
-/// What is told of a letter that stays. That its id belongs to another body is never overwritten.
+/// Returns the outcome of a letter that stays. The reason that its id belongs to another body is never
+/// overwritten.
 pub(crate) fn failed_again(letter: &DeadLetter, reason: Reason, detail: String) -> Redriven {
     let reason = if is_reused(letter) { Reason::DigestMismatch } else { reason };
     failed(letter.id, reason.name(), detail)
@@ -138,7 +139,7 @@ mod tests {
         DeadMessage::undecodable(Bytes::copy_from_slice(body), &error)
     }
 
-    fn letter(Row { id, reason, detail, item }: Row) -> DeadLetter {
+    fn letter(DeadMessageRow { id, reason, detail, item }: DeadMessageRow) -> DeadLetter {
         DeadLetter {
             id,
             kind: MESSAGE_KIND.into(),
@@ -201,7 +202,7 @@ mod tests {
     #[test]
     fn that_an_id_belongs_to_another_body_is_never_overwritten() {
         let reason = |reason: Reason| {
-            let letter = letter(Row { reason: reason.name(), ..dead(b"no message").row() });
+            let letter = letter(DeadMessageRow { reason: reason.name(), ..dead(b"no message").row() });
             match failed_again(&letter, Reason::RefusedByStore, "no".into()).outcome {
                 RedriveOutcome::FailedAgain { reason, .. } => reason,
                 other => panic!("{other:?}"),
@@ -216,8 +217,8 @@ mod tests {
         let body = vec![b'x'; BODY_BYTES_MAX + 1];
         let row = dead(&body).row();
         assert_eq!((row.reason, row.item.len()), ("too_large", BEGINNING_BYTES));
-        let told = format!("its {} bytes have the SHA-256", body.len());
-        assert!(row.detail.contains(&told), "{}", row.detail);
+        let digest = format!("its {} bytes have the SHA-256", body.len());
+        assert!(row.detail.contains(&digest), "{}", row.detail);
         assert_eq!(message_of(&letter(row)).expect_err("cut").0, Reason::TooLarge);
         let whole = dead(&body[1..]).row();
         assert_eq!((whole.reason, whole.item.len()), ("undecodable", BODY_BYTES_MAX));
