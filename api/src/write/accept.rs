@@ -153,7 +153,7 @@ pub async fn single(
     let permit = deadline.and_then(|_| shared.waiters.permit());
     // The encoded item is not kept while the request waits.
     let pending = {
-        let mut encoded = Encoded::with_capacity(bytes_of(&new_write.write));
+        let mut encoded = Encoded::with_capacity(new_write.write.length_hint());
         encoded.push(|out| encode(out, new_write.write, keyed));
         let (is_awaited, trace) = (permit.is_some(), preferences.trace);
         shared.batcher.begin(BatchEntry { kind, json: &encoded.json, items: 1, is_awaited, trace })?
@@ -287,7 +287,7 @@ pub async fn many(
     let Some((_, first)) = valid.first() else { return Err(Problem::all_rejected(rejected)) };
     let kind = first.write.kind();
     let mut encoded =
-        Encoded::with_capacity(valid.iter().map(|(_, new_write)| bytes_of(&new_write.write)).sum());
+        Encoded::with_capacity(valid.iter().map(|(_, new_write)| new_write.write.length_hint()).sum());
     // Identities of the accepted items; empty while no item has a key.
     let mut identities: Vec<Option<Keyed>> = Vec::new();
     let mut taken = HashMap::new();
@@ -338,18 +338,6 @@ pub async fn many(
     let message = (!identities.is_empty()).then(|| placed.message.to_string());
     let answer = ManyAccepted { accepted: count, ids, payloads, message, target, rejected };
     Ok(HttpResponse::Accepted().json(answer))
-}
-
-/// Approximate length of a write as an item of a message.
-fn bytes_of(write: &Write) -> usize {
-    const AROUND: usize = 64;
-    AROUND
-        + match write {
-            Write::Increment(increment) => increment.counter.len(),
-            Write::Document(document) => document.collection.len() + document.data.as_str().len(),
-            Write::Delete(delete) => delete.collection.len(),
-            Write::Point(point) => point.kind.len(),
-        }
 }
 
 fn encode(out: &mut Vec<u8>, write: Write, keyed: Option<Keyed>) {

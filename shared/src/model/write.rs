@@ -137,6 +137,18 @@ impl Write {
             Self::Point(_) => Kind::Point,
         }
     }
+
+    /// Approximate length as an item of a message, in bytes.
+    pub fn length_hint(&self) -> usize {
+        const AROUND: usize = 64;
+        AROUND
+            + match self {
+                Self::Increment(increment) => increment.counter.len(),
+                Self::Document(document) => document.collection.len() + document.data.as_str().len(),
+                Self::Delete(delete) => delete.collection.len(),
+                Self::Point(point) => point.kind.len(),
+            }
+    }
 }
 
 impl Item {
