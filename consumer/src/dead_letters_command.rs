@@ -1,7 +1,8 @@
-//! `forebay-consumer dead-letters`: what could not be applied, for whoever looks after it.
+//! `forebay-consumer dead-letters`: an operator's commands for writes that could not be applied.
 //!
-//! Works on the store of the configured pair, past queue and API. Nobody is told of a redrive: API
-//! replicas show it once their cached reads have expired (`cache.ttl_ms`); a redrive by HTTP is told.
+//! Works on the store of the configured pair, without queue and API. A redrive here publishes no event:
+//! API replicas show it once their cached reads have expired (`cache.ttl_ms`). A redrive by HTTP
+//! publishes one.
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -26,14 +27,15 @@ use uuid::Uuid;
 /// Details are cut in tables; `show` and `--json` have all of them.
 const DETAIL_SHOWN_MAX: usize = 80;
 
-/// As `--json` prints it.
+/// A dead letter as `--json` prints it.
 #[derive(Serialize)]
 struct Shown<'l> {
     id: String,
     kind: &'l str,
     reason: &'l str,
     detail: &'l str,
-    /// As it travelled; text when it is not JSON, `base64:` and its bytes when it is not even that.
+    /// Item as it travelled; text when it is not JSON, `base64:` and its bytes when it is not text
+    /// either.
     item: Box<RawValue>,
     accepted_at: String,
     set_aside_at: String,
@@ -46,7 +48,7 @@ struct RedrivenShown<'l> {
     redriven: usize,
     failed_again: usize,
     items: Vec<ItemShown<'l>>,
-    /// For `--after`; null when there were no more.
+    /// Value for `--after`; null when no more follow.
     next: Option<String>,
 }
 
@@ -126,12 +128,13 @@ pub async fn run(options: &Options, command: &Command) -> anyhow::Result<()> {
     let opened = backend::open_store(&config(options)?).await?;
     let text = execute(&opened, command).await;
     opened.store.close().await;
-    // Whoever reads it may be gone already.
+    // The reader of the pipe may be gone already.
     let _ = std::io::stdout().write_all(text?.as_bytes());
     Ok(())
 }
 
-/// The consumer does not run on the embedded pair, but may look after its store.
+/// Loads the configuration. The consumer does not run on the embedded pair, but this command may use its
+/// store.
 fn config(options: &Options) -> anyhow::Result<Config> {
     let error = match options.load(Program::Consumer) {
         Ok(loaded) => return Ok(loaded.config),
@@ -292,7 +295,7 @@ fn rfc3339(at_ms: i64) -> String {
     at.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{at_ms} ms"))
 }
 
-/// What clients sent must not move the cursor of a terminal.
+/// Escapes control characters: a client's text must not move the cursor of a terminal.
 fn visible(text: &str) -> String {
     let escape = |character: char| {
         let escaped = character.is_control().then(|| character.escape_default().to_string());

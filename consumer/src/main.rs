@@ -102,7 +102,8 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     stopped
 }
 
-/// Away dependencies degrade: nothing is lost while they are, and it goes on by itself.
+/// Health of the process. A dependency that is away degrades it: nothing is lost meanwhile, and it
+/// recovers without help.
 fn health(ingesting: &Ingesting, stopping: &Shutdown) -> Health {
     let consuming = ingesting.consuming.load(Ordering::Relaxed);
     let store = !ingesting.store_is_away();

@@ -12,7 +12,7 @@ use shared::model::message::Message;
 use shared::model::outcome::{Applied, KeyedVerdict, Reason};
 use shared::runtime::clock;
 
-/// Why a batch is not larger. The words are metric labels.
+/// Reason why a batch is not larger. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhyStopped {
     /// The next message would exceed the items of a batch.
@@ -21,11 +21,11 @@ pub enum WhyStopped {
     Bytes,
     /// Everything that may be unacknowledged is in this batch.
     Window,
-    /// Nothing more was there, and there is no load to wait for.
+    /// No more messages were there, and there is no load to wait for.
     Drained,
     /// Waited for more as long as allowed.
     Lingered,
-    /// The program is asked to stop.
+    /// A stop was requested.
     Stopping,
 }
 
@@ -59,16 +59,16 @@ pub struct Metrics {
     pub given_up: IntCounter,
     /// Messages moved to the dead queue, by `reason`.
     pub rejected: IntCounterVec,
-    /// Messages of the dead queue that were dealt with, by `outcome`: `applied`, or why they are
-    /// dead letters now.
+    /// Messages of the dead queue that were processed, by `outcome`: `applied`, or the reason why they
+    /// are dead letters now.
     pub dead_messages: IntCounterVec,
-    /// Messages that waited in the dead queue when it was last looked at.
+    /// Messages in the dead queue at the last look.
     pub dead_waiting: IntGauge,
     /// 1 while a message of the dead queue waits for the store.
     pub dead_paused: IntGauge,
     /// Items per transaction.
     pub batch_items: Histogram,
-    /// Transactions, by why the batch `stopped` growing.
+    /// Transactions, by the reason why the batch `stopped` growing.
     pub batches: IntCounterVec,
     /// Seconds from accepting a write to its commit.
     pub accept_to_applied: Histogram,
@@ -78,21 +78,21 @@ pub struct Metrics {
     pub paused: IntGauge,
     /// Rows that housekeeping deleted because they were older than their retention.
     pub housekept_rows: IntCounter,
-    /// Partitions that it dropped.
+    /// Partitions that housekeeping dropped.
     pub housekept_partitions: IntCounter,
-    /// Dead letters that wait for somebody, when housekeeping counted last.
+    /// Dead letters that wait for an operator, at the last count by housekeeping.
     pub dead_letters: IntGauge,
     /// Partitions that could not be dropped for more than a day.
     pub overdue_partitions: IntGauge,
 }
 
-/// Registered at first use with Prometheus' default registry.
+/// Metrics, registered at first use with Prometheus' default registry.
 pub fn metrics() -> &'static Metrics {
     static METRICS: LazyLock<Metrics> = LazyLock::new(|| register().expect("metric names are distinct"));
     &METRICS
 }
 
-/// A counter by one label. Each value that the label can have begins at 0, so that its first increase is seen.
+/// Counter with one label. Each value of the label begins at 0, so that its first increase is seen.
 fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::Result<IntCounterVec> {
     let counters = register_int_counter_vec!(opts!(name, help), &[label])?;
     for value in values {
@@ -104,12 +104,12 @@ fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::
 /// Accept time of the oldest message in hand that is not applied, in milliseconds since 1970; 0 for none.
 static OLDEST_MS: AtomicI64 = AtomicI64::new(0);
 
-/// Names the oldest message in hand that is not applied.
+/// Sets the oldest message in hand that is not applied.
 pub(crate) fn show_oldest(accepted_at_ms: Option<i64>) {
     OLDEST_MS.store(accepted_at_ms.unwrap_or(0), Ordering::Relaxed);
 }
 
-/// A gauge whose value grows between two looks: it is computed when it is read.
+/// Gauge that grows between two scrapes: its value is computed at each read.
 struct OldestUnapplied(Gauge);
 
 impl Collector for OldestUnapplied {
@@ -196,7 +196,7 @@ fn register() -> prometheus::Result<Metrics> {
     })
 }
 
-/// The counters that have a label.
+/// Registers the counters that have a label.
 fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
     Ok([
         counted(
@@ -247,7 +247,7 @@ pub(crate) fn count(messages: &[Message], applied: &Applied) {
         metrics().accept_to_applied.observe(waited_ms as f64 / 1_000.0);
         for (index, entry) in message.entries.iter().enumerate() {
             let is_aside = !set_aside.is_empty() && set_aside.contains(&message.item_key(index));
-            // Keyed ones have verdicts.
+            // Keyed items have verdicts.
             if entry.keyed().is_none() && !is_aside {
                 counts[entry.kind() as usize - 1] += 1;
             }

@@ -1,5 +1,5 @@
-//! What the parts of a consumer know of each other: `/health` tells some of it, housekeeping decides
-//! by some of it what may be forgotten. It holds no connection and asks nobody.
+//! State that the parts of a consumer share. `/health` shows some of it, and housekeeping uses some of it
+//! to decide what may be forgotten. It holds no connection and makes no requests.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -10,17 +10,17 @@ pub struct Status {
     pub consuming: AtomicBool,
     /// A transaction failed, and none was committed since.
     pub store_away: AtomicBool,
-    /// The store did not answer when it was asked for its time, as it is while nothing is applied.
+    /// The store did not answer when it was asked for its time, which happens while nothing is applied.
     store_silent: AtomicBool,
-    /// Transactions that were committed.
+    /// Number of committed transactions.
     commits: AtomicU64,
-    /// Of the messages that this consumer holds or may be given.
+    /// Oldest accept time of the messages that this consumer holds or may be given.
     pub oldest: LowWatermark,
     /// A message of the dead queue is in hand that this build cannot read.
     burying: AtomicBool,
 }
 
-/// While it lives, a message is in hand of which nobody knows how old it is.
+/// Guard for a message in hand whose age is not known.
 pub struct Burying<'s>(&'s AtomicBool);
 
 impl Drop for Burying<'_> {
@@ -38,7 +38,7 @@ impl Status {
         self.commits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many transactions were committed since the start.
+    /// Number of transactions that were committed since the start.
     pub fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
     }
@@ -47,7 +47,7 @@ impl Status {
         self.store_silent.store(is_silent, Ordering::Relaxed);
     }
 
-    /// One at a time, as the dead queue is read.
+    /// Marks a message as unreadable. One at a time, as the dead queue is read.
     pub fn begin_burying(&self) -> Burying<'_> {
         self.burying.store(true, Ordering::Relaxed);
         Burying(&self.burying)
@@ -57,10 +57,10 @@ impl Status {
         self.burying.load(Ordering::Relaxed)
     }
 
-    /// The oldest accept time that this consumer holds or may be given; `None` before the first
-    /// message. `has_dead`: messages are ready in the dead queue, or on their way to it. A broker
-    /// counts none that a consumer holds, so the one in hand here stops it as well. When that is not
-    /// known (`None`) nor is the time, but it does not pass either.
+    /// Oldest accept time that this consumer holds or may be given; `None` before the first message.
+    /// `has_dead` says that messages are ready in the dead queue, or on their way to it. A broker does
+    /// not count a message that a consumer holds, so the one in hand here stops the watermark as well.
+    /// When `has_dead` is not known (`None`), the result is `None` too, but the watermark does not move.
     pub fn oldest_ms(&self, has_dead: Option<bool>, now: Instant) -> Option<i64> {
         let told = self.oldest.report(has_dead != Some(false) || self.is_burying(), now);
         has_dead.and(told)

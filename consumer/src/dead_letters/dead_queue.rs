@@ -1,11 +1,11 @@
-//! Reads the dead queue beside the ingest: a message that this build can read is applied after all,
-//! any other becomes a dead letter, where a person finds it.
+//! Reads the dead queue beside the ingest. A message that this build can read is applied after all; any
+//! other becomes a dead letter, for an operator.
 //!
-//! One message at a time, and acknowledged only once it is committed. While the store is away, or
-//! takes no dead letters, the message in hand waits and the others stay in the queue. One that fails
-//! alone while the store answers is held aside, as the ingest does, and in the end kept as a whole.
-//! Nothing is rejected here: behind the dead queue there is no further one. The ingest does not wait
-//! for it.
+//! Messages are processed one at a time, and acknowledged only after the commit. While the store is away,
+//! or takes no dead letters, the message in hand waits and the others stay in the queue. A message that
+//! fails alone while the store answers is held aside, as in the ingest, and in the end kept as a whole.
+//! Nothing is rejected here: there is no further queue behind the dead queue. The ingest does not wait
+//! for this reader.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use crate::ingest::suspects::{Ended, Pace, STRIKES_MAX, Suspects, answers};
 use crate::metrics::{count, metrics};
 use crate::status::Status;
 
-/// How often the depth of the queue is asked for, at most.
+/// Shortest time between two reads of the queue's depth.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 pub struct DeadQueue {
@@ -83,8 +83,8 @@ impl DeadQueue {
         Ok(Session { reader: self, subscription, suspects, attempts, looked: Instant::now() })
     }
 
-    /// Applies or buries. `None` when a stop was requested and the store takes too long for it: the
-    /// message comes again, and the store knows what it took.
+    /// Applies or dead-letters the message. `None` when a stop was requested and the store takes too
+    /// long: the message is delivered again, and the store knows what it committed.
     async fn settle_in_time(
         &self,
         task: &mut Task,
@@ -126,7 +126,7 @@ impl DeadQueue {
         Ok(())
     }
 
-    /// The commit is known. What it set aside is told as the ingest tells it.
+    /// Reports a commit. Items that it set aside are logged as the ingest logs them.
     fn tell(&self, message: &Message, delivery: &Delivery, applied: &Applied) {
         let messages = std::slice::from_ref(message);
         self.status.committed();
@@ -142,7 +142,7 @@ impl DeadQueue {
     }
 }
 
-/// What is to be done about a message.
+/// Work to do for one message.
 enum Task {
     Apply(Message),
     Bury(DeadMessage),
@@ -160,9 +160,9 @@ impl Task {
 /// How a message left the session.
 enum Settled {
     Taken,
-    /// Its message failed alone.
+    /// The message failed alone.
     Aside(Message, StoreError),
-    /// Its message brought down its consumer, too often.
+    /// The message brought down its consumer, too often.
     Crashed(Message),
     Stopping,
 }
@@ -199,7 +199,7 @@ impl Session<'_> {
         }
     }
 
-    /// Settles a message; `false` when asked to stop before.
+    /// Settles a message; `false` when a stop was requested before.
     async fn take(
         &mut self,
         delivery: Delivery,
@@ -230,12 +230,12 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// One message beside those that are held aside.
+    /// Opens the window for one message beside those that are held aside.
     async fn open_window(&mut self) -> Result<(), Lost> {
         self.subscription.set_window(1).await
     }
 
-    /// Returns once the store has taken the message, or another one should be tried.
+    /// Returns once the store has taken the message, or another message should be tried.
     async fn settle(
         &mut self,
         delivery: &Delivery,
@@ -261,7 +261,7 @@ impl Session<'_> {
         }
     }
 
-    /// Tries again until the store takes it, or answers and does not take it.
+    /// Retries until the store takes the message, or answers without taking it.
     async fn wait(
         &mut self,
         task: &mut Task,
@@ -283,14 +283,14 @@ impl Session<'_> {
             tokio::select! {
                 () = tokio::time::sleep(backoff.delay()) => {}
                 () = shutdown.requested() => break Settled::Stopping,
-                // The window is full: it can only be lost.
+                // The window is full, so a result can only be `Lost`.
                 more = self.subscription.next() => self.subscription.give_back(vec![more?]).await?,
             }
             self.look_when_due().await?;
             match self.reader.settle_in_time(task, delivery, shutdown).await {
                 Some(Ok(())) => break Settled::Taken,
                 None => break Settled::Stopping,
-                // The end of the session does that.
+                // The end of the session gives the message back.
                 Some(Err(_)) if since.elapsed() > self.reader.pace.held_max => {
                     return Err(Lost("the message was held for long and is given back".into()));
                 }
@@ -302,7 +302,7 @@ impl Session<'_> {
         Ok(settled)
     }
 
-    /// A suspect left the suspects; `false` when asked to stop.
+    /// Settles a suspect that left the suspects; `false` when a stop was requested.
     async fn end(&mut self, ended: Ended, shutdown: &mut Shutdown) -> Result<bool, Lost> {
         let id = ended.message();
         let goes_on = self.settle_ended(ended, shutdown).await?;
@@ -343,7 +343,7 @@ impl Session<'_> {
     }
 }
 
-/// Shows how many messages wait.
+/// Updates the metric of waiting messages.
 async fn look(subscription: &mut dyn Subscription) -> Result<(), Lost> {
     let waiting = subscription.waiting().await?;
     metrics().dead_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));

@@ -1,6 +1,6 @@
-//! Tells the API replicas what changed and what became of the items: numbers the events, repeats
-//! the last number each second, says goodbye. Best effort: nothing waits for it, and a hole is
-//! noticed by the numbers.
+//! Publishes changed values and item outcomes to the API replicas. It numbers the events, repeats the
+//! last number each second, and says goodbye at the end. Best effort: nothing waits for it, and replicas
+//! notice a gap by the numbers.
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,22 +12,22 @@ use shared::store::{Store, StoreError};
 
 use crate::status::Status;
 
-/// Entries of each list in one event at most.
+/// Maximum of entries of each list in one event.
 const ENTRIES_PER_EVENT_MAX: usize = 1_000;
 
-/// Longest detail of an item that was set aside, in characters; the store has the rest.
+/// Longest detail of an item that was set aside, in characters; the store has the full text.
 const DETAIL_LENGTH_MAX: usize = 200;
 
-/// How old the knowledge of the store's clock may become before an idle consumer asks again. The
-/// answer also tells that the store is there: one statement, so that waiters hear of an outage that
-/// no write has met yet.
+/// Age of the last reading of the store's clock after which an idle consumer asks again. The answer also
+/// shows that the store is there, in one statement, so that waiting clients learn of an outage that no
+/// write has met yet.
 const STORE_CLOCK_AGE_MAX: Duration = Duration::from_secs(5);
 
-/// How far the two clocks of this process may come apart before the store is asked again: one of
-/// them stood still or was set.
+/// Difference between the two clocks of this process after which the store is asked again: one of them
+/// stood still or was set.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(1);
 
-/// The publisher of this process' events.
+/// Publisher of this process' events.
 pub struct Announcer {
     events: Arc<dyn Events>,
     publisher: u64,
@@ -39,7 +39,7 @@ struct Said {
     store_clock: Option<StoreClock>,
 }
 
-/// The store's clock as it was read, and both clocks of this process at that moment.
+/// Store's clock as it was read, and both clocks of this process at that moment.
 #[derive(Clone, Copy)]
 struct StoreClock {
     store_ms: i64,
@@ -52,7 +52,7 @@ impl StoreClock {
         Self { store_ms, at: Instant::now(), wall_ms: clock::now_ms() }
     }
 
-    /// What it shows now; `None` after a suspend or a step of the wall clock.
+    /// Present time of the store's clock; `None` after a suspend or a step of the wall clock.
     fn now_ms(self) -> Option<i64> {
         let elapsed_ms = i64::try_from(self.at.elapsed().as_millis()).ok()?;
         let wall_elapsed_ms = clock::now_ms().saturating_sub(self.wall_ms);
@@ -66,12 +66,13 @@ impl Announcer {
         Self { events, publisher, said: Mutex::new(Said { number: 0, store_clock: None }) }
     }
 
-    /// To be called after each commit of a batch of `messages`, in the order of the commits.
+    /// Publishes a commit. Call it after each commit of a batch of `messages`, in the order of the
+    /// commits.
     pub fn committed(&self, applied: &Applied, messages: usize) {
         self.learn_clock(applied.committed_at_ms);
         if applied.fresh.len() < messages {
-            // Some were committed before, perhaps without an event: a hole in the numbers makes
-            // the replicas look for themselves.
+            // Some were committed before, perhaps without an event: a gap in the numbers makes the
+            // replicas reload.
             self.lock().number += 1;
         }
         for committed in told(applied) {
@@ -94,7 +95,7 @@ impl Announcer {
         }
     }
 
-    /// Asks for the store's time when no commit told it. Heartbeats do not wait for the answer.
+    /// Asks for the store's time when no commit reported it. Heartbeats do not wait for the answer.
     async fn ask(&self, store: &dyn Store, status: &Status, mut shutdown: Shutdown) {
         loop {
             if self.clock_is_old() {
@@ -102,7 +103,7 @@ impl Announcer {
                     answer = store.now_ms() => answer,
                     () = shutdown.requested() => return,
                 };
-                // One that is busy is there.
+                // A busy store is there.
                 status.tell_silent(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::Failed(_))));
                 if let Ok(now_ms) = answer {
                     self.learn_clock(now_ms);
@@ -117,12 +118,12 @@ impl Announcer {
         }
     }
 
-    /// The last event: silence from now on means nothing.
+    /// Publishes the last event: silence from now on means nothing.
     pub fn goodbye(&self) {
         self.say(Body::Goodbye);
     }
 
-    /// Numbers and hands over under one lock, so that the channel sees the numbers in order.
+    /// Numbers and publishes under one lock, so that the channel gets the numbers in order.
     fn say(&self, body: Body) {
         let mut said = self.lock();
         if matches!(body, Body::Committed(_)) {
@@ -150,10 +151,10 @@ impl Announcer {
     }
 }
 
-/// What one commit did, in events of bounded size. Whoever waits for an item takes the first word
-/// that settles it and may look at once, so the order matters: changed values first, standings
-/// before or with the keyed items they belong to, and messages last, because naming one says that
-/// all else of it was told.
+/// Events of one commit, each of bounded size. A waiter takes the first entry that settles its item and
+/// may read at once, so the order matters. Changed values come first, then counter results before or with
+/// the keyed items that they belong to, and messages last: naming a message says that everything else
+/// about it was published.
 fn told(applied: &Applied) -> Vec<Committed> {
     let mut events = Vec::new();
     spread(&mut events, 0, &applied.counters, |counter| counter.clone().into(), |event| &mut event.counters);
@@ -182,7 +183,7 @@ fn told(applied: &Applied) -> Vec<Committed> {
     events
 }
 
-/// Puts `entries` into the list that `of` names, from the event `from` on, as many as fit into each.
+/// Spreads `entries` over the events from `from` on, as many as fit into the list that `of` names.
 fn spread<T, U>(
     events: &mut Vec<Committed>,
     from: usize,
@@ -347,11 +348,11 @@ mod tests {
             let body = Body::Heartbeat { store_away: away };
             while !matches!(stream.next().await, Signal::Event(event) if event.body == body) {}
         };
-        // It cannot answer without a schema, and nothing is applied that would meet it.
+        // The store cannot answer without a schema, and nothing is applied that would notice.
         hear(true).await;
         store.migrate().await.expect("the schema is made");
         hear(false).await;
-        // Met by a transaction.
+        // A transaction noticed it.
         status.store_away.store(true, Ordering::Relaxed);
         hear(true).await;
         status.store_away.store(false, Ordering::Relaxed);

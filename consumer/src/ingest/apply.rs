@@ -1,9 +1,10 @@
-//! Applies a batch and acknowledges it, and decides what failed when that fails: the store or a message.
+//! Applies a batch and acknowledges it. When that fails, it decides whether the store or a message is the
+//! cause.
 //!
-//! The store is asked by a small write of its own. When it does not answer, the batch waits for it:
-//! one message is kept, the others are given back once, and nothing is consumed. When it answers, the
-//! messages are applied one by one, small ones first; one that fails alone is held aside as a suspect,
-//! and everything else goes on.
+//! It probes the store with a small write. When the store does not answer, the batch waits for it: one
+//! message is kept, the others are given back once, and nothing is consumed. When it answers, the
+//! messages are applied one by one, small ones first. A message that fails alone is held aside as a
+//! suspect, and everything else goes on.
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -20,25 +21,26 @@ use crate::ingest::session::{Batch, Held, Session, Settled, answered};
 use crate::ingest::suspects::{Ended, STRIKES_MAX, answers};
 use crate::metrics::{count, metrics};
 
-/// A failed transaction is tried once more after this, before the store is asked.
+/// Pause before the second try of a failed transaction; the store is probed after that.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
 
-/// The time of a batch is doubled while all of its messages are slow, up to this.
+/// Upper bound of the batch time, which is doubled while all messages of a batch are slow.
 const BATCH_TIME_GROWN_MAX: Duration = Duration::from_mins(1);
 
-/// How long the same message is tried at a store that answers and takes it not, before another one is.
+/// Shortest time that one message is tried at a store that answers but does not take it, before another
+/// is tried.
 const KEPT_MIN: Duration = Duration::from_millis(200);
 
-/// The answer of a store for which a message waits.
+/// Refusal by a store for which a message waits.
 struct Refused {
     error: StoreError,
-    /// It took a write of its own.
+    /// The store took the probe.
     probed: bool,
 }
 
 impl Session<'_> {
-    /// Notes redelivered messages before they are tried. Those that a process noted which ended
-    /// meanwhile leave the batch: each of them is tried alone.
+    /// Notes redelivered messages before they are tried. Messages that another, ended process noted leave
+    /// the batch: each is tried alone.
     pub(crate) async fn note(&mut self, batch: Batch) -> Batch {
         let redelivered = batch.deliveries.iter().zip(batch.messages.iter());
         let redelivered = redelivered.filter(|(delivery, _)| delivery.redelivered);
@@ -52,7 +54,7 @@ impl Session<'_> {
         batch.into_iter().collect()
     }
 
-    /// Tries a message alone that may have brought its consumer down, or gives it up.
+    /// Tries alone a message that may have brought its consumer down, or gives it up.
     pub(crate) async fn try_again(&mut self, held: Held, shutdown: &mut Shutdown) -> Result<Settled, Lost> {
         let Held { delivery, message, .. } = held;
         if self.attempts.again(message.id).await > STRIKES_MAX && !self.suspects.is_full() {
@@ -64,7 +66,7 @@ impl Session<'_> {
         self.settle(Batch::of(delivery, message), shutdown).await
     }
 
-    /// Applies and acknowledges, however long the store takes to come back.
+    /// Applies and acknowledges, however long the store is away.
     pub(crate) async fn settle(
         &mut self,
         mut batch: Batch,
@@ -96,7 +98,7 @@ impl Session<'_> {
         Ok(Settled::Aside)
     }
 
-    /// A batch failed: asks the store, then its messages one by one.
+    /// Probes the store after a failed batch, then tries the messages one by one.
     async fn find_out(
         &mut self,
         batch: Batch,
@@ -128,7 +130,7 @@ impl Session<'_> {
         let mut settled = Settled::Aside;
         let mut has_failed = false;
         let mut rest = pairs(batch);
-        // The next one is the last.
+        // The last of the list is tried next.
         rest.sort_by_key(|(delivery, _)| std::cmp::Reverse(delivery.body.len()));
         while let Some((delivery, message)) = rest.pop() {
             let mut one = Batch::of(delivery, message);
@@ -148,7 +150,7 @@ impl Session<'_> {
                     self.hold_aside(one, &error).await;
                     has_failed = true;
                     if matches!(error, StoreError::Failed(_)) {
-                        // Each may take as long: they take turns with batches.
+                        // Each may take as long, so they take turns with batches.
                         self.alone.extend(rest.drain(..).rev().map(Held::from));
                     }
                 }
@@ -157,7 +159,7 @@ impl Session<'_> {
         if has_failed {
             self.make_way(shutdown).await?;
         } else if is_slow {
-            // All of it together takes longer, so it is not one message.
+            // Only all of them together take longer, so the cause is not one message.
             self.grow_batch_time();
         }
         Ok(settled)
@@ -172,7 +174,8 @@ impl Session<'_> {
         !matches!(error, StoreError::Failed(_)) && self.is_unwell
     }
 
-    /// A message failed alone while the store answers. Afterwards the others are made way for.
+    /// Holds aside a message that failed alone while the store answers. The caller makes room for the
+    /// others afterwards.
     async fn hold_aside(&mut self, one: Batch, error: &StoreError) {
         let ids: Vec<MessageId> = one.ids().collect();
         if self.suspects.is_full() {
@@ -189,8 +192,9 @@ impl Session<'_> {
         }
     }
 
-    /// Messages failed alone. What there is no room for comes again at the head of the queue: it is given
-    /// back after a pause, and the window grows beyond it. What is held aside leaves half of the window.
+    /// Makes room for others after messages failed alone. Messages that do not fit are given back after a
+    /// pause and come again at the head of the queue, and the window grows beyond them. Suspects leave
+    /// half of the window free.
     async fn make_way(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
         let mut has_grown = false;
         if !self.surplus.is_empty() {
@@ -199,7 +203,7 @@ impl Session<'_> {
                 () = shutdown.requested() => {}
             }
             self.subscription.give_back(std::mem::take(&mut self.surplus)).await?;
-            // Others are tried before the store counts as away.
+            // Other messages are tried before the store counts as away.
             self.is_unwell = false;
             has_grown = self.window.grow().is_some();
         }
@@ -209,7 +213,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Keeps one message and asks for the store until it answers; then that message is tried.
+    /// Keeps one message and probes the store until it answers; then that message is tried.
     async fn wait_for_store(
         &mut self,
         mut batch: Batch,
@@ -261,7 +265,7 @@ impl Session<'_> {
                 Err(Refused { error, probed }) if !probed || since.elapsed() < KEPT_MIN => {
                     tracing::debug!(%error, "store is still away");
                 }
-                // It answers, and takes not this message: another one may tell more.
+                // The store answers but does not take this message: another message may show more.
                 Err(Refused { error, .. }) => {
                     self.hold_aside(batch, &error).await;
                     break;
@@ -273,7 +277,7 @@ impl Session<'_> {
         Ok(Settled::Aside)
     }
 
-    /// The commit is known: tell the replicas, then acknowledge.
+    /// Announces the commit to the replicas, then acknowledges.
     pub(crate) async fn acknowledge(&mut self, batch: Batch, applied: &Applied) -> Result<(), Lost> {
         self.store_is_away(false);
         self.ingest.status.committed();
@@ -288,7 +292,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A suspect left the suspects.
+    /// Settles a suspect that left the suspects.
     pub(crate) async fn end(&mut self, ended: Ended) -> Result<(), Lost> {
         let id = ended.message();
         self.settle_ended(ended).await?;
@@ -308,7 +312,7 @@ impl Session<'_> {
                     );
                     metrics().given_up.inc();
                 } else if self.is_unwell {
-                    // It needed more time, and nothing else was committed meanwhile.
+                    // The suspect needed more time, and nothing else was committed meanwhile.
                     self.grow_batch_time();
                 }
                 self.acknowledge(Batch::of(suspect.delivery, suspect.message), &applied).await
@@ -333,8 +337,9 @@ impl Session<'_> {
         }
     }
 
-    /// Another body under an id that was applied: never applied, never acknowledged as if it had
-    /// been. The reader of the dead queue keeps it for a person, and the rest goes on.
+    /// Rejects a message whose id was applied with another body: it is never applied, and never
+    /// acknowledged as if it had been. The reader of the dead queue keeps it for an operator, and the
+    /// rest goes on.
     async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
         let index = batch.messages.iter().position(|message| message.id == id);
         let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
@@ -353,7 +358,7 @@ impl Session<'_> {
         Ok(Settled::Stopping)
     }
 
-    /// Stops deliveries and gives back everything in hand that is not applied, once; suspects are kept.
+    /// Stops deliveries and gives back once everything in hand that is not applied; suspects are kept.
     pub(crate) async fn stop_deliveries(&mut self, mut back: Vec<Delivery>) -> Result<(), Lost> {
         self.subscription.set_window(0).await?;
         back.extend(self.pending.take().map(|held| held.delivery));
@@ -365,7 +370,7 @@ impl Session<'_> {
         self.subscription.give_back(back).await
     }
 
-    /// What is held aside stays on top of the window.
+    /// Opens the window; messages that are held aside count on top of it.
     pub(crate) async fn open_window(&mut self) -> Result<(), Lost> {
         self.aside_of_window = 0;
         self.subscription.set_window(self.window.get()).await
@@ -377,7 +382,7 @@ impl Session<'_> {
     }
 }
 
-/// However long the probe takes.
+/// Probes the store and then applies, however long the probe takes.
 async fn probe_then_apply(
     store: &Arc<dyn Store>,
     batch: &Batch,
@@ -392,7 +397,7 @@ fn pairs(batch: Batch) -> Vec<(Delivery, Message)> {
     batch.deliveries.into_iter().zip(batch.messages.iter().cloned()).collect()
 }
 
-/// The first is kept first.
+/// Joins the batch with the rest; the first message stays first.
 fn together(one: Batch, rest: Vec<(Delivery, Message)>) -> Batch {
     pairs(one).into_iter().chain(rest).collect()
 }

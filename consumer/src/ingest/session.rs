@@ -1,9 +1,9 @@
 //! Applies queued writes to the store: several messages → one transaction → commit → events → ack.
 //!
-//! A message is acknowledged only after a commit that contains it (or contained it before). Here is
-//! the session: what comes next, and which messages share a transaction. `settle` applies them and
-//! finds out whether the store or a message is the reason when that fails, `suspects` holds messages
-//! that failed alone. Nothing here sets an item aside: the store does that, inside the transaction.
+//! A message is acknowledged only after a commit that contains it (or contained it before). This file has
+//! the session: it chooses the next work, and the messages that share a transaction. `apply` applies them
+//! and, on failure, finds out whether the store or a message is the cause. `suspects` holds messages that
+//! failed alone. Nothing here sets an item aside: the store does that, inside the transaction.
 use std::collections::VecDeque;
 use std::future::ready;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::metrics::WhyStopped;
 use crate::metrics::{metrics, show_oldest};
 use crate::status::Status;
 
-/// How long a transaction may go on after a stop was requested. Nothing is lost by giving it up: its
+/// Longest time of a transaction after a stop was requested. Nothing is lost when it is abandoned: its
 /// messages are given back, and the ledger knows whether it was committed.
 pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,7 +36,7 @@ pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const PROBE_PAUSE_MIN: Duration = Duration::from_millis(200);
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// A larger body is not decoded on a thread of the runtime, where the broker's heartbeats are sent.
+/// Largest body that is decoded on a thread of the runtime, which also sends the broker's heartbeats.
 const DECODED_HERE_BYTES_MAX: usize = 64 << 10;
 
 pub struct Ingest {
@@ -74,7 +74,7 @@ impl Ingest {
                     if session.progressed {
                         backoff.reset();
                     }
-                    // Another consumer may get the messages, and no commit here would take it back.
+                    // Another consumer may get the messages, and no commit here would clear the flag.
                     session.store_is_away(false);
                     drop(session);
                     attempts.end_all().await;
@@ -95,7 +95,7 @@ impl Ingest {
         }
     }
 
-    /// `None` when a stop was requested and the store takes too long for it.
+    /// Applies messages; `None` when a stop was requested and the store takes too long.
     pub(crate) async fn apply(
         &self,
         batch: &Batch,
@@ -109,7 +109,7 @@ impl Ingest {
     }
 }
 
-/// `None` when a stop was requested and the answer takes too long for it.
+/// Awaits an answer; `None` when a stop was requested and the answer takes too long.
 pub(crate) async fn answered<T>(asked: impl Future<Output = T>, shutdown: &mut Shutdown) -> Option<T> {
     let mut asked = std::pin::pin!(asked);
     tokio::select! {
@@ -119,7 +119,7 @@ pub(crate) async fn answered<T>(asked: impl Future<Output = T>, shutdown: &mut S
     tokio::time::timeout(STOP_PATIENCE, asked).await.ok()
 }
 
-/// Messages that go into one transaction; `deliveries[i]` brought `messages[i]`.
+/// Messages for one transaction; `deliveries[i]` brought `messages[i]`.
 pub(crate) struct Batch {
     pub messages: Arc<[Message]>,
     pub deliveries: Vec<Delivery>,
@@ -142,7 +142,7 @@ impl FromIterator<(Delivery, Message)> for Batch {
     }
 }
 
-/// A delivery that was read.
+/// Decoded delivery.
 pub(crate) struct Held {
     pub delivery: Delivery,
     pub message: Message,
@@ -156,21 +156,21 @@ impl From<(Delivery, Message)> for Held {
     }
 }
 
-/// How a batch left the session.
+/// Result of a batch in this session.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Settled {
     Acknowledged,
-    /// Nothing was committed; it is held aside or with somebody else.
+    /// Nothing was committed; the batch is held aside or was given back.
     Aside,
     Stopping,
 }
 
-/// What comes next.
+/// Next work of the session.
 enum Next {
     Message(Held),
-    /// One that may have brought its consumer down: it is tried alone.
+    /// A message that may have brought its consumer down: it is tried alone.
     Again(Held),
-    /// One of a batch in which another message took too long.
+    /// A message from a batch in which another message took too long.
     Alone(Held),
     Ended(Ended),
     Stopping,
@@ -180,19 +180,19 @@ pub(crate) struct Session<'a> {
     pub ingest: &'a Ingest,
     pub subscription: Box<dyn Subscription>,
     pub window: Window,
-    /// Delivered and decoded, but did not fit into the batch before.
+    /// Delivered and decoded, but too large for the previous batch.
     pub pending: Option<Held>,
-    /// Noted by a process that ended meanwhile.
+    /// Messages that an ended process has noted.
     pub again: VecDeque<Held>,
-    /// Left of batches in which a message took too long: tried alone.
+    /// Rest of batches in which a message took too long: tried alone.
     pub alone: VecDeque<Held>,
-    /// Failed alone while as many as may be are held aside.
+    /// Failed alone while the maximum is held aside.
     pub surplus: Vec<Delivery>,
     /// Messages of the present window that are held aside.
     pub aside_of_window: usize,
     pub suspects: Suspects,
     pub attempts: &'a mut Attempts,
-    /// The time of the next transaction.
+    /// Time limit of the next transaction.
     pub batch_time: Duration,
     /// Pauses while nothing is committed.
     pub backoff: Backoff,
@@ -259,9 +259,9 @@ impl<'a> Session<'a> {
         self.stop_deliveries(Vec::new()).await
     }
 
-    /// Waits for what comes next. Messages that are tried alone take turns with batches.
+    /// Waits for the next work. Messages that are tried alone take turns with batches.
     async fn next(&mut self, shutdown: &mut Shutdown) -> Result<Next, Lost> {
-        // Asked before anything else: under a backlog there is always a next message.
+        // Checked before anything else: under a backlog there is always a next message.
         if shutdown.is_requested() {
             return Ok(Next::Stopping);
         }
@@ -285,7 +285,7 @@ impl<'a> Session<'a> {
                 }
                 delivery = self.subscription.next() => delivery?,
                 () = ready(()), if has_alone => return Ok(self.next_alone().expect("there is one")),
-                // Nothing is there: only what is held aside waits.
+                // Nothing else waits, only messages that are held aside.
                 () = ready(()), if !is_idle => {
                     self.show_oldest(None);
                     is_idle = true;
@@ -298,7 +298,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Names the older of what comes next and what is held aside.
+    /// Reports the older of the next message and the messages held aside.
     fn show_oldest(&self, next_ms: Option<i64>) {
         let waiting = self.again.iter().chain(&self.alone).map(|held| held.message.accepted_at_ms);
         show_oldest(next_ms.into_iter().chain(waiting).chain(self.suspects.oldest_ms()).min());
@@ -309,7 +309,7 @@ impl<'a> Session<'a> {
         again.or_else(|| self.alone.pop_front().map(Next::Alone))
     }
 
-    /// Adds what is there, and under load what comes within the linger.
+    /// Adds the messages that are there, and under load those that come within the linger.
     async fn gather(&mut self, first: Held, shutdown: &mut Shutdown) -> Result<Batch, Lost> {
         let (started, limits) = (Instant::now(), self.ingest.limits);
         let mut size = first.size;
@@ -342,7 +342,7 @@ impl<'a> Session<'a> {
         Ok(held.into_iter().map(|held| (held.delivery, held.message)).collect())
     }
 
-    /// Decodes; what is no message for this build goes to the dead queue, and only that.
+    /// Decodes a delivery. Only a body that is no message for this build goes to the dead queue.
     async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
         match decoded(&delivery).await? {
             Ok(message) => {
@@ -361,7 +361,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Decodes a body; a large one on a thread that nobody else waits for.
+/// Decodes a body; a large one on a blocking thread, so that no other task waits.
 pub(crate) async fn decoded(delivery: &Delivery) -> Result<Result<Message, Undecodable>, Lost> {
     if delivery.body.len() <= DECODED_HERE_BYTES_MAX {
         return Ok(decode(&delivery.body));

@@ -1,11 +1,11 @@
-//! Messages that failed alone while the store answered: held aside, tried again one by one beside
-//! everything else, and given up after [`STRIKES_MAX`] failures.
+//! Messages that failed alone while the store answered. They are held aside, tried again one by one
+//! beside everything else, and given up after [`STRIKES_MAX`] failures.
 //!
 //! A strike is a failure of the message alone that the store blames on nothing else
-//! ([`StoreError::Failed`]), between two small writes of the store's own that succeed promptly, and
-//! with commits of others since the failure before. A lost connection, a conflict, a full, slow or
-//! stopping server is none, so an outage gives nothing up, and neither does a queue in which there is
-//! nothing else. It holds deliveries for a session, and settles none.
+//! ([`StoreError::Failed`]), between two small writes of the store's own that succeed promptly, and with
+//! commits of other messages since the failure before. A lost connection, a conflict, or a full, slow or
+//! stopping server is no strike, so an outage gives nothing up, and neither does a queue that holds
+//! nothing else. This type holds deliveries for a session and settles none.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,43 +19,44 @@ use tokio::task::JoinSet;
 use crate::metrics::metrics;
 use crate::status::Status;
 
-/// How long a message is held that waits for the store, unless told otherwise: a broker takes one away
+/// Default of the longest time that a message waits in hand for the store. A broker takes a message away
 /// from a consumer that holds it for 30 minutes, so it is given back well before.
 pub const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 
 /// Failures after which a message is given up, and processes that it may bring down.
 pub const STRIKES_MAX: u32 = 5;
 
-/// How many are held aside by one session.
+/// Maximum of messages that one session holds aside.
 const SUSPECTS_MAX: usize = 32;
 
-/// Bytes of their bodies.
+/// Maximum of the bytes of their bodies.
 const SUSPECTS_BYTES_MAX: usize = 64 << 20;
 
-/// How many are tried at once, beside the batches, unless told otherwise.
+/// Default of the trials that run at once, beside the batches.
 const TRIALS_MAX: usize = 4;
 
-/// A write of the store's own that takes longer does not say that it answers.
+/// Longest time of a probe write that counts as an answer.
 const PROMPT: Duration = Duration::from_secs(1);
 
-/// How much time messages have.
+/// Time limits of messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// The time of a transaction before its messages are tried one by one. More for a batch that
-    /// turns out to be slow as a whole; a suspect gets twice as much with each failure, and at last as
-    /// much as the store allows.
+    /// Time of a transaction before its messages are tried one by one. A batch that turns out to be slow
+    /// as a whole gets more; a suspect gets twice as much with each failure, and at last as much as the
+    /// store allows.
     pub batch_time_max: Duration,
-    /// The pause before a suspect is tried again, doubled each time.
+    /// Pause before a suspect is tried again, doubled each time.
     pub pause_min: Duration,
     pub pause_max: Duration,
-    /// How long it is held: a broker takes a message away from a consumer that holds it for 30 minutes.
+    /// Longest time that a suspect is held: a broker takes a message away from a consumer that holds it
+    /// for 30 minutes.
     pub held_max: Duration,
-    /// How many suspects are tried at once.
+    /// Maximum of suspects that are tried at once.
     pub trials_max: usize,
 }
 
 impl Pace {
-    /// Leaves connections to everything else; `None` is a store with a single writer.
+    /// Limits that leave connections to everything else; `None` is a store with a single writer.
     pub fn with_connections(connections_max: Option<u32>) -> Self {
         let trials_max = connections_max.map_or(1, |max| max.saturating_sub(2) as usize / 4);
         Self { trials_max: trials_max.clamp(1, TRIALS_MAX), ..Self::default() }
@@ -74,22 +75,22 @@ impl Default for Pace {
     }
 }
 
-/// Whether the store commits a write of its own promptly.
+/// Tests whether the store commits a write of its own promptly.
 pub async fn answers(store: &Arc<dyn Store>) -> bool {
     tokio::time::timeout(PROMPT, store.probe()).await.is_ok_and(|probed| probed.is_ok())
 }
 
-/// The next step with a suspect.
+/// Next step with a suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Try,
-    /// Without the items that fail alone.
+    /// Apply the message without the items that fail alone.
     Search,
-    /// Without another try. Not before others were committed.
+    /// Give it up without another try, but not before other messages were committed.
     GiveUp,
 }
 
-/// A message that was delivered and is not applied.
+/// Message that was delivered and is not applied.
 #[derive(Debug)]
 pub struct Suspect {
     pub delivery: Delivery,
@@ -99,7 +100,7 @@ pub struct Suspect {
     step: Step,
     strikes: u32,
     failures: u32,
-    /// Commits of others when it failed last.
+    /// Commits of other messages at its last failure.
     commits: u64,
     due: Instant,
     since: Instant,
@@ -107,7 +108,7 @@ pub struct Suspect {
 }
 
 impl Suspect {
-    /// Decides what comes after a failure; `false` when nothing is left to try.
+    /// Decides the next step after a failure; `false` when nothing is left to try.
     fn strike(&mut self, commits: u64) -> bool {
         match self.step {
             Step::Try => {
@@ -131,14 +132,14 @@ impl Suspect {
     }
 }
 
-/// How a suspect left.
+/// End of a suspect.
 #[derive(Debug)]
 pub enum Ended {
-    /// Wholly or in part; `given_up` after it failed too often.
+    /// Applied wholly or in part; `given_up` after it failed too often.
     Applied { suspect: Suspect, applied: Box<Applied>, given_up: bool },
     /// The store takes not even its dead letters, or its id belongs to another body.
     Rejected(Suspect, Option<MessageId>),
-    /// It was held for long.
+    /// Held for too long.
     GivenBack(Suspect),
 }
 
@@ -152,12 +153,12 @@ impl Ended {
     }
 }
 
-/// The outcome of one trial.
+/// Outcome of one trial.
 enum Outcome {
     Applied(Box<Applied>),
     Reused(MessageId),
     Failed(Arc<str>),
-    /// The store may be the reason.
+    /// The store may be the cause.
     Unclear(Arc<str>),
 }
 
@@ -174,7 +175,7 @@ impl Suspects {
         Self { store, pace, held: Vec::new(), trials: JoinSet::new(), next_number: 0 }
     }
 
-    /// The accept time of the oldest that is held.
+    /// Accept time of the oldest message that is held.
     pub fn oldest_ms(&self) -> Option<i64> {
         self.held.iter().map(|suspect| suspect.message.accepted_at_ms).min()
     }
@@ -184,14 +185,14 @@ impl Suspects {
         self.held.len() >= SUSPECTS_MAX || bytes >= SUSPECTS_BYTES_MAX
     }
 
-    /// A message that failed alone. `commits` are those of others until then.
+    /// Adds a message that failed alone. `commits` are those of other messages until then.
     pub fn add(&mut self, delivery: Delivery, message: Message, error: &StoreError, commits: u64) {
         let strikes = u32::from(matches!(error, StoreError::Failed(_)));
         let due = Instant::now() + self.pace.pause_min;
         self.hold(delivery, message, error.to_string().into(), (Step::Try, strikes), (commits, due));
     }
 
-    /// A message that brought down too many processes.
+    /// Adds a message that brought down too many processes.
     pub fn add_crashed(&mut self, delivery: Delivery, message: Message, commits: u64) {
         let why = "its consumer ended each time it was tried".into();
         self.hold(delivery, message, why, (Step::GiveUp, STRIKES_MAX), (commits, Instant::now()));
@@ -231,7 +232,7 @@ impl Suspects {
         });
     }
 
-    /// All of them. What is being tried is left to its end or dropped: the ledger knows.
+    /// Takes all suspects. A running trial is left to its end or dropped: the ledger knows.
     pub fn take_all(&mut self) -> Vec<Suspect> {
         self.trials.abort_all();
         metrics().suspects.sub(i64::try_from(self.held.len()).unwrap_or(0));
@@ -243,8 +244,8 @@ impl Suspects {
         self.held.remove(index)
     }
 
-    /// Waits for the end of a suspect; trials begin as they fall due. Pending while there are none.
-    /// Safe to cancel. `status` tells the commits of others.
+    /// Waits for the end of a suspect and starts trials as they fall due. Pending while there are none.
+    /// Safe to cancel. `status` counts the commits of other messages.
     pub async fn ended(&mut self, status: &Status) -> Ended {
         loop {
             let (now, commits) = (Instant::now(), status.commits());
@@ -266,7 +267,7 @@ impl Suspects {
             };
             let (number, outcome) = match joined {
                 Some(Ok(trial)) => trial,
-                // A defect: it does not say whose trial it was, so all of them begin again.
+                // A defect: the error does not name its trial, so all of them begin again.
                 Some(Err(error)) => {
                     tracing::error!(%error, "a trial failed");
                     self.trials = JoinSet::new();
@@ -337,7 +338,7 @@ impl Drop for Suspects {
     }
 }
 
-/// One trial, between two writes of the store's own.
+/// Runs one trial, between two probe writes.
 async fn tried(
     store: &Arc<dyn Store>,
     message: Message,
@@ -345,7 +346,7 @@ async fn tried(
     why: Arc<str>,
     limit: Duration,
 ) -> Outcome {
-    // A store that is slow may take it all the same.
+    // A slow store may take the message all the same.
     let answered_before = answers(store).await;
     if step != Step::Try && !answered_before {
         return Outcome::Unclear("the store does not answer promptly".into());
