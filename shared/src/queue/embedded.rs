@@ -1,9 +1,9 @@
-//! The embedded queue: one SQLite file, for the form of Forebay that needs no server.
+//! Embedded queue: one SQLite file, for the form of Forebay that needs no server.
 //!
-//! Publishers and subscribers only touch channels and memory; one [`writer`] task owns the file
-//! and turns everything that waits into one fsynced transaction (group commit), and one [`loader`]
-//! reads ahead of the subscribers. Who was handed what is kept in memory ([`shelf`]), so a restart
-//! delivers everything again that was not acknowledged. Only one process may use the directory:
+//! Publishers and subscribers only touch channels and memory. One [`writer`] task owns the file and turns
+//! all waiting commands into one fsynced transaction (group commit), and a [`loader`] for each lane reads
+//! ahead of the subscribers. Leases are kept in memory ([`ready_buffer`]), so a restart delivers every
+//! message again that was not acknowledged. Only one process may use the directory:
 //! [`crate::program::backend`] holds its lock.
 mod file;
 mod loader;
@@ -33,7 +33,7 @@ use crate::config::queue_limits::QueueLimits;
 use crate::model::message::Outgoing;
 use crate::runtime::shutdown::{self, Shutdown};
 
-/// Commands that may wait for the writer; beyond them publishers wait, until their deadlines.
+/// Maximum of commands that wait for the writer; beyond them publishers wait, until their deadlines.
 const COMMANDS_WAITING_MAX: usize = 256;
 
 pub struct EmbeddedQueue {
@@ -42,9 +42,9 @@ pub struct EmbeddedQueue {
     reader: SharedReader,
     directory: PathBuf,
     next_owner: AtomicU64,
-    /// Taken by the first who closes; others wait for it at the lock.
+    /// Writer task, taken by the first `close`; other calls wait at the lock.
     writer: Mutex<Option<JoinHandle<()>>>,
-    /// Of the writer and of both loaders.
+    /// Completion signals of the writer and of both loaders.
     over: Vec<Shutdown>,
 }
 
@@ -55,9 +55,8 @@ struct EmbeddedPublisher {
 }
 
 impl EmbeddedQueue {
-    /// Opens or creates `queue.db` in `directory`, which must exist. Its tasks run on the runtime
-    /// that this is called on, until [`Queue::close`] or until the queue and all that came from
-    /// it are dropped.
+    /// Opens or creates `queue.db` in `directory`, which must exist. The tasks run on the caller's
+    /// runtime, until [`Queue::close`] or until the queue and everything that came from it are dropped.
     pub async fn open(directory: &Path, limits: QueueLimits) -> Result<Arc<Self>, QueueError> {
         let (file, found) = File::open(directory).await?;
         let reader = Arc::new(Mutex::new(None));
@@ -135,11 +134,11 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn close(&self) {
-        // It fails when the writer has stopped already.
+        // An error means that the writer has stopped already.
         let _ = self.publisher.commands.send(Command::Close).await;
         let mut writer = self.writer.lock().await;
         if let Some(writer) = writer.take() {
-            // It ends with an error only when its runtime is gone: then there is nothing to wait for.
+            // An error means that its runtime is gone: then there is nothing to wait for.
             let _ = writer.await;
         }
     }

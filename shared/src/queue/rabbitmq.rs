@@ -1,12 +1,12 @@
-//! The queue as a RabbitMQ quorum queue.
+//! Queue as a RabbitMQ quorum queue.
 //!
-//! [`publisher`] and every [`subscription`] own a connection each and supervise it themselves:
-//! nothing here recovers by lapin's means, and publishing never shares a connection with
-//! consuming, because a blocked connection sends no acknowledgements either. [`topology`](crate::amqp::topology) says
-//! which queues there are. Decisions are in `docs/decisions/0004-broker-topology.md`.
+//! [`publisher`] and every [`subscription`] own a connection each and supervise it themselves. Recovery
+//! by lapin is not used. Publishing never shares a connection with consuming, because a blocked
+//! connection sends no acknowledgements either. [`topology`](crate::amqp::topology) defines the queues.
+//! Decisions are in `docs/decisions/0004-broker-topology.md`.
 //!
-//! All connections live on the runtime that [`RabbitQueue::start`] was called on, since callers
-//! publish from single-threaded runtimes of their own.
+//! All connections live on the runtime that [`RabbitQueue::start`] was called on, since callers publish
+//! from single-threaded runtimes of their own.
 mod confirms;
 mod dead_depth;
 mod flow;
@@ -29,8 +29,8 @@ use crate::amqp::connection::SessionError;
 use crate::amqp::settings::RabbitSettings;
 use crate::runtime::shutdown::{self, Shutdown, Trigger};
 
-/// The queues `<prefix>.writes.v1` and `<prefix>.dead.v1`. Dropping it stops the publisher as [`Queue::close`] does, but
-/// without waiting for it.
+/// Queues `<prefix>.writes.v1` and `<prefix>.dead.v1`. Dropping it stops the publisher as
+/// [`Queue::close`] does, but without waiting for it.
 pub struct RabbitQueue {
     settings: Arc<RabbitSettings>,
     runtime: Handle,
@@ -43,8 +43,8 @@ pub struct RabbitQueue {
 }
 
 impl RabbitQueue {
-    /// Must be called on a tokio runtime, which keeps the sessions. Never fails and never waits:
-    /// sessions connect by themselves, for as long as it takes.
+    /// Starts the publisher. Must be called on a tokio runtime, which keeps the sessions. Never fails and
+    /// never waits: sessions connect by themselves, for as long as it takes.
     pub fn start(settings: RabbitSettings) -> Arc<Self> {
         let (settings, runtime) = (Arc::new(settings), Handle::current());
         let (stop, stopping) = shutdown::channel();
@@ -82,7 +82,8 @@ impl Queue for RabbitQueue {
         let looked = self.runtime.spawn(async move {
             tokio::select! {
                 biased;
-                // What it had opened is cut, so that a silent broker does not hold up a close.
+                // A session that is being opened is cut, so that a silent broker does not hold up a
+                // close.
                 () = stopping.requested() => Err(SessionError::Closed),
                 looked = look.has_dead() => looked,
             }
@@ -108,13 +109,13 @@ impl Queue for RabbitQueue {
         vec![self.supervisor_over.clone()]
     }
 
-    /// Publishes that are in hand are answered first, each by its deadline at the latest.
+    /// Answers the publishes in hand first, each by its deadline at the latest.
     async fn close(&self) {
         self.stop.request();
         let supervisor = self.supervisor.lock().expect("no code panics while it holds this lock").take();
         let published = async {
             if let Some(supervisor) = supervisor {
-                // An error is a panic of the supervisor, which the panic hook has told.
+                // An error is a panic of the supervisor, which the panic hook has reported.
                 let _ = supervisor.await;
             }
         };

@@ -1,4 +1,4 @@
-//! Reads ahead of the subscribers: from the file into the shelf, in chunks, when the shelf runs
+//! Reads ahead of the subscribers: from the file into the ready buffer, in chunks, when the buffer runs
 //! low. It never writes, and its reads are short, so that a checkpoint waits for one chunk at most.
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use super::ready_buffer::{Lane, Shelf};
 use crate::queue::QueueError;
 use crate::runtime::backoff::Backoff;
 
-/// The read connection, shared with the writer, who takes it to keep readers away.
+/// Connection that reads, shared with the writer, which takes it to keep readers away.
 pub(super) type SharedReader = Arc<Mutex<Option<Reader>>>;
 
-/// Whether messages were rejected and are in the file.
+/// Tests for rejected messages in the file.
 pub(super) async fn has_dead(
     shelf: &Shelf,
     reader: &SharedReader,
@@ -32,13 +32,13 @@ pub(super) async fn has_dead(
     };
     let looked = looked.await;
     if looked.is_err() {
-        // A connection that failed is not trusted again.
+        // A connection that failed is not used again.
         *reader = None;
     }
     looked.map_err(|error| QueueError::Unavailable(error.into()))
 }
 
-/// Runs until the shelf is closed.
+/// Runs until the buffer is closed.
 pub(super) async fn run(lane: Lane, shelf: Arc<Shelf>, reader: SharedReader, directory: PathBuf) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     while !shelf.is_closed() {
@@ -64,7 +64,7 @@ pub(super) async fn run(lane: Lane, shelf: Arc<Shelf>, reader: SharedReader, dir
             }
             Err(error) => {
                 tracing::warn!(error = %error, "embedded queue could not be read");
-                // A connection that failed is not trusted again.
+                // A connection that failed is not used again.
                 *reader = None;
                 drop(reader);
                 tokio::time::sleep(backoff.delay()).await;

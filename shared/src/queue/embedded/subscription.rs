@@ -1,5 +1,5 @@
-//! A subscriber of the embedded queue: a window over the shelf. It holds nothing but the number
-//! by which the shelf knows its leases.
+//! Subscriber of the embedded queue: a window over the ready buffer. It holds only the number by which
+//! the buffer knows its leases.
 use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::queue::{Delivery, Lost, REJECTED_TWICE, Subscription};
 pub(super) struct EmbeddedSubscription {
     owner: u64,
     window: u16,
-    /// Handed out before the window was changed last, and not settled: they stay on top of it.
+    /// Messages delivered before the last change of the window and not settled: they stay on top of it.
     earlier: HashSet<u64>,
     lane: Lane,
     shelf: Arc<Shelf>,
     commands: mpsc::Sender<Command>,
-    /// Set once a fate could not be made durable: what it held was taken back.
+    /// Set once a settlement could not be made durable: the messages it held were taken back.
     lost: Option<Lost>,
 }
 

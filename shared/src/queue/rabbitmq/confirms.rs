@@ -1,29 +1,29 @@
 //! Decides which publishes are durable, by their confirms and returns. Pure.
 //!
-//! lapin answers an acknowledgement of several publishes confirm by confirm, in no order, and gives
-//! the first return that waits to the first confirm that it answers. Both may happen in several
-//! parts. So a return says nothing about the confirm that carries it, only about its session:
-//! from the first return on, no acknowledgement of the session counts. A confirm that carries a
-//! return is answered before the confirm of the returned message, so no acknowledgement came too early.
+//! lapin answers an acknowledgement of several publishes confirm by confirm, in no order, and attaches
+//! the first waiting return to the first confirm that it answers. Both may happen in several parts. So a
+//! return shows nothing about the confirm that carries it, only about its session: from the first return
+//! on, no acknowledgement of the session counts. A confirm that carries a return is answered before the
+//! confirm of the returned message, so no acknowledgement came too early.
 use lapin::Confirmation;
 
 use crate::queue::PublishError;
 
-/// The outcome of one publish, by its number.
+/// Result of one publish, with its number.
 pub(super) type Landed = (u64, lapin::Result<Confirmation>);
 
-/// Judges all outcomes of one session.
+/// Confirms of one session.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     has_returns: bool,
 }
 
-/// What outcomes that landed together say.
+/// Answers derived from results that came together.
 #[derive(Debug, PartialEq)]
 pub(super) struct Judged {
-    /// By number; a publish without an answer has to be made again.
+    /// Answers by number; a publish without an answer has to be made again.
     pub answers: Vec<(u64, Result<(), PublishError>)>,
-    /// Why the session cannot go on.
+    /// Reason why the session cannot go on.
     pub failure: Option<String>,
 }
 

@@ -1,9 +1,9 @@
-//! What the publisher does on an open session: send, wait for confirms, judge them.
+//! Publisher's work on an open session: send, wait for confirms, answer.
 //!
 //! Only a positive confirm counts as durable, and only in a session without a returned message
-//! ([`super::judged`]). Outcomes are judged together, all that are ready. Once a confirm takes too
-//! long the whole session is given up, since single confirms that are dropped leak and a channel
-//! that lost one cannot be trusted. So is a session that refuses everything ([`super::refusals`]).
+//! ([`super::confirms`]). All results that are ready are judged together. When a confirm takes too long
+//! the whole session is given up, since single confirms that are dropped leak and a channel that lost one
+//! cannot be trusted. So is a session that refuses everything ([`super::refusals`]).
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,14 +25,14 @@ use crate::amqp::connection::{ConnectionEvents, Session};
 use crate::model::message::Outgoing;
 use crate::queue::{Link, PublishError};
 
-/// How a session ended.
+/// End of a session.
 pub(super) enum Ended {
-    /// The pump is closed and all is answered.
+    /// The supervisor is closed and all publishes are answered.
     Finished,
-    /// What was in flight waits in the pump again.
+    /// Publishes in flight wait in the supervisor again.
     Lost {
         reason: String,
-        /// It answered something, so that the next attempt need not be late.
+        /// The session answered something, so that the next attempt need not be late.
         was_useful: bool,
     },
 }
@@ -42,7 +42,7 @@ struct Flight {
     since: Instant,
 }
 
-/// One session at work.
+/// Publishing on one session.
 pub(super) struct Flow<'a> {
     pump: &'a mut Pump,
     session: Session,
@@ -51,7 +51,7 @@ pub(super) struct Flow<'a> {
     events: ConnectionEvents,
     confirms: FuturesUnordered<BoxFuture<'static, Landed>>,
     judge: Judge,
-    /// By number, so that the first is the oldest.
+    /// Publishes by number, so that the first is the oldest.
     in_flight: BTreeMap<u64, Flight>,
     bytes_in_flight: usize,
     number: u64,
@@ -65,7 +65,7 @@ impl<'a> Flow<'a> {
         let (events, queue) = (session.events(), pump.settings.names().writes);
         pump.refusals.session_is_new();
         Self {
-            // Asked after the listener is there, so that neither way misses it.
+            // Checked after the listener is there, so that neither way misses a block.
             is_blocked: session.is_blocked(),
             pump,
             session,
@@ -97,7 +97,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Until all is done, or the reason why the session is given up.
+    /// Works until all is done, or returns the reason why the session is given up.
     async fn work(&mut self) -> Result<(), String> {
         let watchdog = sleep(self.pump.settings.limits.confirm_timeout);
         tokio::pin!(watchdog);
@@ -124,8 +124,8 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Sends what waits, as far as it may be in flight. While the broker is blocked lapin would
-    /// only pile it up.
+    /// Sends waiting jobs, up to the maximum in flight. While the broker is blocked lapin would only pile
+    /// them up.
     fn send(&mut self) {
         self.pump.take_ready_jobs();
         let (count_max, bytes_max) =
@@ -143,8 +143,8 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Tag and frames are taken together when the future is first polled, and only this task
-    /// polls them, so that a confirm answers for its own message:
+    /// Publishes one message. Tag and frames are taken together when the future is first polled, and only
+    /// this task polls them, so that a confirm answers for its own message:
     /// `many_publishers_at_once_and_every_confirmed_message_is_there`.
     fn publish(&self, number: u64, message: &Outgoing) -> BoxFuture<'static, Landed> {
         let (channel, queue, body) = (Arc::clone(&self.channel), self.queue.clone(), message.body.clone());
@@ -166,9 +166,9 @@ impl<'a> Flow<'a> {
         self.judge(landed)
     }
 
-    /// All outcomes that are there. A return is attached to a confirm that completed no later
-    /// than the one of the returned message, so it is among them, or was before. `FuturesUnordered` may yield
-    /// before it has looked at everything, and then wakes itself; hence the waker of its own.
+    /// Collects all results that are there. A return is attached to a confirm that completed no later
+    /// than the one of the returned message, so it is among them, or came before. `FuturesUnordered` may
+    /// yield before it has looked at everything, and then wakes itself; hence the waker of its own.
     fn drain_ready(&mut self, landed: &mut Vec<Landed>) {
         let woken = Arc::new(Woken(AtomicBool::new(false)));
         let waker = Waker::from(Arc::clone(&woken));
@@ -182,7 +182,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Answers the callers. On an error what is not answered is still in flight.
+    /// Answers the callers. On an error, publishes without an answer are still in flight.
     fn judge(&mut self, landed: Vec<Landed>) -> Result<(), String> {
         let judged = self.judge.judge(landed);
         for (number, answer) in judged.answers {
@@ -236,7 +236,7 @@ impl<'a> Flow<'a> {
                 tracing::info!("broker takes messages again");
                 (self.is_blocked, self.unblocked_at) = (false, Instant::now());
             }
-            // A channel that failed while the topology was declared is told here, too.
+            // An error of a channel during the declaration of the topology arrives here, too.
             Some(Event::Error(error)) if !self.session.is_alive(&self.channel) => {
                 return Err(error.to_string());
             }
@@ -246,8 +246,8 @@ impl<'a> Flow<'a> {
         Ok(())
     }
 
-    /// When to look next, or that the oldest confirm is overdue. A blocked broker is not late:
-    /// it said that it takes nothing, and its heartbeats tell whether it lives.
+    /// Time of the next look, or an error when the oldest confirm is overdue. A blocked broker is not
+    /// late: it has said that it takes nothing, and its heartbeats show that it lives.
     fn check_age(&self, now: Instant) -> Result<Instant, String> {
         let timeout = self.pump.settings.limits.confirm_timeout;
         let oldest = self.in_flight.values().next().filter(|_| !self.is_blocked);
@@ -255,7 +255,7 @@ impl<'a> Flow<'a> {
         if due <= now { Err(format!("no confirm within {} ms", timeout.as_millis())) } else { Ok(due) }
     }
 
-    /// What was confirmed meanwhile is answered; the rest waits in front of what came later.
+    /// Answers publishes that were confirmed meanwhile; the rest waits in front of later ones.
     fn take_back(&mut self) {
         let mut landed = Vec::new();
         self.drain_ready(&mut landed);

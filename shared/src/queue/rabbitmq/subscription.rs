@@ -1,8 +1,8 @@
-//! A subscription: one connection, one channel, one consumer at a time.
+//! Subscription: one connection, one channel, one consumer at a time.
 //!
-//! It never reconnects. Whatever goes wrong, a time-out, an error, a consumer that the broker
-//! cancelled or a stream that ends, makes it [`Lost`] for good, and its owner subscribes anew;
-//! so no acknowledgement can meet a session that does not know its delivery.
+//! It never reconnects. Any failure (a time-out, an error, a consumer that the broker cancelled, a stream
+//! that ends) makes it [`Lost`] for good, and its owner subscribes anew; so no acknowledgement can reach
+//! a session that does not know its delivery.
 use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, pending};
 use std::sync::Arc;
@@ -30,16 +30,16 @@ use crate::queue::{Delivery, Lost, QueueError, REJECTED_TWICE, Subscription};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
 
-/// Which of the queues.
+/// Queue of a subscription.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
     Writes,
-    /// Nothing is behind it: the broker would drop what is rejected there.
+    /// Dead queue. There is no queue behind it: the broker would drop a message that is rejected there.
     Dead,
 }
 
 impl Lane {
-    /// The name of the session in the broker's tools.
+    /// Name of the session in the broker's tools.
     fn session_name(self) -> &'static str {
         match self {
             Self::Writes => "forebay queue consumer",
@@ -59,12 +59,12 @@ impl Lane {
 /// crash each other's channel on RabbitMQ 3.10.
 const OPEN_ATTEMPTS: u32 = 4;
 
-/// How often a subscription without a consumer looks whether its session still lives; with one
-/// the consumer is told.
+/// Interval at which a subscription without a consumer checks its session; with a consumer the stream
+/// reports the loss.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Bits of a tag that are the broker's; above them stands the number of the session, so that a
-/// delivery of another one is recognised.
+/// Bits of a tag that are the broker's. The number of the session is above them, so that a delivery of
+/// another session is recognised.
 const BROKER_TAG_BITS: u32 = 40;
 
 pub(super) struct RabbitSubscription {
@@ -76,11 +76,11 @@ pub(super) struct RabbitSubscription {
     lane: Lane,
     queue: ShortString,
     consumer: Option<Consumer>,
-    /// Delivered to earlier consumers of this session and not handed out yet.
+    /// Deliveries to earlier consumers of this session, not handed out yet.
     earlier: VecDeque<lapin::message::Delivery>,
-    /// Broker's tags of what was handed out and is not settled.
+    /// Broker's tags of deliveries that were handed out and are not settled.
     outstanding: BTreeSet<u64>,
-    /// The number of this session, shifted to its place in a tag.
+    /// Number of this session, shifted to its place in a tag.
     session_bits: u64,
     lost: Option<Lost>,
 }
@@ -96,8 +96,8 @@ impl RabbitSubscription {
         for _ in 1..OPEN_ATTEMPTS {
             match Self::try_open(&settings, &runtime, lane, window).await {
                 Ok(subscription) => return Ok(subscription),
-                // Only what the broker itself said may be a crash: an absent one is the caller's
-                // to wait for.
+                // Only an error of the broker itself may be such a crash: the caller waits for an absent
+                // broker.
                 Err(error) if error.code().is_none() => return Err(error.into()),
                 Err(_) => sleep(backoff.delay()).await,
             }
@@ -134,7 +134,8 @@ impl RabbitSubscription {
         Ok(subscription)
     }
 
-    /// The window is a property of a consumer: it applies to those that start afterwards.
+    /// Starts a consumer. The window is a property of a consumer: it applies to those that start
+    /// afterwards.
     async fn consume(&mut self, window: u16) -> Result<(), SessionError> {
         if window == 0 {
             return Ok(());
@@ -147,19 +148,19 @@ impl RabbitSubscription {
         Ok(())
     }
 
-    /// Ends the consumer and keeps what it had received.
+    /// Ends the consumer and keeps the deliveries that it had received.
     async fn cancel(&mut self) -> Result<(), SessionError> {
         let Some(mut consumer) = self.consumer.take() else { return Ok(()) };
         let cancelled = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         call("basic.cancel", cancelled).await?;
-        // The stream ends with the answer to the cancel: everything before it is there.
+        // The stream ends with the answer to the cancel: all earlier deliveries are there.
         while let Some(Some(delivery)) = consumer.next().now_or_never() {
             self.earlier.push_back(delivery?);
         }
         Ok(())
     }
 
-    /// Remembers why, ends the session and returns what every later call returns, too.
+    /// Records the reason, ends the session and returns the error that every later call returns, too.
     fn lose(&mut self, reason: &impl ToString) -> Lost {
         let lost = self.lost.get_or_insert_with(|| {
             metrics().queue_sessions_lost.inc();
@@ -190,7 +191,7 @@ impl RabbitSubscription {
         }
     }
 
-    /// Forgets these deliveries and returns how the broker is to be told of them.
+    /// Removes these deliveries and returns the tags for the broker.
     fn settle(&mut self, deliveries: &[Delivery]) -> Result<Settled, Lost> {
         self.check()?;
         let mut tags: Vec<_> = deliveries.iter().map(|delivery| delivery.tag ^ self.session_bits).collect();
@@ -218,7 +219,7 @@ impl RabbitSubscription {
     }
 }
 
-/// Which deliveries an answer to the broker is about.
+/// Deliveries that an answer to the broker covers.
 enum Settled {
     /// All that are outstanding up to this one.
     UpTo(u64),
@@ -226,7 +227,7 @@ enum Settled {
 }
 
 impl Settled {
-    /// With whether it means all before, too.
+    /// Tags, each with the flag that it covers all earlier ones, too.
     fn tags(self) -> Vec<(u64, bool)> {
         match self {
             Self::UpTo(tag) => vec![(tag, true)],
@@ -250,7 +251,7 @@ impl Subscription for RabbitSubscription {
                 }
                 () = sleep(LOOK_EVERY), if self.consumer.is_none() => continue,
             };
-            // Nothing is awaited between taking a delivery and returning it.
+            // There is no await between taking a delivery and returning it.
             return self.accept(came);
         }
     }
@@ -312,7 +313,7 @@ impl Subscription for RabbitSubscription {
 }
 
 impl RabbitSubscription {
-    /// What the consumer's stream gave: `None` is a consumer that the broker cancelled.
+    /// Handles an item of the consumer's stream: `None` is a consumer that the broker cancelled.
     fn accept(&mut self, came: Option<lapin::Result<lapin::message::Delivery>>) -> Result<Delivery, Lost> {
         match came {
             Some(Ok(delivery)) => Ok(self.hand_out(delivery)),
@@ -322,7 +323,7 @@ impl RabbitSubscription {
     }
 }
 
-/// For ever pending without a consumer. Safe to cancel.
+/// Pending for ever without a consumer. Safe to cancel.
 async fn next_of<S: Stream + Unpin>(stream: Option<&mut S>) -> Option<S::Item> {
     match stream {
         Some(stream) => stream.next().await,
@@ -330,7 +331,7 @@ async fn next_of<S: Stream + Unpin>(stream: Option<&mut S>) -> Option<S::Item> {
     }
 }
 
-/// In the background: what is unacknowledged is delivered again once the broker got to know.
+/// Closes in the background: unacknowledged messages are delivered again once the broker has received it.
 impl Drop for RabbitSubscription {
     fn drop(&mut self) {
         if let Some(session) = self.session.take() {
