@@ -63,7 +63,7 @@ struct ItemShown<'l> {
 }
 
 #[derive(Subcommand)]
-pub enum Command {
+pub enum DeadLettersCommand {
     /// List them by id
     List {
         #[command(flatten)]
@@ -72,7 +72,7 @@ pub enum Command {
         #[arg(long)]
         discarded: bool,
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
     },
     /// Print one with its item
     Show {
@@ -95,7 +95,7 @@ pub enum Command {
         #[arg(long)]
         force: bool,
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
     },
     /// Mark one as never to be applied
     Discard { id: String },
@@ -112,7 +112,7 @@ pub struct Filter {
 }
 
 #[derive(Args)]
-pub struct Page {
+pub struct PageArgs {
     /// How many at most
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     limit: u32,
@@ -124,7 +124,7 @@ pub struct Page {
     json: bool,
 }
 
-pub async fn run(options: &Options, command: &Command) -> anyhow::Result<()> {
+pub async fn run(options: &Options, command: &DeadLettersCommand) -> anyhow::Result<()> {
     let opened = backend::open_store(&config(options)?).await?;
     let text = execute(&opened, command).await;
     opened.store.close().await;
@@ -146,24 +146,24 @@ fn config(options: &Options) -> anyhow::Result<Config> {
     }
 }
 
-async fn execute(opened: &OpenStore, command: &Command) -> anyhow::Result<String> {
+async fn execute(opened: &OpenStore, command: &DeadLettersCommand) -> anyhow::Result<String> {
     let OpenStore { store, ids, .. } = opened;
     match command {
-        Command::List { filter, discarded, page } => {
+        DeadLettersCommand::List { filter, discarded, page } => {
             list(store.as_ref(), ids, filter.asked(None), *discarded, page).await
         }
-        Command::Show { id, json } => {
+        DeadLettersCommand::Show { id, json } => {
             let letter = store.dead_letter(key_of(ids, id)?).await?;
             let letter = letter.with_context(|| format!("there is no dead letter {id}"))?;
             if *json { pretty(&shown(ids, &letter)?) } else { Ok(as_text(ids, &letter)) }
         }
-        Command::Redrive { filter, id, dry_run, force, page } => {
+        DeadLettersCommand::Redrive { filter, id, dry_run, force, page } => {
             let id = id.as_deref().map(|id| key_of(ids, id)).transpose()?;
             let (filter, after) = (filter.asked(id), page.after(ids)?);
             let asked = Redrive { filter, after, limit: page.limit, dry_run: *dry_run, force: *force };
             redrive(store.as_ref(), ids, asked, page.json).await
         }
-        Command::Discard { id } => {
+        DeadLettersCommand::Discard { id } => {
             if !store.discard(key_of(ids, id)?).await? {
                 bail!("there is no dead letter {id}");
             }
@@ -178,7 +178,7 @@ impl Filter {
     }
 }
 
-impl Page {
+impl PageArgs {
     fn after(&self, ids: &IdKeys) -> anyhow::Result<Option<Uuid>> {
         self.after.as_deref().map(|after| key_of(ids, after)).transpose()
     }
@@ -189,7 +189,7 @@ async fn list(
     ids: &IdKeys,
     filter: DeadLetterFilter,
     discarded: bool,
-    page: &Page,
+    page: &PageArgs,
 ) -> anyhow::Result<String> {
     let asked = DeadLetterPage { filter, discarded, after: page.after(ids)?, limit: page.limit };
     let letters = store.dead_letters(asked).await?;

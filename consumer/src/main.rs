@@ -43,7 +43,7 @@ enum Command {
     /// Look after what could not be applied
     DeadLetters {
         #[command(subcommand)]
-        command: dead_letters_command::Command,
+        command: dead_letters_command::DeadLettersCommand,
     },
 }
 

@@ -45,7 +45,7 @@ impl WhyStopped {
     }
 }
 
-pub struct Metrics {
+pub struct ConsumerMetrics {
     /// Items applied, by `kind`.
     pub applied: IntCounterVec,
     /// Items set aside, by `reason`.
@@ -87,8 +87,9 @@ pub struct Metrics {
 }
 
 /// Metrics, registered at first use with Prometheus' default registry.
-pub fn metrics() -> &'static Metrics {
-    static METRICS: LazyLock<Metrics> = LazyLock::new(|| register().expect("metric names are distinct"));
+pub fn metrics() -> &'static ConsumerMetrics {
+    static METRICS: LazyLock<ConsumerMetrics> =
+        LazyLock::new(|| register().expect("metric names are distinct"));
     &METRICS
 }
 
@@ -125,7 +126,7 @@ impl Collector for OldestUnapplied {
     }
 }
 
-fn register() -> prometheus::Result<Metrics> {
+fn register() -> prometheus::Result<ConsumerMetrics> {
     prometheus::register(Box::new(OldestUnapplied(Gauge::new(
         "forebay_consumer_oldest_unapplied_seconds",
         "age of the oldest message in hand that is not applied; 0 when nothing waits",
@@ -133,7 +134,7 @@ fn register() -> prometheus::Result<Metrics> {
     let seconds = vec![0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0];
     let items = vec![1.0, 4.0, 16.0, 64.0, 250.0, 500.0, 1_000.0, 2_000.0, 4_000.0, 8_000.0];
     let [applied, set_aside, rejected, dead_messages, batches] = register_counted()?;
-    Ok(Metrics {
+    Ok(ConsumerMetrics {
         applied,
         set_aside,
         duplicates: register_int_counter!(
@@ -253,8 +254,8 @@ pub(crate) fn count(messages: &[Message], applied: &Applied) {
             }
         }
     }
-    let applied_keyed = applied.keyed.iter().filter(|told| told.verdict == KeyedVerdict::Applied);
-    for kind in applied_keyed.filter_map(|told| told.item.kind()) {
+    let applied_keyed = applied.keyed.iter().filter(|keyed| keyed.verdict == KeyedVerdict::Applied);
+    for kind in applied_keyed.filter_map(|keyed| keyed.item.kind()) {
         counts[kind as usize - 1] += 1;
     }
     for (kind, count) in Kind::ALL.into_iter().zip(counts) {

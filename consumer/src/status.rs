@@ -43,7 +43,7 @@ impl Status {
         self.commits.load(Ordering::Relaxed)
     }
 
-    pub fn tell_silent(&self, is_silent: bool) {
+    pub fn set_silent(&self, is_silent: bool) {
         self.store_silent.store(is_silent, Ordering::Relaxed);
     }
 
@@ -62,8 +62,8 @@ impl Status {
     /// not count a message that a consumer holds, so the one in hand here stops the watermark as well.
     /// When `has_dead` is not known (`None`), the result is `None` too, but the watermark does not move.
     pub fn oldest_ms(&self, has_dead: Option<bool>, now: Instant) -> Option<i64> {
-        let told = self.oldest.report(has_dead != Some(false) || self.is_burying(), now);
-        has_dead.and(told)
+        let oldest_ms = self.oldest.report(has_dead != Some(false) || self.is_burying(), now);
+        has_dead.and(oldest_ms)
     }
 }
 

@@ -195,11 +195,11 @@ impl From<CounterChanged> for Counter {
 /// Follows the numbers of all publishers.
 #[derive(Debug, Default)]
 pub struct Continuity {
-    publishers: HashMap<u64, Heard>,
+    publishers: HashMap<u64, LastEvent>,
 }
 
 #[derive(Debug)]
-struct Heard {
+struct LastEvent {
     number: u64,
     at: Instant,
 }
@@ -214,7 +214,7 @@ pub enum Sequence {
 
 impl Continuity {
     pub fn on_event(&mut self, event: &Event, now: Instant) -> Sequence {
-        let known = self.publishers.get(&event.publisher).map_or(0, |heard| heard.number);
+        let known = self.publishers.get(&event.publisher).map_or(0, |last| last.number);
         let expected = match event.body {
             Body::Committed(_) | Body::Defined { .. } | Body::Unknown => known + 1,
             Body::Heartbeat { .. } | Body::Goodbye => known,
@@ -223,7 +223,7 @@ impl Continuity {
             self.publishers.remove(&event.publisher);
         } else {
             let number = event.number.max(known);
-            self.publishers.insert(event.publisher, Heard { number, at: now });
+            self.publishers.insert(event.publisher, LastEvent { number, at: now });
         }
         if event.number > expected { Sequence::Gap } else { Sequence::Complete }
     }
@@ -231,7 +231,7 @@ impl Continuity {
     /// Removes publishers that fell silent; call it about once a second.
     pub fn check_silence(&mut self, now: Instant) -> Sequence {
         let before = self.publishers.len();
-        self.publishers.retain(|_, heard| now.duration_since(heard.at) < SILENCE_MAX);
+        self.publishers.retain(|_, last| now.duration_since(last.at) < SILENCE_MAX);
         if self.publishers.len() < before { Sequence::Gap } else { Sequence::Complete }
     }
 

@@ -31,10 +31,10 @@ const CLOCKS_APART_MAX: Duration = Duration::from_secs(1);
 pub struct Announcer {
     events: Arc<dyn Events>,
     publisher: u64,
-    said: Mutex<Said>,
+    state: Mutex<AnnouncerState>,
 }
 
-struct Said {
+struct AnnouncerState {
     number: u64,
     store_clock: Option<StoreClock>,
 }
@@ -63,7 +63,7 @@ impl StoreClock {
 
 impl Announcer {
     pub fn new(events: Arc<dyn Events>, publisher: u64) -> Self {
-        Self { events, publisher, said: Mutex::new(Said { number: 0, store_clock: None }) }
+        Self { events, publisher, state: Mutex::new(AnnouncerState { number: 0, store_clock: None }) }
     }
 
     /// Publishes a commit. Call it after each commit of a batch of `messages`, in the order of the
@@ -75,8 +75,8 @@ impl Announcer {
             // replicas reload.
             self.lock().number += 1;
         }
-        for committed in told(applied) {
-            self.say(Body::Committed(committed));
+        for committed in events_of(applied) {
+            self.publish(Body::Committed(committed));
         }
     }
 
@@ -87,7 +87,7 @@ impl Announcer {
 
     async fn beat(&self, status: &Status, mut shutdown: Shutdown) {
         loop {
-            self.say(Body::Heartbeat { store_away: status.store_is_away() });
+            self.publish(Body::Heartbeat { store_away: status.store_is_away() });
             tokio::select! {
                 () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
                 () = shutdown.requested() => return,
@@ -104,12 +104,12 @@ impl Announcer {
                     () = shutdown.requested() => return,
                 };
                 // A busy store is there.
-                status.tell_silent(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::Failed(_))));
+                status.set_silent(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::Failed(_))));
                 if let Ok(now_ms) = answer {
                     self.learn_clock(now_ms);
                 }
             } else {
-                status.tell_silent(false);
+                status.set_silent(false);
             }
             tokio::select! {
                 () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
@@ -120,19 +120,19 @@ impl Announcer {
 
     /// Publishes the last event: silence from now on means nothing.
     pub fn goodbye(&self) {
-        self.say(Body::Goodbye);
+        self.publish(Body::Goodbye);
     }
 
     /// Numbers and publishes under one lock, so that the channel gets the numbers in order.
-    fn say(&self, body: Body) {
-        let mut said = self.lock();
+    fn publish(&self, body: Body) {
+        let mut state = self.lock();
         if matches!(body, Body::Committed(_)) {
-            said.number += 1;
+            state.number += 1;
         }
         self.events.publish(Event {
             publisher: self.publisher,
-            number: said.number,
-            store_time_ms: said.store_clock.and_then(StoreClock::now_ms),
+            number: state.number,
+            store_time_ms: state.store_clock.and_then(StoreClock::now_ms),
             body,
         });
     }
@@ -146,8 +146,8 @@ impl Announcer {
         self.lock().store_clock.is_none_or(is_old)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Said> {
-        self.said.lock().expect("no code panics while it holds this lock")
+    fn lock(&self) -> std::sync::MutexGuard<'_, AnnouncerState> {
+        self.state.lock().expect("no code panics while it holds this lock")
     }
 }
 
@@ -155,7 +155,7 @@ impl Announcer {
 /// may read at once, so the order matters. Changed values come first, then counter results before or with
 /// the keyed items that they belong to, and messages last: naming a message says that everything else
 /// about it was published.
-fn told(applied: &Applied) -> Vec<Committed> {
+fn events_of(applied: &Applied) -> Vec<Committed> {
     let mut events = Vec::new();
     spread(&mut events, 0, &applied.counters, |counter| counter.clone().into(), |event| &mut event.counters);
     spread(&mut events, 0, &applied.types, Arc::clone, |event| &mut event.types);
@@ -188,14 +188,14 @@ fn spread<T, U>(
     events: &mut Vec<Committed>,
     from: usize,
     entries: &[T],
-    tell: impl Fn(&T) -> U,
+    entry_of: impl Fn(&T) -> U,
     of: impl Fn(&mut Committed) -> &mut Vec<U>,
 ) {
     for (offset, entries) in entries.chunks(ENTRIES_PER_EVENT_MAX).enumerate() {
         if events.len() <= from + offset {
             events.push(Committed::default());
         }
-        of(&mut events[from + offset]).extend(entries.iter().map(&tell));
+        of(&mut events[from + offset]).extend(entries.iter().map(&entry_of));
     }
 }
 
@@ -219,7 +219,7 @@ mod tests {
         let announcer = Announcer::new(events, 7);
         let counter =
             |name: usize| Counter { name: name.to_string().into(), value: 1, version: 1, updated_at_ms: 5 };
-        announcer.say(Body::Heartbeat { store_away: false });
+        announcer.publish(Body::Heartbeat { store_away: false });
         let counters = (0..2_500).map(counter).collect();
         announcer.committed(&Applied { counters, committed_at_ms: 5, ..Applied::default() }, 0);
         announcer.goodbye();
@@ -227,7 +227,7 @@ mod tests {
         let (mut continuity, mut changes, mut goodbye) = (Continuity::default(), 0, false);
         while !goodbye {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
-            assert_eq!(continuity.hear(&event, Instant::now()), Sequence::Complete);
+            assert_eq!(continuity.on_event(&event, Instant::now()), Sequence::Complete);
             match &event.body {
                 Body::Committed(committed) => {
                     assert!(event.store_time_ms >= Some(5));
@@ -246,15 +246,15 @@ mod tests {
         let events = InProcessEvents::start();
         let mut stream = events.subscribe().await;
         let announcer = Announcer::new(events, 7);
-        announcer.say(Body::Heartbeat { store_away: false });
+        announcer.publish(Body::Heartbeat { store_away: false });
         announcer.committed(&Applied::default(), 1);
-        announcer.say(Body::Heartbeat { store_away: false });
-        let (mut continuity, mut heard) = (Continuity::default(), Vec::new());
+        announcer.publish(Body::Heartbeat { store_away: false });
+        let (mut continuity, mut sequences) = (Continuity::default(), Vec::new());
         for _ in 0..2 {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
-            heard.push(continuity.hear(&event, Instant::now()));
+            sequences.push(continuity.on_event(&event, Instant::now()));
         }
-        assert_eq!(heard, [Sequence::Complete, Sequence::Gap]);
+        assert_eq!(sequences, [Sequence::Complete, Sequence::Gap]);
     }
 
     #[test]
@@ -292,7 +292,7 @@ mod tests {
             deleted: vec![item(1)],
             ..Applied::default()
         };
-        let events = told(&applied);
+        let events = events_of(&applied);
         assert_eq!(
             events.len(),
             8,
@@ -307,7 +307,7 @@ mod tests {
             counters += event.counters.len();
             assert!(event.standings.is_empty() || counters == 1_500, "changed values come first");
             standings.extend(event.standings.iter().map(|standing| standing.item));
-            assert!(event.keyed.iter().all(|told| standings.contains(&told.item)), "standings come first");
+            assert!(event.keyed.iter().all(|keyed| standings.contains(&keyed.item)), "standings come first");
             keyed += event.keyed.len();
             failed += event.failed.len();
             messages += event.messages.len();
@@ -315,7 +315,7 @@ mod tests {
             assert!(event.failed.iter().all(|failed| failed.detail.chars().count() == DETAIL_LENGTH_MAX));
         }
         assert_eq!((messages, events[0].types.len(), events[0].deleted.len()), (1_500, 1, 1));
-        assert!(told(&Applied::default()).is_empty());
+        assert!(events_of(&Applied::default()).is_empty());
     }
 
     #[test]
@@ -323,7 +323,7 @@ mod tests {
         let fresh = vec![IdIssuer::new(1, 1).next(5)];
         let item = fresh[0].item(Kind::Increment, 0);
         let standings = vec![CounterResult { item, value: 3, version: 2 }];
-        let events = told(&Applied { fresh, standings, ..Applied::default() });
+        let events = events_of(&Applied { fresh, standings, ..Applied::default() });
         assert_eq!(events.len(), 1);
         assert_eq!((events[0].standings.len(), events[0].messages.len()), (1, 1));
     }
@@ -344,19 +344,19 @@ mod tests {
             let (announcer, store, status) = (announcer.clone(), store.clone(), status.clone());
             tokio::spawn(async move { announcer.run(store, status, shutdown).await })
         };
-        let mut hear = async |away| {
+        let mut beat_until = async |away| {
             let body = Body::Heartbeat { store_away: away };
             while !matches!(stream.next().await, Signal::Event(event) if event.body == body) {}
         };
         // The store cannot answer without a schema, and nothing is applied that would notice.
-        hear(true).await;
+        beat_until(true).await;
         store.migrate().await.expect("the schema is made");
-        hear(false).await;
+        beat_until(false).await;
         // A transaction noticed it.
         status.store_away.store(true, Ordering::Relaxed);
-        hear(true).await;
+        beat_until(true).await;
         status.store_away.store(false, Ordering::Relaxed);
-        hear(false).await;
+        beat_until(false).await;
         trigger.request();
         running.await.expect("no panic");
     }

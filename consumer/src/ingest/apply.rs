@@ -17,8 +17,8 @@ use shared::runtime::shutdown::Shutdown;
 use shared::store::{Store, StoreError};
 
 use crate::ingest::batch_log;
-use crate::ingest::session::{Batch, Held, Session, Settled, answered};
-use crate::ingest::suspects::{Ended, STRIKES_MAX, answers};
+use crate::ingest::session::{Batch, BatchOutcome, Held, IngestSession, answered};
+use crate::ingest::suspects::{STRIKES_MAX, SuspectEnd, answers};
 use crate::metrics::{count, metrics};
 
 /// Pause before the second try of a failed transaction; the store is probed after that.
@@ -32,13 +32,13 @@ const BATCH_TIME_GROWN_MAX: Duration = Duration::from_mins(1);
 const KEPT_MIN: Duration = Duration::from_millis(200);
 
 /// Refusal by a store for which a message waits.
-struct Refused {
+struct StoreRefusal {
     error: StoreError,
     /// The store took the probe.
     probed: bool,
 }
 
-impl Session<'_> {
+impl IngestSession<'_> {
     /// Notes redelivered messages before they are tried. Messages that another, ended process noted leave
     /// the batch: each is tried alone.
     pub(crate) async fn note(&mut self, batch: Batch) -> Batch {
@@ -55,13 +55,17 @@ impl Session<'_> {
     }
 
     /// Tries alone a message that may have brought its consumer down, or gives it up.
-    pub(crate) async fn try_again(&mut self, held: Held, shutdown: &mut Shutdown) -> Result<Settled, Lost> {
+    pub(crate) async fn try_again(
+        &mut self,
+        held: Held,
+        shutdown: &mut Shutdown,
+    ) -> Result<BatchOutcome, Lost> {
         let Held { delivery, message, .. } = held;
         if self.attempts.again(message.id).await > STRIKES_MAX && !self.suspects.is_full() {
             self.suspects.add_crashed(delivery, message, self.ingest.status.commits());
             self.aside_of_window += 1;
             self.make_way(shutdown).await?;
-            return Ok(Settled::Aside);
+            return Ok(BatchOutcome::Aside);
         }
         self.settle(Batch::of(delivery, message), shutdown).await
     }
@@ -71,7 +75,7 @@ impl Session<'_> {
         &mut self,
         mut batch: Batch,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
+    ) -> Result<BatchOutcome, Lost> {
         let mut failed_before = false;
         while !batch.messages.is_empty() {
             let begun = Instant::now();
@@ -84,7 +88,7 @@ impl Session<'_> {
                     if begun.elapsed() < self.batch_time / 4 {
                         self.batch_time = (self.batch_time / 2).max(self.ingest.pace.batch_time_max);
                     }
-                    return Ok(Settled::Acknowledged);
+                    return Ok(BatchOutcome::Acknowledged);
                 }
                 Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut batch, id).await?,
                 Err(error @ (StoreError::Unavailable(_) | StoreError::Busy(_))) if !failed_before => {
@@ -92,19 +96,19 @@ impl Session<'_> {
                     failed_before = true;
                     tokio::time::sleep(SECOND_TRY_AFTER).await;
                 }
-                Err(error) => return self.find_out(batch, error, shutdown).await,
+                Err(error) => return self.isolate(batch, error, shutdown).await,
             }
         }
-        Ok(Settled::Aside)
+        Ok(BatchOutcome::Aside)
     }
 
     /// Probes the store after a failed batch, then tries the messages one by one.
-    async fn find_out(
+    async fn isolate(
         &mut self,
         batch: Batch,
         error: StoreError,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
+    ) -> Result<BatchOutcome, Lost> {
         if !answers(&self.ingest.store).await {
             return self.wait_for_store(batch, &error, shutdown).await;
         }
@@ -118,7 +122,7 @@ impl Session<'_> {
         }
         self.hold_aside(batch, &error).await;
         self.make_way(shutdown).await?;
-        Ok(Settled::Aside)
+        Ok(BatchOutcome::Aside)
     }
 
     async fn one_by_one(
@@ -126,8 +130,8 @@ impl Session<'_> {
         batch: Batch,
         is_slow: bool,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
-        let mut settled = Settled::Aside;
+    ) -> Result<BatchOutcome, Lost> {
+        let mut settled = BatchOutcome::Aside;
         let mut has_failed = false;
         let mut rest = pairs(batch);
         // The last of the list is tried next.
@@ -140,7 +144,7 @@ impl Session<'_> {
             match outcome {
                 Ok(applied) => {
                     self.acknowledge(one, &applied).await?;
-                    settled = Settled::Acknowledged;
+                    settled = BatchOutcome::Acknowledged;
                 }
                 Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut one, id).await?,
                 Err(error) => {
@@ -219,7 +223,7 @@ impl Session<'_> {
         mut batch: Batch,
         why: &StoreError,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
+    ) -> Result<BatchOutcome, Lost> {
         if !self.ingest.status.store_away.swap(true, Ordering::Relaxed) {
             tracing::warn!(error = %why, "store is away, consuming paused");
         }
@@ -255,18 +259,18 @@ impl Session<'_> {
                     );
                     self.acknowledge(batch, &applied).await?;
                     self.open_window().await?;
-                    return Ok(Settled::Acknowledged);
+                    return Ok(BatchOutcome::Acknowledged);
                 }
-                Err(Refused { error: StoreError::DigestMismatch(id), .. }) => {
+                Err(StoreRefusal { error: StoreError::DigestMismatch(id), .. }) => {
                     self.store_is_away(false);
                     self.refuse_reused_id(&mut batch, id).await?;
                     break;
                 }
-                Err(Refused { error, probed }) if !probed || since.elapsed() < KEPT_MIN => {
+                Err(StoreRefusal { error, probed }) if !probed || since.elapsed() < KEPT_MIN => {
                     tracing::debug!(%error, "store is still away");
                 }
                 // The store answers but does not take this message: another message may show more.
-                Err(Refused { error, .. }) => {
+                Err(StoreRefusal { error, .. }) => {
                     self.hold_aside(batch, &error).await;
                     break;
                 }
@@ -274,7 +278,7 @@ impl Session<'_> {
         }
         self.open_window().await?;
         self.make_way(shutdown).await?;
-        Ok(Settled::Aside)
+        Ok(BatchOutcome::Aside)
     }
 
     /// Announces the commit to the replicas, then acknowledges.
@@ -293,16 +297,16 @@ impl Session<'_> {
     }
 
     /// Settles a suspect that left the suspects.
-    pub(crate) async fn end(&mut self, ended: Ended) -> Result<(), Lost> {
+    pub(crate) async fn end(&mut self, ended: SuspectEnd) -> Result<(), Lost> {
         let id = ended.message();
         self.settle_ended(ended).await?;
         self.attempts.end([id]).await;
         Ok(())
     }
 
-    async fn settle_ended(&mut self, ended: Ended) -> Result<(), Lost> {
+    async fn settle_ended(&mut self, ended: SuspectEnd) -> Result<(), Lost> {
         match ended {
-            Ended::Applied { suspect, applied, given_up } => {
+            SuspectEnd::Applied { suspect, applied, given_up } => {
                 if given_up {
                     tracing::error!(
                         message.id = %suspect.message.id,
@@ -317,7 +321,7 @@ impl Session<'_> {
                 }
                 self.acknowledge(Batch::of(suspect.delivery, suspect.message), &applied).await
             }
-            Ended::Rejected(suspect, reused) => {
+            SuspectEnd::Rejected(suspect, reused) => {
                 let mut batch = Batch::of(suspect.delivery, suspect.message);
                 if let Some(id) = reused {
                     return self.refuse_reused_id(&mut batch, id).await;
@@ -330,7 +334,7 @@ impl Session<'_> {
                 }
                 Ok(())
             }
-            Ended::GivenBack(suspect) => {
+            SuspectEnd::GivenBack(suspect) => {
                 self.attempts.give_back(&[suspect.message.id]).await;
                 self.subscription.give_back(vec![suspect.delivery]).await
             }
@@ -352,10 +356,10 @@ impl Session<'_> {
         self.subscription.reject(batch.deliveries.remove(index)).await
     }
 
-    async fn stop(&mut self, batch: Batch) -> Result<Settled, Lost> {
+    async fn stop(&mut self, batch: Batch) -> Result<BatchOutcome, Lost> {
         tracing::warn!("stopped before the end of a transaction, its messages are given back");
         self.stop_deliveries(batch.deliveries).await?;
-        Ok(Settled::Stopping)
+        Ok(BatchOutcome::Stopping)
     }
 
     /// Stops deliveries and gives back once everything in hand that is not applied; suspects are kept.
@@ -387,10 +391,10 @@ async fn probe_then_apply(
     store: &Arc<dyn Store>,
     batch: &Batch,
     limit: Duration,
-) -> Result<Applied, Refused> {
-    store.probe().await.map_err(|error| Refused { error, probed: false })?;
+) -> Result<Applied, StoreRefusal> {
+    store.probe().await.map_err(|error| StoreRefusal { error, probed: false })?;
     let applied = store.apply_within(batch.messages.clone(), limit).await;
-    applied.map_err(|error| Refused { error, probed: true })
+    applied.map_err(|error| StoreRefusal { error, probed: true })
 }
 
 fn pairs(batch: Batch) -> Vec<(Delivery, Message)> {

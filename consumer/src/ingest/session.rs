@@ -23,7 +23,7 @@ use crate::ingest::announce::Announcer;
 use crate::ingest::attempts::Attempts;
 use crate::ingest::batch_log;
 use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, Window, admit, when_empty};
-use crate::ingest::suspects::{Ended, Pace, Suspects};
+use crate::ingest::suspects::{Pace, SuspectEnd, Suspects};
 use crate::metrics::WhyStopped;
 use crate::metrics::{metrics, show_oldest};
 use crate::status::Status;
@@ -67,7 +67,7 @@ impl Ingest {
                 Ok(subscription) => {
                     self.status.consuming.store(true, Ordering::Relaxed);
                     tracing::info!("consuming");
-                    let mut session = Session::new(self, subscription, &mut attempts);
+                    let mut session = IngestSession::new(self, subscription, &mut attempts);
                     let outcome = session.run(&mut shutdown).await;
                     show_oldest(None);
                     self.in_hand.idle();
@@ -158,7 +158,7 @@ impl From<(Delivery, Message)> for Held {
 
 /// Result of a batch in this session.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Settled {
+pub(crate) enum BatchOutcome {
     Acknowledged,
     /// Nothing was committed; the batch is held aside or was given back.
     Aside,
@@ -172,11 +172,11 @@ enum Next {
     Again(Held),
     /// A message from a batch in which another message took too long.
     Alone(Held),
-    Ended(Ended),
+    SuspectEnd(SuspectEnd),
     Stopping,
 }
 
-pub(crate) struct Session<'a> {
+pub(crate) struct IngestSession<'a> {
     pub ingest: &'a Ingest,
     pub subscription: Box<dyn Subscription>,
     pub window: Window,
@@ -202,7 +202,7 @@ pub(crate) struct Session<'a> {
     progressed: bool,
 }
 
-impl<'a> Session<'a> {
+impl<'a> IngestSession<'a> {
     fn new(ingest: &'a Ingest, subscription: Box<dyn Subscription>, attempts: &'a mut Attempts) -> Self {
         Self {
             ingest,
@@ -229,7 +229,7 @@ impl<'a> Session<'a> {
             self.ingest.in_hand.moved();
             let settled = match next {
                 Next::Stopping => break,
-                Next::Ended(ended) => {
+                Next::SuspectEnd(ended) => {
                     self.end(ended).await?;
                     self.ingest.in_hand.idle();
                     continue;
@@ -245,9 +245,9 @@ impl<'a> Session<'a> {
                 }
             };
             match settled {
-                Settled::Stopping => break,
-                Settled::Aside => {}
-                Settled::Acknowledged => {
+                BatchOutcome::Stopping => break,
+                BatchOutcome::Aside => {}
+                BatchOutcome::Acknowledged => {
                     self.progressed = true;
                     if self.window.grow().is_some() {
                         self.open_window().await?;
@@ -278,7 +278,7 @@ impl<'a> Session<'a> {
             let delivery = tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(Next::Stopping),
-                ended = self.suspects.ended(&self.ingest.status) => return Ok(Next::Ended(ended)),
+                ended = self.suspects.ended(&self.ingest.status) => return Ok(Next::SuspectEnd(ended)),
                 () = ready(()), if has_pending => {
                     let pending = self.pending.take().expect("there is one");
                     return Ok(Next::Message(pending));

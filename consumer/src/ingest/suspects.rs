@@ -82,7 +82,7 @@ pub async fn answers(store: &Arc<dyn Store>) -> bool {
 
 /// Next step with a suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum TrialStep {
     Try,
     /// Apply the message without the items that fail alone.
     Search,
@@ -97,7 +97,7 @@ pub struct Suspect {
     pub message: Message,
     pub why: Arc<str>,
     number: u64,
-    step: Step,
+    step: TrialStep,
     strikes: u32,
     failures: u32,
     /// Commits of other messages at its last failure.
@@ -111,30 +111,30 @@ impl Suspect {
     /// Decides the next step after a failure; `false` when nothing is left to try.
     fn strike(&mut self, commits: u64) -> bool {
         match self.step {
-            Step::Try => {
+            TrialStep::Try => {
                 self.strikes += u32::from(commits > self.commits);
                 self.commits = commits;
                 if self.strikes >= STRIKES_MAX {
-                    self.step = Step::Search;
+                    self.step = TrialStep::Search;
                 }
                 true
             }
-            Step::Search => {
-                self.step = Step::GiveUp;
+            TrialStep::Search => {
+                self.step = TrialStep::GiveUp;
                 true
             }
-            Step::GiveUp => false,
+            TrialStep::GiveUp => false,
         }
     }
 
     fn is_due(&self, now: Instant, commits: u64) -> bool {
-        !self.is_running && self.due <= now && (self.step != Step::GiveUp || commits > self.commits)
+        !self.is_running && self.due <= now && (self.step != TrialStep::GiveUp || commits > self.commits)
     }
 }
 
 /// End of a suspect.
 #[derive(Debug)]
-pub enum Ended {
+pub enum SuspectEnd {
     /// Applied wholly or in part; `given_up` after it failed too often.
     Applied { suspect: Suspect, applied: Box<Applied>, given_up: bool },
     /// The store takes not even its dead letters, or its id belongs to another body.
@@ -143,7 +143,7 @@ pub enum Ended {
     GivenBack(Suspect),
 }
 
-impl Ended {
+impl SuspectEnd {
     pub fn message(&self) -> MessageId {
         match self {
             Self::Applied { suspect, .. } | Self::Rejected(suspect, _) | Self::GivenBack(suspect) => {
@@ -154,7 +154,7 @@ impl Ended {
 }
 
 /// Outcome of one trial.
-enum Outcome {
+enum TrialOutcome {
     Applied(Box<Applied>),
     Reused(MessageId),
     Failed(Arc<str>),
@@ -166,7 +166,7 @@ pub struct Suspects {
     store: Arc<dyn Store>,
     pace: Pace,
     held: Vec<Suspect>,
-    trials: JoinSet<(u64, Outcome)>,
+    trials: JoinSet<(u64, TrialOutcome)>,
     next_number: u64,
 }
 
@@ -189,13 +189,13 @@ impl Suspects {
     pub fn add(&mut self, delivery: Delivery, message: Message, error: &StoreError, commits: u64) {
         let strikes = u32::from(matches!(error, StoreError::Failed(_)));
         let due = Instant::now() + self.pace.pause_min;
-        self.hold(delivery, message, error.to_string().into(), (Step::Try, strikes), (commits, due));
+        self.hold(delivery, message, error.to_string().into(), (TrialStep::Try, strikes), (commits, due));
     }
 
     /// Adds a message that brought down too many processes.
     pub fn add_crashed(&mut self, delivery: Delivery, message: Message, commits: u64) {
         let why = "its consumer ended each time it was tried".into();
-        self.hold(delivery, message, why, (Step::GiveUp, STRIKES_MAX), (commits, Instant::now()));
+        self.hold(delivery, message, why, (TrialStep::GiveUp, STRIKES_MAX), (commits, Instant::now()));
     }
 
     fn hold(
@@ -203,7 +203,7 @@ impl Suspects {
         delivery: Delivery,
         message: Message,
         why: Arc<str>,
-        (step, strikes): (Step, u32),
+        (step, strikes): (TrialStep, u32),
         (commits, due): (u64, Instant),
     ) {
         tracing::warn!(
@@ -246,14 +246,14 @@ impl Suspects {
 
     /// Waits for the end of a suspect and starts trials as they fall due. Pending while there are none.
     /// Safe to cancel. `status` counts the commits of other messages.
-    pub async fn ended(&mut self, status: &Status) -> Ended {
+    pub async fn ended(&mut self, status: &Status) -> SuspectEnd {
         loop {
             let (now, commits) = (Instant::now(), status.commits());
             let is_old = |suspect: &Suspect| {
                 !suspect.is_running && now.duration_since(suspect.since) > self.pace.held_max
             };
             if let Some(index) = self.held.iter().position(is_old) {
-                return Ended::GivenBack(self.remove(index));
+                return SuspectEnd::GivenBack(self.remove(index));
             }
             self.begin_trials(now, commits);
             let next_due = self.held.iter().filter(|suspect| !suspect.is_running).map(|suspect| {
@@ -277,7 +277,7 @@ impl Suspects {
                 }
                 None => continue,
             };
-            if let Some(ended) = self.judge(number, outcome, status.commits()) {
+            if let Some(ended) = self.on_outcome(number, outcome, status.commits()) {
                 return ended;
             }
         }
@@ -302,26 +302,26 @@ impl Suspects {
         }
     }
 
-    fn judge(&mut self, number: u64, outcome: Outcome, commits: u64) -> Option<Ended> {
+    fn on_outcome(&mut self, number: u64, outcome: TrialOutcome, commits: u64) -> Option<SuspectEnd> {
         let index = self.held.iter().position(|suspect| suspect.number == number)?;
         let suspect = &mut self.held[index];
         suspect.is_running = false;
         match outcome {
-            Outcome::Applied(applied) => {
-                let given_up = suspect.step != Step::Try;
-                return Some(Ended::Applied { suspect: self.remove(index), applied, given_up });
+            TrialOutcome::Applied(applied) => {
+                let given_up = suspect.step != TrialStep::Try;
+                return Some(SuspectEnd::Applied { suspect: self.remove(index), applied, given_up });
             }
-            Outcome::Reused(id) => return Some(Ended::Rejected(self.remove(index), Some(id))),
-            Outcome::Failed(why) => {
+            TrialOutcome::Reused(id) => return Some(SuspectEnd::Rejected(self.remove(index), Some(id))),
+            TrialOutcome::Failed(why) => {
                 tracing::info!(message.id = %suspect.message.id, error = &*why, "message failed alone again");
-                if suspect.step == Step::Try {
+                if suspect.step == TrialStep::Try {
                     suspect.why = why;
                 }
                 if !suspect.strike(commits) {
-                    return Some(Ended::Rejected(self.remove(index), None));
+                    return Some(SuspectEnd::Rejected(self.remove(index), None));
                 }
             }
-            Outcome::Unclear(why) => {
+            TrialOutcome::Unclear(why) => {
                 tracing::debug!(message.id = %suspect.message.id, error = &*why, "a trial says nothing");
             }
         }
@@ -342,26 +342,26 @@ impl Drop for Suspects {
 async fn tried(
     store: &Arc<dyn Store>,
     message: Message,
-    step: Step,
+    step: TrialStep,
     why: Arc<str>,
     limit: Duration,
-) -> Outcome {
+) -> TrialOutcome {
     // A slow store may take the message all the same.
     let answered_before = answers(store).await;
-    if step != Step::Try && !answered_before {
-        return Outcome::Unclear("the store does not answer promptly".into());
+    if step != TrialStep::Try && !answered_before {
+        return TrialOutcome::Unclear("the store does not answer promptly".into());
     }
     let applied = match step {
-        Step::Try => store.apply_within([message].into(), limit).await,
-        Step::Search => store.give_up_on(message, GiveUp { why, search: true }).await,
-        Step::GiveUp => store.give_up_on(message, GiveUp { why, search: false }).await,
+        TrialStep::Try => store.apply_within([message].into(), limit).await,
+        TrialStep::Search => store.give_up_on(message, GiveUp { why, search: true }).await,
+        TrialStep::GiveUp => store.give_up_on(message, GiveUp { why, search: false }).await,
     };
     match applied {
-        Ok(applied) => Outcome::Applied(applied.into()),
-        Err(StoreError::DigestMismatch(id)) => Outcome::Reused(id),
-        Err(StoreError::Failed(why)) if answered_before && answers(store).await => Outcome::Failed(why),
+        Ok(applied) => TrialOutcome::Applied(applied.into()),
+        Err(StoreError::DigestMismatch(id)) => TrialOutcome::Reused(id),
+        Err(StoreError::Failed(why)) if answered_before && answers(store).await => TrialOutcome::Failed(why),
         Err(StoreError::Unavailable(why) | StoreError::Busy(why) | StoreError::Failed(why)) => {
-            Outcome::Unclear(why)
+            TrialOutcome::Unclear(why)
         }
     }
 }

@@ -92,10 +92,10 @@ mod tests {
         assert_eq!(watch.silent(&after(24), begin), []);
         assert_eq!(watch.silent(&after(24), begin + Duration::from_mins(4)), []);
         // It reported an hour ago by that clock.
-        let told = holder(1, 5, NOW_MS + 23 * HOUR_MS);
-        let held = Watermarks { others: vec![told], now_ms: NOW_MS + 24 * HOUR_MS };
+        let reported = holder(1, 5, NOW_MS + 23 * HOUR_MS);
+        let held = Watermarks { others: vec![reported], now_ms: NOW_MS + 24 * HOUR_MS };
         assert_eq!(watch.silent(&held, begin + Duration::from_mins(6)), []);
-        assert_eq!(watch.silent(&held, begin + Duration::from_mins(11)), [told]);
+        assert_eq!(watch.silent(&held, begin + Duration::from_mins(11)), [reported]);
         // Watched for long, but with a recent report by the store's clock, which stands still.
         let fresh = Watermarks { others: vec![holder(2, 5, NOW_MS)], now_ms: NOW_MS };
         assert_eq!(watch.silent(&fresh, begin), []);
@@ -114,8 +114,8 @@ mod tests {
             let now = begin + Duration::from_mins(minutes);
             assert_eq!(watch.silent(&held(&[gone, alive]), now), [], "{minutes}");
         }
-        let told = holder(2, 5, ahead_ms + 2);
-        assert_eq!(watch.silent(&held(&[gone, told]), begin + Duration::from_mins(35)), [gone]);
+        let reported = holder(2, 5, ahead_ms + 2);
+        assert_eq!(watch.silent(&held(&[gone, reported]), begin + Duration::from_mins(35)), [gone]);
         // A new watch begins from zero.
         assert_eq!(Watch::default().silent(&held(&[gone]), begin + Duration::from_mins(35)), []);
     }

@@ -123,7 +123,7 @@ impl Housekeeping {
                             );
                         }
                         overdue = round.overdue;
-                        tell(std::mem::take(&mut round));
+                        log_round(std::mem::take(&mut round));
                         if let Err(error) = self.rescue.step().await {
                             tracing::debug!(%error, "set-aside messages are looked through later");
                         }
@@ -142,7 +142,7 @@ impl Housekeeping {
                 () = shutdown.requested() => break,
             }
         }
-        tell(round);
+        log_round(round);
     }
 }
 
@@ -155,7 +155,7 @@ fn plus(round: Housekept, part: Housekept) -> Housekept {
     Housekept { rows: round.rows + part.rows, partitions: round.partitions + part.partitions, ..part }
 }
 
-fn tell(round: Housekept) {
+fn log_round(round: Housekept) {
     if round.rows > 0 || round.partitions > 0 {
         tracing::info!(deleted.rows = round.rows, deleted.partitions = round.partitions, "old rows deleted");
     }

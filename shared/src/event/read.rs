@@ -14,7 +14,7 @@ use super::{Body, Committed, Event};
 use crate::model::id::ItemKey;
 use crate::model::idempotency::item_key;
 
-type Members<'j> = HashMap<String, &'j RawValue>;
+type JsonMembers<'j> = HashMap<String, &'j RawValue>;
 
 impl Event {
     /// Reads an event of any version. An error means that something may have been missed.
@@ -25,7 +25,7 @@ impl Event {
 }
 
 #[derive(Deserialize)]
-struct Envelope<'j> {
+struct KnownEnvelope<'j> {
     publisher: u64,
     number: u64,
     store_time_ms: Option<i64>,
@@ -34,7 +34,7 @@ struct Envelope<'j> {
 }
 
 fn read_known_parts(json: &[u8]) -> Result<Event, serde_json::Error> {
-    let Envelope { publisher, number, store_time_ms, body } = serde_json::from_slice(json)?;
+    let KnownEnvelope { publisher, number, store_time_ms, body } = serde_json::from_slice(json)?;
     Ok(Event { publisher, number, store_time_ms, body: body_of(body)? })
 }
 
@@ -42,7 +42,7 @@ fn body_of(json: &RawValue) -> Result<Body, serde_json::Error> {
     if let Ok(body) = serde_json::from_str(json.get()) {
         return Ok(body);
     }
-    let Ok(tagged) = serde_json::from_str::<Members<'_>>(json.get()) else { return Ok(Body::Unknown) };
+    let Ok(tagged) = serde_json::from_str::<JsonMembers<'_>>(json.get()) else { return Ok(Body::Unknown) };
     if let Some(committed) = tagged.get("committed") {
         return Ok(Body::Committed(committed_of(&serde_json::from_str(committed.get())?)?));
     }
@@ -57,11 +57,11 @@ fn body_of(json: &RawValue) -> Result<Body, serde_json::Error> {
 
 /// Reads `store_away`; `false` when it cannot be read, so that requests wait, if in vain.
 fn says_store_away(heartbeat: &RawValue) -> bool {
-    let members = serde_json::from_str::<Members<'_>>(heartbeat.get()).unwrap_or_default();
+    let members = serde_json::from_str::<JsonMembers<'_>>(heartbeat.get()).unwrap_or_default();
     members.get("store_away").is_some_and(|away| away.get() == "true")
 }
 
-fn committed_of(members: &Members<'_>) -> Result<Committed, serde_json::Error> {
+fn committed_of(members: &JsonMembers<'_>) -> Result<Committed, serde_json::Error> {
     // A member that is no list holds something unknown to this build: the whole event counts as missed.
     let entries = |name: &str| -> Result<Vec<&RawValue>, serde_json::Error> {
         members.get(name).map_or(Ok(Vec::new()), |list| serde_json::from_str(list.get()))
@@ -101,7 +101,7 @@ fn known<T: DeserializeOwned>(entries: &[&RawValue]) -> Vec<T> {
 }
 
 fn names_counter(entry: &RawValue) -> bool {
-    serde_json::from_str::<Members<'_>>(entry.get()).is_ok_and(|members| members.contains_key("name"))
+    serde_json::from_str::<JsonMembers<'_>>(entry.get()).is_ok_and(|members| members.contains_key("name"))
 }
 
 /// Item that an entry is about. `None` is no item that a client of this build waits for.

@@ -21,9 +21,9 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use self::dead_depth::Look;
+use self::dead_depth::DepthReader;
 use self::publisher::RabbitPublisher;
-use self::subscription::{Lane, RabbitSubscription};
+use self::subscription::{RabbitLane, RabbitSubscription};
 use super::{Publisher, Queue, QueueError, Subscription, Waiting};
 use crate::amqp::connection::SessionError;
 use crate::amqp::settings::RabbitSettings;
@@ -35,7 +35,7 @@ pub struct RabbitQueue {
     settings: Arc<RabbitSettings>,
     runtime: Handle,
     publisher: Arc<RabbitPublisher>,
-    look: Arc<Look>,
+    depth: Arc<DepthReader>,
     stop: Trigger,
     stopping: Shutdown,
     supervisor: Mutex<Option<JoinHandle<()>>>,
@@ -50,12 +50,12 @@ impl RabbitQueue {
         let (stop, stopping) = shutdown::channel();
         let (publisher, (supervisor, supervisor_over)) =
             publisher::start(Arc::clone(&settings), stopping.clone());
-        let look = Arc::new(Look::new(Arc::clone(&settings)));
+        let depth = Arc::new(DepthReader::new(Arc::clone(&settings)));
         let supervisor = Mutex::new(Some(supervisor));
-        Arc::new(Self { settings, runtime, publisher, look, stop, stopping, supervisor, supervisor_over })
+        Arc::new(Self { settings, runtime, publisher, depth, stop, stopping, supervisor, supervisor_over })
     }
 
-    async fn open(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+    async fn open(&self, lane: RabbitLane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
         let (settings, runtime) = (Arc::clone(&self.settings), self.runtime.clone());
         let opened = self.runtime.spawn(RabbitSubscription::open(settings, runtime, lane, window)).await;
         let opened = opened.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
@@ -70,22 +70,22 @@ impl Queue for RabbitQueue {
     }
 
     async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.open(Lane::Writes, window).await
+        self.open(RabbitLane::Writes, window).await
     }
 
     async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.open(Lane::Dead, window).await
+        self.open(RabbitLane::Dead, window).await
     }
 
     async fn has_dead(&self) -> Result<bool, QueueError> {
-        let (look, mut stopping) = (Arc::clone(&self.look), self.stopping.clone());
+        let (depth, mut stopping) = (Arc::clone(&self.depth), self.stopping.clone());
         let looked = self.runtime.spawn(async move {
             tokio::select! {
                 biased;
                 // A session that is being opened is cut, so that a silent broker does not hold up a
                 // close.
                 () = stopping.requested() => Err(SessionError::Closed),
-                looked = look.has_dead() => looked,
+                looked = depth.has_dead() => looked,
             }
         });
         let looked = looked.await;
@@ -93,12 +93,12 @@ impl Queue for RabbitQueue {
     }
 
     async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
-        let (look, mut stopping) = (Arc::clone(&self.look), self.stopping.clone());
+        let (depth, mut stopping) = (Arc::clone(&self.depth), self.stopping.clone());
         let looked = self.runtime.spawn(async move {
             tokio::select! {
                 biased;
                 () = stopping.requested() => Err(SessionError::Closed),
-                looked = look.writes() => looked,
+                looked = depth.writes() => looked,
             }
         });
         let looked = looked.await.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
@@ -119,6 +119,6 @@ impl Queue for RabbitQueue {
                 let _ = supervisor.await;
             }
         };
-        tokio::join!(self.look.close(), published);
+        tokio::join!(self.depth.close(), published);
     }
 }

@@ -82,8 +82,8 @@ async fn open(settings: &RabbitSettings) -> Result<Sender, SessionError> {
     let exchange = settings.names().events;
     declare_events(&session, &settings.names()).await?;
     let channel = session.channel().await?;
-    let told = session.events();
-    Ok(Sender { session, channel, exchange, told })
+    let connection_events = session.events();
+    Ok(Sender { session, channel, exchange, connection_events })
 }
 
 /// Drops events, which would be late after the wait for a session. Ends when no more can come.
@@ -98,7 +98,7 @@ struct Sender {
     session: Session,
     channel: Channel,
     exchange: ShortString,
-    told: ConnectionEvents,
+    connection_events: ConnectionEvents,
 }
 
 /// Event that keeps a publish from ending.
@@ -132,7 +132,7 @@ impl Sender {
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                disturbance = disturbed(&self.session, &self.channel, &mut self.told) => match disturbance {
+                disturbance = disturbed(&self.session, &self.channel, &mut self.connection_events) => match disturbance {
                     Disturbance::Broken(reason) => return Err(reason),
                     Disturbance::Blocked => continue,
                 },
@@ -167,7 +167,7 @@ impl Sender {
             // Frames are handed over when the publish is polled.
             biased;
             sent = sent => sent.map(drop).map_err(|error| error.to_string()),
-            disturbance = disturbed(&self.session, &self.channel, &mut self.told) => match disturbance {
+            disturbance = disturbed(&self.session, &self.channel, &mut self.connection_events) => match disturbance {
                 Disturbance::Broken(reason) => Err(reason),
                 // The event goes out when the broker reads again; the task does not wait for it.
                 Disturbance::Blocked => Ok(()),
@@ -177,9 +177,13 @@ impl Sender {
 }
 
 /// Resolves when no publish can end any more, or not for a while.
-async fn disturbed(session: &Session, channel: &Channel, told: &mut ConnectionEvents) -> Disturbance {
+async fn disturbed(
+    session: &Session,
+    channel: &Channel,
+    connection_events: &mut ConnectionEvents,
+) -> Disturbance {
     loop {
-        match told.next().await {
+        match connection_events.next().await {
             Some(lapin::Event::Error(error)) if !session.is_alive(channel) => {
                 return Disturbance::Broken(error.to_string());
             }

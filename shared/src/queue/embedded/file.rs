@@ -13,7 +13,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 
-use super::ready_buffer::{Lane, Message, Range};
+use super::ready_buffer::{Lane, Range, StoredMessage};
 use crate::model::message::Outgoing;
 use crate::queue::QueueError;
 use crate::runtime::clock::now_ms;
@@ -45,12 +45,12 @@ const SCHEMA: &str = "
 ";
 
 /// Connection that writes.
-pub(super) struct File {
+pub(super) struct QueueFile {
     connection: SqliteConnection,
 }
 
 /// Contents of the file when it was opened.
-pub(super) struct Found {
+pub(super) struct FileContents {
     pub last_seq: u64,
     /// Number of the last rejected message.
     pub last_dead: u64,
@@ -87,8 +87,8 @@ pub(super) enum FileError {
     CheckpointBusy,
 }
 
-impl File {
-    pub(super) async fn open(directory: &Path) -> Result<(Self, Found), QueueError> {
+impl QueueFile {
+    pub(super) async fn open(directory: &Path) -> Result<(Self, FileContents), QueueError> {
         let opened = async {
             let mut connection = options(directory).create_if_missing(true).connect().await?;
             let layout =
@@ -106,7 +106,7 @@ impl File {
             let dead = "select coalesce(sum(length(body)), 0) from dead";
             let dead = sqlx::query(dead).fetch_one(&mut connection).await?.get::<i64, _>(0);
             let bytes = found.bytes + dead.unsigned_abs();
-            anyhow::Ok((Self { connection }, Found { bytes, ..found }, layout))
+            anyhow::Ok((Self { connection }, FileContents { bytes, ..found }, layout))
         };
         let opened =
             opened.await.with_context(|| format!("cannot open the queue in {}", directory.display()));
@@ -121,7 +121,7 @@ impl File {
     }
 
     /// Opens again a file that failed, and finds its contents after `seq`.
-    pub(super) async fn reopen(directory: &Path, seq: u64) -> Result<(Self, Found), FileError> {
+    pub(super) async fn reopen(directory: &Path, seq: u64) -> Result<(Self, FileContents), FileError> {
         let mut connection = options(directory).connect().await?;
         let found = find(&mut connection, seq).await?;
         Ok((Self { connection }, found))
@@ -187,17 +187,21 @@ impl File {
 }
 
 /// Connection that reads.
-pub(super) struct Reader {
+pub(super) struct QueueReader {
     connection: SqliteConnection,
 }
 
-impl Reader {
+impl QueueReader {
     pub(super) async fn open(directory: &Path) -> Result<Self, FileError> {
         Ok(Self { connection: options(directory).read_only(true).connect().await? })
     }
 
     /// Reads the first messages of `range`; `true` when these were all.
-    pub(super) async fn read(&mut self, lane: Lane, range: Range) -> Result<(Vec<Message>, bool), FileError> {
+    pub(super) async fn read(
+        &mut self,
+        lane: Lane,
+        range: Range,
+    ) -> Result<(Vec<StoredMessage>, bool), FileError> {
         let sql = match lane {
             Lane::Writes => {
                 "select seq, body, traces from message where seq > ? and seq <= ? order by seq limit ?"
@@ -210,7 +214,7 @@ impl Reader {
         let (after, up_to) = (range.after.cast_signed(), range.up_to.cast_signed());
         let query = sqlx::query(sql).bind(after).bind(up_to).bind(limit);
         let rows = query.fetch_all(&mut self.connection).await?;
-        let message = |row: &SqliteRow| Message {
+        let message = |row: &SqliteRow| StoredMessage {
             seq: row.get::<i64, _>(0).cast_unsigned(),
             body: row.get::<Vec<u8>, _>(1).into(),
             traces: row.get::<Option<String>, _>(2).map(Into::into),
@@ -269,12 +273,12 @@ async fn add_traces(connection: &mut SqliteConnection) -> Result<(), sqlx::Error
     Ok(())
 }
 
-async fn find(connection: &mut SqliteConnection, after: u64) -> Result<Found, sqlx::Error> {
+async fn find(connection: &mut SqliteConnection, after: u64) -> Result<FileContents, sqlx::Error> {
     let sql = "select coalesce(max(seq), ?1), coalesce(sum(length(body)), 0), \
         (select coalesce(max(number), 0) from dead) from message where seq > ?1";
     let row = sqlx::query(sql).bind(after.cast_signed()).fetch_one(connection).await?;
     let number = |column| row.get::<i64, _>(column).cast_unsigned();
-    Ok(Found { last_seq: number(0), bytes: number(1), last_dead: number(2) })
+    Ok(FileContents { last_seq: number(0), bytes: number(1), last_dead: number(2) })
 }
 
 /// Builds the transaction as one script, so that it takes one trip to SQLite's thread; returns the text

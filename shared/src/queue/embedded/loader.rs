@@ -6,27 +6,27 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::file::Reader;
-use super::ready_buffer::{Lane, Shelf};
+use super::file::QueueReader;
+use super::ready_buffer::{Lane, ReadyBuffer};
 use crate::queue::QueueError;
 use crate::runtime::backoff::Backoff;
 
 /// Connection that reads, shared with the writer, which takes it to keep readers away.
-pub(super) type SharedReader = Arc<Mutex<Option<Reader>>>;
+pub(super) type SharedReader = Arc<Mutex<Option<QueueReader>>>;
 
 /// Tests for rejected messages in the file.
 pub(super) async fn has_dead(
-    shelf: &Shelf,
+    buffer: &ReadyBuffer,
     reader: &SharedReader,
     directory: &Path,
 ) -> Result<bool, QueueError> {
     let mut reader = reader.lock().await;
-    if shelf.is_closed() {
+    if buffer.is_closed() {
         return Err(QueueError::Unavailable(anyhow::anyhow!("the queue is closed")));
     }
     let looked = async {
         if reader.is_none() {
-            *reader = Some(Reader::open(directory).await?);
+            *reader = Some(QueueReader::open(directory).await?);
         }
         reader.as_mut().expect("it was just opened").has_dead().await
     };
@@ -39,27 +39,27 @@ pub(super) async fn has_dead(
 }
 
 /// Runs until the buffer is closed.
-pub(super) async fn run(lane: Lane, shelf: Arc<Shelf>, reader: SharedReader, directory: PathBuf) {
+pub(super) async fn run(lane: Lane, buffer: Arc<ReadyBuffer>, reader: SharedReader, directory: PathBuf) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-    while !shelf.is_closed() {
-        let Some(range) = shelf.missing() else {
-            shelf.wanted().await;
+    while !buffer.is_closed() {
+        let Some(range) = buffer.missing() else {
+            buffer.wanted().await;
             continue;
         };
         let mut reader = reader.lock().await;
-        if shelf.is_closed() {
+        if buffer.is_closed() {
             // The writer has closed the files: they must not be opened again.
             return;
         }
         let read = async {
             if reader.is_none() {
-                *reader = Some(Reader::open(&directory).await?);
+                *reader = Some(QueueReader::open(&directory).await?);
             }
             reader.as_mut().expect("it was just opened").read(lane, range).await
         };
         match read.await {
             Ok((messages, whole)) => {
-                shelf.load(range, messages, whole);
+                buffer.load(range, messages, whole);
                 backoff.reset();
             }
             Err(error) => {

@@ -22,12 +22,12 @@ const READY_BYTES_LOW: usize = READY_BYTES_MAX / 2;
 /// Ready buffers, one for each lane.
 #[derive(Clone)]
 pub(super) struct Lanes {
-    pub writes: Arc<Shelf>,
-    pub dead: Arc<Shelf>,
+    pub writes: Arc<ReadyBuffer>,
+    pub dead: Arc<ReadyBuffer>,
 }
 
 impl Lanes {
-    pub fn shelf(&self, lane: Lane) -> &Arc<Shelf> {
+    pub fn buffer(&self, lane: Lane) -> &Arc<ReadyBuffer> {
         match lane {
             Lane::Writes => &self.writes,
             Lane::Dead => &self.dead,
@@ -35,8 +35,8 @@ impl Lanes {
     }
 }
 
-pub(super) struct Shelf {
-    inner: Mutex<Inner>,
+pub(super) struct ReadyBuffer {
+    inner: Mutex<BufferState>,
     /// Wakes subscribers: a message is ready, or the queue was closed.
     arrived: Notify,
     /// Wakes the loader.
@@ -44,7 +44,7 @@ pub(super) struct Shelf {
 }
 
 #[derive(Default)]
-struct Inner {
+struct BufferState {
     ready: VecDeque<(u64, Bytes)>,
     ready_bytes: usize,
     loaded: u64,
@@ -56,7 +56,7 @@ struct Inner {
     found_in_hand: usize,
     /// Messages given back or left behind, delivered before all others.
     returned: BTreeMap<u64, Bytes>,
-    leases: HashMap<u64, Lease>,
+    leases: HashMap<u64, BufferLease>,
     /// Traces of the messages in memory that have some.
     traces: HashMap<u64, Arc<str>>,
     /// Leases by owner.
@@ -64,14 +64,14 @@ struct Inner {
     closed: bool,
 }
 
-struct Lease {
+struct BufferLease {
     owner: u64,
     body: Bytes,
 }
 
 /// Message in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Message {
+pub(super) struct StoredMessage {
     pub seq: u64,
     pub body: Bytes,
     pub traces: Option<Arc<str>>,
@@ -79,7 +79,7 @@ pub(super) struct Message {
 
 /// Message leased to a subscriber.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Taken {
+pub(super) struct LeasedMessage {
     pub seq: u64,
     pub body: Bytes,
     pub traces: Option<Arc<str>>,
@@ -93,14 +93,14 @@ pub(super) struct Range {
     pub up_to: u64,
 }
 
-impl Shelf {
+impl ReadyBuffer {
     /// Builds the buffer of a file whose last message is `last_seq`.
     pub(super) fn new(last_seq: u64) -> Self {
-        let inner = Inner {
+        let inner = BufferState {
             committed: last_seq,
             found: last_seq,
             found_in_hand: PREFETCH_MAX.into(),
-            ..Inner::default()
+            ..BufferState::default()
         };
         Self { inner: Mutex::new(inner), arrived: Notify::new(), wanted: Notify::new() }
     }
@@ -111,7 +111,7 @@ impl Shelf {
     }
 
     /// Adds messages that were committed, in order, the first right after [`Self::committed`].
-    pub(super) fn add(&self, messages: impl IntoIterator<Item = Message>) {
+    pub(super) fn add(&self, messages: impl IntoIterator<Item = StoredMessage>) {
         let mut inner = self.lock();
         for message in messages {
             debug_assert_eq!(message.seq, inner.committed + 1);
@@ -145,7 +145,7 @@ impl Shelf {
     }
 
     /// Adds messages that the loader read of `range`; `whole` means that nothing of it is left.
-    pub(super) fn load(&self, range: Range, messages: Vec<Message>, whole: bool) {
+    pub(super) fn load(&self, range: Range, messages: Vec<StoredMessage>, whole: bool) {
         let mut inner = self.lock();
         debug_assert_eq!(range.after, inner.loaded);
         for message in messages {
@@ -158,7 +158,7 @@ impl Shelf {
     }
 
     /// Leases the next message to `owner`, which may hold `window` at once.
-    pub(super) fn take(&self, owner: u64, window: usize) -> Result<Option<Taken>, Lost> {
+    pub(super) fn take(&self, owner: u64, window: usize) -> Result<Option<LeasedMessage>, Lost> {
         let mut inner = self.lock();
         if inner.closed {
             return Err(Lost("the queue is closed".into()));
@@ -167,7 +167,7 @@ impl Shelf {
             return Ok(None);
         }
         let Some(taken) = inner.pop() else { return Ok(None) };
-        inner.leases.insert(taken.seq, Lease { owner, body: taken.body.clone() });
+        inner.leases.insert(taken.seq, BufferLease { owner, body: taken.body.clone() });
         *inner.counts.entry(owner).or_default() += 1;
         if inner.is_missing() {
             self.wanted.notify_one();
@@ -208,7 +208,7 @@ impl Shelf {
 
     /// Messages that a subscriber holds.
     pub(super) fn held_by(&self, owner: u64) -> Vec<u64> {
-        let held = |(seq, lease): (&u64, &Lease)| (lease.owner == owner).then_some(*seq);
+        let held = |(seq, lease): (&u64, &BufferLease)| (lease.owner == owner).then_some(*seq);
         self.lock().leases.iter().filter_map(held).collect()
     }
 
@@ -233,7 +233,7 @@ impl Shelf {
         self.wanted.notified()
     }
 
-    fn wake(&self, inner: &MutexGuard<'_, Inner>) {
+    fn wake(&self, inner: &MutexGuard<'_, BufferState>) {
         if !inner.ready.is_empty() {
             self.arrived.notify_waiters();
         }
@@ -242,17 +242,17 @@ impl Shelf {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, BufferState> {
         self.inner.lock().expect("no code panics while it holds this lock")
     }
 }
 
-impl Inner {
+impl BufferState {
     fn is_missing(&self) -> bool {
         self.loaded < self.committed && self.ready_bytes < READY_BYTES_LOW
     }
 
-    fn put_ready(&mut self, Message { seq, body, traces }: Message) {
+    fn put_ready(&mut self, StoredMessage { seq, body, traces }: StoredMessage) {
         self.loaded = seq;
         self.ready_bytes += body.len();
         self.ready.push_back((seq, body));
@@ -261,7 +261,7 @@ impl Inner {
         }
     }
 
-    fn pop(&mut self) -> Option<Taken> {
+    fn pop(&mut self) -> Option<LeasedMessage> {
         if let Some((seq, body)) = self.returned.pop_first() {
             return Some(self.taken(seq, body, true));
         }
@@ -272,12 +272,12 @@ impl Inner {
         Some(self.taken(seq, body, may_be_known))
     }
 
-    fn taken(&self, seq: u64, body: Bytes, redelivered: bool) -> Taken {
-        Taken { seq, body, traces: self.traces.get(&seq).cloned(), redelivered }
+    fn taken(&self, seq: u64, body: Bytes, redelivered: bool) -> LeasedMessage {
+        LeasedMessage { seq, body, traces: self.traces.get(&seq).cloned(), redelivered }
     }
 
     fn end_lease(&mut self, seq: u64) -> Option<Bytes> {
-        let Lease { owner, body } = self.leases.remove(&seq)?;
+        let BufferLease { owner, body } = self.leases.remove(&seq)?;
         if let Some(count) = self.counts.get_mut(&owner) {
             *count -= 1;
             if *count == 0 {

@@ -6,14 +6,14 @@ use crate::queue::{Link, PublishError};
 
 /// Bytes that the queue may hold, and bytes that it holds: waiting messages, those on their way into the
 /// file, and rejected ones.
-pub(super) struct Room {
+pub(super) struct QueueRoom {
     pub(super) bytes: AtomicU64,
     bytes_max: u64,
     /// Size of the message that was refused last, if none was taken since; else 0.
     refused: AtomicU64,
 }
 
-impl Room {
+impl QueueRoom {
     pub(super) fn new(bytes: u64, bytes_max: u64) -> Self {
         Self { bytes: AtomicU64::new(bytes), bytes_max, refused: AtomicU64::new(0) }
     }
@@ -36,12 +36,12 @@ impl Room {
 
 /// Bytes that are taken until the message is settled; given back when it never became durable.
 pub(super) struct Reservation {
-    room: Arc<Room>,
+    room: Arc<QueueRoom>,
     bytes: u64,
 }
 
 impl Reservation {
-    pub(super) fn take(room: &Arc<Room>, bytes: u64) -> Result<Self, PublishError> {
+    pub(super) fn take(room: &Arc<QueueRoom>, bytes: u64) -> Result<Self, PublishError> {
         let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= room.bytes_max);
         let taken = room.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
         room.note_refused(if taken { 0 } else { bytes.max(1) });
@@ -62,9 +62,9 @@ impl Drop for Reservation {
 
 /// State of the file as the writer reports it, readable by every request.
 #[derive(Default)]
-pub(super) struct LinkState(AtomicU8);
+pub(super) struct FileLink(AtomicU8);
 
-impl LinkState {
+impl FileLink {
     pub(super) fn get(&self) -> Link {
         match self.0.load(Ordering::Relaxed) {
             0 => Link::Up,

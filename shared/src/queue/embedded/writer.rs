@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{timeout, timeout_at};
 
-use super::file::{File, FileError, Group, NewMessage};
+use super::file::{FileError, Group, NewMessage, QueueFile};
 use super::loader::SharedReader;
-use super::ready_buffer::{Lane, Lanes, Message};
-use super::room::{LinkState, Reservation, Room};
+use super::ready_buffer::{Lane, Lanes, StoredMessage};
+use super::room::{FileLink, QueueRoom, Reservation};
 use crate::model::message::Outgoing;
 use crate::queue::{Link, Lost, PublishError};
 use crate::runtime::backoff::Backoff;
@@ -39,7 +39,7 @@ const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-pub(super) enum Command {
+pub(super) enum WriterCommand {
     Publish(Publish),
     Settle(Settle),
     /// Closes. Earlier commands are still done and answered.
@@ -57,33 +57,33 @@ pub(super) struct Publish {
 pub(super) struct Settle {
     pub lane: Lane,
     pub seqs: Vec<u64>,
-    pub fate: ItemStatus,
+    pub settlement: Settlement,
     pub reply: oneshot::Sender<Result<(), Lost>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ItemStatus {
+pub(super) enum Settlement {
     /// Removed for good.
     Applied,
     /// Kept in the table of dead messages.
     Rejected,
 }
 
-pub(super) struct Writer {
+pub(super) struct QueueWriter {
     /// `None` while the file could not be opened again after a failure.
-    pub file: Option<File>,
+    pub file: Option<QueueFile>,
     pub directory: PathBuf,
-    pub commands: mpsc::Receiver<Command>,
+    pub commands: mpsc::Receiver<WriterCommand>,
     pub lanes: Lanes,
     pub reader: SharedReader,
-    pub room: Arc<Room>,
-    pub link: Arc<LinkState>,
+    pub room: Arc<QueueRoom>,
+    pub link: Arc<FileLink>,
     pub confirm_timeout: Duration,
     pub bytes_since_checkpoint: u64,
     pub disk_low: bool,
 }
 
-impl Writer {
+impl QueueWriter {
     /// Runs until it gets `Close` or no sender of commands is left.
     pub(super) async fn run(mut self) {
         let mut commands = Vec::with_capacity(GROUP_COMMANDS_MAX);
@@ -106,17 +106,17 @@ impl Writer {
     }
 
     /// Runs one transaction for all `commands`. An error means that publishes failed.
-    async fn work(&mut self, commands: &mut Vec<Command>) -> Result<(), FileError> {
+    async fn work(&mut self, commands: &mut Vec<WriterCommand>) -> Result<(), FileError> {
         let (mut publishes, mut settles) = (Vec::new(), Vec::new());
         for command in commands.drain(..) {
             match command {
-                Command::Publish(publish) if publish.deadline <= Instant::now() => {
+                WriterCommand::Publish(publish) if publish.deadline <= Instant::now() => {
                     // The caller no longer waits.
                     let _ = publish.reply.send(Err(PublishError::DeadlineExceeded));
                 }
-                Command::Publish(publish) => publishes.push(publish),
-                Command::Settle(settle) => settles.push(settle),
-                Command::Close => self.commands.close(),
+                WriterCommand::Publish(publish) => publishes.push(publish),
+                WriterCommand::Settle(settle) => settles.push(settle),
+                WriterCommand::Close => self.commands.close(),
             }
         }
         // Also beside settlements while space is low: a consumer that drains makes room.
@@ -134,7 +134,7 @@ impl Writer {
         let group = self.group(&publishes, &settles);
         match self.commit(&group).await {
             Ok(()) => {
-                self.put_on_shelves(group);
+                self.put_in_buffers(group);
                 self.answer_published(publishes);
                 self.answer_settled(settles);
                 self.checkpoint_when_due().await;
@@ -177,10 +177,10 @@ impl Writer {
             group.new.push(NewMessage { seq, message: publish.message.clone() });
         }
         for settle in settles {
-            let seqs = match (settle.lane, settle.fate) {
+            let seqs = match (settle.lane, settle.settlement) {
                 (Lane::Dead, _) => &mut group.buried,
-                (Lane::Writes, ItemStatus::Applied) => &mut group.applied,
-                (Lane::Writes, ItemStatus::Rejected) => &mut group.rejected,
+                (Lane::Writes, Settlement::Applied) => &mut group.applied,
+                (Lane::Writes, Settlement::Rejected) => &mut group.rejected,
             };
             seqs.extend_from_slice(&settle.seqs);
         }
@@ -202,11 +202,11 @@ impl Writer {
         outcome
     }
 
-    fn put_on_shelves(&self, group: Group) {
+    fn put_in_buffers(&self, group: Group) {
         // Rejected messages are read from the file: they are few.
         let rejected = group.rejected.len() as u64;
         self.lanes.dead.add_unseen(group.first_dead.saturating_sub(1) + rejected);
-        let messages = group.new.into_iter().map(|NewMessage { seq, message }| Message {
+        let messages = group.new.into_iter().map(|NewMessage { seq, message }| StoredMessage {
             seq,
             body: message.body,
             traces: message.traces,
@@ -223,9 +223,9 @@ impl Writer {
     }
 
     fn answer_settled(&mut self, settles: Vec<Settle>) {
-        for Settle { lane, seqs, fate, reply } in settles {
-            let bytes = self.lanes.shelf(lane).settle(&seqs);
-            if fate == ItemStatus::Applied {
+        for Settle { lane, seqs, settlement, reply } in settles {
+            let bytes = self.lanes.buffer(lane).settle(&seqs);
+            if settlement == Settlement::Applied {
                 self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
             self.bytes_since_checkpoint += COMMAND_BYTES;
@@ -242,7 +242,7 @@ impl Writer {
         let group = self.group(&[], &settles);
         match self.commit(&group).await {
             Ok(()) => {
-                self.put_on_shelves(group);
+                self.put_in_buffers(group);
                 self.answer_settled(settles);
                 self.checkpoint_when_due().await;
             }
@@ -284,9 +284,9 @@ impl Writer {
             let retry_at = tokio::time::Instant::now() + retry.delay();
             while let Ok(command) = timeout_at(retry_at, self.commands.recv()).await {
                 match command {
-                    Some(Command::Publish(publish)) => refuse(vec![publish], &error),
-                    Some(Command::Settle(settle)) => self.settle_alone(vec![settle]).await,
-                    Some(Command::Close) => self.commands.close(),
+                    Some(WriterCommand::Publish(publish)) => refuse(vec![publish], &error),
+                    Some(WriterCommand::Settle(settle)) => self.settle_alone(vec![settle]).await,
+                    Some(WriterCommand::Close) => self.commands.close(),
                     None => return,
                 }
             }
@@ -304,7 +304,7 @@ impl Writer {
     async fn reopen(&mut self) -> Result<(), FileError> {
         self.file = None;
         let committed = self.lanes.writes.committed();
-        let (file, found) = File::reopen(&self.directory, committed).await?;
+        let (file, found) = QueueFile::reopen(&self.directory, committed).await?;
         self.room.bytes.fetch_add(found.bytes, Ordering::Relaxed);
         self.lanes.writes.add_unseen(found.last_seq);
         self.lanes.dead.add_unseen(found.last_dead);

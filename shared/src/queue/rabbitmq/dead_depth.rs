@@ -24,14 +24,14 @@ const NAME: &str = "forebay queue look";
 /// messages that it could not route every three minutes.
 const ON_THEIR_WAY_MAX: Duration = Duration::from_mins(10);
 
-pub(super) struct Look {
+pub(super) struct DepthReader {
     settings: Arc<RabbitSettings>,
-    kept: Mutex<Kept>,
+    kept: Mutex<KeptSession>,
 }
 
 /// State kept between two reads.
 #[derive(Default)]
-struct Kept {
+struct KeptSession {
     session: Option<Session>,
     /// Presence of the exchange at the last look.
     was_there: bool,
@@ -39,7 +39,7 @@ struct Kept {
     missed_at: Option<Instant>,
 }
 
-impl Look {
+impl DepthReader {
     pub fn new(settings: Arc<RabbitSettings>) -> Self {
         Self { settings, kept: Mutex::default() }
     }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
-use super::flow::{Ended, Flow};
+use super::flow::{PublishSession, SessionEnd};
 use super::refusals::Refusals;
 use crate::amqp::connection::{LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError};
 use crate::amqp::settings::RabbitSettings;
@@ -67,7 +67,7 @@ pub(super) fn start(
     let (sender, jobs) = mpsc::channel(settings.waiting_max);
     let link = Arc::new(LinkState::default());
     link.set(Link::Opening);
-    let pump = Pump {
+    let supervisor = Supervisor {
         settings,
         link: Arc::clone(&link),
         jobs,
@@ -75,9 +75,9 @@ pub(super) fn start(
         stopping,
         phase: Phase::Open,
         refusals: Refusals::default(),
-        full_was_told: false,
+        full_was_logged: false,
     };
-    (Arc::new(RabbitPublisher { jobs: sender, link }), shutdown::watched(pump.run()))
+    (Arc::new(RabbitPublisher { jobs: sender, link }), shutdown::watched(supervisor.run()))
 }
 
 #[async_trait]
@@ -150,7 +150,7 @@ enum Phase {
 }
 
 /// Supervisor, with the jobs that wait for a session.
-pub(super) struct Pump {
+pub(super) struct Supervisor {
     pub settings: Arc<RabbitSettings>,
     pub link: Arc<LinkState>,
     jobs: mpsc::Receiver<Job>,
@@ -160,10 +160,10 @@ pub(super) struct Pump {
     phase: Phase,
     pub refusals: Refusals,
     /// A log line said that the queue refuses everything, and none yet that it takes messages again.
-    pub full_was_told: bool,
+    pub full_was_logged: bool,
 }
 
-impl Pump {
+impl Supervisor {
     async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         let mut log = LogOnce::default();
@@ -173,9 +173,9 @@ impl Pump {
             match opened {
                 Ok((session, channel)) => {
                     log.opened(NAME);
-                    match log.during(NAME, Flow::new(&mut self, session, channel).run()).await {
-                        (Ended::Finished, _) => break,
-                        (Ended::Lost { reason, was_useful }, lasted) => {
+                    match log.during(NAME, PublishSession::new(&mut self, session, channel).run()).await {
+                        (SessionEnd::Finished, _) => break,
+                        (SessionEnd::Lost { reason, was_useful }, lasted) => {
                             metrics().queue_sessions_lost.inc();
                             log.lost(NAME, &reason, was_useful || lasted);
                             if was_useful || lasted {
@@ -263,7 +263,7 @@ impl Pump {
 }
 
 /// Shows `Down` however the supervisor ends: no session will come, so no caller should wait.
-impl Drop for Pump {
+impl Drop for Supervisor {
     fn drop(&mut self) {
         self.link.set(Link::Down);
     }

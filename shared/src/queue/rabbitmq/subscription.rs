@@ -32,13 +32,13 @@ use crate::runtime::metrics::metrics;
 
 /// Queue of a subscription.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(super) enum RabbitLane {
     Writes,
     /// Dead queue. There is no queue behind it: the broker would drop a message that is rejected there.
     Dead,
 }
 
-impl Lane {
+impl RabbitLane {
     /// Name of the session in the broker's tools.
     fn session_name(self) -> &'static str {
         match self {
@@ -73,7 +73,7 @@ pub(super) struct RabbitSubscription {
     session: Option<Session>,
     channel: Channel,
     events: ConnectionEvents,
-    lane: Lane,
+    lane: RabbitLane,
     queue: ShortString,
     consumer: Option<Consumer>,
     /// Deliveries to earlier consumers of this session, not handed out yet.
@@ -89,7 +89,7 @@ impl RabbitSubscription {
     pub async fn open(
         settings: Arc<RabbitSettings>,
         runtime: Handle,
-        lane: Lane,
+        lane: RabbitLane,
         window: u16,
     ) -> Result<Self, QueueError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
@@ -108,7 +108,7 @@ impl RabbitSubscription {
     async fn try_open(
         settings: &RabbitSettings,
         runtime: &Handle,
-        lane: Lane,
+        lane: RabbitLane,
         window: u16,
     ) -> Result<Self, SessionError> {
         static SESSIONS: AtomicU64 = AtomicU64::new(1);
@@ -192,7 +192,7 @@ impl RabbitSubscription {
     }
 
     /// Removes these deliveries and returns the tags for the broker.
-    fn settle(&mut self, deliveries: &[Delivery]) -> Result<Settled, Lost> {
+    fn settle(&mut self, deliveries: &[Delivery]) -> Result<AckRange, Lost> {
         self.check()?;
         let mut tags: Vec<_> = deliveries.iter().map(|delivery| delivery.tag ^ self.session_bits).collect();
         tags.sort_unstable();
@@ -205,28 +205,28 @@ impl RabbitSubscription {
             self.outstanding.remove(tag);
         }
         Ok(match last {
-            Some(last) if is_prefix && tags.len() > 1 => Settled::UpTo(last),
-            _ => Settled::Each(tags),
+            Some(last) if is_prefix && tags.len() > 1 => AckRange::UpTo(last),
+            _ => AckRange::Each(tags),
         })
     }
 
-    async fn tell<T>(
+    async fn call_broker<T>(
         &mut self,
         what: &'static str,
-        told: impl Future<Output = lapin::Result<T>>,
+        sent: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, Lost> {
-        call(what, told).await.map_err(|error| self.lose(&error))
+        call(what, sent).await.map_err(|error| self.lose(&error))
     }
 }
 
 /// Deliveries that an answer to the broker covers.
-enum Settled {
+enum AckRange {
     /// All that are outstanding up to this one.
     UpTo(u64),
     Each(Vec<u64>),
 }
 
-impl Settled {
+impl AckRange {
     /// Tags, each with the flag that it covers all earlier ones, too.
     fn tags(self) -> Vec<(u64, bool)> {
         match self {
@@ -270,28 +270,28 @@ impl Subscription for RabbitSubscription {
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
         let tags = self.settle(&deliveries)?.tags();
         let channel = self.channel.clone();
-        let told = tags.iter().map(|&(tag, multiple)| channel.basic_ack(tag, BasicAckOptions { multiple }));
-        self.tell("basic.ack", try_join_all(told)).await.map(drop)
+        let sent = tags.iter().map(|&(tag, multiple)| channel.basic_ack(tag, BasicAckOptions { multiple }));
+        self.call_broker("basic.ack", try_join_all(sent)).await.map(drop)
     }
 
     async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
         let tags = self.settle(&deliveries)?.tags();
         let channel = self.channel.clone();
-        let told = tags
+        let sent = tags
             .iter()
             .map(|&(tag, multiple)| channel.basic_nack(tag, BasicNackOptions { multiple, requeue: true }));
-        self.tell("basic.nack", try_join_all(told)).await.map(drop)
+        self.call_broker("basic.nack", try_join_all(sent)).await.map(drop)
     }
 
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost> {
-        if self.lane == Lane::Dead {
+        if self.lane == RabbitLane::Dead {
             return Err(self.lose(&REJECTED_TWICE));
         }
         let tags = self.settle(&[delivery])?.tags();
         let channel = self.channel.clone();
-        let told =
+        let sent =
             tags.iter().map(|&(tag, _)| channel.basic_reject(tag, BasicRejectOptions { requeue: false }));
-        self.tell("basic.reject", try_join_all(told)).await.map(drop)
+        self.call_broker("basic.reject", try_join_all(sent)).await.map(drop)
     }
 
     async fn waiting(&mut self) -> Result<u64, Lost> {
@@ -299,7 +299,7 @@ impl Subscription for RabbitSubscription {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let channel = self.channel.clone();
         let declared = channel.queue_declare(self.queue.clone(), options, FieldTable::default());
-        Ok(self.tell("queue.declare", declared).await?.message_count().into())
+        Ok(self.call_broker("queue.declare", declared).await?.message_count().into())
     }
 
     async fn set_window(&mut self, window: u16) -> Result<(), Lost> {
