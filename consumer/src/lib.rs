@@ -26,7 +26,7 @@ use crate::ingest::merge::MergeLimits;
 use crate::ingest::session::{Ingest, STOP_PATIENCE};
 use crate::ingest::suspects::Pace;
 use crate::retention::housekeeping::Housekeeping;
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
 /// Longest time that housekeeping may go on after the ingest has stopped.
 const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);
@@ -73,7 +73,7 @@ impl Consumer {
             prefetch: queue.prefetch,
             pace,
             in_hand: in_hand("ingest"),
-            status: Arc::new(Status::default()),
+            status: Arc::new(ConsumerStatus::default()),
         };
         let dead_queue = DeadQueue {
             queue: backend.queue.clone(),
@@ -88,7 +88,7 @@ impl Consumer {
         Self { ingest, dead_queue, announcer, housekeeping, progress: progress.clone() }
     }
 
-    pub fn status(&self) -> Arc<Status> {
+    pub fn status(&self) -> Arc<ConsumerStatus> {
         self.ingest.status.clone()
     }
 

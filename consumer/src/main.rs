@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use consumer::Consumer;
-use consumer::status::Status as Ingesting;
+use consumer::status::ConsumerStatus;
 use shared::config::load::Loaded;
 use shared::config::load::profile::Program;
 use shared::config::load::report::check_config_report;
@@ -104,7 +104,7 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
 
 /// Health of the process. A dependency that is away degrades it: nothing is lost meanwhile, and it
 /// recovers without help.
-fn health(ingesting: &Ingesting, stopping: &Shutdown) -> Health {
+fn health(ingesting: &ConsumerStatus, stopping: &Shutdown) -> Health {
     let consuming = ingesting.consuming.load(Ordering::Relaxed);
     let store = !ingesting.store_is_away();
     let word = |healthy| if healthy { "healthy" } else { "unhealthy" };

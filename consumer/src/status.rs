@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::low_watermark::LowWatermark;
 
 #[derive(Debug, Default)]
-pub struct Status {
+pub struct ConsumerStatus {
     pub consuming: AtomicBool,
     /// A transaction failed, and none was committed since.
     pub store_away: AtomicBool,
@@ -29,7 +29,7 @@ impl Drop for Burying<'_> {
     }
 }
 
-impl Status {
+impl ConsumerStatus {
     pub fn store_is_away(&self) -> bool {
         self.store_away.load(Ordering::Relaxed) || self.store_silent.load(Ordering::Relaxed)
     }
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn while_a_message_is_in_hand_that_cannot_be_read_nothing_moves() {
-        let (status, begin) = (Status::default(), Instant::now());
+        let (status, begin) = (ConsumerStatus::default(), Instant::now());
         let after = |minutes: u64| begin + Duration::from_mins(minutes);
         status.oldest.observe(3);
         let burying = status.begin_burying();
@@ -92,7 +92,7 @@ mod tests {
     }
     #[test]
     fn while_the_dead_queue_cannot_be_looked_at_nothing_moves_and_nothing_is_told() {
-        let (status, begin) = (Status::default(), Instant::now());
+        let (status, begin) = (ConsumerStatus::default(), Instant::now());
         let after = |minutes: u64| begin + Duration::from_mins(minutes);
         status.oldest.observe(3);
         for minutes in (0..300).step_by(10) {

@@ -25,7 +25,7 @@ use crate::ingest::batch_log;
 use crate::ingest::session::{answered, decoded};
 use crate::ingest::suspects::{Pace, STRIKES_MAX, SuspectEnd, Suspects, answers};
 use crate::metrics::{count, metrics};
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
 /// Shortest time between two reads of the queue's depth.
 const DEPTH_EVERY: Duration = Duration::from_secs(10);
@@ -39,7 +39,7 @@ pub struct DeadQueue {
     pub pace: Pace,
     /// Moves with each attempt at the message in hand; idle while there is none.
     pub in_hand: Mark,
-    pub status: Arc<Status>,
+    pub status: Arc<ConsumerStatus>,
 }
 
 impl DeadQueue {

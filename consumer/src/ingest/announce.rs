@@ -10,7 +10,7 @@ use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
 use shared::store::{Store, StoreError};
 
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
 /// Maximum of entries of each list in one event.
 const ENTRIES_PER_EVENT_MAX: usize = 1_000;
@@ -81,11 +81,11 @@ impl Announcer {
     }
 
     /// Sends heartbeats until the shutdown. Start it before the first commit.
-    pub async fn run(&self, store: Arc<dyn Store>, status: Arc<Status>, shutdown: Shutdown) {
+    pub async fn run(&self, store: Arc<dyn Store>, status: Arc<ConsumerStatus>, shutdown: Shutdown) {
         tokio::join!(self.beat(&status, shutdown.clone()), self.ask(&*store, &status, shutdown));
     }
 
-    async fn beat(&self, status: &Status, mut shutdown: Shutdown) {
+    async fn beat(&self, status: &ConsumerStatus, mut shutdown: Shutdown) {
         loop {
             self.publish(Body::Heartbeat { store_away: status.store_is_away() });
             tokio::select! {
@@ -96,7 +96,7 @@ impl Announcer {
     }
 
     /// Asks for the store's time when no commit reported it. Heartbeats do not wait for the answer.
-    async fn ask(&self, store: &dyn Store, status: &Status, mut shutdown: Shutdown) {
+    async fn ask(&self, store: &dyn Store, status: &ConsumerStatus, mut shutdown: Shutdown) {
         loop {
             if self.clock_is_old() {
                 let answer = tokio::select! {
@@ -338,7 +338,7 @@ mod tests {
                 .await
                 .expect("a store");
         let (trigger, shutdown) = shared::runtime::shutdown::channel();
-        let status = Arc::new(Status::default());
+        let status = Arc::new(ConsumerStatus::default());
         let announcer = Arc::new(Announcer::new(events, 7));
         let running = {
             let (announcer, store, status) = (announcer.clone(), store.clone(), status.clone());

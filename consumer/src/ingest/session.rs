@@ -26,7 +26,7 @@ use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, Window, admit, when_emp
 use crate::ingest::suspects::{Pace, SuspectEnd, Suspects};
 use crate::metrics::WhyStopped;
 use crate::metrics::{metrics, show_oldest};
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
 /// Longest time of a transaction after a stop was requested. Nothing is lost when it is abandoned: its
 /// messages are given back, and the ledger knows whether it was committed.
@@ -50,7 +50,7 @@ pub struct Ingest {
     pub pace: Pace,
     /// Moves with each step of a batch; idle while there is none.
     pub in_hand: Mark,
-    pub status: Arc<Status>,
+    pub status: Arc<ConsumerStatus>,
 }
 
 impl Ingest {

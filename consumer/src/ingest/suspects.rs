@@ -17,7 +17,7 @@ use shared::store::{GiveUp, Store, StoreError};
 use tokio::task::JoinSet;
 
 use crate::metrics::metrics;
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
 /// Default of the longest time that a message waits in hand for the store. A broker takes a message away
 /// from a consumer that holds it for 30 minutes, so it is given back well before.
@@ -246,7 +246,7 @@ impl Suspects {
 
     /// Waits for the end of a suspect and starts trials as they fall due. Pending while there are none.
     /// Safe to cancel. `status` counts the commits of other messages.
-    pub async fn ended(&mut self, status: &Status) -> SuspectEnd {
+    pub async fn ended(&mut self, status: &ConsumerStatus) -> SuspectEnd {
         loop {
             let (now, commits) = (Instant::now(), status.commits());
             let is_old = |suspect: &Suspect| {

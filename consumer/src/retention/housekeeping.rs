@@ -18,7 +18,7 @@ use shared::store::{ConsumerWatermark, Housekept, ReportedWatermark, Retention, 
 use crate::dead_letters::rescue::Rescue;
 use crate::metrics::metrics;
 use crate::retention::forget_before::{Watch, forget_before_ms};
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
 /// Time between two rounds, give or take a fifth, so that consumers do not keep in step.
 const EVERY: Duration = Duration::from_mins(1);
@@ -41,7 +41,7 @@ const HOUR_MS: i64 = 60 * 60 * 1_000;
 pub struct Housekeeping {
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
-    status: Arc<Status>,
+    status: Arc<ConsumerStatus>,
     consumer: u64,
     /// Retention limits, without those that depend on the time and on the age of messages that may still
     /// come.
@@ -54,7 +54,7 @@ pub struct Housekeeping {
 
 impl Housekeeping {
     /// Builds the task. `consumer` names this process among all consumers.
-    pub fn new(config: &Config, backend: &Backend, status: Arc<Status>, consumer: u64) -> Self {
+    pub fn new(config: &Config, backend: &Backend, status: Arc<ConsumerStatus>, consumer: u64) -> Self {
         let hours_ms = |hours: u32| i64::from(hours) * HOUR_MS;
         let kept = &config.retention;
         let retention = Retention {

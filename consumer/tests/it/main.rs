@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use consumer::Consumer;
-use consumer::status::Status;
+use consumer::status::ConsumerStatus;
 use shared::config::Config;
 use shared::model::dead_letter::DeadMessage;
 use shared::model::id::{IdIssuer, Kind, MessageId};

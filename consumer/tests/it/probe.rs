@@ -114,7 +114,7 @@ impl Rig {
     }
 
     /// Runs an ingest that holds nothing for long while `during` runs.
-    async fn ingesting(&self, queue: &Arc<Counted>, during: impl AsyncFnOnce(Arc<Status>)) {
+    async fn ingesting(&self, queue: &Arc<Counted>, during: impl AsyncFnOnce(Arc<ConsumerStatus>)) {
         let (trigger, shutdown) = shutdown::channel();
         let settings = &self.config.queue;
         let ingest = Ingest {

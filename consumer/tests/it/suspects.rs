@@ -172,7 +172,7 @@ struct Sick<'r> {
     rig: &'r mut Rig,
     store: Arc<Layered<Fragile>>,
     announcer: Arc<Announcer>,
-    status: Arc<Status>,
+    status: Arc<ConsumerStatus>,
 }
 
 impl<'r> Sick<'r> {
