@@ -25,15 +25,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Applies queued writes to the store.
 #[derive(Parser)]
 #[command(name = "forebay-consumer", version)]
-struct Cli {
+struct ConsumerCli {
     #[command(flatten)]
     options: Options,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<ConsumerCommand>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum ConsumerCommand {
     /// Consume (the default)
     Run,
     /// Print every setting with its origin
@@ -48,21 +48,21 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = ConsumerCli::parse();
     let outcome = cli::block_on(dispatch(&cli));
     outcome.map_or_else(|error| cli::exit_with(&error), |()| ExitCode::SUCCESS)
 }
 
-async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+async fn dispatch(cli: &ConsumerCli) -> anyhow::Result<()> {
     let options = &cli.options;
-    match cli.command.as_ref().unwrap_or(&Command::Run) {
-        Command::Run => run(options.start(Program::Consumer)?).await,
-        Command::CheckConfig => {
+    match cli.command.as_ref().unwrap_or(&ConsumerCommand::Run) {
+        ConsumerCommand::Run => run(options.start(Program::Consumer)?).await,
+        ConsumerCommand::CheckConfig => {
             print!("{}", check_config_report(&options.load(Program::Consumer)?));
             Ok(())
         }
-        Command::DeadLetters { command } => dead_letters_command::run(options, command).await,
-        Command::Healthcheck => cli::healthcheck(&options.load(Program::Consumer)?.config).await,
+        ConsumerCommand::DeadLetters { command } => dead_letters_command::run(options, command).await,
+        ConsumerCommand::Healthcheck => cli::healthcheck(&options.load(Program::Consumer)?.config).await,
     }
 }
 

@@ -258,8 +258,8 @@ mod tests {
     #[test]
     fn a_publisher_heard_from_its_beginning_leaves_no_hole() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        for heard in [event(0, HEARTBEAT), changed(1), changed(2), event(2, HEARTBEAT)] {
-            assert_eq!(continuity.on_event(&heard, now), Sequence::Complete, "{heard:?}");
+        for event in [event(0, HEARTBEAT), changed(1), changed(2), event(2, HEARTBEAT)] {
+            assert_eq!(continuity.on_event(&event, now), Sequence::Complete, "{event:?}");
         }
         assert_eq!(continuity.on_event(&event(2, Body::Goodbye), now), Sequence::Complete);
         assert_eq!(continuity.check_silence(now + SILENCE_MAX), Sequence::Complete);
@@ -294,8 +294,8 @@ mod tests {
     #[test]
     fn a_body_of_a_newer_version_is_numbered_like_a_change_and_is_no_hole() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        for heard in [changed(1), event(2, Body::Unknown), event(2, HEARTBEAT), changed(3)] {
-            assert_eq!(continuity.on_event(&heard, now), Sequence::Complete, "{heard:?}");
+        for event in [changed(1), event(2, Body::Unknown), event(2, HEARTBEAT), changed(3)] {
+            assert_eq!(continuity.on_event(&event, now), Sequence::Complete, "{event:?}");
         }
         assert_eq!(continuity.on_event(&event(5, Body::Unknown), now), Sequence::Gap);
     }

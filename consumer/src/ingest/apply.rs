@@ -17,7 +17,7 @@ use shared::runtime::shutdown::Shutdown;
 use shared::store::{Store, StoreError};
 
 use crate::ingest::batch_log;
-use crate::ingest::session::{Batch, BatchOutcome, Held, IngestSession, answered};
+use crate::ingest::session::{BatchOutcome, Held, IngestSession, MessageBatch, answered};
 use crate::ingest::suspects::{STRIKES_MAX, SuspectEnd, answers};
 use crate::metrics::{count, metrics};
 
@@ -41,7 +41,7 @@ struct StoreRefusal {
 impl IngestSession<'_> {
     /// Notes redelivered messages before they are tried. Messages that another, ended process noted leave
     /// the batch: each is tried alone.
-    pub(crate) async fn note(&mut self, batch: Batch) -> Batch {
+    pub(crate) async fn note(&mut self, batch: MessageBatch) -> MessageBatch {
         let redelivered = batch.deliveries.iter().zip(batch.messages.iter());
         let redelivered = redelivered.filter(|(delivery, _)| delivery.redelivered);
         let others = self.attempts.begin(redelivered.map(|(_, message)| message.id).collect()).await;
@@ -67,13 +67,13 @@ impl IngestSession<'_> {
             self.make_way(shutdown).await?;
             return Ok(BatchOutcome::Aside);
         }
-        self.settle(Batch::of(delivery, message), shutdown).await
+        self.settle(MessageBatch::of(delivery, message), shutdown).await
     }
 
     /// Applies and acknowledges, however long the store is away.
     pub(crate) async fn settle(
         &mut self,
-        mut batch: Batch,
+        mut batch: MessageBatch,
         shutdown: &mut Shutdown,
     ) -> Result<BatchOutcome, Lost> {
         let mut failed_before = false;
@@ -105,7 +105,7 @@ impl IngestSession<'_> {
     /// Probes the store after a failed batch, then tries the messages one by one.
     async fn isolate(
         &mut self,
-        batch: Batch,
+        batch: MessageBatch,
         error: StoreError,
         shutdown: &mut Shutdown,
     ) -> Result<BatchOutcome, Lost> {
@@ -127,7 +127,7 @@ impl IngestSession<'_> {
 
     async fn one_by_one(
         &mut self,
-        batch: Batch,
+        batch: MessageBatch,
         is_slow: bool,
         shutdown: &mut Shutdown,
     ) -> Result<BatchOutcome, Lost> {
@@ -137,7 +137,7 @@ impl IngestSession<'_> {
         // The last of the list is tried next.
         rest.sort_by_key(|(delivery, _)| std::cmp::Reverse(delivery.body.len()));
         while let Some((delivery, message)) = rest.pop() {
-            let mut one = Batch::of(delivery, message);
+            let mut one = MessageBatch::of(delivery, message);
             let Some(outcome) = self.ingest.apply(&one, self.batch_time, shutdown).await else {
                 return self.stop(together(one, rest)).await;
             };
@@ -180,7 +180,7 @@ impl IngestSession<'_> {
 
     /// Holds aside a message that failed alone while the store answers. The caller makes room for the
     /// others afterwards.
-    async fn hold_aside(&mut self, one: Batch, error: &StoreError) {
+    async fn hold_aside(&mut self, one: MessageBatch, error: &StoreError) {
         let ids: Vec<MessageId> = one.ids().collect();
         if self.suspects.is_full() {
             tracing::warn!(%error, "a message failed alone and is given back: too many are held aside");
@@ -220,7 +220,7 @@ impl IngestSession<'_> {
     /// Keeps one message and probes the store until it answers; then that message is tried.
     async fn wait_for_store(
         &mut self,
-        mut batch: Batch,
+        mut batch: MessageBatch,
         why: &StoreError,
         shutdown: &mut Shutdown,
     ) -> Result<BatchOutcome, Lost> {
@@ -282,7 +282,7 @@ impl IngestSession<'_> {
     }
 
     /// Announces the commit to the replicas, then acknowledges.
-    pub(crate) async fn acknowledge(&mut self, batch: Batch, applied: &Applied) -> Result<(), Lost> {
+    pub(crate) async fn acknowledge(&mut self, batch: MessageBatch, applied: &Applied) -> Result<(), Lost> {
         self.store_is_away(false);
         self.ingest.status.committed();
         self.is_unwell = false;
@@ -319,10 +319,10 @@ impl IngestSession<'_> {
                     // The suspect needed more time, and nothing else was committed meanwhile.
                     self.grow_batch_time();
                 }
-                self.acknowledge(Batch::of(suspect.delivery, suspect.message), &applied).await
+                self.acknowledge(MessageBatch::of(suspect.delivery, suspect.message), &applied).await
             }
             SuspectEnd::Rejected(suspect, reused) => {
-                let mut batch = Batch::of(suspect.delivery, suspect.message);
+                let mut batch = MessageBatch::of(suspect.delivery, suspect.message);
                 if let Some(id) = reused {
                     return self.refuse_reused_id(&mut batch, id).await;
                 }
@@ -344,7 +344,7 @@ impl IngestSession<'_> {
     /// Rejects a message whose id was applied with another body: it is never applied, and never
     /// acknowledged as if it had been. The reader of the dead queue keeps it for an operator, and the
     /// rest goes on.
-    async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
+    async fn refuse_reused_id(&mut self, batch: &mut MessageBatch, id: MessageId) -> Result<(), Lost> {
         let index = batch.messages.iter().position(|message| message.id == id);
         let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
         let traces = batch_log::trace_ids(&batch.deliveries[index]);
@@ -356,7 +356,7 @@ impl IngestSession<'_> {
         self.subscription.reject(batch.deliveries.remove(index)).await
     }
 
-    async fn stop(&mut self, batch: Batch) -> Result<BatchOutcome, Lost> {
+    async fn stop(&mut self, batch: MessageBatch) -> Result<BatchOutcome, Lost> {
         tracing::warn!("stopped before the end of a transaction, its messages are given back");
         self.stop_deliveries(batch.deliveries).await?;
         Ok(BatchOutcome::Stopping)
@@ -389,7 +389,7 @@ impl IngestSession<'_> {
 /// Probes the store and then applies, however long the probe takes.
 async fn probe_then_apply(
     store: &Arc<dyn Store>,
-    batch: &Batch,
+    batch: &MessageBatch,
     limit: Duration,
 ) -> Result<Applied, StoreRefusal> {
     store.probe().await.map_err(|error| StoreRefusal { error, probed: false })?;
@@ -397,11 +397,11 @@ async fn probe_then_apply(
     applied.map_err(|error| StoreRefusal { error, probed: true })
 }
 
-fn pairs(batch: Batch) -> Vec<(Delivery, Message)> {
+fn pairs(batch: MessageBatch) -> Vec<(Delivery, Message)> {
     batch.deliveries.into_iter().zip(batch.messages.iter().cloned()).collect()
 }
 
 /// Joins the batch with the rest; the first message stays first.
-fn together(one: Batch, rest: Vec<(Delivery, Message)>) -> Batch {
+fn together(one: MessageBatch, rest: Vec<(Delivery, Message)>) -> MessageBatch {
     pairs(one).into_iter().chain(rest).collect()
 }

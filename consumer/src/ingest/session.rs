@@ -98,7 +98,7 @@ impl Ingest {
     /// Applies messages; `None` when a stop was requested and the store takes too long.
     pub(crate) async fn apply(
         &self,
-        batch: &Batch,
+        batch: &MessageBatch,
         limit: Duration,
         shutdown: &mut Shutdown,
     ) -> Option<Result<Applied, StoreError>> {
@@ -120,12 +120,12 @@ pub(crate) async fn answered<T>(asked: impl Future<Output = T>, shutdown: &mut S
 }
 
 /// Messages for one transaction; `deliveries[i]` brought `messages[i]`.
-pub(crate) struct Batch {
+pub(crate) struct MessageBatch {
     pub messages: Arc<[Message]>,
     pub deliveries: Vec<Delivery>,
 }
 
-impl Batch {
+impl MessageBatch {
     pub fn of(delivery: Delivery, message: Message) -> Self {
         Self { messages: [message].into(), deliveries: vec![delivery] }
     }
@@ -135,7 +135,7 @@ impl Batch {
     }
 }
 
-impl FromIterator<(Delivery, Message)> for Batch {
+impl FromIterator<(Delivery, Message)> for MessageBatch {
     fn from_iter<I: IntoIterator<Item = (Delivery, Message)>>(held: I) -> Self {
         let (deliveries, messages): (_, Vec<_>) = held.into_iter().unzip();
         Self { messages: messages.into(), deliveries }
@@ -235,7 +235,9 @@ impl<'a> IngestSession<'a> {
                     continue;
                 }
                 Next::Again(held) => self.try_again(held, shutdown).await?,
-                Next::Alone(held) => self.settle(Batch::of(held.delivery, held.message), shutdown).await?,
+                Next::Alone(held) => {
+                    self.settle(MessageBatch::of(held.delivery, held.message), shutdown).await?
+                }
                 Next::Message(first) => {
                     self.show_oldest(Some(first.message.accepted_at_ms));
                     let batch = self.gather(first, shutdown).await?;
@@ -310,7 +312,7 @@ impl<'a> IngestSession<'a> {
     }
 
     /// Adds the messages that are there, and under load those that come within the linger.
-    async fn gather(&mut self, first: Held, shutdown: &mut Shutdown) -> Result<Batch, Lost> {
+    async fn gather(&mut self, first: Held, shutdown: &mut Shutdown) -> Result<MessageBatch, Lost> {
         let (started, limits) = (Instant::now(), self.ingest.limits);
         let mut size = first.size;
         let mut held = vec![first];
