@@ -17,13 +17,13 @@ pub struct ConsumerStatus {
     /// Oldest accept time of the messages that this consumer holds or may be given.
     pub oldest: LowWatermark,
     /// A message of the dead queue is in hand that this build cannot read.
-    burying: AtomicBool,
+    unreadable: AtomicBool,
 }
 
 /// Guard for a message in hand whose age is not known.
-pub struct Burying<'s>(&'s AtomicBool);
+pub struct UnreadableInHand<'s>(&'s AtomicBool);
 
-impl Drop for Burying<'_> {
+impl Drop for UnreadableInHand<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
@@ -48,13 +48,13 @@ impl ConsumerStatus {
     }
 
     /// Marks a message as unreadable. One at a time, as the dead queue is read.
-    pub fn begin_burying(&self) -> Burying<'_> {
-        self.burying.store(true, Ordering::Relaxed);
-        Burying(&self.burying)
+    pub fn begin_unreadable(&self) -> UnreadableInHand<'_> {
+        self.unreadable.store(true, Ordering::Relaxed);
+        UnreadableInHand(&self.unreadable)
     }
 
-    pub fn is_burying(&self) -> bool {
-        self.burying.load(Ordering::Relaxed)
+    pub fn has_unreadable(&self) -> bool {
+        self.unreadable.load(Ordering::Relaxed)
     }
 
     /// Oldest accept time that this consumer holds or may be given; `None` before the first message.
@@ -62,7 +62,7 @@ impl ConsumerStatus {
     /// not count a message that a consumer holds, so the one in hand here stops the watermark as well.
     /// When `has_dead` is not known (`None`), the result is `None` too, but the watermark does not move.
     pub fn oldest_ms(&self, has_dead: Option<bool>, now: Instant) -> Option<i64> {
-        let oldest_ms = self.oldest.report(has_dead != Some(false) || self.is_burying(), now);
+        let oldest_ms = self.oldest.report(has_dead != Some(false) || self.has_unreadable(), now);
         has_dead.and(oldest_ms)
     }
 }
@@ -78,12 +78,12 @@ mod tests {
         let (status, begin) = (ConsumerStatus::default(), Instant::now());
         let after = |minutes: u64| begin + Duration::from_mins(minutes);
         status.oldest.observe(3);
-        let burying = status.begin_burying();
+        let unreadable = status.begin_unreadable();
         for minutes in (0..300).step_by(10) {
             assert_eq!(status.oldest_ms(Some(false), after(minutes)), Some(3), "{minutes}");
             status.oldest.observe(1_000);
         }
-        drop(burying);
+        drop(unreadable);
         for minutes in (300..400).step_by(10) {
             status.oldest_ms(Some(false), after(minutes));
             status.oldest.observe(1_000);

@@ -106,12 +106,12 @@ impl DeadQueue {
                     return Ok(());
                 }
                 Err(StoreError::DigestMismatch(id)) => {
-                    *task = DeadTask::Bury(DeadMessage::reused(delivery.body.clone(), id));
+                    *task = DeadTask::DeadLetter(DeadMessage::reused(delivery.body.clone(), id));
                 }
                 Err(error) => return Err(error),
             }
         }
-        if let DeadTask::Bury(dead) = task {
+        if let DeadTask::DeadLetter(dead) = task {
             self.store.bury(dead.clone()).await?;
             let (reason, traces) = (dead.reason().name(), batch_log::trace_ids(delivery));
             metrics().dead_messages.with_label_values(&[reason]).inc();
@@ -145,14 +145,14 @@ impl DeadQueue {
 /// Work to do for one message.
 enum DeadTask {
     Apply(Message),
-    Bury(DeadMessage),
+    DeadLetter(DeadMessage),
 }
 
 impl DeadTask {
     async fn of(delivery: &Delivery) -> Result<Self, Lost> {
         Ok(match decoded(delivery).await? {
             Ok(message) => Self::Apply(message),
-            Err(error) => Self::Bury(DeadMessage::undecodable(delivery.body.clone(), &error)),
+            Err(error) => Self::DeadLetter(DeadMessage::undecodable(delivery.body.clone(), &error)),
         })
     }
 }
@@ -243,7 +243,7 @@ impl DeadQueueSession<'_> {
         shutdown: &mut Shutdown,
     ) -> Result<DeadOutcome, Lost> {
         let reader = self.reader;
-        let _burying = match &*task {
+        let _unreadable = match &*task {
             DeadTask::Apply(message) => {
                 reader.status.oldest.observe(message.accepted_at_ms.min(message.id.time_ms()));
                 let is_noted = delivery.redelivered && !self.suspects.is_full();
@@ -252,7 +252,7 @@ impl DeadQueueSession<'_> {
                 }
                 None
             }
-            DeadTask::Bury(_) => Some(reader.status.begin_burying()),
+            DeadTask::DeadLetter(_) => Some(reader.status.begin_unreadable()),
         };
         match reader.settle_in_time(task, delivery, shutdown).await {
             Some(Ok(())) => Ok(DeadOutcome::Taken),
@@ -324,7 +324,7 @@ impl DeadQueueSession<'_> {
                     Some(id) => DeadMessage::reused(body, id),
                     None => DeadMessage::not_applied(body, &suspect.why),
                 };
-                self.take(suspect.delivery, DeadTask::Bury(dead), shutdown).await
+                self.take(suspect.delivery, DeadTask::DeadLetter(dead), shutdown).await
             }
             SuspectEnd::GivenBack(suspect) => {
                 self.attempts.give_back(&[suspect.message.id]).await;

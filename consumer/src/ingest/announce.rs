@@ -69,7 +69,7 @@ impl Announcer {
     /// Publishes a commit. Call it after each commit of a batch of `messages`, in the order of the
     /// commits.
     pub fn committed(&self, applied: &Applied, messages: usize) {
-        self.learn_clock(applied.committed_at_ms);
+        self.update_clock(applied.committed_at_ms);
         if applied.fresh.len() < messages {
             // Some were committed before, perhaps without an event: a gap in the numbers makes the
             // replicas reload.
@@ -82,7 +82,7 @@ impl Announcer {
 
     /// Sends heartbeats until the shutdown. Start it before the first commit.
     pub async fn run(&self, store: Arc<dyn Store>, status: Arc<ConsumerStatus>, shutdown: Shutdown) {
-        tokio::join!(self.beat(&status, shutdown.clone()), self.ask(&*store, &status, shutdown));
+        tokio::join!(self.beat(&status, shutdown.clone()), self.refresh_clock(&*store, &status, shutdown));
     }
 
     async fn beat(&self, status: &ConsumerStatus, mut shutdown: Shutdown) {
@@ -96,7 +96,7 @@ impl Announcer {
     }
 
     /// Asks for the store's time when no commit reported it. Heartbeats do not wait for the answer.
-    async fn ask(&self, store: &dyn Store, status: &ConsumerStatus, mut shutdown: Shutdown) {
+    async fn refresh_clock(&self, store: &dyn Store, status: &ConsumerStatus, mut shutdown: Shutdown) {
         loop {
             if self.clock_is_old() {
                 let answer = tokio::select! {
@@ -106,7 +106,7 @@ impl Announcer {
                 // A busy store is there.
                 status.set_silent(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::Failed(_))));
                 if let Ok(now_ms) = answer {
-                    self.learn_clock(now_ms);
+                    self.update_clock(now_ms);
                 }
             } else {
                 status.set_silent(false);
@@ -137,7 +137,7 @@ impl Announcer {
         });
     }
 
-    fn learn_clock(&self, store_ms: i64) {
+    fn update_clock(&self, store_ms: i64) {
         self.lock().store_clock = Some(StoreClock::read(store_ms));
     }
 

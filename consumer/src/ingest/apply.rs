@@ -17,7 +17,7 @@ use shared::runtime::shutdown::Shutdown;
 use shared::store::{Store, StoreError};
 
 use crate::ingest::batch_log;
-use crate::ingest::session::{BatchOutcome, Held, IngestSession, MessageBatch, answered};
+use crate::ingest::session::{BatchOutcome, DecodedDelivery, IngestSession, MessageBatch, answered};
 use crate::ingest::suspects::{STRIKES_MAX, SuspectEnd, answers};
 use crate::metrics::{count, metrics};
 
@@ -50,17 +50,17 @@ impl IngestSession<'_> {
         }
         let (again, batch): (Vec<_>, Vec<_>) =
             pairs(batch).into_iter().partition(|(_, message)| others.contains(&message.id));
-        self.again.extend(again.into_iter().map(Held::from));
+        self.again.extend(again.into_iter().map(DecodedDelivery::from));
         batch.into_iter().collect()
     }
 
     /// Tries alone a message that may have brought its consumer down, or gives it up.
     pub(crate) async fn try_again(
         &mut self,
-        held: Held,
+        held: DecodedDelivery,
         shutdown: &mut Shutdown,
     ) -> Result<BatchOutcome, Lost> {
-        let Held { delivery, message, .. } = held;
+        let DecodedDelivery { delivery, message, .. } = held;
         if self.attempts.again(message.id).await > STRIKES_MAX && !self.suspects.is_full() {
             self.suspects.add_crashed(delivery, message, self.ingest.status.commits());
             self.aside_of_window += 1;
@@ -155,7 +155,7 @@ impl IngestSession<'_> {
                     has_failed = true;
                     if matches!(error, StoreError::Failed(_)) {
                         // Each may take as long, so they take turns with batches.
-                        self.alone.extend(rest.drain(..).rev().map(Held::from));
+                        self.alone.extend(rest.drain(..).rev().map(DecodedDelivery::from));
                     }
                 }
             }

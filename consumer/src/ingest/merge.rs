@@ -40,7 +40,7 @@ impl Size {
 }
 
 /// Checks that `next` fits into the batch beside its messages.
-pub fn admit(batch: Size, next: Size, limits: &MergeLimits) -> Result<(), WhyStopped> {
+pub fn check_fit(batch: Size, next: Size, limits: &MergeLimits) -> Result<(), WhyStopped> {
     let together = batch.plus(next);
     if batch.messages == 0 {
         Ok(())
@@ -133,7 +133,7 @@ mod tests {
             let mut batch = Size::default();
             for (items, bytes) in sizes {
                 let next = Size::of(items, bytes);
-                match admit(batch, next, &LIMITS) {
+                match check_fit(batch, next, &LIMITS) {
                     Ok(()) => batch = batch.plus(next),
                     Err(WhyStopped::Items) => prop_assert!(batch.items + items > LIMITS.items_max),
                     Err(why) => {

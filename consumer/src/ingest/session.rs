@@ -22,7 +22,7 @@ use shared::store::{Store, StoreError};
 use crate::ingest::announce::Announcer;
 use crate::ingest::attempts::Attempts;
 use crate::ingest::batch_log;
-use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, Window, admit, when_empty};
+use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, Window, check_fit, when_empty};
 use crate::ingest::suspects::{Pace, SuspectEnd, Suspects};
 use crate::metrics::WhyStopped;
 use crate::metrics::{metrics, show_oldest};
@@ -143,13 +143,13 @@ impl FromIterator<(Delivery, Message)> for MessageBatch {
 }
 
 /// Decoded delivery.
-pub(crate) struct Held {
+pub(crate) struct DecodedDelivery {
     pub delivery: Delivery,
     pub message: Message,
     pub size: Size,
 }
 
-impl From<(Delivery, Message)> for Held {
+impl From<(Delivery, Message)> for DecodedDelivery {
     fn from((delivery, message): (Delivery, Message)) -> Self {
         let size = Size::of(message.entries.len(), delivery.body.len());
         Self { delivery, message, size }
@@ -167,11 +167,11 @@ pub(crate) enum BatchOutcome {
 
 /// Next work of the session.
 enum Next {
-    Message(Held),
+    Message(DecodedDelivery),
     /// A message that may have brought its consumer down: it is tried alone.
-    Again(Held),
+    Again(DecodedDelivery),
     /// A message from a batch in which another message took too long.
-    Alone(Held),
+    Alone(DecodedDelivery),
     SuspectEnd(SuspectEnd),
     Stopping,
 }
@@ -181,11 +181,11 @@ pub(crate) struct IngestSession<'a> {
     pub subscription: Box<dyn Subscription>,
     pub window: Window,
     /// Delivered and decoded, but too large for the previous batch.
-    pub pending: Option<Held>,
+    pub pending: Option<DecodedDelivery>,
     /// Messages that an ended process has noted.
-    pub again: VecDeque<Held>,
+    pub again: VecDeque<DecodedDelivery>,
     /// Rest of batches in which a message took too long: tried alone.
-    pub alone: VecDeque<Held>,
+    pub alone: VecDeque<DecodedDelivery>,
     /// Failed alone while the maximum is held aside.
     pub surplus: Vec<Delivery>,
     /// Messages of the present window that are held aside.
@@ -312,7 +312,11 @@ impl<'a> IngestSession<'a> {
     }
 
     /// Adds the messages that are there, and under load those that come within the linger.
-    async fn gather(&mut self, first: Held, shutdown: &mut Shutdown) -> Result<MessageBatch, Lost> {
+    async fn gather(
+        &mut self,
+        first: DecodedDelivery,
+        shutdown: &mut Shutdown,
+    ) -> Result<MessageBatch, Lost> {
         let (started, limits) = (Instant::now(), self.ingest.limits);
         let mut size = first.size;
         let mut held = vec![first];
@@ -331,7 +335,7 @@ impl<'a> IngestSession<'a> {
                 }
             };
             if let Some(next) = self.read(delivery).await? {
-                if let Err(why) = admit(size, next.size, &limits) {
+                if let Err(why) = check_fit(size, next.size, &limits) {
                     self.pending = Some(next);
                     break why;
                 }
@@ -345,7 +349,7 @@ impl<'a> IngestSession<'a> {
     }
 
     /// Decodes a delivery. Only a body that is no message for this build goes to the dead queue.
-    async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
+    async fn read(&mut self, delivery: Delivery) -> Result<Option<DecodedDelivery>, Lost> {
         match decoded(&delivery).await? {
             Ok(message) => {
                 self.ingest.status.oldest.observe(message.accepted_at_ms.min(message.id.time_ms()));

@@ -5,7 +5,7 @@
 //! ([`StoreError::Failed`]), between two small writes of the store's own that succeed promptly, and with
 //! commits of other messages since the failure before. A lost connection, a conflict, or a full, slow or
 //! stopping server is no strike, so an outage gives nothing up, and neither does a queue that holds
-//! nothing else. This type holds deliveries for a session and settles none.
+//! nothing else. [`Suspects`] holds deliveries for a session and settles none.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -297,7 +297,8 @@ impl Suspects {
                 } else {
                     self.pace.batch_time_max.saturating_mul(1 << suspect.failures.min(16))
                 };
-                self.trials.spawn(async move { (number, tried(&store, message, step, why, limit).await) });
+                self.trials
+                    .spawn(async move { (number, run_trial(&store, message, step, why, limit).await) });
             }
         }
     }
@@ -339,7 +340,7 @@ impl Drop for Suspects {
 }
 
 /// Runs one trial, between two probe writes.
-async fn tried(
+async fn run_trial(
     store: &Arc<dyn Store>,
     message: Message,
     step: TrialStep,

@@ -346,14 +346,14 @@ async fn a_message_that_cannot_be_read_is_known_to_be_in_hand_until_it_is_buried
     rig.reject_all(1).await;
     let reader = rig.reader();
     let status = reader.status.clone();
-    assert!(!status.is_burying());
+    assert!(!status.has_unreadable());
     let (trigger, shutdown) = shutdown::channel();
     let reading = tokio::spawn(reader.run(shutdown));
     wait_for("an attempt", async || rig.store.0.unburied.load(Ordering::Relaxed) >= 2).await;
-    assert!(status.is_burying(), "between two attempts");
+    assert!(status.has_unreadable(), "between two attempts");
     rig.store.0.is_full_of_the_dead.store(false, Ordering::Relaxed);
     rig.wait_for_letter(b"garbage").await;
-    wait_for("empty hands", async || !status.is_burying()).await;
+    wait_for("empty hands", async || !status.has_unreadable()).await;
     trigger.request();
     reading.await.expect("no panic");
     rig.wait_until_empty().await;

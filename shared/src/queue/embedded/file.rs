@@ -67,7 +67,7 @@ pub(super) struct Group {
     /// Number of the first newly rejected message among the dead ones.
     pub first_dead: u64,
     /// Messages that were rejected earlier and are settled now.
-    pub buried: Vec<u64>,
+    pub settled_dead: Vec<u64>,
 }
 
 pub(super) struct NewMessage {
@@ -143,8 +143,8 @@ impl QueueFile {
         if !group.applied.is_empty() || !group.rejected.is_empty() {
             query = query.bind(json(&group.applied, &group.rejected));
         }
-        if !group.buried.is_empty() {
-            query = query.bind(json(&group.buried, &[]));
+        if !group.settled_dead.is_empty() {
+            query = query.bind(json(&group.settled_dead, &[]));
         }
         let outcome = run_script(&mut self.connection, query, statements).await;
         if outcome.is_err() {
@@ -304,7 +304,7 @@ fn script(group: &Group) -> (String, usize) {
         sql.push_str("delete from message where seq in (select value from json_each(?));");
         statements += 1;
     }
-    if !group.buried.is_empty() {
+    if !group.settled_dead.is_empty() {
         sql.push_str("delete from dead where number in (select value from json_each(?));");
         statements += 1;
     }

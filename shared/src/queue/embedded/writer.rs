@@ -178,7 +178,7 @@ impl QueueWriter {
         }
         for settle in settles {
             let seqs = match (settle.lane, settle.settlement) {
-                (Lane::Dead, _) => &mut group.buried,
+                (Lane::Dead, _) => &mut group.settled_dead,
                 (Lane::Writes, Settlement::Applied) => &mut group.applied,
                 (Lane::Writes, Settlement::Rejected) => &mut group.rejected,
             };
