@@ -98,8 +98,8 @@ pub enum Body {
         /// The publisher cannot reach the store: no client need wait for an outcome of it.
         store_away: bool,
     },
-    /// The definition of this collection was replaced. Published by an API, which sends nothing more
-    /// under this number.
+    /// The definition of this collection was replaced. Published by an API, which sends nothing more as
+    /// this publisher.
     Defined {
         collection: Box<str>,
     },

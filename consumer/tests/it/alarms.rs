@@ -1,4 +1,4 @@
-//! The consumer as a process while its broker has a memory alarm and blocks those who publish.
+//! The consumer as a process while its broker has a memory alarm and blocks publishers.
 use crate::private::on_a_private_broker;
 use crate::stops::Process;
 use crate::wait_for;

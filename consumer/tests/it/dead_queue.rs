@@ -1,4 +1,5 @@
-//! The dead queue is read beside the ingest: what can be applied is, the rest becomes dead letters.
+//! The dead queue is read beside the ingest: messages that can be applied are, the rest become dead
+//! letters.
 use bytes::Bytes;
 use consumer::dead_letters::dead_queue::DeadQueue;
 use consumer::ingest::announce::Announcer;
@@ -51,14 +52,14 @@ impl Rig {
         self.letter(id_of(body)).await.expect("just seen")
     }
 
-    /// All of them.
+    /// All dead letters.
     async fn letters(&self) -> Vec<DeadLetter> {
         let filter = DeadLetterFilter::default();
         let page = DeadLetterPage { filter, discarded: false, after: None, limit: 1_000 };
         self.backend.store.dead_letters(page).await.expect("the store answers")
     }
 
-    /// Rejects everything that waits, as a consumer does that can read nothing of it.
+    /// Rejects all waiting messages, as a consumer does that can read none of them.
     async fn reject_all(&self, count: usize) {
         let mut subscription = self.backend.queue.subscribe(1).await.expect("subscribed");
         for _ in 0..count {
@@ -67,7 +68,7 @@ impl Rig {
         }
     }
 
-    /// Neither queue holds anything that is not in somebody's hands.
+    /// Waits until both queues are empty, apart from messages that a consumer holds.
     async fn wait_until_empty(&self) {
         let queue = &self.backend.queue;
         let mut writes = queue.subscribe(0).await.expect("subscribed");
@@ -83,7 +84,7 @@ impl Rig {
 }
 
 impl Rig {
-    /// Without an ingest beside it.
+    /// Reader of the dead queue without an ingest beside it.
     fn reader(&self) -> DeadQueue {
         let Backend { queue, store, events, ids, .. } = &self.backend;
         DeadQueue {
@@ -98,7 +99,7 @@ impl Rig {
     }
 }
 
-/// Somebody else gets it, whose store may take it.
+/// Another consumer gets the message, and its store may take it.
 async fn a_dead_message_that_was_held_for_long_is_given_back_and_not_lost(mut rig: Rig) -> Rig {
     rig.publish_body("held").await;
     rig.reject_all(1).await;
@@ -153,7 +154,7 @@ async fn what_cannot_be_read_becomes_dead_letters_and_leaves_the_queues_empty(mu
         rig.wait_until_empty().await;
     })
     .await;
-    // Nothing was in anybody's hands either.
+    // No consumer held one either.
     rig.wait_until_empty().await;
     assert_eq!(rig.letters().await.len(), 5);
     rig
@@ -212,7 +213,7 @@ async fn what_an_older_consumer_buried_is_applied_by_a_newer_one_and_the_rest_st
     rig
 }
 
-/// As an older consumer would that reads the dead queue before a newer one is there.
+/// An older consumer read the dead queue before a newer one was there.
 async fn what_an_older_consumer_buried_is_applied_by_a_redrive(mut rig: Rig) -> Rig {
     let message = rig.message("buried", 1);
     let version = shared::model::message::Undecodable::Version(1);
@@ -306,7 +307,7 @@ async fn a_crash_between_the_row_and_its_acknowledgement_makes_no_second_row(mut
     let (_trigger, shutdown) = shutdown::channel();
     let reading = tokio::spawn(reader.run(shutdown));
     let first = rig.wait_for_letter(b"garbage").await;
-    // In the middle: the row is there, and it does not know.
+    // In the middle of the statement: the row is there, and the consumer does not know.
     reading.abort();
     assert!(reading.await.expect_err("was aborted").is_cancelled());
     drop(unanswered);
@@ -339,7 +340,7 @@ async fn a_message_that_is_rejected_twice_is_not_lost(mut rig: Rig) -> Rig {
     rig
 }
 
-/// A broker does not count it while somebody holds it, and its age is not known.
+/// A broker does not count a message that a consumer holds, and its age is not known.
 async fn a_message_that_cannot_be_read_is_known_to_be_in_hand_until_it_is_buried(mut rig: Rig) -> Rig {
     rig.store.0.is_full_of_the_dead.store(true, Ordering::Relaxed);
     rig.publish_body("garbage").await;
@@ -396,7 +397,7 @@ async fn what_is_set_aside_of_a_dead_message_is_told_in_the_log(mut rig: Rig) ->
     rig
 }
 
-/// What was logged, line by line.
+/// Log lines of the test.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -1,5 +1,5 @@
-//! Documents that came before their collection was defined, and cost much by its schema: each goes
-//! aside alone, and what stands beside and behind them is applied meanwhile.
+//! Documents that came before the definition of their collection, and that its schema makes costly to
+//! check. Each is set aside alone, and writes beside and behind them are applied meanwhile.
 use shared::model::collection::Definition;
 use shared::model::message::encode;
 use shared::model::write::{Document, Item, Object, Write};
@@ -10,7 +10,7 @@ on_both_pairs! {
     documents_that_cost_too_much_are_set_aside_alone_and_nobody_waits_for_them
 }
 
-/// The longest that somebody else's write may wait.
+/// Longest wait of another client's write.
 const MEANWHILE_MAX: Duration = Duration::from_secs(2);
 
 fn document(data: &str) -> Item {

@@ -19,22 +19,22 @@ use testkit::store::{Layer, Layered};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A store that can be taken away and remembers how it was asked.
+/// A store that can be taken away and records its calls.
 struct Switched {
     store: Arc<dyn Store>,
     away: AtomicBool,
-    /// Messages of each `apply`.
+    /// Number of messages of each `apply`.
     asked: Mutex<Vec<usize>>,
-    /// While somebody holds it, what is committed is not answered.
+    /// While a test holds it, commits are not answered.
     answering: tokio::sync::Mutex<()>,
     failed: AtomicUsize,
-    /// Probes in vain.
+    /// Probes without an answer.
     unanswered: AtomicUsize,
     /// Takes everything but dead letters.
     is_full_of_the_dead: AtomicBool,
-    /// Dead letters that were not taken.
+    /// Dead letters that the store did not take.
     unburied: AtomicUsize,
-    /// While somebody holds it, a burial is not answered.
+    /// While a test holds it, writes of dead letters are not answered.
     burying: tokio::sync::Mutex<()>,
 }
 
@@ -133,7 +133,7 @@ impl Rig {
         outcome
     }
 
-    /// Waits until the store was asked in vain so often.
+    /// Waits until `count` calls of the store have failed.
     async fn wait_for_failures(&self, count: usize) {
         let asked = [&self.store.0.failed, &self.store.0.unanswered];
         let in_vain = || asked.iter().map(|asked| asked.load(Ordering::Relaxed)).sum::<usize>();
