@@ -87,8 +87,8 @@ async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let ops = ops::serve(host, port, &backend.progress, Arc::new(move || health(&status, &stopping)))
         .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))?;
     tracing::info!(ops.address = %ops.address(), "consumer started");
-    let (task, over) = shutdown::watched(consumer.run(shutdown));
-    let parts = std::iter::once(over).chain(backend.completions()).collect();
+    let (task, completion) = shutdown::watched(consumer.run(shutdown));
+    let parts = std::iter::once(completion).chain(backend.completions()).collect();
     let stopped = cli::stop_requested(&mut signals, consumer::STOP_MAX, parts).await;
     trigger.request();
     if let Err(error) = task.await {
