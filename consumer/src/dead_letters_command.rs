@@ -1,7 +1,8 @@
-//! `forebay-consumer dead-letters`: what could not be applied, for whoever looks after it.
+//! `forebay-consumer dead-letters`: an operator's commands for writes that could not be applied.
 //!
-//! Works on the store of the configured pair, past queue and API. Nobody is told of a redrive: API
-//! replicas show it once their cached reads have expired (`cache.ttl_ms`); a redrive by HTTP is told.
+//! Works on the store of the configured pair, without queue and API. A redrive here publishes no event:
+//! API replicas show it once their cached reads have expired (`cache.ttl_ms`). A redrive by HTTP
+//! publishes one.
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -26,14 +27,15 @@ use uuid::Uuid;
 /// Details are cut in tables; `show` and `--json` have all of them.
 const DETAIL_SHOWN_MAX: usize = 80;
 
-/// As `--json` prints it.
+/// A dead letter as `--json` prints it.
 #[derive(Serialize)]
 struct Shown<'l> {
     id: String,
     kind: &'l str,
     reason: &'l str,
     detail: &'l str,
-    /// As it travelled; text when it is not JSON, `base64:` and its bytes when it is not even that.
+    /// Item as it travelled; text when it is not JSON, `base64:` and its bytes when it is not text
+    /// either.
     item: Box<RawValue>,
     accepted_at: String,
     set_aside_at: String,
@@ -46,7 +48,7 @@ struct RedrivenShown<'l> {
     redriven: usize,
     failed_again: usize,
     items: Vec<ItemShown<'l>>,
-    /// For `--after`; null when there were no more.
+    /// Value for `--after`; null when no more follow.
     next: Option<String>,
 }
 
@@ -61,7 +63,7 @@ struct ItemShown<'l> {
 }
 
 #[derive(Subcommand)]
-pub enum Command {
+pub enum DeadLettersCommand {
     /// List them by id
     List {
         #[command(flatten)]
@@ -70,7 +72,7 @@ pub enum Command {
         #[arg(long)]
         discarded: bool,
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
     },
     /// Print one with its item
     Show {
@@ -93,7 +95,7 @@ pub enum Command {
         #[arg(long)]
         force: bool,
         #[command(flatten)]
-        page: Page,
+        page: PageArgs,
     },
     /// Mark one as never to be applied
     Discard { id: String },
@@ -110,7 +112,7 @@ pub struct Filter {
 }
 
 #[derive(Args)]
-pub struct Page {
+pub struct PageArgs {
     /// How many at most
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     limit: u32,
@@ -122,16 +124,17 @@ pub struct Page {
     json: bool,
 }
 
-pub async fn run(options: &Options, command: &Command) -> anyhow::Result<()> {
+pub async fn run(options: &Options, command: &DeadLettersCommand) -> anyhow::Result<()> {
     let opened = backend::open_store(&config(options)?).await?;
     let text = execute(&opened, command).await;
     opened.store.close().await;
-    // Whoever reads it may be gone already.
+    // The reader of the pipe may be gone already.
     let _ = std::io::stdout().write_all(text?.as_bytes());
     Ok(())
 }
 
-/// The consumer does not run on the embedded pair, but may look after its store.
+/// Loads the configuration. The consumer does not run on the embedded pair, but this command may use its
+/// store.
 fn config(options: &Options) -> anyhow::Result<Config> {
     let error = match options.load(Program::Consumer) {
         Ok(loaded) => return Ok(loaded.config),
@@ -143,24 +146,24 @@ fn config(options: &Options) -> anyhow::Result<Config> {
     }
 }
 
-async fn execute(opened: &OpenStore, command: &Command) -> anyhow::Result<String> {
+async fn execute(opened: &OpenStore, command: &DeadLettersCommand) -> anyhow::Result<String> {
     let OpenStore { store, ids, .. } = opened;
     match command {
-        Command::List { filter, discarded, page } => {
+        DeadLettersCommand::List { filter, discarded, page } => {
             list(store.as_ref(), ids, filter.asked(None), *discarded, page).await
         }
-        Command::Show { id, json } => {
+        DeadLettersCommand::Show { id, json } => {
             let letter = store.dead_letter(key_of(ids, id)?).await?;
             let letter = letter.with_context(|| format!("there is no dead letter {id}"))?;
             if *json { pretty(&shown(ids, &letter)?) } else { Ok(as_text(ids, &letter)) }
         }
-        Command::Redrive { filter, id, dry_run, force, page } => {
+        DeadLettersCommand::Redrive { filter, id, dry_run, force, page } => {
             let id = id.as_deref().map(|id| key_of(ids, id)).transpose()?;
             let (filter, after) = (filter.asked(id), page.after(ids)?);
             let asked = Redrive { filter, after, limit: page.limit, dry_run: *dry_run, force: *force };
             redrive(store.as_ref(), ids, asked, page.json).await
         }
-        Command::Discard { id } => {
+        DeadLettersCommand::Discard { id } => {
             if !store.discard(key_of(ids, id)?).await? {
                 bail!("there is no dead letter {id}");
             }
@@ -175,7 +178,7 @@ impl Filter {
     }
 }
 
-impl Page {
+impl PageArgs {
     fn after(&self, ids: &IdKeys) -> anyhow::Result<Option<Uuid>> {
         self.after.as_deref().map(|after| key_of(ids, after)).transpose()
     }
@@ -186,7 +189,7 @@ async fn list(
     ids: &IdKeys,
     filter: DeadLetterFilter,
     discarded: bool,
-    page: &Page,
+    page: &PageArgs,
 ) -> anyhow::Result<String> {
     let asked = DeadLetterPage { filter, discarded, after: page.after(ids)?, limit: page.limit };
     let letters = store.dead_letters(asked).await?;
@@ -292,7 +295,7 @@ fn rfc3339(at_ms: i64) -> String {
     at.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{at_ms} ms"))
 }
 
-/// What clients sent must not move the cursor of a terminal.
+/// Escapes control characters: a client's text must not move the cursor of a terminal.
 fn visible(text: &str) -> String {
     let escape = |character: char| {
         let escaped = character.is_control().then(|| character.escape_default().to_string());

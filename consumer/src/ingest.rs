@@ -1,5 +1,5 @@
-//! The way of a message: delivered, merged with others, applied in one transaction, announced,
-//! acknowledged. What fails alone goes aside.
+//! Path of a message: delivered, merged with others, applied in one transaction, announced, acknowledged.
+//! A message that fails alone is held aside.
 pub mod announce;
 mod apply;
 pub(crate) mod attempts;

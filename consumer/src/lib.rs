@@ -26,21 +26,22 @@ use crate::ingest::merge::MergeLimits;
 use crate::ingest::session::{Ingest, STOP_PATIENCE};
 use crate::ingest::suspects::Pace;
 use crate::retention::housekeeping::Housekeeping;
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
-/// How long a part of the housekeeping may go on after the ingest has stopped.
+/// Longest time that housekeeping may go on after the ingest has stopped.
 const HOUSEKEEPING_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The same for the reader of the dead queue, which gives back what the store does not take in time.
+/// Longest time for the reader of the dead queue, which gives back messages that the store does not take
+/// in time.
 const DEAD_QUEUE_PATIENCE: Duration = Duration::from_secs(8);
 
-/// The longest stop of a consumer whose threads run: its parts one after the other, and a little.
+/// Longest stop of a consumer whose threads run: its parts one after the other, plus a margin.
 pub const STOP_MAX: Duration = STOP_PATIENCE
     .saturating_add(HOUSEKEEPING_PATIENCE)
     .saturating_add(DEAD_QUEUE_PATIENCE)
     .saturating_add(Duration::from_secs(3));
 
-/// A consumer that is ready to run.
+/// Consumer that is ready to run.
 pub struct Consumer {
     ingest: Ingest,
     dead_queue: DeadQueue,
@@ -50,7 +51,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// `publisher` names this process among all consumers; draw it at random.
+    /// Builds a consumer. `publisher` names this process among all consumers; draw it at random.
     pub fn new(config: &Config, backend: &Backend, publisher: u64) -> Self {
         let announcer = Arc::new(Announcer::new(backend.events.clone(), publisher));
         let (queue, progress) = (&config.queue, &backend.progress);
@@ -72,7 +73,7 @@ impl Consumer {
             prefetch: queue.prefetch,
             pace,
             in_hand: in_hand("ingest"),
-            status: Arc::new(Status::default()),
+            status: Arc::new(ConsumerStatus::default()),
         };
         let dead_queue = DeadQueue {
             queue: backend.queue.clone(),
@@ -87,14 +88,14 @@ impl Consumer {
         Self { ingest, dead_queue, announcer, housekeeping, progress: progress.clone() }
     }
 
-    pub fn status(&self) -> Arc<Status> {
+    pub fn status(&self) -> Arc<ConsumerStatus> {
         self.ingest.status.clone()
     }
 
-    /// Works until the shutdown, then settles or gives back what is in hand. The ports stay open. Each of
-    /// its parts is needed, so the end of one of them is the end of all: whoever runs it must watch it.
+    /// Works until the shutdown, then settles or gives back the messages in hand. The ports stay open.
+    /// Each part is needed, so the end of one part is the end of all: the caller must watch this future.
     pub async fn run(self, shutdown: Shutdown) {
-        // Ends after the ingest, which may have a batch to settle.
+        // Stops after the ingest, which may have a batch to settle.
         let (quiet, until_quiet) = shutdown::channel();
         let (stop, stopping) = shutdown::channel();
         let (announcer, store, status) = (self.announcer.clone(), self.ingest.store.clone(), self.status());
@@ -114,7 +115,7 @@ impl Consumer {
         };
         tokio::join!(watched.watching("ingest", self.ingest.run(stopping)), watch);
         self.ingest.status.consuming.store(false, Ordering::Relaxed);
-        // It may be in the middle of a statement; the heartbeats go on until it is done.
+        // Housekeeping may be in the middle of a statement; the heartbeats go on until it is done.
         end("housekeeping", housekeeping, HOUSEKEEPING_PATIENCE).await;
         end("dead queue", dead_queue, DEAD_QUEUE_PATIENCE).await;
         quiet.request();
@@ -126,7 +127,7 @@ impl Consumer {
     }
 }
 
-/// Waits for the shutdown or for the end of a part; whether that was first.
+/// Waits for the shutdown or for the end of a part; `true` when a part ended first.
 async fn ended_before(mut shutdown: Shutdown, [mut one, mut two, mut three]: [Shutdown; 3]) -> bool {
     tokio::select! {
         biased;
@@ -137,7 +138,7 @@ async fn ended_before(mut shutdown: Shutdown, [mut one, mut two, mut three]: [Sh
     }
 }
 
-/// Waits for its end, and ends it when a server does not answer: what it leaves is done later.
+/// Waits for a task's end, and aborts it when a server does not answer: the rest is done later.
 async fn end(name: &'static str, mut task: JoinHandle<()>, patience: Duration) {
     match tokio::time::timeout(patience, &mut task).await {
         Ok(Ok(())) => {}

@@ -1,28 +1,28 @@
-//! How old the messages are that may still come, and so what may be forgotten.
+//! Age of the oldest message that may still come, which decides what may be forgotten.
 //!
-//! Each consumer tells the oldest accept time that it holds or may be given; what was applied
-//! `ids.remembered_for_hours` before the oldest of all can be forgotten. That moves by deliveries
-//! only: no clock can make what waits in a queue look old. Pure but for a lock; times that pass are
-//! monotonic. Why it is so: `docs/decisions/0010-floor-and-retention.md`.
+//! Each consumer reports the oldest accept time that it holds or may be given. Entries that were applied
+//! `ids.remembered_for_hours` before the oldest of all can be forgotten. The watermark moves by
+//! deliveries only: no clock can make a message in a queue look old. Pure but for a lock; durations are
+//! monotonic. The reasons are in `docs/decisions/0010-floor-and-retention.md`.
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// A message that somebody was given may come again for so long: the broker's `consumer_timeout`,
-/// which is 30 minutes, and a margin.
+/// Time within which a message that was delivered may come again: the broker's `consumer_timeout`, which
+/// is 30 minutes, and a margin.
 pub const MAY_RETURN_FOR: Duration = Duration::from_mins(35);
 
-/// The oldest accept time that one consumer holds or may be given.
+/// Oldest accept time that one consumer holds or may be given.
 #[derive(Debug, Default)]
 pub struct LowWatermark(Mutex<ObservedWindow>);
 
 impl LowWatermark {
-    /// A message came, which was accepted then.
+    /// Records the accept time of a message that came.
     pub fn observe(&self, accepted_at_ms: i64) {
         self.window().observe(accepted_at_ms, Instant::now());
     }
 
-    /// In milliseconds since 1970; `None` before the first message. While `has_dead`, messages may
-    /// be given that nobody here has seen: it stays where it is.
+    /// Watermark in milliseconds since 1970; `None` before the first message. While `has_dead`, messages
+    /// may be given that this consumer has not seen, so the watermark stays where it is.
     pub fn report(&self, has_dead: bool, now: Instant) -> Option<i64> {
         let mut window = self.window();
         let oldest = window.oldest(now)?;
@@ -37,8 +37,8 @@ impl LowWatermark {
     }
 }
 
-/// The least of what came within [`MAY_RETURN_FOR`], and of what came in the time of that length
-/// before, or last.
+/// Minimum of the times that came within [`MAY_RETURN_FOR`], and of those in the period of that length
+/// before, or the last one.
 #[derive(Debug, Default)]
 struct ObservedWindow {
     begun: Option<Instant>,
@@ -81,7 +81,7 @@ mod tests {
             window.observe(100 + i64::from(passed), begin + minute * passed);
             assert_eq!(window.oldest(begin + minute * passed), Some(3));
         }
-        // Given again to somebody, just before the end.
+        // Redelivered just before the end.
         window.observe(50, begin + minute * 34);
         for passed in 35..=69 {
             window.observe(200, begin + minute * passed);
@@ -99,7 +99,7 @@ mod tests {
         for days in 1..9 {
             assert_eq!(window.oldest(begin + Duration::from_hours(24 * days)), Some(3));
         }
-        // Behind an outage the first that comes is as old as the queue.
+        // After an outage the first message is as old as the queue.
         window.observe(2, begin + Duration::from_hours(24 * 9));
         assert_eq!(window.oldest(begin + Duration::from_hours(24 * 9)), Some(2));
     }
@@ -111,7 +111,7 @@ mod tests {
         window.observe(3, begin);
         for passed in (0..300).step_by(10) {
             let now = begin + Duration::from_mins(passed);
-            // As `LowWatermark::tell` does.
+            // As in `LowWatermark::report`.
             let oldest = window.oldest(now).expect("something came");
             window.observe(oldest, now);
             window.observe(1_000, now);

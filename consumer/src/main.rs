@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use consumer::Consumer;
-use consumer::status::Status as Ingesting;
+use consumer::status::ConsumerStatus;
 use shared::config::load::LoadedConfig;
 use shared::config::load::profile::Program;
 use shared::config::load::report::check_config_report;
@@ -25,15 +25,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Applies queued writes to the store.
 #[derive(Parser)]
 #[command(name = "forebay-consumer", version)]
-struct Cli {
+struct ConsumerCli {
     #[command(flatten)]
     options: Options,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<ConsumerCommand>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum ConsumerCommand {
     /// Consume (the default)
     Run,
     /// Print every setting with its origin
@@ -43,26 +43,26 @@ enum Command {
     /// Look after what could not be applied
     DeadLetters {
         #[command(subcommand)]
-        command: dead_letters_command::Command,
+        command: dead_letters_command::DeadLettersCommand,
     },
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = ConsumerCli::parse();
     let outcome = cli::block_on(dispatch(&cli));
     outcome.map_or_else(|error| cli::exit_with(&error), |()| ExitCode::SUCCESS)
 }
 
-async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+async fn dispatch(cli: &ConsumerCli) -> anyhow::Result<()> {
     let options = &cli.options;
-    match cli.command.as_ref().unwrap_or(&Command::Run) {
-        Command::Run => run(options.start(Program::Consumer)?).await,
-        Command::CheckConfig => {
+    match cli.command.as_ref().unwrap_or(&ConsumerCommand::Run) {
+        ConsumerCommand::Run => run(options.start(Program::Consumer)?).await,
+        ConsumerCommand::CheckConfig => {
             print!("{}", check_config_report(&options.load(Program::Consumer)?));
             Ok(())
         }
-        Command::DeadLetters { command } => dead_letters_command::run(options, command).await,
-        Command::Healthcheck => cli::healthcheck(&options.load(Program::Consumer)?.config).await,
+        ConsumerCommand::DeadLetters { command } => dead_letters_command::run(options, command).await,
+        ConsumerCommand::Healthcheck => cli::healthcheck(&options.load(Program::Consumer)?.config).await,
     }
 }
 
@@ -87,8 +87,8 @@ async fn run(loaded: LoadedConfig) -> anyhow::Result<()> {
     let ops = ops::serve(host, port, &backend.progress, Arc::new(move || health(&status, &stopping)))
         .with_context(|| format!("cannot listen on {host}:{port} (ops.host, ops.port)"))?;
     tracing::info!(ops.address = %ops.address(), "consumer started");
-    let (task, over) = shutdown::watched(consumer.run(shutdown));
-    let parts = std::iter::once(over).chain(backend.completions()).collect();
+    let (task, completion) = shutdown::watched(consumer.run(shutdown));
+    let parts = std::iter::once(completion).chain(backend.completions()).collect();
     let stopped = cli::stop_requested(&mut signals, consumer::STOP_MAX, parts).await;
     trigger.request();
     if let Err(error) = task.await {
@@ -102,8 +102,9 @@ async fn run(loaded: LoadedConfig) -> anyhow::Result<()> {
     stopped
 }
 
-/// Away dependencies degrade: nothing is lost while they are, and it goes on by itself.
-fn health(ingesting: &Ingesting, stopping: &Shutdown) -> Health {
+/// Health of the process. A dependency that is away degrades it: nothing is lost meanwhile, and it
+/// recovers without help.
+fn health(ingesting: &ConsumerStatus, stopping: &Shutdown) -> Health {
     let consuming = ingesting.consuming.load(Ordering::Relaxed);
     let store = !ingesting.store_is_away();
     let word = |healthy| if healthy { "healthy" } else { "unhealthy" };

@@ -12,7 +12,7 @@ use shared::model::message::Message;
 use shared::model::outcome::{Applied, KeyedVerdict, Reason};
 use shared::runtime::clock;
 
-/// Why a batch is not larger. The words are metric labels.
+/// Reason why a batch is not larger. The names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhyStopped {
     /// The next message would exceed the items of a batch.
@@ -21,11 +21,11 @@ pub enum WhyStopped {
     Bytes,
     /// Everything that may be unacknowledged is in this batch.
     Window,
-    /// Nothing more was there, and there is no load to wait for.
+    /// No more messages were there, and there is no load to wait for.
     Drained,
     /// Waited for more as long as allowed.
     Lingered,
-    /// The program is asked to stop.
+    /// A stop was requested.
     Stopping,
 }
 
@@ -45,7 +45,7 @@ impl WhyStopped {
     }
 }
 
-pub struct Metrics {
+pub struct ConsumerMetrics {
     /// Items applied, by `kind`.
     pub applied: IntCounterVec,
     /// Items set aside, by `reason`.
@@ -59,16 +59,16 @@ pub struct Metrics {
     pub given_up: IntCounter,
     /// Messages moved to the dead queue, by `reason`.
     pub rejected: IntCounterVec,
-    /// Messages of the dead queue that were dealt with, by `outcome`: `applied`, or why they are
-    /// dead letters now.
+    /// Messages of the dead queue that were processed, by `outcome`: `applied`, or the reason why they
+    /// are dead letters now.
     pub dead_messages: IntCounterVec,
-    /// Messages that waited in the dead queue when it was last looked at.
+    /// Messages in the dead queue at the last look.
     pub dead_waiting: IntGauge,
     /// 1 while a message of the dead queue waits for the store.
     pub dead_paused: IntGauge,
     /// Items per transaction.
     pub batch_items: Histogram,
-    /// Transactions, by why the batch `stopped` growing.
+    /// Transactions, by the reason why the batch `stopped` growing.
     pub batches: IntCounterVec,
     /// Seconds from accepting a write to its commit.
     pub accept_to_applied: Histogram,
@@ -78,21 +78,22 @@ pub struct Metrics {
     pub paused: IntGauge,
     /// Rows that housekeeping deleted because they were older than their retention.
     pub housekept_rows: IntCounter,
-    /// Partitions that it dropped.
+    /// Partitions that housekeeping dropped.
     pub housekept_partitions: IntCounter,
-    /// Dead letters that wait for somebody, when housekeeping counted last.
+    /// Dead letters that wait for an operator, at the last count by housekeeping.
     pub dead_letters: IntGauge,
     /// Partitions that could not be dropped for more than a day.
     pub overdue_partitions: IntGauge,
 }
 
-/// Registered at first use with Prometheus' default registry.
-pub fn metrics() -> &'static Metrics {
-    static METRICS: LazyLock<Metrics> = LazyLock::new(|| register().expect("metric names are distinct"));
+/// Metrics, registered at first use with Prometheus' default registry.
+pub fn metrics() -> &'static ConsumerMetrics {
+    static METRICS: LazyLock<ConsumerMetrics> =
+        LazyLock::new(|| register().expect("metric names are distinct"));
     &METRICS
 }
 
-/// A counter by one label. Each value that the label can have begins at 0, so that its first increase is seen.
+/// Counter with one label. Each value of the label begins at 0, so that its first increase is seen.
 fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::Result<IntCounterVec> {
     let counters = register_int_counter_vec!(opts!(name, help), &[label])?;
     for value in values {
@@ -104,12 +105,12 @@ fn counted(name: &str, help: &str, label: &str, values: &[&str]) -> prometheus::
 /// Accept time of the oldest message in hand that is not applied, in milliseconds since 1970; 0 for none.
 static OLDEST_MS: AtomicI64 = AtomicI64::new(0);
 
-/// Names the oldest message in hand that is not applied.
+/// Sets the oldest message in hand that is not applied.
 pub(crate) fn show_oldest(accepted_at_ms: Option<i64>) {
     OLDEST_MS.store(accepted_at_ms.unwrap_or(0), Ordering::Relaxed);
 }
 
-/// A gauge whose value grows between two looks: it is computed when it is read.
+/// Gauge that grows between two scrapes: its value is computed at each read.
 struct OldestUnapplied(Gauge);
 
 impl Collector for OldestUnapplied {
@@ -125,7 +126,7 @@ impl Collector for OldestUnapplied {
     }
 }
 
-fn register() -> prometheus::Result<Metrics> {
+fn register() -> prometheus::Result<ConsumerMetrics> {
     prometheus::register(Box::new(OldestUnapplied(Gauge::new(
         "forebay_consumer_oldest_unapplied_seconds",
         "age of the oldest message in hand that is not applied; 0 when nothing waits",
@@ -133,7 +134,7 @@ fn register() -> prometheus::Result<Metrics> {
     let seconds = vec![0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0];
     let items = vec![1.0, 4.0, 16.0, 64.0, 250.0, 500.0, 1_000.0, 2_000.0, 4_000.0, 8_000.0];
     let [applied, set_aside, rejected, dead_messages, batches] = register_counted()?;
-    Ok(Metrics {
+    Ok(ConsumerMetrics {
         applied,
         set_aside,
         duplicates: register_int_counter!(
@@ -196,7 +197,7 @@ fn register() -> prometheus::Result<Metrics> {
     })
 }
 
-/// The counters that have a label.
+/// Registers the counters that have a label.
 fn register_counted() -> prometheus::Result<[IntCounterVec; 5]> {
     Ok([
         counted(
@@ -247,14 +248,14 @@ pub(crate) fn count(messages: &[Message], applied: &Applied) {
         metrics().accept_to_applied.observe(waited_ms as f64 / 1_000.0);
         for (index, entry) in message.entries.iter().enumerate() {
             let is_aside = !set_aside.is_empty() && set_aside.contains(&message.item_key(index));
-            // Keyed ones have verdicts.
+            // Keyed items have verdicts.
             if entry.keyed().is_none() && !is_aside {
                 counts[entry.kind() as usize - 1] += 1;
             }
         }
     }
-    let applied_keyed = applied.keyed.iter().filter(|told| told.verdict == KeyedVerdict::Applied);
-    for kind in applied_keyed.filter_map(|told| told.item.kind()) {
+    let applied_keyed = applied.keyed.iter().filter(|keyed| keyed.verdict == KeyedVerdict::Applied);
+    for kind in applied_keyed.filter_map(|keyed| keyed.item.kind()) {
         counts[kind as usize - 1] += 1;
     }
     for (kind, count) in Kind::ALL.into_iter().zip(counts) {

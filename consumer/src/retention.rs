@@ -1,3 +1,3 @@
-//! What may be forgotten, and the work of deleting it.
+//! Retention: the limit before which the store may forget, and the deletion.
 pub mod forget_before;
 pub mod housekeeping;

@@ -1,10 +1,10 @@
-//! What consumers tell the API replicas: changed values, so that caches follow without asking, and
-//! outcomes, so that whoever waits for one is answered. A replica tells the others that it replaced a
+//! Events from consumers to the API replicas: changed values, so that caches follow without requests, and
+//! outcomes, so that waiting clients get an answer. A replica publishes to the others that it replaced a
 //! definition.
 //!
-//! Events are best effort and never carry a promise: they are numbered per publisher, a heartbeat
-//! repeats the last number, and [`Continuity`] turns a hole or silence into "anything may have
-//! changed". No acknowledgement of a queue message waits for an event.
+//! Events are best effort and never carry a promise. They are numbered per publisher, a heartbeat repeats
+//! the last number, and [`Continuity`] turns a gap or silence into "anything may have changed". No
+//! acknowledgement of a queue message waits for an event.
 pub mod in_process;
 pub mod rabbitmq;
 mod read;
@@ -22,34 +22,34 @@ use crate::model::idempotency::{Fingerprint, item_key};
 use crate::model::outcome::{Counter, KeyedVerdict};
 use crate::runtime::shutdown::Shutdown;
 
-/// A publisher that was not heard for this long is gone, and what it said last may be missing.
+/// Silence after which a publisher counts as gone, and its last events may be missing.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// How often a publisher repeats its last number.
+/// Interval at which a publisher repeats its last number.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 
 #[async_trait]
 pub trait Events: Send + Sync {
-    /// Hands an event to the channel without waiting; a full channel drops it, and the numbers
-    /// tell the subscribers.
+    /// Hands an event to the channel without waiting. A full channel drops it, and subscribers notice by
+    /// the numbers.
     fn publish(&self, event: Event);
 
-    /// Events from now on.
+    /// Subscribes to events from now on.
     async fn subscribe(&self) -> Box<dyn EventStream>;
 
-    /// What hears the ends of the tasks that it runs by itself, as that of the queue does.
+    /// Completion signals of its background tasks, as those of the queue.
     fn completions(&self) -> Vec<Shutdown> {
         Vec::new()
     }
 
-    /// Sends what was handed over, then closes the session.
+    /// Sends the events that were handed over, then closes the session.
     async fn close(&self);
 }
 
 #[async_trait]
 pub trait EventStream: Send {
-    /// The next signal. Never ends while the process runs: a lost session is rebuilt. Panics when the
-    /// task behind it did, so that who reads does not wait for ever. Safe to cancel.
+    /// Returns the next signal. Never ends while the process runs: a lost session is rebuilt. Panics when
+    /// the task behind it did, so that the reader does not wait for ever. Safe to cancel.
     async fn next(&mut self) -> Signal;
 }
 
@@ -62,10 +62,10 @@ pub enum Signal {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Drawn at random by each consumer process.
+    /// Number that each consumer process draws at random.
     pub publisher: u64,
-    /// Of a change: its own number, from 1; one that is left out means "look for yourselves". Of
-    /// a heartbeat: the last number.
+    /// Number of the event. A change has its own number, from 1; a gap means that caches must be
+    /// reloaded. A heartbeat repeats the last number.
     pub number: u64,
     /// The store's clock at the publisher, in milliseconds since 1970; `None` until it is known.
     pub store_time_ms: Option<i64>,
@@ -73,13 +73,13 @@ pub struct Event {
 }
 
 impl Event {
-    /// From somebody who changed the store and does not say what: the number of a change that
-    /// nobody heard is a hole, so whoever hears this looks for himself. `publisher` is drawn at random.
+    /// Event of a publisher that changed the store and does not publish the details: its one change is a
+    /// missing number, so each subscriber reloads. `publisher` is drawn at random.
     pub fn something_changed(publisher: u64) -> Self {
         Self { publisher, number: 1, store_time_ms: None, body: Body::Goodbye }
     }
 
-    /// From an API that replaced a definition. `publisher` is drawn at random.
+    /// Event of an API that replaced a definition. `publisher` is drawn at random.
     pub fn defined(publisher: u64, collection: &str) -> Self {
         Self {
             publisher,
@@ -95,22 +95,23 @@ impl Event {
 pub enum Body {
     Committed(Committed),
     Heartbeat {
-        /// The publisher cannot reach the store: nobody need wait for an outcome of its.
+        /// The publisher cannot reach the store: no client need wait for an outcome of it.
         store_away: bool,
     },
-    /// The definition of this collection was replaced. Said by an API, which is heard of no more.
+    /// The definition of this collection was replaced. Published by an API, which sends nothing more as
+    /// this publisher.
     Defined {
         collection: Box<str>,
     },
     /// The publisher stops; its silence means nothing from now on.
     Goodbye,
-    /// A body that only a newer build knows. It is numbered like a commit.
+    /// Body that only a newer build knows. It is numbered like a commit.
     #[serde(skip)]
     Unknown,
 }
 
-/// What one transaction did, or a part of it: a large one is told in several events. What a
-/// message came to is told before the message is named in `messages`, or in the same event.
+/// Effects of one transaction, or a part of them: a large transaction is spread over several events. The
+/// outcome of a message is published before the message is named in `messages`, or in the same event.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Committed {
@@ -122,7 +123,7 @@ pub struct Committed {
     /// Documents that were deleted, by their keys.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub deleted: Vec<Uuid>,
-    /// After increments that somebody waits for.
+    /// Results right after increments that a client waits for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub standings: Vec<Standing>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -133,8 +134,8 @@ pub struct Committed {
     /// Messages that were applied: each item of them that is neither failed nor keyed is, too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<Uuid>,
-    /// Items of which an event of another version says something that this build cannot read: only
-    /// the store knows what they came to.
+    /// Items for which an event of another version has an entry that this build cannot read: only the
+    /// store knows their outcome.
     #[serde(skip)]
     pub unclear: Vec<ItemKey>,
 }
@@ -153,14 +154,14 @@ pub struct Standing {
 pub struct ItemFailed {
     #[serde(with = "item_key")]
     pub item: ItemKey,
-    /// Of a keyed item.
+    /// Fingerprint of a keyed item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
     pub reason: Box<str>,
     pub detail: Box<str>,
 }
 
-/// What a keyed item came to.
+/// Result of a keyed item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyedTold {
     #[serde(with = "item_key")]
@@ -194,26 +195,26 @@ impl From<CounterChanged> for Counter {
 /// Follows the numbers of all publishers.
 #[derive(Debug, Default)]
 pub struct Continuity {
-    publishers: HashMap<u64, Heard>,
+    publishers: HashMap<u64, LastEvent>,
 }
 
 #[derive(Debug)]
-struct Heard {
+struct LastEvent {
     number: u64,
     at: Instant,
 }
 
-/// Whether everything was heard so far.
+/// Result of a check of the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sequence {
     Complete,
-    /// Something was missed: any cached value may be old.
+    /// Events were missed: any cached value may be old.
     Gap,
 }
 
 impl Continuity {
     pub fn on_event(&mut self, event: &Event, now: Instant) -> Sequence {
-        let known = self.publishers.get(&event.publisher).map_or(0, |heard| heard.number);
+        let known = self.publishers.get(&event.publisher).map_or(0, |last| last.number);
         let expected = match event.body {
             Body::Committed(_) | Body::Defined { .. } | Body::Unknown => known + 1,
             Body::Heartbeat { .. } | Body::Goodbye => known,
@@ -222,19 +223,19 @@ impl Continuity {
             self.publishers.remove(&event.publisher);
         } else {
             let number = event.number.max(known);
-            self.publishers.insert(event.publisher, Heard { number, at: now });
+            self.publishers.insert(event.publisher, LastEvent { number, at: now });
         }
         if event.number > expected { Sequence::Gap } else { Sequence::Complete }
     }
 
-    /// Forgets publishers that fell silent; to be called about once a second.
+    /// Removes publishers that fell silent; call it about once a second.
     pub fn check_silence(&mut self, now: Instant) -> Sequence {
         let before = self.publishers.len();
-        self.publishers.retain(|_, heard| now.duration_since(heard.at) < SILENCE_MAX);
+        self.publishers.retain(|_, last| now.duration_since(last.at) < SILENCE_MAX);
         if self.publishers.len() < before { Sequence::Gap } else { Sequence::Complete }
     }
 
-    /// After an interruption nothing is known of anybody.
+    /// Forgets all publishers after an interruption.
     pub fn reset(&mut self) {
         self.publishers.clear();
     }
@@ -257,8 +258,8 @@ mod tests {
     #[test]
     fn a_publisher_heard_from_its_beginning_leaves_no_hole() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        for heard in [event(0, HEARTBEAT), changed(1), changed(2), event(2, HEARTBEAT)] {
-            assert_eq!(continuity.on_event(&heard, now), Sequence::Complete, "{heard:?}");
+        for event in [event(0, HEARTBEAT), changed(1), changed(2), event(2, HEARTBEAT)] {
+            assert_eq!(continuity.on_event(&event, now), Sequence::Complete, "{event:?}");
         }
         assert_eq!(continuity.on_event(&event(2, Body::Goodbye), now), Sequence::Complete);
         assert_eq!(continuity.check_silence(now + SILENCE_MAX), Sequence::Complete);
@@ -293,8 +294,8 @@ mod tests {
     #[test]
     fn a_body_of_a_newer_version_is_numbered_like_a_change_and_is_no_hole() {
         let (mut continuity, now) = (Continuity::default(), Instant::now());
-        for heard in [changed(1), event(2, Body::Unknown), event(2, HEARTBEAT), changed(3)] {
-            assert_eq!(continuity.on_event(&heard, now), Sequence::Complete, "{heard:?}");
+        for event in [changed(1), event(2, Body::Unknown), event(2, HEARTBEAT), changed(3)] {
+            assert_eq!(continuity.on_event(&event, now), Sequence::Complete, "{event:?}");
         }
         assert_eq!(continuity.on_event(&event(5, Body::Unknown), now), Sequence::Gap);
     }

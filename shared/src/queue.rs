@@ -1,4 +1,4 @@
-//! The durable queue between the API and the consumer, as a port.
+//! Durable queue between the API and the consumer, as a port.
 //!
 //! Two implementations, [`rabbitmq`] and [`embedded`], hold the same contract, which
 //! `shared/tests/it/queue.rs` runs against both:
@@ -20,47 +20,47 @@ use bytes::Bytes;
 use crate::model::message::Outgoing;
 use crate::runtime::shutdown::Shutdown;
 
-/// The most messages that may be unacknowledged; quorum queues take no more.
+/// Maximum of unacknowledged messages; quorum queues take no more.
 pub const PREFETCH_MAX: u16 = 2_000;
 
-/// One end of the queue for each side.
+/// Both sides of the queue.
 #[async_trait]
 pub trait Queue: Send + Sync {
-    /// The publisher of this process, shared by all its batchers.
+    /// Publisher of this process, shared by all its batchers.
     fn publisher(&self) -> Arc<dyn Publisher>;
 
     /// Opens a subscription with `window` unacknowledged messages at most.
     async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
 
-    /// The same for rejected messages. Nothing is behind them: to reject one again is refused, and
-    /// ends the subscription, so that the message stays.
+    /// Opens a subscription to rejected messages. There is no queue behind them: to reject one again is
+    /// refused, and ends the subscription, so that the message stays.
     async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
 
-    /// Whether messages wait in the dead queue, where they may have been for long, or may be on their
-    /// way to it. An error when that cannot be known.
+    /// Tests for messages in the dead queue, which may have been there for long, or on their way to it.
+    /// An error when that cannot be known.
     async fn has_dead(&self) -> Result<bool, QueueError>;
 
-    /// What waits in the queue of writes, and who reads it; `None` where nobody can know.
+    /// Depth and readers of the queue of writes; `None` when they cannot be known.
     async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
         Ok(None)
     }
 
-    /// What hears the ends of the tasks that it runs by itself: none of them ends before
-    /// [`close`](Self::close), so the program must when one does.
+    /// Completion signals of its background tasks. None ends before [`close`](Self::close), so the
+    /// program must end when one does.
     fn completions(&self) -> Vec<Shutdown> {
         Vec::new()
     }
 
-    /// Answers what is in hand, then closes sessions and files.
+    /// Answers the publishes in hand, then closes sessions and files.
     async fn close(&self);
 }
 
-/// A look at the queue of writes.
+/// Depth and readers of the queue of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     /// Messages that no consumer has taken.
     pub messages: u64,
-    /// Readers as the server counts them; `None` where there can be no others than this process.
+    /// Readers as the server counts them; `None` when only this process can read.
     pub readers: Option<u32>,
 }
 
@@ -69,11 +69,11 @@ pub trait Publisher: Send + Sync {
     /// Returns once the message is durable, or with an error by `deadline` at the latest.
     async fn publish(&self, message: Outgoing, deadline: Instant) -> Result<(), PublishError>;
 
-    /// Whether a publish has a chance now; cheap enough for every request.
+    /// State of the link, for the chance of a publish now; cheap enough for every request.
     fn link(&self) -> Link;
 }
 
-/// What a publisher knows about its queue.
+/// State of a publisher's link to its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     Up,
@@ -85,17 +85,17 @@ pub enum Link {
     Down,
     /// Connected, but the broker takes nothing (memory or disk alarm).
     Blocked,
-    /// Connected, but the queue is full: it refuses everything, or for a while has. Of a broker only
-    /// publishing tells when there is room again.
+    /// Connected, but the queue is full: it refuses everything, or has done so for a while. With a broker
+    /// only a publish shows that there is room again.
     Full,
 }
 
-/// Why a publish is not known to be durable.
+/// Reason why a publish is not known to be durable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     #[error("no confirm before the deadline")]
     DeadlineExceeded,
-    /// The queue is at its limit and said no: back-pressure.
+    /// The queue is at its limit and refused the message: back-pressure.
     #[error("the queue is full")]
     Full,
     #[error("the queue is not available: {0}")]
@@ -107,14 +107,14 @@ pub trait Subscription: Send {
     /// Waits for the next delivery. Safe to cancel.
     async fn next(&mut self) -> Result<Delivery, Lost>;
 
-    /// A delivery that is already here, without waiting.
+    /// Returns a delivery that is already here, without waiting.
     fn try_next(&mut self) -> Result<Option<Delivery>, Lost>;
 
-    /// Acknowledges: these messages are never delivered again, once this returned `Ok` and the
-    /// queue got to know of it; until then they may be.
+    /// Acknowledges messages. They are never delivered again once this returned `Ok` and the queue has
+    /// received it; until then they may be.
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost>;
 
-    /// Hands messages back for another consumer, or for this one later.
+    /// Gives messages back for another consumer, or for this one later.
     async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost>;
 
     /// Moves a message that can never be applied to the dead queue.
@@ -123,42 +123,42 @@ pub trait Subscription: Send {
     /// About how many messages wait for a delivery.
     async fn waiting(&mut self) -> Result<u64, Lost>;
 
-    /// Changes how many messages may be delivered from now on without an acknowledgement; 0 stops
-    /// deliveries. What was delivered before stays with the subscriber, on top of the new window.
+    /// Changes the maximum of messages that are delivered from now on without an acknowledgement; 0 stops
+    /// deliveries. Earlier deliveries stay with the subscriber, on top of the new window.
     async fn set_window(&mut self, window: u16) -> Result<(), Lost>;
 }
 
-/// One delivered message. It is consumed by the call that decides its fate.
+/// Delivered message. The call that settles it consumes it.
 #[derive(Debug)]
 pub struct Delivery {
     pub body: Bytes,
-    /// As published, beside the body; a hint that may get lost.
+    /// Traces as published beside the body; a hint that may get lost.
     pub traces: Option<Arc<str>>,
     pub redelivered: bool,
     tag: u64,
 }
 
 impl Delivery {
-    /// `tag` is the implementation's own name for the delivery.
+    /// Builds a delivery. `tag` is the implementation's own name for it.
     pub fn new(body: Bytes, redelivered: bool, tag: u64) -> Self {
         Self { body, traces: None, redelivered, tag }
     }
 }
 
-/// The session behind a subscription is gone: none of its deliveries can be acknowledged any
-/// more, all of them will be delivered again to whoever subscribes next.
+/// The session of a subscription is gone. None of its deliveries can be acknowledged any more; all are
+/// delivered again to the next subscriber.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the queue session was lost: {0}")]
 pub struct Lost(pub Arc<str>);
 
-/// Behind rejected messages there is no further queue.
+/// Error of a rejected message that is rejected again.
 const REJECTED_TWICE: &str = "a dead message cannot be rejected again";
 
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     #[error("the queue is not available: {0}")]
     Unavailable(#[source] anyhow::Error),
-    /// Declared differently from what this build needs: a person must act.
+    /// The queue is declared differently from what this build needs: an operator must act.
     #[error("{0}")]
     Misdeclared(String),
 }

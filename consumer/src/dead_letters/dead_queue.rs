@@ -1,11 +1,11 @@
-//! Reads the dead queue beside the ingest: a message that this build can read is applied after all,
-//! any other becomes a dead letter, where a person finds it.
+//! Reads the dead queue beside the ingest. A message that this build can read is applied after all; any
+//! other becomes a dead letter, for an operator.
 //!
-//! One message at a time, and acknowledged only once it is committed. While the store is away, or
-//! takes no dead letters, the message in hand waits and the others stay in the queue. One that fails
-//! alone while the store answers is held aside, as the ingest does, and in the end kept as a whole.
-//! Nothing is rejected here: behind the dead queue there is no further one. The ingest does not wait
-//! for it.
+//! Messages are processed one at a time, and acknowledged only after the commit. While the store is away,
+//! or takes no dead letters, the message in hand waits and the others stay in the queue. A message that
+//! fails alone while the store answers is held aside, as in the ingest, and in the end kept as a whole.
+//! Nothing is rejected here: there is no further queue behind the dead queue. The ingest does not wait
+//! for this reader.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,12 @@ use crate::ingest::announce::Announcer;
 use crate::ingest::attempts::Attempts;
 use crate::ingest::batch_log;
 use crate::ingest::session::{answered, decoded};
-use crate::ingest::suspects::{Ended, Pace, STRIKES_MAX, Suspects, answers};
+use crate::ingest::suspects::{Pace, STRIKES_MAX, SuspectEnd, Suspects, answers};
 use crate::metrics::{count, metrics};
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
-/// How often the depth of the queue is asked for, at most.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Shortest time between two reads of the queue's depth.
+const DEPTH_EVERY: Duration = Duration::from_secs(10);
 
 pub struct DeadQueue {
     pub queue: Arc<dyn Queue>,
@@ -39,7 +39,7 @@ pub struct DeadQueue {
     pub pace: Pace,
     /// Moves with each attempt at the message in hand; idle while there is none.
     pub in_hand: Mark,
-    pub status: Arc<Status>,
+    pub status: Arc<ConsumerStatus>,
 }
 
 impl DeadQueue {
@@ -76,18 +76,18 @@ impl DeadQueue {
         }
     }
 
-    async fn open<'r>(&'r self, attempts: &'r mut Attempts) -> Result<Session<'r>, QueueError> {
+    async fn open<'r>(&'r self, attempts: &'r mut Attempts) -> Result<DeadQueueSession<'r>, QueueError> {
         let mut subscription = self.queue.subscribe_dead(1).await?;
-        look(subscription.as_mut()).await.map_err(|lost| QueueError::Unavailable(lost.into()))?;
+        update_depth(subscription.as_mut()).await.map_err(|lost| QueueError::Unavailable(lost.into()))?;
         let suspects = Suspects::new(self.store.clone(), self.pace);
-        Ok(Session { reader: self, subscription, suspects, attempts, looked: Instant::now() })
+        Ok(DeadQueueSession { reader: self, subscription, suspects, attempts, depth_read_at: Instant::now() })
     }
 
-    /// Applies or buries. `None` when a stop was requested and the store takes too long for it: the
-    /// message comes again, and the store knows what it took.
+    /// Applies or dead-letters the message. `None` when a stop was requested and the store takes too
+    /// long: the message is delivered again, and the store knows what it committed.
     async fn settle_in_time(
         &self,
-        task: &mut Task,
+        task: &mut DeadTask,
         delivery: &Delivery,
         shutdown: &mut Shutdown,
     ) -> Option<Result<(), StoreError>> {
@@ -97,21 +97,21 @@ impl DeadQueue {
         settled
     }
 
-    async fn settle(&self, task: &mut Task, delivery: &Delivery) -> Result<(), StoreError> {
-        if let Task::Apply(message) = task {
+    async fn settle(&self, task: &mut DeadTask, delivery: &Delivery) -> Result<(), StoreError> {
+        if let DeadTask::Apply(message) = task {
             let limit = self.pace.batch_time_max;
             match self.store.apply_within([message.clone()].into(), limit).await {
                 Ok(applied) => {
-                    self.tell(message, delivery, &applied);
+                    self.report_commit(message, delivery, &applied);
                     return Ok(());
                 }
                 Err(StoreError::DigestMismatch(id)) => {
-                    *task = Task::Bury(DeadMessage::reused(delivery.body.clone(), id));
+                    *task = DeadTask::DeadLetter(DeadMessage::reused(delivery.body.clone(), id));
                 }
                 Err(error) => return Err(error),
             }
         }
-        if let Task::Bury(dead) = task {
+        if let DeadTask::DeadLetter(dead) = task {
             self.store.bury(dead.clone()).await?;
             let (reason, traces) = (dead.reason().name(), batch_log::trace_ids(delivery));
             metrics().dead_messages.with_label_values(&[reason]).inc();
@@ -126,8 +126,8 @@ impl DeadQueue {
         Ok(())
     }
 
-    /// The commit is known. What it set aside is told as the ingest tells it.
-    fn tell(&self, message: &Message, delivery: &Delivery, applied: &Applied) {
+    /// Reports a commit. Items that it set aside are logged as the ingest logs them.
+    fn report_commit(&self, message: &Message, delivery: &Delivery, applied: &Applied) {
         let messages = std::slice::from_ref(message);
         self.status.committed();
         self.announcer.committed(applied, 1);
@@ -142,43 +142,43 @@ impl DeadQueue {
     }
 }
 
-/// What is to be done about a message.
-enum Task {
+/// Work to do for one message.
+enum DeadTask {
     Apply(Message),
-    Bury(DeadMessage),
+    DeadLetter(DeadMessage),
 }
 
-impl Task {
+impl DeadTask {
     async fn of(delivery: &Delivery) -> Result<Self, Lost> {
         Ok(match decoded(delivery).await? {
             Ok(message) => Self::Apply(message),
-            Err(error) => Self::Bury(DeadMessage::undecodable(delivery.body.clone(), &error)),
+            Err(error) => Self::DeadLetter(DeadMessage::undecodable(delivery.body.clone(), &error)),
         })
     }
 }
 
 /// How a message left the session.
-enum Settled {
+enum DeadOutcome {
     Taken,
-    /// Its message failed alone.
+    /// The message failed alone.
     Aside(Message, StoreError),
-    /// Its message brought down its consumer, too often.
+    /// The message brought down its consumer, too often.
     Crashed(Message),
     Stopping,
 }
 
-struct Session<'r> {
+struct DeadQueueSession<'r> {
     reader: &'r DeadQueue,
     subscription: Box<dyn Subscription>,
     suspects: Suspects,
     attempts: &'r mut Attempts,
-    looked: Instant,
+    depth_read_at: Instant,
 }
 
-impl Session<'_> {
+impl DeadQueueSession<'_> {
     async fn run(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
         loop {
-            self.look_when_due().await?;
+            self.update_depth_when_due().await?;
             let delivery = tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(()),
@@ -189,9 +189,9 @@ impl Session<'_> {
                     continue;
                 }
                 delivery = self.subscription.next() => delivery?,
-                () = tokio::time::sleep(LOOK_EVERY) => continue,
+                () = tokio::time::sleep(DEPTH_EVERY) => continue,
             };
-            let task = Task::of(&delivery).await?;
+            let task = DeadTask::of(&delivery).await?;
             if !self.take(delivery, task, shutdown).await? {
                 return Ok(());
             }
@@ -199,30 +199,30 @@ impl Session<'_> {
         }
     }
 
-    /// Settles a message; `false` when asked to stop before.
+    /// Settles a message; `false` when a stop was requested before.
     async fn take(
         &mut self,
         delivery: Delivery,
-        mut task: Task,
+        mut task: DeadTask,
         shutdown: &mut Shutdown,
     ) -> Result<bool, Lost> {
-        let message = if let Task::Apply(message) = &task { Some(message.id) } else { None };
+        let message = if let DeadTask::Apply(message) = &task { Some(message.id) } else { None };
         let settled = self.settle(&delivery, &mut task, shutdown).await?;
         match (&settled, message) {
-            (Settled::Aside(_, error), Some(id)) => self.attempts.hold_aside(vec![id], error).await,
+            (DeadOutcome::Aside(_, error), Some(id)) => self.attempts.hold_aside(vec![id], error).await,
             _ => self.attempts.end(message).await,
         }
         match settled {
-            Settled::Taken => self.subscription.ack(vec![delivery]).await?,
-            Settled::Stopping => {
+            DeadOutcome::Taken => self.subscription.ack(vec![delivery]).await?,
+            DeadOutcome::Stopping => {
                 self.subscription.give_back(vec![delivery]).await?;
                 return Ok(false);
             }
-            Settled::Aside(message, error) => {
+            DeadOutcome::Aside(message, error) => {
                 self.suspects.add(delivery, message, &error, self.reader.status.commits());
                 self.open_window().await?;
             }
-            Settled::Crashed(message) => {
+            DeadOutcome::Crashed(message) => {
                 self.suspects.add_crashed(delivery, message, self.reader.status.commits());
                 self.open_window().await?;
             }
@@ -230,67 +230,67 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// One message beside those that are held aside.
+    /// Opens the window for one message beside those that are held aside.
     async fn open_window(&mut self) -> Result<(), Lost> {
         self.subscription.set_window(1).await
     }
 
-    /// Returns once the store has taken the message, or another one should be tried.
+    /// Returns once the store has taken the message, or another message should be tried.
     async fn settle(
         &mut self,
         delivery: &Delivery,
-        task: &mut Task,
+        task: &mut DeadTask,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
+    ) -> Result<DeadOutcome, Lost> {
         let reader = self.reader;
-        let _burying = match &*task {
-            Task::Apply(message) => {
+        let _unreadable = match &*task {
+            DeadTask::Apply(message) => {
                 reader.status.oldest.observe(message.accepted_at_ms.min(message.id.time_ms()));
                 let is_noted = delivery.redelivered && !self.suspects.is_full();
                 if is_noted && self.attempts.again(message.id).await > STRIKES_MAX {
-                    return Ok(Settled::Crashed(message.clone()));
+                    return Ok(DeadOutcome::Crashed(message.clone()));
                 }
                 None
             }
-            Task::Bury(_) => Some(reader.status.begin_burying()),
+            DeadTask::DeadLetter(_) => Some(reader.status.begin_unreadable()),
         };
         match reader.settle_in_time(task, delivery, shutdown).await {
-            Some(Ok(())) => Ok(Settled::Taken),
+            Some(Ok(())) => Ok(DeadOutcome::Taken),
             Some(Err(error)) => self.wait(task, delivery, error, shutdown).await,
-            None => Ok(Settled::Stopping),
+            None => Ok(DeadOutcome::Stopping),
         }
     }
 
-    /// Tries again until the store takes it, or answers and does not take it.
+    /// Retries until the store takes the message, or answers without taking it.
     async fn wait(
         &mut self,
-        task: &mut Task,
+        task: &mut DeadTask,
         delivery: &Delivery,
         mut error: StoreError,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
+    ) -> Result<DeadOutcome, Lost> {
         tracing::warn!(%error, "a message of the dead queue waits for the store");
         metrics().dead_paused.set(1);
         let (since, mut backoff) =
             (Instant::now(), Backoff::new(Duration::from_millis(200), Duration::from_secs(5)));
         let settled = loop {
-            if let Task::Apply(message) = &*task
+            if let DeadTask::Apply(message) = &*task
                 && !self.suspects.is_full()
                 && answers(&self.reader.store).await
             {
-                break Settled::Aside(message.clone(), error);
+                break DeadOutcome::Aside(message.clone(), error);
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.delay()) => {}
-                () = shutdown.requested() => break Settled::Stopping,
-                // The window is full: it can only be lost.
+                () = shutdown.requested() => break DeadOutcome::Stopping,
+                // The window is full, so a result can only be `Lost`.
                 more = self.subscription.next() => self.subscription.give_back(vec![more?]).await?,
             }
-            self.look_when_due().await?;
+            self.update_depth_when_due().await?;
             match self.reader.settle_in_time(task, delivery, shutdown).await {
-                Some(Ok(())) => break Settled::Taken,
-                None => break Settled::Stopping,
-                // The end of the session does that.
+                Some(Ok(())) => break DeadOutcome::Taken,
+                None => break DeadOutcome::Stopping,
+                // The end of the session gives the message back.
                 Some(Err(_)) if since.elapsed() > self.reader.pace.held_max => {
                     return Err(Lost("the message was held for long and is given back".into()));
                 }
@@ -302,31 +302,31 @@ impl Session<'_> {
         Ok(settled)
     }
 
-    /// A suspect left the suspects; `false` when asked to stop.
-    async fn end(&mut self, ended: Ended, shutdown: &mut Shutdown) -> Result<bool, Lost> {
+    /// Settles a suspect that left the suspects; `false` when a stop was requested.
+    async fn end(&mut self, ended: SuspectEnd, shutdown: &mut Shutdown) -> Result<bool, Lost> {
         let id = ended.message();
         let goes_on = self.settle_ended(ended, shutdown).await?;
         self.attempts.end([id]).await;
         Ok(goes_on)
     }
 
-    async fn settle_ended(&mut self, ended: Ended, shutdown: &mut Shutdown) -> Result<bool, Lost> {
+    async fn settle_ended(&mut self, ended: SuspectEnd, shutdown: &mut Shutdown) -> Result<bool, Lost> {
         match ended {
-            Ended::Applied { suspect, applied, given_up } => {
+            SuspectEnd::Applied { suspect, applied, given_up } => {
                 metrics().given_up.inc_by(u64::from(given_up));
-                self.reader.tell(&suspect.message, &suspect.delivery, &applied);
+                self.reader.report_commit(&suspect.message, &suspect.delivery, &applied);
                 self.subscription.ack(vec![suspect.delivery]).await?;
                 Ok(true)
             }
-            Ended::Rejected(suspect, reused) => {
+            SuspectEnd::Rejected(suspect, reused) => {
                 let body = suspect.delivery.body.clone();
                 let dead = match reused {
                     Some(id) => DeadMessage::reused(body, id),
                     None => DeadMessage::not_applied(body, &suspect.why),
                 };
-                self.take(suspect.delivery, Task::Bury(dead), shutdown).await
+                self.take(suspect.delivery, DeadTask::DeadLetter(dead), shutdown).await
             }
-            Ended::GivenBack(suspect) => {
+            SuspectEnd::GivenBack(suspect) => {
                 self.attempts.give_back(&[suspect.message.id]).await;
                 self.subscription.give_back(vec![suspect.delivery]).await?;
                 Ok(true)
@@ -334,17 +334,17 @@ impl Session<'_> {
         }
     }
 
-    async fn look_when_due(&mut self) -> Result<(), Lost> {
-        if self.looked.elapsed() >= LOOK_EVERY {
-            self.looked = Instant::now();
-            look(self.subscription.as_mut()).await?;
+    async fn update_depth_when_due(&mut self) -> Result<(), Lost> {
+        if self.depth_read_at.elapsed() >= DEPTH_EVERY {
+            self.depth_read_at = Instant::now();
+            update_depth(self.subscription.as_mut()).await?;
         }
         Ok(())
     }
 }
 
-/// Shows how many messages wait.
-async fn look(subscription: &mut dyn Subscription) -> Result<(), Lost> {
+/// Updates the metric of waiting messages.
+async fn update_depth(subscription: &mut dyn Subscription) -> Result<(), Lost> {
     let waiting = subscription.waiting().await?;
     metrics().dead_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     Ok(())

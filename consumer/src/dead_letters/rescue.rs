@@ -1,8 +1,8 @@
-//! Applies whole messages that an older consumer set aside and that this build can read. Called by the
-//! housekeeping, one page a round; holds nothing up.
+//! Applies whole messages that an older consumer set aside and that this build can read. Housekeeping
+//! calls it, one page a round; nothing waits for it.
 //!
-//! Items are left alone. Receipts of a message's writes say `accepted`; the receipt of an item says
-//! `failed`, and its client may have sent it again, so a person decides.
+//! Single items are left alone. The receipts of a message's writes say `accepted`; the receipt of an item
+//! says `failed`, and its client may have sent it again, so an operator decides.
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -20,20 +20,20 @@ use crate::metrics::metrics;
 /// Reasons for which a newer build may read what an older one could not.
 const REASONS: [Reason; 2] = [Reason::UnknownVersion, Reason::UnknownKind];
 
-/// Messages of one page at most.
+/// Maximum of messages in one page.
 const PAGE_LIMIT: u32 = 100;
 
-/// Ids of messages that are remembered as tried at most.
+/// Maximum of message ids that are remembered as tried.
 const TRIED_MAX: usize = 10_000;
 
 pub struct Rescue {
     store: Arc<dyn Store>,
     events: Arc<dyn Events>,
-    /// Which of [`REASONS`] is looked for.
+    /// Index into [`REASONS`] of the present search.
     reason: usize,
-    /// The last message of the page before.
+    /// Last message of the previous page.
     after: Option<Uuid>,
-    /// Tried by this process, and still there: they need a person.
+    /// Messages that this process tried and that are still there: they need an operator.
     tried: HashSet<Uuid>,
 }
 
@@ -43,13 +43,13 @@ impl Rescue {
         Self { store, events, reason: 0, after: None, tried: HashSet::new() }
     }
 
-    /// Looks through the next page.
+    /// Processes the next page.
     pub async fn step(&mut self) -> Result<(), StoreError> {
         let letters = self.next_page().await?;
         if letters.is_empty() {
             return Ok(());
         }
-        // Bodies are large.
+        // On a blocking thread, because bodies are large.
         let readable = tokio::task::spawn_blocking(move || {
             letters.into_iter().filter(DeadLetter::is_readable_message).map(|letter| letter.id).collect()
         });
@@ -59,7 +59,7 @@ impl Rescue {
         self.redrive(readable.into_iter().filter(|id| !self.tried.contains(id)).collect()).await
     }
 
-    /// Empty when there is none for any reason, or none behind the page before.
+    /// Reads the next page; empty when no reason has one, or none follows the previous page.
     async fn next_page(&mut self) -> Result<Vec<DeadLetter>, StoreError> {
         for _ in REASONS {
             let reason = Some(REASONS[self.reason].name().to_owned());
@@ -89,7 +89,7 @@ impl Rescue {
                     let outcomes = done.items.iter().map(|item| &item.outcome);
                     applied += outcomes.filter(|outcome| **outcome == RedriveOutcome::Applied).count();
                 }
-                // It may be the message: the others do not wait for it.
+                // The message may be the cause, so the others go on.
                 Err(error @ StoreError::Failed(_)) => outcome = Err(error),
                 Err(error) => {
                     outcome = Err(error);
@@ -101,7 +101,7 @@ impl Rescue {
         if applied > 0 {
             metrics().dead_messages.with_label_values(&["applied"]).inc_by(applied as u64);
             tracing::info!(messages = applied, "messages that an older version set aside were applied");
-            // Replicas look for themselves.
+            // The gap in the numbers makes replicas reload.
             self.events.publish(Event::something_changed(rand::random()));
         }
         outcome

@@ -1,6 +1,6 @@
-//! Tells the API replicas what changed and what became of the items: numbers the events, repeats
-//! the last number each second, says goodbye. Best effort: nothing waits for it, and a hole is
-//! noticed by the numbers.
+//! Publishes changed values and item outcomes to the API replicas. It numbers the events, repeats the
+//! last number each second, and says goodbye at the end. Best effort: nothing waits for it, and replicas
+//! notice a gap by the numbers.
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,36 +10,36 @@ use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
 use shared::store::{Store, StoreError};
 
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
-/// Entries of each list in one event at most.
+/// Maximum of entries of each list in one event.
 const ENTRIES_PER_EVENT_MAX: usize = 1_000;
 
-/// Longest detail of an item that was set aside, in characters; the store has the rest.
+/// Longest detail of an item that was set aside, in characters; the store has the full text.
 const DETAIL_LENGTH_MAX: usize = 200;
 
-/// How old the knowledge of the store's clock may become before an idle consumer asks again. The
-/// answer also tells that the store is there: one statement, so that waiters hear of an outage that
-/// no write has met yet.
+/// Age of the last reading of the store's clock after which an idle consumer asks again. The answer also
+/// shows that the store is there, in one statement, so that waiting clients learn of an outage that no
+/// write has met yet.
 const STORE_CLOCK_AGE_MAX: Duration = Duration::from_secs(5);
 
-/// How far the two clocks of this process may come apart before the store is asked again: one of
-/// them stood still or was set.
+/// Difference between the two clocks of this process after which the store is asked again: one of them
+/// stood still or was set.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(1);
 
-/// The publisher of this process' events.
+/// Publisher of this process' events.
 pub struct Announcer {
     events: Arc<dyn Events>,
     publisher: u64,
-    said: Mutex<Said>,
+    state: Mutex<AnnouncerState>,
 }
 
-struct Said {
+struct AnnouncerState {
     number: u64,
     store_clock: Option<StoreClock>,
 }
 
-/// The store's clock as it was read, and both clocks of this process at that moment.
+/// Store's clock as it was read, and both clocks of this process at that moment.
 #[derive(Clone, Copy)]
 struct StoreClock {
     store_ms: i64,
@@ -52,7 +52,7 @@ impl StoreClock {
         Self { store_ms, at: Instant::now(), wall_ms: clock::now_ms() }
     }
 
-    /// What it shows now; `None` after a suspend or a step of the wall clock.
+    /// Present time of the store's clock; `None` after a suspend or a step of the wall clock.
     fn now_ms(self) -> Option<i64> {
         let elapsed_ms = i64::try_from(self.at.elapsed().as_millis()).ok()?;
         let wall_elapsed_ms = clock::now_ms().saturating_sub(self.wall_ms);
@@ -63,30 +63,31 @@ impl StoreClock {
 
 impl Announcer {
     pub fn new(events: Arc<dyn Events>, publisher: u64) -> Self {
-        Self { events, publisher, said: Mutex::new(Said { number: 0, store_clock: None }) }
+        Self { events, publisher, state: Mutex::new(AnnouncerState { number: 0, store_clock: None }) }
     }
 
-    /// To be called after each commit of a batch of `messages`, in the order of the commits.
+    /// Publishes a commit. Call it after each commit of a batch of `messages`, in the order of the
+    /// commits.
     pub fn committed(&self, applied: &Applied, messages: usize) {
-        self.learn_clock(applied.committed_at_ms);
+        self.update_clock(applied.committed_at_ms);
         if applied.fresh.len() < messages {
-            // Some were committed before, perhaps without an event: a hole in the numbers makes
-            // the replicas look for themselves.
+            // Some were committed before, perhaps without an event: a gap in the numbers makes the
+            // replicas reload.
             self.lock().number += 1;
         }
-        for committed in told(applied) {
-            self.say(Body::Committed(committed));
+        for committed in events_of(applied) {
+            self.publish(Body::Committed(committed));
         }
     }
 
     /// Sends heartbeats until the shutdown. Start it before the first commit.
-    pub async fn run(&self, store: Arc<dyn Store>, status: Arc<Status>, shutdown: Shutdown) {
-        tokio::join!(self.beat(&status, shutdown.clone()), self.ask(&*store, &status, shutdown));
+    pub async fn run(&self, store: Arc<dyn Store>, status: Arc<ConsumerStatus>, shutdown: Shutdown) {
+        tokio::join!(self.beat(&status, shutdown.clone()), self.refresh_clock(&*store, &status, shutdown));
     }
 
-    async fn beat(&self, status: &Status, mut shutdown: Shutdown) {
+    async fn beat(&self, status: &ConsumerStatus, mut shutdown: Shutdown) {
         loop {
-            self.say(Body::Heartbeat { store_away: status.store_is_away() });
+            self.publish(Body::Heartbeat { store_away: status.store_is_away() });
             tokio::select! {
                 () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
                 () = shutdown.requested() => return,
@@ -94,21 +95,21 @@ impl Announcer {
         }
     }
 
-    /// Asks for the store's time when no commit told it. Heartbeats do not wait for the answer.
-    async fn ask(&self, store: &dyn Store, status: &Status, mut shutdown: Shutdown) {
+    /// Asks for the store's time when no commit reported it. Heartbeats do not wait for the answer.
+    async fn refresh_clock(&self, store: &dyn Store, status: &ConsumerStatus, mut shutdown: Shutdown) {
         loop {
             if self.clock_is_old() {
                 let answer = tokio::select! {
                     answer = store.now_ms() => answer,
                     () = shutdown.requested() => return,
                 };
-                // One that is busy is there.
-                status.tell_silent(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::Failed(_))));
+                // A busy store is there.
+                status.set_silent(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::Failed(_))));
                 if let Ok(now_ms) = answer {
-                    self.learn_clock(now_ms);
+                    self.update_clock(now_ms);
                 }
             } else {
-                status.tell_silent(false);
+                status.set_silent(false);
             }
             tokio::select! {
                 () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
@@ -117,26 +118,26 @@ impl Announcer {
         }
     }
 
-    /// The last event: silence from now on means nothing.
+    /// Publishes the last event: silence from now on means nothing.
     pub fn goodbye(&self) {
-        self.say(Body::Goodbye);
+        self.publish(Body::Goodbye);
     }
 
-    /// Numbers and hands over under one lock, so that the channel sees the numbers in order.
-    fn say(&self, body: Body) {
-        let mut said = self.lock();
+    /// Numbers and publishes under one lock, so that the channel gets the numbers in order.
+    fn publish(&self, body: Body) {
+        let mut state = self.lock();
         if matches!(body, Body::Committed(_)) {
-            said.number += 1;
+            state.number += 1;
         }
         self.events.publish(Event {
             publisher: self.publisher,
-            number: said.number,
-            store_time_ms: said.store_clock.and_then(StoreClock::now_ms),
+            number: state.number,
+            store_time_ms: state.store_clock.and_then(StoreClock::now_ms),
             body,
         });
     }
 
-    fn learn_clock(&self, store_ms: i64) {
+    fn update_clock(&self, store_ms: i64) {
         self.lock().store_clock = Some(StoreClock::read(store_ms));
     }
 
@@ -145,16 +146,16 @@ impl Announcer {
         self.lock().store_clock.is_none_or(is_old)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Said> {
-        self.said.lock().expect("no code panics while it holds this lock")
+    fn lock(&self) -> std::sync::MutexGuard<'_, AnnouncerState> {
+        self.state.lock().expect("no code panics while it holds this lock")
     }
 }
 
-/// What one commit did, in events of bounded size. Whoever waits for an item takes the first word
-/// that settles it and may look at once, so the order matters: changed values first, standings
-/// before or with the keyed items they belong to, and messages last, because naming one says that
-/// all else of it was told.
-fn told(applied: &Applied) -> Vec<Committed> {
+/// Events of one commit, each of bounded size. A waiter takes the first entry that settles its item and
+/// may read at once, so the order matters. Changed values come first, then counter results before or with
+/// the keyed items that they belong to, and messages last: naming a message says that everything else
+/// about it was published.
+fn events_of(applied: &Applied) -> Vec<Committed> {
     let mut events = Vec::new();
     spread(&mut events, 0, &applied.counters, |counter| counter.clone().into(), |event| &mut event.counters);
     spread(&mut events, 0, &applied.types, Arc::clone, |event| &mut event.types);
@@ -182,19 +183,19 @@ fn told(applied: &Applied) -> Vec<Committed> {
     events
 }
 
-/// Puts `entries` into the list that `of` names, from the event `from` on, as many as fit into each.
+/// Spreads `entries` over the events from `from` on, as many as fit into the list that `of` names.
 fn spread<T, U>(
     events: &mut Vec<Committed>,
     from: usize,
     entries: &[T],
-    tell: impl Fn(&T) -> U,
+    entry_of: impl Fn(&T) -> U,
     of: impl Fn(&mut Committed) -> &mut Vec<U>,
 ) {
     for (offset, entries) in entries.chunks(ENTRIES_PER_EVENT_MAX).enumerate() {
         if events.len() <= from + offset {
             events.push(Committed::default());
         }
-        of(&mut events[from + offset]).extend(entries.iter().map(&tell));
+        of(&mut events[from + offset]).extend(entries.iter().map(&entry_of));
     }
 }
 
@@ -218,7 +219,7 @@ mod tests {
         let announcer = Announcer::new(events, 7);
         let counter =
             |name: usize| Counter { name: name.to_string().into(), value: 1, version: 1, updated_at_ms: 5 };
-        announcer.say(Body::Heartbeat { store_away: false });
+        announcer.publish(Body::Heartbeat { store_away: false });
         let counters = (0..2_500).map(counter).collect();
         announcer.committed(&Applied { counters, committed_at_ms: 5, ..Applied::default() }, 0);
         announcer.goodbye();
@@ -245,15 +246,15 @@ mod tests {
         let events = InProcessEvents::start();
         let mut stream = events.subscribe().await;
         let announcer = Announcer::new(events, 7);
-        announcer.say(Body::Heartbeat { store_away: false });
+        announcer.publish(Body::Heartbeat { store_away: false });
         announcer.committed(&Applied::default(), 1);
-        announcer.say(Body::Heartbeat { store_away: false });
-        let (mut continuity, mut heard) = (Continuity::default(), Vec::new());
+        announcer.publish(Body::Heartbeat { store_away: false });
+        let (mut continuity, mut sequences) = (Continuity::default(), Vec::new());
         for _ in 0..2 {
             let Signal::Event(event) = stream.next().await else { panic!("interrupted") };
-            heard.push(continuity.on_event(&event, Instant::now()));
+            sequences.push(continuity.on_event(&event, Instant::now()));
         }
-        assert_eq!(heard, [Sequence::Complete, Sequence::Gap]);
+        assert_eq!(sequences, [Sequence::Complete, Sequence::Gap]);
     }
 
     #[test]
@@ -291,7 +292,7 @@ mod tests {
             deleted: vec![item(1)],
             ..Applied::default()
         };
-        let events = told(&applied);
+        let events = events_of(&applied);
         assert_eq!(
             events.len(),
             8,
@@ -306,7 +307,7 @@ mod tests {
             counters += event.counters.len();
             assert!(event.standings.is_empty() || counters == 1_500, "changed values come first");
             standings.extend(event.standings.iter().map(|standing| standing.item));
-            assert!(event.keyed.iter().all(|told| standings.contains(&told.item)), "standings come first");
+            assert!(event.keyed.iter().all(|keyed| standings.contains(&keyed.item)), "standings come first");
             keyed += event.keyed.len();
             failed += event.failed.len();
             messages += event.messages.len();
@@ -314,7 +315,7 @@ mod tests {
             assert!(event.failed.iter().all(|failed| failed.detail.chars().count() == DETAIL_LENGTH_MAX));
         }
         assert_eq!((messages, events[0].types.len(), events[0].deleted.len()), (1_500, 1, 1));
-        assert!(told(&Applied::default()).is_empty());
+        assert!(events_of(&Applied::default()).is_empty());
     }
 
     #[test]
@@ -322,7 +323,7 @@ mod tests {
         let fresh = vec![IdIssuer::new(1, 1).next(5)];
         let item = fresh[0].item(Kind::Increment, 0);
         let standings = vec![CounterResult { item, value: 3, version: 2 }];
-        let events = told(&Applied { fresh, standings, ..Applied::default() });
+        let events = events_of(&Applied { fresh, standings, ..Applied::default() });
         assert_eq!(events.len(), 1);
         assert_eq!((events[0].standings.len(), events[0].messages.len()), (1, 1));
     }
@@ -339,25 +340,25 @@ mod tests {
         .await
         .expect("a store");
         let (trigger, shutdown) = shared::runtime::shutdown::channel();
-        let status = Arc::new(Status::default());
+        let status = Arc::new(ConsumerStatus::default());
         let announcer = Arc::new(Announcer::new(events, 7));
         let running = {
             let (announcer, store, status) = (announcer.clone(), store.clone(), status.clone());
             tokio::spawn(async move { announcer.run(store, status, shutdown).await })
         };
-        let mut hear = async |away| {
+        let mut beat_until = async |away| {
             let body = Body::Heartbeat { store_away: away };
             while !matches!(stream.next().await, Signal::Event(event) if event.body == body) {}
         };
-        // It cannot answer without a schema, and nothing is applied that would meet it.
-        hear(true).await;
+        // The store cannot answer without a schema, and nothing is applied that would notice.
+        beat_until(true).await;
         store.migrate().await.expect("the schema is made");
-        hear(false).await;
-        // Met by a transaction.
+        beat_until(false).await;
+        // A transaction noticed it.
         status.store_away.store(true, Ordering::Relaxed);
-        hear(true).await;
+        beat_until(true).await;
         status.store_away.store(false, Ordering::Relaxed);
-        hear(false).await;
+        beat_until(false).await;
         trigger.request();
         running.await.expect("no panic");
     }

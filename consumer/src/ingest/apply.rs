@@ -1,9 +1,10 @@
-//! Applies a batch and acknowledges it, and decides what failed when that fails: the store or a message.
+//! Applies a batch and acknowledges it. When that fails, it decides whether the store or a message is the
+//! cause.
 //!
-//! The store is asked by a small write of its own. When it does not answer, the batch waits for it:
-//! one message is kept, the others are given back once, and nothing is consumed. When it answers, the
-//! messages are applied one by one, small ones first; one that fails alone is held aside as a suspect,
-//! and everything else goes on.
+//! It probes the store with a small write. When the store does not answer, the batch waits for it: one
+//! message is kept, the others are given back once, and nothing is consumed. When it answers, the
+//! messages are applied one by one, small ones first. A message that fails alone is held aside as a
+//! suspect, and everything else goes on.
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,30 +17,31 @@ use shared::runtime::shutdown::Shutdown;
 use shared::store::{Store, StoreError};
 
 use crate::ingest::batch_log;
-use crate::ingest::session::{Batch, Held, Session, Settled, answered};
-use crate::ingest::suspects::{Ended, STRIKES_MAX, answers};
+use crate::ingest::session::{BatchOutcome, DecodedDelivery, IngestSession, MessageBatch, answered};
+use crate::ingest::suspects::{STRIKES_MAX, SuspectEnd, answers};
 use crate::metrics::{count, metrics};
 
-/// A failed transaction is tried once more after this, before the store is asked.
+/// Pause before the second try of a failed transaction; the store is probed after that.
 const SECOND_TRY_AFTER: Duration = Duration::from_millis(50);
 
-/// The time of a batch is doubled while all of its messages are slow, up to this.
+/// Upper bound of the batch time, which is doubled while all messages of a batch are slow.
 const BATCH_TIME_GROWN_MAX: Duration = Duration::from_mins(1);
 
-/// How long the same message is tried at a store that answers and takes it not, before another one is.
+/// Shortest time that one message is tried at a store that answers but does not take it, before another
+/// is tried.
 const KEPT_MIN: Duration = Duration::from_millis(200);
 
-/// The answer of a store for which a message waits.
-struct Refused {
+/// Refusal by a store for which a message waits.
+struct StoreRefusal {
     error: StoreError,
-    /// It took a write of its own.
+    /// The store took the probe.
     probed: bool,
 }
 
-impl Session<'_> {
-    /// Notes redelivered messages before they are tried. Those that a process noted which ended
-    /// meanwhile leave the batch: each of them is tried alone.
-    pub(crate) async fn note(&mut self, batch: Batch) -> Batch {
+impl IngestSession<'_> {
+    /// Notes redelivered messages before they are tried. Messages that another, ended process noted leave
+    /// the batch: each is tried alone.
+    pub(crate) async fn note(&mut self, batch: MessageBatch) -> MessageBatch {
         let redelivered = batch.deliveries.iter().zip(batch.messages.iter());
         let redelivered = redelivered.filter(|(delivery, _)| delivery.redelivered);
         let others = self.attempts.begin(redelivered.map(|(_, message)| message.id).collect()).await;
@@ -48,28 +50,32 @@ impl Session<'_> {
         }
         let (again, batch): (Vec<_>, Vec<_>) =
             pairs(batch).into_iter().partition(|(_, message)| others.contains(&message.id));
-        self.again.extend(again.into_iter().map(Held::from));
+        self.again.extend(again.into_iter().map(DecodedDelivery::from));
         batch.into_iter().collect()
     }
 
-    /// Tries a message alone that may have brought its consumer down, or gives it up.
-    pub(crate) async fn try_again(&mut self, held: Held, shutdown: &mut Shutdown) -> Result<Settled, Lost> {
-        let Held { delivery, message, .. } = held;
+    /// Tries alone a message that may have brought its consumer down, or gives it up.
+    pub(crate) async fn try_again(
+        &mut self,
+        held: DecodedDelivery,
+        shutdown: &mut Shutdown,
+    ) -> Result<BatchOutcome, Lost> {
+        let DecodedDelivery { delivery, message, .. } = held;
         if self.attempts.again(message.id).await > STRIKES_MAX && !self.suspects.is_full() {
             self.suspects.add_crashed(delivery, message, self.ingest.status.commits());
             self.aside_of_window += 1;
             self.make_way(shutdown).await?;
-            return Ok(Settled::Aside);
+            return Ok(BatchOutcome::Aside);
         }
-        self.settle(Batch::of(delivery, message), shutdown).await
+        self.settle(MessageBatch::of(delivery, message), shutdown).await
     }
 
-    /// Applies and acknowledges, however long the store takes to come back.
+    /// Applies and acknowledges, however long the store is away.
     pub(crate) async fn settle(
         &mut self,
-        mut batch: Batch,
+        mut batch: MessageBatch,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
+    ) -> Result<BatchOutcome, Lost> {
         let mut failed_before = false;
         while !batch.messages.is_empty() {
             let begun = Instant::now();
@@ -82,7 +88,7 @@ impl Session<'_> {
                     if begun.elapsed() < self.batch_time / 4 {
                         self.batch_time = (self.batch_time / 2).max(self.ingest.pace.batch_time_max);
                     }
-                    return Ok(Settled::Acknowledged);
+                    return Ok(BatchOutcome::Acknowledged);
                 }
                 Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut batch, id).await?,
                 Err(error @ (StoreError::Unavailable(_) | StoreError::Busy(_))) if !failed_before => {
@@ -90,19 +96,19 @@ impl Session<'_> {
                     failed_before = true;
                     tokio::time::sleep(SECOND_TRY_AFTER).await;
                 }
-                Err(error) => return self.find_out(batch, error, shutdown).await,
+                Err(error) => return self.isolate(batch, error, shutdown).await,
             }
         }
-        Ok(Settled::Aside)
+        Ok(BatchOutcome::Aside)
     }
 
-    /// A batch failed: asks the store, then its messages one by one.
-    async fn find_out(
+    /// Probes the store after a failed batch, then tries the messages one by one.
+    async fn isolate(
         &mut self,
-        batch: Batch,
+        batch: MessageBatch,
         error: StoreError,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
+    ) -> Result<BatchOutcome, Lost> {
         if !answers(&self.ingest.store).await {
             return self.wait_for_store(batch, &error, shutdown).await;
         }
@@ -116,29 +122,29 @@ impl Session<'_> {
         }
         self.hold_aside(batch, &error).await;
         self.make_way(shutdown).await?;
-        Ok(Settled::Aside)
+        Ok(BatchOutcome::Aside)
     }
 
     async fn one_by_one(
         &mut self,
-        batch: Batch,
+        batch: MessageBatch,
         is_slow: bool,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
-        let mut settled = Settled::Aside;
+    ) -> Result<BatchOutcome, Lost> {
+        let mut settled = BatchOutcome::Aside;
         let mut has_failed = false;
         let mut rest = pairs(batch);
-        // The next one is the last.
+        // The last of the list is tried next.
         rest.sort_by_key(|(delivery, _)| std::cmp::Reverse(delivery.body.len()));
         while let Some((delivery, message)) = rest.pop() {
-            let mut one = Batch::of(delivery, message);
+            let mut one = MessageBatch::of(delivery, message);
             let Some(outcome) = self.ingest.apply(&one, self.batch_time, shutdown).await else {
                 return self.stop(together(one, rest)).await;
             };
             match outcome {
                 Ok(applied) => {
                     self.acknowledge(one, &applied).await?;
-                    settled = Settled::Acknowledged;
+                    settled = BatchOutcome::Acknowledged;
                 }
                 Err(StoreError::DigestMismatch(id)) => self.refuse_reused_id(&mut one, id).await?,
                 Err(error) => {
@@ -148,8 +154,8 @@ impl Session<'_> {
                     self.hold_aside(one, &error).await;
                     has_failed = true;
                     if matches!(error, StoreError::Failed(_)) {
-                        // Each may take as long: they take turns with batches.
-                        self.alone.extend(rest.drain(..).rev().map(Held::from));
+                        // Each may take as long, so they take turns with batches.
+                        self.alone.extend(rest.drain(..).rev().map(DecodedDelivery::from));
                     }
                 }
             }
@@ -157,7 +163,7 @@ impl Session<'_> {
         if has_failed {
             self.make_way(shutdown).await?;
         } else if is_slow {
-            // All of it together takes longer, so it is not one message.
+            // Only all of them together take longer, so the cause is not one message.
             self.grow_batch_time();
         }
         Ok(settled)
@@ -172,8 +178,9 @@ impl Session<'_> {
         !matches!(error, StoreError::Failed(_)) && self.is_unwell
     }
 
-    /// A message failed alone while the store answers. Afterwards the others are made way for.
-    async fn hold_aside(&mut self, one: Batch, error: &StoreError) {
+    /// Holds aside a message that failed alone while the store answers. The caller makes room for the
+    /// others afterwards.
+    async fn hold_aside(&mut self, one: MessageBatch, error: &StoreError) {
         let ids: Vec<MessageId> = one.ids().collect();
         if self.suspects.is_full() {
             tracing::warn!(%error, "a message failed alone and is given back: too many are held aside");
@@ -189,8 +196,9 @@ impl Session<'_> {
         }
     }
 
-    /// Messages failed alone. What there is no room for comes again at the head of the queue: it is given
-    /// back after a pause, and the window grows beyond it. What is held aside leaves half of the window.
+    /// Makes room for others after messages failed alone. Messages that do not fit are given back after a
+    /// pause and come again at the head of the queue, and the window grows beyond them. Suspects leave
+    /// half of the window free.
     async fn make_way(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
         let mut has_grown = false;
         if !self.surplus.is_empty() {
@@ -199,7 +207,7 @@ impl Session<'_> {
                 () = shutdown.requested() => {}
             }
             self.subscription.give_back(std::mem::take(&mut self.surplus)).await?;
-            // Others are tried before the store counts as away.
+            // Other messages are tried before the store counts as away.
             self.is_unwell = false;
             has_grown = self.window.grow().is_some();
         }
@@ -209,13 +217,13 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Keeps one message and asks for the store until it answers; then that message is tried.
+    /// Keeps one message and probes the store until it answers; then that message is tried.
     async fn wait_for_store(
         &mut self,
-        mut batch: Batch,
+        mut batch: MessageBatch,
         why: &StoreError,
         shutdown: &mut Shutdown,
-    ) -> Result<Settled, Lost> {
+    ) -> Result<BatchOutcome, Lost> {
         if !self.ingest.status.store_away.swap(true, Ordering::Relaxed) {
             tracing::warn!(error = %why, "store is away, consuming paused");
         }
@@ -251,18 +259,18 @@ impl Session<'_> {
                     );
                     self.acknowledge(batch, &applied).await?;
                     self.open_window().await?;
-                    return Ok(Settled::Acknowledged);
+                    return Ok(BatchOutcome::Acknowledged);
                 }
-                Err(Refused { error: StoreError::DigestMismatch(id), .. }) => {
+                Err(StoreRefusal { error: StoreError::DigestMismatch(id), .. }) => {
                     self.store_is_away(false);
                     self.refuse_reused_id(&mut batch, id).await?;
                     break;
                 }
-                Err(Refused { error, probed }) if !probed || since.elapsed() < KEPT_MIN => {
+                Err(StoreRefusal { error, probed }) if !probed || since.elapsed() < KEPT_MIN => {
                     tracing::debug!(%error, "store is still away");
                 }
-                // It answers, and takes not this message: another one may tell more.
-                Err(Refused { error, .. }) => {
+                // The store answers but does not take this message: another message may show more.
+                Err(StoreRefusal { error, .. }) => {
                     self.hold_aside(batch, &error).await;
                     break;
                 }
@@ -270,11 +278,11 @@ impl Session<'_> {
         }
         self.open_window().await?;
         self.make_way(shutdown).await?;
-        Ok(Settled::Aside)
+        Ok(BatchOutcome::Aside)
     }
 
-    /// The commit is known: tell the replicas, then acknowledge.
-    pub(crate) async fn acknowledge(&mut self, batch: Batch, applied: &Applied) -> Result<(), Lost> {
+    /// Announces the commit to the replicas, then acknowledges.
+    pub(crate) async fn acknowledge(&mut self, batch: MessageBatch, applied: &Applied) -> Result<(), Lost> {
         self.store_is_away(false);
         self.ingest.status.committed();
         self.is_unwell = false;
@@ -288,17 +296,17 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A suspect left the suspects.
-    pub(crate) async fn end(&mut self, ended: Ended) -> Result<(), Lost> {
+    /// Settles a suspect that left the suspects.
+    pub(crate) async fn end(&mut self, ended: SuspectEnd) -> Result<(), Lost> {
         let id = ended.message();
         self.settle_ended(ended).await?;
         self.attempts.end([id]).await;
         Ok(())
     }
 
-    async fn settle_ended(&mut self, ended: Ended) -> Result<(), Lost> {
+    async fn settle_ended(&mut self, ended: SuspectEnd) -> Result<(), Lost> {
         match ended {
-            Ended::Applied { suspect, applied, given_up } => {
+            SuspectEnd::Applied { suspect, applied, given_up } => {
                 if given_up {
                     tracing::error!(
                         message.id = %suspect.message.id,
@@ -308,13 +316,13 @@ impl Session<'_> {
                     );
                     metrics().given_up.inc();
                 } else if self.is_unwell {
-                    // It needed more time, and nothing else was committed meanwhile.
+                    // The suspect needed more time, and nothing else was committed meanwhile.
                     self.grow_batch_time();
                 }
-                self.acknowledge(Batch::of(suspect.delivery, suspect.message), &applied).await
+                self.acknowledge(MessageBatch::of(suspect.delivery, suspect.message), &applied).await
             }
-            Ended::Rejected(suspect, reused) => {
-                let mut batch = Batch::of(suspect.delivery, suspect.message);
+            SuspectEnd::Rejected(suspect, reused) => {
+                let mut batch = MessageBatch::of(suspect.delivery, suspect.message);
                 if let Some(id) = reused {
                     return self.refuse_reused_id(&mut batch, id).await;
                 }
@@ -326,16 +334,17 @@ impl Session<'_> {
                 }
                 Ok(())
             }
-            Ended::GivenBack(suspect) => {
+            SuspectEnd::GivenBack(suspect) => {
                 self.attempts.give_back(&[suspect.message.id]).await;
                 self.subscription.give_back(vec![suspect.delivery]).await
             }
         }
     }
 
-    /// Another body under an id that was applied: never applied, never acknowledged as if it had
-    /// been. The reader of the dead queue keeps it for a person, and the rest goes on.
-    async fn refuse_reused_id(&mut self, batch: &mut Batch, id: MessageId) -> Result<(), Lost> {
+    /// Rejects a message whose id was applied with another body: it is never applied, and never
+    /// acknowledged as if it had been. The reader of the dead queue keeps it for an operator, and the
+    /// rest goes on.
+    async fn refuse_reused_id(&mut self, batch: &mut MessageBatch, id: MessageId) -> Result<(), Lost> {
         let index = batch.messages.iter().position(|message| message.id == id);
         let Some(index) = index else { return Err(Lost("the store named a foreign message".into())) };
         let traces = batch_log::trace_ids(&batch.deliveries[index]);
@@ -347,13 +356,13 @@ impl Session<'_> {
         self.subscription.reject(batch.deliveries.remove(index)).await
     }
 
-    async fn stop(&mut self, batch: Batch) -> Result<Settled, Lost> {
+    async fn stop(&mut self, batch: MessageBatch) -> Result<BatchOutcome, Lost> {
         tracing::warn!("stopped before the end of a transaction, its messages are given back");
         self.stop_deliveries(batch.deliveries).await?;
-        Ok(Settled::Stopping)
+        Ok(BatchOutcome::Stopping)
     }
 
-    /// Stops deliveries and gives back everything in hand that is not applied, once; suspects are kept.
+    /// Stops deliveries and gives back once everything in hand that is not applied; suspects are kept.
     pub(crate) async fn stop_deliveries(&mut self, mut back: Vec<Delivery>) -> Result<(), Lost> {
         self.subscription.set_window(0).await?;
         back.extend(self.pending.take().map(|held| held.delivery));
@@ -365,7 +374,7 @@ impl Session<'_> {
         self.subscription.give_back(back).await
     }
 
-    /// What is held aside stays on top of the window.
+    /// Opens the window; messages that are held aside count on top of it.
     pub(crate) async fn open_window(&mut self) -> Result<(), Lost> {
         self.aside_of_window = 0;
         self.subscription.set_window(self.window.get()).await
@@ -377,22 +386,22 @@ impl Session<'_> {
     }
 }
 
-/// However long the probe takes.
+/// Probes the store and then applies, however long the probe takes.
 async fn probe_then_apply(
     store: &Arc<dyn Store>,
-    batch: &Batch,
+    batch: &MessageBatch,
     limit: Duration,
-) -> Result<Applied, Refused> {
-    store.probe().await.map_err(|error| Refused { error, probed: false })?;
+) -> Result<Applied, StoreRefusal> {
+    store.probe().await.map_err(|error| StoreRefusal { error, probed: false })?;
     let applied = store.apply_within(batch.messages.clone(), limit).await;
-    applied.map_err(|error| Refused { error, probed: true })
+    applied.map_err(|error| StoreRefusal { error, probed: true })
 }
 
-fn pairs(batch: Batch) -> Vec<(Delivery, Message)> {
+fn pairs(batch: MessageBatch) -> Vec<(Delivery, Message)> {
     batch.deliveries.into_iter().zip(batch.messages.iter().cloned()).collect()
 }
 
-/// The first is kept first.
-fn together(one: Batch, rest: Vec<(Delivery, Message)>) -> Batch {
+/// Joins the batch with the rest; the first message stays first.
+fn together(one: MessageBatch, rest: Vec<(Delivery, Message)>) -> MessageBatch {
     pairs(one).into_iter().chain(rest).collect()
 }

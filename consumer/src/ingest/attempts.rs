@@ -1,5 +1,6 @@
-//! Attempts at redelivered messages, noted in the store before they are made: so a message that brings
-//! its consumer down leaves a count behind. Best effort: a store that notes nothing applies nothing.
+//! Attempts at redelivered messages. Each is noted in the store before it is made, so that a message that
+//! brings its consumer down leaves a count behind. Best effort: a store that notes nothing applies
+//! nothing.
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,17 +8,19 @@ use std::time::Duration;
 use shared::model::id::MessageId;
 use shared::store::{Store, StoreError};
 
-/// How many ended attempts are kept until they are forgotten together.
+/// Ended attempts that are kept until they are forgotten together.
 const ENDED_KEPT_MAX: usize = 64;
 
-/// How long forgetting may take when a session ends.
+/// Longest time for forgetting at the end of a session.
 const END_TIME_MAX: Duration = Duration::from_secs(1);
 
 pub struct Attempts {
     store: Arc<dyn Store>,
-    /// Noted by this process, and not over: it lives, so they are not noted again.
+    /// Attempts that this process noted and that are not over. The process lives, so they are not noted
+    /// again.
     noted: HashSet<MessageId>,
-    /// Over, and still noted in the store: by this process, so it is no other's when it comes again.
+    /// Attempts that are over and still noted in the store by this process. When such a message comes
+    /// again, no other process has noted it.
     ended: HashSet<MessageId>,
 }
 
@@ -26,7 +29,7 @@ impl Attempts {
         Self { store, noted: HashSet::new(), ended: HashSet::new() }
     }
 
-    /// Notes these, and returns those that another process has noted and not ended.
+    /// Notes these messages, and returns those that another process has noted and not ended.
     pub async fn begin(&mut self, messages: Vec<MessageId>) -> HashSet<MessageId> {
         let messages: Vec<_> = messages.into_iter().filter(|id| !self.is_own(*id)).collect();
         if messages.is_empty() {
@@ -38,7 +41,7 @@ impl Attempts {
         }
     }
 
-    /// Counts one more attempt at a message that is tried alone; 0 when that is not known.
+    /// Counts one more attempt at a message that is tried alone; 0 when the count is not known.
     pub async fn again(&mut self, message: MessageId) -> u32 {
         if self.is_own(message) {
             return 0;
@@ -47,8 +50,8 @@ impl Attempts {
         noted.get(&message).copied().unwrap_or(0)
     }
 
-    /// Messages failed alone, and will be tried again by this process, which may end of it. What names
-    /// the server may be said of any message: that attempt is over.
+    /// Keeps the notes of messages that failed alone: this process tries them again, and may end by one
+    /// of them. An error that names the server may come with any message, so it ends the attempt.
     pub async fn hold_aside(&mut self, messages: Vec<MessageId>, error: &StoreError) {
         if matches!(error, StoreError::Failed(_)) {
             self.begin(messages).await;
@@ -57,7 +60,7 @@ impl Attempts {
         }
     }
 
-    /// Noted by this process: the attempt goes on, uncounted.
+    /// Tests whether this process noted the message: then the attempt goes on, uncounted.
     fn is_own(&mut self, message: MessageId) -> bool {
         if self.ended.remove(&message) {
             self.noted.insert(message);
@@ -78,7 +81,7 @@ impl Attempts {
         noted
     }
 
-    /// These were applied, or failed while the process lived.
+    /// Ends attempts at messages that were applied, or failed while the process lived.
     pub async fn end(&mut self, messages: impl IntoIterator<Item = MessageId>) {
         let noted = &mut self.noted;
         self.ended.extend(messages.into_iter().filter(|message| noted.remove(message)));
@@ -87,7 +90,8 @@ impl Attempts {
         }
     }
 
-    /// These go back to the queue, where another process may get them: it must not find them noted.
+    /// Removes the notes of messages that go back to the queue: another process may get them, and must
+    /// not find them noted.
     pub async fn give_back(&mut self, messages: &[MessageId]) {
         self.end(messages.iter().copied()).await;
         if messages.iter().any(|message| self.ended.contains(message)) {
@@ -95,11 +99,11 @@ impl Attempts {
         }
     }
 
-    /// Nothing is in hand any more.
+    /// Ends all attempts; nothing is in hand any more.
     pub async fn end_all(&mut self) {
         self.ended.extend(self.noted.drain());
         if !self.ended.is_empty() {
-            // What stays costs its message an attempt alone.
+            // A note that stays costs its message one attempt alone.
             let _ = tokio::time::timeout(END_TIME_MAX, self.forget()).await;
         }
     }

@@ -1,5 +1,5 @@
-//! What a committed batch came to, in log lines: which requests it applied, at debug, and which items
-//! it set aside. The trace beside an item leads to the request that brought it.
+//! Log lines about a committed batch: the requests it applied, at debug, and the items it set aside. The
+//! trace beside an item leads to its request.
 use std::collections::{HashMap, HashSet};
 
 use shared::model::id::{IdKeys, ItemKey};
@@ -9,7 +9,7 @@ use shared::model::trace::{TraceParent, Traces};
 use shared::queue::Delivery;
 use tracing::Level;
 
-/// Items that were set aside by one batch and get a line each; the others are counted in one more.
+/// Items set aside by one batch that get a line each; the others are counted in one more line.
 const SET_ASIDE_LINES_MAX: usize = 8;
 
 /// `deliveries[i]` brought `messages[i]`.
@@ -54,7 +54,7 @@ fn log_set_aside(ids: &IdKeys, messages: &[Message], deliveries: &[Delivery], ap
     }
 }
 
-/// Of several items with one key the first counts.
+/// Traces by item. The first of several items with one key counts.
 fn traces_of_items(messages: &[Message], deliveries: &[Delivery]) -> HashMap<ItemKey, TraceParent> {
     let mut found = HashMap::new();
     for (message, delivery) in messages.iter().zip(deliveries) {

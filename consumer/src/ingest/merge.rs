@@ -1,4 +1,5 @@
-//! Which messages go into one transaction, and why no more: pure decisions, no input or output.
+//! Choice of the messages for one transaction, and the reason why no more. Pure decisions, no input or
+//! output.
 //!
 //! Preconditions of a batch: its messages were delivered in this session and are unacknowledged;
 //! it holds at least one message however large, because a message is never split; with more than
@@ -12,11 +13,11 @@ use crate::metrics::WhyStopped;
 pub struct MergeLimits {
     pub items_max: usize,
     pub bytes_max: usize,
-    /// How long to wait for more while under load.
+    /// Longest wait for more messages under load.
     pub linger_max: Duration,
 }
 
-/// The size of the batch under construction.
+/// Size of the batch under construction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
     pub messages: usize,
@@ -38,8 +39,8 @@ impl Size {
     }
 }
 
-/// Whether `next` still fits behind what the batch holds.
-pub fn admit(batch: Size, next: Size, limits: &MergeLimits) -> Result<(), WhyStopped> {
+/// Checks that `next` fits into the batch beside its messages.
+pub fn check_fit(batch: Size, next: Size, limits: &MergeLimits) -> Result<(), WhyStopped> {
     let together = batch.plus(next);
     if batch.messages == 0 {
         Ok(())
@@ -52,7 +53,7 @@ pub fn admit(batch: Size, next: Size, limits: &MergeLimits) -> Result<(), WhySto
     }
 }
 
-/// What to do when nothing more is waiting.
+/// Next action when nothing more is waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenEmpty {
     Stop(WhyStopped),
@@ -83,9 +84,9 @@ pub fn when_empty(
     }
 }
 
-/// How many messages may be unacknowledged: starts with one, after every start, lost session and
-/// outage, and grows with each success, so that a message that kills its consumer spends the
-/// delivery count of few others.
+/// Limit of unacknowledged messages. It starts with one after every start, lost session and outage, and
+/// grows with each success, so that a message that kills its consumer spends the delivery count of few
+/// others.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     now: u16,
@@ -101,7 +102,7 @@ impl Window {
         self.now
     }
 
-    /// The next step after a committed batch, or `None` when fully open.
+    /// Next window after a committed batch, or `None` when fully open.
     pub fn grow(&mut self) -> Option<u16> {
         let next = self.now.saturating_mul(4).min(self.max);
         (next > self.now).then(|| {
@@ -132,7 +133,7 @@ mod tests {
             let mut batch = Size::default();
             for (items, bytes) in sizes {
                 let next = Size::of(items, bytes);
-                match admit(batch, next, &LIMITS) {
+                match check_fit(batch, next, &LIMITS) {
                     Ok(()) => batch = batch.plus(next),
                     Err(WhyStopped::Items) => prop_assert!(batch.items + items > LIMITS.items_max),
                     Err(why) => {

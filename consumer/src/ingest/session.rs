@@ -1,9 +1,9 @@
 //! Applies queued writes to the store: several messages → one transaction → commit → events → ack.
 //!
-//! A message is acknowledged only after a commit that contains it (or contained it before). Here is
-//! the session: what comes next, and which messages share a transaction. `settle` applies them and
-//! finds out whether the store or a message is the reason when that fails, `suspects` holds messages
-//! that failed alone. Nothing here sets an item aside: the store does that, inside the transaction.
+//! A message is acknowledged only after a commit that contains it (or contained it before). This file has
+//! the session: it chooses the next work, and the messages that share a transaction. `apply` applies them
+//! and, on failure, finds out whether the store or a message is the cause. `suspects` holds messages that
+//! failed alone. Nothing here sets an item aside: the store does that, inside the transaction.
 use std::collections::VecDeque;
 use std::future::ready;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use shared::store::{Store, StoreError};
 use crate::ingest::announce::Announcer;
 use crate::ingest::attempts::Attempts;
 use crate::ingest::batch_log;
-use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, Window, admit, when_empty};
-use crate::ingest::suspects::{Ended, Pace, Suspects};
+use crate::ingest::merge::{MergeLimits, Size, WhenEmpty, Window, check_fit, when_empty};
+use crate::ingest::suspects::{Pace, SuspectEnd, Suspects};
 use crate::metrics::WhyStopped;
 use crate::metrics::{metrics, show_oldest};
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
-/// How long a transaction may go on after a stop was requested. Nothing is lost by giving it up: its
+/// Longest time of a transaction after a stop was requested. Nothing is lost when it is abandoned: its
 /// messages are given back, and the ledger knows whether it was committed.
 pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,7 +36,7 @@ pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const PROBE_PAUSE_MIN: Duration = Duration::from_millis(200);
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// A larger body is not decoded on a thread of the runtime, where the broker's heartbeats are sent.
+/// Largest body that is decoded on a thread of the runtime, which also sends the broker's heartbeats.
 const DECODED_HERE_BYTES_MAX: usize = 64 << 10;
 
 pub struct Ingest {
@@ -50,7 +50,7 @@ pub struct Ingest {
     pub pace: Pace,
     /// Moves with each step of a batch; idle while there is none.
     pub in_hand: Mark,
-    pub status: Arc<Status>,
+    pub status: Arc<ConsumerStatus>,
 }
 
 impl Ingest {
@@ -67,14 +67,14 @@ impl Ingest {
                 Ok(subscription) => {
                     self.status.consuming.store(true, Ordering::Relaxed);
                     tracing::info!("consuming");
-                    let mut session = Session::new(self, subscription, &mut attempts);
+                    let mut session = IngestSession::new(self, subscription, &mut attempts);
                     let outcome = session.run(&mut shutdown).await;
                     show_oldest(None);
                     self.in_hand.idle();
                     if session.progressed {
                         backoff.reset();
                     }
-                    // Another consumer may get the messages, and no commit here would take it back.
+                    // Another consumer may get the messages, and no commit here would clear the flag.
                     session.store_is_away(false);
                     drop(session);
                     attempts.end_all().await;
@@ -95,10 +95,10 @@ impl Ingest {
         }
     }
 
-    /// `None` when a stop was requested and the store takes too long for it.
+    /// Applies messages; `None` when a stop was requested and the store takes too long.
     pub(crate) async fn apply(
         &self,
-        batch: &Batch,
+        batch: &MessageBatch,
         limit: Duration,
         shutdown: &mut Shutdown,
     ) -> Option<Result<Applied, StoreError>> {
@@ -109,7 +109,7 @@ impl Ingest {
     }
 }
 
-/// `None` when a stop was requested and the answer takes too long for it.
+/// Awaits an answer; `None` when a stop was requested and the answer takes too long.
 pub(crate) async fn answered<T>(asked: impl Future<Output = T>, shutdown: &mut Shutdown) -> Option<T> {
     let mut asked = std::pin::pin!(asked);
     tokio::select! {
@@ -119,13 +119,13 @@ pub(crate) async fn answered<T>(asked: impl Future<Output = T>, shutdown: &mut S
     tokio::time::timeout(STOP_PATIENCE, asked).await.ok()
 }
 
-/// Messages that go into one transaction; `deliveries[i]` brought `messages[i]`.
-pub(crate) struct Batch {
+/// Messages for one transaction; `deliveries[i]` brought `messages[i]`.
+pub(crate) struct MessageBatch {
     pub messages: Arc<[Message]>,
     pub deliveries: Vec<Delivery>,
 }
 
-impl Batch {
+impl MessageBatch {
     pub fn of(delivery: Delivery, message: Message) -> Self {
         Self { messages: [message].into(), deliveries: vec![delivery] }
     }
@@ -135,64 +135,64 @@ impl Batch {
     }
 }
 
-impl FromIterator<(Delivery, Message)> for Batch {
+impl FromIterator<(Delivery, Message)> for MessageBatch {
     fn from_iter<I: IntoIterator<Item = (Delivery, Message)>>(held: I) -> Self {
         let (deliveries, messages): (_, Vec<_>) = held.into_iter().unzip();
         Self { messages: messages.into(), deliveries }
     }
 }
 
-/// A delivery that was read.
-pub(crate) struct Held {
+/// Decoded delivery.
+pub(crate) struct DecodedDelivery {
     pub delivery: Delivery,
     pub message: Message,
     pub size: Size,
 }
 
-impl From<(Delivery, Message)> for Held {
+impl From<(Delivery, Message)> for DecodedDelivery {
     fn from((delivery, message): (Delivery, Message)) -> Self {
         let size = Size::of(message.entries.len(), delivery.body.len());
         Self { delivery, message, size }
     }
 }
 
-/// How a batch left the session.
+/// Result of a batch in this session.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Settled {
+pub(crate) enum BatchOutcome {
     Acknowledged,
-    /// Nothing was committed; it is held aside or with somebody else.
+    /// Nothing was committed; the batch is held aside or was given back.
     Aside,
     Stopping,
 }
 
-/// What comes next.
+/// Next work of the session.
 enum Next {
-    Message(Held),
-    /// One that may have brought its consumer down: it is tried alone.
-    Again(Held),
-    /// One of a batch in which another message took too long.
-    Alone(Held),
-    Ended(Ended),
+    Message(DecodedDelivery),
+    /// A message that may have brought its consumer down: it is tried alone.
+    Again(DecodedDelivery),
+    /// A message from a batch in which another message took too long.
+    Alone(DecodedDelivery),
+    SuspectEnd(SuspectEnd),
     Stopping,
 }
 
-pub(crate) struct Session<'a> {
+pub(crate) struct IngestSession<'a> {
     pub ingest: &'a Ingest,
     pub subscription: Box<dyn Subscription>,
     pub window: Window,
-    /// Delivered and decoded, but did not fit into the batch before.
-    pub pending: Option<Held>,
-    /// Noted by a process that ended meanwhile.
-    pub again: VecDeque<Held>,
-    /// Left of batches in which a message took too long: tried alone.
-    pub alone: VecDeque<Held>,
-    /// Failed alone while as many as may be are held aside.
+    /// Delivered and decoded, but too large for the previous batch.
+    pub pending: Option<DecodedDelivery>,
+    /// Messages that an ended process has noted.
+    pub again: VecDeque<DecodedDelivery>,
+    /// Rest of batches in which a message took too long: tried alone.
+    pub alone: VecDeque<DecodedDelivery>,
+    /// Failed alone while the maximum is held aside.
     pub surplus: Vec<Delivery>,
     /// Messages of the present window that are held aside.
     pub aside_of_window: usize,
     pub suspects: Suspects,
     pub attempts: &'a mut Attempts,
-    /// The time of the next transaction.
+    /// Time limit of the next transaction.
     pub batch_time: Duration,
     /// Pauses while nothing is committed.
     pub backoff: Backoff,
@@ -202,7 +202,7 @@ pub(crate) struct Session<'a> {
     progressed: bool,
 }
 
-impl<'a> Session<'a> {
+impl<'a> IngestSession<'a> {
     fn new(ingest: &'a Ingest, subscription: Box<dyn Subscription>, attempts: &'a mut Attempts) -> Self {
         Self {
             ingest,
@@ -229,13 +229,15 @@ impl<'a> Session<'a> {
             self.ingest.in_hand.moved();
             let settled = match next {
                 Next::Stopping => break,
-                Next::Ended(ended) => {
+                Next::SuspectEnd(ended) => {
                     self.end(ended).await?;
                     self.ingest.in_hand.idle();
                     continue;
                 }
                 Next::Again(held) => self.try_again(held, shutdown).await?,
-                Next::Alone(held) => self.settle(Batch::of(held.delivery, held.message), shutdown).await?,
+                Next::Alone(held) => {
+                    self.settle(MessageBatch::of(held.delivery, held.message), shutdown).await?
+                }
                 Next::Message(first) => {
                     self.show_oldest(Some(first.message.accepted_at_ms));
                     let batch = self.gather(first, shutdown).await?;
@@ -245,9 +247,9 @@ impl<'a> Session<'a> {
                 }
             };
             match settled {
-                Settled::Stopping => break,
-                Settled::Aside => {}
-                Settled::Acknowledged => {
+                BatchOutcome::Stopping => break,
+                BatchOutcome::Aside => {}
+                BatchOutcome::Acknowledged => {
                     self.progressed = true;
                     if self.window.grow().is_some() {
                         self.open_window().await?;
@@ -259,9 +261,9 @@ impl<'a> Session<'a> {
         self.stop_deliveries(Vec::new()).await
     }
 
-    /// Waits for what comes next. Messages that are tried alone take turns with batches.
+    /// Waits for the next work. Messages that are tried alone take turns with batches.
     async fn next(&mut self, shutdown: &mut Shutdown) -> Result<Next, Lost> {
-        // Asked before anything else: under a backlog there is always a next message.
+        // Checked before anything else: under a backlog there is always a next message.
         if shutdown.is_requested() {
             return Ok(Next::Stopping);
         }
@@ -278,14 +280,14 @@ impl<'a> Session<'a> {
             let delivery = tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(Next::Stopping),
-                ended = self.suspects.ended(&self.ingest.status) => return Ok(Next::Ended(ended)),
+                ended = self.suspects.ended(&self.ingest.status) => return Ok(Next::SuspectEnd(ended)),
                 () = ready(()), if has_pending => {
                     let pending = self.pending.take().expect("there is one");
                     return Ok(Next::Message(pending));
                 }
                 delivery = self.subscription.next() => delivery?,
                 () = ready(()), if has_alone => return Ok(self.next_alone().expect("there is one")),
-                // Nothing is there: only what is held aside waits.
+                // Nothing else waits, only messages that are held aside.
                 () = ready(()), if !is_idle => {
                     self.show_oldest(None);
                     is_idle = true;
@@ -298,7 +300,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Names the older of what comes next and what is held aside.
+    /// Reports the older of the next message and the messages held aside.
     fn show_oldest(&self, next_ms: Option<i64>) {
         let waiting = self.again.iter().chain(&self.alone).map(|held| held.message.accepted_at_ms);
         show_oldest(next_ms.into_iter().chain(waiting).chain(self.suspects.oldest_ms()).min());
@@ -309,8 +311,12 @@ impl<'a> Session<'a> {
         again.or_else(|| self.alone.pop_front().map(Next::Alone))
     }
 
-    /// Adds what is there, and under load what comes within the linger.
-    async fn gather(&mut self, first: Held, shutdown: &mut Shutdown) -> Result<Batch, Lost> {
+    /// Adds the messages that are there, and under load those that come within the linger.
+    async fn gather(
+        &mut self,
+        first: DecodedDelivery,
+        shutdown: &mut Shutdown,
+    ) -> Result<MessageBatch, Lost> {
         let (started, limits) = (Instant::now(), self.ingest.limits);
         let mut size = first.size;
         let mut held = vec![first];
@@ -329,7 +335,7 @@ impl<'a> Session<'a> {
                 }
             };
             if let Some(next) = self.read(delivery).await? {
-                if let Err(why) = admit(size, next.size, &limits) {
+                if let Err(why) = check_fit(size, next.size, &limits) {
                     self.pending = Some(next);
                     break why;
                 }
@@ -342,8 +348,8 @@ impl<'a> Session<'a> {
         Ok(held.into_iter().map(|held| (held.delivery, held.message)).collect())
     }
 
-    /// Decodes; what is no message for this build goes to the dead queue, and only that.
-    async fn read(&mut self, delivery: Delivery) -> Result<Option<Held>, Lost> {
+    /// Decodes a delivery. Only a body that is no message for this build goes to the dead queue.
+    async fn read(&mut self, delivery: Delivery) -> Result<Option<DecodedDelivery>, Lost> {
         match decoded(&delivery).await? {
             Ok(message) => {
                 self.ingest.status.oldest.observe(message.accepted_at_ms.min(message.id.time_ms()));
@@ -361,7 +367,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Decodes a body; a large one on a thread that nobody else waits for.
+/// Decodes a body; a large one on a blocking thread, so that no other task waits.
 pub(crate) async fn decoded(delivery: &Delivery) -> Result<Result<Message, Undecodable>, Lost> {
     if delivery.body.len() <= DECODED_HERE_BYTES_MAX {
         return Ok(decode(&delivery.body));

@@ -1,11 +1,11 @@
-//! Messages that failed alone while the store answered: held aside, tried again one by one beside
-//! everything else, and given up after [`STRIKES_MAX`] failures.
+//! Messages that failed alone while the store answered. They are held aside, tried again one by one
+//! beside everything else, and given up after [`STRIKES_MAX`] failures.
 //!
 //! A strike is a failure of the message alone that the store blames on nothing else
-//! ([`StoreError::Failed`]), between two small writes of the store's own that succeed promptly, and
-//! with commits of others since the failure before. A lost connection, a conflict, a full, slow or
-//! stopping server is none, so an outage gives nothing up, and neither does a queue in which there is
-//! nothing else. It holds deliveries for a session, and settles none.
+//! ([`StoreError::Failed`]), between two small writes of the store's own that succeed promptly, and with
+//! commits of other messages since the failure before. A lost connection, a conflict, or a full, slow or
+//! stopping server is no strike, so an outage gives nothing up, and neither does a queue that holds
+//! nothing else. [`Suspects`] holds deliveries for a session and settles none.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,45 +17,46 @@ use shared::store::{GiveUp, Store, StoreError};
 use tokio::task::JoinSet;
 
 use crate::metrics::metrics;
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
-/// How long a message is held that waits for the store, unless told otherwise: a broker takes one away
+/// Default of the longest time that a message waits in hand for the store. A broker takes a message away
 /// from a consumer that holds it for 30 minutes, so it is given back well before.
 pub const PROBE_HELD_MAX: Duration = Duration::from_mins(15);
 
 /// Failures after which a message is given up, and processes that it may bring down.
 pub const STRIKES_MAX: u32 = 5;
 
-/// How many are held aside by one session.
+/// Maximum of messages that one session holds aside.
 const SUSPECTS_MAX: usize = 32;
 
-/// Bytes of their bodies.
+/// Maximum of the bytes of their bodies.
 const SUSPECTS_BYTES_MAX: usize = 64 << 20;
 
-/// How many are tried at once, beside the batches, unless told otherwise.
+/// Default of the trials that run at once, beside the batches.
 const TRIALS_MAX: usize = 4;
 
-/// A write of the store's own that takes longer does not say that it answers.
+/// Longest time of a probe write that counts as an answer.
 const PROMPT: Duration = Duration::from_secs(1);
 
-/// How much time messages have.
+/// Time limits of messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// The time of a transaction before its messages are tried one by one. More for a batch that
-    /// turns out to be slow as a whole; a suspect gets twice as much with each failure, and at last as
-    /// much as the store allows.
+    /// Time of a transaction before its messages are tried one by one. A batch that turns out to be slow
+    /// as a whole gets more; a suspect gets twice as much with each failure, and at last as much as the
+    /// store allows.
     pub batch_time_max: Duration,
-    /// The pause before a suspect is tried again, doubled each time.
+    /// Pause before a suspect is tried again, doubled each time.
     pub pause_min: Duration,
     pub pause_max: Duration,
-    /// How long it is held: a broker takes a message away from a consumer that holds it for 30 minutes.
+    /// Longest time that a suspect is held: a broker takes a message away from a consumer that holds it
+    /// for 30 minutes.
     pub held_max: Duration,
-    /// How many suspects are tried at once.
+    /// Maximum of suspects that are tried at once.
     pub trials_max: usize,
 }
 
 impl Pace {
-    /// Leaves connections to everything else; `None` is a store with a single writer.
+    /// Limits that leave connections to everything else; `None` is a store with a single writer.
     pub fn with_connections(connections_max: Option<u32>) -> Self {
         let trials_max = connections_max.map_or(1, |max| max.saturating_sub(2) as usize / 4);
         Self { trials_max: trials_max.clamp(1, TRIALS_MAX), ..Self::default() }
@@ -74,32 +75,32 @@ impl Default for Pace {
     }
 }
 
-/// Whether the store commits a write of its own promptly.
+/// Tests whether the store commits a write of its own promptly.
 pub async fn answers(store: &Arc<dyn Store>) -> bool {
     tokio::time::timeout(PROMPT, store.probe()).await.is_ok_and(|probed| probed.is_ok())
 }
 
-/// The next step with a suspect.
+/// Next step with a suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum TrialStep {
     Try,
-    /// Without the items that fail alone.
+    /// Apply the message without the items that fail alone.
     Search,
-    /// Without another try. Not before others were committed.
+    /// Give it up without another try, but not before other messages were committed.
     GiveUp,
 }
 
-/// A message that was delivered and is not applied.
+/// Message that was delivered and is not applied.
 #[derive(Debug)]
 pub struct Suspect {
     pub delivery: Delivery,
     pub message: Message,
     pub why: Arc<str>,
     number: u64,
-    step: Step,
+    step: TrialStep,
     strikes: u32,
     failures: u32,
-    /// Commits of others when it failed last.
+    /// Commits of other messages at its last failure.
     commits: u64,
     due: Instant,
     since: Instant,
@@ -107,42 +108,42 @@ pub struct Suspect {
 }
 
 impl Suspect {
-    /// Decides what comes after a failure; `false` when nothing is left to try.
+    /// Decides the next step after a failure; `false` when nothing is left to try.
     fn strike(&mut self, commits: u64) -> bool {
         match self.step {
-            Step::Try => {
+            TrialStep::Try => {
                 self.strikes += u32::from(commits > self.commits);
                 self.commits = commits;
                 if self.strikes >= STRIKES_MAX {
-                    self.step = Step::Search;
+                    self.step = TrialStep::Search;
                 }
                 true
             }
-            Step::Search => {
-                self.step = Step::GiveUp;
+            TrialStep::Search => {
+                self.step = TrialStep::GiveUp;
                 true
             }
-            Step::GiveUp => false,
+            TrialStep::GiveUp => false,
         }
     }
 
     fn is_due(&self, now: Instant, commits: u64) -> bool {
-        !self.is_running && self.due <= now && (self.step != Step::GiveUp || commits > self.commits)
+        !self.is_running && self.due <= now && (self.step != TrialStep::GiveUp || commits > self.commits)
     }
 }
 
-/// How a suspect left.
+/// End of a suspect.
 #[derive(Debug)]
-pub enum Ended {
-    /// Wholly or in part; `given_up` after it failed too often.
+pub enum SuspectEnd {
+    /// Applied wholly or in part; `given_up` after it failed too often.
     Applied { suspect: Suspect, applied: Box<Applied>, given_up: bool },
     /// The store takes not even its dead letters, or its id belongs to another body.
     Rejected(Suspect, Option<MessageId>),
-    /// It was held for long.
+    /// Held for too long.
     GivenBack(Suspect),
 }
 
-impl Ended {
+impl SuspectEnd {
     pub fn message(&self) -> MessageId {
         match self {
             Self::Applied { suspect, .. } | Self::Rejected(suspect, _) | Self::GivenBack(suspect) => {
@@ -152,12 +153,12 @@ impl Ended {
     }
 }
 
-/// The outcome of one trial.
-enum Outcome {
+/// Outcome of one trial.
+enum TrialOutcome {
     Applied(Box<Applied>),
     Reused(MessageId),
     Failed(Arc<str>),
-    /// The store may be the reason.
+    /// The store may be the cause.
     Unclear(Arc<str>),
 }
 
@@ -165,7 +166,7 @@ pub struct Suspects {
     store: Arc<dyn Store>,
     pace: Pace,
     held: Vec<Suspect>,
-    trials: JoinSet<(u64, Outcome)>,
+    trials: JoinSet<(u64, TrialOutcome)>,
     next_number: u64,
 }
 
@@ -174,7 +175,7 @@ impl Suspects {
         Self { store, pace, held: Vec::new(), trials: JoinSet::new(), next_number: 0 }
     }
 
-    /// The accept time of the oldest that is held.
+    /// Accept time of the oldest message that is held.
     pub fn oldest_ms(&self) -> Option<i64> {
         self.held.iter().map(|suspect| suspect.message.accepted_at_ms).min()
     }
@@ -184,17 +185,17 @@ impl Suspects {
         self.held.len() >= SUSPECTS_MAX || bytes >= SUSPECTS_BYTES_MAX
     }
 
-    /// A message that failed alone. `commits` are those of others until then.
+    /// Adds a message that failed alone. `commits` are those of other messages until then.
     pub fn add(&mut self, delivery: Delivery, message: Message, error: &StoreError, commits: u64) {
         let strikes = u32::from(matches!(error, StoreError::Failed(_)));
         let due = Instant::now() + self.pace.pause_min;
-        self.hold(delivery, message, error.to_string().into(), (Step::Try, strikes), (commits, due));
+        self.hold(delivery, message, error.to_string().into(), (TrialStep::Try, strikes), (commits, due));
     }
 
-    /// A message that brought down too many processes.
+    /// Adds a message that brought down too many processes.
     pub fn add_crashed(&mut self, delivery: Delivery, message: Message, commits: u64) {
         let why = "its consumer ended each time it was tried".into();
-        self.hold(delivery, message, why, (Step::GiveUp, STRIKES_MAX), (commits, Instant::now()));
+        self.hold(delivery, message, why, (TrialStep::GiveUp, STRIKES_MAX), (commits, Instant::now()));
     }
 
     fn hold(
@@ -202,7 +203,7 @@ impl Suspects {
         delivery: Delivery,
         message: Message,
         why: Arc<str>,
-        (step, strikes): (Step, u32),
+        (step, strikes): (TrialStep, u32),
         (commits, due): (u64, Instant),
     ) {
         tracing::warn!(
@@ -231,7 +232,7 @@ impl Suspects {
         });
     }
 
-    /// All of them. What is being tried is left to its end or dropped: the ledger knows.
+    /// Takes all suspects. A running trial is left to its end or dropped: the ledger knows.
     pub fn take_all(&mut self) -> Vec<Suspect> {
         self.trials.abort_all();
         metrics().suspects.sub(i64::try_from(self.held.len()).unwrap_or(0));
@@ -243,16 +244,16 @@ impl Suspects {
         self.held.remove(index)
     }
 
-    /// Waits for the end of a suspect; trials begin as they fall due. Pending while there are none.
-    /// Safe to cancel. `status` tells the commits of others.
-    pub async fn ended(&mut self, status: &Status) -> Ended {
+    /// Waits for the end of a suspect and starts trials as they fall due. Pending while there are none.
+    /// Safe to cancel. `status` counts the commits of other messages.
+    pub async fn ended(&mut self, status: &ConsumerStatus) -> SuspectEnd {
         loop {
             let (now, commits) = (Instant::now(), status.commits());
             let is_old = |suspect: &Suspect| {
                 !suspect.is_running && now.duration_since(suspect.since) > self.pace.held_max
             };
             if let Some(index) = self.held.iter().position(is_old) {
-                return Ended::GivenBack(self.remove(index));
+                return SuspectEnd::GivenBack(self.remove(index));
             }
             self.begin_trials(now, commits);
             let next_due = self.held.iter().filter(|suspect| !suspect.is_running).map(|suspect| {
@@ -266,7 +267,7 @@ impl Suspects {
             };
             let (number, outcome) = match joined {
                 Some(Ok(trial)) => trial,
-                // A defect: it does not say whose trial it was, so all of them begin again.
+                // A defect: the error does not name its trial, so all of them begin again.
                 Some(Err(error)) => {
                     tracing::error!(%error, "a trial failed");
                     self.trials = JoinSet::new();
@@ -276,7 +277,7 @@ impl Suspects {
                 }
                 None => continue,
             };
-            if let Some(ended) = self.judge(number, outcome, status.commits()) {
+            if let Some(ended) = self.on_outcome(number, outcome, status.commits()) {
                 return ended;
             }
         }
@@ -296,31 +297,32 @@ impl Suspects {
                 } else {
                     self.pace.batch_time_max.saturating_mul(1 << suspect.failures.min(16))
                 };
-                self.trials.spawn(async move { (number, tried(&store, message, step, why, limit).await) });
+                self.trials
+                    .spawn(async move { (number, run_trial(&store, message, step, why, limit).await) });
             }
         }
     }
 
-    fn judge(&mut self, number: u64, outcome: Outcome, commits: u64) -> Option<Ended> {
+    fn on_outcome(&mut self, number: u64, outcome: TrialOutcome, commits: u64) -> Option<SuspectEnd> {
         let index = self.held.iter().position(|suspect| suspect.number == number)?;
         let suspect = &mut self.held[index];
         suspect.is_running = false;
         match outcome {
-            Outcome::Applied(applied) => {
-                let given_up = suspect.step != Step::Try;
-                return Some(Ended::Applied { suspect: self.remove(index), applied, given_up });
+            TrialOutcome::Applied(applied) => {
+                let given_up = suspect.step != TrialStep::Try;
+                return Some(SuspectEnd::Applied { suspect: self.remove(index), applied, given_up });
             }
-            Outcome::Reused(id) => return Some(Ended::Rejected(self.remove(index), Some(id))),
-            Outcome::Failed(why) => {
+            TrialOutcome::Reused(id) => return Some(SuspectEnd::Rejected(self.remove(index), Some(id))),
+            TrialOutcome::Failed(why) => {
                 tracing::info!(message.id = %suspect.message.id, error = &*why, "message failed alone again");
-                if suspect.step == Step::Try {
+                if suspect.step == TrialStep::Try {
                     suspect.why = why;
                 }
                 if !suspect.strike(commits) {
-                    return Some(Ended::Rejected(self.remove(index), None));
+                    return Some(SuspectEnd::Rejected(self.remove(index), None));
                 }
             }
-            Outcome::Unclear(why) => {
+            TrialOutcome::Unclear(why) => {
                 tracing::debug!(message.id = %suspect.message.id, error = &*why, "a trial says nothing");
             }
         }
@@ -337,30 +339,30 @@ impl Drop for Suspects {
     }
 }
 
-/// One trial, between two writes of the store's own.
-async fn tried(
+/// Runs one trial, between two probe writes.
+async fn run_trial(
     store: &Arc<dyn Store>,
     message: Message,
-    step: Step,
+    step: TrialStep,
     why: Arc<str>,
     limit: Duration,
-) -> Outcome {
-    // A store that is slow may take it all the same.
+) -> TrialOutcome {
+    // A slow store may take the message all the same.
     let answered_before = answers(store).await;
-    if step != Step::Try && !answered_before {
-        return Outcome::Unclear("the store does not answer promptly".into());
+    if step != TrialStep::Try && !answered_before {
+        return TrialOutcome::Unclear("the store does not answer promptly".into());
     }
     let applied = match step {
-        Step::Try => store.apply_within([message].into(), limit).await,
-        Step::Search => store.give_up_on(message, GiveUp { why, search: true }).await,
-        Step::GiveUp => store.give_up_on(message, GiveUp { why, search: false }).await,
+        TrialStep::Try => store.apply_within([message].into(), limit).await,
+        TrialStep::Search => store.give_up_on(message, GiveUp { why, search: true }).await,
+        TrialStep::GiveUp => store.give_up_on(message, GiveUp { why, search: false }).await,
     };
     match applied {
-        Ok(applied) => Outcome::Applied(applied.into()),
-        Err(StoreError::DigestMismatch(id)) => Outcome::Reused(id),
-        Err(StoreError::Failed(why)) if answered_before && answers(store).await => Outcome::Failed(why),
+        Ok(applied) => TrialOutcome::Applied(applied.into()),
+        Err(StoreError::DigestMismatch(id)) => TrialOutcome::Reused(id),
+        Err(StoreError::Failed(why)) if answered_before && answers(store).await => TrialOutcome::Failed(why),
         Err(StoreError::Unavailable(why) | StoreError::Busy(why) | StoreError::Failed(why)) => {
-            Outcome::Unclear(why)
+            TrialOutcome::Unclear(why)
         }
     }
 }

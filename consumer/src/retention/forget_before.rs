@@ -1,4 +1,5 @@
-//! What may be forgotten, by what all consumers reported: pure. `docs/forgetting.md` explains it.
+//! Limit before which the store may forget, from the reports of all consumers. Pure. `docs/forgetting.md`
+//! explains it.
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -6,18 +7,19 @@ use shared::store::{ReportedWatermark, Watermarks};
 
 use crate::low_watermark::MAY_RETURN_FOR;
 
-/// How long a consumer that looks silent by the store's clock is watched before that is believed:
-/// each tells something once in a minute.
+/// Time that a consumer which looks silent by the store's clock is watched before it counts as silent.
+/// Each consumer reports once a minute.
 const WATCHED_FOR: Duration = Duration::from_mins(5);
 
-/// Which consumers tell nothing any more.
+/// Consumers that no longer report.
 #[derive(Debug, Default)]
 pub struct Watch(HashMap<u64, (i64, Instant)>);
 
 impl Watch {
-    /// Those that were silent for [`MAY_RETURN_FOR`] by the store's clock, and while this process
-    /// watched: a clock that jumps makes nobody silent. Who told at a time that is still to come did so
-    /// before that clock was put back, and it cannot say for how long: such a one is watched for all of it.
+    /// Consumers that were silent for [`MAY_RETURN_FOR`] by the store's clock, and while this process
+    /// watched: a jump of the clock alone makes no consumer silent. A report time in the future was made
+    /// before the store's clock was put back, and the clock cannot say how long ago: such a consumer is
+    /// watched for the whole time.
     pub fn silent(&mut self, held: &Watermarks, now: Instant) -> Vec<ReportedWatermark> {
         let before = std::mem::take(&mut self.0);
         let span_ms = i64::try_from(MAY_RETURN_FOR.as_millis()).expect("minutes");
@@ -41,7 +43,7 @@ impl Watch {
     }
 }
 
-/// What was accepted before this time, in milliseconds since 1970, may be forgotten.
+/// Time in milliseconds since 1970; entries that were accepted before it may be forgotten.
 pub fn forget_before_ms(
     own_ms: i64,
     held: &Watermarks,
@@ -75,7 +77,7 @@ mod tests {
         assert_eq!(forget_before_ms(NOW_MS, &held, &others[..1], day_ms), NOW_MS - 24 * HOUR_MS);
         // Only messages from a replica whose clock is ahead came.
         assert_eq!(forget_before_ms(NOW_MS + day_ms, &held, &others, day_ms), NOW_MS - day_ms);
-        // The store's clock is ahead by a month: what waits is as old as before.
+        // The store's clock is ahead by a month: waiting messages are as old as before.
         let jumped = Watermarks { others, now_ms: NOW_MS + 30 * day_ms };
         assert_eq!(forget_before_ms(NOW_MS, &jumped, &[], day_ms), NOW_MS - 74 * HOUR_MS);
     }
@@ -86,21 +88,21 @@ mod tests {
         let mut watch = Watch::default();
         let old = holder(1, 5, NOW_MS);
         let after = |hours: i64| Watermarks { others: vec![old], now_ms: NOW_MS + hours * HOUR_MS };
-        // The store's clock jumps: nobody is silent at once.
+        // The store's clock jumps: no consumer is silent at once.
         assert_eq!(watch.silent(&after(24), begin), []);
         assert_eq!(watch.silent(&after(24), begin + Duration::from_mins(4)), []);
-        // It tells something, an hour ago by that clock.
-        let told = holder(1, 5, NOW_MS + 23 * HOUR_MS);
-        let held = Watermarks { others: vec![told], now_ms: NOW_MS + 24 * HOUR_MS };
+        // It reported an hour ago by that clock.
+        let reported = holder(1, 5, NOW_MS + 23 * HOUR_MS);
+        let held = Watermarks { others: vec![reported], now_ms: NOW_MS + 24 * HOUR_MS };
         assert_eq!(watch.silent(&held, begin + Duration::from_mins(6)), []);
-        assert_eq!(watch.silent(&held, begin + Duration::from_mins(11)), [told]);
-        // Watched for long, but told lately by the store's clock, which stands still.
+        assert_eq!(watch.silent(&held, begin + Duration::from_mins(11)), [reported]);
+        // Watched for long, but with a recent report by the store's clock, which stands still.
         let fresh = Watermarks { others: vec![holder(2, 5, NOW_MS)], now_ms: NOW_MS };
         assert_eq!(watch.silent(&fresh, begin), []);
         assert_eq!(watch.silent(&fresh, begin + Duration::from_hours(9)), []);
     }
 
-    /// The store's clock was a month ahead when a consumer told and ended, and is right again.
+    /// The store's clock was a month ahead when a consumer reported and ended, and is right again.
     #[test]
     fn a_consumer_that_told_at_a_time_to_come_is_silent_once_it_was_watched_for_as_long() {
         let begin = Instant::now();
@@ -112,9 +114,9 @@ mod tests {
             let now = begin + Duration::from_mins(minutes);
             assert_eq!(watch.silent(&held(&[gone, alive]), now), [], "{minutes}");
         }
-        let told = holder(2, 5, ahead_ms + 2);
-        assert_eq!(watch.silent(&held(&[gone, told]), begin + Duration::from_mins(35)), [gone]);
-        // Who watches anew begins anew.
+        let reported = holder(2, 5, ahead_ms + 2);
+        assert_eq!(watch.silent(&held(&[gone, reported]), begin + Duration::from_mins(35)), [gone]);
+        // A new watch begins from zero.
         assert_eq!(Watch::default().silent(&held(&[gone]), begin + Duration::from_mins(35)), []);
     }
 }

@@ -1,9 +1,8 @@
-//! Keeps the store from growing without end, beside the ingest: once a minute what is older than
-//! its retention is deleted, in parts that are small enough for the ingest to get through between
-//! them.
+//! Keeps the size of the store bounded, beside the ingest. Once a minute it deletes what is older than
+//! its retention, in parts that are small enough for the ingest to run between them.
 //!
-//! Every consumer does it; the store takes care that they do not hinder each other. Nothing waits
-//! for it, and an error only means that there is more to do later.
+//! Every consumer does it; the store keeps them from hindering each other. Nothing waits for it, and an
+//! error only means that more is left for later.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,21 +18,22 @@ use shared::store::{ConsumerWatermark, Housekept, ReportedWatermark, Retention, 
 use crate::dead_letters::rescue::Rescue;
 use crate::metrics::metrics;
 use crate::retention::forget_before::{Watch, forget_before_ms};
-use crate::status::Status;
+use crate::status::ConsumerStatus;
 
-/// How often it begins anew, give or take a fifth, so that consumers do not keep in step.
+/// Time between two rounds, give or take a fifth, so that consumers do not keep in step.
 const EVERY: Duration = Duration::from_mins(1);
 
-/// Rows of each kind that one transaction deletes at most.
+/// Maximum of rows of each kind that one transaction deletes.
 const ROWS_MAX: u32 = 5_000;
 
-/// While there is more to delete, the pause is this many times as long as the part before it
-/// took: the ingest keeps four fifths of the store.
+/// Length of the pause after a part, in multiples of that part's time, while more is left to delete: the
+/// ingest keeps four fifths of the store.
 const PAUSE_SHARE: u32 = 4;
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 
-/// While the store is away it is tried earlier than in a minute: it may need a partition.
+/// First retry while the store is away. It is earlier than a minute, because the store may need a
+/// partition.
 const FIRST_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 const HOUR_MS: i64 = 60 * 60 * 1_000;
@@ -41,19 +41,20 @@ const HOUR_MS: i64 = 60 * 60 * 1_000;
 pub struct Housekeeping {
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
-    status: Arc<Status>,
+    status: Arc<ConsumerStatus>,
     consumer: u64,
-    /// But for what depends on the time, and on how old the messages are that may still come.
+    /// Retention limits, without those that depend on the time and on the age of messages that may still
+    /// come.
     retention: Retention,
     watch: Watch,
-    /// To be forgotten with the next round.
+    /// Consumers to forget in the next round.
     silent: Vec<ReportedWatermark>,
     rescue: Rescue,
 }
 
 impl Housekeeping {
-    /// `consumer` names this process among all consumers.
-    pub fn new(config: &Config, backend: &Backend, status: Arc<Status>, consumer: u64) -> Self {
+    /// Builds the task. `consumer` names this process among all consumers.
+    pub fn new(config: &Config, backend: &Backend, status: Arc<ConsumerStatus>, consumer: u64) -> Self {
         let hours_ms = |hours: u32| i64::from(hours) * HOUR_MS;
         let kept = &config.retention;
         let retention = Retention {
@@ -84,8 +85,8 @@ impl Housekeeping {
         self.store.housekeep(Retention { now_ms_max, forget_before_ms, ..self.retention }).await
     }
 
-    /// Tells what this consumer may still be given, and follows from what all told what may be
-    /// forgotten: nothing while that is not known.
+    /// Reports what this consumer may still be given, and derives from all reports what may be forgotten:
+    /// nothing while that is not known.
     async fn forget_before_ms(&mut self) -> Result<Option<i64>, StoreError> {
         let has_dead = match self.queue.has_dead().await {
             Ok(has_dead) => Some(has_dead),
@@ -101,7 +102,7 @@ impl Housekeeping {
         Ok(Some(forget_before_ms(oldest_ms, &held, &self.silent, self.retention.remembered_ms)))
     }
 
-    /// Works until the shutdown. What is under way then is awaited: it is small.
+    /// Works until the shutdown, and completes the part in progress: it is small.
     pub async fn run(mut self, mut shutdown: Shutdown) {
         let mut backoff = Backoff::new(FIRST_RETRY_AFTER, EVERY);
         let (mut round, mut away, mut overdue) = (Housekept::default(), false, 0);
@@ -122,7 +123,7 @@ impl Housekeeping {
                             );
                         }
                         overdue = round.overdue;
-                        tell(std::mem::take(&mut round));
+                        log_round(std::mem::take(&mut round));
                         if let Err(error) = self.rescue.step().await {
                             tracing::debug!(%error, "set-aside messages are looked through later");
                         }
@@ -141,11 +142,11 @@ impl Housekeeping {
                 () = shutdown.requested() => break,
             }
         }
-        tell(round);
+        log_round(round);
     }
 }
 
-/// Counts a part in.
+/// Adds a part to the round.
 fn plus(round: Housekept, part: Housekept) -> Housekept {
     metrics().overdue_partitions.set(i64::try_from(part.overdue).unwrap_or(i64::MAX));
     metrics().dead_letters.set(i64::try_from(part.dead_letters).unwrap_or(i64::MAX));
@@ -154,7 +155,7 @@ fn plus(round: Housekept, part: Housekept) -> Housekept {
     Housekept { rows: round.rows + part.rows, partitions: round.partitions + part.partitions, ..part }
 }
 
-fn tell(round: Housekept) {
+fn log_round(round: Housekept) {
     if round.rows > 0 || round.partitions > 0 {
         tracing::info!(deleted.rows = round.rows, deleted.partitions = round.partitions, "old rows deleted");
     }

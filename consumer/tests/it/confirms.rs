@@ -8,7 +8,7 @@ use testkit::proxy::Proxy;
 
 use crate::{PATIENCE, Rig, base_config, cluster, wait_for};
 
-/// Number of checks of a figure at the broker that must not change.
+/// Number of times that the broker is asked for a value that must not change.
 const LOOKS: usize = 10;
 
 impl Rig {
@@ -70,7 +70,7 @@ async fn after_an_unclean_end_the_broker_hands_out_one_message_until_one_is_appl
         }
         let (broker, queue) = (rig.config.queue.url.clone(), rig.writes());
         let waiting = async || inspect::waiting(&broker, &queue).await.expect("the broker answers");
-        // Another consumer takes them all and dies.
+        // Another subscriber takes them all and dies.
         let mut subscription = rig.backend.queue.subscribe(100).await.expect("subscribed");
         let taken = tokio::time::timeout(PATIENCE, subscription.next()).await.expect("in time").expect("one");
         wait_for("all to be handed out", async || waiting().await == 0).await;

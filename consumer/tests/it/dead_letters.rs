@@ -35,8 +35,8 @@ async fn apply(backend: &Backend, batcher: u32, increments: &[i64]) -> Vec<ItemK
     keys
 }
 
-/// Dead-letters a body that is no JSON and one of a message that an older build could not read;
-/// returns their ids.
+/// Stores two dead messages, a body that is no JSON and one that an older build could not read; returns
+/// their ids.
 async fn bury(backend: &Backend) -> [String; 2] {
     let mut builder = Builder::new(IdIssuer::new(3, 1).next(NOON_MS), NOON_MS);
     let mut encoded = Vec::new();
@@ -58,8 +58,7 @@ async fn close(backend: Backend) {
     backend.store.close().await;
 }
 
-/// Runs the commands in the order in which an operator needs them. The store is open meanwhile
-/// where it may be.
+/// Runs the commands in the order of an operator's work. The store stays open meanwhile where it may.
 async fn walk(config: &Config, env: &[(&str, &str)]) {
     let directory = tempfile::tempdir().expect("a directory");
     let run = |arguments: &[&str]| run(directory.path(), env, arguments);

@@ -1,4 +1,5 @@
-//! The dead queue is read beside the ingest: messages that can be applied are, the rest becomes dead letters.
+//! The dead queue is read beside the ingest: messages that can be applied are, the rest become dead
+//! letters.
 use bytes::Bytes;
 use consumer::dead_letters::dead_queue::DeadQueue;
 use consumer::ingest::announce::Announcer;
@@ -51,7 +52,7 @@ impl Rig {
         self.letter(id_of(body)).await.expect("just seen")
     }
 
-    /// Reads all dead letters.
+    /// All dead letters.
     async fn letters(&self) -> Vec<DeadLetter> {
         let filter = DeadLetterFilter::default();
         let page = DeadLetterPage { filter, discarded: false, after: None, limit: 1_000 };
@@ -67,7 +68,7 @@ impl Rig {
         }
     }
 
-    /// Waits until neither queue holds a message, delivered ones included.
+    /// Waits until both queues are empty, apart from messages that a consumer holds.
     async fn wait_until_empty(&self) {
         let queue = &self.backend.queue;
         let mut writes = queue.subscribe(0).await.expect("subscribed");
@@ -83,7 +84,7 @@ impl Rig {
 }
 
 impl Rig {
-    /// Makes a reader without an ingest beside it.
+    /// Reader of the dead queue without an ingest beside it.
     fn reader(&self) -> DeadQueue {
         let Backend { queue, store, events, ids, .. } = &self.backend;
         DeadQueue {
@@ -98,7 +99,7 @@ impl Rig {
     }
 }
 
-/// Another consumer gets it, whose store may take it.
+/// Another consumer gets the message, and its store may take it.
 async fn a_dead_message_that_was_held_for_long_is_given_back_and_not_lost(mut rig: Rig) -> Rig {
     rig.publish_body("held").await;
     rig.reject_all(1).await;
@@ -153,7 +154,7 @@ async fn what_cannot_be_read_becomes_dead_letters_and_leaves_the_queues_empty(mu
         rig.wait_until_empty().await;
     })
     .await;
-    // No message was with a consumer either.
+    // No consumer held one either.
     rig.wait_until_empty().await;
     assert_eq!(rig.letters().await.len(), 5);
     rig
@@ -212,8 +213,7 @@ async fn what_an_older_consumer_buried_is_applied_by_a_newer_one_and_the_rest_st
     rig
 }
 
-/// The message is dead-lettered as by an older consumer that reads the dead queue before a newer
-/// one is there.
+/// An older consumer read the dead queue before a newer one was there.
 async fn what_an_older_consumer_buried_is_applied_by_a_redrive(mut rig: Rig) -> Rig {
     let message = rig.message("buried", 1);
     let version = shared::model::message::Undecodable::Version(1);
@@ -307,7 +307,7 @@ async fn a_crash_between_the_row_and_its_acknowledgement_makes_no_second_row(mut
     let (_trigger, shutdown) = shutdown::channel();
     let reading = tokio::spawn(reader.run(shutdown));
     let first = rig.wait_for_letter(b"garbage").await;
-    // It ends in the middle: the row is there, and the reader does not know.
+    // In the middle of the statement: the row is there, and the consumer does not know.
     reading.abort();
     assert!(reading.await.expect_err("was aborted").is_cancelled());
     drop(unanswered);
@@ -340,21 +340,21 @@ async fn a_message_that_is_rejected_twice_is_not_lost(mut rig: Rig) -> Rig {
     rig
 }
 
-/// A broker does not count it while a consumer holds it, and its age is not known.
+/// A broker does not count a message that a consumer holds, and its age is not known.
 async fn a_message_that_cannot_be_read_is_known_to_be_in_hand_until_it_is_buried(mut rig: Rig) -> Rig {
     rig.store.0.is_full_of_the_dead.store(true, Ordering::Relaxed);
     rig.publish_body("garbage").await;
     rig.reject_all(1).await;
     let reader = rig.reader();
     let status = reader.status.clone();
-    assert!(!status.is_burying());
+    assert!(!status.has_unreadable());
     let (trigger, shutdown) = shutdown::channel();
     let reading = tokio::spawn(reader.run(shutdown));
     wait_for("an attempt", async || rig.store.0.unburied.load(Ordering::Relaxed) >= 2).await;
-    assert!(status.is_burying(), "between two attempts");
+    assert!(status.has_unreadable(), "between two attempts");
     rig.store.0.is_full_of_the_dead.store(false, Ordering::Relaxed);
     rig.wait_for_letter(b"garbage").await;
-    wait_for("empty hands", async || !status.is_burying()).await;
+    wait_for("empty hands", async || !status.has_unreadable()).await;
     trigger.request();
     reading.await.expect("no panic");
     rig.wait_until_empty().await;
@@ -397,7 +397,7 @@ async fn what_is_set_aside_of_a_dead_message_is_told_in_the_log(mut rig: Rig) ->
     rig
 }
 
-/// The log, line by line.
+/// Log lines of the test.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

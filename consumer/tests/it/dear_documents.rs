@@ -1,5 +1,5 @@
-//! Documents that came before their collection was defined, and are expensive to check by its
-//! schema: each is dead-lettered alone, and writes beside and behind them are applied meanwhile.
+//! Documents that came before the definition of their collection, and that its schema makes costly to
+//! check. Each is set aside alone, and writes beside and behind them are applied meanwhile.
 use shared::model::collection::Definition;
 use shared::model::message::encode;
 use shared::model::write::{Document, Item, Object, Write};
@@ -10,7 +10,7 @@ on_both_pairs! {
     documents_that_cost_too_much_are_set_aside_alone_and_nobody_waits_for_them
 }
 
-/// Longest time that another client's write may wait.
+/// Longest wait of another client's write.
 const MEANWHILE_MAX: Duration = Duration::from_secs(2);
 
 fn document(data: &str) -> Item {

@@ -12,7 +12,7 @@ struct Scripted {
     store: Arc<dyn Store>,
     script: Mutex<VecDeque<Result<Housekept, StoreError>>>,
     asked: Mutex<Vec<Retention>>,
-    /// Answers of the real store.
+    /// Answers of the store behind it.
     answered: Mutex<Vec<Result<Housekept, StoreError>>>,
 }
 
@@ -83,7 +83,7 @@ async fn it_goes_on_at_once_while_there_is_more_and_after_an_error_while_writes_
     rig
 }
 
-/// Records of a first attempt would be gone, by the clock alone, when its repetition is read.
+/// The clock alone would forget the first attempt before its repetition is read.
 async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> Rig {
     let more = Ok(Housekept { rows: 1, more: true, ..Housekept::default() });
     let (rig, layer) = scripted(rig, vec![more; 100_000]);
@@ -92,7 +92,7 @@ async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> R
     let hours_ms = |hours: i64| hours * 3_600_000;
     let now_ms = shared::runtime::clock::now_ms();
     rig.consuming(async {
-        // Nothing is deleted before a message was read.
+        // Before a message was read, nothing may be forgotten.
         wait_for("the first housekeeping", async || last().is_some()).await;
         assert_eq!(last(), Some(None));
         rig.publish_accepted(now_ms - hours_ms(72)).await;
@@ -104,7 +104,7 @@ async fn what_is_forgotten_follows_the_messages_and_not_the_clock(rig: Rig) -> R
         let then = asked();
         wait_for("more housekeeping", async || asked() >= then + 20).await;
         assert_eq!(last(), bound);
-        // An older message that comes moves the mark.
+        // An older message moves the limit.
         rig.publish_accepted(now_ms - hours_ms(80)).await;
         wait_for("an earlier bound", async || last() == Some(Some(now_ms - hours_ms(80 + 24)))).await;
     })
@@ -123,7 +123,7 @@ async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
     rig.consuming(async {
         rig.publish_accepted(now_ms).await;
         wait_for("a bound by the other", async || last() == Some(now_ms - 10 * day_ms)).await;
-        // It got rid of it, or of its process.
+        // The other consumer settled it, or its process ended.
         let hold = ConsumerWatermark { oldest_ms: now_ms - day_ms, ..hold };
         rig.backend.store.hold(hold, Vec::new()).await.expect("is reported");
         wait_for("a later bound", async || last() == Some(now_ms - 2 * day_ms)).await;
@@ -132,8 +132,7 @@ async fn what_another_consumer_holds_is_not_forgotten(rig: Rig) -> Rig {
     rig
 }
 
-/// A message that was applied, and whose record is deleted, comes once more, as from a consumer
-/// that had stopped.
+/// A forgotten message comes once more, as from a consumer that had stopped.
 async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig) -> Rig {
     let (now_ms, day_ms) = (shared::runtime::clock::now_ms(), 24 * 3_600_000);
     let old = Rig::accepted(now_ms - 5 * day_ms);
@@ -167,7 +166,7 @@ async fn an_old_message_that_comes_after_it_was_forgotten_is_set_aside(rig: Rig)
 }
 
 impl Rig {
-    /// Builds an increment that was accepted at this time.
+    /// Increment with this accept time.
     fn accepted(at_ms: i64) -> Outgoing {
         // An issuer never goes back, so each message has one of its own.
         let mut builder = Builder::new(IdIssuer::new(rand::random(), 0).next(at_ms), at_ms);
@@ -193,7 +192,7 @@ async fn it_does_not_hold_up_a_stop(rig: Rig) -> Rig {
     rig
 }
 
-/// No client gets notice of that: housekeeping finds it, because it looks at the dead queue each time.
+/// The consumer gets no notice of that: each round of housekeeping looks at the dead queue, and finds it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_exchange_that_is_deleted_under_a_consumer_is_made_again_and_dead_letters_come() {
     crate::cluster("exchange", |rig| async move {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use consumer::Consumer;
-use consumer::status::Status;
+use consumer::status::ConsumerStatus;
 use shared::config::Config;
 use shared::model::dead_letter::DeadMessage;
 use shared::model::id::{IdIssuer, Kind, MessageId};
@@ -25,16 +25,16 @@ struct Switched {
     away: AtomicBool,
     /// Number of messages of each `apply`.
     asked: Mutex<Vec<usize>>,
-    /// Lock that holds back the answers to commits.
+    /// While a test holds it, commits are not answered.
     answering: tokio::sync::Mutex<()>,
     failed: AtomicUsize,
-    /// Number of probes without an answer.
+    /// Probes without an answer.
     unanswered: AtomicUsize,
     /// The store takes everything but dead letters.
     is_full_of_the_dead: AtomicBool,
-    /// Number of dead letters that were not taken.
+    /// Dead letters that the store did not take.
     unburied: AtomicUsize,
-    /// Lock that holds back the answers to dead-lettering.
+    /// While a test holds it, writes of dead letters are not answered.
     burying: tokio::sync::Mutex<()>,
 }
 
@@ -133,7 +133,7 @@ impl Rig {
         outcome
     }
 
-    /// Waits until this many calls have failed.
+    /// Waits until `count` calls of the store have failed.
     async fn wait_for_failures(&self, count: usize) {
         let asked = [&self.store.0.failed, &self.store.0.unanswered];
         let in_vain = || asked.iter().map(|asked| asked.load(Ordering::Relaxed)).sum::<usize>();

@@ -1,5 +1,5 @@
-//! Faults of a broker that runs out of memory or of patience, crashes, or has a queue deleted.
-//! Those that would disturb other tests run on a private broker.
+//! Effects of a broker that runs out of memory or of patience, crashes, or deletes a queue. On a private
+//! broker where other tests would suffer.
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +39,7 @@ async fn link_becomes(rig: &Rig, expected: Link) {
     wait_for(&format!("{expected:?}"), async || publisher.link() == expected).await;
 }
 
-/// Publishes the same message until it is durable, as a patient client does.
+/// Publishes as a patient client does: the same message until it is durable.
 async fn insist(publisher: &dyn Publisher, message: &Outgoing) {
     let begun = Instant::now();
     while let Err(error) = publisher.publish(message.clone(), Instant::now() + ACCEPT_TIMEOUT).await {
@@ -55,7 +55,7 @@ async fn while_a_memory_alarm_lasts_nothing_is_taken_and_the_backlog_is_applied(
             rig.publish(message).await;
         }
         broker.memory_alarm(true).await;
-        // The broker reports the block at the next publish, and takes this message afterwards.
+        // The broker reports that it is blocked at a publish, and takes this one afterwards.
         let (publisher, unknown) = (rig.backend.queue.publisher(), rig.message("unknown", 1));
         let answer = publisher.publish(unknown, Instant::now() + ACCEPT_TIMEOUT).await;
         assert_eq!(answer, Err(PublishError::DeadlineExceeded));

@@ -1,5 +1,4 @@
-//! The message that is kept as a probe of the store: it is held for long, and never for longer than
-//! a broker allows.
+//! A message that waits for the store is held for long, and never for longer than a broker allows.
 use std::collections::HashMap;
 
 use bytes::Bytes;
@@ -16,14 +15,14 @@ on_both_pairs! {
     a_consumer_whose_probe_another_one_got_does_not_say_that_the_store_is_away
 }
 
-/// Limit of that time, instead of the minutes that a broker allows.
+/// Replaces the minutes that a broker allows.
 const HELD_MAX: Duration = Duration::from_millis(300);
 
 /// A queue that counts its sessions and their deliveries.
 struct Counted {
     queue: Arc<dyn Queue>,
     sessions: AtomicUsize,
-    /// Number of deliveries of each body.
+    /// Deliveries by body.
     deliveries: Arc<Mutex<HashMap<Bytes, u32>>>,
     /// A store that comes back with the second session.
     store: Arc<Layered<Switched>>,
@@ -114,8 +113,8 @@ impl Rig {
         })
     }
 
-    /// Runs an ingest that holds no message for long while `during` runs.
-    async fn ingesting(&self, queue: &Arc<Counted>, during: impl AsyncFnOnce(Arc<Status>)) {
+    /// Runs an ingest that holds nothing for long while `during` runs.
+    async fn ingesting(&self, queue: &Arc<Counted>, during: impl AsyncFnOnce(Arc<ConsumerStatus>)) {
         let (trigger, shutdown) = shutdown::channel();
         let settings = &self.config.queue;
         let ingest = Ingest {
@@ -167,7 +166,7 @@ async fn a_probe_that_was_held_for_long_is_given_back_once_and_nothing_is_lost(m
     rig
 }
 
-/// It is idle from then on, so none of its commits can show that the store is there.
+/// The consumer is idle from then on, so no commit of its own shows that the store is there.
 async fn a_consumer_whose_probe_another_one_got_does_not_say_that_the_store_is_away(mut rig: Rig) -> Rig {
     let queue = rig.counted();
     rig.store.0.away.store(true, Ordering::Relaxed);

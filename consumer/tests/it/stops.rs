@@ -1,5 +1,5 @@
-//! The consumer as a process that is stopped by a signal: under a backlog, and while a server is
-//! away. It ends in time, and messages that it did not apply are left to the next one, once.
+//! The consumer as a process that is stopped by a signal: under a backlog, and while a server is away. It
+//! ends in time, and leaves messages that it did not apply to the next consumer, once.
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ use tokio::net::TcpStream;
 
 use crate::{PATIENCE, Rig, base_config, wait_for};
 
-/// Longest time to the end of a program after a signal, shorter than supervisors wait before they kill it.
+/// Longest stop after a signal: less than the time that a supervisor waits before it kills the process.
 const END_MAX: Duration = Duration::from_secs(20);
 
 /// Number of messages of a backlog, in small transactions.
 const BACKLOG: u32 = 3_000;
 
-/// A running consumer, killed when dropped.
+/// Process that is killed when dropped.
 pub(crate) struct Process {
     child: Child,
     ops: String,
@@ -29,7 +29,7 @@ impl Process {
         Self::launch(config, ops_port, Stdio::null())
     }
 
-    /// Starts it with a pipe for a log, which is kept open and never read.
+    /// Starts with a pipe for a log, which is kept open and never read.
     pub fn start_with_full_log(config: &Config, ops_port: u16) -> Self {
         Self::launch(config, ops_port, Stdio::piped())
     }
@@ -54,7 +54,7 @@ impl Process {
         Self { child: command.spawn().expect("it starts"), ops: format!("127.0.0.1:{ops_port}") }
     }
 
-    /// Reads one of its operations pages; returns status and body, `None` while it does not listen.
+    /// Status and body of an operations page; `None` while the port is closed.
     pub async fn page(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(&self.ops).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
@@ -81,7 +81,8 @@ impl Process {
         self.ended_during(|_| ()).await
     }
 
-    /// Repeats a signal until the end, as an impatient operator does: two in quick succession count as one.
+    /// Sends the signal repeatedly, as an impatient operator does. Signals right after another count as
+    /// one.
     async fn ended_by_repeated(self, signal: Signal) -> (ExitStatus, Duration) {
         self.ended_during(|process| process.send(signal)).await
     }
@@ -153,7 +154,7 @@ impl Rig {
         futures_util::future::join_all(publishing).await;
     }
 
-    /// Number of messages that wait and are not delivered to a consumer.
+    /// Number of messages that wait and that no consumer has.
     async fn waiting(&self) -> u32 {
         let queue = format!("{}.writes.v1", self.config.queue.prefix);
         inspect::waiting(&self.config.queue.url, &queue).await.expect("the broker answers")

@@ -47,8 +47,8 @@ async fn through(mut rig: Rig, database_url: &str, trouble: &Trouble) -> Rig {
             rig.publish(message).await;
         }
         rig.wait_for_failures(4).await;
-        // The consumer holds a message, and a few that were tried in its place where the store
-        // answers: all others stay in the queue, undelivered.
+        // A message, and a few that were tried in its place where the store answers. All others are left
+        // in the queue, and no consumer takes them.
         let waiting = async || inspect::waiting(&broker, &writes).await.expect("the broker answers");
         wait_for("a pause", async || waiting().await >= DURING - HELD_ASIDE_MAX).await;
         let counts = inspect::delivery_counts(&broker, &writes).await.expect("the broker answers");

@@ -76,7 +76,7 @@ async fn an_ingest_that_waits_for_an_away_store_does_not_stand_still(rig: Rig) -
     rig
 }
 
-/// Its log is a pipe that is never read; each message that it cannot read is a line.
+/// Its log is a pipe without a reader; each message that it cannot read is a line.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_whose_ingest_does_not_come_back_fails_liveness_and_a_signal_ends_it() {
     beside_a_process("stuck", async |mut rig, mut config, _, port| {

@@ -32,7 +32,7 @@ on_both_pairs! {
     a_message_that_failed_is_tried_again_under_a_backlog
 }
 
-/// Times of a fraction of a second, instead of seconds.
+/// Replaces times of seconds.
 const PACE: Pace = Pace {
     batch_time_max: Duration::from_millis(100),
     pause_min: Duration::from_millis(20),
@@ -41,13 +41,13 @@ const PACE: Pace = Pace {
     trials_max: 4,
 };
 
-/// Longest time until a write of another client is applied.
+/// Longest time until another client's write is applied.
 const BYSTANDER_MAX: Duration = Duration::from_secs(2);
 
 /// Counter that makes a message fail.
 const HEAVY: &str = "heavy";
 
-/// The effect of a heavy message on its transaction.
+/// Outcome of a transaction with a heavy message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ailment {
     Slow,
@@ -68,16 +68,16 @@ enum Ailment {
 struct Fragile {
     store: Arc<dyn Store>,
     ailment: Mutex<Ailment>,
-    /// The store is away, also for writes of its own.
+    /// The store takes no probe writes either.
     away: AtomicBool,
-    /// Time until which the store is away.
+    /// Time until which the store takes no probe writes.
     upset_until: Mutex<Option<Instant>>,
     /// The store takes no dead letters of items.
     keeps_all: AtomicBool,
     /// Number of transactions with a heavy message that were begun.
     tried: AtomicUsize,
     given_up: AtomicUsize,
-    /// Messages that were dead-lettered while the store did not answer.
+    /// Messages given up while the store did not answer.
     given_up_upset: AtomicUsize,
 }
 
@@ -172,7 +172,7 @@ struct Sick<'r> {
     rig: &'r mut Rig,
     store: Arc<Layered<Fragile>>,
     announcer: Arc<Announcer>,
-    status: Arc<Status>,
+    status: Arc<ConsumerStatus>,
 }
 
 impl<'r> Sick<'r> {
@@ -237,7 +237,7 @@ impl<'r> Sick<'r> {
         id
     }
 
-    /// Publishes writes of another client until `is_over`; each must be applied in time.
+    /// Publishes other clients' writes until `is_over`; each is applied in time.
     async fn bystand(&mut self, is_over: impl AsyncFn(&Rig) -> bool) {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         let begun = Instant::now();
@@ -466,7 +466,7 @@ async fn a_message_that_ends_its_consumer_each_time_is_given_up(mut rig: Rig) ->
     rig
 }
 
-/// The kills are as many as are allowed; messages that are applied meanwhile are not counted.
+/// The consumer is killed as often as allowed; commits of other messages meanwhile do not count.
 async fn a_good_message_whose_consumer_is_killed_again_and_again_is_applied(mut rig: Rig) -> Rig {
     let mut sick = Sick::new(&mut rig, Ailment::Endless);
     let heavy = [sick.publish(HEAVY).await, sick.publish(HEAVY).await, sick.publish(HEAVY).await];
@@ -485,7 +485,7 @@ async fn a_good_message_whose_consumer_is_killed_again_and_again_is_applied(mut 
     rig
 }
 
-/// A message is busy in the same way when another session locks its row.
+/// Like the lock of a row that another session holds.
 async fn more_busy_messages_than_are_held_aside_are_in_nobodys_way(mut rig: Rig) -> Rig {
     const BUSY: usize = 40;
     let mut sick = Sick::new(&mut rig, Ailment::Busy);
@@ -640,7 +640,7 @@ async fn a_process_that_is_killed_at_one_message_each_time_gives_it_up() {
     .await;
 }
 
-/// The program is started as in production: the statement itself takes too long.
+/// A program that is started in the usual way: the statement itself takes too long.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_gets_past_a_heavy_message() {
     cluster("heavy", |mut rig| async move {

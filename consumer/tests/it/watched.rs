@@ -1,5 +1,5 @@
-//! The parts of a consumer, which are all needed: when one is gone all of it ends, so that it is
-//! started anew instead of looking healthy. Messages that it did not apply are left to the next.
+//! Each part of a consumer is needed. When one is gone the whole consumer ends, so that it is started
+//! anew instead of looking healthy, and leaves unapplied messages to the next.
 use shared::queue::{Publisher, Queue, QueueError, Subscription};
 use shared::store::{Housekept, Retention};
 
@@ -59,7 +59,7 @@ impl Queue for DefectiveQueue {
     }
 }
 
-/// Runs a consumer, which must end without a request.
+/// It ends without a request.
 async fn ends(mut rig: Rig, backend: Backend) -> Rig {
     for _ in 0..10 {
         let message = rig.message("left", 1);

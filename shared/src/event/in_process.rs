@@ -1,6 +1,6 @@
 //! Events between the consumer and the API of one process.
 //!
-//! A bounded ring: a subscriber that is too slow loses the oldest events and is told so, a
+//! A bounded ring. A subscriber that is too slow loses the oldest events and gets a signal about it; a
 //! publisher never waits.
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::{Event, EventStream, Events, Signal};
 
-/// Events that a subscriber may be behind before it loses some. One event is one transaction of
+/// Number of events that a subscriber may be behind before it loses some. One event is one transaction of
 /// the consumer, so this is seconds of work.
 const EVENTS_BEHIND_MAX: usize = 256;
 
@@ -28,7 +28,7 @@ impl InProcessEvents {
 #[async_trait]
 impl Events for InProcessEvents {
     fn publish(&self, event: Event) {
-        // An error says that nobody listens, which loses nothing.
+        // An error means that there is no subscriber, so nothing is lost.
         let _ = self.events.send(Arc::new(event));
     }
 
@@ -49,7 +49,7 @@ impl EventStream for InProcessStream {
         match self.events.recv().await {
             Ok(event) => Signal::Event(event),
             Err(RecvError::Lagged(_)) => Signal::Interrupted,
-            // The publishing side is gone, which happens only while the process stops.
+            // The publisher is gone, which happens only while the process stops.
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }

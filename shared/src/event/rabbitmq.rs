@@ -1,9 +1,9 @@
 //! Events through a RabbitMQ topic exchange.
 //!
-//! Publisher ([`mod@publish`]) and each subscriber ([`mod@follow`]) own a connection and rebuild it for ever.
-//! Events are transient, unconfirmed and dropped whenever the channel does not take them: their
-//! numbers and heartbeats tell the subscribers that something is missing. The queue of a subscriber
-//! is exclusive and named by the server anew in each session, since a name from before cannot be
+//! The publisher ([`mod@publish`]) and each subscriber ([`mod@follow`]) own a connection and rebuild it
+//! for ever. Events are transient, unconfirmed and dropped whenever the channel does not take them:
+//! subscribers notice by the numbers and heartbeats. The queue of a subscriber is exclusive, and the
+//! server names it anew in each session, since an earlier name cannot be declared again.
 //! declared again.
 mod follow;
 mod publish;
@@ -25,16 +25,16 @@ use crate::amqp::settings::RabbitSettings;
 use crate::runtime::metrics::metrics;
 use crate::runtime::shutdown::{self, Shutdown, Trigger};
 
-/// Events that may wait for the publisher.
+/// Maximum of events that wait for the publisher.
 const BUFFER_MAX: usize = 1_024;
 
-/// Signals that may wait for the reader of a stream; beyond them the broker's queue fills.
+/// Maximum of signals that wait for the reader of a stream; beyond them the broker's queue fills.
 const SIGNALS_MAX: usize = 1_024;
 
-/// How long `close` may take: to send what is left, and to say goodbye.
+/// Longest time of `close`: it sends the remaining events and says goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The exchange `<prefix>.events.v1`.
+/// Events of the exchange `<prefix>.events.v1`.
 pub struct RabbitEvents {
     settings: Arc<RabbitSettings>,
     runtime: Handle,
@@ -45,7 +45,8 @@ pub struct RabbitEvents {
 }
 
 impl RabbitEvents {
-    /// Must be called on a tokio runtime, which keeps the sessions. Never fails and never waits.
+    /// Starts the sessions. Must be called on a tokio runtime, which keeps them. Never fails and never
+    /// waits.
     pub fn start(settings: RabbitSettings) -> Arc<Self> {
         let (settings, runtime) = (Arc::new(settings), Handle::current());
         let (buffer, events) = mpsc::channel(BUFFER_MAX);
@@ -87,7 +88,7 @@ impl Events for RabbitEvents {
         if let Some(mut publisher) = publisher
             && timeout(CLOSE_TIMEOUT, &mut publisher).await.is_err()
         {
-            // Its session is cut with it. (An answer may be a panic, which the panic hook has told.)
+            // Abort cuts its session. (An answer may be a panic, which the panic hook has reported.)
             publisher.abort();
         }
     }

@@ -1,9 +1,9 @@
-//! Reads events, also those of newer versions: kinds, entries, members and bodies that this build
-//! does not know are skipped one by one, so that a rolling upgrade empties no cache.
+//! Reads events, also those of newer versions. Kinds, entries, members and bodies that this build does
+//! not know are skipped one by one, so that a rolling upgrade empties no cache.
 //!
-//! Nothing is skipped that would make an answer wrong. An item of which something unreadable is said
-//! is [`Committed::unclear`], so that no later word about its message settles it. A known counter whose
-//! new value cannot be read makes the event unreadable.
+//! Nothing is skipped that would make an answer wrong. An item with an unreadable entry is
+//! [`Committed::unclear`], so that no later entry about its message settles it. A known counter whose new
+//! value cannot be read makes the event unreadable.
 use std::collections::HashMap;
 
 use serde::Deserialize;
@@ -14,18 +14,18 @@ use super::{Body, Committed, Event};
 use crate::model::id::ItemKey;
 use crate::model::idempotency::item_key;
 
-type Members<'j> = HashMap<String, &'j RawValue>;
+type JsonMembers<'j> = HashMap<String, &'j RawValue>;
 
 impl Event {
     /// Reads an event of any version. An error means that something may have been missed.
     pub fn read(json: &[u8]) -> Result<Self, serde_json::Error> {
-        // Events of this version are read at once: the second way costs twice as much.
+        // Events of this version are read in one pass: the second way costs twice as much.
         serde_json::from_slice(json).or_else(|_| read_known_parts(json))
     }
 }
 
 #[derive(Deserialize)]
-struct Envelope<'j> {
+struct KnownEnvelope<'j> {
     publisher: u64,
     number: u64,
     store_time_ms: Option<i64>,
@@ -34,7 +34,7 @@ struct Envelope<'j> {
 }
 
 fn read_known_parts(json: &[u8]) -> Result<Event, serde_json::Error> {
-    let Envelope { publisher, number, store_time_ms, body } = serde_json::from_slice(json)?;
+    let KnownEnvelope { publisher, number, store_time_ms, body } = serde_json::from_slice(json)?;
     Ok(Event { publisher, number, store_time_ms, body: body_of(body)? })
 }
 
@@ -42,7 +42,7 @@ fn body_of(json: &RawValue) -> Result<Body, serde_json::Error> {
     if let Ok(body) = serde_json::from_str(json.get()) {
         return Ok(body);
     }
-    let Ok(tagged) = serde_json::from_str::<Members<'_>>(json.get()) else { return Ok(Body::Unknown) };
+    let Ok(tagged) = serde_json::from_str::<JsonMembers<'_>>(json.get()) else { return Ok(Body::Unknown) };
     if let Some(committed) = tagged.get("committed") {
         return Ok(Body::Committed(committed_of(&serde_json::from_str(committed.get())?)?));
     }
@@ -55,14 +55,14 @@ fn body_of(json: &RawValue) -> Result<Body, serde_json::Error> {
     })
 }
 
-/// `false` when it cannot be read: then requests wait, if in vain.
+/// Reads `store_away`; `false` when it cannot be read, so that requests wait, if in vain.
 fn says_store_away(heartbeat: &RawValue) -> bool {
-    let members = serde_json::from_str::<Members<'_>>(heartbeat.get()).unwrap_or_default();
+    let members = serde_json::from_str::<JsonMembers<'_>>(heartbeat.get()).unwrap_or_default();
     members.get("store_away").is_some_and(|away| away.get() == "true")
 }
 
-fn committed_of(members: &Members<'_>) -> Result<Committed, serde_json::Error> {
-    // One that is no list says something that this build cannot know: the whole event counts as missed.
+fn committed_of(members: &JsonMembers<'_>) -> Result<Committed, serde_json::Error> {
+    // A member that is no list holds something unknown to this build: the whole event counts as missed.
     let entries = |name: &str| -> Result<Vec<&RawValue>, serde_json::Error> {
         members.get(name).map_or(Ok(Vec::new()), |list| serde_json::from_str(list.get()))
     };
@@ -101,10 +101,10 @@ fn known<T: DeserializeOwned>(entries: &[&RawValue]) -> Vec<T> {
 }
 
 fn names_counter(entry: &RawValue) -> bool {
-    serde_json::from_str::<Members<'_>>(entry.get()).is_ok_and(|members| members.contains_key("name"))
+    serde_json::from_str::<JsonMembers<'_>>(entry.get()).is_ok_and(|members| members.contains_key("name"))
 }
 
-/// The item that an entry is about. `None` is no item that anybody here waits for.
+/// Item that an entry is about. `None` is no item that a client of this build waits for.
 fn item_of(entry: &RawValue) -> Option<ItemKey> {
     #[derive(Deserialize)]
     struct About {
@@ -127,7 +127,7 @@ mod tests {
         IdIssuer::new(1, 1).next(1_763_600_000_000)
     }
 
-    /// The third item of the message, of a kind that this build does not know.
+    /// Third item of the message, of a kind that this build does not know.
     fn later_kind() -> Uuid {
         let known = message().item(Kind::Increment, 2).as_uuid().as_u128();
         Uuid::from_u128(known & !(0b111 << 28) | 7 << 28)

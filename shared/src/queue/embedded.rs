@@ -1,9 +1,9 @@
-//! The embedded queue: one SQLite file, for the form of Forebay that needs no server.
+//! Embedded queue: one SQLite file, for the form of Forebay that needs no server.
 //!
-//! Publishers and subscribers only touch channels and memory; one [`writer`] task owns the file
-//! and turns everything that waits into one fsynced transaction (group commit), and one [`loader`]
-//! reads ahead of the subscribers. Who was handed what is kept in memory ([`shelf`]), so a restart
-//! delivers everything again that was not acknowledged. Only one process may use the directory:
+//! Publishers and subscribers only touch channels and memory. One [`writer`] task owns the file and turns
+//! all waiting commands into one fsynced transaction (group commit), and a [`loader`] for each lane reads
+//! ahead of the subscribers. Leases are kept in memory ([`ready_buffer`]), so a restart delivers every
+//! message again that was not acknowledged. Only one process may use the directory:
 //! [`crate::program::backend`] holds its lock.
 mod file;
 mod loader;
@@ -22,18 +22,18 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::file::File;
+use self::file::QueueFile;
 use self::loader::SharedReader;
-use self::ready_buffer::{Lane, Lanes, Shelf};
-use self::room::{LinkState, Reservation, Room};
+use self::ready_buffer::{Lane, Lanes, ReadyBuffer};
+use self::room::{FileLink, QueueRoom, Reservation};
 use self::subscription::EmbeddedSubscription;
-use self::writer::{Command, Publish, Writer};
+use self::writer::{Publish, QueueWriter, WriterCommand};
 use super::{Link, PublishError, Publisher, Queue, QueueError, Subscription, Waiting};
 use crate::config::queue_limits::QueueLimits;
 use crate::model::message::Outgoing;
 use crate::runtime::shutdown::{self, Shutdown};
 
-/// Commands that may wait for the writer; beyond them publishers wait, until their deadlines.
+/// Maximum of commands that wait for the writer; beyond them publishers wait, until their deadlines.
 const COMMANDS_WAITING_MAX: usize = 256;
 
 pub struct EmbeddedQueue {
@@ -42,39 +42,38 @@ pub struct EmbeddedQueue {
     reader: SharedReader,
     directory: PathBuf,
     next_owner: AtomicU64,
-    /// Taken by the first who closes; others wait for it at the lock.
+    /// Writer task, taken by the first `close`; other calls wait at the lock.
     writer: Mutex<Option<JoinHandle<()>>>,
-    /// Of the writer and of both loaders.
-    over: Vec<Shutdown>,
+    /// Completion signals of the writer and of both loaders.
+    completions: Vec<Shutdown>,
 }
 
 struct EmbeddedPublisher {
-    commands: mpsc::Sender<Command>,
-    room: Arc<Room>,
-    state: Arc<LinkState>,
+    commands: mpsc::Sender<WriterCommand>,
+    room: Arc<QueueRoom>,
+    state: Arc<FileLink>,
 }
 
 impl EmbeddedQueue {
-    /// Opens or creates `queue.db` in `directory`, which must exist. Its tasks run on the runtime
-    /// that this is called on, until [`Queue::close`] or until the queue and all that came from
-    /// it are dropped.
+    /// Opens or creates `queue.db` in `directory`, which must exist. The tasks run on the caller's
+    /// runtime, until [`Queue::close`] or until the queue and everything that came from it are dropped.
     pub async fn open(directory: &Path, limits: QueueLimits) -> Result<Arc<Self>, QueueError> {
-        let (file, found) = File::open(directory).await?;
+        let (file, found) = QueueFile::open(directory).await?;
         let reader = Arc::new(Mutex::new(None));
-        let room = Arc::new(Room::new(found.bytes, limits.bytes_max));
+        let room = Arc::new(QueueRoom::new(found.bytes, limits.bytes_max));
         let lanes = Lanes {
-            writes: Arc::new(Shelf::new(found.last_seq)),
-            dead: Arc::new(Shelf::new(found.last_dead)),
+            writes: Arc::new(ReadyBuffer::new(found.last_seq)),
+            dead: Arc::new(ReadyBuffer::new(found.last_dead)),
         };
-        let state = Arc::new(LinkState::default());
+        let state = Arc::new(FileLink::default());
         let (commands, waiting) = mpsc::channel(COMMANDS_WAITING_MAX);
-        let mut over = Vec::new();
+        let mut completions = Vec::new();
         for lane in [Lane::Writes, Lane::Dead] {
-            let shelf = Arc::clone(lanes.shelf(lane));
-            let loader = loader::run(lane, shelf, Arc::clone(&reader), directory.to_owned());
-            over.push(shutdown::watched(loader).1);
+            let buffer = Arc::clone(lanes.buffer(lane));
+            let loader = loader::run(lane, buffer, Arc::clone(&reader), directory.to_owned());
+            completions.push(shutdown::watched(loader).1);
         }
-        let writer = Writer {
+        let writer = QueueWriter {
             file: Some(file),
             directory: directory.to_owned(),
             commands: waiting,
@@ -87,7 +86,7 @@ impl EmbeddedQueue {
             disk_low: false,
         };
         let (writer, writer_over) = shutdown::watched(writer.run());
-        over.push(writer_over);
+        completions.push(writer_over);
         let writer = Mutex::new(Some(writer));
         let publisher = Arc::new(EmbeddedPublisher { commands, room, state });
         Ok(Arc::new(Self {
@@ -97,14 +96,14 @@ impl EmbeddedQueue {
             directory: directory.to_owned(),
             next_owner: AtomicU64::new(0),
             writer,
-            over,
+            completions,
         }))
     }
 
     fn open_lane(&self, lane: Lane, window: u16) -> EmbeddedSubscription {
         let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
         let commands = self.publisher.commands.clone();
-        EmbeddedSubscription::new(owner, window, lane, Arc::clone(self.lanes.shelf(lane)), commands)
+        EmbeddedSubscription::new(owner, window, lane, Arc::clone(self.lanes.buffer(lane)), commands)
     }
 }
 
@@ -123,7 +122,7 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
-        Ok(Some(Waiting { messages: self.lanes.shelf(Lane::Writes).waiting(), readers: None }))
+        Ok(Some(Waiting { messages: self.lanes.buffer(Lane::Writes).waiting(), readers: None }))
     }
 
     async fn has_dead(&self) -> Result<bool, QueueError> {
@@ -131,15 +130,15 @@ impl Queue for EmbeddedQueue {
     }
 
     fn completions(&self) -> Vec<Shutdown> {
-        self.over.clone()
+        self.completions.clone()
     }
 
     async fn close(&self) {
-        // It fails when the writer has stopped already.
-        let _ = self.publisher.commands.send(Command::Close).await;
+        // An error means that the writer has stopped already.
+        let _ = self.publisher.commands.send(WriterCommand::Close).await;
         let mut writer = self.writer.lock().await;
         if let Some(writer) = writer.take() {
-            // It ends with an error only when its runtime is gone: then there is nothing to wait for.
+            // An error means that its runtime is gone: then there is nothing to wait for.
             let _ = writer.await;
         }
     }
@@ -155,7 +154,7 @@ impl Publisher for EmbeddedPublisher {
         let (reply, answer) = oneshot::channel();
         let publish = Publish { message, deadline, reservation, reply };
         let confirmed = async {
-            self.commands.send(Command::Publish(publish)).await.map_err(|_| closed_to_publish())?;
+            self.commands.send(WriterCommand::Publish(publish)).await.map_err(|_| closed_to_publish())?;
             answer.await.map_err(|_| closed_to_publish())?
         };
         let deadline = tokio::time::Instant::from_std(deadline);

@@ -1,4 +1,4 @@
-//! The subscriber's side: a task that subscribes again and again, and the stream that reads from it.
+//! Subscriber's side: a task that subscribes again and again, and the stream that reads from it.
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,26 +19,26 @@ use crate::amqp::topology::declare_events;
 use crate::event::{Event, EventStream, SILENCE_MAX, Signal};
 use crate::runtime::backoff::Backoff;
 
-/// The name of the session in logs and in the broker's tools.
+/// Name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay events subscriber";
 
-/// Unacknowledged events of one subscriber.
+/// Maximum of unacknowledged events of one subscriber.
 const PREFETCH: u16 = 256;
 
-/// Events that may wait in the broker for one subscriber; the oldest are dropped.
+/// Maximum of events that wait in the broker for one subscriber; the oldest are dropped.
 const QUEUE_LENGTH_MAX: i32 = 10_000;
 
-/// How long an event may wait in the broker, in milliseconds. Caches do not trust older ones.
+/// Longest time that an event waits in the broker, in milliseconds. Caches do not trust older ones.
 const QUEUE_TTL_MS: i32 = 30_000;
 
 pub(super) struct RabbitEventStream {
     pub signals: mpsc::Receiver<Signal>,
-    /// `None` once it is known how it ended.
+    /// Task that follows; `None` once its end is known.
     pub following: Option<JoinHandle<()>>,
 }
 
 impl RabbitEventStream {
-    /// Goes on panicking when the follower did. Safe to cancel.
+    /// Waits for the end of the follower, and panics when it did. Safe to cancel.
     async fn ended(&mut self) -> Signal {
         if let Some(following) = &mut self.following {
             let ended = following.await;
@@ -49,7 +49,7 @@ impl RabbitEventStream {
                 std::panic::resume_unwind(error.into_panic());
             }
         }
-        // The runtime is going down, and the reader with it.
+        // The runtime stops, and the reader with it.
         std::future::pending().await
     }
 }
@@ -64,7 +64,7 @@ impl EventStream for RabbitEventStream {
     }
 }
 
-/// The reader has dropped its stream.
+/// Error: the reader has dropped its stream.
 struct ReaderGone;
 
 /// Subscribes again and again, until the reader is gone.
@@ -103,7 +103,7 @@ pub(super) async fn follow(settings: Arc<RabbitSettings>, signals: mpsc::Sender<
     }
 }
 
-/// An open session with a queue of its own.
+/// Open session with a queue of its own.
 struct Listener {
     session: Session,
     channel: Channel,
@@ -132,16 +132,16 @@ impl Listener {
         Ok(Self { session, channel, names, queue, consumer })
     }
 
-    /// Hands events on until the session is lost; returns why.
+    /// Forwards events until the session is lost; returns the reason.
     async fn forward(&mut self, signals: &mpsc::Sender<Signal>) -> Result<String, ReaderGone> {
-        // From here on nothing is missed; what was before is not known.
+        // From here on nothing is missed; earlier events may have been.
         signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
         let (mut has_warned, mut was_silent) = (false, false);
         let mut unacknowledged = None;
         loop {
             let came = match (self.consumer.next().now_or_never(), unacknowledged) {
                 (Some(came), _) => Some(came),
-                // Once per burst: all of it has been handed on.
+                // Once per burst: all of it has been forwarded.
                 (None, Some(last)) => {
                     let acknowledged = self.channel.basic_ack(last, BasicAckOptions { multiple: true });
                     if let Err(error) = call("basic.ack", acknowledged).await {
@@ -153,8 +153,9 @@ impl Listener {
                 (None, None) => timeout(SILENCE_MAX, self.consumer.next()).await.ok(),
             };
             let Some(came) = came else {
-                // Somebody may have deleted the exchange, and the binding with it; nobody tells. Publishers
-                // make it again, but without our binding. While it is missing this ends the session.
+                // An operator may have deleted the exchange, and the binding with it, without a notice to
+                // this session. Publishers make the exchange again, but without this binding. While it is
+                // missing this ends the session.
                 if let Err(error) = bind(&self.channel, &self.queue, &self.names).await {
                     return Ok(error.to_string());
                 }
@@ -166,7 +167,7 @@ impl Listener {
             match came {
                 Some(Ok(delivery)) => {
                     if std::mem::take(&mut was_silent) {
-                        // Perhaps it was heard only because this program listened again.
+                        // Perhaps the event came only because this binding was just made again.
                         signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
                     }
                     unacknowledged = Some(delivery.delivery_tag);
@@ -186,8 +187,8 @@ async fn bind(channel: &Channel, queue: &ShortString, names: &Names) -> Result<(
     call("queue.bind", bound).await
 }
 
-/// Takes an event that cannot be read for one that was missed. Logged once per session, since its
-/// publisher would send more of them.
+/// Treats an event that cannot be read as missed. Logged once per session, since its publisher would send
+/// more of them.
 fn read(json: &[u8], has_warned: &mut bool) -> Signal {
     match Event::read(json) {
         Ok(event) => Signal::Event(Arc::new(event)),

@@ -1,8 +1,9 @@
-//! The publisher's side: one task sends what was handed over, and drops what it cannot send now.
+//! Publisher's side: one task sends the events that were handed over, and drops those that it cannot send
+//! now.
 //!
-//! While the broker blocks the connection (a memory or disk alarm) nothing is kept for later: an
-//! event carries the store's time of when it was said, and old ones would only mislead. lapin ends a
-//! publish when its frames are written, so nothing waits for that while the broker reads nothing.
+//! While the broker blocks the connection (a memory or disk alarm) nothing is kept for later: an event
+//! carries the store's time at its publication, and old ones would only mislead. lapin ends a publish
+//! when its frames are written, so nothing waits for that while the broker reads nothing.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +22,13 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
 use crate::runtime::shutdown::Shutdown;
 
-/// The name of the session in logs and in the broker's tools.
+/// Name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay events publisher";
 
-/// How long sending what is left may take when it is closed.
+/// Longest time for sending the remaining events at close.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The word that others may bind to; this program binds to all.
+/// Routing key that other programs may bind to; this program binds to all.
 fn routing_key(body: &Body) -> ShortString {
     match body {
         Body::Committed(_) => "committed",
@@ -39,7 +40,7 @@ fn routing_key(body: &Body) -> ShortString {
     .into()
 }
 
-/// Works until a stop is requested and what was handed over is sent or dropped.
+/// Works until a stop is requested and the events handed over are sent or dropped.
 pub(super) async fn publish_all(
     settings: Arc<RabbitSettings>,
     mut events: mpsc::Receiver<Event>,
@@ -61,7 +62,7 @@ pub(super) async fn publish_all(
                     Ok(()) => return sender.session.close().await,
                     Err(reason) => log.lost(NAME, &reason, lasted),
                 }
-                // Nothing is confirmed: only time tells that events are taken.
+                // Nothing is confirmed, so only a session that lasts shows that events are taken.
                 if lasted {
                     backoff.reset();
                 }
@@ -81,26 +82,26 @@ async fn open(settings: &RabbitSettings) -> Result<Sender, SessionError> {
     let exchange = settings.names().events;
     declare_events(&session, &settings.names()).await?;
     let channel = session.channel().await?;
-    let told = session.events();
-    Ok(Sender { session, channel, exchange, told })
+    let connection_events = session.events();
+    Ok(Sender { session, channel, exchange, connection_events })
 }
 
-/// An event that waited for a session would be late. Ends when there will be no more.
+/// Drops events, which would be late after the wait for a session. Ends when no more can come.
 async fn drop_all(events: &mut mpsc::Receiver<Event>) {
     while events.recv().await.is_some() {
         metrics().events_dropped.inc();
     }
 }
 
-/// An open session.
+/// Open session.
 struct Sender {
     session: Session,
     channel: Channel,
     exchange: ShortString,
-    told: ConnectionEvents,
+    connection_events: ConnectionEvents,
 }
 
-/// What keeps a publish from ending.
+/// Event that keeps a publish from ending.
 enum Disturbance {
     /// The session is unusable.
     Broken(String),
@@ -109,7 +110,8 @@ enum Disturbance {
 }
 
 impl Sender {
-    /// Until a stop is requested and the rest is sent, or the reason why the session is lost.
+    /// Works until a stop is requested and the rest is sent, or returns the reason why the session is
+    /// lost.
     async fn run(
         &mut self,
         events: &mut mpsc::Receiver<Event>,
@@ -130,7 +132,7 @@ impl Sender {
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                disturbance = disturbed(&self.session, &self.channel, &mut self.told) => match disturbance {
+                disturbance = disturbed(&self.session, &self.channel, &mut self.connection_events) => match disturbance {
                     Disturbance::Broken(reason) => return Err(reason),
                     Disturbance::Blocked => continue,
                 },
@@ -149,7 +151,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends it, or drops it while the broker takes nothing.
+    /// Sends the event, or drops it while the broker takes nothing.
     async fn publish(&mut self, event: &Event) -> Result<(), String> {
         if self.session.is_blocked() {
             metrics().events_dropped.inc();
@@ -158,16 +160,16 @@ impl Sender {
         let json = serde_json::to_vec(event).expect("an event has string keys only");
         let (exchange, key) = (self.exchange.clone(), routing_key(&event.body));
         let properties = BasicProperties::default().with_content_type("application/json".into());
-        // Not mandatory: an event without a subscriber concerns nobody.
+        // Not mandatory: an event without a subscriber is lost without harm.
         let options = BasicPublishOptions::default();
         let sent = self.channel.basic_publish(exchange, key, options, &json, properties);
         tokio::select! {
-            // Its frames are handed over when it is polled.
+            // Frames are handed over when the publish is polled.
             biased;
             sent = sent => sent.map(drop).map_err(|error| error.to_string()),
-            disturbance = disturbed(&self.session, &self.channel, &mut self.told) => match disturbance {
+            disturbance = disturbed(&self.session, &self.channel, &mut self.connection_events) => match disturbance {
                 Disturbance::Broken(reason) => Err(reason),
-                // It goes out when the broker reads again; it is not waited for.
+                // The event goes out when the broker reads again; the task does not wait for it.
                 Disturbance::Blocked => Ok(()),
             },
         }
@@ -175,13 +177,17 @@ impl Sender {
 }
 
 /// Resolves when no publish can end any more, or not for a while.
-async fn disturbed(session: &Session, channel: &Channel, told: &mut ConnectionEvents) -> Disturbance {
+async fn disturbed(
+    session: &Session,
+    channel: &Channel,
+    connection_events: &mut ConnectionEvents,
+) -> Disturbance {
     loop {
-        match told.next().await {
+        match connection_events.next().await {
             Some(lapin::Event::Error(error)) if !session.is_alive(channel) => {
                 return Disturbance::Broken(error.to_string());
             }
-            // Unless it was over before it was heard.
+            // Unless the block was over before its event was read.
             Some(lapin::Event::ConnectionBlocked(_)) if session.is_blocked() => return Disturbance::Blocked,
             Some(_) => {}
             None => return Disturbance::Broken("the connection has ended".into()),

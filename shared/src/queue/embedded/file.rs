@@ -1,6 +1,6 @@
-//! The SQLite file of the embedded queue: how it is opened, its schema and its statements.
+//! SQLite file of the embedded queue: its opening, its schema and its statements.
 //!
-//! One [`File`] writes and one [`Reader`] reads; nothing here knows who waits for an answer.
+//! One [`QueueFile`] writes and one [`QueueReader`] reads; callers and their answers are unknown here.
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -13,19 +13,19 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 
-use super::ready_buffer::{Lane, Message, Range};
+use super::ready_buffer::{Lane, Range, StoredMessage};
 use crate::model::message::Outgoing;
 use crate::queue::QueueError;
 use crate::runtime::clock::now_ms;
 
-/// The layout of the file; a file with a higher number was written by a newer build.
+/// Layout of the file; a file with a higher number was written by a newer build.
 const LAYOUT: i64 = 1;
 
-/// Bytes of one page. A batch of 30 KB takes five frames of this size in the log, where the usual
-/// 4 096 take nine and 16 384 write a third more bytes.
+/// Bytes of one page. A batch of 30 KB takes five frames of this size in the log; it takes nine of the
+/// usual 4 096, and 16 384 writes a third more bytes.
 const PAGE_BYTES: u32 = 8_192;
 
-/// Messages that the loader gets at once: it bounds how long a checkpoint waits for it.
+/// Messages that the loader reads at once: it bounds how long a checkpoint waits for the loader.
 const CHUNK_MESSAGES: usize = 16;
 
 const SCHEMA: &str = "
@@ -44,30 +44,30 @@ const SCHEMA: &str = "
     pragma user_version = 1;
 ";
 
-/// The writing connection.
-pub(super) struct File {
+/// Connection that writes.
+pub(super) struct QueueFile {
     connection: SqliteConnection,
 }
 
-/// What was in the file when it was opened.
-pub(super) struct Found {
+/// Contents of the file when it was opened.
+pub(super) struct FileContents {
     pub last_seq: u64,
-    /// The last rejected one.
+    /// Number of the last rejected message.
     pub last_dead: u64,
     /// Bytes of all bodies, rejected ones included.
     pub bytes: u64,
 }
 
-/// What one transaction does.
+/// Changes of one transaction.
 #[derive(Default)]
 pub(super) struct Group {
     pub new: Vec<NewMessage>,
     pub applied: Vec<u64>,
     pub rejected: Vec<u64>,
-    /// The number that the first of the rejected ones gets among the dead.
+    /// Number of the first newly rejected message among the dead ones.
     pub first_dead: u64,
-    /// Of those that were rejected earlier: settled by now.
-    pub buried: Vec<u64>,
+    /// Messages that were rejected earlier and are settled now.
+    pub settled_dead: Vec<u64>,
 }
 
 pub(super) struct NewMessage {
@@ -87,13 +87,13 @@ pub(super) enum FileError {
     CheckpointBusy,
 }
 
-impl File {
-    pub(super) async fn open(directory: &Path) -> Result<(Self, Found), QueueError> {
+impl QueueFile {
+    pub(super) async fn open(directory: &Path) -> Result<(Self, FileContents), QueueError> {
         let opened = async {
             let mut connection = options(directory).create_if_missing(true).connect().await?;
             let layout =
                 sqlx::query("pragma user_version").fetch_one(&mut connection).await?.get::<i64, _>(0);
-            // Not each time: it writes, and on a full disk what is there must still be read and settled.
+            // Not each time: it writes, and on a full disk the messages must still be read and settled.
             if layout < LAYOUT {
                 connection.execute(SCHEMA).await?;
             }
@@ -106,7 +106,7 @@ impl File {
             let dead = "select coalesce(sum(length(body)), 0) from dead";
             let dead = sqlx::query(dead).fetch_one(&mut connection).await?.get::<i64, _>(0);
             let bytes = found.bytes + dead.unsigned_abs();
-            anyhow::Ok((Self { connection }, Found { bytes, ..found }, layout))
+            anyhow::Ok((Self { connection }, FileContents { bytes, ..found }, layout))
         };
         let opened =
             opened.await.with_context(|| format!("cannot open the queue in {}", directory.display()));
@@ -120,14 +120,15 @@ impl File {
         Ok((file, found))
     }
 
-    /// What is in the file after `seq`, for a file that was opened before and failed.
-    pub(super) async fn reopen(directory: &Path, seq: u64) -> Result<(Self, Found), FileError> {
+    /// Opens again a file that failed, and finds its contents after `seq`.
+    pub(super) async fn reopen(directory: &Path, seq: u64) -> Result<(Self, FileContents), FileError> {
         let mut connection = options(directory).connect().await?;
         let found = find(&mut connection, seq).await?;
         Ok((Self { connection }, found))
     }
 
-    /// Makes the whole group durable, or nothing of it, or returns an error that says neither.
+    /// Makes the whole group durable, or nothing of it, or returns an error, after which either may be
+    /// true.
     pub(super) async fn commit(&mut self, group: &Group) -> Result<(), FileError> {
         let (sql, statements) = script(group);
         let mut query = sqlx::query(AssertSqlSafe(sql));
@@ -142,12 +143,12 @@ impl File {
         if !group.applied.is_empty() || !group.rejected.is_empty() {
             query = query.bind(json(&group.applied, &group.rejected));
         }
-        if !group.buried.is_empty() {
-            query = query.bind(json(&group.buried, &[]));
+        if !group.settled_dead.is_empty() {
+            query = query.bind(json(&group.settled_dead, &[]));
         }
         let outcome = run_script(&mut self.connection, query, statements).await;
         if outcome.is_err() {
-            // Most errors leave the transaction open; where SQLite has ended it this fails.
+            // Most errors leave the transaction open; after an end by SQLite this fails.
             let _ = self.connection.execute("rollback").await;
         }
         outcome
@@ -172,7 +173,7 @@ impl File {
         if busy == 0 { Ok(()) } else { Err(FileError::CheckpointBusy) }
     }
 
-    /// Bytes of the pages that settled messages have left behind.
+    /// Bytes of the pages that settled messages have left free.
     pub(super) async fn reusable_bytes(&mut self) -> Result<u64, FileError> {
         let pages = sqlx::query("pragma freelist_count").fetch_one(&mut self.connection).await?;
         Ok(pages.get::<i64, _>(0).unsigned_abs() * u64::from(PAGE_BYTES))
@@ -185,18 +186,22 @@ impl File {
     }
 }
 
-/// The reading connection.
-pub(super) struct Reader {
+/// Connection that reads.
+pub(super) struct QueueReader {
     connection: SqliteConnection,
 }
 
-impl Reader {
+impl QueueReader {
     pub(super) async fn open(directory: &Path) -> Result<Self, FileError> {
         Ok(Self { connection: options(directory).read_only(true).connect().await? })
     }
 
-    /// The first messages of `range`, and whether these were all.
-    pub(super) async fn read(&mut self, lane: Lane, range: Range) -> Result<(Vec<Message>, bool), FileError> {
+    /// Reads the first messages of `range`; `true` when these were all.
+    pub(super) async fn read(
+        &mut self,
+        lane: Lane,
+        range: Range,
+    ) -> Result<(Vec<StoredMessage>, bool), FileError> {
         let sql = match lane {
             Lane::Writes => {
                 "select seq, body, traces from message where seq > ? and seq <= ? order by seq limit ?"
@@ -209,7 +214,7 @@ impl Reader {
         let (after, up_to) = (range.after.cast_signed(), range.up_to.cast_signed());
         let query = sqlx::query(sql).bind(after).bind(up_to).bind(limit);
         let rows = query.fetch_all(&mut self.connection).await?;
-        let message = |row: &SqliteRow| Message {
+        let message = |row: &SqliteRow| StoredMessage {
             seq: row.get::<i64, _>(0).cast_unsigned(),
             body: row.get::<Vec<u8>, _>(1).into(),
             traces: row.get::<Option<String>, _>(2).map(Into::into),
@@ -227,7 +232,7 @@ impl Reader {
     }
 }
 
-/// Every option is set: what is durable must not depend on a library's defaults.
+/// Connection options. Every option is set: durability must not depend on a library's defaults.
 fn options(directory: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(directory.join("queue.db"))
@@ -240,7 +245,7 @@ fn options(directory: &Path) -> SqliteConnectOptions {
         .locking_mode(SqliteLockingMode::Normal)
         // Pages of settled messages are used again, so the file is as large as its largest backlog.
         .auto_vacuum(SqliteAutoVacuum::None)
-        // The writer says when, so that no reader is in the way and the log cannot grow.
+        // The writer starts checkpoints, so that no reader is in the way and the log cannot grow.
         .pragma("wal_autocheckpoint", "0")
         // The log keeps its length: room for settling messages when the disk is full.
         .pragma("journal_size_limit", "-1")
@@ -251,16 +256,15 @@ fn options(directory: &Path) -> SqliteConnectOptions {
         .pragma("mmap_size", "0")
         .pragma("temp_store", "memory")
         .foreign_keys(false)
-        // Nobody else writes; who waits here waits for somebody who should not be there.
+        // There is no other writer, so a wait here is for a process that should not be there.
         .busy_timeout(Duration::from_millis(250))
         // One script per number of messages and kind of group, prepared once.
         .statement_cache_capacity(128)
-        // Bodies are no business of the log, and formatting statements costs more than running them.
+        // Bodies do not belong in logs, and formatting statements costs more than running them.
         .disable_statement_logging()
 }
 
-/// A column that an earlier build did not make, and that it leaves empty where it finds it: so the
-/// layout stays the same.
+/// Adds a column that earlier builds do not create and leave empty, so the layout number stays the same.
 async fn add_traces(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let sql = "select count(*) from pragma_table_info('message') where name = 'traces'";
     if sqlx::query(sql).fetch_one(&mut *connection).await?.get::<i64, _>(0) == 0 {
@@ -269,16 +273,16 @@ async fn add_traces(connection: &mut SqliteConnection) -> Result<(), sqlx::Error
     Ok(())
 }
 
-async fn find(connection: &mut SqliteConnection, after: u64) -> Result<Found, sqlx::Error> {
+async fn find(connection: &mut SqliteConnection, after: u64) -> Result<FileContents, sqlx::Error> {
     let sql = "select coalesce(max(seq), ?1), coalesce(sum(length(body)), 0), \
         (select coalesce(max(number), 0) from dead) from message where seq > ?1";
     let row = sqlx::query(sql).bind(after.cast_signed()).fetch_one(connection).await?;
     let number = |column| row.get::<i64, _>(column).cast_unsigned();
-    Ok(Found { last_seq: number(0), bytes: number(1), last_dead: number(2) })
+    Ok(FileContents { last_seq: number(0), bytes: number(1), last_dead: number(2) })
 }
 
-/// The transaction as one script, so that it takes one trip to SQLite's thread; returns the text
-/// and how many statements it has.
+/// Builds the transaction as one script, so that it takes one trip to SQLite's thread; returns the text
+/// and its number of statements.
 fn script(group: &Group) -> (String, usize) {
     let mut sql = String::from("begin immediate;");
     let mut statements = 2;
@@ -300,7 +304,7 @@ fn script(group: &Group) -> (String, usize) {
         sql.push_str("delete from message where seq in (select value from json_each(?));");
         statements += 1;
     }
-    if !group.buried.is_empty() {
+    if !group.settled_dead.is_empty() {
         sql.push_str("delete from dead where number in (select value from json_each(?));");
         statements += 1;
     }
@@ -308,8 +312,8 @@ fn script(group: &Group) -> (String, usize) {
     (sql, statements)
 }
 
-/// Runs all statements of a script. The last one is a commit, and the driver ends its results
-/// without an error when its thread dies, so each statement has to be counted.
+/// Runs all statements of a script. The last one is a commit, and the driver ends its results without an
+/// error when its thread dies, so each statement has to be counted.
 async fn run_script(
     connection: &mut SqliteConnection,
     query: sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,

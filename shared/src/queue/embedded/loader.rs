@@ -1,4 +1,4 @@
-//! Reads ahead of the subscribers: from the file into the shelf, in chunks, when the shelf runs
+//! Reads ahead of the subscribers: from the file into the ready buffer, in chunks, when the buffer runs
 //! low. It never writes, and its reads are short, so that a checkpoint waits for one chunk at most.
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,65 +6,65 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::file::Reader;
-use super::ready_buffer::{Lane, Shelf};
+use super::file::QueueReader;
+use super::ready_buffer::{Lane, ReadyBuffer};
 use crate::queue::QueueError;
 use crate::runtime::backoff::Backoff;
 
-/// The read connection, shared with the writer, who takes it to keep readers away.
-pub(super) type SharedReader = Arc<Mutex<Option<Reader>>>;
+/// Connection that reads, shared with the writer, which takes it to keep readers away.
+pub(super) type SharedReader = Arc<Mutex<Option<QueueReader>>>;
 
-/// Whether messages were rejected and are in the file.
+/// Tests for rejected messages in the file.
 pub(super) async fn has_dead(
-    shelf: &Shelf,
+    buffer: &ReadyBuffer,
     reader: &SharedReader,
     directory: &Path,
 ) -> Result<bool, QueueError> {
     let mut reader = reader.lock().await;
-    if shelf.is_closed() {
+    if buffer.is_closed() {
         return Err(QueueError::Unavailable(anyhow::anyhow!("the queue is closed")));
     }
     let looked = async {
         if reader.is_none() {
-            *reader = Some(Reader::open(directory).await?);
+            *reader = Some(QueueReader::open(directory).await?);
         }
         reader.as_mut().expect("it was just opened").has_dead().await
     };
     let looked = looked.await;
     if looked.is_err() {
-        // A connection that failed is not trusted again.
+        // A connection that failed is not used again.
         *reader = None;
     }
     looked.map_err(|error| QueueError::Unavailable(error.into()))
 }
 
-/// Runs until the shelf is closed.
-pub(super) async fn run(lane: Lane, shelf: Arc<Shelf>, reader: SharedReader, directory: PathBuf) {
+/// Runs until the buffer is closed.
+pub(super) async fn run(lane: Lane, buffer: Arc<ReadyBuffer>, reader: SharedReader, directory: PathBuf) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-    while !shelf.is_closed() {
-        let Some(range) = shelf.missing() else {
-            shelf.wanted().await;
+    while !buffer.is_closed() {
+        let Some(range) = buffer.missing() else {
+            buffer.wanted().await;
             continue;
         };
         let mut reader = reader.lock().await;
-        if shelf.is_closed() {
+        if buffer.is_closed() {
             // The writer has closed the files: they must not be opened again.
             return;
         }
         let read = async {
             if reader.is_none() {
-                *reader = Some(Reader::open(&directory).await?);
+                *reader = Some(QueueReader::open(&directory).await?);
             }
             reader.as_mut().expect("it was just opened").read(lane, range).await
         };
         match read.await {
             Ok((messages, whole)) => {
-                shelf.load(range, messages, whole);
+                buffer.load(range, messages, whole);
                 backoff.reset();
             }
             Err(error) => {
                 tracing::warn!(error = %error, "embedded queue could not be read");
-                // A connection that failed is not trusted again.
+                // A connection that failed is not used again.
                 *reader = None;
                 drop(reader);
                 tokio::time::sleep(backoff.delay()).await;

@@ -1,8 +1,8 @@
 //! Ties the queue's file to the store's: both carry one number, drawn at random when they first meet.
 //!
-//! Without it a queue beside another or an empty store would work on, and everything that the store
-//! held would look as if it had never been. The number is SQLite's `application_id`: it is part of
-//! the file's header, so files of earlier builds take it without another layout. Backups keep it.
+//! Without it a queue beside another or an empty store would go on working, and everything in the old
+//! store would look as if it had never been. The number is SQLite's `application_id`: it is part of the
+//! file's header, so files of earlier builds take it without another layout. Backups keep it.
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -12,10 +12,10 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection
 const QUEUE: &str = "queue.db";
 const STORE: &str = "store.db";
 
-/// The number of a file that met no other yet.
+/// Number of a file that is tied to no other yet.
 const NONE: i32 = 0;
 
-/// Refuses a queue whose store is missing or another one. Makes neither file.
+/// Refuses a queue whose store is missing or another one. Creates neither file.
 pub async fn check(directory: &Path) -> anyhow::Result<()> {
     let (queue, store) = (number_in(directory, QUEUE).await?, number_in(directory, STORE).await?);
     if queue != NONE && queue != store {
@@ -34,8 +34,8 @@ pub async fn check(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ties two files that were opened and [checked](check). The store's is written first: a queue
-/// alone that carries a number is what is refused.
+/// Ties two files that were opened and [checked](check). The store's number is written first: a queue
+/// that carries a number alone would be refused.
 pub async fn tie(directory: &Path) -> anyhow::Result<()> {
     let mut number = number_in(directory, STORE).await?;
     if number == NONE {

@@ -1,9 +1,9 @@
-//! What the embedded queue holds in memory: messages ready for delivery, and who has which.
+//! Messages of the embedded queue in memory: those ready for delivery, and the leases of those delivered.
 //!
-//! Pure state behind one lock that is never held across an await. Sequence numbers are dense and
-//! grow; `loaded` divides the file: all up to it are ready, leased, returned or settled, all after
-//! it are only in the file, where the loader gets them. While `loaded` keeps up with `committed`
-//! a fresh message goes to the subscriber from memory and is never read back.
+//! Pure state behind one lock that is never held across an await. Sequence numbers are dense and grow.
+//! `loaded` divides the file: all messages up to it are ready, leased, returned or settled; all after it
+//! are only in the file, from which the loader reads them. While `loaded` keeps up with `committed` a
+//! fresh message goes to the subscriber from memory and is never read back.
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -13,21 +13,21 @@ use tokio::sync::futures::Notified;
 
 use crate::queue::{Lost, PREFETCH_MAX};
 
-/// Bodies kept ready ahead of the subscribers; what is beyond stays in the file only.
+/// Bytes of bodies kept ready ahead of the subscribers; more stays in the file only.
 const READY_BYTES_MAX: usize = 8 << 20;
 
-/// Below this the loader reads on.
+/// Level below which the loader reads on.
 const READY_BYTES_LOW: usize = READY_BYTES_MAX / 2;
 
-/// One for each lane.
+/// Ready buffers, one for each lane.
 #[derive(Clone)]
 pub(super) struct Lanes {
-    pub writes: Arc<Shelf>,
-    pub dead: Arc<Shelf>,
+    pub writes: Arc<ReadyBuffer>,
+    pub dead: Arc<ReadyBuffer>,
 }
 
 impl Lanes {
-    pub fn shelf(&self, lane: Lane) -> &Arc<Shelf> {
+    pub fn buffer(&self, lane: Lane) -> &Arc<ReadyBuffer> {
         match lane {
             Lane::Writes => &self.writes,
             Lane::Dead => &self.dead,
@@ -35,83 +35,83 @@ impl Lanes {
     }
 }
 
-pub(super) struct Shelf {
-    inner: Mutex<Inner>,
-    /// Wakes subscribers: something is ready, or the queue was closed.
+pub(super) struct ReadyBuffer {
+    inner: Mutex<BufferState>,
+    /// Wakes subscribers: a message is ready, or the queue was closed.
     arrived: Notify,
     /// Wakes the loader.
     wanted: Notify,
 }
 
 #[derive(Default)]
-struct Inner {
+struct BufferState {
     ready: VecDeque<(u64, Bytes)>,
     ready_bytes: usize,
     loaded: u64,
     committed: u64,
-    /// Up to here messages were in the file when it was opened.
+    /// Number of the last message that was in the file when it was opened.
     found: u64,
-    /// How many of those an earlier process may have delivered: it held no more than the largest
+    /// Count of those that an earlier process may have delivered: it held no more than the largest
     /// window, and they come first.
     found_in_hand: usize,
-    /// Given back or left behind, to be delivered before anything else.
+    /// Messages given back or left behind, delivered before all others.
     returned: BTreeMap<u64, Bytes>,
-    leases: HashMap<u64, Lease>,
-    /// Of those messages in memory that have some.
+    leases: HashMap<u64, BufferLease>,
+    /// Traces of the messages in memory that have some.
     traces: HashMap<u64, Arc<str>>,
     /// Leases by owner.
     counts: HashMap<u64, usize>,
     closed: bool,
 }
 
-struct Lease {
+struct BufferLease {
     owner: u64,
     body: Bytes,
 }
 
-/// A message in the file.
+/// Message in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Message {
+pub(super) struct StoredMessage {
     pub seq: u64,
     pub body: Bytes,
     pub traces: Option<Arc<str>>,
 }
 
-/// A message handed to a subscriber.
+/// Message leased to a subscriber.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Taken {
+pub(super) struct LeasedMessage {
     pub seq: u64,
     pub body: Bytes,
     pub traces: Option<Arc<str>>,
     pub redelivered: bool,
 }
 
-/// A part of the file: after `after`, up to and including `up_to`.
+/// Part of the file: after `after`, up to and including `up_to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     pub after: u64,
     pub up_to: u64,
 }
 
-impl Shelf {
-    /// Of a file whose last message is `last_seq`.
+impl ReadyBuffer {
+    /// Builds the buffer of a file whose last message is `last_seq`.
     pub(super) fn new(last_seq: u64) -> Self {
-        let inner = Inner {
+        let inner = BufferState {
             committed: last_seq,
             found: last_seq,
             found_in_hand: PREFETCH_MAX.into(),
-            ..Inner::default()
+            ..BufferState::default()
         };
         Self { inner: Mutex::new(inner), arrived: Notify::new(), wanted: Notify::new() }
     }
 
-    /// The last message in the file.
+    /// Number of the last message in the file.
     pub(super) fn committed(&self) -> u64 {
         self.lock().committed
     }
 
-    /// Tells of messages that were committed, in order, the first right after [`Self::committed`].
-    pub(super) fn add(&self, messages: impl IntoIterator<Item = Message>) {
+    /// Adds messages that were committed, in order, the first right after [`Self::committed`].
+    pub(super) fn add(&self, messages: impl IntoIterator<Item = StoredMessage>) {
         let mut inner = self.lock();
         for message in messages {
             debug_assert_eq!(message.seq, inner.committed + 1);
@@ -124,28 +124,28 @@ impl Shelf {
         self.wake(&inner);
     }
 
-    /// Tells of messages up to `last_seq` that are in the file only: their commit failed, or they
-    /// came there from the other lane.
+    /// Records messages up to `last_seq` that are in the file only: their commit failed, or they came
+    /// there from the other lane.
     pub(super) fn add_unseen(&self, last_seq: u64) {
         let mut inner = self.lock();
         inner.committed = inner.committed.max(last_seq);
         self.wake(&inner);
     }
 
-    /// Messages that nobody has; about, because numbers may be left out.
+    /// Number of messages that no subscriber has; approximate, because numbers may be left out.
     pub(super) fn waiting(&self) -> u64 {
         let inner = self.lock();
         (inner.ready.len() + inner.returned.len()) as u64 + inner.committed.saturating_sub(inner.loaded)
     }
 
-    /// What the loader should read next, if anything.
+    /// Range that the loader should read next, if any.
     pub(super) fn missing(&self) -> Option<Range> {
         let inner = self.lock();
         inner.is_missing().then_some(Range { after: inner.loaded, up_to: inner.committed })
     }
 
-    /// Takes what the loader read of `range`; `whole` says that nothing of it is left.
-    pub(super) fn load(&self, range: Range, messages: Vec<Message>, whole: bool) {
+    /// Adds messages that the loader read of `range`; `whole` means that nothing of it is left.
+    pub(super) fn load(&self, range: Range, messages: Vec<StoredMessage>, whole: bool) {
         let mut inner = self.lock();
         debug_assert_eq!(range.after, inner.loaded);
         for message in messages {
@@ -157,8 +157,8 @@ impl Shelf {
         self.wake(&inner);
     }
 
-    /// Hands the next message to `owner`, who may hold `window` at once.
-    pub(super) fn take(&self, owner: u64, window: usize) -> Result<Option<Taken>, Lost> {
+    /// Leases the next message to `owner`, which may hold `window` at once.
+    pub(super) fn take(&self, owner: u64, window: usize) -> Result<Option<LeasedMessage>, Lost> {
         let mut inner = self.lock();
         if inner.closed {
             return Err(Lost("the queue is closed".into()));
@@ -167,7 +167,7 @@ impl Shelf {
             return Ok(None);
         }
         let Some(taken) = inner.pop() else { return Ok(None) };
-        inner.leases.insert(taken.seq, Lease { owner, body: taken.body.clone() });
+        inner.leases.insert(taken.seq, BufferLease { owner, body: taken.body.clone() });
         *inner.counts.entry(owner).or_default() += 1;
         if inner.is_missing() {
             self.wanted.notify_one();
@@ -175,7 +175,7 @@ impl Shelf {
         Ok(Some(taken))
     }
 
-    /// Forgets messages that are gone from the file; returns their bytes.
+    /// Removes messages that are gone from the file; returns their bytes.
     pub(super) fn settle(&self, seqs: &[u64]) -> u64 {
         let mut inner = self.lock();
         let mut bytes = 0;
@@ -201,18 +201,18 @@ impl Shelf {
         self.arrived.notify_waiters();
     }
 
-    /// Takes everything back that `owner` holds.
+    /// Takes back everything that `owner` holds.
     pub(super) fn release(&self, owner: u64) {
         self.give_back(&self.held_by(owner));
     }
 
-    /// Messages in the hands of a subscriber.
+    /// Messages that a subscriber holds.
     pub(super) fn held_by(&self, owner: u64) -> Vec<u64> {
-        let held = |(seq, lease): (&u64, &Lease)| (lease.owner == owner).then_some(*seq);
+        let held = |(seq, lease): (&u64, &BufferLease)| (lease.owner == owner).then_some(*seq);
         self.lock().leases.iter().filter_map(held).collect()
     }
 
-    /// From now on subscribers are told that the queue is gone.
+    /// Closes the buffer: from now on subscribers get an error.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.arrived.notify_waiters();
@@ -233,7 +233,7 @@ impl Shelf {
         self.wanted.notified()
     }
 
-    fn wake(&self, inner: &MutexGuard<'_, Inner>) {
+    fn wake(&self, inner: &MutexGuard<'_, BufferState>) {
         if !inner.ready.is_empty() {
             self.arrived.notify_waiters();
         }
@@ -242,17 +242,17 @@ impl Shelf {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, BufferState> {
         self.inner.lock().expect("no code panics while it holds this lock")
     }
 }
 
-impl Inner {
+impl BufferState {
     fn is_missing(&self) -> bool {
         self.loaded < self.committed && self.ready_bytes < READY_BYTES_LOW
     }
 
-    fn put_ready(&mut self, Message { seq, body, traces }: Message) {
+    fn put_ready(&mut self, StoredMessage { seq, body, traces }: StoredMessage) {
         self.loaded = seq;
         self.ready_bytes += body.len();
         self.ready.push_back((seq, body));
@@ -261,7 +261,7 @@ impl Inner {
         }
     }
 
-    fn pop(&mut self) -> Option<Taken> {
+    fn pop(&mut self) -> Option<LeasedMessage> {
         if let Some((seq, body)) = self.returned.pop_first() {
             return Some(self.taken(seq, body, true));
         }
@@ -272,12 +272,12 @@ impl Inner {
         Some(self.taken(seq, body, may_be_known))
     }
 
-    fn taken(&self, seq: u64, body: Bytes, redelivered: bool) -> Taken {
-        Taken { seq, body, traces: self.traces.get(&seq).cloned(), redelivered }
+    fn taken(&self, seq: u64, body: Bytes, redelivered: bool) -> LeasedMessage {
+        LeasedMessage { seq, body, traces: self.traces.get(&seq).cloned(), redelivered }
     }
 
     fn end_lease(&mut self, seq: u64) -> Option<Bytes> {
-        let Lease { owner, body } = self.leases.remove(&seq)?;
+        let BufferLease { owner, body } = self.leases.remove(&seq)?;
         if let Some(count) = self.counts.get_mut(&owner) {
             *count -= 1;
             if *count == 0 {
@@ -288,10 +288,10 @@ impl Inner {
     }
 }
 
-/// Which messages of the file.
+/// Table of the file that holds the messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
     Writes,
-    /// Those that were rejected.
+    /// Rejected messages.
     Dead,
 }

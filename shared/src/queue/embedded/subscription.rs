@@ -1,5 +1,5 @@
-//! A subscriber of the embedded queue: a window over the shelf. It holds nothing but the number
-//! by which the shelf knows its leases.
+//! Subscriber of the embedded queue: a window over the ready buffer. It holds only the number by which
+//! the buffer knows its leases.
 use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use super::ready_buffer::{Lane, Shelf, Taken};
-use super::writer::{Command, ItemStatus, Settle};
+use super::ready_buffer::{Lane, LeasedMessage, ReadyBuffer};
+use super::writer::{Settle, Settlement, WriterCommand};
 use crate::queue::{Delivery, Lost, REJECTED_TWICE, Subscription};
 
 pub(super) struct EmbeddedSubscription {
     owner: u64,
     window: u16,
-    /// Handed out before the window was changed last, and not settled: they stay on top of it.
+    /// Messages delivered before the last change of the window and not settled: they stay on top of it.
     earlier: HashSet<u64>,
     lane: Lane,
-    shelf: Arc<Shelf>,
-    commands: mpsc::Sender<Command>,
-    /// Set once a fate could not be made durable: what it held was taken back.
+    buffer: Arc<ReadyBuffer>,
+    commands: mpsc::Sender<WriterCommand>,
+    /// Set once a settlement could not be made durable: the messages it held were taken back.
     lost: Option<Lost>,
 }
 
@@ -28,13 +28,13 @@ impl EmbeddedSubscription {
         owner: u64,
         window: u16,
         lane: Lane,
-        shelf: Arc<Shelf>,
-        commands: mpsc::Sender<Command>,
+        buffer: Arc<ReadyBuffer>,
+        commands: mpsc::Sender<WriterCommand>,
     ) -> Self {
-        Self { owner, window, earlier: HashSet::new(), lane, shelf, commands, lost: None }
+        Self { owner, window, earlier: HashSet::new(), lane, buffer, commands, lost: None }
     }
 
-    async fn settle(&mut self, deliveries: Vec<Delivery>, fate: ItemStatus) -> Result<(), Lost> {
+    async fn settle(&mut self, deliveries: Vec<Delivery>, settlement: Settlement) -> Result<(), Lost> {
         self.check()?;
         if deliveries.is_empty() {
             return Ok(());
@@ -42,7 +42,7 @@ impl EmbeddedSubscription {
         let (reply, answer) = oneshot::channel();
         let seqs: Vec<u64> = deliveries.iter().map(|delivery| delivery.tag).collect();
         self.earlier.retain(|seq| !seqs.contains(seq));
-        let command = Command::Settle(Settle { lane: self.lane, seqs, fate, reply });
+        let command = WriterCommand::Settle(Settle { lane: self.lane, seqs, settlement, reply });
         let settled = async {
             self.commands.send(command).await.map_err(|_| closed())?;
             answer.await.map_err(|_| closed())?
@@ -52,7 +52,7 @@ impl EmbeddedSubscription {
 
     fn lose(&mut self, lost: Lost) -> Lost {
         self.lost = Some(lost.clone());
-        self.shelf.release(self.owner);
+        self.buffer.release(self.owner);
         lost
     }
 
@@ -64,9 +64,9 @@ impl EmbeddedSubscription {
 #[async_trait]
 impl Subscription for EmbeddedSubscription {
     async fn next(&mut self) -> Result<Delivery, Lost> {
-        let stock = Arc::clone(&self.shelf);
+        let buffer = Arc::clone(&self.buffer);
         loop {
-            let mut arrived = pin!(stock.arrived());
+            let mut arrived = pin!(buffer.arrived());
             arrived.as_mut().enable();
             if let Some(delivery) = self.try_next()? {
                 return Ok(delivery);
@@ -78,8 +78,8 @@ impl Subscription for EmbeddedSubscription {
     fn try_next(&mut self) -> Result<Option<Delivery>, Lost> {
         self.check()?;
         let window = usize::from(self.window) + self.earlier.len();
-        let taken = self.shelf.take(self.owner, window)?;
-        Ok(taken.map(|Taken { seq, body, traces, redelivered }| Delivery {
+        let taken = self.buffer.take(self.owner, window)?;
+        Ok(taken.map(|LeasedMessage { seq, body, traces, redelivered }| Delivery {
             body,
             traces,
             redelivered,
@@ -88,40 +88,40 @@ impl Subscription for EmbeddedSubscription {
     }
 
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
-        self.settle(deliveries, ItemStatus::Applied).await
+        self.settle(deliveries, Settlement::Applied).await
     }
 
     async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
         self.check()?;
         let seqs: Vec<u64> = deliveries.iter().map(|delivery| delivery.tag).collect();
         self.earlier.retain(|seq| !seqs.contains(seq));
-        self.shelf.give_back(&seqs);
+        self.buffer.give_back(&seqs);
         Ok(())
     }
 
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost> {
         match self.lane {
-            Lane::Writes => self.settle(vec![delivery], ItemStatus::Rejected).await,
+            Lane::Writes => self.settle(vec![delivery], Settlement::Rejected).await,
             Lane::Dead => Err(self.lose(Lost(REJECTED_TWICE.into()))),
         }
     }
 
     async fn waiting(&mut self) -> Result<u64, Lost> {
         self.check()?;
-        Ok(self.shelf.waiting())
+        Ok(self.buffer.waiting())
     }
 
     async fn set_window(&mut self, window: u16) -> Result<(), Lost> {
         self.check()?;
         self.window = window;
-        self.earlier = self.shelf.held_by(self.owner).into_iter().collect();
+        self.earlier = self.buffer.held_by(self.owner).into_iter().collect();
         Ok(())
     }
 }
 
 impl Drop for EmbeddedSubscription {
     fn drop(&mut self) {
-        self.shelf.release(self.owner);
+        self.buffer.release(self.owner);
     }
 }
 

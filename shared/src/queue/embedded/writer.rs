@@ -1,9 +1,9 @@
-//! The one task that writes the embedded queue: it takes everything that waits, commits it as one
-//! transaction and answers all. Nobody is answered `Ok` before COMMIT has returned.
+//! Task that writes the embedded queue: it commits all waiting commands as one transaction and answers
+//! them. No caller gets `Ok` before COMMIT has returned.
 //!
-//! When a commit fails it goes on: publishes are refused at once, statuses are still tried, and the
-//! file is probed with a back-off. Before the disk is full it takes no new messages, so that the
-//! consumer can go on making room.
+//! When a commit fails it goes on: publishes are refused at once, settlements are still tried, and the
+//! file is probed with a back-off. Before the disk is full it takes no new messages, so that the consumer
+//! can go on making room.
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,26 +12,26 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{timeout, timeout_at};
 
-use super::file::{File, FileError, Group, NewMessage};
+use super::file::{FileError, Group, NewMessage, QueueFile};
 use super::loader::SharedReader;
-use super::ready_buffer::{Lane, Lanes, Message};
-use super::room::{LinkState, Reservation, Room};
+use super::ready_buffer::{Lane, Lanes, StoredMessage};
+use super::room::{FileLink, QueueRoom, Reservation};
 use crate::model::message::Outgoing;
 use crate::queue::{Link, Lost, PublishError};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
 
-/// Commands in one transaction at most. Each number of messages is a script of its own.
+/// Maximum of commands in one transaction. Each number of messages is a script of its own.
 const GROUP_COMMANDS_MAX: usize = 32;
 
-/// What may be written to the log between two checkpoints, about.
+/// Approximate number of bytes written to the log between two checkpoints.
 const CHECKPOINT_BYTES: u64 = 16 << 20;
 
-/// What a command costs in the log besides its body, about.
+/// Approximate cost of a command in the log besides its body.
 const COMMAND_BYTES: u64 = 16 << 10;
 
-/// Space that must be left, on the disk and inside the file, for a message to be taken: for the
-/// log to be moved into the database, and for what else lives there.
+/// Space that must be left, on the disk and inside the file, for a message to be taken. It is for moving
+/// the log into the database, and for other data on the disk.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 
 const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -39,10 +39,10 @@ const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-pub(super) enum Command {
+pub(super) enum WriterCommand {
     Publish(Publish),
     Settle(Settle),
-    /// What was sent before is still done and answered.
+    /// Closes. Earlier commands are still done and answered.
     Close,
 }
 
@@ -53,44 +53,44 @@ pub(super) struct Publish {
     pub reply: oneshot::Sender<Result<(), PublishError>>,
 }
 
-/// What shall become of delivered messages.
+/// Settlement of delivered messages.
 pub(super) struct Settle {
     pub lane: Lane,
     pub seqs: Vec<u64>,
-    pub fate: ItemStatus,
+    pub settlement: Settlement,
     pub reply: oneshot::Sender<Result<(), Lost>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ItemStatus {
-    /// Gone for good.
+pub(super) enum Settlement {
+    /// Removed for good.
     Applied,
     /// Kept in the table of dead messages.
     Rejected,
 }
 
-pub(super) struct Writer {
-    /// `None` while it could not be opened again after a failure.
-    pub file: Option<File>,
+pub(super) struct QueueWriter {
+    /// `None` while the file could not be opened again after a failure.
+    pub file: Option<QueueFile>,
     pub directory: PathBuf,
-    pub commands: mpsc::Receiver<Command>,
+    pub commands: mpsc::Receiver<WriterCommand>,
     pub lanes: Lanes,
     pub reader: SharedReader,
-    pub room: Arc<Room>,
-    pub link: Arc<LinkState>,
+    pub room: Arc<QueueRoom>,
+    pub link: Arc<FileLink>,
     pub confirm_timeout: Duration,
     pub bytes_since_checkpoint: u64,
     pub disk_low: bool,
 }
 
-impl Writer {
-    /// Runs until it is told to close or nobody is left who could send a command.
+impl QueueWriter {
+    /// Runs until it gets `Close` or no sender of commands is left.
     pub(super) async fn run(mut self) {
         let mut commands = Vec::with_capacity(GROUP_COMMANDS_MAX);
         let mut retry = Backoff::new(RETRY_FIRST, RETRY_MAX);
         loop {
             let received = self.commands.recv_many(&mut commands, GROUP_COMMANDS_MAX);
-            // While the link says `Blocked` nobody may send anything, so the disk is looked at again.
+            // While the link says `Blocked` publishers send nothing, so the disk is looked at again.
             let patience = if self.disk_low { DISK_LOOK_EVERY } else { Duration::MAX };
             match timeout(patience, received).await {
                 Ok(0) => break,
@@ -105,21 +105,21 @@ impl Writer {
         self.finish().await;
     }
 
-    /// One transaction for everything in `commands`. An error says that publishes failed.
-    async fn work(&mut self, commands: &mut Vec<Command>) -> Result<(), FileError> {
+    /// Runs one transaction for all `commands`. An error means that publishes failed.
+    async fn work(&mut self, commands: &mut Vec<WriterCommand>) -> Result<(), FileError> {
         let (mut publishes, mut settles) = (Vec::new(), Vec::new());
         for command in commands.drain(..) {
             match command {
-                Command::Publish(publish) if publish.deadline <= Instant::now() => {
-                    // Nobody waits for it any more.
+                WriterCommand::Publish(publish) if publish.deadline <= Instant::now() => {
+                    // The caller no longer waits.
                     let _ = publish.reply.send(Err(PublishError::DeadlineExceeded));
                 }
-                Command::Publish(publish) => publishes.push(publish),
-                Command::Settle(settle) => settles.push(settle),
-                Command::Close => self.commands.close(),
+                WriterCommand::Publish(publish) => publishes.push(publish),
+                WriterCommand::Settle(settle) => settles.push(settle),
+                WriterCommand::Close => self.commands.close(),
             }
         }
-        // While it is low also beside settlements: a consumer that drains makes room.
+        // Also beside settlements while space is low: a consumer that drains makes room.
         if self.disk_low || !publishes.is_empty() {
             self.look_at_disk().await;
         }
@@ -134,7 +134,7 @@ impl Writer {
         let group = self.group(&publishes, &settles);
         match self.commit(&group).await {
             Ok(()) => {
-                self.put_on_shelves(group);
+                self.put_in_buffers(group);
                 self.answer_published(publishes);
                 self.answer_settled(settles);
                 self.checkpoint_when_due().await;
@@ -148,9 +148,9 @@ impl Writer {
         }
     }
 
-    /// On a disk that is all but full messages are settled, but no new ones are taken before their
-    /// pages can be used again: a log that cannot be moved into the database would leave no way
-    /// to make room.
+    /// Checks the space on the disk. On a disk that is almost full messages are settled, but no new ones
+    /// are taken before the pages of settled ones can be used again: a log that cannot be moved into the
+    /// database would leave no way to make room.
     async fn look_at_disk(&mut self) {
         let Ok(disk) = rustix::fs::statvfs(&self.directory) else { return };
         let mut free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -177,10 +177,10 @@ impl Writer {
             group.new.push(NewMessage { seq, message: publish.message.clone() });
         }
         for settle in settles {
-            let seqs = match (settle.lane, settle.fate) {
-                (Lane::Dead, _) => &mut group.buried,
-                (Lane::Writes, ItemStatus::Applied) => &mut group.applied,
-                (Lane::Writes, ItemStatus::Rejected) => &mut group.rejected,
+            let seqs = match (settle.lane, settle.settlement) {
+                (Lane::Dead, _) => &mut group.settled_dead,
+                (Lane::Writes, Settlement::Applied) => &mut group.applied,
+                (Lane::Writes, Settlement::Rejected) => &mut group.rejected,
             };
             seqs.extend_from_slice(&settle.seqs);
         }
@@ -193,7 +193,7 @@ impl Writer {
         if let Ok(outcome) = timeout(self.confirm_timeout, committed.as_mut()).await {
             return outcome;
         }
-        // It cannot be called off, and it may still succeed; meanwhile nobody else should wait.
+        // A commit cannot be cancelled and may still succeed; meanwhile no other caller should wait.
         let before = self.link.get();
         self.link.set(Link::Blocked);
         tracing::warn!(timeout_ms = self.confirm_timeout.as_millis(), "embedded queue commit is slow");
@@ -202,11 +202,11 @@ impl Writer {
         outcome
     }
 
-    fn put_on_shelves(&self, group: Group) {
-        // Those are read from the file: few are rejected.
+    fn put_in_buffers(&self, group: Group) {
+        // Rejected messages are read from the file: they are few.
         let rejected = group.rejected.len() as u64;
         self.lanes.dead.add_unseen(group.first_dead.saturating_sub(1) + rejected);
-        let messages = group.new.into_iter().map(|NewMessage { seq, message }| Message {
+        let messages = group.new.into_iter().map(|NewMessage { seq, message }| StoredMessage {
             seq,
             body: message.body,
             traces: message.traces,
@@ -223,9 +223,9 @@ impl Writer {
     }
 
     fn answer_settled(&mut self, settles: Vec<Settle>) {
-        for Settle { lane, seqs, fate, reply } in settles {
-            let bytes = self.lanes.shelf(lane).settle(&seqs);
-            if fate == ItemStatus::Applied {
+        for Settle { lane, seqs, settlement, reply } in settles {
+            let bytes = self.lanes.buffer(lane).settle(&seqs);
+            if settlement == Settlement::Applied {
                 self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
             self.bytes_since_checkpoint += COMMAND_BYTES;
@@ -233,8 +233,8 @@ impl Writer {
         }
     }
 
-    /// Without the publishes that it shared a failed transaction with. Deleting needs no new room
-    /// in the file, so it may pass where the disk is full.
+    /// Settles without the publishes of the transaction that failed. Deleting needs no new room in the
+    /// file, so it may succeed on a full disk.
     async fn settle_alone(&mut self, settles: Vec<Settle>) {
         if settles.is_empty() {
             return;
@@ -242,7 +242,7 @@ impl Writer {
         let group = self.group(&[], &settles);
         match self.commit(&group).await {
             Ok(()) => {
-                self.put_on_shelves(group);
+                self.put_in_buffers(group);
                 self.answer_settled(settles);
                 self.checkpoint_when_due().await;
             }
@@ -274,8 +274,7 @@ impl Writer {
         }
     }
 
-    /// Refuses publishes until the file takes a probe; returns when it does or when it is time
-    /// to close.
+    /// Refuses publishes until the file takes a probe; returns when it does or when it is time to close.
     async fn recover(&mut self, error: FileError, retry: &mut Backoff) {
         self.link.set(Link::Down);
         metrics().queue_sessions_lost.inc();
@@ -285,9 +284,9 @@ impl Writer {
             let retry_at = tokio::time::Instant::now() + retry.delay();
             while let Ok(command) = timeout_at(retry_at, self.commands.recv()).await {
                 match command {
-                    Some(Command::Publish(publish)) => refuse(vec![publish], &error),
-                    Some(Command::Settle(settle)) => self.settle_alone(vec![settle]).await,
-                    Some(Command::Close) => self.commands.close(),
+                    Some(WriterCommand::Publish(publish)) => refuse(vec![publish], &error),
+                    Some(WriterCommand::Settle(settle)) => self.settle_alone(vec![settle]).await,
+                    Some(WriterCommand::Close) => self.commands.close(),
                     None => return,
                 }
             }
@@ -300,16 +299,16 @@ impl Writer {
         tracing::info!("embedded queue can be written again");
     }
 
-    /// A connection that failed is not trusted again; and only the file knows what became of a
-    /// commit that failed.
+    /// Opens the file again. A connection that failed is not used again, and only the file knows the
+    /// result of a commit that failed.
     async fn reopen(&mut self) -> Result<(), FileError> {
         self.file = None;
         let committed = self.lanes.writes.committed();
-        let (file, found) = File::reopen(&self.directory, committed).await?;
+        let (file, found) = QueueFile::reopen(&self.directory, committed).await?;
         self.room.bytes.fetch_add(found.bytes, Ordering::Relaxed);
         self.lanes.writes.add_unseen(found.last_seq);
         self.lanes.dead.add_unseen(found.last_dead);
-        // Kept even if the probe fails: statuses may still pass.
+        // Kept even if the probe fails: settlements may still succeed.
         self.file.insert(file).probe().await
     }
 

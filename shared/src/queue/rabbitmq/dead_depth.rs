@@ -1,9 +1,9 @@
-//! Looks at what waits in the queues, on a session of its own that is kept between two looks.
+//! Reads the depths of the queues, on a session of its own that is kept between two reads.
 //!
-//! Rejected messages are there only if the exchange of dead letters is: without it, or without its
-//! binding, they wait within the broker, where nobody sees them. Nobody is told when it is deleted, and
-//! a program that deletes it to make a queue anew may end in the middle of that. So it is looked for,
-//! too, and made again.
+//! Rejected messages are in the dead queue only if the exchange of dead letters exists. Without it, or
+//! without its binding, they wait within the broker, where they cannot be seen. The broker sends no
+//! notice when it is deleted, and a program that deletes it to make a queue anew may end in the middle of
+//! that. So each read also looks for the exchange, and makes it again.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,37 +17,37 @@ use crate::amqp::settings::RabbitSettings;
 use crate::amqp::topology;
 use crate::queue::Waiting;
 
-/// The name of the session in the broker's tools.
+/// Name of the session in the broker's tools.
 const NAME: &str = "forebay queue look";
 
-/// For how long messages may still be on their way after the exchange was missing. The broker tries
-/// what it could not route every three minutes.
+/// Time for which messages may still be on their way after the exchange was missing. The broker retries
+/// messages that it could not route every three minutes.
 const ON_THEIR_WAY_MAX: Duration = Duration::from_mins(10);
 
-pub(super) struct Look {
+pub(super) struct DepthReader {
     settings: Arc<RabbitSettings>,
-    kept: Mutex<Kept>,
+    kept: Mutex<KeptSession>,
 }
 
-/// What a look leaves for the next one.
+/// State kept between two reads.
 #[derive(Default)]
-struct Kept {
+struct KeptSession {
     session: Option<Session>,
-    /// The exchange, when it was looked for last.
+    /// Presence of the exchange at the last look.
     was_there: bool,
-    /// When the exchange was missing last.
+    /// Last time at which the exchange was missing.
     missed_at: Option<Instant>,
 }
 
-impl Look {
+impl DepthReader {
     pub fn new(settings: Arc<RabbitSettings>) -> Self {
         Self { settings, kept: Mutex::default() }
     }
 
-    /// Whether messages are ready in the dead queue, or may be on their way to it.
+    /// Tests for messages that are ready in the dead queue, or may be on their way to it.
     pub async fn has_dead(&self) -> Result<bool, SessionError> {
         let mut kept = self.kept.lock().await;
-        // One that fails is not put back, and ends.
+        // A session that fails is not put back, and ends.
         let session = match kept.session.take() {
             Some(session) => session,
             None => Session::open(&self.settings, NAME).await?,
@@ -68,7 +68,7 @@ impl Look {
         Ok(ready > 0 || on_their_way)
     }
 
-    /// What waits in the queue of writes, and who reads it.
+    /// Depth and readers of the queue of writes.
     pub async fn writes(&self) -> Result<Waiting, SessionError> {
         let mut kept = self.kept.lock().await;
         let session = match kept.session.take() {
@@ -89,7 +89,7 @@ impl Look {
     }
 }
 
-/// Declares it passively, on a channel of its own, because an error closes the channel.
+/// Declares the queue passively, on a channel of its own, because an error closes the channel.
 async fn found(session: &Session, queue: ShortString) -> Result<Queue, SessionError> {
     let channel = session.channel().await?;
     let mut options = QueueDeclareOptions::default();

@@ -1,4 +1,4 @@
-//! What stands beside a message's body in AMQP; `docs/messages.md` tells other programs.
+//! AMQP properties beside a message's body; `docs/messages.md` documents them for other programs.
 use std::sync::Arc;
 
 use lapin::BasicProperties;
@@ -9,7 +9,7 @@ use crate::model::message::Outgoing;
 /// AMQP's number for a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
-/// The header with the traces of a message's requests.
+/// Header with the traces of a message's requests.
 const TRACES: &str = "forebay-traces";
 
 pub(super) fn properties_of(message: &Outgoing) -> BasicProperties {
@@ -23,7 +23,7 @@ pub(super) fn properties_of(message: &Outgoing) -> BasicProperties {
     properties.with_headers(headers)
 }
 
-/// `None` also when somebody put something else there.
+/// Traces of a message. `None` also when the header holds something else.
 pub(super) fn traces_of(properties: &BasicProperties) -> Option<Arc<str>> {
     match properties.headers().as_ref()?.inner().get(TRACES)? {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(Into::into),

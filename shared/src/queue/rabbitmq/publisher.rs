@@ -1,9 +1,9 @@
-//! The publisher: callers hand jobs to one task, which owns the connection and its only
-//! publishing channel, because lapin's tags and frames swap when two tasks publish on one channel.
+//! Publisher: callers send jobs to one task, which owns the connection and its only publishing channel,
+//! because lapin's tags and frames swap when two tasks publish on one channel.
 //!
-//! This file is the side of the callers and the supervisor, which keeps jobs over the loss of a
-//! session and publishes the same bytes again on the next; what happens on an open session is in
-//! [`flow`](super::flow). A caller is answered by its deadline whatever the task does.
+//! This file has the callers' side and the supervisor, which keeps jobs over the loss of a session and
+//! publishes the same bytes again on the next. [`flow`](super::flow) does the work on an open session. A
+//! caller is answered by its deadline whatever the task does.
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
-use super::flow::{Ended, Flow};
+use super::flow::{PublishSession, SessionEnd};
 use super::refusals::Refusals;
 use crate::amqp::connection::{LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError};
 use crate::amqp::settings::RabbitSettings;
@@ -27,19 +27,19 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
 use crate::runtime::shutdown::{self, Shutdown};
 
-/// The name of the session in logs and in the broker's tools.
+/// Name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay queue publisher";
 
-/// How often jobs whose callers have gone are thrown out while they cannot be sent.
+/// Interval at which jobs without a caller are removed while they cannot be sent.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_millis(100);
 
-/// The side of the callers.
+/// Callers' side.
 pub(super) struct RabbitPublisher {
     jobs: mpsc::Sender<Job>,
     link: Arc<LinkState>,
 }
 
-/// One publish and where its answer goes.
+/// One publish and the channel of its answer.
 pub(super) struct Job {
     pub message: Outgoing,
     deadline: Instant,
@@ -52,14 +52,14 @@ impl Job {
         let _ = self.reply.send(answer);
     }
 
-    /// Nobody waits for it any more.
+    /// The caller no longer waits.
     pub fn is_over(&self, now: Instant) -> bool {
         self.deadline <= now || self.reply.is_closed()
     }
 }
 
-/// Starts the supervisor on this runtime, and what hears its end; it ends once `stopping` was requested
-/// and all is answered.
+/// Starts the supervisor on this runtime and returns its completion signal. It ends once `stopping` was
+/// requested and all jobs are answered.
 pub(super) fn start(
     settings: Arc<RabbitSettings>,
     stopping: Shutdown,
@@ -67,7 +67,7 @@ pub(super) fn start(
     let (sender, jobs) = mpsc::channel(settings.waiting_max);
     let link = Arc::new(LinkState::default());
     link.set(Link::Opening);
-    let pump = Pump {
+    let supervisor = Supervisor {
         settings,
         link: Arc::clone(&link),
         jobs,
@@ -75,9 +75,9 @@ pub(super) fn start(
         stopping,
         phase: Phase::Open,
         refusals: Refusals::default(),
-        full_was_told: false,
+        full_was_logged: false,
     };
-    (Arc::new(RabbitPublisher { jobs: sender, link }), shutdown::watched(pump.run()))
+    (Arc::new(RabbitPublisher { jobs: sender, link }), shutdown::watched(supervisor.run()))
 }
 
 #[async_trait]
@@ -104,7 +104,7 @@ fn closed() -> PublishError {
     PublishError::Unavailable("it was closed".into())
 }
 
-/// A [`Link`] that everybody may read and the supervisor sets.
+/// [`Link`] that every caller may read and the supervisor sets.
 #[derive(Default)]
 pub(super) struct LinkState(AtomicU8);
 
@@ -139,31 +139,31 @@ impl LinkState {
     }
 }
 
-/// Whether new jobs may come.
+/// State of the channel of jobs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// No new ones; some may lie in the channel.
+    /// No new jobs; some may be in the channel.
     Closing,
     /// The channel is empty and stays so.
     Drained,
 }
 
-/// The supervisor, and the jobs that wait for a session.
-pub(super) struct Pump {
+/// Supervisor, with the jobs that wait for a session.
+pub(super) struct Supervisor {
     pub settings: Arc<RabbitSettings>,
     pub link: Arc<LinkState>,
     jobs: mpsc::Receiver<Job>,
-    /// Oldest first. What was in flight when a session was lost comes back to the front.
+    /// Oldest first. Publishes in flight at the loss of a session come back to the front.
     pub waiting: VecDeque<Job>,
     stopping: Shutdown,
     phase: Phase,
     pub refusals: Refusals,
-    /// A log line says that the queue refuses everything, and none yet that it takes messages again.
-    pub full_was_told: bool,
+    /// A log line said that the queue refuses everything, and none yet that it takes messages again.
+    pub full_was_logged: bool,
 }
 
-impl Pump {
+impl Supervisor {
     async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         let mut log = LogOnce::default();
@@ -173,9 +173,9 @@ impl Pump {
             match opened {
                 Ok((session, channel)) => {
                     log.opened(NAME);
-                    match log.during(NAME, Flow::new(&mut self, session, channel).run()).await {
-                        (Ended::Finished, _) => break,
-                        (Ended::Lost { reason, was_useful }, lasted) => {
+                    match log.during(NAME, PublishSession::new(&mut self, session, channel).run()).await {
+                        (SessionEnd::Finished, _) => break,
+                        (SessionEnd::Lost { reason, was_useful }, lasted) => {
                             metrics().queue_sessions_lost.inc();
                             log.lost(NAME, &reason, was_useful || lasted);
                             if was_useful || lasted {
@@ -194,7 +194,7 @@ impl Pump {
         }
     }
 
-    /// Takes jobs in while `work` goes on; `None` when there is nothing left to do before it ends.
+    /// Takes jobs in while `work` goes on; `None` when nothing is left to do before `work` ends.
     async fn collect_during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         let mut sweep = interval(SWEEP_EVERY);
@@ -209,8 +209,8 @@ impl Pump {
         None
     }
 
-    /// Moves the next job to those that wait, or notes that there will be none; for ever pending
-    /// when no place is left. Safe to cancel.
+    /// Moves the next job to those that wait, or notes that there will be none; pending for ever when no
+    /// place is left. Safe to cancel.
     pub async fn take_job(&mut self) {
         let has_room = self.waiting.len() < self.settings.waiting_max;
         tokio::select! {
@@ -226,7 +226,7 @@ impl Pump {
         }
     }
 
-    /// Moves what is there without waiting.
+    /// Moves the jobs that are there, without waiting.
     pub fn take_ready_jobs(&mut self) {
         while self.waiting.len() < self.settings.waiting_max
             && let Ok(job) = self.jobs.try_recv()
@@ -235,23 +235,23 @@ impl Pump {
         }
     }
 
-    /// Whether somebody's deadline may decide what is done next.
+    /// Tests whether a caller's deadline may decide the next step.
     pub fn needs_sweeping(&self) -> bool {
         !self.waiting.is_empty() || self.phase != Phase::Open
     }
 
-    /// Their callers have been answered by the deadline.
+    /// Removes jobs whose callers have been answered by the deadline.
     pub fn sweep(&mut self) {
         let now = Instant::now();
         self.waiting.retain(|job| !job.is_over(now));
     }
 
-    /// Closed, and nothing waits to be sent.
+    /// Tests whether it is closed and no job waits to be sent.
     pub fn is_finished(&self) -> bool {
         self.phase == Phase::Drained && self.waiting.is_empty()
     }
 
-    /// Waiting does not help against a queue that a person has to delete.
+    /// Refuses all jobs when a wait cannot help, as with a queue that an operator has to delete.
     fn refuse_if_hopeless(&mut self, error: &SessionError) {
         if let SessionError::Misdeclared(explanation) = error {
             let explanation: Arc<str> = explanation.as_str().into();
@@ -262,8 +262,8 @@ impl Pump {
     }
 }
 
-/// However the supervisor ends, nobody shall wait for a session that will not come.
-impl Drop for Pump {
+/// Shows `Down` however the supervisor ends: no session will come, so no caller should wait.
+impl Drop for Supervisor {
     fn drop(&mut self) {
         self.link.set(Link::Down);
     }

@@ -1,18 +1,18 @@
-//! Decides what refusals in a row mean. Pure.
+//! Evaluates refusals in a row. Pure.
 //!
-//! A negative confirm says that the queue is full, and most often it is. But the broker decides it
-//! per channel, and a channel can be wrong for as long as it lives. On RabbitMQ 3.10 one that first
-//! publishes while the leader's node has just gone asks that node for leave, at each publish and
-//! never another one; and the word that there is room again is sent to each channel once, by a
-//! leader that may go before it is out. So a session that only refuses is lost like any other.
+//! A negative confirm means that the queue is full, and most often it is. But the broker decides it per
+//! channel, and a channel can be wrong for as long as it lives. On RabbitMQ 3.10 a channel that first
+//! publishes while the leader's node has just gone asks that node for permission, at each publish and
+//! never another one. The notice that there is room again is sent to each channel once, by a leader that
+//! may go before it is out. So a session that only refuses is replaced like one that is lost.
 use std::time::{Duration, Instant};
 
-/// How long a session may refuse everything before it is given up. As long as a session has to live
-/// for the next one to follow at once.
+/// Longest time that a session may refuse everything before it is given up. It equals the lifetime after
+/// which the next session follows at once.
 const SESSION_MAX: Duration = Duration::from_secs(5);
-/// How long nothing but refusals must have come before the queue is shown as full.
+/// Time with refusals only after which the queue is shown as full.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
-/// Without a refusal for so long nobody knows whether it still is.
+/// Time without a refusal after which the state of the queue is unknown again.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
 
 /// Refusals since the last message that the queue took, over all sessions.
@@ -25,17 +25,17 @@ pub(super) struct Refusals {
 struct Run {
     first: Instant,
     last: Instant,
-    /// The first one in this session; `None` when there was none yet.
+    /// First refusal in this session; `None` when there was none yet.
     in_session: Option<Instant>,
 }
 
 impl Refusals {
-    /// The queue took a message.
+    /// Records that the queue took a message.
     pub fn taken(&mut self) {
         self.run = None;
     }
 
-    /// The queue refused a message.
+    /// Records that the queue refused a message.
     pub fn refused(&mut self, now: Instant) {
         let run = self.run.get_or_insert(Run { first: now, last: now, in_session: None });
         run.last = now;
@@ -48,13 +48,13 @@ impl Refusals {
         }
     }
 
-    /// The session has refused everything for so long that another one should be tried.
+    /// Tests whether the session has refused everything for so long that another one should be tried.
     pub fn session_is_useless(&self, now: Instant) -> bool {
         let since = self.run.as_ref().and_then(|run| run.in_session);
         since.is_some_and(|since| now.saturating_duration_since(since) >= SESSION_MAX)
     }
 
-    /// For a while, until now, nothing but refusals came.
+    /// Tests whether only refusals came for a while, until now.
     pub fn show_full(&self, now: Instant) -> bool {
         self.run.as_ref().is_some_and(|run| {
             let lasted = run.last.duration_since(run.first);

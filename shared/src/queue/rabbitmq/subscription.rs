@@ -1,8 +1,8 @@
-//! A subscription: one connection, one channel, one consumer at a time.
+//! Subscription: one connection, one channel, one consumer at a time.
 //!
-//! It never reconnects. Whatever goes wrong, a time-out, an error, a consumer that the broker
-//! cancelled or a stream that ends, makes it [`Lost`] for good, and its owner subscribes anew;
-//! so no acknowledgement can meet a session that does not know its delivery.
+//! It never reconnects. Any failure (a time-out, an error, a consumer that the broker cancelled, a stream
+//! that ends) makes it [`Lost`] for good, and its owner subscribes anew; so no acknowledgement can reach
+//! a session that does not know its delivery.
 use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, pending};
 use std::sync::Arc;
@@ -30,16 +30,16 @@ use crate::queue::{Delivery, Lost, QueueError, REJECTED_TWICE, Subscription};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
 
-/// Which of the queues.
+/// Queue of a subscription.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(super) enum RabbitLane {
     Writes,
-    /// Nothing is behind it: the broker would drop what is rejected there.
+    /// Dead queue. There is no queue behind it: the broker would drop a message that is rejected there.
     Dead,
 }
 
-impl Lane {
-    /// The name of the session in the broker's tools.
+impl RabbitLane {
+    /// Name of the session in the broker's tools.
     fn session_name(self) -> &'static str {
         match self {
             Self::Writes => "forebay queue consumer",
@@ -59,12 +59,12 @@ impl Lane {
 /// crash each other's channel on RabbitMQ 3.10.
 const OPEN_ATTEMPTS: u32 = 4;
 
-/// How often a subscription without a consumer looks whether its session still lives; with one
-/// the consumer is told.
+/// Interval at which a subscription without a consumer checks its session; with a consumer the stream
+/// reports the loss.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Bits of a tag that are the broker's; above them stands the number of the session, so that a
-/// delivery of another one is recognised.
+/// Bits of a tag that are the broker's. The number of the session is above them, so that a delivery of
+/// another session is recognised.
 const BROKER_TAG_BITS: u32 = 40;
 
 pub(super) struct RabbitSubscription {
@@ -73,14 +73,14 @@ pub(super) struct RabbitSubscription {
     session: Option<Session>,
     channel: Channel,
     events: ConnectionEvents,
-    lane: Lane,
+    lane: RabbitLane,
     queue: ShortString,
     consumer: Option<Consumer>,
-    /// Delivered to earlier consumers of this session and not handed out yet.
+    /// Deliveries to earlier consumers of this session, not handed out yet.
     earlier: VecDeque<lapin::message::Delivery>,
-    /// Broker's tags of what was handed out and is not settled.
+    /// Broker's tags of deliveries that were handed out and are not settled.
     outstanding: BTreeSet<u64>,
-    /// The number of this session, shifted to its place in a tag.
+    /// Number of this session, shifted to its place in a tag.
     session_bits: u64,
     lost: Option<Lost>,
 }
@@ -89,15 +89,15 @@ impl RabbitSubscription {
     pub async fn open(
         settings: Arc<RabbitSettings>,
         runtime: Handle,
-        lane: Lane,
+        lane: RabbitLane,
         window: u16,
     ) -> Result<Self, QueueError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         for _ in 1..OPEN_ATTEMPTS {
             match Self::try_open(&settings, &runtime, lane, window).await {
                 Ok(subscription) => return Ok(subscription),
-                // Only what the broker itself said may be a crash: an absent one is the caller's
-                // to wait for.
+                // Only an error of the broker itself may be such a crash: the caller waits for an absent
+                // broker.
                 Err(error) if error.code().is_none() => return Err(error.into()),
                 Err(_) => sleep(backoff.delay()).await,
             }
@@ -108,7 +108,7 @@ impl RabbitSubscription {
     async fn try_open(
         settings: &RabbitSettings,
         runtime: &Handle,
-        lane: Lane,
+        lane: RabbitLane,
         window: u16,
     ) -> Result<Self, SessionError> {
         static SESSIONS: AtomicU64 = AtomicU64::new(1);
@@ -134,7 +134,8 @@ impl RabbitSubscription {
         Ok(subscription)
     }
 
-    /// The window is a property of a consumer: it applies to those that start afterwards.
+    /// Starts a consumer. The window is a property of a consumer: it applies to those that start
+    /// afterwards.
     async fn consume(&mut self, window: u16) -> Result<(), SessionError> {
         if window == 0 {
             return Ok(());
@@ -147,19 +148,19 @@ impl RabbitSubscription {
         Ok(())
     }
 
-    /// Ends the consumer and keeps what it had received.
+    /// Ends the consumer and keeps the deliveries that it had received.
     async fn cancel(&mut self) -> Result<(), SessionError> {
         let Some(mut consumer) = self.consumer.take() else { return Ok(()) };
         let cancelled = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         call("basic.cancel", cancelled).await?;
-        // The stream ends with the answer to the cancel: everything before it is there.
+        // The stream ends with the answer to the cancel: all earlier deliveries are there.
         while let Some(Some(delivery)) = consumer.next().now_or_never() {
             self.earlier.push_back(delivery?);
         }
         Ok(())
     }
 
-    /// Remembers why, ends the session and returns what every later call returns, too.
+    /// Records the reason, ends the session and returns the error that every later call returns, too.
     fn lose(&mut self, reason: &impl ToString) -> Lost {
         let lost = self.lost.get_or_insert_with(|| {
             metrics().queue_sessions_lost.inc();
@@ -190,8 +191,8 @@ impl RabbitSubscription {
         }
     }
 
-    /// Forgets these deliveries and returns how the broker is to be told of them.
-    fn settle(&mut self, deliveries: &[Delivery]) -> Result<Settled, Lost> {
+    /// Removes these deliveries and returns the tags for the broker.
+    fn settle(&mut self, deliveries: &[Delivery]) -> Result<AckRange, Lost> {
         self.check()?;
         let mut tags: Vec<_> = deliveries.iter().map(|delivery| delivery.tag ^ self.session_bits).collect();
         tags.sort_unstable();
@@ -204,29 +205,29 @@ impl RabbitSubscription {
             self.outstanding.remove(tag);
         }
         Ok(match last {
-            Some(last) if is_prefix && tags.len() > 1 => Settled::UpTo(last),
-            _ => Settled::Each(tags),
+            Some(last) if is_prefix && tags.len() > 1 => AckRange::UpTo(last),
+            _ => AckRange::Each(tags),
         })
     }
 
-    async fn tell<T>(
+    async fn call_broker<T>(
         &mut self,
         what: &'static str,
-        told: impl Future<Output = lapin::Result<T>>,
+        sent: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, Lost> {
-        call(what, told).await.map_err(|error| self.lose(&error))
+        call(what, sent).await.map_err(|error| self.lose(&error))
     }
 }
 
-/// Which deliveries an answer to the broker is about.
-enum Settled {
+/// Deliveries that an answer to the broker covers.
+enum AckRange {
     /// All that are outstanding up to this one.
     UpTo(u64),
     Each(Vec<u64>),
 }
 
-impl Settled {
-    /// With whether it means all before, too.
+impl AckRange {
+    /// Tags, each with the flag that it covers all earlier ones, too.
     fn tags(self) -> Vec<(u64, bool)> {
         match self {
             Self::UpTo(tag) => vec![(tag, true)],
@@ -250,7 +251,7 @@ impl Subscription for RabbitSubscription {
                 }
                 () = sleep(LOOK_EVERY), if self.consumer.is_none() => continue,
             };
-            // Nothing is awaited between taking a delivery and returning it.
+            // There is no await between taking a delivery and returning it.
             return self.accept(came);
         }
     }
@@ -269,28 +270,28 @@ impl Subscription for RabbitSubscription {
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
         let tags = self.settle(&deliveries)?.tags();
         let channel = self.channel.clone();
-        let told = tags.iter().map(|&(tag, multiple)| channel.basic_ack(tag, BasicAckOptions { multiple }));
-        self.tell("basic.ack", try_join_all(told)).await.map(drop)
+        let sent = tags.iter().map(|&(tag, multiple)| channel.basic_ack(tag, BasicAckOptions { multiple }));
+        self.call_broker("basic.ack", try_join_all(sent)).await.map(drop)
     }
 
     async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), Lost> {
         let tags = self.settle(&deliveries)?.tags();
         let channel = self.channel.clone();
-        let told = tags
+        let sent = tags
             .iter()
             .map(|&(tag, multiple)| channel.basic_nack(tag, BasicNackOptions { multiple, requeue: true }));
-        self.tell("basic.nack", try_join_all(told)).await.map(drop)
+        self.call_broker("basic.nack", try_join_all(sent)).await.map(drop)
     }
 
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost> {
-        if self.lane == Lane::Dead {
+        if self.lane == RabbitLane::Dead {
             return Err(self.lose(&REJECTED_TWICE));
         }
         let tags = self.settle(&[delivery])?.tags();
         let channel = self.channel.clone();
-        let told =
+        let sent =
             tags.iter().map(|&(tag, _)| channel.basic_reject(tag, BasicRejectOptions { requeue: false }));
-        self.tell("basic.reject", try_join_all(told)).await.map(drop)
+        self.call_broker("basic.reject", try_join_all(sent)).await.map(drop)
     }
 
     async fn waiting(&mut self) -> Result<u64, Lost> {
@@ -298,7 +299,7 @@ impl Subscription for RabbitSubscription {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let channel = self.channel.clone();
         let declared = channel.queue_declare(self.queue.clone(), options, FieldTable::default());
-        Ok(self.tell("queue.declare", declared).await?.message_count().into())
+        Ok(self.call_broker("queue.declare", declared).await?.message_count().into())
     }
 
     async fn set_window(&mut self, window: u16) -> Result<(), Lost> {
@@ -312,7 +313,7 @@ impl Subscription for RabbitSubscription {
 }
 
 impl RabbitSubscription {
-    /// What the consumer's stream gave: `None` is a consumer that the broker cancelled.
+    /// Handles an item of the consumer's stream: `None` is a consumer that the broker cancelled.
     fn accept(&mut self, came: Option<lapin::Result<lapin::message::Delivery>>) -> Result<Delivery, Lost> {
         match came {
             Some(Ok(delivery)) => Ok(self.hand_out(delivery)),
@@ -322,7 +323,7 @@ impl RabbitSubscription {
     }
 }
 
-/// For ever pending without a consumer. Safe to cancel.
+/// Pending for ever without a consumer. Safe to cancel.
 async fn next_of<S: Stream + Unpin>(stream: Option<&mut S>) -> Option<S::Item> {
     match stream {
         Some(stream) => stream.next().await,
@@ -330,7 +331,7 @@ async fn next_of<S: Stream + Unpin>(stream: Option<&mut S>) -> Option<S::Item> {
     }
 }
 
-/// In the background: what is unacknowledged is delivered again once the broker got to know.
+/// Closes in the background: unacknowledged messages are delivered again once the broker has received it.
 impl Drop for RabbitSubscription {
     fn drop(&mut self) {
         if let Some(session) = self.session.take() {
