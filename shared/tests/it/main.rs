@@ -3,6 +3,7 @@
 mod config;
 mod embedded;
 mod event;
+mod language;
 mod layout;
 mod ops;
 mod queue;
