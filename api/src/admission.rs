@@ -1,4 +1,4 @@
-//! Who and how much comes in: keys and hosts, requests in work, memory, the clock.
+//! Admission of requests: keys and hosts, requests in work, memory, the clock.
 pub mod auth;
 pub mod clock_skew;
 pub mod in_flight;

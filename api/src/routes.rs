@@ -37,7 +37,7 @@ pub struct Row {
     seconds: RouteSeconds,
 }
 
-/// What the OpenAPI document says of a route beside what its handler says.
+/// Facts that the OpenAPI document says of a route beside its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
     /// It is answered from memory.
@@ -130,8 +130,8 @@ pub fn table() -> impl Iterator<Item = &'static Row> {
     ROUTES.iter().chain(&ABOUT)
 }
 
-/// What a request is counted as: by its path, because what the router matched costs an allocation to ask
-/// for. A method that the path does not take counts as a read of it.
+/// Timer of the route that a request counts as. Found by the path, because asking the router costs an
+/// allocation. A method that the path does not take counts as a read of it.
 pub fn seconds_of(method: &Method, path: &str) -> &'static RouteSeconds {
     let mut of_path = None;
     for row in table().filter(|row| row.matches(path)) {
@@ -210,7 +210,7 @@ fn on(method: &str) -> actix_web::Route {
     }
 }
 
-/// A path whose routes are closed to who lacks what they need, and to every method that the table does
+/// A path whose routes are closed to callers without the needed scope, and to every method that the table does
 /// not name.
 pub fn resource(path: &'static str) -> Resource {
     let allow = HeaderValue::from_str(&methods_of(path)).expect("methods are visible");
@@ -222,7 +222,7 @@ pub fn resource(path: &'static str) -> Resource {
     web::resource(path).route(web::route().guard(closed).to(refuse))
 }
 
-/// Whether the request is refused. Who calls, or why he may not, is left among its data.
+/// Checks whether the request is refused. The caller, or the reason, is left among its data.
 fn is_closed(path: &str, context: &GuardContext<'_>) -> bool {
     let mut rows = table().filter(|row| row.path == path);
     let Some(Row { need, .. }) = rows.find(|row| row.takes(&context.head().method)) else { return true };

@@ -1,4 +1,4 @@
-//! Who may do what: decided for each request that has found its route, before its handler runs.
+//! Authorization: decided for each request that has found its route, before its handler runs.
 //!
 //! Either there are keys, and every route that is not public needs one; or the service is open, and
 //! only what a web page of somebody else could have sent is refused. What a route needs stands in
@@ -46,7 +46,7 @@ impl Authorizer {
         Keys::read(&config.auth).map(|keys| Self::Keyed(Arc::new(keys)))
     }
 
-    /// Whether the request may be served, and as whose.
+    /// Decides whether the request may be served, and with which key.
     pub fn authorize(&self, need: RequiredScope, head: &RequestHead) -> Result<Option<Caller>, AuthError> {
         match (self, need.scope()) {
             (_, None) if need == RequiredScope::Nothing => Ok(None),
@@ -78,7 +78,7 @@ fn token_of(head: &RequestHead) -> Result<Token<'_>, AuthError> {
     Token::parse(token.trim_matches(' ')).ok_or(AuthError::Malformed)
 }
 
-/// Whose Idempotency-Keys the request uses; `None` where nobody needs a key.
+/// Principal of the Idempotency-Keys of the request; `None` in an installation without keys.
 pub fn principal_of(request: &HttpRequest) -> Option<Principal> {
     request.extensions().get::<Caller>().map(|Caller(key)| key.principal.clone())
 }

@@ -1,4 +1,4 @@
-//! Whether this replica's clock can be trusted: writes carry an accept time that others read, so they
+//! Trust in this replica's clock: writes carry an accept time that others read, so they
 //! are refused while it is off the store's by more than `ids.clock_skew_ms_max`.
 //!
 //! Two tell the store's time: the events of the consumers, and the probe of the store, which is heard
@@ -17,7 +17,7 @@ use crate::metrics::metrics;
 /// How long events must tell that this replica's clock is ahead until it is believed.
 const AHEAD_FOR: Duration = HEARTBEAT_EVERY.saturating_mul(2);
 
-/// What the comparisons came to. Clones share it.
+/// Result of the comparisons. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ClockCheck(Arc<Inner>);
 
@@ -27,9 +27,9 @@ struct Inner {
     /// The store's clock is another one.
     finds_leaps: bool,
     began: Instant,
-    /// By how much the wall clock led the time since `began` when it was last trusted.
+    /// Lead of the wall clock over the time since `began` when it was last trusted.
     lead_ms: AtomicI64,
-    /// What the store was heard to say.
+    /// Comparisons with the store's clock.
     store_says_off: AtomicBool,
     /// A leap stands in the log.
     leap_told: AtomicBool,
@@ -63,7 +63,7 @@ impl ClockCheck {
         });
     }
 
-    /// An event told the store's time when it was sent.
+    /// Takes the store's time that an event carries.
     pub fn heard(&self, store_ms: i64, ahead: &mut Ahead) {
         let skew_ms = clock::now_ms().saturating_sub(store_ms);
         if self.is_within(skew_ms) {
@@ -113,7 +113,7 @@ impl ClockCheck {
     }
 }
 
-/// Since when events have told that this replica's clock is ahead. An event may be late, as one is
+/// Start of the time in which events say that this replica's clock is ahead. An event may be late, as one is
 /// that a broker held back during an alarm, but never from the future: late ones read as "ahead", so
 /// that is believed when no event of the next heartbeats contradicts it.
 #[derive(Debug, Default)]

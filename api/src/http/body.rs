@@ -44,7 +44,7 @@ pub struct BodyLimits {
     pub timeout: Duration,
 }
 
-/// What a body is, by its media type and first character.
+/// Form of a body, by its media type and first character.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Body {
     Empty,
@@ -275,7 +275,7 @@ fn too_large(limits: &BodyLimits) -> Problem {
     Problem::too_large(format!("a body has {} bytes at most", limits.bytes_max))
 }
 
-/// Ends with the announced length: behind an `Upgrade` that nobody wants the server knows of no other end.
+/// Ends with the announced length: behind an unwanted `Upgrade` the server knows of no other end.
 async fn collect(
     payload: &mut Payload,
     length: Length,

@@ -2,7 +2,7 @@
 //!
 //! The HTTP server bounds the head of the first request and the time between two requests, and
 //! [`body`](crate::http::body) each body that is wanted. Nothing bounds a later head that comes byte by
-//! byte, the rest of a body that nobody wants, or an answer that nobody reads; such a client would
+//! byte, the rest of an unwanted body, or an answer that is not read; such a client would
 //! hold a place for ever. Here, whatever comes in: while no request is in work on it, a connection on
 //! which nothing was written for its patience is closed; one whose client takes nothing of an answer
 //! is closed earlier, and until then nothing more is read from it.
@@ -30,7 +30,7 @@ use crate::metrics::metrics;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What a worker reads from and writes to.
+/// Stream that a worker reads from and writes to.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
@@ -216,7 +216,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Each further request could bring an answer that nobody reads.
+        // Each further request could bring an answer that is not read.
         if let Some(blocked) = &mut self.blocked {
             blocked.has_reader = true;
             self.check(cx)?;

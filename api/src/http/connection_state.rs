@@ -1,4 +1,4 @@
-//! What a connection and the requests on it know of each other: its limits, how long it stands still,
+//! State that a connection and the requests on it share: its limits, how long it stands still,
 //! how far it may be read.
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -27,7 +27,7 @@ pub struct ConnectionLimits {
     pub answers: Arc<MemoryBudget>,
 }
 
-/// What one connection and the requests on it know of each other.
+/// State that one connection and the requests on it share.
 #[derive(Debug)]
 pub struct ConnectionState {
     pub(super) limits: Arc<ConnectionLimits>,

@@ -77,7 +77,7 @@ fn is_item_parameter(part: &[u8]) -> bool {
     is_name && !value.is_empty() && (value[0] == b'"' && unquoted(value).is_some() || is_plain(value))
 }
 
-/// Whether the lines of an `If-None-Match` name this tag, or any. What is no list of tags, nor a lone
+/// Checks whether the lines of an `If-None-Match` name this tag, or any. What is no list of tags, nor a lone
 /// asterisk, names none. `W/` does not matter: the comparison is the weak one.
 pub fn names_tag<'a>(lines: impl Iterator<Item = &'a [u8]>, etag: &[u8]) -> bool {
     let (mut is_named, mut has_star, mut count) = (false, false, 0);

@@ -1,4 +1,4 @@
-//! What every request gets, whatever it is for: an id, a place among the requests in work, a
+//! Treatment of every request, whatever it is for: an id, a place among the requests in work, a
 //! measured time, and an answer even when a handler panics.
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -27,7 +27,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a client, in bytes.
 const REQUEST_ID_LENGTH_MAX: usize = 128;
 
-/// The answer when a handler panicked: nobody else is left to name the request.
+/// The answer when a handler panicked: no other part is left to name the request.
 #[derive(Debug)]
 struct Panicked {
     request_id: HeaderValue,
@@ -56,7 +56,7 @@ fn is_request_id(given: &[u8]) -> bool {
     (1..=REQUEST_ID_LENGTH_MAX).contains(&given.len()) && given.iter().all(u8::is_ascii_graphic)
 }
 
-/// What a worker wraps its requests with.
+/// Parts that a worker wraps its requests with.
 #[derive(Debug)]
 pub struct Wrapping {
     pub in_flight: Arc<InFlightLimit>,
@@ -122,7 +122,7 @@ where
         response.headers_mut().insert(X_REQUEST_ID, id);
         wrapping.prefix.complete(&mut response);
         wrapping.cors.complete(&mut response, origin);
-        // Asked again: a stop also hurries those who waited meanwhile.
+        // Asked again: a stop also hurries requests that waited meanwhile.
         if closes || entered.as_ref().is_some_and(InFlightPermit::is_draining) {
             // A header of this name would be left out.
             response.response_mut().head_mut().set_connection_type(ConnectionType::Close);

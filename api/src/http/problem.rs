@@ -37,7 +37,7 @@ pub struct Problem {
     receipt: Option<Box<Receipt>>,
     #[serde(skip)]
     retry_after: Option<Duration>,
-    /// Who asks is told how to be let in.
+    /// Names in the answer how to be let in.
     #[serde(skip)]
     refusal: Option<AuthError>,
     /// The header that says what is taken instead, with its value.
@@ -161,7 +161,7 @@ impl Problem {
         }
     }
 
-    /// 403: without keys nobody is known to be an administrator.
+    /// 403: without keys no caller is known to be an administrator.
     fn admin_off() -> Self {
         let detail = "admin routes are off: auth.admin_without_keys (FOREBAY__AUTH__ADMIN_WITHOUT_KEYS=true) \
                       gives them to everybody who reaches this port";

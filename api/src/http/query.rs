@@ -1,4 +1,4 @@
-//! The parameters of a query: read once, each taken by who knows it. What is left over, or stands
+//! The parameters of a query: read once, each taken by the code that knows it. What is left over, or stands
 //! there twice, is refused by its name: a filter that is ignored would answer another question.
 use actix_web::web::Query;
 use shared::model::read_error;
@@ -47,12 +47,12 @@ impl Parameters {
         Some(self.0.remove(index).1)
     }
 
-    /// What nobody took.
+    /// Parameters that were not taken.
     pub fn into_rest(self) -> Vec<(String, String)> {
         self.0
     }
 
-    /// Ends the reading; 422 when a parameter is left that nobody knows.
+    /// Ends the reading; 422 when an unknown parameter is left.
     pub fn finish(self) -> Result<(), Problem> {
         match self.0.first() {
             Some((name, _)) => Err(Problem::invalid_parameter(shorten(name), "is not known here")),
@@ -116,7 +116,7 @@ fn check_bound(parameter: &'static str, text: &str) -> Result<(), Problem> {
 /// Why dots are no name here, though the store would take them.
 pub const DOTS: &str = "must not be . or .., which no URL can name";
 
-/// Whether clients take the name, as a part of a path, for a step within the path.
+/// Checks whether clients take the name, as a part of a path, for a step within the path.
 pub fn is_dots(name: &str) -> bool {
     matches!(name, "." | "..")
 }

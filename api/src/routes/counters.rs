@@ -355,7 +355,7 @@ pub fn unavailable(error: &StoreError) -> Problem {
     }
 }
 
-/// Whether the client has what this tag names.
+/// Checks whether the client has what this tag names.
 pub fn has(headers: &HeaderMap, etag: &str) -> bool {
     header::names_tag(headers.get_all(IF_NONE_MATCH).map(HeaderValue::as_bytes), etag.as_bytes())
 }

@@ -276,7 +276,7 @@ pub async fn delete(
 }
 
 /// Whatever came of it, some of it may have taken effect: the caches of this replica are old at
-/// once, those of the others when they hear of it, or by their time to live.
+/// once, those of the others when the event reaches them, or by their time to live.
 async fn run(shared: Shared, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
     let dry_run = redrive.dry_run;
     let redriven = attempted(&shared.store_breaker, shared.store.redrive(redrive)).await;

@@ -66,7 +66,7 @@ impl DocumentBody {
         Self { id: id.to_string(), status, accepted_at: None, reason: None, detail: None, data: None }
     }
 
-    /// Of something that changes by itself.
+    /// Answer about something that changes by itself.
     fn answer(self) -> HttpResponse {
         HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(self)
     }
@@ -276,7 +276,7 @@ fn issued(shared: &Shared, id: &str) -> Result<ItemId, Problem> {
         .ok_or_else(|| Problem::not_found("this id was never issued for a document"))
 }
 
-/// Whether what is stored under a key came from another payload than the client's.
+/// Checks whether the document under a key came from another payload than the client's.
 fn differs(payload: Option<Fingerprint>, stored: Option<Fingerprint>) -> bool {
     matches!((payload, stored), (Some(sent), Some(stored)) if sent != stored)
 }
@@ -318,7 +318,7 @@ fn render_into(body: &mut String, id: &str, accepted_at: &str, data: &str) {
     body.extend([r#"","data":"#, data, "}"]);
 }
 
-/// Whether the collection keeps nothing of that age. A keyed id has no time, its message has.
+/// Checks whether the collection keeps nothing of that age. A keyed id has no time, its message has.
 async fn is_past_retention(
     shared: &Shared,
     collection: &str,

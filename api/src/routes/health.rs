@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::state::Shared;
 
-/// What holds now says nothing about later.
+/// Health of now says nothing about later.
 const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 
 /// What `/health` answers, for the document.

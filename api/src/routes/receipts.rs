@@ -77,7 +77,7 @@ pub async fn get(
     Ok(response.insert_header(("Cache-Control", "no-store")).json(receipt))
 }
 
-/// Registers, then reads: what comes in between is told, what came before is read.
+/// Registers, then reads: an outcome in between comes as an event, an earlier one is read.
 async fn read_after(
     shared: &Shared,
     id: ItemId,
@@ -101,7 +101,7 @@ async fn read(shared: &Shared, id: ItemId, hints: Hints) -> Result<Receipt, Prob
     with_letter(shared, id.key(), receipt).await.map_err(|error| unavailable(&error))
 }
 
-/// What the `Location` of a keyed write says beside its id.
+/// Parameters in the `Location` of a keyed write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hints {
     /// The fingerprint of what the client sent.

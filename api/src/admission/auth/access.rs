@@ -1,12 +1,12 @@
-//! What a request must bring. Which route needs what stands in the table of routes.
+//! Scopes that routes require. Which route requires which stands in the table of routes.
 use shared::model::api_key::Scope;
 
-/// What a request must bring.
+/// Scope that a route requires of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequiredScope {
     /// Answered to everybody under every name: probes come by address, and learn nothing.
     Nothing,
-    /// Answered to everybody who means this service.
+    /// Answered to every caller that means this service.
     Public,
     Read,
     Write,

@@ -6,7 +6,7 @@ use shared::model::api_key::Scope;
 pub enum AuthError {
     /// No key where one is needed.
     NoKey,
-    /// What stands in the header is no key.
+    /// The header holds no key.
     Malformed,
     Unknown,
     Expired,

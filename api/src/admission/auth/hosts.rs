@@ -46,7 +46,7 @@ impl Hosts {
         Self { origins: origins.to_vec(), ..self }
     }
 
-    /// Whether the client means this service.
+    /// Checks whether the client means this service.
     pub fn check(&self, head: &RequestHead) -> Result<(), AuthError> {
         let host = match head.uri.authority() {
             // A target with a host of its own counts (RFC 9112, 3.2.2).

@@ -72,7 +72,7 @@ impl Keys {
         std::mem::replace(&mut *self.ring.write().unwrap_or_else(PoisonError::into_inner), ring)
     }
 
-    /// Ids of keys that have expired and had not when they were read last. It is told of each once: a program
+    /// Ids of keys that have expired and had not when they were read last. Each is logged once: a program
     /// must start with them years later (`docs/decisions/0030-fine-print.md`).
     fn newly_expired(&self, ring: &KeyRing) -> Vec<String> {
         let expired = ring.expired(clock::now_ms());
@@ -141,7 +141,7 @@ impl Keys {
     }
 }
 
-/// What the last look found.
+/// Finding of the last look.
 #[derive(Debug, Default)]
 struct Watched {
     /// The content that is in force.

@@ -52,7 +52,7 @@ pub struct DocumentsParams {
     fields: Option<HashMap<String, String>>,
 }
 
-/// What a query asks for; filters are fields with their values.
+/// Parameters of a query; filters are fields with their values.
 #[derive(Debug, PartialEq, Eq)]
 struct Params {
     limit: u32,
@@ -221,7 +221,7 @@ async fn read(shared: &Shared, asked: &DocumentPage, spelled: &[Filters]) -> Res
     Ok(all)
 }
 
-/// What the index is asked for. A text such as `1.0` may be meant as a string, or as the number that
+/// Text that the index is asked for. A text such as `1.0` may be meant as a string, or as the number that
 /// the index spells `1`: both are looked for.
 fn spellings(wanted: &[(String, Wanted)]) -> Result<Vec<Filters>, Problem> {
     let mut spelled = vec![Filters::new()];
@@ -290,7 +290,7 @@ async fn check_indexed(
     if known.collection.is_indexed {
         return Ok(());
     }
-    // Who defined it may have stopped half-way.
+    // The replica that defined it may have stopped half-way.
     shared.definitions.resume_indexing(collection);
     Err(Problem::indexing())
 }

@@ -1,5 +1,5 @@
 //! The documents of a request, read and checked: on the worker where that is little, and else on a
-//! thread that nobody waits for.
+//! thread of their own.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,7 +26,7 @@ const INLINE_BYTES_MAX: usize = 64 << 10;
 const INLINE_CHECKED_BYTES_MAX: usize = 8 << 10;
 const INLINE_TIME_MAX: Duration = Duration::from_millis(1);
 
-/// What a request holds.
+/// Writes of a request.
 pub enum NewWrites {
     One(NewWrite),
     Many(Items<NewWrite>),

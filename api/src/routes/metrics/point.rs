@@ -1,4 +1,4 @@
-//! Points as clients send them, and as they are told what was stored.
+//! Points as clients send them, and as answers show them.
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use shared::model::write::{self, Write, check_name, check_time, check_value};

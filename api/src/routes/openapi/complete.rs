@@ -1,4 +1,4 @@
-//! What holds for every operation alike, added to the generated document in one place: errors, the
+//! Facts that hold for every operation alike, added to the generated document in one place: errors, the
 //! headers that every answer has, and that arrays of items are taken.
 use serde_json::{Map, Value, json};
 
@@ -133,7 +133,7 @@ fn take_many(operation: &mut Value, schemas: &mut Value) {
     *answer = json!({"$ref": "#/components/schemas/AcceptedOrMany"});
 }
 
-/// Whether it takes this header.
+/// Checks whether the operation takes this header.
 fn has_header(operation: &Value, name: &str) -> bool {
     let parameters = operation["parameters"].as_array();
     parameters.is_some_and(|parameters| parameters.iter().any(|header| header["name"] == name))

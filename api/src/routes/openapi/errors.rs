@@ -1,4 +1,4 @@
-//! What every operation may be refused with, by rule: the method, the body, the headers it takes.
+//! Errors of every operation, by rule: the method, the body, the headers it takes.
 //! Handlers say only what is their own.
 use actix_web::http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -26,7 +26,7 @@ const EXAMPLES: [(&str, &str, &str); 14] = [
     ("503", "overloaded", "more requests than the service takes at once"),
 ];
 
-/// What an operation does, as far as its errors depend on it.
+/// Nature of an operation, as far as its errors depend on it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Answers with a text of its own that tells whether it is well.

@@ -9,7 +9,7 @@ pub const EXAMPLE_TIME: &str = "2026-11-20T08:00:00.250Z";
 /// An id as it is shown; no installation issued it.
 const ID: &str = "019a9c1e-7a10-8c01-9f3c-5a1d20000a41";
 
-/// What [`check_name`](shared::model::write::check_name) takes. The two names `.` and `..` are refused beside it.
+/// Names that [`check_name`](shared::model::write::check_name) takes. The two names `.` and `..` are refused beside it.
 const NAME: &str = "^[A-Za-z0-9._:-]{1,128}$";
 
 /// A bare word, or a string of RFC 8941 with its two escapes.
@@ -68,7 +68,7 @@ fn shape_of(place: &str, name: &str) -> Option<Value> {
     })
 }
 
-/// Of dead letters: the kinds of writes, and whole messages.
+/// Kinds of dead letters: those of writes, and whole messages.
 fn kinds() -> Vec<&'static str> {
     Kind::ALL.into_iter().map(Kind::name).chain(["message"]).collect()
 }
