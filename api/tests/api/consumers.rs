@@ -65,6 +65,10 @@ async fn without_consumers(mut installation: Installation) -> Installation {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_consumer_is_seen_and_keeps_nobody_waiting() {
-    embedded(without_consumers).await;
-    cluster("no-consumer", without_consumers).await;
+    // The metric is that of the process.
+    testkit::alone::alone(async {
+        embedded(without_consumers).await;
+        cluster("no-consumer", without_consumers).await;
+    })
+    .await;
 }
