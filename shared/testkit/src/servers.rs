@@ -191,6 +191,24 @@ where
     Ok(Instant::now())
 }
 
+/// Ends of the log files in a server's folder, for an error: the folder may be gone when it is read.
+fn last_lines(home: &Path) -> String {
+    const LINES: usize = 12;
+    let files = fs::read_dir(home).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut logs: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|kind| kind == "log" || kind == "out")).collect();
+    logs.sort();
+    let mut ends = String::new();
+    for path in logs {
+        let text = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let text = text.unwrap_or_else(|error| error.to_string());
+        let skipped = text.lines().count().saturating_sub(LINES);
+        let last: Vec<_> = text.lines().skip(skipped).collect();
+        ends += &format!("\n{}:\n  {}", path.display(), last.join("\n  "));
+    }
+    ends
+}
+
 /// Path of a program of this name.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

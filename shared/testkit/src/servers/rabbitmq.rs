@@ -8,7 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use tokio::process::{Child, Command};
 
-use super::{Owner, await_answer, command, complete, free_address, in_path, launch, private_folder};
+use super::{
+    Owner, await_answer, command, complete, free_address, in_path, last_lines, launch, private_folder,
+};
 use crate::inspect;
 
 /// Share of the machine's memory below what any broker uses, so that it blocks its publishers.
@@ -212,7 +214,7 @@ impl RabbitMq {
         let node = &mut self.nodes[number];
         let answers = async || inspect::broker_answers(&url).await;
         let ready = await_answer(&node.name, &mut node.child, answers).await;
-        ready.with_context(|| format!("its logs are in {}", home.display()))
+        ready.with_context(|| format!("its logs are in {}{}", home.display(), last_lines(&home)))
     }
 
     /// Runs `rabbitmqctl` on a node and returns the output.
