@@ -2,8 +2,8 @@
 //!
 //! Each consumer reports the oldest accept time that it holds or may be given. Entries that were applied
 //! `ids.remembered_for_hours` before the oldest of all can be forgotten. The watermark moves by
-//! deliveries only: no clock can make a message in a queue look old. Pure but for a lock; durations are
-//! monotonic. The reasons are in `docs/decisions/0010-floor-and-retention.md`.
+//! deliveries only: no clock can make a message in a queue look old. Durations are monotonic. The reasons
+//! are in `docs/decisions/0010-floor-and-retention.md`.
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
