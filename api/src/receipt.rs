@@ -121,6 +121,10 @@ impl Receipt {
         self.status == "failed"
     }
 
+    pub fn is_applied(&self) -> bool {
+        self.status == "applied"
+    }
+
     pub fn is_settled(&self) -> bool {
         self.status != "accepted"
     }

@@ -166,6 +166,7 @@ pub async fn increment_named(
     let draft = |item: IncrementBody| NewWrite {
         write: Write::Increment(Increment { counter: name.clone(), by: item.by }),
         own_key: item.idempotency_key.map(OwnKey::into_text),
+        fingerprint: None,
     };
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
     let items: Items<IncrementBody> = match body {

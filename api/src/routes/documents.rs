@@ -132,7 +132,7 @@ pub async fn post_into(
     shared.check_clock()?;
     let limits = &shared.body_limits;
     let (body, reserved) = body::read(request, payload, limits, &shared.body_budget).await?;
-    match new_writes::read(body, form, collection, shared).await? {
+    match new_writes::read(body, form, collection, preferences.key.is_some(), shared).await? {
         NewWrites::One(draft) => {
             drop(reserved);
             // Needed only by an answer that waited, and kept for it only where there is room.
@@ -229,24 +229,32 @@ pub async fn get(
         let found = shared.documents.get(&collection, id.key()).await;
         found.map_err(|error| unavailable(&error))
     };
+    let conflict = || DocumentBody::with(&id, "conflict").answer();
+    let gone = async || {
+        // It came under its key from one payload, perhaps not from the client's.
+        if payload.is_some() && id.key().is_keyed() {
+            let status = status_of(&shared, id.key(), None).await.map_err(|error| unavailable(&error))?;
+            if status.is_some_and(|status| differs(payload, status.fingerprint())) {
+                return Ok(conflict());
+            }
+        }
+        Err(if is_past_retention(&shared, &collection, id, &hints).await? {
+            past_retention()
+        } else {
+            deleted()
+        })
+    };
     let fate = match read().await? {
         DocumentLookup::Document(cached, outcome) => {
             return Ok(stored(&request, id, payload, &cached, outcome));
         }
-        DocumentLookup::Deleted if is_past_retention(&shared, &collection, id, &hints).await? => {
-            return Err(past_retention());
-        }
-        DocumentLookup::Deleted => return Err(deleted()),
+        DocumentLookup::Deleted => return gone().await,
         DocumentLookup::Nothing => {
             status_of(&shared, id.key(), hints.message).await.map_err(|error| unavailable(&error))?
         }
     };
     match fate {
-        Some(ItemStatus::Applied { fingerprint, .. } | ItemStatus::Failed { fingerprint, .. })
-            if differs(payload, fingerprint) =>
-        {
-            Ok(DocumentBody::with(&id, "conflict").answer())
-        }
+        Some(status) if differs(payload, status.fingerprint()) => Ok(conflict()),
         Some(ItemStatus::Failed { reason, detail, .. }) => {
             let body = DocumentBody::with(&id, "failed");
             Ok(DocumentBody { reason: Some(reason), detail: Some(detail), ..body }.answer())
@@ -254,13 +262,13 @@ pub async fn get(
         Some(ItemStatus::Applied { .. }) => match read().await? {
             // It came between the two questions.
             DocumentLookup::Document(cached, outcome) => Ok(stored(&request, id, payload, &cached, outcome)),
-            DocumentLookup::Deleted => Err(deleted()),
+            DocumentLookup::Deleted => gone().await,
             DocumentLookup::Nothing if is_past_retention(&shared, &collection, id, &hints).await? => {
                 Err(past_retention())
             }
             DocumentLookup::Nothing => Err(not_held()),
         },
-        None | Some(ItemStatus::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
+        Some(ItemStatus::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
             Err(past_retention())
         }
         // What was stored and not deleted would have been found.
@@ -381,10 +389,13 @@ pub async fn delete(
     shared.check_clock()?;
     let preferences = WritePreferences::of(&request, &shared)?;
     let write = Write::Delete(Delete { collection: collection.as_str().into(), document: id.key() });
-    let applied = match accept::single(&shared, &preferences, NewWrite { write, own_key: None }).await? {
-        Written::Answered(response) => return Ok(response),
-        Written::Applied(applied) => applied,
-    };
+    let applied =
+        match accept::single(&shared, &preferences, NewWrite { write, own_key: None, fingerprint: None })
+            .await?
+        {
+            Written::Answered(response) => return Ok(response),
+            Written::Applied(applied) => applied,
+        };
     // Its event is on its way; a client that waited must not meet the document again.
     shared.documents.forget([id.key()]);
     let done = match in_store(&shared, &collection, id.key()).await {

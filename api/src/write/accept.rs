@@ -239,18 +239,22 @@ impl Single<'_> {
         let (shared, named) = (self.shared, &self.named);
         let keyed = named.keyed;
         let preference = self.preferences.applied().and_then(|applied| HeaderValue::from_str(&applied).ok());
-        let problem = match outcome {
-            Outcome::Applied { standing, is_own } => {
-                if let Some(keyed) = keyed {
-                    shared.recent_keys.note_applied(keyed);
-                }
-                let (named, accepted_at) = (named.clone(), accepted_at.to_owned());
-                let applied = AppliedWrite { named, accepted_at, standing, is_own, preference };
-                return Written::Applied(Box::new(applied));
+        let applied = |standing, is_own, preference| {
+            if let Some(keyed) = keyed {
+                shared.recent_keys.note_applied(keyed);
             }
+            let (named, accepted_at) = (named.clone(), accepted_at.to_owned());
+            Written::Applied(Box::new(AppliedWrite { named, accepted_at, standing, is_own, preference }))
+        };
+        let problem = match outcome {
+            Outcome::Applied { standing, is_own } => return applied(standing, is_own, preference),
             failed @ Outcome::Failed { .. } => {
                 let payload = keyed.map(|keyed| keyed.fingerprint);
                 let receipt = receipts::after(shared, named.id.key(), payload, failed).await;
+                // Redriven since the event.
+                if receipt.is_applied() {
+                    return applied(None, false, preference);
+                }
                 Problem::set_aside(receipt.about(named.target.clone()))
             }
             Outcome::Conflict => Problem::conflict(Receipt::conflict(named.id).about(named.target.clone())),

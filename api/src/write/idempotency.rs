@@ -23,11 +23,12 @@ pub fn of(preferences: &WritePreferences, new_write: &NewWrite, index: usize) ->
     };
     let principal = preferences.principal.as_ref().map_or(ANONYMOUS, Principal::as_str);
     let id = id_of(principal, new_write.write.kind(), key, index);
-    Some(Keyed { id, fingerprint: fingerprint(&new_write.write) })
+    let fingerprint = new_write.fingerprint.unwrap_or_else(|| fingerprint(&new_write.write));
+    Some(Keyed { id, fingerprint })
 }
 
 /// Fingerprint of the content of a write, independent of how its JSON was spelled.
-fn fingerprint(write: &Write) -> Fingerprint {
+pub fn fingerprint(write: &Write) -> Fingerprint {
     match write {
         Write::Increment(Increment { counter, by }) => {
             fingerprint_of("POST", counter, &format!(r#"{{"by":{by}}}"#))
@@ -54,7 +55,7 @@ mod tests {
 
     fn increment(by: i64, own_key: Option<&str>) -> NewWrite {
         let write = Write::Increment(Increment { counter: "a".into(), by });
-        NewWrite { write, own_key: own_key.map(Into::into) }
+        NewWrite { write, own_key: own_key.map(Into::into), fingerprint: None }
     }
 
     fn document(data: &str) -> Write {

@@ -183,3 +183,13 @@ pub enum ItemStatus {
     /// whose id has no time.
     Forgotten,
 }
+
+impl ItemStatus {
+    /// Fingerprint of the payload that a keyed item was processed with.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Applied { fingerprint, .. } | Self::Failed { fingerprint, .. } => *fingerprint,
+            Self::Forgotten => None,
+        }
+    }
+}

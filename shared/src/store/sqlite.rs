@@ -375,6 +375,7 @@ mod tests {
             include_str!("../../migrations/sqlite/0002_documents_metrics_keys.sql"),
             include_str!("../../migrations/sqlite/0003_floor_and_retention.sql"),
             include_str!("../../migrations/sqlite/0004_message_attempts.sql"),
+            include_str!("../../migrations/sqlite/0005_live_documents.sql"),
         ] {
             sqlx::raw_sql(schema).execute(&mut connection).await.expect("migrates");
         }
@@ -424,7 +425,7 @@ mod tests {
             (fields::INDEX, "documents_1 (collection=? AND place=?)"),
             (fields::FORGET, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (documents::KEYED, "documents_id (collection=? AND id=?)"),
-            (documents::PAGE, "documents_1 (collection=? AND place>? AND place<?)"),
+            (documents::PAGE, "documents_live (collection=? AND place>? AND place<?)"),
             (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place>? AND place<?)"),
             (documents::SEARCH, "PRIMARY KEY (collection=? AND field=? AND value=? AND place=?)"),
             (points::FIND, "rollups_1 (resolution=? AND type=? AND period=?)"),
@@ -436,8 +437,10 @@ mod tests {
             (keys::PAGE, "dead_letters_1 (id=?)"),
             (keys::RENEW, "PRIMARY KEY (id=?)"),
             (housekeeping::ROLLUPS, "rollups_period (resolution=? AND period<?)"),
-            (housekeeping::ENTOMB_OLD, "documents_1 (collection=? AND place<?)"),
-            (housekeeping::DELETE_OLD, "documents_1 (collection=? AND place<?)"),
+            (housekeeping::OLD, "documents_live (collection=? AND place<?)"),
+            (housekeeping::ENTOMB_OLD, "documents_live (collection=? AND place<?)"),
+            (housekeeping::DELETE_OLD, "documents_live (collection=? AND place<?)"),
+            (housekeeping::DELETE_OLD_KEYS, "documents_live (collection=? AND place<?)"),
             (housekeeping::OLD_MESSAGES, "PRIMARY KEY (id<?)"),
             (housekeeping::FORGET_MESSAGES, "PRIMARY KEY (id<?)"),
             (housekeeping::DELETED, "documents_deleted (accepted_at_ms<?)"),

@@ -200,21 +200,26 @@ impl Page {
 }
 
 /// The next documents in the order of the list. No document is found by two spellings: each has one
-/// value in a field. What lies beyond the place at which any search stopped comes with the next page.
+/// value in a field. What lies beyond the place at which any search stopped comes with the next page. No more
+/// documents than were asked for are held, beside those of one read.
 async fn read(shared: &Shared, asked: &DocumentPage, spelled: &[Filters]) -> Result<DocumentsFound, Problem> {
     let mut all = DocumentsFound::default();
+    let (limit, mut from) = (asked.limit as usize, asked.from);
     for filters in spelled {
-        let page = DocumentPage { filters: filters.clone(), ..asked.clone() };
+        let page = DocumentPage { filters: filters.clone(), from, ..asked.clone() };
         let read = guarded(&shared.store_breaker, shared.store.documents(page));
         let mut found = read.await.map_err(|error| unavailable(&error))?;
         all.documents.append(&mut found.documents);
         all.stopped_at = all.stopped_at.max(found.stopped_at);
+        all.documents.sort_unstable_by_key(|document| Reverse(document.place));
+        all.documents.truncate(limit);
+        if all.documents.len() == limit {
+            from = all.documents.last().map(|last| last.place);
+        }
     }
     if spelled.len() > 1 {
         all.documents.retain(|document| all.stopped_at.is_none_or(|place| document.place >= place));
-        all.documents.sort_unstable_by_key(|document| Reverse(document.place));
-        if all.documents.len() >= asked.limit as usize {
-            all.documents.truncate(asked.limit as usize);
+        if all.documents.len() == limit {
             all.stopped_at = None;
         }
     }

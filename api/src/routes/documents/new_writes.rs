@@ -15,14 +15,15 @@ use crate::http::problem::Problem;
 use crate::http::query::Parameters;
 use crate::read::checking::off_worker;
 use crate::state::Shared;
+use crate::write::idempotency;
 use crate::write::new_write::NewWrite;
 use crate::write::preferences::OwnKey;
 
-/// Bodies in bytes that are read on the worker where nothing is checked.
+/// Bodies in bytes that are read on the worker where nothing is checked and no fingerprint is made.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 
-/// Bodies in bytes that are checked on the worker, and how long that may take. What takes longer is
-/// checked again elsewhere.
+/// Bodies in bytes that are checked, or read with fingerprints, on the worker, and how long checks may take.
+/// What takes longer is checked again elsewhere.
 const INLINE_CHECKED_BYTES_MAX: usize = 8 << 10;
 const INLINE_TIME_MAX: Duration = Duration::from_millis(1);
 
@@ -64,11 +65,12 @@ struct KeyedDocument {
     document: Box<RawValue>,
 }
 
-/// Reads the documents of a body.
+/// Reads the documents of a body. `is_keyed` says that the request has an Idempotency-Key.
 pub async fn read(
     body: Body,
     form: ItemForm,
     collection: &str,
+    is_keyed: bool,
     shared: &Shared,
 ) -> Result<NewWrites, Problem> {
     let bytes = match &body {
@@ -80,6 +82,7 @@ pub async fn read(
     let version = checker.as_ref().map(|checker| checker.version);
     let reader = Reader {
         form,
+        is_keyed,
         collection: collection.into(),
         checker,
         limits: shared.body_limits,
@@ -103,8 +106,10 @@ async fn read_by(
 ) -> Result<NewWrites, Problem> {
     let checks = reader.checker.as_deref().filter(|checker| !checker.takes_all());
     let Some(checks) = checks else {
+        let may_have_keys = reader.is_keyed || reader.form == ItemForm::Keyed;
+        let inline_bytes_max = if may_have_keys { INLINE_CHECKED_BYTES_MAX } else { INLINE_BYTES_MAX };
         let read = move || reader.read(&body, &Budget::new(Duration::ZERO));
-        return if bytes <= INLINE_BYTES_MAX { read() } else { off_worker(read).await? };
+        return if bytes <= inline_bytes_max { read() } else { off_worker(read).await? };
     };
     if checks.ends_at_once() && bytes <= INLINE_CHECKED_BYTES_MAX {
         let budget = Budget::new(INLINE_TIME_MAX);
@@ -119,6 +124,8 @@ async fn read_by(
 #[derive(Clone)]
 struct Reader {
     form: ItemForm,
+    /// Items without a key of their own have one from the request.
+    is_keyed: bool,
     collection: Box<str>,
     /// `None` when the definition is not known soon enough, or not usable here.
     checker: Option<Arc<Checker>>,
@@ -144,11 +151,17 @@ impl Reader {
     /// Reads one item, and checks its document.
     fn draft(&self, raw: &RawValue, budget: &Budget) -> Result<NewWrite, Problem> {
         if self.form == ItemForm::Document {
-            return Ok(NewWrite { write: self.document(raw, budget)?, own_key: None });
+            return Ok(self.new_write(self.document(raw, budget)?, None));
         }
         let KeyedDocument { idempotency_key, document } = body::one(raw.get().as_bytes(), usize::MAX)?;
         let write = self.document(&document, budget).map_err(|problem| problem.within("/document"))?;
-        Ok(NewWrite { write, own_key: idempotency_key.map(OwnKey::into_text) })
+        Ok(self.new_write(write, idempotency_key.map(OwnKey::into_text)))
+    }
+
+    fn new_write(&self, write: Write, own_key: Option<Box<str>>) -> NewWrite {
+        let has_key = self.is_keyed || own_key.is_some();
+        let fingerprint = has_key.then(|| idempotency::fingerprint(&write));
+        NewWrite { write, own_key, fingerprint }
     }
 
     fn document(&self, raw: &RawValue, budget: &Budget) -> Result<Write, Problem> {

@@ -67,7 +67,7 @@ impl Point {
         check_time(at_ms, clock::now_ms(), years_max)
             .map_err(|error| Problem::invalid_at("/timestamp", error.to_string()))?;
         let own_key = idempotency_key.map(OwnKey::into_text);
-        Ok(NewWrite { write: Write::Point(write::Point { kind, at_ms, value }), own_key })
+        Ok(NewWrite { write: Write::Point(write::Point { kind, at_ms, value }), own_key, fingerprint: None })
     }
 }
 

@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_number_of_a_schema_that_would_be_rounded_is_refused() {
-        for number in ["18446744073709551616", "9999999999999999.99", "1e-400"] {
+        for number in ["18446744073709551616", "9999999999999999.99", "1e-400", "1e400", "-1e9999"] {
             let refused =
                 checker(&format!(r#"{{"properties":{{"a":{{"maximum":{number}}}}}}}"#)).expect_err(number);
             assert_eq!(refused.pointer, "/schema/properties/a/maximum", "{refused}");

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jsonschema::{Keyword, PatternOptions, ValidationError, ValidationOptions, Validator};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::bad_definition::{BadDefinition, bad, cut};
@@ -69,11 +70,12 @@ pub fn compile(schema: &str) -> Result<CompiledSchema, BadDefinition> {
     if schema.len() > SCHEMA_BYTES_MAX {
         return Err(bad(within(""), format!("a schema has {SCHEMA_BYTES_MAX} bytes at most")));
     }
-    // Read first, because the scan takes JSON only.
-    let root: Value =
-        serde_json::from_str(schema).map_err(|error| bad(within(""), cut(&plain(&error.to_string()))))?;
+    let unreadable = |error: serde_json::Error| bad(within(""), cut(&plain(&error.to_string())));
+    // The scan takes JSON only, and knows the place of a number that a value cannot hold.
+    serde_json::from_str::<&RawValue>(schema).map_err(unreadable)?;
     json_rules::check_schema(schema)
         .map_err(|flawed| bad(within(&flawed.pointer), flawed.flaw.to_string()))?;
+    let root: Value = serde_json::from_str(schema).map_err(unreadable)?;
     if !root.is_object() && !root.is_boolean() {
         return Err(bad(within(""), "a schema is an object, true or false"));
     }

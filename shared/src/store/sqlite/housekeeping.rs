@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::collections::DefinitionCache;
 use super::fields::PAGE_BYTES_MAX;
 use super::files::{Files, SqliteFailure};
-use super::{fields, keys, points};
+use super::{collections, fields, keys, points};
 use crate::model::id::MessageId;
 use crate::model::rollup::Resolution;
 use crate::runtime::clock;
@@ -27,7 +27,7 @@ const DEAD_LETTERS: &str = "select count(*) from \
     (select discarded_at_ms from dead_letters order by id limit ?1) where discarded_at_ms is null";
 
 /// Reads the collections with a retention. Owners define few collections: all are read.
-const BOUNDED: &str = "select name, retention_days from collections where retention_days is not null";
+const BOUNDED: &str = "select name from collections where retention_days is not null";
 
 /// Finds old documents. Tombstones are not among them: they keep a later insert from taking effect.
 pub const OLD: &str = "select place, data from documents \
@@ -101,7 +101,7 @@ enum SqliteStep {
     },
     Documents {
         collection: String,
-        below: Uuid,
+        now_ms: i64,
         forget: Option<ForgetBounds>,
     },
 }
@@ -142,7 +142,7 @@ pub async fn housekeep(
 
 async fn steps(files: &Files, retention: &Retention) -> Result<Vec<SqliteStep>, StoreError> {
     let bounded = files.read("housekeep", |connection| {
-        Box::pin(async move { Ok(sqlx::query_as::<_, (String, u32)>(BOUNDED).fetch_all(connection).await?) })
+        Box::pin(async move { Ok(sqlx::query_scalar(BOUNDED).fetch_all(connection).await?) })
     });
     let now_ms = clock::now_ms().min(retention.now_ms_max);
     let mut steps = vec![SqliteStep::Points {
@@ -168,10 +168,8 @@ async fn steps(files: &Files, retention: &Retention) -> Result<Vec<SqliteStep>, 
             SqliteStep::Discarded { discarded_before_ms, forget },
         ]);
     }
-    steps.extend(bounded.await?.into_iter().map(|(collection, days)| {
-        let below = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
-        SqliteStep::Documents { collection, below, forget }
-    }));
+    let bounded: Vec<String> = bounded.await?;
+    steps.extend(bounded.into_iter().map(|collection| SqliteStep::Documents { collection, now_ms, forget }));
     Ok(steps)
 }
 
@@ -187,14 +185,18 @@ async fn run(
         SqliteStep::Points { first_kept } => {
             return Ok((drop_points(connection, first_kept, rows_max).await?, None));
         }
-        SqliteStep::Documents { collection, below, forget } => {
+        SqliteStep::Documents { collection, now_ms, forget } => {
+            // Read under the lock: it may have been lifted since the step was made.
+            let definition = collections::read(connection, collection).await?.collection.definition;
+            let Some(days) = definition.retention_days else { return Ok((Housekept::default(), None)) };
+            let below = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
             // No key is old enough while nothing may be forgotten.
             let mut keys_before_ms = i64::MIN;
             if let Some(forget) = forget {
                 let known = floor_and_keys(connection, forget).await?;
                 keys_before_ms = known.map_or(i64::MIN, |(_, before_ms)| before_ms);
             }
-            let old = (collection.as_str(), *below, keys_before_ms);
+            let old = (collection.as_str(), below, keys_before_ms);
             return Ok((delete_documents(connection, cache, old, rows_max).await?, None));
         }
         SqliteStep::Keys(forget) => {
@@ -328,4 +330,32 @@ async fn delete_documents(
     }
     let more = rows == rows_max || bytes >= PAGE_BYTES_MAX;
     Ok(Housekept { rows: u64::from(rows), more, ..Housekept::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Connection;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn documents_stay_whose_retention_was_lifted_since_the_step_was_made() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.expect("opens");
+        sqlx::migrate!("./migrations/sqlite").run(&mut connection).await.expect("migrates");
+        let old = "insert into documents (collection, place, data, accepted_at_ms) values ('orders', x'00000000000000000000000000000001', '{}', 0)";
+        sqlx::raw_sql(old).execute(&mut connection).await.expect("inserts");
+        let cache = DefinitionCache::new(&Config::default().collections);
+        let step =
+            SqliteStep::Documents { collection: "orders".into(), now_ms: clock::now_ms(), forget: None };
+        for (days, deleted) in [("null", 0), ("1", 1)] {
+            let define = format!(
+                "insert or replace into collections (name, version, is_defined, indexed, retention_days) \
+                values ('orders', random(), true, '[]', {days})"
+            );
+            sqlx::raw_sql(AssertSqlSafe(define)).execute(&mut connection).await.expect("defines");
+            let (kept, _) = run(&mut connection, &cache, &step, None, 10).await.expect("runs");
+            assert_eq!(kept.rows, deleted, "{days}");
+        }
+    }
 }

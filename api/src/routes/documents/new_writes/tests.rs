@@ -17,7 +17,14 @@ fn drafted_as(form: ItemForm, text: &str) -> Result<NewWrite, serde_json::Value>
     let limits =
         BodyLimits { bytes_max: 2_000, items_max: 1, item_bytes_max: 1_000, timeout: Duration::ZERO };
     let checker = Some(Arc::new(checker.expect("a definition")));
-    let reader = Reader { form, collection: "things".into(), checker, limits, refused: Arc::default() };
+    let reader = Reader {
+        form,
+        is_keyed: false,
+        collection: "things".into(),
+        checker,
+        limits,
+        refused: Arc::default(),
+    };
     let raw = serde_json::from_str(text).expect("JSON");
     reader
         .draft(raw, &Budget::new(Duration::from_secs(1)))
@@ -61,6 +68,8 @@ fn a_keyed_item_has_a_document_and_may_have_a_key() {
     ] {
         let draft = drafted_as(ItemForm::Keyed, text.trim()).expect(text);
         assert_eq!(draft.own_key.as_deref(), key, "{text}");
+        // Made with the document, away from the worker, and only where there is a key.
+        assert_eq!(draft.fingerprint, key.map(|_| idempotency::fingerprint(&draft.write)), "{text}");
         let Write::Document(document) = draft.write else { panic!("a document") };
         assert_eq!(document.data.as_str(), r#"{"idempotency_key":2}"#);
     }
