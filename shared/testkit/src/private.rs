@@ -16,6 +16,9 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use crate::servers::{in_path, rabbitmq, remove_folder};
 
+/// Starts of a broker before its tests fail.
+const STARTS_MAX: usize = 3;
+
 /// The broker during the turn of one test.
 #[derive(Clone)]
 pub struct Broker {
@@ -186,10 +189,18 @@ fn keep(
     });
 }
 
+/// Starts a broker. One whose boot hangs is ended, shown, and started anew: RabbitMQ was seen to hang in its
+/// boot, with its process alive, in one of some hundred runs.
 async fn create(programs: &Path, folder: &Path) -> anyhow::Result<rabbitmq::RabbitMq> {
     fs::create_dir_all(folder)?;
     // The broker's user must get through to its own folder.
     fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
+    for number in 1..STARTS_MAX {
+        match rabbitmq::RabbitMq::create(programs, &folder.join(format!("rabbitmq{number}")), 1).await {
+            Ok(broker) => return Ok(broker),
+            Err(error) => drop(writeln!(std::io::stderr(), "start {number} of a private broker: {error:#}")),
+        }
+    }
     rabbitmq::RabbitMq::create(programs, &folder.join("rabbitmq"), 1).await
 }
 

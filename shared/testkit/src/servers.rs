@@ -28,7 +28,7 @@ use self::rabbitmq::RabbitMq;
 /// server that is started again finds its own port free.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// Time within which a server must answer after its start; a broker takes several seconds of two cores.
-const START_PATIENCE: Duration = Duration::from_mins(2);
+const START_PATIENCE: Duration = Duration::from_secs(75);
 /// Time within which a tool of a server must end.
 const TOOL_PATIENCE: Duration = Duration::from_mins(1);
 /// Time in which files may still appear in the folder of a server that was killed.
