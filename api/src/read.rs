@@ -1,4 +1,5 @@
 //! Answers from memory: what is cached, and how it is loaded and kept up to date.
+pub mod cache;
 pub mod checking;
 pub mod computed;
 pub mod counters;
@@ -6,3 +7,4 @@ pub mod definitions;
 pub mod documents;
 pub mod metric_query;
 pub mod period;
+pub mod single_flight;

@@ -22,9 +22,10 @@ use crate::admission::memory_budget::MemoryBudget;
 use crate::batcher::{BatchLimits, Batcher};
 use crate::http::body::BodyLimits;
 use crate::http::problem::Problem;
+use crate::read::cache::CacheLimits;
 use crate::read::checking::Checking;
-use crate::read::computed::{ReadCache, ReadLimits};
-use crate::read::counters::{CacheLimits, CounterCache};
+use crate::read::computed::ReadCache;
+use crate::read::counters::CounterCache;
 use crate::read::definitions::Definitions;
 use crate::read::documents::DocumentCache;
 use crate::read::metric_query::Question;
@@ -155,7 +156,7 @@ impl App {
             cache: CounterCache::new(store.clone(), store_breaker.clone(), limits),
             documents: DocumentCache::new(store.clone(), store_breaker.clone(), limits),
             metrics: MetricsParts {
-                cache: ReadCache::new(store_breaker.clone(), metrics_limits(&config.cache)),
+                cache: ReadCache::new(store_breaker.clone(), limits),
                 retention: config.retention.clone(),
                 point_years_max: server.point_years_max,
                 turn: Arc::new(Semaphore::new(PAGES_MAX)),
@@ -201,14 +202,6 @@ fn cache_limits(cache: &config::Cache) -> CacheLimits {
         bytes_max: cache.bytes_max / CACHES,
         ttl: Duration::from_millis(cache.ttl_ms),
         negative_ttl: Duration::from_millis(cache.negative_ttl_ms),
-        stale_max: Duration::from_millis(cache.stale_ms_max),
-    }
-}
-
-fn metrics_limits(cache: &config::Cache) -> ReadLimits {
-    ReadLimits {
-        bytes_max: cache.bytes_max / CACHES,
-        ttl: Duration::from_millis(cache.ttl_ms),
         stale_max: Duration::from_millis(cache.stale_ms_max),
     }
 }

@@ -8,19 +8,17 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use actix_web::http::header::HeaderValue;
 use bytes::Bytes;
-use rand::Rng;
 use sha2::{Digest, Sha256};
 use shared::runtime::breaker::Breaker;
 use shared::store::StoreError;
-use tokio::runtime::Handle;
-use tokio::sync::watch;
 
-use crate::read::counters::CacheOutcome;
+use crate::read::cache::{self, CacheLimits, CacheOutcome};
+use crate::read::single_flight::SingleFlight;
 use crate::store_breaker::guarded;
 
 /// Bytes of an entry beside its key and its body: the structures, its tag among them.
@@ -39,13 +37,6 @@ pub trait ReadKey: Clone + Eq + Hash + Send + Sync + 'static {
     fn heap_bytes(&self) -> usize;
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct ReadLimits {
-    pub bytes_max: u64,
-    pub ttl: Duration,
-    pub stale_max: Duration,
-}
-
 /// One answer, ready to be sent.
 #[derive(Debug)]
 pub struct Answer {
@@ -58,76 +49,36 @@ pub struct Answer {
     stamp: Stamp,
 }
 
-/// Changes that were known when a load began.
-#[derive(Clone, Debug)]
+/// Number of changes that events had reported for a tag when a load began, beside the number of today.
+#[derive(Debug)]
 struct Stamp {
-    tag: Arc<Tag>,
     changes: u64,
-    generation: u64,
+    changes_now: Arc<AtomicU64>,
 }
-
-/// Number of changes that events reported for one tag. Kept by the loads and answers that have the tag.
-#[derive(Debug, Default)]
-struct Tag(AtomicU64);
-
-type LoadedAnswer = Result<Arc<Answer>, StoreError>;
 
 pub struct ReadCache<K> {
     entries: moka::sync::Cache<K, Arc<Answer>>,
-    loads: Mutex<Loads<K>>,
-    /// Grows when events may have been missed; answers of an earlier generation are old.
-    generation: AtomicU64,
-    /// Number of loads that have begun.
-    begun: AtomicU64,
-    limits: ReadLimits,
+    loads: Arc<SingleFlight<K, Stamp, Arc<Answer>>>,
+    tags: Mutex<Tags>,
+    limits: CacheLimits,
     breaker: Arc<Breaker>,
-    /// Runtime of the loads. They run to their end, even when the request that asked first has gone.
-    runtime: Handle,
 }
 
-struct Loads<K> {
-    by_key: HashMap<K, InFlightLoad>,
-    tags: HashMap<Box<str>, Weak<Tag>>,
+/// Numbers of changes by tag.
+struct Tags {
+    tags: HashMap<Box<str>, Arc<AtomicU64>>,
     tags_max: usize,
-}
-
-/// A load under way.
-struct InFlightLoad {
-    number: u64,
-    stamp: Stamp,
-    result: watch::Receiver<Option<LoadedAnswer>>,
-}
-
-/// Load that a request waits for.
-enum Joined {
-    /// A load with a result that the request takes.
-    Load(watch::Receiver<Option<LoadedAnswer>>),
-    /// A load that may have read too early: the request waits for its end, then asks again.
-    TooEarly(watch::Receiver<Option<LoadedAnswer>>),
 }
 
 impl<K: ReadKey> ReadCache<K> {
     /// Makes an empty cache. Call it on the runtime on which loads shall run.
-    pub fn new(breaker: Arc<Breaker>, limits: ReadLimits) -> Arc<Self> {
+    pub fn new(breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
         let weigh = |key: &K, answer: &Arc<Answer>| {
-            let bytes = size_of::<K>() + key.heap_bytes() + answer.body.len() + ENTRY_BYTES;
-            u32::try_from(bytes).unwrap_or(u32::MAX)
+            size_of::<K>() + key.heap_bytes() + answer.body.len() + ENTRY_BYTES
         };
-        let entries = moka::sync::Cache::builder()
-            .max_capacity(limits.bytes_max)
-            .weigher(weigh)
-            .time_to_live(limits.stale_max)
-            .build();
-        let loads = Loads { by_key: HashMap::new(), tags: HashMap::new(), tags_max: TAGS_SPARE };
-        Arc::new(Self {
-            entries,
-            loads: Mutex::new(loads),
-            generation: AtomicU64::new(0),
-            begun: AtomicU64::new(0),
-            limits,
-            breaker,
-            runtime: Handle::current(),
-        })
+        let entries = cache::bounded(limits.bytes_max, limits.stale_max, weigh);
+        let tags = Mutex::new(Tags { tags: HashMap::new(), tags_max: TAGS_SPARE });
+        Arc::new(Self { entries, loads: SingleFlight::new(), tags, limits, breaker })
     }
 
     /// Answer of a key; `load` computes its body from the store.
@@ -140,145 +91,78 @@ impl<K: ReadKey> ReadCache<K> {
         L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
     {
         if let Some(answer) = self.entries.get(key)
-            && self.is_fresh(&answer)
+            && answer.stamp.is_current()
+            && Instant::now() < answer.expires_at
         {
             return Ok((answer, CacheOutcome::Hit));
         }
-        match self.load(key, load).await {
+        let begin = |key: K| {
+            let changes_now = self.lock().tag(key.tag());
+            let stamp = Stamp { changes: changes_now.load(Ordering::Acquire), changes_now };
+            (stamp, self.clone().run_load(key, load()))
+        };
+        match self.loads.load(key.clone(), Stamp::is_current, begin).await {
             Ok(answer) => Ok((answer, CacheOutcome::Miss)),
-            Err(error) => match self.entries.get(key) {
-                Some(answer) if answer.read_at.elapsed() < self.limits.stale_max => {
-                    Ok((answer, CacheOutcome::Stale))
-                }
-                _ => Err(error),
-            },
+            Err(error) => {
+                let is_usable = |answer: &Arc<Answer>| answer.read_at.elapsed() < self.limits.stale_max;
+                let old = self.entries.get(key).filter(is_usable);
+                old.map(|answer| (answer, CacheOutcome::Stale)).ok_or(error)
+            }
         }
     }
 
     /// Makes the answers with these tags old, because an event named the tags.
-    pub fn changed<'a>(&self, tags: impl Iterator<Item = &'a str>) {
-        let loads = self.lock();
-        for tag in tags {
-            if let Some(tag) = loads.tags.get(tag).and_then(Weak::upgrade) {
-                tag.0.fetch_add(1, Ordering::Release);
-            }
+    pub fn changed<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let tags = self.lock();
+        for changes in names.filter_map(|name| tags.tags.get(name)) {
+            changes.fetch_add(1, Ordering::Release);
         }
     }
 
     /// Makes every answer old, because events may have been missed.
     pub fn invalidate_all(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
-    }
-
-    fn is_fresh(&self, answer: &Answer) -> bool {
-        self.is_current(&answer.stamp) && Instant::now() < answer.expires_at
-    }
-
-    /// Returns true when nothing is known to have changed since the stamp.
-    fn is_current(&self, stamp: &Stamp) -> bool {
-        stamp.generation == self.generation() && stamp.changes == stamp.tag.changes()
-    }
-
-    async fn load<L>(self: &Arc<Self>, key: &K, load: impl Fn() -> L) -> LoadedAnswer
-    where
-        L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
-    {
-        let gone = || StoreError::Unavailable("the load was abandoned".into());
-        let arrived = self.begun.load(Ordering::Acquire);
-        loop {
-            match self.join(key, arrived, &load) {
-                Joined::Load(mut result) => {
-                    let loaded = result.wait_for(Option::is_some).await;
-                    return loaded.map_err(|_| gone())?.clone().ok_or_else(gone)?;
-                }
-                // The end counts, not the result.
-                Joined::TooEarly(mut result) => drop(result.wait_for(Option::is_some).await),
-            }
+        for changes in self.lock().tags.values() {
+            changes.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// Joins the load of this key or starts it. A load that began after the caller `arrived` is good enough
-    /// for the caller, even when something has changed since: so no caller waits for more than two loads.
-    fn join<L>(self: &Arc<Self>, key: &K, arrived: u64, load: &impl Fn() -> L) -> Joined
-    where
-        L: Future<Output = Result<Vec<u8>, StoreError>> + Send + 'static,
-    {
-        let mut loads = self.lock();
-        // A load that has lost its sender never ends: it is started anew.
-        if let Some(in_flight) =
-            loads.by_key.get(key).filter(|in_flight| in_flight.result.has_changed().is_ok())
-        {
-            let result = in_flight.result.clone();
-            let is_good = in_flight.number > arrived || self.is_current(&in_flight.stamp);
-            return if is_good { Joined::Load(result) } else { Joined::TooEarly(result) };
-        }
-        let tag = loads.tag(key.tag());
-        let stamp = Stamp { changes: tag.changes(), tag, generation: self.generation() };
-        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
-        let (sender, result) = watch::channel(None);
-        let in_flight = InFlightLoad { number, stamp: stamp.clone(), result: result.clone() };
-        loads.by_key.insert(key.clone(), in_flight);
-        self.runtime.spawn(self.clone().run_load(key.clone(), stamp, load(), sender));
-        Joined::Load(result)
-    }
-
+    /// Computes an answer; the closure keeps it.
     async fn run_load(
         self: Arc<Self>,
         key: K,
-        stamp: Stamp,
         load: impl Future<Output = Result<Vec<u8>, StoreError>>,
-        sender: watch::Sender<Option<LoadedAnswer>>,
-    ) {
+    ) -> impl FnOnce(Stamp) -> Result<Arc<Answer>, StoreError> {
         let read_at = Instant::now();
-        let loaded = guarded(&self.breaker, load).await.map(|body| {
-            // Jitter keeps answers that were loaded together from expiring together.
-            let ttl = self.limits.ttl.mul_f64(rand::rng().random_range(0.8..=1.0));
-            Arc::new(Answer {
-                etag: etag_of(&body),
-                body: body.into(),
-                read_at,
-                expires_at: Instant::now() + ttl,
-                stamp,
-            })
-        });
-        {
-            let mut loads = self.lock();
-            if let Ok(answer) = &loaded {
-                self.entries.insert(key.clone(), answer.clone());
-            }
-            loads.by_key.remove(&key);
+        let body = guarded(&self.breaker, load).await;
+        let loaded = body.map(|body| (etag_of(&body), cache::expiry(self.limits.ttl), body.into()));
+        move |stamp| {
+            let (etag, expires_at, body) = loaded?;
+            let answer = Arc::new(Answer { body, etag, read_at, expires_at, stamp });
+            self.entries.insert(key, answer.clone());
+            Ok(answer)
         }
-        sender.send_replace(Some(loaded));
     }
 
-    fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Loads<K>> {
-        self.loads.lock().expect("no code panics while it holds this lock")
+    fn lock(&self) -> MutexGuard<'_, Tags> {
+        self.tags.lock().expect("no code panics while it holds this lock")
     }
 }
 
-impl<K> Loads<K> {
-    /// Tag of this name, made when nothing that is kept has it.
-    fn tag(&mut self, name: &str) -> Arc<Tag> {
-        if let Some(tag) = self.tags.get(name).and_then(Weak::upgrade) {
-            return tag;
-        }
+impl Tags {
+    /// Changes of a tag. Tags that neither a load nor an answer has are dropped from time to time.
+    fn tag(&mut self, name: &str) -> Arc<AtomicU64> {
         if self.tags.len() >= self.tags_max {
-            self.tags.retain(|_, tag| tag.strong_count() > 0);
+            self.tags.retain(|_, tag| Arc::strong_count(tag) > 1);
             self.tags_max = self.tags.len() * 2 + TAGS_SPARE;
         }
-        let tag = Arc::new(Tag::default());
-        self.tags.insert(name.into(), Arc::downgrade(&tag));
-        tag
+        self.tags.entry(name.into()).or_default().clone()
     }
 }
 
-impl Tag {
-    fn changes(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+impl Stamp {
+    /// Returns true when nothing is known to have changed since.
+    fn is_current(&self) -> bool {
+        self.changes == self.changes_now.load(Ordering::Acquire)
     }
 }
 

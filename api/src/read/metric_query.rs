@@ -66,26 +66,11 @@ pub struct Question {
     pub shape: Shape,
 }
 
+/// Shape of an answer. A summary is that of a calendar period, or of a range when there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shape {
-    Summary(Answered),
+    Summary(Option<Period>),
     Series { step_ms: i64, resolution: Resolution },
-}
-
-/// Kind of period that a summary names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Answered {
-    Calendar(Period),
-    Custom,
-}
-
-impl Answered {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Calendar(period) => period.name(),
-            Self::Custom => "custom",
-        }
-    }
 }
 
 impl ReadKey for Question {
@@ -100,37 +85,22 @@ impl ReadKey for Question {
 
 /// Reads the parameters of a summary that is asked for at `now_ms`.
 pub fn summary(query: &str, now_ms: i64, retention: &RetentionSettings) -> Result<Question, Problem> {
-    let mut params = Parameters::of(query)?;
-    let (kind, period) = (params.take("type"), params.take("period"));
-    let (from, to) = (params.take("from"), params.take("to"));
-    params.finish()?;
-    let kind = checked_kind(kind)?;
-    let Some(name) = period else {
-        if from.is_none() && to.is_none() {
-            return Err(Problem::invalid_parameter("period", "is needed, or `from` and `to`"));
-        }
-        let span = range(from, to, now_ms)?.widened(&RollupRetention::at(now_ms, retention));
-        return Ok(Question { kind, span, shape: Shape::Summary(Answered::Custom) });
+    let (kind, [from, to, period]) = taken(query, "period")?;
+    let refused = |detail| Err(Problem::invalid_parameter("period", detail));
+    let is_range = from.is_some() || to.is_some();
+    let (span, period) = match period.map(|name| Period::from_name(&name)) {
+        None if is_range => (range(from, to, now_ms)?.widened(&RollupRetention::at(now_ms, retention)), None),
+        None => return refused("is needed, or `from` and `to`"),
+        Some(_) if is_range => return refused("either a period, or `from` and `to`"),
+        Some(None) => return refused("must be hourly, daily, weekly or monthly"),
+        Some(Some(period)) => (period.around(now_ms), Some(period)),
     };
-    if from.is_some() || to.is_some() {
-        let detail = "either a period, or `from` and `to`";
-        return Err(Problem::invalid_parameter("period", detail));
-    }
-    let Some(period) = Period::from_name(&name) else {
-        let detail = "must be hourly, daily, weekly or monthly";
-        return Err(Problem::invalid_parameter("period", detail));
-    };
-    let span = period.around(now_ms);
-    Ok(Question { kind, span, shape: Shape::Summary(Answered::Calendar(period)) })
+    Ok(Question { kind, span, shape: Shape::Summary(period) })
 }
 
 /// Reads the parameters of a series that is asked for at `now_ms`.
 pub fn series(query: &str, now_ms: i64, retention: &RetentionSettings) -> Result<Question, Problem> {
-    let mut params = Parameters::of(query)?;
-    let (kind, step) = (params.take("type"), params.take("step"));
-    let (from, to) = (params.take("from"), params.take("to"));
-    params.finish()?;
-    let kind = checked_kind(kind)?;
+    let (kind, [from, to, step]) = taken(query, "step")?;
     let span = range(from, to, now_ms)?;
     let step = step.ok_or_else(|| missing("step"))?;
     let refused = |error: NoBuckets| {
@@ -146,17 +116,22 @@ pub fn series(query: &str, now_ms: i64, retention: &RetentionSettings) -> Result
     Ok(Question { kind, span: buckets.span, shape })
 }
 
-fn checked_kind(kind: Option<String>) -> Result<Box<str>, Problem> {
+/// Takes the checked type, the times, and the one other parameter of a question.
+fn taken(query: &str, other: &str) -> Result<(Box<str>, [Option<String>; 3]), Problem> {
+    let mut params = Parameters::of(query)?;
+    let kind = params.take("type");
+    let others = ["from", "to", other].map(|name| params.take(name));
+    params.finish()?;
     let kind = kind.ok_or_else(|| missing("type"))?;
     check_parameter("type", &kind)?;
-    Ok(kind.into())
+    Ok((kind.into(), others))
 }
 
 fn range(from: Option<String>, to: Option<String>, now_ms: i64) -> Result<Span, Problem> {
     let time = |name, text: Option<String>| {
         let text = text.ok_or_else(|| missing(name))?;
-        let at_ms = rfc3339::parse(&text);
-        let at_ms = at_ms.ok_or_else(|| Problem::invalid_parameter(name, rfc3339::NO_TIME))?;
+        let no_time = || Problem::invalid_parameter(name, rfc3339::NO_TIME);
+        let at_ms = rfc3339::parse(&text).ok_or_else(no_time)?;
         if at_ms < 0 || at_ms > now_ms.saturating_add(AHEAD_MS_MAX) {
             return Err(Problem::invalid_parameter(name, "must lie between 1970 and a year from now"));
         }

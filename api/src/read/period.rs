@@ -6,7 +6,7 @@
 use shared::config;
 use shared::model::rollup::Resolution;
 use shared::store::rules::points::{HOURS_BACK_MS_MAX, MINUTES_BACK_MS_MAX};
-use time::{Date, Month, OffsetDateTime};
+use time::{Date, Duration, OffsetDateTime};
 
 use self::Resolution::{Day, Hour, Minute};
 
@@ -80,13 +80,8 @@ pub enum NoBuckets {
 
 impl Period {
     pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "hourly" => Some(Self::Hourly),
-            "daily" => Some(Self::Daily),
-            "weekly" => Some(Self::Weekly),
-            "monthly" => Some(Self::Monthly),
-            _ => None,
-        }
+        let all = [Self::Hourly, Self::Daily, Self::Weekly, Self::Monthly];
+        all.into_iter().find(|period| period.name() == name)
     }
 
     pub fn name(self) -> &'static str {
@@ -145,9 +140,10 @@ impl Span {
             .find(|length| floor_to(*length) >= kept.since_ms(*length))
             .map_or(self.from_ms, floor_to);
         // An end within an hour needs the minutes of that hour, or the minutes since the beginning.
-        let needed_since_ms = |length: Resolution| match coarser(length) {
-            Some(coarser) => floor(self.to_ms, coarser.period_ms()).max(from_ms),
-            None => i64::MAX,
+        let needed_since_ms = |length: Resolution| match length {
+            Minute => floor(self.to_ms, Hour.period_ms()).max(from_ms),
+            Hour => floor(self.to_ms, DAY_MS).max(from_ms),
+            Day => i64::MAX,
         };
         let to_ms = Resolution::ALL
             .into_iter()
@@ -160,7 +156,7 @@ impl Span {
     /// at the edges; ascending, each time once.
     pub fn pieces(self) -> Vec<Piece> {
         let mut pieces = Vec::with_capacity(5);
-        cover(self, Day, &mut pieces);
+        cover(self, &Resolution::ALL, &mut pieces);
         pieces
     }
 
@@ -208,17 +204,15 @@ impl Buckets {
 
 /// A step as clients write it, in milliseconds: `minute`, `90`, `5m`, `1h`, `1d`.
 pub fn step_ms(text: &str) -> Result<i64, NoBuckets> {
-    let (digits, unit_ms) = match text {
-        "minute" => ("1", Minute.period_ms()),
-        "hour" => ("1", Hour.period_ms()),
-        "day" => ("1", DAY_MS),
-        _ => match text.as_bytes().last() {
-            Some(b'm') => (&text[..text.len() - 1], Minute.period_ms()),
-            Some(b'h') => (&text[..text.len() - 1], Hour.period_ms()),
-            Some(b'd') => (&text[..text.len() - 1], DAY_MS),
-            _ => (text, 1_000),
-        },
+    let text = match text {
+        "minute" => "1m",
+        "hour" => "1h",
+        "day" => "1d",
+        _ => text,
     };
+    let units = [('m', Minute.period_ms()), ('h', Hour.period_ms()), ('d', DAY_MS)];
+    let with_unit = units.into_iter().find_map(|(unit, ms)| Some((text.strip_suffix(unit)?, ms)));
+    let (digits, unit_ms) = with_unit.unwrap_or((text, 1_000));
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(NoBuckets::Unreadable);
     }
@@ -228,43 +222,22 @@ pub fn step_ms(text: &str) -> Result<i64, NoBuckets> {
     if is_whole && step_ms <= RANGE_DAYS_MAX * DAY_MS { Ok(step_ms) } else { Err(NoBuckets::Step) }
 }
 
-/// Covers a span: its aligned part with the coarser length, the rest at both ends with the finer one.
-fn cover(span: Span, resolution: Resolution, pieces: &mut Vec<Piece>) {
-    if span.from_ms >= span.to_ms {
-        return;
-    }
-    let length_ms = resolution.period_ms();
+/// Covers a span: its aligned part with the coarsest length, the rest at both ends with the finer ones.
+fn cover(span: Span, lengths: &[Resolution], pieces: &mut Vec<Piece>) {
+    let Some((&coarsest, finer)) = lengths.split_last() else { return };
+    let length_ms = coarsest.period_ms();
     let inner = Span { from_ms: ceil(span.from_ms, length_ms), to_ms: floor(span.to_ms, length_ms) };
-    match finer(resolution) {
-        Some(finer) if inner.from_ms < inner.to_ms => {
-            cover(Span { to_ms: inner.from_ms, ..span }, finer, pieces);
-            pieces.push(piece(inner, resolution));
-            cover(Span { from_ms: inner.to_ms, ..span }, finer, pieces);
-        }
-        Some(finer) => cover(span, finer, pieces),
-        None => pieces.push(piece(span, resolution)),
+    if inner.from_ms >= inner.to_ms {
+        return cover(span, finer, pieces);
     }
+    cover(Span { to_ms: inner.from_ms, ..span }, finer, pieces);
+    pieces.push(piece(inner, coarsest));
+    cover(Span { from_ms: inner.to_ms, ..span }, finer, pieces);
 }
 
 fn piece(span: Span, resolution: Resolution) -> Piece {
     let Span { from_ms, to_ms } = span;
     Piece { resolution, from: resolution.period_of(from_ms), below: resolution.period_of(to_ms) }
-}
-
-fn finer(resolution: Resolution) -> Option<Resolution> {
-    match resolution {
-        Minute => None,
-        Hour => Some(Minute),
-        Day => Some(Hour),
-    }
-}
-
-fn coarser(resolution: Resolution) -> Option<Resolution> {
-    match resolution {
-        Minute => Some(Hour),
-        Hour => Some(Day),
-        Day => None,
-    }
 }
 
 fn floor(at_ms: i64, length_ms: i64) -> i64 {
@@ -277,15 +250,13 @@ fn ceil(at_ms: i64, length_ms: i64) -> i64 {
 
 fn month_around(now_ms: i64) -> Span {
     let now = OffsetDateTime::from_unix_timestamp(now_ms.div_euclid(1_000));
-    let date = now.map_or(OffsetDateTime::UNIX_EPOCH.date(), OffsetDateTime::date);
-    let first = |year: i32, month: Month| {
-        let day =
-            Date::from_calendar_date(year, month, 1).expect("every month of these years has a first day");
-        day.midnight().assume_utc().unix_timestamp() * 1_000
-    };
-    let (year, month) = (date.year(), date.month());
-    let next_year = if month == Month::December { year + 1 } else { year };
-    Span { from_ms: first(year, month), to_ms: first(next_year, month.next()) }
+    let date = now.unwrap_or(OffsetDateTime::UNIX_EPOCH).date();
+    let first_of_month = |date: Date| date.replace_day(1).expect("every month has a first day");
+    let first = first_of_month(date);
+    // 31 days after the first day of a month is always the next month.
+    let next = first_of_month(first + Duration::days(31));
+    let at_ms = |date: Date| date.midnight().assume_utc().unix_timestamp() * 1_000;
+    Span { from_ms: at_ms(first), to_ms: at_ms(next) }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use crate::http::body;
 use crate::http::problem::Problem;
 use crate::http::query::{self, check_parameter};
-use crate::read::counters::CacheOutcome;
+use crate::read::cache::CacheOutcome;
 use crate::read::documents::{CachedDocument, DocumentLookup};
 use crate::rfc3339::rfc3339;
 use crate::routes::counters::{count_read, describe_read, has, unavailable};

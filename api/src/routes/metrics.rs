@@ -20,10 +20,10 @@ use tokio::sync::Semaphore;
 use crate::http::body::{self, Body};
 use crate::http::problem::Problem;
 use crate::http::query::{self, ListParams, page_of};
+use crate::read::cache::CacheOutcome;
 use crate::read::computed::{Answer, ReadKey};
-use crate::read::counters::CacheOutcome;
 use crate::read::metric_query::{self, Question, Shape};
-use crate::read::period::{Buckets, Piece};
+use crate::read::period::{Buckets, Period, Piece};
 use crate::routes::counters::{count_read, describe_read, has, unavailable};
 use crate::state::Shared;
 use crate::store_breaker::guarded;
@@ -275,13 +275,14 @@ fn respond(request: &HttpRequest, answer: &Answer, outcome: CacheOutcome) -> Htt
 async fn compute(store: &dyn Store, turn: &Semaphore, question: &Question) -> Result<Vec<u8>, StoreError> {
     let kind = question.tag();
     let body = match question.shape {
-        Shape::Summary(answered) => {
+        Shape::Summary(period) => {
             let mut whole = Rollup::default();
             for piece in question.span.pieces() {
                 let add = |whole: &mut Rollup, _, rollup: &Rollup| whole.merge(rollup);
                 whole = fold(store, turn, (kind, piece), whole, add).await?;
             }
-            serde_json::to_vec(&Summary::new(kind, answered.name(), question.span, &whole))
+            let name = period.map_or("custom", Period::name);
+            serde_json::to_vec(&Summary::new(kind, name, question.span, &whole))
         }
         Shape::Series { step_ms, resolution } => {
             let buckets = Buckets { span: question.span, step_ms, resolution };

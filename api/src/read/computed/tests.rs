@@ -1,4 +1,6 @@
 //! The cache over loads that the test answers, in its own time.
+use std::time::Duration;
+
 use shared::runtime::breaker::BreakerLimits;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -32,7 +34,7 @@ impl Rig {
         let (ask, asked) = mpsc::channel(1_000);
         let limits = BreakerLimits { failures_max: 100, open_for: Duration::from_secs(1), probes_max: 1 };
         let breaker = Arc::new(Breaker::new("test", limits));
-        let limits = ReadLimits { bytes_max: 1 << 20, ttl, stale_max };
+        let limits = CacheLimits { bytes_max: 1 << 20, ttl, negative_ttl: ttl, stale_max };
         Self { cache: ReadCache::new(breaker, limits), ask, asked }
     }
 

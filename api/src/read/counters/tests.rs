@@ -1,4 +1,6 @@
 //! The cache over a store with reads that the test answers.
+use std::time::Duration;
+
 use async_trait::async_trait;
 use shared::runtime::breaker::BreakerLimits;
 use testkit::store::{Layer, Layered};

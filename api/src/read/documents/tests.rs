@@ -119,3 +119,47 @@ async fn an_entry_answers_for_its_own_collection_only() {
     assert!(matches!(read.await.expect("no panic"), Ok(DocumentLookup::Nothing)));
     assert_eq!(outcome(rig.read("a").await.expect("no panic")), Some(CacheOutcome::Hit));
 }
+
+#[tokio::test]
+async fn a_burst_of_misses_reads_the_store_once() {
+    let mut rig = Rig::new(LONG);
+    let reads: Vec<_> = (0..50).map(|_| rig.read("a")).collect();
+    let asked = rig.asked.recv().await.expect("the store is asked");
+    asked.send(Ok(Some(rig.document()))).expect("awaited");
+    for read in reads {
+        assert_eq!(outcome(read.await.expect("no panic")), Some(CacheOutcome::Miss));
+    }
+    assert!(rig.asked.try_recv().is_err(), "one read was enough");
+}
+
+#[tokio::test]
+async fn who_asks_after_a_deletion_does_not_join_a_read_from_before_it() {
+    let mut rig = Rig::new(LONG);
+    let before = rig.read("a");
+    let asked = rig.asked.recv().await.expect("the store is asked");
+    rig.cache.forget([rig.id]);
+    let after = [rig.read("a"), rig.read("a")];
+    tokio::task::yield_now().await;
+    asked.send(Ok(Some(rig.document()))).expect("awaited");
+    assert_eq!(outcome(before.await.expect("no panic")), Some(CacheOutcome::Miss));
+    let asked = rig.asked.recv().await.expect("the store is asked again");
+    asked.send(Ok(Some(Stored::Deleted))).expect("awaited");
+    for read in after {
+        assert!(matches!(read.await.expect("no panic"), Ok(DocumentLookup::Deleted)));
+    }
+    assert!(rig.asked.try_recv().is_err(), "one read for both");
+}
+
+#[tokio::test]
+async fn that_nothing_is_there_is_not_answered_from_a_read_that_began_before_the_question() {
+    let mut rig = Rig::new(LONG);
+    let first = rig.read("a");
+    let asked = rig.asked.recv().await.expect("the store is asked");
+    let second = rig.read("a");
+    tokio::task::yield_now().await;
+    asked.send(Ok(None)).expect("awaited");
+    assert!(matches!(first.await.expect("no panic"), Ok(DocumentLookup::Nothing)));
+    let asked = rig.asked.recv().await.expect("the store is asked again");
+    asked.send(Ok(Some(rig.document()))).expect("awaited");
+    assert_eq!(outcome(second.await.expect("no panic")), Some(CacheOutcome::Miss));
+}
