@@ -198,15 +198,14 @@ fn last_lines(home: &Path) -> String {
     let mut logs: Vec<_> =
         files.filter(|path| path.extension().is_some_and(|kind| kind == "log" || kind == "out")).collect();
     logs.sort();
-    let mut ends = String::new();
-    for path in logs {
+    let ends = logs.into_iter().map(|path| {
         let text = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let text = text.unwrap_or_else(|error| error.to_string());
         let skipped = text.lines().count().saturating_sub(LINES);
         let last: Vec<_> = text.lines().skip(skipped).collect();
-        ends += &format!("\n{}:\n  {}", path.display(), last.join("\n  "));
-    }
-    ends
+        format!("\n{}:\n  {}", path.display(), last.join("\n  "))
+    });
+    ends.collect()
 }
 
 /// Path of a program of this name.
