@@ -94,7 +94,7 @@ impl Consumer {
 
     /// Works until the shutdown, then settles or gives back the messages in hand. The ports stay open.
     /// Each part is needed, so the end of one part is the end of all: the caller must watch this future.
-    pub async fn run(self, shutdown: Shutdown) {
+    pub async fn run(self, mut shutdown: Shutdown) {
         // Stops after the ingest, which may have a batch to settle.
         let (quiet, until_quiet) = shutdown::channel();
         let (stop, stopping) = shutdown::channel();
@@ -108,7 +108,8 @@ impl Consumer {
         let (housekeeping, no_housekeeping) = shutdown::watched(housekeeping);
         let (dead_queue, no_dead_queue) = shutdown::watched(dead_queue);
         let watch = async {
-            if ended_before(shutdown, [no_heartbeat, no_housekeeping, no_dead_queue]).await {
+            let ended = shutdown::first_of(vec![no_heartbeat, no_housekeeping, no_dead_queue]);
+            if shutdown.unless_requested(ended).await.is_some() {
                 tracing::error!("a part of the consumer ended by itself, stopping");
             }
             stop.request();
@@ -124,17 +125,6 @@ impl Consumer {
         }
         self.announcer.goodbye();
         tracing::info!("consumer stopped");
-    }
-}
-
-/// Waits for the shutdown or for the end of a part; `true` when a part ended first.
-async fn ended_before(mut shutdown: Shutdown, [mut one, mut two, mut three]: [Shutdown; 3]) -> bool {
-    tokio::select! {
-        biased;
-        () = shutdown.requested() => false,
-        () = one.requested() => true,
-        () = two.requested() => true,
-        () = three.requested() => true,
     }
 }
 

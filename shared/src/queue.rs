@@ -30,20 +30,10 @@ pub trait Queue: Send + Sync {
     fn publisher(&self) -> Arc<dyn Publisher>;
 
     /// Opens a subscription with `window` unacknowledged messages at most.
-    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
+    async fn subscribe(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
 
-    /// Opens a subscription to rejected messages. There is no queue behind them: to reject one again is
-    /// refused, and ends the subscription, so that the message stays.
-    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError>;
-
-    /// Tests for messages in the dead queue, which may have been there for long, or on their way to it.
-    /// An error when that cannot be known.
-    async fn has_dead(&self) -> Result<bool, QueueError>;
-
-    /// Depth and readers of the queue of writes; `None` when they cannot be known.
-    async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
-        Ok(None)
-    }
+    /// Depth and readers of a lane. An error when they cannot be known.
+    async fn waiting(&self, lane: Lane) -> Result<Waiting, QueueError>;
 
     /// Completion signals of its background tasks. None ends before [`close`](Self::close), so the
     /// program must end when one does.
@@ -55,13 +45,31 @@ pub trait Queue: Send + Sync {
     async fn close(&self);
 }
 
-/// Depth and readers of the queue of writes.
+/// Queue of its own within the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    Writes,
+    /// Rejected messages. There is no queue behind it: to reject one again is refused, and ends the
+    /// subscription, so that the message stays.
+    Dead,
+}
+
+/// Depth and readers of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// Messages that no consumer has taken.
+    /// Messages that no subscriber has taken.
     pub messages: u64,
+    /// More may come: they are on their way to the lane, or with a subscriber. A broker does not show the
+    /// latter.
+    pub more_may_come: bool,
     /// Readers as the server counts them; `None` when only this process can read.
     pub readers: Option<u32>,
+}
+
+impl Waiting {
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0 && !self.more_may_come
+    }
 }
 
 #[async_trait]

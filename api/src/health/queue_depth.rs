@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use shared::queue::Lane;
 use shared::runtime::metrics::metrics;
 use shared::runtime::shutdown::Shutdown;
 
@@ -23,17 +24,11 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
     let (mut seen, mut untaken) = (Seen::default(), Untaken { moving_at: started });
     let mut judged_at = started;
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            () = shutdown.requested() => return,
-        }
-        let looked = tokio::select! {
-            looked = app.backend.queue.waiting() => looked,
-            () = shutdown.requested() => return,
-        };
+        shutdown.unless_requested(tokio::time::sleep(LOOK_EVERY)).await;
+        let looked = shutdown.unless_requested(app.backend.queue.waiting(Lane::Writes)).await;
         let (consumers, now) = (app.consumers_seen.load(Ordering::Relaxed), Instant::now());
         match looked {
-            Ok(Some(waiting)) => {
+            Some(Ok(waiting)) => {
                 metrics().queue_messages.set(i64::try_from(waiting.messages).unwrap_or(i64::MAX));
                 metrics()
                     .queue_untaken_seconds
@@ -45,8 +40,8 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
                     seen.take(readers as usize, consumers);
                 }
             }
-            Ok(None) => return shutdown.requested().await,
-            Err(error) => tracing::debug!(%error, "the queue cannot be looked at"),
+            None => return,
+            Some(Err(error)) => tracing::debug!(%error, "the queue cannot be looked at"),
         }
     }
 }

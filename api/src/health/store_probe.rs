@@ -21,10 +21,7 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
         }
     };
     // A stop does not wait for a silent store.
-    tokio::select! {
-        () = asking => {}
-        () = shutdown.requested() => {}
-    }
+    shutdown.unless_requested(asking).await;
 }
 
 async fn ask(app: &App) {

@@ -22,11 +22,7 @@ pub async fn run(
     breaker: Arc<Breaker>,
     mut shutdown: Shutdown,
 ) {
-    loop {
-        tokio::select! {
-            () = waiters.doubted.notified() => {}
-            () = shutdown.requested() => return,
-        }
+    while shutdown.unless_requested(waiters.doubted.notified()).await.is_some() {
         while !shutdown.is_requested() {
             let (items, mark) = waiters.lock().take_doubted(ITEMS_PER_READ_MAX);
             if items.is_empty() {
@@ -38,10 +34,7 @@ pub async fn run(
                 Err(error) => {
                     tracing::debug!(%error, "what waits cannot be looked up");
                     waiters.lock().put_back(items.to_vec());
-                    tokio::select! {
-                        () = tokio::time::sleep(RETRY_AFTER) => {}
-                        () = shutdown.requested() => return,
-                    }
+                    shutdown.unless_requested(tokio::time::sleep(RETRY_AFTER)).await;
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use shared::model::message::Outgoing;
 use shared::program::backend::Backend;
-use shared::queue::{Link, PublishError, Publisher, Queue, QueueError, Subscription};
+use shared::queue::{Lane, Link, PublishError, Publisher, Queue, QueueError, Subscription, Waiting};
 use tokio::sync::watch;
 
 use crate::support::{RunningConsumer, base_config, close, json, open, problem, wait_for};
@@ -58,16 +58,12 @@ impl Queue for LateQueue {
         Arc::new(LatePublisher(self.0.queue.publisher(), self.0.clone()))
     }
 
-    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.0.queue.subscribe(window).await
+    async fn subscribe(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        self.0.queue.subscribe(lane, window).await
     }
 
-    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.0.queue.subscribe_dead(window).await
-    }
-
-    async fn has_dead(&self) -> Result<bool, QueueError> {
-        self.0.queue.has_dead().await
+    async fn waiting(&self, lane: Lane) -> Result<Waiting, QueueError> {
+        self.0.queue.waiting(lane).await
     }
 
     async fn close(&self) {

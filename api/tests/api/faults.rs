@@ -10,7 +10,9 @@ use shared::model::id::IdIssuer;
 use shared::model::message::{Message, Outgoing};
 use shared::model::outcome::Applied;
 use shared::program::backend::Backend;
-use shared::queue::{Delivery, Link, Lost, PublishError, Publisher, Queue, QueueError, Subscription};
+use shared::queue::{
+    Delivery, Lane, Link, Lost, PublishError, Publisher, Queue, QueueError, Subscription, Waiting,
+};
 use shared::store::{Store, StoreError};
 use testkit::store::{Layer, Layered};
 
@@ -73,16 +75,16 @@ impl Queue for FaultyQueue {
         Arc::new(FaultyPublisher(self.0.publisher(), self.1.clone()))
     }
 
-    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        Ok(Box::new(FaultySubscription(self.0.subscribe(window).await?, self.1.clone())))
+    async fn subscribe(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        let subscription = self.0.subscribe(lane, window).await?;
+        Ok(match lane {
+            Lane::Writes => Box::new(FaultySubscription(subscription, self.1.clone())),
+            Lane::Dead => subscription,
+        })
     }
 
-    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.0.subscribe_dead(window).await
-    }
-
-    async fn has_dead(&self) -> Result<bool, QueueError> {
-        self.0.has_dead().await
+    async fn waiting(&self, lane: Lane) -> Result<Waiting, QueueError> {
+        self.0.waiting(lane).await
     }
 
     async fn close(&self) {

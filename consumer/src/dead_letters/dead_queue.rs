@@ -13,7 +13,7 @@ use shared::model::dead_letter::DeadMessage;
 use shared::model::id::IdKeys;
 use shared::model::message::Message;
 use shared::model::outcome::Applied;
-use shared::queue::{Delivery, Lost, Queue, QueueError, Subscription};
+use shared::queue::{Delivery, Lane, Lost, Queue, QueueError, Subscription};
 use shared::runtime::backoff::Backoff;
 use shared::runtime::progress::Mark;
 use shared::runtime::shutdown::Shutdown;
@@ -47,11 +47,7 @@ impl DeadQueue {
     pub async fn run(self, mut shutdown: Shutdown) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let mut attempts = Attempts::new(self.store.clone());
-        while !shutdown.is_requested() {
-            let opened = tokio::select! {
-                opened = self.open(&mut attempts) => opened,
-                () = shutdown.requested() => return,
-            };
+        while let Some(opened) = shutdown.unless_requested(self.open(&mut attempts)).await {
             let why = match opened {
                 Ok(mut session) => {
                     backoff.reset();
@@ -69,15 +65,12 @@ impl DeadQueue {
             metrics().dead_paused.set(0);
             let delay = backoff.delay();
             tracing::warn!(error = why, retry.after_ms = delay.as_millis(), "not reading the dead queue");
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = shutdown.requested() => return,
-            }
+            shutdown.unless_requested(tokio::time::sleep(delay)).await;
         }
     }
 
     async fn open<'r>(&'r self, attempts: &'r mut Attempts) -> Result<DeadQueueSession<'r>, QueueError> {
-        let mut subscription = self.queue.subscribe_dead(1).await?;
+        let mut subscription = self.queue.subscribe(Lane::Dead, 1).await?;
         update_depth(subscription.as_mut()).await.map_err(|lost| QueueError::Unavailable(lost.into()))?;
         let suspects = Suspects::new(self.store.clone(), self.pace);
         Ok(DeadQueueSession { reader: self, subscription, suspects, attempts, depth_read_at: Instant::now() })

@@ -88,9 +88,8 @@ impl Announcer {
     async fn beat(&self, status: &ConsumerStatus, mut shutdown: Shutdown) {
         loop {
             self.publish(Body::Heartbeat { store_away: status.store_is_away() });
-            tokio::select! {
-                () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
-                () = shutdown.requested() => return,
+            if shutdown.unless_requested(tokio::time::sleep(HEARTBEAT_EVERY)).await.is_none() {
+                return;
             }
         }
     }
@@ -99,10 +98,7 @@ impl Announcer {
     async fn refresh_clock(&self, store: &dyn Store, status: &ConsumerStatus, mut shutdown: Shutdown) {
         loop {
             if self.clock_is_old() {
-                let answer = tokio::select! {
-                    answer = store.now_ms() => answer,
-                    () = shutdown.requested() => return,
-                };
+                let Some(answer) = shutdown.unless_requested(store.now_ms()).await else { return };
                 // A busy store is there.
                 status.set_silent(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::Failed(_))));
                 if let Ok(now_ms) = answer {
@@ -111,9 +107,8 @@ impl Announcer {
             } else {
                 status.set_silent(false);
             }
-            tokio::select! {
-                () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
-                () = shutdown.requested() => return,
+            if shutdown.unless_requested(tokio::time::sleep(HEARTBEAT_EVERY)).await.is_none() {
+                return;
             }
         }
     }

@@ -202,10 +202,7 @@ impl IngestSession<'_> {
     async fn make_way(&mut self, shutdown: &mut Shutdown) -> Result<(), Lost> {
         let mut has_grown = false;
         if !self.surplus.is_empty() {
-            tokio::select! {
-                () = tokio::time::sleep(self.backoff.delay()) => {}
-                () = shutdown.requested() => {}
-            }
+            shutdown.unless_requested(tokio::time::sleep(self.backoff.delay())).await;
             self.subscription.give_back(std::mem::take(&mut self.surplus)).await?;
             // Other messages are tried before the store counts as away.
             self.is_unwell = false;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use shared::model::id::{IdKeys, MessageId};
 use shared::model::message::{Message, Undecodable, decode};
 use shared::model::outcome::Applied;
-use shared::queue::{Delivery, Lost, Queue, Subscription};
+use shared::queue::{Delivery, Lane, Lost, Queue, Subscription};
 use shared::runtime::backoff::Backoff;
 use shared::runtime::progress::Mark;
 use shared::runtime::shutdown::Shutdown;
@@ -58,11 +58,7 @@ impl Ingest {
     pub async fn run(&self, mut shutdown: Shutdown) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut attempts = Attempts::new(self.store.clone());
-        while !shutdown.is_requested() {
-            let subscribed = tokio::select! {
-                subscribed = self.queue.subscribe(1) => subscribed,
-                () = shutdown.requested() => return,
-            };
+        while let Some(subscribed) = shutdown.unless_requested(self.queue.subscribe(Lane::Writes, 1)).await {
             let why = match subscribed {
                 Ok(subscription) => {
                     self.status.consuming.store(true, Ordering::Relaxed);
@@ -88,10 +84,7 @@ impl Ingest {
             self.status.consuming.store(false, Ordering::Relaxed);
             let delay = backoff.delay();
             tracing::warn!(error = why, retry.after_ms = delay.as_millis(), "not consuming");
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = shutdown.requested() => return,
-            }
+            shutdown.unless_requested(tokio::time::sleep(delay)).await;
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use shared::config::Config;
 use shared::program::backend::Backend;
-use shared::queue::Queue;
+use shared::queue::{Lane, Queue};
 use shared::runtime::backoff::Backoff;
 use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
@@ -88,8 +88,8 @@ impl Housekeeping {
     /// Reports what this consumer may still be given, and derives from all reports what may be forgotten:
     /// nothing while that is not known.
     async fn forget_before_ms(&mut self) -> Result<Option<i64>, StoreError> {
-        let has_dead = match self.queue.has_dead().await {
-            Ok(has_dead) => Some(has_dead),
+        let has_dead = match self.queue.waiting(Lane::Dead).await {
+            Ok(dead) => Some(!dead.is_empty()),
             Err(error) => {
                 tracing::debug!(%error, "the dead queue could not be looked at, nothing is forgotten");
                 None
@@ -137,10 +137,7 @@ impl Housekeeping {
                     backoff.delay()
                 }
             };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = shutdown.requested() => break,
-            }
+            shutdown.unless_requested(tokio::time::sleep(pause)).await;
         }
         log_round(round);
     }

@@ -2,7 +2,7 @@
 //! a first transaction is held: seen from the broker's side.
 use std::time::Instant;
 
-use shared::queue::Link;
+use shared::queue::{Lane, Link};
 use testkit::inspect;
 use testkit::proxy::Proxy;
 
@@ -71,7 +71,7 @@ async fn after_an_unclean_end_the_broker_hands_out_one_message_until_one_is_appl
         let (broker, queue) = (rig.config.queue.url.clone(), rig.writes());
         let waiting = async || inspect::waiting(&broker, &queue).await.expect("the broker answers");
         // Another subscriber takes them all and dies.
-        let mut subscription = rig.backend.queue.subscribe(100).await.expect("subscribed");
+        let mut subscription = rig.backend.queue.subscribe(Lane::Writes, 100).await.expect("subscribed");
         let taken = tokio::time::timeout(PATIENCE, subscription.next()).await.expect("in time").expect("one");
         wait_for("all to be handed out", async || waiting().await == 0).await;
         drop((taken, subscription));

@@ -8,7 +8,7 @@ use shared::model::dead_letter::{
     DeadLetter, DeadLetterFilter, DeadLetterPage, MESSAGE_KIND, Redrive, RedriveOutcome,
 };
 use shared::model::id::BodyId;
-use shared::queue::{Delivery, Subscription};
+use shared::queue::{Delivery, Lane, Subscription};
 use tracing::instrument::WithSubscriber;
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
@@ -61,7 +61,7 @@ impl Rig {
 
     /// Rejects all waiting messages, as a consumer does that can read none of them.
     async fn reject_all(&self, count: usize) {
-        let mut subscription = self.backend.queue.subscribe(1).await.expect("subscribed");
+        let mut subscription = self.backend.queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
         for _ in 0..count {
             let delivery = next(subscription.as_mut()).await;
             subscription.reject(delivery).await.expect("rejected");
@@ -71,8 +71,8 @@ impl Rig {
     /// Waits until both queues are empty, apart from messages that a consumer holds.
     async fn wait_until_empty(&self) {
         let queue = &self.backend.queue;
-        let mut writes = queue.subscribe(0).await.expect("subscribed");
-        let mut dead = queue.subscribe_dead(0).await.expect("subscribed");
+        let mut writes = queue.subscribe(Lane::Writes, 0).await.expect("subscribed");
+        let mut dead = queue.subscribe(Lane::Dead, 0).await.expect("subscribed");
         let mut tick = tokio::time::interval(Duration::from_millis(10));
         let empty = async {
             while writes.waiting().await.expect("known") + dead.waiting().await.expect("known") > 0 {
@@ -109,7 +109,7 @@ async fn a_dead_message_that_was_held_for_long_is_given_back_and_not_lost(mut ri
         DeadQueue { pace: Pace { held_max: Duration::from_millis(300), ..Pace::default() }, ..rig.reader() };
     let task = tokio::spawn(reader.run(shutdown));
     wait_for("attempts", async || rig.store.0.unburied.load(Ordering::Relaxed) >= 2).await;
-    let mut other = rig.backend.queue.subscribe_dead(1).await.expect("subscribed");
+    let mut other = rig.backend.queue.subscribe(Lane::Dead, 1).await.expect("subscribed");
     let given_back = next(other.as_mut()).await;
     assert_eq!(&given_back.body[..], b"held");
     rig.store.0.is_full_of_the_dead.store(false, Ordering::Relaxed);
@@ -330,7 +330,7 @@ async fn a_large_body_is_kept_whole(mut rig: Rig) -> Rig {
 async fn a_message_that_is_rejected_twice_is_not_lost(mut rig: Rig) -> Rig {
     rig.publish_body("garbage").await;
     rig.reject_all(1).await;
-    let mut dead = rig.backend.queue.subscribe_dead(1).await.expect("subscribed");
+    let mut dead = rig.backend.queue.subscribe(Lane::Dead, 1).await.expect("subscribed");
     let delivery = next(dead.as_mut()).await;
     dead.reject(delivery).await.expect_err("nothing is behind it");
     dead.next().await.expect_err("it is lost");

@@ -6,7 +6,7 @@ use consumer::ingest::announce::Announcer;
 use consumer::ingest::merge::MergeLimits;
 use consumer::ingest::session::Ingest;
 use consumer::ingest::suspects::Pace;
-use shared::queue::{Delivery, Lost, Publisher, Queue, QueueError, Subscription};
+use shared::queue::{Delivery, Lane, Lost, Publisher, Queue, QueueError, Subscription, Waiting};
 
 use crate::*;
 
@@ -45,20 +45,19 @@ impl Queue for Counted {
         self.queue.publisher()
     }
 
-    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+    async fn subscribe(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        if lane == Lane::Dead {
+            return self.queue.subscribe(lane, window).await;
+        }
         if self.sessions.fetch_add(1, Ordering::Relaxed) == 1 {
             self.store.0.away.store(false, Ordering::Relaxed);
         }
-        let subscription = self.queue.subscribe(window).await?;
+        let subscription = self.queue.subscribe(lane, window).await?;
         Ok(Box::new(CountedSubscription { subscription, deliveries: self.deliveries.clone() }))
     }
 
-    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.queue.subscribe_dead(window).await
-    }
-
-    async fn has_dead(&self) -> Result<bool, QueueError> {
-        self.queue.has_dead().await
+    async fn waiting(&self, lane: Lane) -> Result<Waiting, QueueError> {
+        self.queue.waiting(lane).await
     }
 
     async fn close(&self) {
@@ -174,7 +173,7 @@ async fn a_consumer_whose_probe_another_one_got_does_not_say_that_the_store_is_a
     rig.publish(message).await;
     rig.ingesting(&queue, async |status| {
         wait_for("the outage is reported", async || status.store_is_away()).await;
-        let mut other = rig.backend.queue.subscribe(1).await.expect("subscribed");
+        let mut other = rig.backend.queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
         let taken = other.next().await.expect("not lost");
         wait_for("an idle session", async || {
             queue.sessions.load(Ordering::Relaxed) == 2 && status.consuming.load(Ordering::Relaxed)

@@ -5,7 +5,7 @@ use consumer::ingest::announce::Announcer;
 use consumer::ingest::merge::MergeLimits;
 use consumer::ingest::session::Ingest;
 use consumer::ingest::suspects::{Pace, STRIKES_MAX};
-use shared::queue::Subscription;
+use shared::queue::{Lane, Subscription};
 use shared::store::GiveUp;
 use testkit::trouble::{Trouble, is_sleeping};
 use tokio::task::JoinHandle;
@@ -404,7 +404,7 @@ async fn a_message_that_fails_in_the_dead_queue_is_in_nobodys_way(mut rig: Rig) 
     let mut sick = Sick::new(&mut rig, Ailment::Slow);
     let heavy = sick.publish(HEAVY).await;
     let good = sick.publish("good").await;
-    let mut subscription = sick.rig.backend.queue.subscribe(1).await.expect("subscribed");
+    let mut subscription = sick.rig.backend.queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
     for _ in 0..2 {
         let delivery = next(subscription.as_mut()).await;
         subscription.reject(delivery).await.expect("rejected");

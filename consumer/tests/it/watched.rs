@@ -1,6 +1,6 @@
 //! Each part of a consumer is needed. When one is gone the whole consumer ends, so that it is started
 //! anew instead of looking healthy, and leaves unapplied messages to the next.
-use shared::queue::{Publisher, Queue, QueueError, Subscription};
+use shared::queue::{Lane, Publisher, Queue, QueueError, Subscription, Waiting};
 use shared::store::{Housekept, Retention};
 
 use crate::*;
@@ -42,16 +42,13 @@ impl Queue for DefectiveQueue {
         self.0.publisher()
     }
 
-    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.0.subscribe(window).await
+    async fn subscribe(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        assert!(lane != Lane::Dead, "on purpose");
+        self.0.subscribe(lane, window).await
     }
 
-    async fn subscribe_dead(&self, _: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        panic!("on purpose")
-    }
-
-    async fn has_dead(&self) -> Result<bool, QueueError> {
-        self.0.has_dead().await
+    async fn waiting(&self, lane: Lane) -> Result<Waiting, QueueError> {
+        self.0.waiting(lane).await
     }
 
     async fn close(&self) {

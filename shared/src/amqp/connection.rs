@@ -21,10 +21,11 @@ use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind
 use tokio::time::{sleep, timeout};
 
 use super::settings::RabbitSettings;
+use crate::runtime::backoff::Backoff;
 
 /// Least and longest pause between two attempts at a session.
-pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(100);
-pub(crate) const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Time that connecting and any call with an answer may take.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -184,19 +185,32 @@ fn lock(socket: &Mutex<Socket>) -> std::sync::MutexGuard<'_, Socket> {
     socket.lock().expect("no code panics while it holds this lock")
 }
 
-/// Logs why a session is missing, only when the reason has changed, not at each attempt.
-#[derive(Debug, Default)]
-pub(crate) struct LogOnce {
+/// Log and pauses of a session that its owner rebuilds for ever. The reason for which it is missing is
+/// logged only when it has changed, not at each attempt.
+#[derive(Debug)]
+pub(crate) struct SessionRetries {
+    name: &'static str,
+    backoff: Backoff,
     last: Option<String>,
     /// Reason for which the last session was lost, if it was lost before it was of any use: the next one
     /// may end the same way.
     useless: Option<String>,
 }
 
-impl LogOnce {
-    /// Logs a failed attempt; `name` is that of the session.
-    pub(crate) fn failed(&mut self, name: &'static str, error: &SessionError) {
-        let reason = error.to_string();
+impl SessionRetries {
+    /// Builds the state before the first attempt at the session with this name.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self { name, backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), last: None, useless: None }
+    }
+
+    /// Waits before the next attempt, shorter after a session that was of use.
+    pub(crate) async fn pause(&mut self) {
+        sleep(self.backoff.delay()).await;
+    }
+
+    /// Logs a failed attempt.
+    pub(crate) fn failed(&mut self, error: &SessionError) {
+        let (name, reason) = (self.name, error.to_string());
         if self.last.as_ref() == Some(&reason) {
             tracing::debug!(session.name = name, error.message = reason, "session still not opened");
             return;
@@ -209,27 +223,23 @@ impl LogOnce {
         self.last = Some(reason);
     }
 
-    pub(crate) fn opened(&mut self, name: &'static str) {
+    pub(crate) fn opened(&mut self) {
         self.last = None;
         if self.useless.is_some() {
-            tracing::debug!(session.name = name, "session opened, perhaps in vain");
+            tracing::debug!(session.name = self.name, "session opened, perhaps in vain");
         } else {
-            tracing::info!(session.name = name, "session opened");
+            tracing::info!(session.name = self.name, "session opened");
         }
     }
 
     /// Runs a session to its end; returns also whether it lasted, which shows that it was of use.
-    pub(crate) async fn during<T>(
-        &mut self,
-        name: &'static str,
-        session: impl Future<Output = T>,
-    ) -> (T, bool) {
+    pub(crate) async fn during<T>(&mut self, session: impl Future<Output = T>) -> (T, bool) {
         tokio::pin!(session);
         tokio::select! {
             ended = &mut session => (ended, false),
             () = sleep(LASTING_AFTER) => {
                 if self.useless.take().is_some() {
-                    tracing::info!(session.name = name, "session opened, and lasting this time");
+                    tracing::info!(session.name = self.name, "session opened, and lasting this time");
                 }
                 (session.await, true)
             }
@@ -237,7 +247,11 @@ impl LogOnce {
     }
 
     /// Logs a lost session. A reason is logged once while it ends sessions before they were of any use.
-    pub(crate) fn lost(&mut self, name: &'static str, reason: &str, was_useful: bool) {
+    pub(crate) fn lost(&mut self, reason: &str, was_useful: bool) {
+        let name = self.name;
+        if was_useful {
+            self.backoff.reset();
+        }
         if !was_useful && self.useless.as_deref() == Some(reason) {
             tracing::debug!(session.name = name, error.message = reason, "session lost again");
             return;
@@ -279,20 +293,20 @@ mod tests {
 
     #[test]
     fn sessions_that_are_lost_again_and_again_by_one_reason_are_told_once() {
-        let mut log = LogOnce::default();
+        let mut log = SessionRetries::new("s");
         let lines = logged(|| {
             for _ in 0..5 {
-                log.opened("s");
-                log.lost("s", "no right", false);
+                log.opened();
+                log.lost("no right", false);
             }
-            log.opened("s");
-            log.lost("s", "another", false);
+            log.opened();
+            log.lost("another", false);
         });
         assert_eq!(lines.len(), 3, "{lines:?}");
         let lines = logged(|| {
             for _ in 0..2 {
-                log.opened("s");
-                log.lost("s", "another", true);
+                log.opened();
+                log.lost("another", true);
             }
         });
         assert_eq!(lines.len(), 3, "each loss of one that worked, {lines:?}");

@@ -4,12 +4,11 @@
 //! for ever. Events are transient, unconfirmed and dropped whenever the channel does not take them:
 //! subscribers notice by the numbers and heartbeats. The queue of a subscriber is exclusive, and the
 //! server names it anew in each session, since an earlier name cannot be declared again.
-//! declared again.
 mod follow;
 mod publish;
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,7 +39,7 @@ pub struct RabbitEvents {
     runtime: Handle,
     buffer: mpsc::Sender<Event>,
     stop: Trigger,
-    publisher: Mutex<Option<JoinHandle<()>>>,
+    publisher: JoinHandle<()>,
     publisher_over: Shutdown,
 }
 
@@ -53,7 +52,6 @@ impl RabbitEvents {
         let (stop, stopping) = shutdown::channel();
         let publishing = publish_all(Arc::clone(&settings), events, stopping);
         let (publisher, publisher_over) = shutdown::watched(publishing);
-        let publisher = Mutex::new(Some(publisher));
         Arc::new(Self { settings, runtime, buffer, stop, publisher, publisher_over })
     }
 }
@@ -84,12 +82,9 @@ impl Events for RabbitEvents {
 
     async fn close(&self) {
         self.stop.request();
-        let publisher = self.publisher.lock().expect("no code panics while it holds this lock").take();
-        if let Some(mut publisher) = publisher
-            && timeout(CLOSE_TIMEOUT, &mut publisher).await.is_err()
-        {
-            // Abort cuts its session. (An answer may be a panic, which the panic hook has reported.)
-            publisher.abort();
+        if timeout(CLOSE_TIMEOUT, self.publisher_over.clone().requested()).await.is_err() {
+            // Abort cuts its session.
+            self.publisher.abort();
         }
     }
 }

@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -19,7 +17,7 @@ use crate::config::load::profile::Program;
 use crate::config::load::{LoadedConfig, Sources, load};
 use crate::config::pair::Pair;
 use crate::runtime::backoff::Backoff;
-use crate::runtime::shutdown::Shutdown;
+use crate::runtime::shutdown::{self, Shutdown};
 use crate::runtime::signals::Signals;
 use crate::store::Store;
 
@@ -89,9 +87,8 @@ pub async fn migrate(store: Arc<dyn Store>, mut shutdown: Shutdown) {
         if !std::mem::replace(&mut is_logged, true) {
             tracing::warn!(%error, "schema cannot be brought up to date yet");
         }
-        tokio::select! {
-            () = tokio::time::sleep(backoff.delay()) => {}
-            () = shutdown.requested() => return,
+        if shutdown.unless_requested(tokio::time::sleep(backoff.delay())).await.is_none() {
+            return;
         }
     }
     tracing::info!("schema is up to date");
@@ -128,16 +125,12 @@ pub async fn stop_requested(
     stop_max: Duration,
     parts: Vec<Shutdown>,
 ) -> anyhow::Result<()> {
-    let mut ends = FuturesUnordered::new();
-    for mut part in parts {
-        ends.push(async move { part.requested().await });
-    }
     tokio::select! {
         signal = signals.first() => {
             tracing::info!(signal, "stopping");
             Ok(())
         }
-        Some(()) = ends.next() => {
+        () = shutdown::first_of(parts) => {
             signals.allow(stop_max);
             tracing::error!("a part of the program ended by itself, stopping");
             Err(anyhow!("a part of the program ended by itself"))

@@ -13,22 +13,20 @@ mod room;
 mod subscription;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use self::file::QueueFile;
-use self::loader::SharedReader;
-use self::ready_buffer::{Lane, Lanes, ReadyBuffer};
+use self::ready_buffer::{Lanes, ReadyBuffer};
 use self::room::{FileLink, QueueRoom, Reservation};
 use self::subscription::EmbeddedSubscription;
 use self::writer::{Publish, QueueWriter, WriterCommand};
-use super::{Link, PublishError, Publisher, Queue, QueueError, Subscription, Waiting};
+use super::{Lane, Link, PublishError, Publisher, Queue, QueueError, Subscription, Waiting};
 use crate::config::queue_limits::QueueLimits;
 use crate::model::message::Outgoing;
 use crate::runtime::shutdown::{self, Shutdown};
@@ -39,13 +37,9 @@ const COMMANDS_WAITING_MAX: usize = 256;
 pub struct EmbeddedQueue {
     publisher: Arc<EmbeddedPublisher>,
     lanes: Lanes,
-    reader: SharedReader,
-    directory: PathBuf,
     next_owner: AtomicU64,
-    /// Writer task, taken by the first `close`; other calls wait at the lock.
-    writer: Mutex<Option<JoinHandle<()>>>,
-    /// Completion signals of the writer and of both loaders.
-    completions: Vec<Shutdown>,
+    writer_over: Shutdown,
+    loaders_over: [Shutdown; 2],
 }
 
 struct EmbeddedPublisher {
@@ -67,43 +61,26 @@ impl EmbeddedQueue {
         };
         let state = Arc::new(FileLink::default());
         let (commands, waiting) = mpsc::channel(COMMANDS_WAITING_MAX);
-        let mut completions = Vec::new();
-        for lane in [Lane::Writes, Lane::Dead] {
+        let loaders_over = [Lane::Writes, Lane::Dead].map(|lane| {
             let buffer = Arc::clone(lanes.buffer(lane));
             let loader = loader::run(lane, buffer, Arc::clone(&reader), directory.to_owned());
-            completions.push(shutdown::watched(loader).1);
-        }
+            shutdown::watched(loader).1
+        });
         let writer = QueueWriter {
             file: Some(file),
             directory: directory.to_owned(),
             commands: waiting,
             lanes: lanes.clone(),
-            reader: Arc::clone(&reader),
+            reader,
             room: Arc::clone(&room),
             link: Arc::clone(&state),
             confirm_timeout: limits.confirm_timeout,
             bytes_since_checkpoint: 0,
             disk_low: false,
         };
-        let (writer, writer_over) = shutdown::watched(writer.run());
-        completions.push(writer_over);
-        let writer = Mutex::new(Some(writer));
+        let writer_over = shutdown::watched(writer.run()).1;
         let publisher = Arc::new(EmbeddedPublisher { commands, room, state });
-        Ok(Arc::new(Self {
-            publisher,
-            lanes,
-            reader,
-            directory: directory.to_owned(),
-            next_owner: AtomicU64::new(0),
-            writer,
-            completions,
-        }))
-    }
-
-    fn open_lane(&self, lane: Lane, window: u16) -> EmbeddedSubscription {
-        let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
-        let commands = self.publisher.commands.clone();
-        EmbeddedSubscription::new(owner, window, lane, Arc::clone(self.lanes.buffer(lane)), commands)
+        Ok(Arc::new(Self { publisher, lanes, next_owner: AtomicU64::new(0), writer_over, loaders_over }))
     }
 }
 
@@ -113,34 +90,28 @@ impl Queue for EmbeddedQueue {
         Arc::clone(&self.publisher) as Arc<dyn Publisher>
     }
 
-    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        Ok(Box::new(self.open_lane(Lane::Writes, window)))
+    async fn subscribe(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
+        let (buffer, commands) = (Arc::clone(self.lanes.buffer(lane)), self.publisher.commands.clone());
+        Ok(Box::new(EmbeddedSubscription::new(owner, window, lane, buffer, commands)))
     }
 
-    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        Ok(Box::new(self.open_lane(Lane::Dead, window)))
-    }
-
-    async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
-        Ok(Some(Waiting { messages: self.lanes.buffer(Lane::Writes).waiting(), readers: None }))
-    }
-
-    async fn has_dead(&self) -> Result<bool, QueueError> {
-        loader::has_dead(&self.lanes.dead, &self.reader, &self.directory).await
+    async fn waiting(&self, lane: Lane) -> Result<Waiting, QueueError> {
+        let buffer = self.lanes.buffer(lane);
+        if buffer.is_closed() {
+            return Err(QueueError::Unavailable(anyhow::anyhow!("the queue is closed")));
+        }
+        Ok(buffer.waiting())
     }
 
     fn completions(&self) -> Vec<Shutdown> {
-        self.completions.clone()
+        [self.loaders_over.as_slice(), std::slice::from_ref(&self.writer_over)].concat()
     }
 
     async fn close(&self) {
         // An error means that the writer has stopped already.
         let _ = self.publisher.commands.send(WriterCommand::Close).await;
-        let mut writer = self.writer.lock().await;
-        if let Some(writer) = writer.take() {
-            // An error means that its runtime is gone: then there is nothing to wait for.
-            let _ = writer.await;
-        }
+        self.writer_over.clone().requested().await;
     }
 }
 

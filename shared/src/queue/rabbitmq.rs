@@ -8,25 +8,25 @@
 //! All connections live on the runtime that [`RabbitQueue::start`] was called on, since callers publish
 //! from single-threaded runtimes of their own.
 mod confirms;
-mod dead_depth;
+mod depth;
 mod flow;
 mod properties;
 mod publisher;
 mod refusals;
 mod subscription;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use lapin::types::ShortString;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 
-use self::dead_depth::DepthReader;
+use self::depth::DepthReader;
 use self::publisher::RabbitPublisher;
-use self::subscription::{RabbitLane, RabbitSubscription};
-use super::{Publisher, Queue, QueueError, Subscription, Waiting};
+use self::subscription::RabbitSubscription;
+use super::{Lane, Publisher, Queue, QueueError, Subscription, Waiting};
 use crate::amqp::connection::SessionError;
-use crate::amqp::settings::RabbitSettings;
+use crate::amqp::settings::{Names, RabbitSettings};
 use crate::runtime::shutdown::{self, Shutdown, Trigger};
 
 /// Queues `<prefix>.writes.v1` and `<prefix>.dead.v1`. Dropping it stops the publisher as
@@ -38,8 +38,24 @@ pub struct RabbitQueue {
     depth: Arc<DepthReader>,
     stop: Trigger,
     stopping: Shutdown,
-    supervisor: Mutex<Option<JoinHandle<()>>>,
     supervisor_over: Shutdown,
+}
+
+impl Lane {
+    fn queue(self, names: Names) -> ShortString {
+        match self {
+            Self::Writes => names.writes,
+            Self::Dead => names.dead,
+        }
+    }
+
+    /// Name of a subscriber's session in the broker's tools.
+    fn session_name(self) -> &'static str {
+        match self {
+            Self::Writes => "forebay queue consumer",
+            Self::Dead => "forebay dead queue consumer",
+        }
+    }
 }
 
 impl RabbitQueue {
@@ -48,18 +64,9 @@ impl RabbitQueue {
     pub fn start(settings: RabbitSettings) -> Arc<Self> {
         let (settings, runtime) = (Arc::new(settings), Handle::current());
         let (stop, stopping) = shutdown::channel();
-        let (publisher, (supervisor, supervisor_over)) =
-            publisher::start(Arc::clone(&settings), stopping.clone());
+        let (publisher, supervisor_over) = publisher::start(Arc::clone(&settings), stopping.clone());
         let depth = Arc::new(DepthReader::new(Arc::clone(&settings)));
-        let supervisor = Mutex::new(Some(supervisor));
-        Arc::new(Self { settings, runtime, publisher, depth, stop, stopping, supervisor, supervisor_over })
-    }
-
-    async fn open(&self, lane: RabbitLane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        let (settings, runtime) = (Arc::clone(&self.settings), self.runtime.clone());
-        let opened = self.runtime.spawn(RabbitSubscription::open(settings, runtime, lane, window)).await;
-        let opened = opened.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
-        Ok(Box::new(opened?))
+        Arc::new(Self { settings, runtime, publisher, depth, stop, stopping, supervisor_over })
     }
 }
 
@@ -69,40 +76,22 @@ impl Queue for RabbitQueue {
         Arc::clone(&self.publisher) as Arc<dyn Publisher>
     }
 
-    async fn subscribe(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.open(RabbitLane::Writes, window).await
+    async fn subscribe(&self, lane: Lane, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        let (settings, runtime) = (Arc::clone(&self.settings), self.runtime.clone());
+        let opened = self.runtime.spawn(RabbitSubscription::open(settings, runtime, lane, window)).await;
+        let opened = opened.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
+        Ok(Box::new(opened?))
     }
 
-    async fn subscribe_dead(&self, window: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        self.open(RabbitLane::Dead, window).await
-    }
-
-    async fn has_dead(&self) -> Result<bool, QueueError> {
+    async fn waiting(&self, lane: Lane) -> Result<Waiting, QueueError> {
         let (depth, mut stopping) = (Arc::clone(&self.depth), self.stopping.clone());
         let looked = self.runtime.spawn(async move {
-            tokio::select! {
-                biased;
-                // A session that is being opened is cut, so that a silent broker does not hold up a
-                // close.
-                () = stopping.requested() => Err(SessionError::Closed),
-                looked = depth.has_dead() => looked,
-            }
-        });
-        let looked = looked.await;
-        Ok(looked.map_err(|stopped| QueueError::Unavailable(stopped.into()))??)
-    }
-
-    async fn waiting(&self) -> Result<Option<Waiting>, QueueError> {
-        let (depth, mut stopping) = (Arc::clone(&self.depth), self.stopping.clone());
-        let looked = self.runtime.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stopping.requested() => Err(SessionError::Closed),
-                looked = depth.writes() => looked,
-            }
+            // A session that is being opened is cut, so that a silent broker does not hold up a close.
+            let looked = stopping.unless_requested(depth.waiting(lane)).await;
+            looked.unwrap_or(Err(SessionError::Closed))
         });
         let looked = looked.await.map_err(|stopped| QueueError::Unavailable(stopped.into()))?;
-        Ok(Some(looked?))
+        Ok(looked?)
     }
 
     fn completions(&self) -> Vec<Shutdown> {
@@ -112,13 +101,7 @@ impl Queue for RabbitQueue {
     /// Answers the publishes in hand first, each by its deadline at the latest.
     async fn close(&self) {
         self.stop.request();
-        let supervisor = self.supervisor.lock().expect("no code panics while it holds this lock").take();
-        let published = async {
-            if let Some(supervisor) = supervisor {
-                // An error is a panic of the supervisor, which the panic hook has reported.
-                let _ = supervisor.await;
-            }
-        };
-        tokio::join!(self.depth.close(), published);
+        let mut published = self.supervisor_over.clone();
+        tokio::join!(self.depth.close(), published.requested());
     }
 }

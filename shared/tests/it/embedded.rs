@@ -18,7 +18,7 @@ use shared::model::id::IdIssuer;
 use shared::model::message::Outgoing;
 use shared::program::data_directory::{DirectoryLock, secret_of};
 use shared::queue::embedded::EmbeddedQueue;
-use shared::queue::{Delivery, Link, PublishError, Publisher, Queue, Subscription};
+use shared::queue::{Delivery, Lane, Link, PublishError, Publisher, Queue, Subscription};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, Row};
 
@@ -105,7 +105,7 @@ async fn every_confirmed_message_is_there_after_a_restart_without_a_close() {
     }
     drop((queue, publisher));
     let queue = directory.queue().await;
-    let mut subscription = queue.subscribe(100).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 100).await.expect("subscribes");
     let deliveries = take(&mut subscription, 50).await;
     assert_eq!(bodies(&deliveries), numbers(0..50));
     assert!(deliveries.iter().all(|delivery| delivery.redelivered), "an earlier process may have had them");
@@ -121,7 +121,7 @@ async fn after_a_restart_what_was_acknowledged_is_gone_and_the_rest_comes_again(
     for number in 0..20_u32 {
         publish(&publisher, number.to_string()).await.expect("confirmed");
     }
-    let mut subscription = queue.subscribe(20).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 20).await.expect("subscribes");
     let mut deliveries = take(&mut subscription, 20).await;
     assert!(deliveries.iter().all(|delivery| !delivery.redelivered));
     let acked = deliveries.split_off(10);
@@ -129,7 +129,7 @@ async fn after_a_restart_what_was_acknowledged_is_gone_and_the_rest_comes_again(
     subscription.ack(acked).await.expect("acknowledged");
     drop((subscription, queue, publisher));
     let queue = directory.queue().await;
-    let mut subscription = queue.subscribe(20).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 20).await.expect("subscribes");
     assert_eq!(bodies(&take(&mut subscription, 10).await), left);
     assert!(subscription.try_next().expect("not lost").is_none());
     queue.close().await;
@@ -148,7 +148,7 @@ async fn a_file_that_knew_no_traces_is_used_on_and_an_earlier_build_can_have_it_
     let traces = Some("[]".into());
     let message = Outgoing { traces: traces.clone(), ..outgoing("new") };
     queue.publisher().publish(message, Instant::now() + PATIENCE).await.expect("confirmed");
-    let mut subscription = queue.subscribe(2).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 2).await.expect("subscribes");
     let deliveries = take(&mut subscription, 2).await;
     let found: Vec<_> =
         deliveries.iter().map(|delivery| (&*delivery.body, delivery.traces.clone())).collect();
@@ -164,7 +164,7 @@ async fn a_rejected_message_moves_to_the_table_of_the_dead() {
     let directory = Directory::new("reject");
     let queue = directory.queue().await;
     publish(&queue.publisher(), "bad").await.expect("confirmed");
-    let mut subscription = queue.subscribe(1).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribes");
     let delivery = next(&mut subscription).await;
     subscription.reject(delivery).await.expect("rejected");
     let mut file = directory.file().await;
@@ -185,13 +185,13 @@ async fn a_rejected_message_takes_room_until_it_is_acknowledged_among_the_dead()
         let publisher = queue.publisher();
         if !reopened {
             publish(&publisher, "0123456789").await.expect("it fits");
-            let mut subscription = queue.subscribe(1).await.expect("subscribes");
+            let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribes");
             let delivery = next(&mut subscription).await;
             subscription.reject(delivery).await.expect("rejected");
         }
         assert_eq!(publish(&publisher, "x").await, Err(PublishError::Full), "reopened: {reopened}");
         if reopened {
-            let mut dead = queue.subscribe_dead(1).await.expect("subscribes");
+            let mut dead = queue.subscribe(Lane::Dead, 1).await.expect("subscribes");
             let delivery = next(&mut dead).await;
             assert!(delivery.redelivered);
             dead.ack(vec![delivery]).await.expect("acknowledged");
@@ -208,7 +208,7 @@ async fn a_rejected_message_takes_room_until_it_is_acknowledged_among_the_dead()
 async fn publishers_on_other_threads_and_a_consumer_lose_and_double_nothing() {
     let directory = Directory::new("threads");
     let queue = directory.queue().await;
-    let mut subscription = queue.subscribe(64).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 64).await.expect("subscribes");
     let mut threads = Vec::new();
     for thread in 0..4_u32 {
         let publisher = queue.publisher();
@@ -249,7 +249,7 @@ async fn a_backlog_larger_than_memory_keeps_is_read_back_in_whole() {
     for number in 0..80 {
         publish(&publisher, body(number)).await.expect("confirmed");
     }
-    let mut subscription = queue.subscribe(3).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 3).await.expect("subscribes");
     for number in 0..80 {
         if number % 10 == 0 {
             // More messages come while the backlog is read.
@@ -285,11 +285,11 @@ async fn a_close_answers_what_was_sent_and_empties_the_log() {
     outcomes.extend(tasks.join_all().await);
     assert_eq!(publisher.link(), Link::Down);
     assert!(matches!(publish(&publisher, "late").await, Err(PublishError::Unavailable(_))));
-    let mut subscription = queue.subscribe(1).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribes");
     assert!(subscription.next().await.is_err());
     assert!(!directory.0.join("queue.db-wal").exists(), "the log is in the database");
     let queue = directory.queue().await;
-    let mut subscription = queue.subscribe(100).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 100).await.expect("subscribes");
     let confirmed = outcomes.iter().filter(|(_, outcome)| outcome.is_ok());
     let confirmed: HashSet<_> = confirmed.map(|(number, _)| Bytes::from(number.to_string())).collect();
     assert!(confirmed.len() > 1);
@@ -303,7 +303,7 @@ async fn a_file_that_cannot_be_written_is_told_and_recovers_by_itself() {
     let queue = directory.queue().await;
     let publisher = queue.publisher();
     publish(&publisher, "before").await.expect("confirmed");
-    let mut subscription = queue.subscribe(10).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribes");
     let delivery = next(&mut subscription).await;
 
     let mut intruder = directory.file().await;
@@ -320,7 +320,7 @@ async fn a_file_that_cannot_be_written_is_told_and_recovers_by_itself() {
     intruder.close().await.expect("closes");
     until("the link is up", || publisher.link() == Link::Up).await;
     publish(&publisher, "after").await.expect("confirmed");
-    let mut subscription = queue.subscribe(10).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribes");
     let deliveries = take(&mut subscription, 2).await;
     assert_eq!(bodies(&deliveries), HashSet::from([Bytes::from("before"), Bytes::from("after")]));
     assert!(deliveries[0].redelivered);
@@ -334,7 +334,7 @@ async fn a_publish_whose_deadline_has_passed_is_not_done() {
     let late = queue.publisher().publish(outgoing("late"), Instant::now()).await;
     assert_eq!(late, Err(PublishError::DeadlineExceeded));
     publish(&queue.publisher(), "in time").await.expect("confirmed");
-    let mut subscription = queue.subscribe(10).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribes");
     assert_eq!(next(&mut subscription).await.body, "in time");
     assert!(subscription.try_next().expect("not lost").is_none());
     queue.close().await;
@@ -375,8 +375,10 @@ async fn two_subscribers_share_the_messages_and_inherit_from_one_that_leaves() {
     for number in 0..10_u32 {
         publish(&publisher, number.to_string()).await.expect("confirmed");
     }
-    let (mut one, mut two) =
-        (queue.subscribe(4).await.expect("subscribes"), queue.subscribe(10).await.expect("subscribes"));
+    let (mut one, mut two) = (
+        queue.subscribe(Lane::Writes, 4).await.expect("subscribes"),
+        queue.subscribe(Lane::Writes, 10).await.expect("subscribes"),
+    );
     let of_one = bodies(&take(&mut one, 4).await);
     assert!(one.try_next().expect("not lost").is_none(), "its window is full");
     let of_two = bodies(&take(&mut two, 6).await);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use shared::config::queue_limits::QueueLimits;
 use shared::model::id::{IdIssuer, MessageId};
 use shared::model::message::{Builder, Outgoing, encode_increment};
-use shared::queue::{Delivery, PublishError, Publisher, Queue, Subscription};
+use shared::queue::{Delivery, Lane, PublishError, Publisher, Queue, Subscription};
 
 /// Time limit for anything that is expected to happen.
 const PATIENCE: Duration = Duration::from_secs(20);

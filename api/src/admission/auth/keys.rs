@@ -95,9 +95,8 @@ impl Keys {
             let read = tokio::task::spawn_blocking(move || text_of(&file));
             let text = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
             self.take(&mut watched, text.map_err(|error| error.to_string()));
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = shutdown.requested() => return,
+            if shutdown.unless_requested(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
+                return;
             }
         }
     }

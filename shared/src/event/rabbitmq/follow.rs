@@ -11,13 +11,12 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::amqp::connection::{LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError, call};
+use crate::amqp::connection::{Session, SessionError, SessionRetries, call};
 use crate::amqp::settings::{Names, RabbitSettings};
 use crate::amqp::topology::declare_events;
 use crate::event::{Event, EventStream, SILENCE_MAX, Signal};
-use crate::runtime::backoff::Backoff;
 
 /// Name of the session in logs and in the broker's tools.
 const NAME: &str = "forebay events subscriber";
@@ -64,42 +63,31 @@ impl EventStream for RabbitEventStream {
     }
 }
 
-/// Error: the reader has dropped its stream.
-struct ReaderGone;
-
 /// Subscribes again and again, until the reader is gone.
 pub(super) async fn follow(settings: Arc<RabbitSettings>, signals: mpsc::Sender<Signal>) {
-    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-    let mut log = LogOnce::default();
-    loop {
-        let opened = tokio::select! {
-            opened = Listener::open(&settings) => opened,
-            () = signals.closed() => return,
-        };
+    let mut retries = SessionRetries::new(NAME);
+    while let Some(opened) = while_read(&signals, Listener::open(&settings)).await {
         match opened {
             Ok(mut listener) => {
-                log.opened(NAME);
-                let forwarding = async {
-                    tokio::select! {
-                        ended = listener.forward(&signals) => ended,
-                        () = signals.closed() => Err(ReaderGone),
-                    }
-                };
-                let (ended, lasted) = log.during(NAME, forwarding).await;
-                match ended {
-                    Ok(reason) => log.lost(NAME, &reason, lasted),
-                    Err(ReaderGone) => return listener.session.close().await,
-                }
-                if lasted {
-                    backoff.reset();
+                retries.opened();
+                let forwarding = while_read(&signals, listener.forward(&signals));
+                match retries.during(forwarding).await {
+                    (Some(Some(reason)), lasted) => retries.lost(&reason, lasted),
+                    _ => return listener.session.close().await,
                 }
             }
-            Err(error) => log.failed(NAME, &error),
+            Err(error) => retries.failed(&error),
         }
-        tokio::select! {
-            () = sleep(backoff.delay()) => {}
-            () = signals.closed() => return,
-        }
+        while_read(&signals, retries.pause()).await;
+    }
+}
+
+/// Runs `work`; `None` when the reader drops its stream before its end.
+async fn while_read<T>(signals: &mpsc::Sender<Signal>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = signals.closed() => None,
+        done = work => Some(done),
     }
 }
 
@@ -132,10 +120,10 @@ impl Listener {
         Ok(Self { session, channel, names, queue, consumer })
     }
 
-    /// Forwards events until the session is lost; returns the reason.
-    async fn forward(&mut self, signals: &mpsc::Sender<Signal>) -> Result<String, ReaderGone> {
+    /// Forwards events until the session is lost; returns the reason, or `None` when the reader is gone.
+    async fn forward(&mut self, signals: &mpsc::Sender<Signal>) -> Option<String> {
         // From here on nothing is missed; earlier events may have been.
-        signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+        signals.send(Signal::Interrupted).await.ok()?;
         let (mut has_warned, mut was_silent) = (false, false);
         let mut unacknowledged = None;
         loop {
@@ -145,7 +133,7 @@ impl Listener {
                 (None, Some(last)) => {
                     let acknowledged = self.channel.basic_ack(last, BasicAckOptions { multiple: true });
                     if let Err(error) = call("basic.ack", acknowledged).await {
-                        return Ok(error.to_string());
+                        return Some(error.to_string());
                     }
                     unacknowledged = None;
                     continue;
@@ -157,10 +145,10 @@ impl Listener {
                 // this session. Publishers make the exchange again, but without this binding. While it is
                 // missing this ends the session.
                 if let Err(error) = bind(&self.channel, &self.queue, &self.names).await {
-                    return Ok(error.to_string());
+                    return Some(error.to_string());
                 }
                 if !std::mem::replace(&mut was_silent, true) {
-                    signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+                    signals.send(Signal::Interrupted).await.ok()?;
                 }
                 continue;
             };
@@ -168,14 +156,13 @@ impl Listener {
                 Some(Ok(delivery)) => {
                     if std::mem::take(&mut was_silent) {
                         // Perhaps the event came only because this binding was just made again.
-                        signals.send(Signal::Interrupted).await.map_err(|_| ReaderGone)?;
+                        signals.send(Signal::Interrupted).await.ok()?;
                     }
                     unacknowledged = Some(delivery.delivery_tag);
-                    let signal = read(&delivery.data, &mut has_warned);
-                    signals.send(signal).await.map_err(|_| ReaderGone)?;
+                    signals.send(read(&delivery.data, &mut has_warned)).await.ok()?;
                 }
-                Some(Err(error)) => return Ok(error.to_string()),
-                None => return Ok("the broker cancelled the consumer".into()),
+                Some(Err(error)) => return Some(error.to_string()),
+                None => return Some("the broker cancelled the consumer".into()),
             }
         }
     }

@@ -12,13 +12,12 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::amqp::connection::{ConnectionEvents, LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError};
+use crate::amqp::connection::{ConnectionEvents, Session, SessionError, SessionRetries};
 use crate::amqp::settings::RabbitSettings;
 use crate::amqp::topology::declare_events;
 use crate::event::{Body, Event};
-use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
 use crate::runtime::shutdown::Shutdown;
 
@@ -46,34 +45,20 @@ pub(super) async fn publish_all(
     mut events: mpsc::Receiver<Event>,
     mut stopping: Shutdown,
 ) {
-    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-    let mut log = LogOnce::default();
-    while !stopping.is_requested() {
-        let opened = tokio::select! {
-            opened = open(&settings) => opened,
-            () = drop_all(&mut events) => return,
-            () = stopping.requested() => return,
-        };
+    let mut retries = SessionRetries::new(NAME);
+    while let Some(opened) = drop_during(open(&settings), &mut events, &mut stopping).await {
         match opened {
             Ok(mut sender) => {
-                log.opened(NAME);
-                let (ended, lasted) = log.during(NAME, sender.run(&mut events, &mut stopping)).await;
-                match ended {
-                    Ok(()) => return sender.session.close().await,
-                    Err(reason) => log.lost(NAME, &reason, lasted),
-                }
-                // Nothing is confirmed, so only a session that lasts shows that events are taken.
-                if lasted {
-                    backoff.reset();
+                retries.opened();
+                match retries.during(sender.run(&mut events, &mut stopping)).await {
+                    (Ok(()), _) => return sender.session.close().await,
+                    // Nothing is confirmed, so only a session that lasts shows that events are taken.
+                    (Err(reason), lasted) => retries.lost(&reason, lasted),
                 }
             }
-            Err(error) => log.failed(NAME, &error),
+            Err(error) => retries.failed(&error),
         }
-        tokio::select! {
-            () = sleep(backoff.delay()) => {}
-            () = drop_all(&mut events) => return,
-            () = stopping.requested() => return,
-        }
+        drop_during(retries.pause(), &mut events, &mut stopping).await;
     }
 }
 
@@ -86,10 +71,23 @@ async fn open(settings: &RabbitSettings) -> Result<Sender, SessionError> {
     Ok(Sender { session, channel, exchange, connection_events })
 }
 
-/// Drops events, which would be late after the wait for a session. Ends when no more can come.
-async fn drop_all(events: &mut mpsc::Receiver<Event>) {
-    while events.recv().await.is_some() {
-        metrics().events_dropped.inc();
+/// Drops events while `work` goes on: after the wait for a session they would be late. `None` when a stop
+/// is requested, or no more events can come.
+async fn drop_during<T>(
+    work: impl Future<Output = T>,
+    events: &mut mpsc::Receiver<Event>,
+    stopping: &mut Shutdown,
+) -> Option<T> {
+    let dropped = async {
+        while events.recv().await.is_some() {
+            metrics().events_dropped.inc();
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stopping.requested() => None,
+        () = dropped => None,
+        done = work => Some(done),
     }
 }
 

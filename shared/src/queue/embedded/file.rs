@@ -13,9 +13,9 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 
-use super::ready_buffer::{Lane, Range, StoredMessage};
+use super::ready_buffer::{Range, StoredMessage};
 use crate::model::message::Outgoing;
-use crate::queue::QueueError;
+use crate::queue::{Lane, QueueError};
 use crate::runtime::clock::now_ms;
 
 /// Layout of the file; a file with a higher number was written by a newer build.
@@ -220,11 +220,6 @@ impl QueueReader {
             traces: row.get::<Option<String>, _>(2).map(Into::into),
         };
         Ok((rows.iter().map(message).collect(), rows.len() < CHUNK_MESSAGES))
-    }
-
-    pub(super) async fn has_dead(&mut self) -> Result<bool, FileError> {
-        let exists = sqlx::query_scalar("select exists (select 1 from dead)");
-        Ok(exists.fetch_one(&mut self.connection).await?)
     }
 
     pub(super) async fn close(self) -> Result<(), FileError> {

@@ -1,42 +1,18 @@
 //! Reads ahead of the subscribers: from the file into the ready buffer, in chunks, when the buffer runs
 //! low. It never writes, and its reads are short, so that a checkpoint waits for one chunk at most.
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 
 use super::file::QueueReader;
-use super::ready_buffer::{Lane, ReadyBuffer};
-use crate::queue::QueueError;
+use super::ready_buffer::ReadyBuffer;
+use crate::queue::Lane;
 use crate::runtime::backoff::Backoff;
 
 /// Connection that reads, shared with the writer, which takes it to keep readers away.
 pub(super) type SharedReader = Arc<Mutex<Option<QueueReader>>>;
-
-/// Tests for rejected messages in the file.
-pub(super) async fn has_dead(
-    buffer: &ReadyBuffer,
-    reader: &SharedReader,
-    directory: &Path,
-) -> Result<bool, QueueError> {
-    let mut reader = reader.lock().await;
-    if buffer.is_closed() {
-        return Err(QueueError::Unavailable(anyhow::anyhow!("the queue is closed")));
-    }
-    let looked = async {
-        if reader.is_none() {
-            *reader = Some(QueueReader::open(directory).await?);
-        }
-        reader.as_mut().expect("it was just opened").has_dead().await
-    };
-    let looked = looked.await;
-    if looked.is_err() {
-        // A connection that failed is not used again.
-        *reader = None;
-    }
-    looked.map_err(|error| QueueError::Unavailable(error.into()))
-}
 
 /// Runs until the buffer is closed.
 pub(super) async fn run(lane: Lane, buffer: Arc<ReadyBuffer>, reader: SharedReader, directory: PathBuf) {

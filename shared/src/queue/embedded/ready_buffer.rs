@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use crate::queue::{Lost, PREFETCH_MAX};
+use crate::queue::{Lane, Lost, PREFETCH_MAX, Waiting};
 
 /// Bytes of bodies kept ready ahead of the subscribers; more stays in the file only.
 const READY_BYTES_MAX: usize = 8 << 20;
@@ -132,10 +132,12 @@ impl ReadyBuffer {
         self.wake(&inner);
     }
 
-    /// Number of messages that no subscriber has; approximate, because numbers may be left out.
-    pub(super) fn waiting(&self) -> u64 {
+    /// Depth of the lane; approximate, because numbers may be left out.
+    pub(super) fn waiting(&self) -> Waiting {
         let inner = self.lock();
-        (inner.ready.len() + inner.returned.len()) as u64 + inner.committed.saturating_sub(inner.loaded)
+        let in_memory = (inner.ready.len() + inner.returned.len()) as u64;
+        let messages = in_memory + inner.committed.saturating_sub(inner.loaded);
+        Waiting { messages, more_may_come: !inner.leases.is_empty(), readers: None }
     }
 
     /// Range that the loader should read next, if any.
@@ -286,12 +288,4 @@ impl BufferState {
         }
         Some(body)
     }
-}
-
-/// Table of the file that holds the messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
-    Writes,
-    /// Rejected messages.
-    Dead,
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use super::ready_buffer::{Lane, LeasedMessage, ReadyBuffer};
+use super::ready_buffer::{LeasedMessage, ReadyBuffer};
 use super::writer::{Settle, Settlement, WriterCommand};
-use crate::queue::{Delivery, Lost, REJECTED_TWICE, Subscription};
+use crate::queue::{Delivery, Lane, Lost, REJECTED_TWICE, Subscription};
 
 pub(super) struct EmbeddedSubscription {
     owner: u64,
@@ -108,7 +108,7 @@ impl Subscription for EmbeddedSubscription {
 
     async fn waiting(&mut self) -> Result<u64, Lost> {
         self.check()?;
-        Ok(self.buffer.waiting())
+        Ok(self.buffer.waiting().messages)
     }
 
     async fn set_window(&mut self, window: u16) -> Result<(), Lost> {

@@ -14,10 +14,10 @@ use tokio::time::{timeout, timeout_at};
 
 use super::file::{FileError, Group, NewMessage, QueueFile};
 use super::loader::SharedReader;
-use super::ready_buffer::{Lane, Lanes, StoredMessage};
+use super::ready_buffer::{Lanes, StoredMessage};
 use super::room::{FileLink, QueueRoom, Reservation};
 use crate::model::message::Outgoing;
-use crate::queue::{Link, Lost, PublishError};
+use crate::queue::{Lane, Link, Lost, PublishError};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
 

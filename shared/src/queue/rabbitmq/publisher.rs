@@ -13,17 +13,15 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use lapin::Channel;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
 use super::flow::{PublishSession, SessionEnd};
 use super::refusals::Refusals;
-use crate::amqp::connection::{LogOnce, RETRY_FIRST, RETRY_MAX, Session, SessionError};
+use crate::amqp::connection::{Session, SessionError, SessionRetries};
 use crate::amqp::settings::RabbitSettings;
 use crate::amqp::topology;
 use crate::model::message::Outgoing;
 use crate::queue::{Link, PublishError, Publisher};
-use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
 use crate::runtime::shutdown::{self, Shutdown};
 
@@ -60,10 +58,7 @@ impl Job {
 
 /// Starts the supervisor on this runtime and returns its completion signal. It ends once `stopping` was
 /// requested and all jobs are answered.
-pub(super) fn start(
-    settings: Arc<RabbitSettings>,
-    stopping: Shutdown,
-) -> (Arc<RabbitPublisher>, (JoinHandle<()>, Shutdown)) {
+pub(super) fn start(settings: Arc<RabbitSettings>, stopping: Shutdown) -> (Arc<RabbitPublisher>, Shutdown) {
     let (sender, jobs) = mpsc::channel(settings.waiting_max);
     let link = Arc::new(LinkState::default());
     link.set(Link::Opening);
@@ -77,7 +72,7 @@ pub(super) fn start(
         refusals: Refusals::default(),
         full_was_logged: false,
     };
-    (Arc::new(RabbitPublisher { jobs: sender, link }), shutdown::watched(supervisor.run()))
+    (Arc::new(RabbitPublisher { jobs: sender, link }), shutdown::watched(supervisor.run()).1)
 }
 
 #[async_trait]
@@ -165,32 +160,27 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     async fn run(mut self) {
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-        let mut log = LogOnce::default();
-        while !self.is_finished() {
-            let settings = Arc::clone(&self.settings);
-            let Some(opened) = self.collect_during(open(settings, self.link.clone())).await else { break };
+        let mut retries = SessionRetries::new(NAME);
+        let (settings, link) = (Arc::clone(&self.settings), Arc::clone(&self.link));
+        while let Some(opened) = self.collect_during(open(&settings, &link)).await {
             match opened {
                 Ok((session, channel)) => {
-                    log.opened(NAME);
-                    match log.during(NAME, PublishSession::new(&mut self, session, channel).run()).await {
+                    retries.opened();
+                    match retries.during(PublishSession::new(&mut self, session, channel).run()).await {
                         (SessionEnd::Finished, _) => break,
                         (SessionEnd::Lost { reason, was_useful }, lasted) => {
                             metrics().queue_sessions_lost.inc();
-                            log.lost(NAME, &reason, was_useful || lasted);
-                            if was_useful || lasted {
-                                backoff.reset();
-                            }
+                            retries.lost(&reason, was_useful || lasted);
                         }
                     }
                 }
                 Err(error) => {
-                    self.link.set(Link::Down);
-                    log.failed(NAME, &error);
+                    link.set(Link::Down);
+                    retries.failed(&error);
                     self.refuse_if_hopeless(&error);
                 }
             }
-            self.collect_during(sleep(backoff.delay())).await;
+            self.collect_during(retries.pause()).await;
         }
     }
 
@@ -270,11 +260,8 @@ impl Drop for Supervisor {
 }
 
 /// Connects, declares the topology and opens the publishing channel.
-async fn open(
-    settings: Arc<RabbitSettings>,
-    link: Arc<LinkState>,
-) -> Result<(Session, Channel), SessionError> {
-    let session = Session::open(&settings, NAME).await?;
+async fn open(settings: &RabbitSettings, link: &LinkState) -> Result<(Session, Channel), SessionError> {
+    let session = Session::open(settings, NAME).await?;
     let names = settings.names();
     let settle = async {
         link.set(Link::Settling);

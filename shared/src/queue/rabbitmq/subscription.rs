@@ -24,36 +24,11 @@ use tokio::time::sleep;
 
 use super::properties::traces_of;
 use crate::amqp::connection::{ConnectionEvents, Session, SessionError, call};
-use crate::amqp::settings::{Names, RabbitSettings};
+use crate::amqp::settings::RabbitSettings;
 use crate::amqp::topology;
-use crate::queue::{Delivery, Lost, QueueError, REJECTED_TWICE, Subscription};
+use crate::queue::{Delivery, Lane, Lost, QueueError, REJECTED_TWICE, Subscription};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::metrics::metrics;
-
-/// Queue of a subscription.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum RabbitLane {
-    Writes,
-    /// Dead queue. There is no queue behind it: the broker would drop a message that is rejected there.
-    Dead,
-}
-
-impl RabbitLane {
-    /// Name of the session in the broker's tools.
-    fn session_name(self) -> &'static str {
-        match self {
-            Self::Writes => "forebay queue consumer",
-            Self::Dead => "forebay dead queue consumer",
-        }
-    }
-
-    fn queue(self, names: Names) -> ShortString {
-        match self {
-            Self::Writes => names.writes,
-            Self::Dead => names.dead,
-        }
-    }
-}
 
 /// Attempts to declare and to consume. Two programs that declare a new quorum queue at once can
 /// crash each other's channel on RabbitMQ 3.10.
@@ -73,7 +48,7 @@ pub(super) struct RabbitSubscription {
     session: Option<Session>,
     channel: Channel,
     events: ConnectionEvents,
-    lane: RabbitLane,
+    lane: Lane,
     queue: ShortString,
     consumer: Option<Consumer>,
     /// Deliveries to earlier consumers of this session, not handed out yet.
@@ -89,7 +64,7 @@ impl RabbitSubscription {
     pub async fn open(
         settings: Arc<RabbitSettings>,
         runtime: Handle,
-        lane: RabbitLane,
+        lane: Lane,
         window: u16,
     ) -> Result<Self, QueueError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
@@ -108,7 +83,7 @@ impl RabbitSubscription {
     async fn try_open(
         settings: &RabbitSettings,
         runtime: &Handle,
-        lane: RabbitLane,
+        lane: Lane,
         window: u16,
     ) -> Result<Self, SessionError> {
         static SESSIONS: AtomicU64 = AtomicU64::new(1);
@@ -284,7 +259,8 @@ impl Subscription for RabbitSubscription {
     }
 
     async fn reject(&mut self, delivery: Delivery) -> Result<(), Lost> {
-        if self.lane == RabbitLane::Dead {
+        if self.lane == Lane::Dead {
+            // The broker would drop it.
             return Err(self.lose(&REJECTED_TWICE));
         }
         let tags = self.settle(&[delivery])?.tags();

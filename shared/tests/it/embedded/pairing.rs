@@ -29,7 +29,8 @@ async fn used(directory: &Path) {
 
 async fn waiting(directory: &Path) -> usize {
     let backend = open(directory).await.expect("opens");
-    let count = backend.queue.subscribe(0).await.expect("subscribes").waiting().await.expect("known");
+    let count =
+        backend.queue.subscribe(Lane::Writes, 0).await.expect("subscribes").waiting().await.expect("known");
     close(backend).await;
     usize::try_from(count).expect("few")
 }

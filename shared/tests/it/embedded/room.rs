@@ -17,7 +17,7 @@ async fn a_full_queue_refuses_until_something_is_acknowledged() {
     let publisher = queue.publisher();
     assert_eq!(publish(&publisher, vec![4; 1]).await, Err(PublishError::Full), "counted from the file");
     assert_eq!(publisher.link(), Link::Full);
-    let mut subscription = queue.subscribe(1).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribes");
     let delivery = next(&mut subscription).await;
     subscription.ack(vec![delivery]).await.expect("acknowledged");
     assert_eq!(publisher.link(), Link::Up, "reported without a publish");
@@ -31,7 +31,7 @@ async fn the_log_does_not_grow_with_what_passes_through() {
     let directory = Directory::new("log");
     let queue = directory.queue().await;
     let publisher = queue.publisher();
-    let mut subscription = queue.subscribe(10).await.expect("subscribes");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribes");
     for _ in 0..120 {
         publish(&publisher, vec![9; 1 << 20]).await.expect("confirmed");
         let delivery = next(&mut subscription).await;

@@ -2,8 +2,9 @@
 use shared::runtime::shutdown::Shutdown;
 
 use super::{
-    Arc, BTreeSet, Delivery, Duration, Fixture, Instant, LIMITS, MessageId, Outgoing, PATIENCE, PublishError,
-    Queue, QueueLimits, delivered_ids, fill, id_of, ids, in_time, message, next, next_many, publish,
+    Arc, BTreeSet, Delivery, Duration, Fixture, Instant, LIMITS, Lane, MessageId, Outgoing, PATIENCE,
+    PublishError, Queue, QueueLimits, delivered_ids, fill, id_of, ids, in_time, message, next, next_many,
+    publish,
 };
 
 /// Runs every contract test on every implementation; a new one is a line at the end.
@@ -111,7 +112,7 @@ async fn a_published_message_is_delivered_with_the_same_body(fixture: &dyn Fixtu
     for message in [&small, &large] {
         queue.publisher().publish(message.clone(), in_time()).await.expect("published");
     }
-    let mut subscription = queue.subscribe(2).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 2).await.expect("subscribed");
     let deliveries = next_many(subscription.as_mut(), 2).await;
     for message in [&small, &large] {
         let delivery = deliveries.iter().find(|delivery| id_of(delivery) == message.id).expect("delivered");
@@ -134,7 +135,7 @@ async fn the_traces_of_a_message_come_with_it_however_often_it_is_delivered(fixt
             delivery.traces == traced.traces.clone().filter(|_| is_traced)
         })
     };
-    let mut subscription = queue.subscribe(2).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 2).await.expect("subscribed");
     let deliveries = next_many(subscription.as_mut(), 2).await;
     assert!(come_with_their_traces(&deliveries));
     subscription.give_back(deliveries).await.expect("given back");
@@ -143,7 +144,7 @@ async fn the_traces_of_a_message_come_with_it_however_often_it_is_delivered(fixt
     drop((subscription, deliveries));
     queue.close().await;
     let queue = fixture.open(LIMITS).await;
-    let mut subscription = queue.subscribe(2).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 2).await.expect("subscribed");
     let deliveries = next_many(subscription.as_mut(), 2).await;
     assert!(come_with_their_traces(&deliveries), "after a restart");
     assert_eq!(delivered_ids(&deliveries), ids(&[traced, plain]));
@@ -153,10 +154,10 @@ async fn the_traces_of_a_message_come_with_it_however_often_it_is_delivered(fixt
 async fn what_was_not_acknowledged_is_delivered_again_after_the_subscriber_is_gone(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     let published = publish(queue.publisher().as_ref(), 3).await;
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&published));
     drop(subscription);
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     let again = next_many(subscription.as_mut(), 3).await;
     assert_eq!(delivered_ids(&again), ids(&published));
     assert!(again.iter().all(|delivery| delivery.redelivered));
@@ -165,7 +166,7 @@ async fn what_was_not_acknowledged_is_delivered_again_after_the_subscriber_is_go
 async fn what_was_acknowledged_is_never_delivered_again(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     publish(queue.publisher().as_ref(), 5).await;
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     let deliveries = next_many(subscription.as_mut(), 5).await;
     subscription.ack(deliveries).await.expect("acknowledged");
     drop(subscription);
@@ -174,14 +175,14 @@ async fn what_was_acknowledged_is_never_delivered_again(fixture: &dyn Fixture) {
     // The rule holds over a restart, too: each delivery now was published now.
     let queue = fixture.open(LIMITS).await;
     let later = publish(queue.publisher().as_ref(), 5).await;
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 5).await), ids(&later));
 }
 
 async fn what_is_given_back_is_delivered_again(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     let published = publish(queue.publisher().as_ref(), 3).await;
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     let deliveries = next_many(subscription.as_mut(), 3).await;
     subscription.give_back(deliveries).await.expect("given back");
     let again = next_many(subscription.as_mut(), 3).await;
@@ -192,10 +193,10 @@ async fn what_is_given_back_is_delivered_again(fixture: &dyn Fixture) {
 async fn a_window_bounds_what_is_unacknowledged_and_an_acknowledgement_makes_room(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     let published = publish(queue.publisher().as_ref(), 5).await;
-    let mut narrow = queue.subscribe(2).await.expect("subscribed");
+    let mut narrow = queue.subscribe(Lane::Writes, 2).await.expect("subscribed");
     let mut held = next_many(narrow.as_mut(), 2).await;
     // The rest goes to another subscription, so it is not on its way to the first.
-    let mut wide = queue.subscribe(10).await.expect("subscribed");
+    let mut wide = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     let elsewhere = next_many(wide.as_mut(), 3).await;
     assert!(narrow.try_next().expect("not lost").is_none());
     wide.set_window(0).await.expect("stopped");
@@ -212,10 +213,10 @@ async fn a_window_bounds_what_is_unacknowledged_and_an_acknowledgement_makes_roo
 
 async fn a_window_of_nothing_stops_deliveries_and_a_larger_one_starts_them_again(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
-    let mut paused = queue.subscribe(4).await.expect("subscribed");
+    let mut paused = queue.subscribe(Lane::Writes, 4).await.expect("subscribed");
     paused.set_window(0).await.expect("stopped");
     let published = publish(queue.publisher().as_ref(), 6).await;
-    let mut other = queue.subscribe(10).await.expect("subscribed");
+    let mut other = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     let elsewhere = next_many(other.as_mut(), 6).await;
     assert_eq!(delivered_ids(&elsewhere), ids(&published));
     assert!(paused.try_next().expect("not lost").is_none());
@@ -232,7 +233,7 @@ async fn a_window_of_nothing_stops_deliveries_and_a_larger_one_starts_them_again
 async fn what_came_before_a_window_was_changed_stays_with_the_subscriber(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     let published = publish(queue.publisher().as_ref(), 4).await;
-    let mut subscription = queue.subscribe(4).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 4).await.expect("subscribed");
     let mut deliveries = vec![next(subscription.as_mut()).await];
     subscription.set_window(0).await.expect("stopped");
     while let Some(delivery) = subscription.try_next().expect("not lost") {
@@ -243,7 +244,7 @@ async fn what_came_before_a_window_was_changed_stays_with_the_subscriber(fixture
     drop(subscription);
     let rest: BTreeSet<_> = ids(&published).difference(&acknowledged).copied().collect();
     let later = publish(queue.publisher().as_ref(), 1).await;
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     let others = next_many(subscription.as_mut(), rest.len() + 1).await;
     assert_eq!(delivered_ids(&others), rest.union(&ids(&later)).copied().collect());
 }
@@ -273,7 +274,7 @@ async fn many_publishers_at_once_and_every_confirmed_message_is_there(fixture: &
     }
     let confirmed: BTreeSet<_> = publishers.join_all().await.into_iter().flatten().collect();
     assert!((1..PUBLISHERS * EACH).contains(&confirmed.len()), "{} confirmed", confirmed.len());
-    let mut subscription = queue.subscribe(1_000).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 1_000).await.expect("subscribed");
     let mut missing = confirmed;
     while !missing.is_empty() {
         let delivery = next(subscription.as_mut()).await;
@@ -285,18 +286,18 @@ async fn many_publishers_at_once_and_every_confirmed_message_is_there(fixture: &
 async fn a_rejected_message_does_not_come_back(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     publish(queue.publisher().as_ref(), 1).await;
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     let rejected = next(subscription.as_mut()).await;
-    assert!(!queue.has_dead().await.expect("is looked at"));
+    assert!(queue.waiting(Lane::Dead).await.expect("is looked at").is_empty());
     subscription.reject(rejected).await.expect("rejected");
     drop(subscription);
     let deadline = in_time();
-    while !queue.has_dead().await.expect("is looked at") {
+    while queue.waiting(Lane::Dead).await.expect("is looked at").is_empty() {
         assert!(Instant::now() < deadline, "it is not in the dead queue");
         tokio::task::yield_now().await;
     }
     let later = publish(queue.publisher().as_ref(), 3).await;
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&later));
     assert!(subscription.try_next().expect("not lost").is_none());
 }
@@ -305,7 +306,7 @@ async fn a_full_queue_refuses_and_keeps_every_message_that_it_took(fixture: &dyn
     let queue = fixture.open(QueueLimits { bytes_max: 200_000, ..LIMITS }).await;
     let taken = fill(queue.publisher().as_ref(), 5_000).await;
     assert!(!taken.is_empty());
-    let mut subscription = queue.subscribe(1_000).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 1_000).await.expect("subscribed");
     let deliveries = next_many(subscription.as_mut(), taken.len()).await;
     assert_eq!(delivered_ids(&deliveries), ids(&taken));
     subscription.ack(deliveries).await.expect("acknowledged");
@@ -321,7 +322,7 @@ async fn a_full_queue_refuses_and_keeps_every_message_that_it_took(fixture: &dyn
 /// Rejects `count` new messages.
 async fn reject(queue: &dyn Queue, count: usize) -> BTreeSet<MessageId> {
     let rejected = ids(&publish(queue.publisher().as_ref(), count).await);
-    let mut subscription = queue.subscribe(2).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 2).await.expect("subscribed");
     for _ in 0..count {
         let delivery = next(subscription.as_mut()).await;
         subscription.reject(delivery).await.expect("rejected");
@@ -332,12 +333,12 @@ async fn reject(queue: &dyn Queue, count: usize) -> BTreeSet<MessageId> {
 async fn a_rejected_message_is_delivered_among_the_dead_until_it_is_acknowledged(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     let rejected = reject(queue.as_ref(), 3).await;
-    let mut dead = queue.subscribe_dead(1).await.expect("subscribed");
+    let mut dead = queue.subscribe(Lane::Dead, 1).await.expect("subscribed");
     let first = next(dead.as_mut()).await;
     assert!(rejected.contains(&id_of(&first)));
     // These deliveries belong to another queue, and no published message shows up there.
     let published = publish(queue.publisher().as_ref(), 1).await;
-    let mut writes = queue.subscribe(9).await.expect("subscribed");
+    let mut writes = queue.subscribe(Lane::Writes, 9).await.expect("subscribed");
     let other = next(writes.as_mut()).await;
     assert_eq!(id_of(&other), published[0].id);
     writes.ack(vec![other]).await.expect("acknowledged");
@@ -355,7 +356,7 @@ async fn a_rejected_message_is_delivered_among_the_dead_until_it_is_acknowledged
     queue.close().await;
     drop(queue);
     let queue = fixture.open(LIMITS).await;
-    let mut dead = queue.subscribe_dead(0).await.expect("subscribed");
+    let mut dead = queue.subscribe(Lane::Dead, 0).await.expect("subscribed");
     let deadline = in_time();
     while dead.waiting().await.expect("known") != 1 {
         assert!(Instant::now() < deadline, "one waits");
@@ -375,7 +376,7 @@ async fn of_two_readers_of_the_dead_each_gets_others(fixture: &dyn Fixture) {
     let rejected = reject(queue.as_ref(), 40).await;
     let mut readers = Vec::new();
     for _ in 0..2 {
-        readers.push(queue.subscribe_dead(1).await.expect("subscribed"));
+        readers.push(queue.subscribe(Lane::Dead, 1).await.expect("subscribed"));
     }
     let mut seen = BTreeSet::new();
     for round in 0..20 {
@@ -395,7 +396,7 @@ async fn of_two_readers_of_the_dead_each_gets_others(fixture: &dyn Fixture) {
 async fn acknowledging_some_leaves_the_others(fixture: &dyn Fixture) {
     let queue = fixture.open(LIMITS).await;
     publish(queue.publisher().as_ref(), 6).await;
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     let (mut some, mut others) = (Vec::new(), Vec::new());
     for (index, delivery) in next_many(subscription.as_mut(), 6).await.into_iter().enumerate() {
         // The second, the fourth and the fifth are acknowledged: never all up to one.
@@ -404,7 +405,7 @@ async fn acknowledging_some_leaves_the_others(fixture: &dyn Fixture) {
     let left = delivered_ids(&others);
     subscription.ack(some).await.expect("acknowledged");
     drop(subscription);
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), left);
     let later = publish(queue.publisher().as_ref(), 1).await;
     assert_eq!(id_of(&next(subscription.as_mut()).await), later[0].id);
@@ -441,7 +442,7 @@ async fn a_closed_queue_takes_nothing_and_has_answered_everything(fixture: &dyn 
     assert!(matches!(refused, Err(PublishError::Unavailable(_))), "{refused:?}");
     drop((publisher, queue));
     let queue = fixture.open(LIMITS).await;
-    let mut subscription = queue.subscribe(100).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 100).await.expect("subscribed");
     let deliveries = next_many(subscription.as_mut(), confirmed.len()).await;
     assert!(delivered_ids(&deliveries).is_superset(&confirmed));
 }
@@ -466,7 +467,7 @@ async fn publishing_from_a_runtime_of_another_thread_works(fixture: &dyn Fixture
         runtime.block_on(publish(publisher.as_ref(), 3))
     });
     let sent = tokio::task::spawn_blocking(move || thread.join().expect("no panic")).await.expect("no panic");
-    let mut subscription = queue.subscribe(10).await.expect("subscribed");
+    let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
     assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&sent));
     assert!(queue.publisher().publish(message(1), Instant::now() + Duration::from_secs(10)).await.is_ok());
 }

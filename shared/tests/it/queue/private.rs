@@ -4,7 +4,7 @@ use shared::config::Config;
 use shared::queue::rabbitmq::RabbitQueue;
 use testkit::inspect;
 
-use super::{Arc, LIMITS, Queue, delivered_ids, ids, next, next_many, publish};
+use super::{Arc, LIMITS, Lane, Queue, delivered_ids, ids, next, next_many, publish};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_without_the_right_to_configure_works_on_what_an_operator_declared() {
@@ -15,7 +15,7 @@ async fn a_user_without_the_right_to_configure_works_on_what_an_operator_declare
         let open = |url: &str| RabbitQueue::start(RabbitSettings::new(url, &prefix, LIMITS));
 
         let queue: Arc<dyn Queue> = open(&restricted);
-        let refused = queue.subscribe(1).await.err();
+        let refused = queue.subscribe(Lane::Writes, 1).await.err();
         assert!(refused.is_some_and(|error| error.to_string().contains("not available")));
         queue.close().await;
 
@@ -23,7 +23,7 @@ async fn a_user_without_the_right_to_configure_works_on_what_an_operator_declare
         publish(operator.publisher().as_ref(), 1).await;
         let queue = open(&restricted);
         let published = publish(queue.publisher().as_ref(), 2).await;
-        let mut subscription = queue.subscribe(10).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
         let mut deliveries = next_many(subscription.as_mut(), 3).await;
         assert!(delivered_ids(&deliveries).is_superset(&ids(&published)));
         subscription.reject(deliveries.remove(0)).await.expect("rejected");
@@ -53,7 +53,7 @@ async fn what_a_new_queue_confirmed_survives_a_broker_that_is_killed_at_once() {
         broker.kill().await;
         broker.restart().await;
         let later = publish(publishers[0].as_ref(), 1).await;
-        let mut subscription = queues[1].subscribe(10).await.expect("subscribed");
+        let mut subscription = queues[1].subscribe(Lane::Writes, 10).await.expect("subscribed");
         let all = [published.0, published.1, later].concat();
         let deliveries = next_many(subscription.as_mut(), all.len()).await;
         assert!(delivered_ids(&deliveries).is_superset(&ids(&all)));
@@ -72,13 +72,13 @@ async fn what_was_rejected_while_the_dead_exchange_was_missing_is_known_of_and_c
         let prefix = testkit::unique("exchange");
         let queue = RabbitQueue::start(RabbitSettings::new(broker.url(), &prefix, LIMITS));
         let published = publish(queue.publisher().as_ref(), 1).await;
-        let mut subscription = queue.subscribe(1).await.expect("subscribed");
-        assert!(!queue.has_dead().await.expect("is looked at"));
+        let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
+        assert!(queue.waiting(Lane::Dead).await.expect("is looked at").is_empty());
         inspect::delete_exchange(broker.url(), &format!("{prefix}.dead.v1")).await.expect("deleted");
         let delivery = next(subscription.as_mut()).await;
         subscription.reject(delivery).await.expect("rejected");
-        assert!(queue.has_dead().await.expect("is looked at"), "on its way");
-        let mut dead = queue.subscribe_dead(1).await.expect("subscribed");
+        assert!(!queue.waiting(Lane::Dead).await.expect("is looked at").is_empty(), "on its way");
+        let mut dead = queue.subscribe(Lane::Dead, 1).await.expect("subscribed");
         assert_eq!(super::id_of(&next(dead.as_mut()).await), published[0].id);
         broker.set("dead_letter_worker_publisher_confirm_timeout", 180_000).await;
     })
@@ -93,13 +93,16 @@ async fn without_the_right_to_declare_the_dead_exchange_again_nobody_knows_what_
         publish(operator.publisher().as_ref(), 1).await;
         let restricted = broker.add_user(testkit::unique("looks"), ["^$", ".*", ".*"]).await;
         let queue = RabbitQueue::start(RabbitSettings::new(&restricted, &prefix, LIMITS));
-        assert!(!queue.has_dead().await.expect("is looked at"));
+        assert!(queue.waiting(Lane::Dead).await.expect("is looked at").is_empty());
         inspect::delete_exchange(broker.url(), &format!("{prefix}.dead.v1")).await.expect("deleted");
         for _ in 0..2 {
-            queue.has_dead().await.expect_err("nobody knows");
+            queue.waiting(Lane::Dead).await.expect_err("nobody knows");
         }
-        drop(operator.subscribe(1).await.expect("subscribed"));
-        assert!(queue.has_dead().await.expect("is looked at"), "some may be on their way");
+        drop(operator.subscribe(Lane::Writes, 1).await.expect("subscribed"));
+        assert!(
+            !queue.waiting(Lane::Dead).await.expect("is looked at").is_empty(),
+            "some may be on their way"
+        );
     })
     .await;
 }

@@ -13,7 +13,7 @@ use testkit::Isolated;
 use testkit::proxy::Proxy;
 
 use super::{
-    Arc, BTreeSet, Duration, Instant, LIMITS, Outgoing, PATIENCE, PublishError, Queue, QueueLimits,
+    Arc, BTreeSet, Duration, Instant, LIMITS, Lane, Outgoing, PATIENCE, PublishError, Queue, QueueLimits,
     delivered_ids, fill, id_of, ids, in_time, message, next, next_many, publish,
 };
 
@@ -89,7 +89,7 @@ async fn publishes_in_hand_at_a_cut_are_published_again_under_their_ids() {
         for publish in publishing {
             assert_eq!(publish.await.expect("no panic"), Ok(()));
         }
-        let mut subscription = queue.subscribe(100).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 100).await.expect("subscribed");
         let mut seen = BTreeSet::new();
         while seen != ids(&messages) {
             let delivery = next(subscription.as_mut()).await;
@@ -105,7 +105,7 @@ async fn publishes_in_hand_at_a_cut_are_published_again_under_their_ids() {
 async fn a_lost_confirm_leads_to_the_same_message_once_more() {
     with_proxy(|isolated, proxy| async move {
         let direct = open(&isolated, LIMITS);
-        let mut subscription = direct.subscribe(10).await.expect("subscribed");
+        let mut subscription = direct.subscribe(Lane::Writes, 10).await.expect("subscribed");
         let queue = open_through(&proxy, &isolated, LIMITS);
         link_becomes(&queue, Link::Up).await;
         proxy.mute(true);
@@ -148,14 +148,14 @@ async fn a_broker_that_is_down_at_the_start_is_waited_for() {
     with_proxy(|isolated, proxy| async move {
         proxy.down(true);
         let queue = open_through(&proxy, &isolated, LIMITS);
-        let refused = queue.subscribe(1).await.err();
+        let refused = queue.subscribe(Lane::Writes, 1).await.err();
         assert!(matches!(refused, Some(QueueError::Unavailable(_))), "{refused:?}");
         let (messages, publishing) = begin_publishing(&queue, 3).await;
         proxy.down(false);
         for publish in publishing {
             assert_eq!(publish.await.expect("no panic"), Ok(()));
         }
-        let mut subscription = queue.subscribe(10).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
         assert_eq!(delivered_ids(&next_many(subscription.as_mut(), 3).await), ids(&messages));
     })
     .await;
@@ -166,7 +166,7 @@ async fn a_cut_loses_a_subscription_for_good_and_its_deliveries_come_again() {
     with_proxy(|isolated, proxy| async move {
         let queue = open_through(&proxy, &isolated, LIMITS);
         let published = publish(queue.publisher().as_ref(), 3).await;
-        let mut subscription = queue.subscribe(2).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 2).await.expect("subscribed");
         let mut held = next_many(subscription.as_mut(), 2).await;
         proxy.cut();
         tokio::time::timeout(PATIENCE, subscription.next())
@@ -176,7 +176,7 @@ async fn a_cut_loses_a_subscription_for_good_and_its_deliveries_come_again() {
         subscription.ack(vec![held.remove(0)]).await.expect_err("lost for good");
         subscription.try_next().expect_err("lost for good");
 
-        let mut subscription = queue.subscribe(10).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 10).await.expect("subscribed");
         let again = next_many(subscription.as_mut(), 3).await;
         assert_eq!(delivered_ids(&again), ids(&published));
         subscription.ack(held).await.expect_err("a delivery of another session");
@@ -189,7 +189,7 @@ async fn a_cut_loses_a_subscription_for_good_and_its_deliveries_come_again() {
 async fn a_subscription_without_a_window_notices_a_cut_as_well() {
     with_proxy(|isolated, proxy| async move {
         let queue = open_through(&proxy, &isolated, LIMITS);
-        let mut subscription = queue.subscribe(1).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
         subscription.set_window(0).await.expect("stopped");
         proxy.cut();
         tokio::time::timeout(PATIENCE, subscription.next())
@@ -204,13 +204,13 @@ async fn a_subscription_without_a_window_notices_a_cut_as_well() {
 async fn a_queue_deleted_under_a_consumer_loses_the_subscription() {
     testkit::isolated("rabbit", |isolated| async move {
         let queue = open(&isolated, LIMITS);
-        let mut subscription = queue.subscribe(1).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
         delete_queue(&isolated, "writes").await;
         tokio::time::timeout(PATIENCE, subscription.next())
             .await
             .expect("reported in time")
             .expect_err("lost");
-        let mut subscription = queue.subscribe(1).await.expect("subscribed to a new queue");
+        let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribed to a new queue");
         let published = publish(queue.publisher().as_ref(), 1).await;
         assert_eq!(id_of(&next(subscription.as_mut()).await), published[0].id);
     })
@@ -229,7 +229,7 @@ async fn a_queue_deleted_under_a_publisher_is_declared_anew_and_nothing_is_confi
             for publish in publishing {
                 assert_eq!(publish.await.expect("no panic"), Ok(()));
             }
-            let mut subscription = queue.subscribe(1_000).await.expect("subscribed");
+            let mut subscription = queue.subscribe(Lane::Writes, 1_000).await.expect("subscribed");
             let mut missing = ids(&messages);
             while !missing.is_empty() {
                 missing.remove(&id_of(&next(subscription.as_mut()).await));
@@ -246,7 +246,7 @@ async fn a_queue_with_other_arguments_is_explained_and_used_once_it_was_deleted(
         link_becomes(&older, Link::Up).await;
         older.close().await;
         let queue = open(&isolated, LIMITS);
-        let refused = queue.subscribe(1).await.err();
+        let refused = queue.subscribe(Lane::Writes, 1).await.err();
         let Some(QueueError::Misdeclared(explanation)) = refused else { panic!("{refused:?}") };
         for part in ["dead.v1", "x-max-length-bytes", "1048576", "queue.bytes_max"] {
             assert!(explanation.contains(part), "{explanation}");
@@ -267,9 +267,9 @@ async fn all_readers_of_the_queue_are_counted_also_those_of_other_programs() {
     testkit::isolated("rabbit", |isolated| async move {
         let queue = open(&isolated, LIMITS);
         link_becomes(&queue, Link::Up).await;
-        let readers = async || queue.waiting().await.expect("is looked at").expect("a server").readers;
+        let readers = async || queue.waiting(Lane::Writes).await.expect("is looked at").readers;
         assert_eq!(readers().await, Some(0));
-        let subscription = queue.subscribe(1).await.expect("subscribed");
+        let subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
         let connection = raw_connection(&isolated).await;
         let channel = connection.create_channel().await.expect("a channel");
         let (name, options) = (format!("{}.writes.v1", isolated.prefix), BasicConsumeOptions::default());
@@ -285,7 +285,7 @@ async fn all_readers_of_the_queue_are_counted_also_those_of_other_programs() {
 async fn programs_that_start_together_on_a_new_broker_all_come_up() {
     testkit::isolated("rabbit", |isolated| async move {
         let queues: Vec<_> = (0..4).map(|_| open(&isolated, LIMITS)).collect();
-        let subscribing = queues.iter().map(|queue| queue.subscribe(1));
+        let subscribing = queues.iter().map(|queue| queue.subscribe(Lane::Writes, 1));
         for subscribed in futures_util::future::join_all(subscribing).await {
             subscribed.map(drop).expect("subscribed");
         }
@@ -314,7 +314,7 @@ async fn a_queue_that_stays_full_is_shown_and_tried_on_new_sessions_and_takes_ag
                 Err(error) => assert_eq!(error, PublishError::Full),
             }
         }
-        let mut subscription = queue.subscribe(1_000).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 1_000).await.expect("subscribed");
         let deliveries = next_many(subscription.as_mut(), taken.len()).await;
         assert_eq!(delivered_ids(&deliveries), ids(&taken));
         subscription.ack(deliveries).await.expect("acknowledged");
@@ -333,7 +333,7 @@ async fn a_rejected_message_goes_to_the_dead_queue_with_its_body() {
     testkit::isolated("rabbit", |isolated| async move {
         let queue = open(&isolated, LIMITS);
         let published = publish(queue.publisher().as_ref(), 1).await;
-        let mut subscription = queue.subscribe(1).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
         let delivery = next(subscription.as_mut()).await;
         subscription.reject(delivery).await.expect("rejected");
 
@@ -399,10 +399,10 @@ async fn while_a_deleted_queue_is_new_again_no_exchange_says_that_it_is_old() {
         // A later program declares and binds it again.
         let queue = open(&isolated, LIMITS);
         let published = publish(queue.publisher().as_ref(), 1).await;
-        let mut subscription = queue.subscribe(1).await.expect("subscribed");
+        let mut subscription = queue.subscribe(Lane::Writes, 1).await.expect("subscribed");
         let delivery = next(subscription.as_mut()).await;
         subscription.reject(delivery).await.expect("rejected");
-        let mut dead = queue.subscribe_dead(1).await.expect("subscribed");
+        let mut dead = queue.subscribe(Lane::Dead, 1).await.expect("subscribed");
         assert_eq!(id_of(&next(dead.as_mut()).await), published[0].id);
     })
     .await;

@@ -1,9 +1,9 @@
-//! Reads the depths of the queues, on a session of its own that is kept between two reads.
+//! Reads the depths of the lanes, on a session of its own that is kept between two reads.
 //!
 //! Rejected messages are in the dead queue only if the exchange of dead letters exists. Without it, or
 //! without its binding, they wait within the broker, where they cannot be seen. The broker sends no
 //! notice when it is deleted, and a program that deletes it to make a queue anew may end in the middle of
-//! that. So each read also looks for the exchange, and makes it again.
+//! that. So each read of the dead lane also looks for the exchange, and makes it again.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,9 @@ use lapin::types::{FieldTable, ShortString};
 use tokio::sync::Mutex;
 
 use crate::amqp::connection::{Session, SessionError, call};
-use crate::amqp::settings::RabbitSettings;
+use crate::amqp::settings::{Names, RabbitSettings};
 use crate::amqp::topology;
-use crate::queue::Waiting;
+use crate::queue::{Lane, Waiting};
 
 /// Name of the session in the broker's tools.
 const NAME: &str = "forebay queue look";
@@ -44,8 +44,7 @@ impl DepthReader {
         Self { settings, kept: Mutex::default() }
     }
 
-    /// Tests for messages that are ready in the dead queue, or may be on their way to it.
-    pub async fn has_dead(&self) -> Result<bool, SessionError> {
+    pub async fn waiting(&self, lane: Lane) -> Result<Waiting, SessionError> {
         let mut kept = self.kept.lock().await;
         // A session that fails is not put back, and ends.
         let session = match kept.session.take() {
@@ -53,32 +52,30 @@ impl DepthReader {
             None => Session::open(&self.settings, NAME).await?,
         };
         let names = self.settings.names();
-        if topology::check_dead_exchange(&session, &names).await? {
+        let more_may_come = lane == Lane::Dead && self.look_for_exchange(&session, &names, &mut kept).await?;
+        let found = found(&session, lane.queue(names)).await?;
+        kept.session = Some(session);
+        let readers = Some(found.consumer_count());
+        Ok(Waiting { messages: found.message_count().into(), more_may_come, readers })
+    }
+
+    /// Makes a missing exchange again; `true` while messages may be on their way to the dead queue.
+    async fn look_for_exchange(
+        &self,
+        session: &Session,
+        names: &Names,
+        kept: &mut KeptSession,
+    ) -> Result<bool, SessionError> {
+        if topology::check_dead_exchange(session, names).await? {
             kept.was_there = true;
         } else {
             kept.missed_at = Some(Instant::now());
             if std::mem::take(&mut kept.was_there) {
                 tracing::warn!(exchange = names.dead.as_str(), "exchange is gone, it is declared again");
             }
-            topology::restore_dead_exchange(&session, &names, self.settings.settle).await?;
+            topology::restore_dead_exchange(session, names, self.settings.settle).await?;
         }
-        let ready = found(&session, names.dead).await?.message_count();
-        kept.session = Some(session);
-        let on_their_way = kept.missed_at.is_some_and(|at| at.elapsed() < ON_THEIR_WAY_MAX);
-        Ok(ready > 0 || on_their_way)
-    }
-
-    /// Depth and readers of the queue of writes.
-    pub async fn writes(&self) -> Result<Waiting, SessionError> {
-        let mut kept = self.kept.lock().await;
-        let session = match kept.session.take() {
-            Some(session) => session,
-            None => Session::open(&self.settings, NAME).await?,
-        };
-        let found = found(&session, self.settings.names().writes).await?;
-        kept.session = Some(session);
-        let readers = Some(found.consumer_count());
-        Ok(Waiting { messages: found.message_count().into(), readers })
+        Ok(kept.missed_at.is_some_and(|at| at.elapsed() < ON_THEIR_WAY_MAX))
     }
 
     pub async fn close(&self) {
