@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use shared::event::{Body, Committed, Continuity, Event, SILENCE_MAX, Sequence, Signal};
 use shared::model::id::ItemKey;
-use shared::model::outcome::Counter;
 use shared::queue::Link;
 use shared::runtime::shutdown::Shutdown;
 
@@ -103,12 +102,11 @@ impl Feed {
 
     /// Takes a commit. Keys and cached values come first: a client that is answered may read at once.
     fn take_committed(&self, committed: &Committed) {
-        let counters: Vec<Counter> = committed.counters.iter().cloned().map(Into::into).collect();
-        self.0.cache.apply_update(&counters);
+        self.0.cache.apply_update(&committed.counters);
         self.0.documents.forget(committed.deleted.iter().copied().filter_map(ItemKey::from_uuid));
         self.0.metrics.cache.changed(committed.types.iter().map(|kind| &**kind));
         self.0.recent_keys.on_event(committed);
-        self.0.waiters.changed(&counters);
+        self.0.waiters.changed(&committed.counters);
         self.0.waiters.on_event(committed);
     }
 }

@@ -12,7 +12,7 @@ use shared::model::id::{IdIssuer, IdKeys};
 use shared::program::backend::Backend;
 use shared::queue::Publisher;
 use shared::runtime::breaker::{Breaker, BreakerLimits};
-use shared::store::Store;
+use shared::store::{DeadLetters, Reads};
 use tokio::sync::Semaphore;
 
 use crate::admission::auth::Authorizer;
@@ -84,7 +84,8 @@ pub struct App {
     pub backend: Backend,
     pub publisher: Arc<dyn Publisher>,
     pub publisher_breaker: Arc<Breaker>,
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Reads>,
+    pub dead_letters: Arc<dyn DeadLetters>,
     pub store_breaker: Arc<Breaker>,
     pub events: Arc<dyn Events>,
     pub ids: IdKeys,
@@ -165,6 +166,7 @@ impl App {
             consumers_seen: AtomicUsize::new(0),
             queue_has_opened: AtomicBool::new(false),
             backend: backend.clone(),
+            dead_letters: store.clone(),
             store,
             store_breaker,
             events,

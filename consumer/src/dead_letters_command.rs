@@ -19,7 +19,7 @@ use shared::model::dead_letter::{
 use shared::model::id::{IdKeys, ItemId};
 use shared::program::backend::{self, OpenStore};
 use shared::program::cli::Options;
-use shared::store::Store;
+use shared::store::DeadLetters;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
@@ -185,7 +185,7 @@ impl PageArgs {
 }
 
 async fn list(
-    store: &dyn Store,
+    store: &dyn DeadLetters,
     ids: &IdKeys,
     filter: DeadLetterFilter,
     discarded: bool,
@@ -211,7 +211,12 @@ async fn list(
     Ok(text)
 }
 
-async fn redrive(store: &dyn Store, ids: &IdKeys, asked: Redrive, json: bool) -> anyhow::Result<String> {
+async fn redrive(
+    store: &dyn DeadLetters,
+    ids: &IdKeys,
+    asked: Redrive,
+    json: bool,
+) -> anyhow::Result<String> {
     let dry_run = asked.dry_run;
     let done = store.redrive(asked).await?;
     let redriven = done.items;

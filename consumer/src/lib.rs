@@ -18,6 +18,7 @@ use shared::config::Config;
 use shared::program::backend::Backend;
 use shared::runtime::progress::Progress;
 use shared::runtime::shutdown::{self, Shutdown};
+use shared::store::Reads;
 use tokio::task::JoinHandle;
 
 use crate::dead_letters::dead_queue::DeadQueue;
@@ -47,6 +48,7 @@ pub struct Consumer {
     dead_queue: DeadQueue,
     announcer: Arc<Announcer>,
     housekeeping: Housekeeping,
+    store: Arc<dyn Reads>,
     progress: Progress,
 }
 
@@ -85,7 +87,8 @@ impl Consumer {
             status: ingest.status.clone(),
         };
         let housekeeping = Housekeeping::new(config, backend, ingest.status.clone(), publisher);
-        Self { ingest, dead_queue, announcer, housekeeping, progress: progress.clone() }
+        let (store, progress) = (backend.store.clone(), progress.clone());
+        Self { ingest, dead_queue, announcer, housekeeping, store, progress }
     }
 
     pub fn status(&self) -> Arc<ConsumerStatus> {
@@ -98,7 +101,7 @@ impl Consumer {
         // Stops after the ingest, which may have a batch to settle.
         let (quiet, until_quiet) = shutdown::channel();
         let (stop, stopping) = shutdown::channel();
-        let (announcer, store, status) = (self.announcer.clone(), self.ingest.store.clone(), self.status());
+        let (announcer, store, status) = (self.announcer.clone(), self.store.clone(), self.status());
         let watched = self.progress;
         let heartbeat = async move { announcer.run(store, status, until_quiet).await };
         let heartbeat = watched.clone().watching("heartbeat", heartbeat);

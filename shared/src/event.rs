@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::model::id::ItemKey;
 use crate::model::idempotency::{Fingerprint, item_key};
-use crate::model::outcome::{Counter, KeyedVerdict};
+use crate::model::outcome::{Counter, CounterResult, KeyedOutcome};
 use crate::runtime::shutdown::Shutdown;
 
 /// Silence after which a publisher counts as gone, and its last events may be missing.
@@ -116,7 +116,7 @@ pub enum Body {
 #[serde(default)]
 pub struct Committed {
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub counters: Vec<CounterChanged>,
+    pub counters: Vec<Counter>,
     /// Metric types that got points.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub types: Vec<Arc<str>>,
@@ -125,12 +125,12 @@ pub struct Committed {
     pub deleted: Vec<Uuid>,
     /// Results right after increments that a client waits for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub standings: Vec<Standing>,
+    pub standings: Vec<CounterResult>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<ItemFailed>,
     /// Keyed items that were not set aside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub keyed: Vec<KeyedTold>,
+    pub keyed: Vec<KeyedOutcome>,
     /// Messages that were applied: each item of them that is neither failed nor keyed is, too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<Uuid>,
@@ -138,15 +138,6 @@ pub struct Committed {
     /// store knows their outcome.
     #[serde(skip)]
     pub unclear: Vec<ItemKey>,
-}
-
-/// Value and version of a counter right after one increment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
-    #[serde(with = "item_key")]
-    pub item: ItemKey,
-    pub value: i64,
-    pub version: i64,
 }
 
 /// An item that was set aside.
@@ -159,37 +150,6 @@ pub struct ItemFailed {
     pub fingerprint: Option<Fingerprint>,
     pub reason: Box<str>,
     pub detail: Box<str>,
-}
-
-/// Result of a keyed item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyedTold {
-    #[serde(with = "item_key")]
-    pub item: ItemKey,
-    pub fingerprint: Fingerprint,
-    pub verdict: KeyedVerdict,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CounterChanged {
-    pub name: Arc<str>,
-    pub value: i64,
-    pub version: i64,
-    pub updated_at_ms: i64,
-}
-
-impl From<Counter> for CounterChanged {
-    fn from(counter: Counter) -> Self {
-        let Counter { name, value, version, updated_at_ms } = counter;
-        Self { name, value, version, updated_at_ms }
-    }
-}
-
-impl From<CounterChanged> for Counter {
-    fn from(changed: CounterChanged) -> Self {
-        let CounterChanged { name, value, version, updated_at_ms } = changed;
-        Self { name, value, version, updated_at_ms }
-    }
 }
 
 /// Follows the numbers of all publishers.

@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use shared::model::outcome::Counter;
 use shared::runtime::breaker::Breaker;
-use shared::store::{Store, StoreError};
+use shared::store::{Reads, StoreError};
 
 use crate::metrics::metrics;
 use crate::read::cache::{self, CacheLimits, CacheOutcome};
@@ -40,7 +40,7 @@ pub struct CounterCache {
     /// Grows when events may have been missed; entries of an earlier generation are old.
     generation: AtomicU64,
     limits: CacheLimits,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Reads>,
     breaker: Arc<Breaker>,
 }
 
@@ -53,7 +53,7 @@ struct CounterStamp {
 
 impl CounterCache {
     /// Makes an empty cache. Call it on the runtime on which loads shall run.
-    pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
+    pub fn new(store: Arc<dyn Reads>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
         let weigh = |name: &Arc<str>, _: &Arc<CachedCounter>| 2 * name.len() + ENTRY_BYTES;
         let entries = cache::bounded(limits.bytes_max, limits.stale_max, weigh);
         let (loads, generation) = (SingleFlight::new(), AtomicU64::new(0));

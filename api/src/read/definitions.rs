@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use shared::event::{Event, Events};
 use shared::model::collection::{Checker, Collection, Definition};
 use shared::runtime::breaker::Breaker;
-use shared::store::{Store, StoreError};
+use shared::store::{Define, StoreError};
 use tokio::runtime::Handle;
 
 use crate::read::cache;
@@ -57,14 +57,14 @@ pub struct Definitions {
     loads: Arc<SingleFlight<Arc<str>, u64, Arc<KnownDefinition>>>,
     /// Indexing under way that was begun before.
     resumed: Arc<SingleFlight<Arc<str>, (), ()>>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Define>,
     breaker: Arc<Breaker>,
     runtime: Handle,
 }
 
 impl Definitions {
     /// Makes an empty cache. Call it on the runtime on which loads shall run.
-    pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, events: Arc<dyn Events>) -> Arc<Self> {
+    pub fn new(store: Arc<dyn Define>, breaker: Arc<Breaker>, events: Arc<dyn Events>) -> Arc<Self> {
         let weigh = |name: &Arc<str>, known: &Arc<KnownDefinition>| {
             let schema = known.collection.definition.schema.as_ref().map_or(0, String::len);
             name.len() + schema + known.checker.as_ref().map_or(0, |checker| checker.weight())

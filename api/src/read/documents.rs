@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use shared::model::id::ItemKey;
 use shared::runtime::breaker::Breaker;
-use shared::store::{Document, Store, StoreError, Stored};
+use shared::store::{Document, Reads, StoreError, Stored};
 use uuid::Uuid;
 
 use crate::read::cache::{self, CacheLimits, CacheOutcome};
@@ -49,13 +49,13 @@ pub struct DocumentCache {
     /// Number of losses at the last gap: deletions may have been missed, so entries from before are old.
     losses_at_gap: AtomicU64,
     ttl: Duration,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Reads>,
     breaker: Arc<Breaker>,
 }
 
 impl DocumentCache {
     /// Makes an empty cache. Call it on the runtime on which loads shall run.
-    pub fn new(store: Arc<dyn Store>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
+    pub fn new(store: Arc<dyn Reads>, breaker: Arc<Breaker>, limits: CacheLimits) -> Arc<Self> {
         let weigh = |_: &Uuid, cached: &Arc<CachedDocument>| cached.document.data.len() + ENTRY_BYTES;
         let entries = cache::bounded(limits.bytes_max, limits.stale_max, weigh);
         let (losses, losses_at_gap) = (AtomicU64::new(0), AtomicU64::new(0));

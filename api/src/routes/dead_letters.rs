@@ -162,7 +162,7 @@ pub async fn list(request: HttpRequest, shared: ThinData<Shared>) -> Result<Http
     let filter = DeadLetterFilter { kind, reason, id: None };
     // One more than asked for tells whether there is a next page.
     let page = DeadLetterPage { filter, discarded: discarded.unwrap_or(false), after, limit: limit + 1 };
-    let mut letters = guarded(&shared.store_breaker, shared.store.dead_letters(page))
+    let mut letters = guarded(&shared.store_breaker, shared.dead_letters.dead_letters(page))
         .await
         .map_err(|error| unavailable(&error))?;
     let more = letters.len() > limit as usize;
@@ -195,7 +195,7 @@ pub async fn get(
 ) -> Result<HttpResponse, Problem> {
     query::none(request.query_string())?;
     let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
-    let letter = guarded(&shared.store_breaker, shared.store.dead_letter(id))
+    let letter = guarded(&shared.store_breaker, shared.dead_letters.dead_letter(id))
         .await
         .map_err(|error| unavailable(&error))?
         .ok_or_else(no_such_letter)?;
@@ -267,7 +267,7 @@ pub async fn delete(
     query::none(request.query_string())?;
     body::check_encoding(request.headers())?;
     let id = shared.ids.meant(&id).ok_or_else(no_such_letter)?;
-    let discarded = attempted(&shared.store_breaker, shared.store.discard(id)).await;
+    let discarded = attempted(&shared.store_breaker, shared.dead_letters.discard(id)).await;
     if discarded.map_err(|error| unavailable(&error))? {
         Ok(HttpResponse::NoContent().finish())
     } else {
@@ -279,7 +279,7 @@ pub async fn delete(
 /// once, those of the others when the event reaches them, or by their time to live.
 async fn run(shared: Shared, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
     let dry_run = redrive.dry_run;
-    let redriven = attempted(&shared.store_breaker, shared.store.redrive(redrive)).await;
+    let redriven = attempted(&shared.store_breaker, shared.dead_letters.redrive(redrive)).await;
     if !dry_run {
         shared.cache.invalidate_all();
         shared.documents.invalidate_all();

@@ -10,7 +10,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use shared::model::rollup::Rollup;
 use shared::model::write::Write;
 use shared::runtime::clock;
-use shared::store::{RollupPage, RollupRange, Store, StoreError};
+use shared::store::{Reads, RollupPage, RollupRange, StoreError};
 use tokio::time::timeout;
 
 use self::figures::{Filling, Series, Summary};
@@ -272,7 +272,7 @@ fn respond(request: &HttpRequest, answer: &Answer, outcome: CacheOutcome) -> Htt
 }
 
 /// The body of an answer, from the store.
-async fn compute(store: &dyn Store, turn: &Semaphore, question: &Question) -> Result<Vec<u8>, StoreError> {
+async fn compute(store: &dyn Reads, turn: &Semaphore, question: &Question) -> Result<Vec<u8>, StoreError> {
     let kind = question.tag();
     let body = match question.shape {
         Shape::Summary(period) => {
@@ -296,7 +296,7 @@ async fn compute(store: &dyn Store, turn: &Semaphore, question: &Question) -> Re
 /// Adds the rollups of a piece to `whole`, by ascending period. A page is in memory at a time, and
 /// added away from the workers; pages of all answers take turns.
 async fn fold<T: Send + 'static>(
-    store: &dyn Store,
+    store: &dyn Reads,
     turn: &Semaphore,
     (kind, piece): (&str, Piece),
     mut whole: T,

@@ -72,9 +72,10 @@ impl RecentKeys {
 
 #[cfg(test)]
 mod tests {
-    use shared::event::{ItemFailed, KeyedTold};
+    use shared::event::ItemFailed;
     use shared::model::id::Kind;
     use shared::model::idempotency::{fingerprint_of, id_of};
+    use shared::model::outcome::KeyedOutcome;
 
     use super::*;
 
@@ -87,7 +88,7 @@ mod tests {
         };
         let reported = |name: &str, by, verdict| {
             let Keyed { id, fingerprint } = keyed(name, by);
-            KeyedTold { item: id, fingerprint, verdict }
+            KeyedOutcome { item: id, fingerprint, verdict }
         };
         let keyed_told = vec![
             reported("loser", 1, KeyedVerdict::Conflict),

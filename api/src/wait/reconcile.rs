@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shared::runtime::breaker::Breaker;
 use shared::runtime::shutdown::Shutdown;
-use shared::store::Store;
+use shared::store::Reads;
 
 use crate::store_breaker::guarded;
 use crate::wait::waiters::Waiters;
@@ -18,7 +18,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Runs until the shutdown. One read at a time: a gap with many waiting requests costs a few reads.
 pub async fn run(
     waiters: Arc<Waiters>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Reads>,
     breaker: Arc<Breaker>,
     mut shutdown: Shutdown,
 ) {

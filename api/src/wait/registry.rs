@@ -5,10 +5,10 @@
 //! event may have said otherwise of them: the store decides.
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use shared::event::{Committed, ItemFailed, KeyedTold, Standing};
+use shared::event::{Committed, ItemFailed};
 use shared::model::id::{ItemKey, MessageId};
 use shared::model::idempotency::Fingerprint;
-use shared::model::outcome::{CounterResult, ItemStatus, KeyedVerdict};
+use shared::model::outcome::{CounterResult, ItemStatus, KeyedOutcome, KeyedVerdict};
 use tokio::sync::oneshot;
 
 use crate::wait::outcome::{Changed, Outcome};
@@ -129,7 +129,7 @@ impl Registry {
             return answers;
         }
         for standing in &committed.standings {
-            self.on_standing(standing, &mut answers);
+            self.on_standing(*standing, &mut answers);
         }
         for failed in &committed.failed {
             self.on_failed(failed, &mut answers);
@@ -148,9 +148,8 @@ impl Registry {
 
     /// Takes the counter after an applied increment. The payload of a keyed increment is known only with its
     /// verdict.
-    fn on_standing(&mut self, standing: &Standing, answers: &mut Answers) {
-        let Standing { item, value, version } = *standing;
-        let standing = Some(CounterResult { item, value, version });
+    fn on_standing(&mut self, standing: CounterResult, answers: &mut Answers) {
+        let (item, standing) = (standing.item, Some(standing));
         if item.is_keyed() {
             for entry in self.items.get_mut(&item).into_iter().flatten() {
                 entry.standing = standing;
@@ -171,8 +170,8 @@ impl Registry {
         });
     }
 
-    fn on_keyed(&mut self, keyed: &KeyedTold, answers: &mut Answers) {
-        let KeyedTold { item, fingerprint, verdict } = *keyed;
+    fn on_keyed(&mut self, keyed: &KeyedOutcome, answers: &mut Answers) {
+        let KeyedOutcome { item, fingerprint, verdict } = *keyed;
         if verdict == KeyedVerdict::Repeated {
             // The key was processed before, and its outcome was reported then: only the store knows it.
             self.doubt(item);

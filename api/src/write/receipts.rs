@@ -46,6 +46,6 @@ pub async fn with_letter(shared: &Shared, item: ItemKey, receipt: Receipt) -> Re
     if !receipt.is_failed() {
         return Ok(receipt);
     }
-    let letter = guarded(&shared.store_breaker, shared.store.dead_letter(item.as_uuid())).await?;
+    let letter = guarded(&shared.store_breaker, shared.dead_letters.dead_letter(item.as_uuid())).await?;
     Ok(receipt.with_letter(letter.as_ref(), &shared.ids))
 }

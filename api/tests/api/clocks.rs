@@ -1,6 +1,7 @@
 //! Clocks that were wrong for a long time and are put right: writes take effect again without help.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::{Client, Method};
@@ -97,7 +98,7 @@ impl Layer for Off {
         &self.store
     }
 
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+    async fn apply_within(&self, batch: Arc<[Message]>, _: Duration) -> Result<Applied, StoreError> {
         let applied = self.store.apply(batch).await?;
         let committed_at_ms = applied.committed_at_ms + self.by_ms.load(Ordering::Relaxed);
         Ok(Applied { committed_at_ms, ..applied })

@@ -2,6 +2,7 @@
 //! has its own limit of open files.
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -34,7 +35,7 @@ impl Layer for Gated {
         &self.store
     }
 
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+    async fn apply_within(&self, batch: Arc<[Message]>, _: Duration) -> Result<Applied, StoreError> {
         self.is_open.clone().wait_for(|is_open| *is_open).await.expect("the test has it");
         self.store.apply(batch).await
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use shared::model::id::IdIssuer;
@@ -173,7 +173,7 @@ impl Layer for FaultyStore {
     }
 
     /// Applies a batch; sometimes fails before the transaction, or after its commit, and breaks the session.
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+    async fn apply_within(&self, batch: Arc<[Message]>, _: Duration) -> Result<Applied, StoreError> {
         let batch = if self.1.bug == Bug::LedgerSkipped { under_new_ids(&batch) } else { batch };
         let away = |why: &str| StoreError::Unavailable(why.into());
         let draw = self.1.draw(&self.1.applies);

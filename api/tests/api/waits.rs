@@ -165,7 +165,7 @@ impl Layer for Moody {
         &self.store
     }
 
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+    async fn apply_within(&self, batch: Arc<[Message]>, _: Duration) -> Result<Applied, StoreError> {
         let away = |why: &str| StoreError::Unavailable(why.into());
         let mut moods = self.moods.mood.subscribe();
         let mood = *moods.wait_for(|mood| *mood != Mood::Held).await.expect("the test has it");

@@ -12,7 +12,7 @@ use shared::model::dead_letter::{
 };
 use shared::model::outcome::Reason;
 use shared::program::backend::Backend;
-use shared::store::{Store, StoreError};
+use shared::store::{DeadLetters, StoreError};
 use uuid::Uuid;
 
 use crate::metrics::metrics;
@@ -27,7 +27,7 @@ const PAGE_LIMIT: u32 = 100;
 const TRIED_MAX: usize = 10_000;
 
 pub struct Rescue {
-    store: Arc<dyn Store>,
+    store: Arc<dyn DeadLetters>,
     events: Arc<dyn Events>,
     /// Index into [`REASONS`] of the present search.
     reason: usize,

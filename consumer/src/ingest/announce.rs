@@ -4,11 +4,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use shared::event::{Body, Committed, Event, Events, HEARTBEAT_EVERY, ItemFailed, KeyedTold, Standing};
-use shared::model::outcome::{Applied, CounterResult, KeyedOutcome, SetAside};
+use shared::event::{Body, Committed, Event, Events, HEARTBEAT_EVERY, ItemFailed};
+use shared::model::outcome::{Applied, SetAside};
 use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
-use shared::store::{Store, StoreError};
+use shared::store::{Reads, StoreError};
 
 use crate::status::ConsumerStatus;
 
@@ -81,7 +81,7 @@ impl Announcer {
     }
 
     /// Sends heartbeats until the shutdown. Start it before the first commit.
-    pub async fn run(&self, store: Arc<dyn Store>, status: Arc<ConsumerStatus>, shutdown: Shutdown) {
+    pub async fn run(&self, store: Arc<dyn Reads>, status: Arc<ConsumerStatus>, shutdown: Shutdown) {
         tokio::join!(self.beat(&status, shutdown.clone()), self.refresh_clock(&*store, &status, shutdown));
     }
 
@@ -95,7 +95,7 @@ impl Announcer {
     }
 
     /// Asks for the store's time when no commit reported it. Heartbeats do not wait for the answer.
-    async fn refresh_clock(&self, store: &dyn Store, status: &ConsumerStatus, mut shutdown: Shutdown) {
+    async fn refresh_clock(&self, store: &dyn Reads, status: &ConsumerStatus, mut shutdown: Shutdown) {
         loop {
             if self.clock_is_old() {
                 let Some(answer) = shutdown.unless_requested(store.now_ms()).await else { return };
@@ -152,12 +152,11 @@ impl Announcer {
 /// about it was published.
 fn events_of(applied: &Applied) -> Vec<Committed> {
     let mut events = Vec::new();
-    spread(&mut events, 0, &applied.counters, |counter| counter.clone().into(), |event| &mut event.counters);
+    spread(&mut events, 0, &applied.counters, Clone::clone, |event| &mut event.counters);
     spread(&mut events, 0, &applied.types, Arc::clone, |event| &mut event.types);
     spread(&mut events, 0, &applied.deleted, |item| item.as_uuid(), |event| &mut event.deleted);
-    let standing = |of: &CounterResult| Standing { item: of.item, value: of.value, version: of.version };
     let from = events.len().saturating_sub(1);
-    spread(&mut events, from, &applied.standings, standing, |event| &mut event.standings);
+    spread(&mut events, from, &applied.standings, |standing| *standing, |event| &mut event.standings);
     let failed = |aside: &SetAside| ItemFailed {
         item: aside.item,
         fingerprint: aside.fingerprint,
@@ -166,13 +165,8 @@ fn events_of(applied: &Applied) -> Vec<Committed> {
     };
     let from = events.len().saturating_sub(1);
     spread(&mut events, from, &applied.set_aside, failed, |event| &mut event.failed);
-    let keyed = |outcome: &KeyedOutcome| KeyedTold {
-        item: outcome.item,
-        fingerprint: outcome.fingerprint,
-        verdict: outcome.verdict,
-    };
     let from = events.len().saturating_sub(1);
-    spread(&mut events, from, &applied.keyed, keyed, |event| &mut event.keyed);
+    spread(&mut events, from, &applied.keyed, |keyed| *keyed, |event| &mut event.keyed);
     let from = events.len().saturating_sub(1);
     spread(&mut events, from, &applied.fresh, |message| message.as_uuid(), |event| &mut event.messages);
     events
@@ -203,7 +197,8 @@ mod tests {
     use shared::event::{Continuity, Sequence, Signal};
     use shared::model::id::{IdIssuer, Kind};
     use shared::model::idempotency::{fingerprint_of, id_of};
-    use shared::model::outcome::{Counter, KeyedVerdict, Reason};
+    use shared::model::outcome::{Counter, CounterResult, KeyedOutcome, KeyedVerdict, Reason};
+    use shared::store::Store;
 
     use super::*;
 

@@ -14,7 +14,7 @@ use shared::model::message::Message;
 use shared::model::outcome::Applied;
 use shared::queue::{Delivery, Lost};
 use shared::runtime::shutdown::Shutdown;
-use shared::store::{Store, StoreError};
+use shared::store::{Apply, StoreError};
 
 use crate::ingest::batch_log;
 use crate::ingest::session::{BatchOutcome, DecodedDelivery, IngestSession, MessageBatch, answered};
@@ -385,7 +385,7 @@ impl IngestSession<'_> {
 
 /// Probes the store and then applies, however long the probe takes.
 async fn probe_then_apply(
-    store: &Arc<dyn Store>,
+    store: &Arc<dyn Apply>,
     batch: &MessageBatch,
     limit: Duration,
 ) -> Result<Applied, StoreRefusal> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::model::id::MessageId;
-use shared::store::{Store, StoreError};
+use shared::store::{Apply, StoreError};
 
 /// Ended attempts that are kept until they are forgotten together.
 const ENDED_KEPT_MAX: usize = 64;
@@ -15,7 +15,7 @@ const ENDED_KEPT_MAX: usize = 64;
 const END_TIME_MAX: Duration = Duration::from_secs(1);
 
 pub struct Attempts {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Apply>,
     /// Attempts that this process noted and that are not over. The process lives, so they are not noted
     /// again.
     noted: HashSet<MessageId>,
@@ -25,7 +25,7 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    pub fn new(store: Arc<dyn Store>) -> Self {
+    pub fn new(store: Arc<dyn Apply>) -> Self {
         Self { store, noted: HashSet::new(), ended: HashSet::new() }
     }
 

@@ -17,7 +17,7 @@ use shared::queue::{Delivery, Lane, Lost, Queue, Subscription};
 use shared::runtime::backoff::Backoff;
 use shared::runtime::progress::Mark;
 use shared::runtime::shutdown::Shutdown;
-use shared::store::{Store, StoreError};
+use shared::store::{Apply, StoreError};
 
 use crate::ingest::announce::Announcer;
 use crate::ingest::attempts::Attempts;
@@ -41,7 +41,7 @@ const DECODED_HERE_BYTES_MAX: usize = 64 << 10;
 
 pub struct Ingest {
     pub queue: Arc<dyn Queue>,
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Apply>,
     /// For log lines, which name items as their clients know them.
     pub ids: IdKeys,
     pub announcer: Arc<Announcer>,

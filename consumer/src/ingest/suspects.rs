@@ -13,7 +13,7 @@ use shared::model::id::MessageId;
 use shared::model::message::Message;
 use shared::model::outcome::Applied;
 use shared::queue::Delivery;
-use shared::store::{GiveUp, Store, StoreError};
+use shared::store::{Apply, GiveUp, StoreError};
 use tokio::task::JoinSet;
 
 use crate::metrics::metrics;
@@ -76,7 +76,7 @@ impl Default for Pace {
 }
 
 /// Tests whether the store commits a write of its own promptly.
-pub async fn answers(store: &Arc<dyn Store>) -> bool {
+pub async fn answers(store: &Arc<dyn Apply>) -> bool {
     tokio::time::timeout(PROMPT, store.probe()).await.is_ok_and(|probed| probed.is_ok())
 }
 
@@ -163,7 +163,7 @@ enum TrialOutcome {
 }
 
 pub struct Suspects {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Apply>,
     pace: Pace,
     held: Vec<Suspect>,
     trials: JoinSet<(u64, TrialOutcome)>,
@@ -171,7 +171,7 @@ pub struct Suspects {
 }
 
 impl Suspects {
-    pub fn new(store: Arc<dyn Store>, pace: Pace) -> Self {
+    pub fn new(store: Arc<dyn Apply>, pace: Pace) -> Self {
         Self { store, pace, held: Vec::new(), trials: JoinSet::new(), next_number: 0 }
     }
 
@@ -341,7 +341,7 @@ impl Drop for Suspects {
 
 /// Runs one trial, between two probe writes.
 async fn run_trial(
-    store: &Arc<dyn Store>,
+    store: &Arc<dyn Apply>,
     message: Message,
     step: TrialStep,
     why: Arc<str>,

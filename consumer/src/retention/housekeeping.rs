@@ -13,7 +13,7 @@ use shared::queue::{Lane, Queue};
 use shared::runtime::backoff::Backoff;
 use shared::runtime::clock;
 use shared::runtime::shutdown::Shutdown;
-use shared::store::{ConsumerWatermark, Housekept, ReportedWatermark, Retention, Store, StoreError};
+use shared::store::{ConsumerWatermark, Housekeep, Housekept, ReportedWatermark, Retention, StoreError};
 
 use crate::dead_letters::rescue::Rescue;
 use crate::metrics::metrics;
@@ -39,7 +39,7 @@ const FIRST_RETRY_AFTER: Duration = Duration::from_secs(1);
 const HOUR_MS: i64 = 60 * 60 * 1_000;
 
 pub struct Housekeeping {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Housekeep>,
     queue: Arc<dyn Queue>,
     status: Arc<ConsumerStatus>,
     consumer: u64,

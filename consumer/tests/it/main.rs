@@ -44,7 +44,7 @@ impl Layer for Switched {
         &self.store
     }
 
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
+    async fn apply_within(&self, batch: Arc<[Message]>, _: Duration) -> Result<Applied, StoreError> {
         self.asked.lock().expect("no panic").push(batch.len());
         if self.away.load(Ordering::Relaxed) {
             self.failed.fetch_add(1, Ordering::Relaxed);

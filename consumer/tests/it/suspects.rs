@@ -107,10 +107,6 @@ impl Layer for Fragile {
         &self.store
     }
 
-    async fn apply(&self, batch: Arc<[Message]>) -> Result<Applied, StoreError> {
-        self.apply_within(batch, Duration::MAX).await
-    }
-
     async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Result<Applied, StoreError> {
         let limit = limit.min(Duration::from_millis(400));
         let failed = |why: &str| Err(StoreError::Failed(why.into()));

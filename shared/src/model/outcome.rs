@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::id::{ItemKey, MessageId};
-use crate::model::idempotency::Fingerprint;
+use crate::model::idempotency::{Fingerprint, item_key};
 
 /// Counter as stored. `version` counts the increments that were applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counter {
     pub name: Arc<str>,
     pub value: i64,
@@ -56,23 +58,25 @@ impl Applied {
 }
 
 /// Counter right after one increment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterResult {
+    #[serde(with = "item_key")]
     pub item: ItemKey,
     pub value: i64,
     pub version: i64,
 }
 
 /// Outcome of a keyed item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyedOutcome {
+    #[serde(with = "item_key")]
     pub item: ItemKey,
     /// Fingerprint of the payload that this outcome is about.
     pub fingerprint: Fingerprint,
     pub verdict: KeyedVerdict,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyedVerdict {
     /// The first under its key: applied now.

@@ -14,6 +14,7 @@ mod dead_letters;
 mod dead_messages;
 mod documents;
 mod effects;
+mod expired_documents;
 mod failure;
 mod fields;
 mod housekeeping;
@@ -41,14 +42,14 @@ use anyhow::Context;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use self::failure::PgFailure;
 use self::known::KnownState;
 use self::limits::{Class, Limit};
 use self::session::PgSession;
 use super::rules::page::Bounds;
 use super::{
-    ConsumerWatermark, DocumentPage, DocumentsFound, GiveUp, Housekept, NamePage, ReportedWatermark,
-    Retention, RollupPage, RollupRange, Store, StoreError, Stored, Watermarks,
+    Apply, ConsumerWatermark, DeadLetters, Define, DocumentPage, DocumentsFound, GiveUp, Housekeep,
+    Housekept, NamePage, Reads, ReportedWatermark, Retention, RollupPage, RollupRange, Store, StoreError,
+    Stored, Watermarks,
 };
 use crate::config;
 use crate::model::collection::{Collection, Definition};
@@ -61,9 +62,9 @@ use crate::model::outcome::{Applied, Counter, ItemStatus};
 pub struct PostgresStore {
     session: PgSession,
     known: Arc<KnownState>,
-    read_timeout: Limit,
-    list_timeout: Limit,
-    write_timeout: Limit,
+    read: Limit,
+    list: Limit,
+    write: Limit,
 }
 
 impl PostgresStore {
@@ -80,40 +81,36 @@ impl PostgresStore {
         Ok(Arc::new(Self {
             session: PgSession::new(config).context("store.url")?,
             known: Arc::new(KnownState::new(collections)),
-            read_timeout: Limit::new(Class::Read, config.read_timeout_ms),
-            list_timeout: Limit::new(Class::List, config.read_timeout_ms),
-            write_timeout: Limit::new(Class::Write, config.write_timeout_ms),
+            read: Limit::new(Class::Read, config.read_timeout_ms),
+            list: Limit::new(Class::List, config.read_timeout_ms),
+            write: Limit::new(Class::Write, config.write_timeout_ms),
         }))
     }
 }
 
 #[async_trait]
-impl Store for PostgresStore {
+impl Apply for PostgresStore {
     async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Result<Applied, StoreError> {
-        let limit = self.write_timeout.time.min(limit);
-        let known = Arc::clone(&self.known);
-        let work = self.session.run("apply", self.write_timeout.within(limit), move |connection| {
-            Box::pin(async move {
-                let applied = apply::apply(connection, &known, &batch, limit).await;
-                applied.map_err(PgFailure::of_transaction)
-            })
-        });
-        work.await
+        let (known, time) = (Arc::clone(&self.known), self.write.time.min(limit));
+        let limit = self.write.within(time);
+        self.session.run("apply", limit, move |c| Box::pin(apply::apply(c, known, batch, time))).await
     }
 
     async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError> {
-        let (known, limit) = (Arc::clone(&self.known), self.write_timeout.time);
-        let work = self.session.run("give_up_on", self.write_timeout, move |connection| {
-            Box::pin(async move {
-                let applied = apply::give_up_on(connection, &known, &message, &give_up, limit).await;
-                applied.map_err(PgFailure::of_transaction)
+        let (known, limit) = (Arc::clone(&self.known), self.write);
+        self.session
+            .run("give_up_on", limit, move |c| {
+                Box::pin(apply::give_up_on(c, known, message, give_up, limit.time))
             })
-        });
-        work.await
+            .await
+    }
+
+    async fn bury(&self, message: DeadMessage) -> Result<(), StoreError> {
+        self.session.run("bury", self.write, |c| Box::pin(dead_messages::bury(c, message))).await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        self.session.run("probe", self.read_timeout, |connection| Box::pin(attempts::probe(connection))).await
+        self.session.run("probe", self.read, |c| Box::pin(attempts::probe(c))).await
     }
 
     async fn begin_attempts(
@@ -121,79 +118,41 @@ impl Store for PostgresStore {
         messages: Arc<[MessageId]>,
         again: bool,
     ) -> Result<HashMap<MessageId, u32>, StoreError> {
-        let work = self.session.run("begin_attempts", self.read_timeout, move |connection| {
-            Box::pin(async move { attempts::begin(connection, &messages, again).await })
-        });
-        work.await
+        self.session
+            .run("begin_attempts", self.read, move |c| Box::pin(attempts::begin(c, messages, again)))
+            .await
     }
 
     async fn end_attempts(&self, messages: Arc<[MessageId]>) -> Result<(), StoreError> {
-        let work = self.session.run("end_attempts", self.read_timeout, move |connection| {
-            Box::pin(async move { attempts::end(connection, &messages).await })
-        });
-        work.await
+        self.session.run("end_attempts", self.read, |c| Box::pin(attempts::end(c, messages))).await
     }
+}
 
+#[async_trait]
+impl Reads for PostgresStore {
     async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
         // The server would refuse the text, and its refusal would look like an outage.
         if name.contains('\0') {
             return Ok(None);
         }
         let name = name.to_owned();
-        let work = self.session.run("counter", self.read_timeout, move |connection| {
-            Box::pin(async move { read::counter(connection, &name).await })
-        });
-        work.await
+        self.session.run("counter", self.read, |c| Box::pin(read::counter(c, name))).await
     }
 
     async fn counters(&self, page: NamePage) -> Result<Vec<Counter>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.session.run("counters", self.list_timeout, move |connection| {
-            Box::pin(async move { read::counters(connection, &bounds).await })
-        });
-        work.await
+        self.session.run("counters", self.list, |c| Box::pin(read::counters(c, bounds))).await
     }
 
     async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
-        let work = self.session.run("fates", self.read_timeout, move |connection| {
-            Box::pin(async move { read::item_statuses(connection, &items).await })
-        });
-        work.await
-    }
-
-    async fn collection(&self, name: &str) -> Result<Collection, StoreError> {
-        if name.contains('\0') {
-            return Ok(Collection::default());
-        }
-        let name = name.to_owned();
-        let work = self.session.run("collection", self.read_timeout, move |connection| {
-            Box::pin(async move { collections::collection(connection, &name).await })
-        });
-        work.await
+        self.session
+            .run("fates", self.read, |c| Box::pin(async move { read::item_statuses(c, &items).await }))
+            .await
     }
 
     async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.session.run("collections", self.list_timeout, move |connection| {
-            Box::pin(async move { collections::page(connection, &bounds).await })
-        });
-        work.await
-    }
-
-    async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
-        let name = name.to_owned();
-        let work = self.session.run("define", self.write_timeout, move |connection| {
-            Box::pin(async move { collections::define(connection, &name, definition).await })
-        });
-        work.await
-    }
-
-    async fn index_page(&self, name: &str) -> Result<bool, StoreError> {
-        let (known, name) = (Arc::clone(&self.known), name.to_owned());
-        let work = self.session.run("index_page", self.write_timeout, move |connection| {
-            Box::pin(async move { fields::index_page(connection, &known.compiled, &name).await })
-        });
-        work.await
+        self.session.run("collections", self.list, |c| Box::pin(collections::page(c, bounds))).await
     }
 
     async fn document(&self, collection: &str, id: ItemKey) -> Result<Option<Stored>, StoreError> {
@@ -201,10 +160,7 @@ impl Store for PostgresStore {
             return Ok(None);
         }
         let collection = collection.to_owned();
-        let work = self.session.run("document", self.read_timeout, move |connection| {
-            Box::pin(async move { listing::document(connection, &collection, id).await })
-        });
-        work.await
+        self.session.run("document", self.read, move |c| Box::pin(listing::document(c, collection, id))).await
     }
 
     async fn documents(&self, page: DocumentPage) -> Result<DocumentsFound, StoreError> {
@@ -213,53 +169,65 @@ impl Store for PostgresStore {
             return Ok(DocumentsFound::default());
         }
         // The search ends by itself well before the server would end it.
-        let search_time_max = self.list_timeout.time / 4;
-        let work = self.session.run("documents", self.list_timeout, move |connection| {
-            Box::pin(async move { listing::page(connection, &page, search_time_max).await })
-        });
-        work.await
+        let search_max = self.list.time / 4;
+        self.session.run("documents", self.list, move |c| Box::pin(listing::page(c, page, search_max))).await
     }
 
     async fn rollups(&self, range: RollupRange) -> Result<RollupPage, StoreError> {
         if range.kind.contains('\0') {
             return Ok(RollupPage::default());
         }
-        let work = self.session.run("rollups", self.list_timeout, move |connection| {
-            Box::pin(async move { rollups::range(connection, &range).await })
-        });
-        work.await
+        self.session.run("rollups", self.list, |c| Box::pin(rollups::range(c, range))).await
     }
 
     async fn metric_types(&self, page: NamePage) -> Result<Vec<Arc<str>>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.session.run("metric_types", self.list_timeout, move |connection| {
-            Box::pin(async move { read::metric_types(connection, &bounds).await })
-        });
-        work.await
+        self.session.run("metric_types", self.list, |c| Box::pin(read::metric_types(c, bounds))).await
     }
 
-    async fn bury(&self, message: DeadMessage) -> Result<(), StoreError> {
-        let work = self.session.run("bury", self.write_timeout, move |connection| {
-            Box::pin(async move { dead_messages::bury(connection, &message).await })
-        });
-        work.await
+    async fn now_ms(&self) -> Result<i64, StoreError> {
+        self.session.run("now", self.read, |c| Box::pin(read::now_ms(c))).await
     }
 
+    async fn floor_ms(&self) -> Result<i64, StoreError> {
+        self.session.run("floor", self.read, |c| Box::pin(ledger::floor_ms(c))).await
+    }
+}
+
+#[async_trait]
+impl Define for PostgresStore {
+    async fn collection(&self, name: &str) -> Result<Collection, StoreError> {
+        if name.contains('\0') {
+            return Ok(Collection::default());
+        }
+        let name = name.to_owned();
+        self.session.run("collection", self.read, |c| Box::pin(collections::collection(c, name))).await
+    }
+
+    async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
+        let name = name.to_owned();
+        self.session.run("define", self.write, |c| Box::pin(collections::define(c, name, definition))).await
+    }
+
+    async fn index_page(&self, name: &str) -> Result<bool, StoreError> {
+        let (known, name) = (Arc::clone(&self.known), name.to_owned());
+        self.session.run("index_page", self.write, |c| Box::pin(fields::index_page(c, known, name))).await
+    }
+}
+
+#[async_trait]
+impl DeadLetters for PostgresStore {
     async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError> {
         if page.filter.has_nul() {
             return Ok(Vec::new());
         }
-        let work = self.session.run("dead_letters", self.list_timeout, move |connection| {
-            Box::pin(async move { dead_letters::page(connection, &page).await })
-        });
-        work.await
+        self.session
+            .run("dead_letters", self.list, |c| Box::pin(async move { dead_letters::page(c, &page).await }))
+            .await
     }
 
     async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
-        let work = self.session.run("dead_letter", self.read_timeout, move |connection| {
-            Box::pin(async move { dead_letters::one(connection, id).await })
-        });
-        work.await
+        self.session.run("dead_letter", self.read, move |c| Box::pin(dead_letters::one(c, id))).await
     }
 
     async fn redrive(&self, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
@@ -267,25 +235,23 @@ impl Store for PostgresStore {
             return Ok(RedrivenPage::default());
         }
         let known = Arc::clone(&self.known);
-        let work = self.session.run("redrive", self.write_timeout, move |connection| {
-            Box::pin(async move { redrive::redrive(connection, &known, &redrive).await })
-        });
-        work.await
+        self.session.run("redrive", self.write, |c| Box::pin(redrive::redrive(c, known, redrive))).await
     }
 
     async fn discard(&self, id: Uuid) -> Result<bool, StoreError> {
-        let work = self.session.run("discard", self.write_timeout, move |connection| {
-            Box::pin(async move { dead_letters::discard(connection, id).await })
-        });
-        work.await
+        self.session.run("discard", self.write, move |c| Box::pin(dead_letters::discard(c, id))).await
     }
+}
 
+#[async_trait]
+impl Housekeep for PostgresStore {
     async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError> {
-        let (known, limit) = (Arc::clone(&self.known), self.write_timeout.time / 2);
-        let work = self.session.run("housekeep", self.write_timeout, move |connection| {
-            Box::pin(async move { housekeeping::housekeep(connection, &known, retention, limit).await })
-        });
-        work.await
+        let (known, limit) = (Arc::clone(&self.known), self.write.time / 2);
+        self.session
+            .run("housekeep", self.write, move |c| {
+                Box::pin(housekeeping::housekeep(c, known, retention, limit))
+            })
+            .await
     }
 
     async fn hold(
@@ -293,31 +259,17 @@ impl Store for PostgresStore {
         own: ConsumerWatermark,
         silent: Vec<ReportedWatermark>,
     ) -> Result<Watermarks, StoreError> {
-        let work = self.session.run("hold", self.read_timeout, move |connection| {
-            Box::pin(async move { watermarks::hold(connection, own, &silent).await })
-        });
-        work.await
+        self.session.run("hold", self.read, move |c| Box::pin(watermarks::hold(c, own, silent))).await
     }
+}
 
-    async fn now_ms(&self) -> Result<i64, StoreError> {
-        self.session.run("now", self.read_timeout, |connection| Box::pin(read::now_ms(connection))).await
-    }
-
-    async fn floor_ms(&self) -> Result<i64, StoreError> {
-        let work = self.session.run("floor", self.read_timeout, |connection| {
-            Box::pin(async move {
-                let floor = MessageId::from_uuid(ledger::floor(connection).await?);
-                Ok(floor.map_or(0, MessageId::time_ms))
-            })
-        });
-        work.await
-    }
-
+#[async_trait]
+impl Store for PostgresStore {
     async fn migrate(&self) -> Result<(), StoreError> {
         self.session.migrate().await
     }
 
     async fn close(&self) {
-        self.session.close(self.write_timeout.time).await;
+        self.session.close(self.write.time).await;
     }
 }

@@ -31,8 +31,9 @@ use self::files::{Files, SqliteFailure};
 use super::rules::ledger::TooOld;
 use super::rules::page::Bounds;
 use super::{
-    ConsumerWatermark, DocumentPage, DocumentsFound, GiveUp, Housekept, NamePage, ReportedWatermark,
-    Retention, RollupPage, RollupRange, Store, StoreError, Stored, Watermarks,
+    Apply, ConsumerWatermark, DeadLetters, Define, DocumentPage, DocumentsFound, GiveUp, Housekeep,
+    Housekept, NamePage, Reads, ReportedWatermark, Retention, RollupPage, RollupRange, Store, StoreError,
+    Stored, Watermarks,
 };
 use crate::config;
 use crate::model::collection::{Collection, Definition};
@@ -50,24 +51,7 @@ pub struct SqliteStore {
     write_timeout: Duration,
 }
 
-/// Maximum of attempts of a transaction; a redrive finds unchecked documents step by step.
-const ATTEMPTS_MAX: usize = 50;
-
 impl SqliteStore {
-    /// Tries a transaction again for as long as it finds documents without a verdict.
-    async fn checked<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, SqliteFailure>>,
-    {
-        for _ in 1..ATTEMPTS_MAX {
-            match attempt().await {
-                Err(SqliteFailure::Unchecked(documents)) => self.definitions.checks.check(documents).await,
-                outcome => return Ok(outcome?),
-            }
-        }
-        Ok(attempt().await?)
-    }
-
     /// Opens `store.db` in `directory`, which is made if it is not there. Must be called on a runtime: all
     /// work runs on that runtime, from wherever the store is used.
     pub async fn open(directory: &Path, config: &config::StoreSettings) -> Result<Arc<Self>, StoreError> {
@@ -93,29 +77,29 @@ impl SqliteStore {
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl Apply for SqliteStore {
     async fn apply_within(&self, batch: Arc<[Message]>, limit: Duration) -> Result<Applied, StoreError> {
         let limit = self.write_timeout.min(limit);
         let attempt = || {
             let (cache, batch) = (Arc::clone(&self.definitions), Arc::clone(&batch));
-            self.files.try_write("apply", limit, move |connection| {
-                Box::pin(async move { apply::apply(connection, &cache, &batch, TooOld::SetAside).await })
+            self.files.try_write("apply", limit, |c| {
+                Box::pin(async move { apply::apply(c, &cache, &batch, TooOld::SetAside).await })
             })
         };
-        self.checked(attempt).await.map_err(failed_in_time)
+        self.definitions.checked(attempt).await.map_err(failed_in_time)
     }
 
     /// SQLite refuses no single item, so there is no item to search for.
     async fn give_up_on(&self, message: Message, give_up: GiveUp) -> Result<Applied, StoreError> {
-        let work = self.files.write("give_up_on", move |connection| {
-            Box::pin(async move { apply::give_up_on(connection, &message, &give_up.why).await })
-        });
-        work.await
+        self.files.write("give_up_on", |c| Box::pin(apply::give_up_on(c, message, give_up.why))).await
+    }
+
+    async fn bury(&self, message: DeadMessage) -> Result<(), StoreError> {
+        self.files.write("bury", |c| Box::pin(dead_letters::bury(c, message))).await
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        let work = self.files.write("probe", |connection| Box::pin(attempts::probe(connection)));
-        work.await
+        self.files.write("probe", |c| Box::pin(attempts::probe(c))).await
     }
 
     async fn begin_attempts(
@@ -123,149 +107,110 @@ impl Store for SqliteStore {
         messages: Arc<[MessageId]>,
         again: bool,
     ) -> Result<HashMap<MessageId, u32>, StoreError> {
-        let work = self.files.write("begin_attempts", move |connection| {
-            Box::pin(async move { attempts::begin(connection, &messages, again).await })
-        });
-        work.await
+        self.files.write("begin_attempts", move |c| Box::pin(attempts::begin(c, messages, again))).await
     }
 
     async fn end_attempts(&self, messages: Arc<[MessageId]>) -> Result<(), StoreError> {
-        let work = self.files.write("end_attempts", move |connection| {
-            Box::pin(async move { attempts::end(connection, &messages).await })
-        });
-        work.await
+        self.files.write("end_attempts", |c| Box::pin(attempts::end(c, messages))).await
     }
+}
 
+#[async_trait]
+impl Reads for SqliteStore {
     async fn counter(&self, name: &str) -> Result<Option<Counter>, StoreError> {
         let name = name.to_owned();
-        let work = self.files.read("counter", move |connection| {
-            Box::pin(async move {
-                let row = sqlx::query(read::COUNTER).bind(name).fetch_optional(connection).await?;
-                Ok(row.as_ref().map(read::counter_of).transpose()?)
-            })
-        });
-        work.await
+        self.files.read("counter", |c| Box::pin(read::counter(c, name))).await
     }
 
     async fn counters(&self, page: NamePage) -> Result<Vec<Counter>, StoreError> {
-        let Some(Bounds { after, from, below, limit }) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.files.list("counters", move |connection| {
-            Box::pin(async move {
-                let query = sqlx::query(read::COUNTERS).bind(after).bind(from).bind(below).bind(limit);
-                let rows = query.fetch_all(connection).await?;
-                Ok(rows.iter().map(read::counter_of).collect::<Result<_, _>>()?)
-            })
-        });
-        work.await
+        let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
+        self.files.list("counters", |c| Box::pin(read::counters(c, bounds))).await
     }
 
     async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
-        let work = self.files.read("fates", move |connection| {
-            Box::pin(async move { read::item_statuses(connection, &items).await })
-        });
-        work.await
-    }
-
-    async fn collection(&self, name: &str) -> Result<Collection, StoreError> {
-        let name = name.to_owned();
-        let work = self.files.read("collection", move |connection| {
-            Box::pin(async move { Ok(collections::read(connection, &name).await?.collection) })
-        });
-        work.await
+        self.files.read("fates", |c| Box::pin(async move { read::item_statuses(c, &items).await })).await
     }
 
     async fn collections(&self, page: NamePage) -> Result<Vec<(String, Collection)>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.files.list("collections", move |connection| {
-            Box::pin(async move { collections::page(connection, bounds).await })
-        });
-        work.await
-    }
-
-    async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
-        let name = name.to_owned();
-        let work = self.files.write("define", move |connection| {
-            Box::pin(async move { collections::define(connection, &name, definition).await })
-        });
-        work.await
-    }
-
-    async fn index_page(&self, name: &str) -> Result<bool, StoreError> {
-        let (name, cache) = (name.to_owned(), Arc::clone(&self.definitions));
-        let work = self.files.write("index_page", move |connection| {
-            Box::pin(async move { fields::index_page(connection, &cache, &name).await })
-        });
-        work.await
+        self.files.list("collections", |c| Box::pin(collections::page(c, bounds))).await
     }
 
     async fn document(&self, collection: &str, id: ItemKey) -> Result<Option<Stored>, StoreError> {
         let collection = collection.to_owned();
-        let work = self.files.read("document", move |connection| {
-            Box::pin(async move { documents::one(connection, &collection, id).await })
-        });
-        work.await
+        self.files.read("document", move |c| Box::pin(documents::one(c, collection, id))).await
     }
 
     async fn documents(&self, page: DocumentPage) -> Result<DocumentsFound, StoreError> {
-        let work = self.files.list("documents", move |connection| {
-            Box::pin(async move { documents::page(connection, page).await })
-        });
-        work.await
+        self.files.list("documents", |c| Box::pin(documents::page(c, page))).await
     }
 
     async fn rollups(&self, range: RollupRange) -> Result<RollupPage, StoreError> {
-        let work = self.files.list("rollups", move |connection| {
-            Box::pin(async move { points::range(connection, range).await })
-        });
-        work.await
+        self.files.list("rollups", |c| Box::pin(points::range(c, range))).await
     }
 
     async fn metric_types(&self, page: NamePage) -> Result<Vec<Arc<str>>, StoreError> {
         let Some(bounds) = Bounds::of(page) else { return Ok(Vec::new()) };
-        let work = self.files.list("metric_types", move |connection| {
-            Box::pin(async move { points::names(connection, bounds).await })
-        });
-        work.await
+        self.files.list("metric_types", |c| Box::pin(points::names(c, bounds))).await
     }
 
-    async fn bury(&self, message: DeadMessage) -> Result<(), StoreError> {
-        let work = self.files.write("bury", move |connection| {
-            Box::pin(async move { dead_letters::bury(connection, &message).await })
-        });
-        work.await
+    /// Returns the clock of this process, which is the only one that writes, once the file could be read.
+    async fn now_ms(&self) -> Result<i64, StoreError> {
+        self.files.read("now", |_| Box::pin(async { Ok(clock::now_ms()) })).await
     }
 
+    async fn floor_ms(&self) -> Result<i64, StoreError> {
+        let floor = self.files.read("floor", |c| Box::pin(housekeeping::floor(c))).await?;
+        Ok(floor.map_or(0, MessageId::time_ms))
+    }
+}
+
+#[async_trait]
+impl Define for SqliteStore {
+    async fn collection(&self, name: &str) -> Result<Collection, StoreError> {
+        let name = name.to_owned();
+        let read =
+            self.files.read("collection", |c| Box::pin(async move { collections::read(c, &name).await }));
+        Ok(read.await?.collection)
+    }
+
+    async fn define(&self, name: &str, definition: Definition) -> Result<Collection, StoreError> {
+        let name = name.to_owned();
+        self.files.write("define", |c| Box::pin(collections::define(c, name, definition))).await
+    }
+
+    async fn index_page(&self, name: &str) -> Result<bool, StoreError> {
+        let (cache, name) = (Arc::clone(&self.definitions), name.to_owned());
+        self.files.write("index_page", |c| Box::pin(fields::index_page(c, cache, name))).await
+    }
+}
+
+#[async_trait]
+impl DeadLetters for SqliteStore {
     async fn dead_letters(&self, page: DeadLetterPage) -> Result<Vec<DeadLetter>, StoreError> {
-        let work = self.files.list("dead_letters", move |connection| {
-            Box::pin(async move { dead_letters::page(connection, &page).await })
-        });
-        work.await
+        self.files.list("dead_letters", |c| Box::pin(async move { dead_letters::page(c, &page).await })).await
     }
 
     async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
-        let work = self.files.read("dead_letter", move |connection| {
-            Box::pin(async move { dead_letters::one(connection, id).await })
-        });
-        work.await
+        self.files.read("dead_letter", move |c| Box::pin(dead_letters::one(c, id))).await
     }
 
     async fn redrive(&self, redrive: Redrive) -> Result<RedrivenPage, StoreError> {
         let attempt = || {
             let (cache, redrive) = (Arc::clone(&self.definitions), redrive.clone());
-            self.files.try_write("redrive", self.write_timeout, move |connection| {
-                Box::pin(async move { dead_letters::redrive(connection, &cache, &redrive).await })
-            })
+            let limit = self.write_timeout;
+            self.files.try_write("redrive", limit, |c| Box::pin(dead_letters::redrive(c, cache, redrive)))
         };
-        self.checked(attempt).await
+        Ok(self.definitions.checked(attempt).await?)
     }
 
     async fn discard(&self, id: Uuid) -> Result<bool, StoreError> {
-        let work = self.files.write("discard", move |connection| {
-            Box::pin(async move { dead_letters::discard(connection, id).await })
-        });
-        work.await
+        self.files.write("discard", move |c| Box::pin(dead_letters::discard(c, id))).await
     }
+}
 
+#[async_trait]
+impl Housekeep for SqliteStore {
     async fn housekeep(&self, retention: Retention) -> Result<Housekept, StoreError> {
         housekeeping::housekeep(&self.files, &self.definitions, &self.last_key, retention).await
     }
@@ -275,24 +220,12 @@ impl Store for SqliteStore {
         own: ConsumerWatermark,
         silent: Vec<ReportedWatermark>,
     ) -> Result<Watermarks, StoreError> {
-        let work = self.files.write("hold", move |connection| {
-            Box::pin(async move { watermarks::hold(connection, own, &silent).await })
-        });
-        work.await
+        self.files.write("hold", move |c| Box::pin(watermarks::hold(c, own, silent))).await
     }
+}
 
-    /// Returns the clock of this process, which is the only one that writes, once the file could be read.
-    async fn now_ms(&self) -> Result<i64, StoreError> {
-        self.files.read("now", |_| Box::pin(async { Ok(clock::now_ms()) })).await
-    }
-
-    async fn floor_ms(&self) -> Result<i64, StoreError> {
-        let work = self.files.read("floor", |connection| {
-            Box::pin(async move { Ok(housekeeping::floor(connection).await?.map_or(0, MessageId::time_ms)) })
-        });
-        work.await
-    }
-
+#[async_trait]
+impl Store for SqliteStore {
     async fn migrate(&self) -> Result<(), StoreError> {
         self.files.migrate().await
     }
@@ -303,8 +236,8 @@ impl Store for SqliteStore {
 }
 
 /// Turns `Busy` into `Failed`: the content of a write that was ended at its time limit may be the reason.
-fn failed_in_time(error: StoreError) -> StoreError {
-    match error {
+fn failed_in_time(failure: SqliteFailure) -> StoreError {
+    match StoreError::from(failure) {
         StoreError::Busy(why) => StoreError::Failed(why),
         other => other,
     }

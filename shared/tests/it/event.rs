@@ -6,7 +6,8 @@ mod rabbitmq;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::event::{Body, Committed, CounterChanged, Event, EventStream, Events, Signal};
+use shared::event::{Body, Committed, Event, EventStream, Events, Signal};
+use shared::model::outcome::Counter;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -19,7 +20,7 @@ fn event(publisher: u64, number: u64, body: Body) -> Event {
 
 fn changed(publisher: u64, number: u64) -> Event {
     let value = i64::try_from(number).expect("a small number");
-    let counter = CounterChanged { name: "a.b".into(), value, version: value, updated_at_ms: 5 };
+    let counter = Counter { name: "a.b".into(), value, version: value, updated_at_ms: 5 };
     event(publisher, number, Body::Committed(Committed { counters: vec![counter], ..Committed::default() }))
 }
 

@@ -14,10 +14,6 @@ struct Asked(mpsc::Sender<oneshot::Sender<Read>>);
 
 #[async_trait]
 impl Layer for Asked {
-    fn behind(&self) -> &Arc<dyn Store> {
-        unreachable!("the cache reads documents only")
-    }
-
     async fn document(&self, _: &str, _: ItemKey) -> Read {
         let (sender, receiver) = oneshot::channel();
         self.0.send(sender).await.expect("the test listens");

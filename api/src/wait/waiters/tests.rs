@@ -2,13 +2,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use shared::event::{ItemFailed, KeyedTold, Standing};
+use shared::event::ItemFailed;
 use shared::model::id::{IdIssuer, Kind, MessageId};
 use shared::model::idempotency::{fingerprint_of, id_of};
-use shared::model::outcome::{CounterResult, KeyedVerdict};
+use shared::model::outcome::{CounterResult, KeyedOutcome, KeyedVerdict};
 use shared::runtime::breaker::BreakerLimits;
 use shared::runtime::shutdown;
-use shared::store::{Store, StoreError};
+use shared::store::StoreError;
 use testkit::store::{Layer, Layered};
 use tokio::sync::mpsc;
 
@@ -48,12 +48,12 @@ fn named(message: MessageId) -> Committed {
     Committed { messages: vec![message.as_uuid()], ..Committed::default() }
 }
 
-fn standing(item: ItemKey, value: i64) -> Standing {
-    Standing { item, value, version: 1 }
+fn standing(item: ItemKey, value: i64) -> CounterResult {
+    CounterResult { item, value, version: 1 }
 }
 
 fn verdict_event(number: i64, verdict: KeyedVerdict) -> Committed {
-    let keyed = vec![KeyedTold { item: keyed_item(), fingerprint: payload(number), verdict }];
+    let keyed = vec![KeyedOutcome { item: keyed_item(), fingerprint: payload(number), verdict }];
     Committed { keyed, ..Committed::default() }
 }
 
@@ -61,8 +61,7 @@ fn verdict_event(number: i64, verdict: KeyedVerdict) -> Committed {
 const FOUND: Outcome = Outcome::Applied { standing: None, is_own: false };
 
 fn applied(standing: Option<(ItemKey, i64)>) -> Outcome {
-    let standing = standing.map(|(item, value)| CounterResult { item, value, version: 1 });
-    Outcome::Applied { standing, is_own: true }
+    Outcome::Applied { standing: standing.map(|(item, value)| self::standing(item, value)), is_own: true }
 }
 
 fn item_status(fingerprint: Option<Fingerprint>) -> ItemStatus {
@@ -298,10 +297,6 @@ struct Asked(mpsc::Sender<Question>);
 
 #[async_trait]
 impl Layer for Asked {
-    fn behind(&self) -> &Arc<dyn Store> {
-        unreachable!("fates only")
-    }
-
     async fn item_statuses(&self, items: Arc<[ItemKey]>) -> Result<Vec<Option<ItemStatus>>, StoreError> {
         let (sender, receiver) = oneshot::channel();
         self.0.send((items.len(), sender)).await.expect("the test listens");
@@ -318,7 +313,7 @@ async fn a_hole_costs_a_few_reads_and_one_that_fails_is_repeated() {
     let (sender, mut asked) = mpsc::channel(1);
     let (trigger, shutdown) = shutdown::channel();
     let breaker = Arc::new(Breaker::new("test", BREAKER));
-    let store: Arc<dyn Store> = Arc::new(Layered(Asked(sender)));
+    let store = Arc::new(Layered(Asked(sender)));
     let task = tokio::spawn(reconcile::run(waiters.clone(), store, breaker, shutdown));
     waiters.doubt_all();
     let away = || Err(StoreError::Unavailable("away".into()));
@@ -346,7 +341,7 @@ async fn what_was_processed_before_is_looked_up() {
     let (sender, mut asked) = mpsc::channel(1);
     let (trigger, shutdown) = shutdown::channel();
     let breaker = Arc::new(Breaker::new("test", BREAKER));
-    let store: Arc<dyn Store> = Arc::new(Layered(Asked(sender)));
+    let store = Arc::new(Layered(Asked(sender)));
     let task = tokio::spawn(reconcile::run(waiters.clone(), store, breaker, shutdown));
     waiters.on_event(&verdict_event(1, KeyedVerdict::Repeated));
     let (_, reply) = asked.recv().await.expect("the store is asked");

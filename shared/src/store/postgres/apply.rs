@@ -10,6 +10,7 @@
 //! (`a_batch_whose_statement_failed_is_never_reported_as_applied`).
 //!
 //! `isolate` searches, inside the same transaction, for the items that the server refuses for their content.
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
@@ -78,32 +79,34 @@ impl Mode<'_> {
 
 pub async fn apply(
     connection: &mut PgConnection,
-    known: &KnownState,
-    batch: &[Message],
+    known: Arc<KnownState>,
+    batch: Arc<[Message]>,
     limit: Duration,
 ) -> Result<Applied, PgFailure> {
-    let batch = distinct(batch)?;
+    let batch = distinct(&batch)?;
     let mode = Mode { selection: Selection::All(Path::Merged), too_old: TooOld::SetAside, limit };
-    match attempt(connection, known, &batch, mode).await {
+    let applied = match attempt(connection, &known, &batch, mode).await {
         Err(PgFailure::Refused { .. }) => {
-            attempt(connection, known, &batch, mode.with(Selection::Isolate(Search::Refused))).await
+            attempt(connection, &known, &batch, mode.with(Selection::Isolate(Search::Refused))).await
         }
         outcome => outcome,
-    }
+    };
+    applied.map_err(PgFailure::of_transaction)
 }
 
 /// Ends a message that failed alone, time and again: without the items that fail alone, or without all of
 /// them.
 pub async fn give_up_on(
     connection: &mut PgConnection,
-    known: &KnownState,
-    message: &Message,
-    give_up: &GiveUp,
+    known: Arc<KnownState>,
+    message: Message,
+    give_up: GiveUp,
     limit: Duration,
 ) -> Result<Applied, PgFailure> {
     let selection =
         if give_up.search { Selection::Isolate(Search::Failing) } else { Selection::None(&give_up.why) };
-    attempt(connection, known, &[message], Mode { selection, too_old: TooOld::SetAside, limit }).await
+    let mode = Mode { selection, too_old: TooOld::SetAside, limit };
+    attempt(connection, &known, &[&message], mode).await.map_err(PgFailure::of_transaction)
 }
 
 /// Runs one transaction, again where that may help.

@@ -1,6 +1,7 @@
 //! Notes on attempts that were begun and not ended, which a message leaves behind that brings its consumer
 //! down; and the probe. Each is a statement of its own, beside the transactions that apply.
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -16,7 +17,7 @@ pub async fn probe(connection: &mut PgConnection) -> Result<(), PgFailure> {
 
 pub async fn begin(
     connection: &mut PgConnection,
-    messages: &[MessageId],
+    messages: Arc<[MessageId]>,
     again: bool,
 ) -> Result<HashMap<MessageId, u32>, PgFailure> {
     let mut ids: Vec<Uuid> = messages.iter().map(|message| message.as_uuid()).collect();
@@ -37,7 +38,7 @@ pub async fn begin(
 }
 
 /// Deletes the notes of messages, and old notes: their messages went another way.
-pub async fn end(connection: &mut PgConnection, messages: &[MessageId]) -> Result<(), PgFailure> {
+pub async fn end(connection: &mut PgConnection, messages: Arc<[MessageId]>) -> Result<(), PgFailure> {
     let ids: Vec<Uuid> = messages.iter().map(|message| message.as_uuid()).collect();
     sqlx::query!(
         "delete from message_attempts

@@ -157,15 +157,15 @@ impl CompiledDefinitions {
 }
 
 /// Reads a definition; the default one where none was ever stored.
-pub async fn collection(connection: &mut PgConnection, name: &str) -> Result<Collection, PgFailure> {
-    let row = row(connection, name).await?;
+pub async fn collection(connection: &mut PgConnection, name: String) -> Result<Collection, PgFailure> {
+    let row = row(connection, &name).await?;
     Ok(row.map_or_else(Collection::default, Collection::from))
 }
 
 /// Reads the defined collections of a page, by name.
 pub async fn page(
     connection: &mut PgConnection,
-    bounds: &Bounds,
+    bounds: Bounds,
 ) -> Result<Vec<(String, Collection)>, PgFailure> {
     let rows = sqlx::query_as!(
         CollectionRow,
@@ -195,13 +195,13 @@ async fn row(connection: &mut PgConnection, name: &str) -> Result<Option<Collect
 /// Replaces a definition, in a transaction of its own. The default one removes what was defined.
 pub async fn define(
     connection: &mut PgConnection,
-    name: &str,
+    name: String,
     definition: Definition,
 ) -> Result<Collection, PgFailure> {
     let mut transaction = begin(connection).await?;
     sqlx::query!("select pg_advisory_xact_lock($1)", DEFINITIONS_LOCK).execute(&mut *transaction).await?;
-    let before = row(&mut transaction, name).await?;
-    let index_before = index_before(&mut transaction, name, before.as_ref(), &definition).await?;
+    let before = row(&mut transaction, &name).await?;
+    let index_before = index_before(&mut transaction, &name, before.as_ref(), &definition).await?;
     let is_defined = definition != Definition::default();
     let retention_days = definition.retention_days.map(|days| i32::try_from(days).unwrap_or(i32::MAX));
     let version = sqlx::query_scalar!(

@@ -8,26 +8,18 @@ use sqlx::PgConnection;
 
 use super::failure::PgFailure;
 use super::read::CounterRow;
-use crate::model::outcome::{Counter, CounterResult, SetAside};
+use crate::model::outcome::{Applied, Counter};
 use crate::model::write::Increment;
 use crate::store::rules::plan::PlannedWrite;
-use crate::store::rules::sums::{self, CounterState};
-
-/// Effects of the increments of a batch.
-#[derive(Default)]
-pub struct IncrementEffects {
-    pub counters: Vec<Counter>,
-    pub standings: Vec<CounterResult>,
-    pub set_aside: Vec<SetAside>,
-}
+use crate::store::rules::sums::{self, CounterState, Folded};
 
 /// Adds merged sums; [`PgFailure::Overflow`] when only the exact path can say which increments are applied.
 pub async fn add_merged(
     connection: &mut PgConnection,
     increments: &[PlannedWrite<'_, Increment>],
-) -> Result<IncrementEffects, PgFailure> {
+) -> Result<Applied, PgFailure> {
     if increments.is_empty() {
-        return Ok(IncrementEffects::default());
+        return Ok(Applied::default());
     }
     let sums = sums::sum_increments(increments).map_err(|sums::Overflow| PgFailure::Overflow)?;
     let names: Vec<&str> = sums.iter().map(|sum| sum.name).collect();
@@ -58,14 +50,14 @@ pub async fn add_merged(
     }
     let counters: Vec<_> = rows.into_iter().map(Counter::from).collect();
     let standings = sums::counter_results(&counters, &sums, increments);
-    Ok(IncrementEffects { counters, standings, set_aside: Vec::new() })
+    Ok(Applied { counters, standings, ..Applied::default() })
 }
 
 /// Adds increments in their order; sets exactly those aside that overflow at their turn.
 pub async fn add_one_by_one(
     connection: &mut PgConnection,
     increments: &[PlannedWrite<'_, Increment>],
-) -> Result<IncrementEffects, PgFailure> {
+) -> Result<Applied, PgFailure> {
     let names = sums::names(increments);
     // Creates missing rows and locks all of them in one sorted statement, as the merged path does: two
     // statements, one to create and one to lock, could meet it in the opposite order.
@@ -97,5 +89,6 @@ pub async fn add_one_by_one(
     let mut rows = rows.fetch_all(connection).await?;
     rows.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     let counters = rows.into_iter().map(Counter::from).collect();
-    Ok(IncrementEffects { counters, standings: folded.standings, set_aside: folded.set_aside })
+    let Folded { standings, set_aside, .. } = folded;
+    Ok(Applied { counters, standings, set_aside, ..Applied::default() })
 }

@@ -27,7 +27,7 @@ use crate::store::rules::dead_messages::{
 const REDRIVE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Stores a message among the dead letters. Text that the server refuses is written in ASCII.
-pub async fn bury(connection: &mut PgConnection, message: &DeadMessage) -> Result<(), PgFailure> {
+pub async fn bury(connection: &mut PgConnection, message: DeadMessage) -> Result<(), PgFailure> {
     match insert(connection, &message.row()).await.map_err(PgFailure::of_batch) {
         Err(PgFailure::Refused { .. }) => insert(connection, &message.row().in_ascii()).await,
         outcome => outcome,

@@ -1,4 +1,4 @@
-//! Documents of a batch: inserts, deletes, and the pruning of old ones.
+//! Documents of a batch: inserts and deletes.
 //!
 //! A delete leaves a tombstone, even before its document has come, and an insert does nothing where a row is:
 //! so both orders end the same (`a_delete_that_overtakes_its_insert_wins`).
@@ -8,39 +8,29 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::collections::{self, CompiledDefinitions, LoadedDefinitions};
+use super::collections::{self, LoadedDefinitions};
 use super::columns::from_ms;
-use super::days::DAY_MS;
 use super::failure::PgFailure;
 use super::known::KnownState;
-use super::{fields, keys, ledger, read};
-use crate::model::id::{ItemKey, MessageId};
-use crate::model::outcome::SetAside;
+use super::{fields, ledger, read};
+use crate::model::id::ItemKey;
+use crate::model::outcome::Applied;
 use crate::model::write::Delete;
 use crate::store::rules::documents::{self, Elsewhere, FieldRow, NewDocumentRow};
 use crate::store::rules::plan::{Plan, PlannedWrite};
 
-/// Maximum of documents that [`prune`] deletes at once.
-const PAGE_DOCUMENTS_MAX: i64 = 2_000;
-
-/// Effects of a batch on documents.
-#[derive(Default)]
-pub struct DocumentEffects {
-    pub set_aside: Vec<SetAside>,
-    pub deleted: Vec<ItemKey>,
-}
-
+/// Writes documents and deletes; returns what was set aside and what was deleted.
 pub async fn write(
     connection: &mut PgConnection,
     known: &KnownState,
     plan: &Plan<'_>,
-) -> Result<DocumentEffects, PgFailure> {
+) -> Result<Applied, PgFailure> {
     let names: BTreeSet<&str> = documents::collections(&plan.documents)
         .into_iter()
         .chain(plan.deletes.iter().map(|task| &*task.write.collection))
         .collect();
     if names.is_empty() {
-        return Ok(DocumentEffects::default());
+        return Ok(Applied::default());
     }
     if plan.deletes.is_empty() {
         collections::hold(connection).await?;
@@ -56,7 +46,7 @@ pub async fn write(
     fields::insert(connection, fields::of_places(&rows.fields, &inserted)).await?;
     let elsewhere = Elsewhere::new(&rows, &plan.own);
     let deleted = delete(connection, &found, &elsewhere, &plan.deletes).await?;
-    Ok(DocumentEffects { set_aside: rows.set_aside, deleted })
+    Ok(Applied { set_aside: rows.set_aside, deleted, ..Applied::default() })
 }
 
 /// Inserts documents; returns the places of those that had no row and no tombstone. First unkeyed documents,
@@ -121,10 +111,10 @@ impl<'a> Tombstones<'a> {
 }
 
 /// A document that is about to lose its data.
-struct Live {
-    collection: String,
-    place: Uuid,
-    bytes: i32,
+pub struct Live {
+    pub collection: String,
+    pub place: Uuid,
+    pub bytes: i32,
 }
 
 /// A tombstone that was inserted, as no row was there.
@@ -294,7 +284,7 @@ async fn clear(
 
 /// Removes the fields of documents that this transaction has locked; reads a bounded part of their
 /// data at once.
-async fn unindex(
+pub async fn unindex(
     connection: &mut PgConnection,
     found: &LoadedDefinitions,
     live: &[Live],
@@ -338,116 +328,4 @@ fn within_page(live: &[&Live]) -> usize {
         is_first || bytes <= fields::PAGE_BYTES_MAX
     };
     live.iter().rev().take_while(fits).count()
-}
-
-/// Returns the collections that hold documents before the place beside them. Tombstones are not looked at.
-pub async fn old(
-    connection: &mut PgConnection,
-    bounds: Vec<(String, Uuid)>,
-) -> Result<Vec<String>, PgFailure> {
-    if bounds.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (names, befores): (Vec<String>, Vec<Uuid>) = bounds.into_iter().unzip();
-    let rows = sqlx::query_scalar!(
-        r#"select bound.collection as "collection!"
-           from unnest($1::text[], $2::uuid[]) as bound (collection, before)
-           cross join lateral (
-               select from documents
-               where collection = bound.collection and place < bound.before and data is not null
-               order by place limit 1
-           ) as old"#,
-        &names,
-        &befores
-    );
-    Ok(rows.fetch_all(connection).await?)
-}
-
-/// Deletes tombstones of deletes that were accepted before `before_ms`, with their keys, unless a key was
-/// entered later. Each kept an insert away that the ledger would have let through; below the floor the ledger
-/// lets none through any more. A dead letter of the document may still be redriven: its tombstone stays.
-pub async fn prune_deleted(
-    connection: &mut PgConnection,
-    before_ms: i64,
-    floor: MessageId,
-    rows_max: i64,
-) -> Result<u64, PgFailure> {
-    collections::hold_for_deletes(connection).await?;
-    let pruned = sqlx::query_scalar!(
-        "delete from documents where ctid = any(array(
-             select ctid from documents
-             where data is null and accepted_at < $1 and place <= $2
-                 and (select id from dead_letters
-                      where dead_letters.id = coalesce(documents.id, documents.place)) is null
-                 and (select id from keyed_writes
-                      where keyed_writes.id = documents.id and applied_at >= $1) is null
-             order by accepted_at limit $3))
-         returning id",
-        // An insert is hardly ever younger than its delete: few rows that must stay are walked over.
-        from_ms(before_ms),
-        floor.last_item(),
-        rows_max
-    );
-    let pruned = pruned.fetch_all(&mut *connection).await?;
-    keys::forget(connection, &pruned.iter().flatten().copied().collect::<Vec<_>>()).await?;
-    Ok(pruned.len() as u64)
-}
-
-/// Deletes documents of a collection that are older than it keeps them, `rows_max` and a page at most, with
-/// their fields and keys. Where a key was not entered before `keys_before_ms` a tombstone takes the place of
-/// its document, as if a client had deleted it. Tombstones stay, and their keys with them.
-pub async fn prune(
-    connection: &mut PgConnection,
-    compiled: &CompiledDefinitions,
-    name: &str,
-    now_ms: i64,
-    keys_before_ms: i64,
-    rows_max: i64,
-) -> Result<u64, PgFailure> {
-    collections::hold_for_deletes(connection).await?;
-    // Only now: the retention may have been lifted while this waited.
-    let Some(days) = collections::collection(connection, name).await?.definition.retention_days else {
-        return Ok(0);
-    };
-    let before = MessageId::lowest_at(now_ms.saturating_sub(i64::from(days) * DAY_MS));
-    let found = compiled.load(connection, &[name]).await?;
-    let old = sqlx::query_as!(
-        Live,
-        r#"select collection as "collection!", place as "place!", bytes as "bytes!" from (
-               select collection, place, bytes, coalesce(sum(bytes) over (
-                   order by place rows between unbounded preceding and 1 preceding), 0) as bytes_before
-               from (select collection, place, octet_length(data) as bytes from documents
-                     where collection = $1 and place < $2 and data is not null
-                     order by place limit $3) as next
-           ) as page
-           where bytes_before < $4::int8 order by place"#,
-        name,
-        before,
-        rows_max.min(PAGE_DOCUMENTS_MAX),
-        fields::PAGE_BYTES_MAX
-    );
-    let old = old.fetch_all(&mut *connection).await?;
-    unindex(connection, &found, &old).await?;
-    let places: Vec<Uuid> = old.iter().map(|old| old.place).collect();
-    let entombed = sqlx::query!(
-        "update documents set data = null,
-             accepted_at = greatest(accepted_at,
-                 (select applied_at from keyed_writes where keyed_writes.id = documents.id))
-         where collection = $1 and place = any($2)
-             and (select id from keyed_writes
-                  where keyed_writes.id = documents.id and applied_at >= $3) is not null",
-        name,
-        &places,
-        from_ms(keys_before_ms)
-    );
-    let entombed = entombed.execute(&mut *connection).await?.rows_affected();
-    let deleted = sqlx::query_scalar!(
-        "delete from documents where collection = $1 and place = any($2) and data is not null returning id",
-        name,
-        &places
-    );
-    let deleted = deleted.fetch_all(&mut *connection).await?;
-    let keyed: Vec<Uuid> = deleted.iter().flatten().copied().collect();
-    keys::forget(connection, &keyed).await?;
-    Ok(entombed + deleted.len() as u64)
 }

@@ -1,12 +1,14 @@
 //! The index over members of documents: rows that are written and removed with their documents,
 //! and the pages in which documents that were there before a definition are indexed.
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::collections::{self, CompiledDefinitions};
 use super::failure::PgFailure;
+use super::known::KnownState;
 use super::session::begin;
 use crate::model::collection::Checker;
 use crate::store::rules::documents::FieldRow;
@@ -98,8 +100,8 @@ pub async fn remove(connection: &mut PgConnection, rows: &[FieldRow<'_>]) -> Res
 /// that it does not index any more. One page in a transaction of its own; `false` when none is left.
 pub async fn index_page(
     connection: &mut PgConnection,
-    compiled: &CompiledDefinitions,
-    name: &str,
+    known: Arc<KnownState>,
+    name: String,
 ) -> Result<bool, PgFailure> {
     let mut transaction = begin(connection).await?;
     // No transaction deletes a document between its read and the insert of its rows.
@@ -109,10 +111,10 @@ pub async fn index_page(
         None => false,
         Some(row) => match row.index_before {
             Some(before) => {
-                index_before(&mut transaction, compiled, name, before).await?;
+                index_before(&mut transaction, &known.compiled, &name, before).await?;
                 true
             }
-            None => prune_dropped(&mut transaction, Some(name), PAGE_ROWS_MAX).await? > 0,
+            None => prune_dropped(&mut transaction, Some(&name), PAGE_ROWS_MAX).await? > 0,
         },
     };
     transaction.commit().await?;

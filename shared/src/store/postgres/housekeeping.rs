@@ -6,6 +6,7 @@
 //! The ledger, keys and tombstones make a write happen once: they are deleted by the low watermark of the
 //! queue, never by the clock.
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use super::known::KnownState;
 use super::read::now_ms;
 use super::retire::{Retired, retire};
 use super::session::begin;
-use super::{collections, dead_letters, documents, fields, keys, ledger, partitions, rollups};
+use super::{collections, dead_letters, expired_documents, fields, keys, ledger, partitions, rollups};
 use crate::model::id::MessageId;
 use crate::model::rollup::Resolution;
 use crate::store::rules::ledger::{ForgetBounds, keys_before_ms};
@@ -69,7 +70,7 @@ impl Failed {
 /// Runs one call, which begins no step after `limit`. A failed step keeps no other from being run.
 pub async fn housekeep(
     connection: &mut PgConnection,
-    known: &KnownState,
+    known: Arc<KnownState>,
     retention: Retention,
     limit: Duration,
 ) -> Result<Housekept, PgFailure> {
@@ -113,7 +114,7 @@ pub async fn housekeep(
             continue;
         }
         let rows_max = if is_documents { documents_left } else { rows_max };
-        let Some(done) = failed.note(step.name(), run(connection, known, &step, rows_max).await) else {
+        let Some(done) = failed.note(step.name(), run(connection, &known, &step, rows_max).await) else {
             continue;
         };
         // Another process does the housekeeping.
@@ -248,7 +249,7 @@ async fn old_documents(connection: &mut PgConnection, now_ms: i64) -> Result<Vec
         let before_ms = now_ms.saturating_sub(i64::from(days) * DAY_MS);
         (collection, MessageId::lowest_at(before_ms))
     });
-    let old = documents::old(&mut transaction, bounds.collect()).await?;
+    let old = expired_documents::old(&mut transaction, bounds.collect()).await?;
     transaction.commit().await?;
     Ok(old)
 }
@@ -313,7 +314,7 @@ async fn within(
             let Some((floor, before_ms)) = floor_and_keys(connection, forget).await? else {
                 return Ok((nothing, None));
             };
-            documents::prune_deleted(connection, before_ms, floor, rows_max).await?
+            expired_documents::prune_deleted(connection, before_ms, floor, rows_max).await?
         }
         PgStep::Discarded { before_ms, forget } => {
             let Some((floor, keys_ms)) = floor_and_keys(connection, forget).await? else {
@@ -334,7 +335,8 @@ async fn within(
                     floor_and_keys(connection, forget).await?.map_or(0, |(_, before_ms)| before_ms);
             }
             let (compiled, now_ms) = (&known.compiled, *now_ms);
-            documents::prune(connection, compiled, collection, now_ms, keys_before_ms, rows_max).await?
+            expired_documents::prune(connection, compiled, collection, now_ms, keys_before_ms, rows_max)
+                .await?
         }
     };
     // Documents go by pages, of which only an empty one is the last.

@@ -56,6 +56,11 @@ pub async fn floor(connection: &mut PgConnection) -> Result<Uuid, PgFailure> {
     Ok(sqlx::query_scalar!("select id from ledger_floor where one").fetch_one(connection).await?)
 }
 
+/// Reads the time of the [`floor`]; 0 while there is none.
+pub async fn floor_ms(connection: &mut PgConnection) -> Result<i64, PgFailure> {
+    Ok(MessageId::from_uuid(floor(connection).await?).map_or(0, MessageId::time_ms))
+}
+
 /// Raises the floor to the last id in a partition of the ledger.
 pub async fn raise_floor(connection: &mut PgConnection, partition: &str) -> Result<(), PgFailure> {
     let raise = format!(

@@ -37,7 +37,7 @@ impl DocumentRow {
 
 pub async fn document(
     connection: &mut PgConnection,
-    collection: &str,
+    collection: String,
     id: ItemKey,
 ) -> Result<Option<Stored>, PgFailure> {
     let row = if id.is_keyed() {
@@ -67,11 +67,11 @@ pub async fn document(
 /// Documents that are not deleted, newest first.
 pub async fn page(
     connection: &mut PgConnection,
-    page: &DocumentPage,
+    page: DocumentPage,
     search_time_max: Duration,
 ) -> Result<DocumentsFound, PgFailure> {
     if !page.filters.is_empty() {
-        return search(connection, page, search_time_max).await;
+        return search(connection, &page, search_time_max).await;
     }
     let rows = sqlx::query_as!(
         DocumentRow,

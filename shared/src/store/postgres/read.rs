@@ -28,7 +28,7 @@ impl From<CounterRow> for Counter {
     }
 }
 
-pub async fn counter(connection: &mut PgConnection, name: &str) -> Result<Option<Counter>, PgFailure> {
+pub async fn counter(connection: &mut PgConnection, name: String) -> Result<Option<Counter>, PgFailure> {
     let row = sqlx::query_as!(
         CounterRow,
         "select name, value, version, updated_at from counters where name = $1",
@@ -37,7 +37,7 @@ pub async fn counter(connection: &mut PgConnection, name: &str) -> Result<Option
     Ok(row.fetch_optional(connection).await?.map(Counter::from))
 }
 
-pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<Vec<Counter>, PgFailure> {
+pub async fn counters(connection: &mut PgConnection, bounds: Bounds) -> Result<Vec<Counter>, PgFailure> {
     let rows = sqlx::query_as!(
         CounterRow,
         "select name, value, version, updated_at from counters
@@ -53,10 +53,7 @@ pub async fn counters(connection: &mut PgConnection, bounds: &Bounds) -> Result<
 }
 
 /// Names of metric types, bytewise.
-pub async fn metric_types(
-    connection: &mut PgConnection,
-    bounds: &Bounds,
-) -> Result<Vec<Arc<str>>, PgFailure> {
+pub async fn metric_types(connection: &mut PgConnection, bounds: Bounds) -> Result<Vec<Arc<str>>, PgFailure> {
     let names = sqlx::query_scalar!(
         "select name from metric_types
          where name <> $1 and name >= $2 and name < $3

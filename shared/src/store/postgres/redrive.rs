@@ -4,6 +4,7 @@
 //! deletes the rows last. Rows that another redrive holds are passed over; a discard waits, and finds the row
 //! gone.
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
@@ -26,8 +27,8 @@ use crate::store::rules::plan::Plan;
 /// Redrives step by step, for as long as there is time. Items that the server refuses stay.
 pub async fn redrive(
     connection: &mut PgConnection,
-    known: &KnownState,
-    redrive: &Redrive,
+    known: Arc<KnownState>,
+    redrive: Redrive,
 ) -> Result<RedrivenPage, PgFailure> {
     let begun = Instant::now();
     let page_asked = redrive.page();
@@ -41,7 +42,7 @@ pub async fn redrive(
             done.next = reached;
             break;
         }
-        done.items.extend(attempt(connection, known, step, redrive).await?);
+        done.items.extend(attempt(connection, &known, step, &redrive).await?);
         reached = step.last().map(|last| last.id);
     }
     Ok(done)

@@ -217,7 +217,7 @@ async fn update(connection: &mut PgConnection, merged: &[(RollupRowKey, Vec<u8>)
 }
 
 /// Reads the rollups of one type in a range, ascending, up to the one that fills a page.
-pub async fn range(connection: &mut PgConnection, range: &RollupRange) -> Result<RollupPage, PgFailure> {
+pub async fn range(connection: &mut PgConnection, range: RollupRange) -> Result<RollupPage, PgFailure> {
     let resolution = range.resolution as i16;
     let rows = sqlx::query!(
         "select type, period, data from (

@@ -10,7 +10,7 @@ use crate::store::{ConsumerWatermark, ReportedWatermark, Watermarks};
 pub async fn hold(
     connection: &mut PgConnection,
     own: ConsumerWatermark,
-    silent: &[ReportedWatermark],
+    silent: Vec<ReportedWatermark>,
 ) -> Result<Watermarks, PgFailure> {
     let gone: Vec<i64> = silent.iter().map(|holder| holder.hold.consumer.cast_signed()).collect();
     // Times are reported in milliseconds and stored in microseconds.

@@ -2,6 +2,7 @@
 //! order. The statements for the ledger, counters and set-aside items are here. Many rows travel as one JSON
 //! array per statement, or as `values`, because a statement costs more than a row.
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
@@ -70,16 +71,16 @@ pub async fn apply(
 /// Ends a message without applying any of its items: those that would take effect are set aside.
 pub async fn give_up_on(
     connection: &mut SqliteConnection,
-    message: &Message,
-    why: &str,
+    message: Message,
+    why: Arc<str>,
 ) -> Result<Applied, SqliteFailure> {
     let now_ms = clock::now_ms();
-    let (fresh, old) = enter(connection, &[message], now_ms).await?;
+    let (fresh, old) = enter(connection, &[&message], now_ms).await?;
     let earlier = keys::enter(connection, &fresh, now_ms).await?;
     let mut plan = Plan::of(&fresh, &old, &earlier);
     let mut set_aside = std::mem::take(&mut plan.aside);
     let places = plan.places(&fresh).into_iter();
-    set_aside.extend(places.map(|place| place.set_aside(Reason::NotApplied, why)));
+    set_aside.extend(places.map(|place| place.set_aside(Reason::NotApplied, &why)));
     insert_dead_letters(connection, &set_aside, now_ms).await?;
     Ok(Applied {
         fresh: fresh.iter().map(|message| message.id).collect(),

@@ -1,6 +1,7 @@
 //! Notes on attempts that were begun and not ended, which a message leaves behind that brings its process
 //! down; and the probe.
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
@@ -34,10 +35,10 @@ pub async fn probe(connection: &mut SqliteConnection) -> Result<(), SqliteFailur
 
 pub async fn begin(
     connection: &mut SqliteConnection,
-    messages: &[MessageId],
+    messages: Arc<[MessageId]>,
     again: bool,
 ) -> Result<HashMap<MessageId, u32>, SqliteFailure> {
-    let rows = sqlx::query(BEGIN).bind(ids(messages)).bind(clock::now_ms()).bind(again);
+    let rows = sqlx::query(BEGIN).bind(ids(&messages)).bind(clock::now_ms()).bind(again);
     let mut counts = HashMap::new();
     for row in rows.fetch_all(connection).await? {
         let message: Uuid = row.try_get(0)?;
@@ -47,8 +48,8 @@ pub async fn begin(
 }
 
 /// Deletes the notes of messages, and old notes: their messages went another way.
-pub async fn end(connection: &mut SqliteConnection, messages: &[MessageId]) -> Result<(), SqliteFailure> {
-    sqlx::query(END).bind(ids(messages)).execute(&mut *connection).await?;
+pub async fn end(connection: &mut SqliteConnection, messages: Arc<[MessageId]>) -> Result<(), SqliteFailure> {
+    sqlx::query(END).bind(ids(&messages)).execute(&mut *connection).await?;
     sqlx::query(END_OLD).bind(clock::now_ms() - KEPT_MS).execute(connection).await?;
     Ok(())
 }

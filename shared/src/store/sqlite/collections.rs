@@ -39,6 +39,9 @@ pub const DROP_FIELD: &str = "delete from document_fields where collection = ?1 
 /// Maximum of definitions that are kept compiled; beyond, all are forgotten.
 const KNOWN_MAX: usize = 1_000;
 
+/// Maximum of attempts of a transaction; a redrive finds unchecked documents step by step.
+const ATTEMPTS_MAX: usize = 50;
+
 /// A definition, ready for use.
 #[derive(Debug)]
 pub struct CompiledDefinition {
@@ -64,6 +67,20 @@ impl CompiledDefinition {
 impl DefinitionCache {
     pub fn new(config: &config::Collections) -> Self {
         Self { known: Mutex::default(), checks: Checks::new(config) }
+    }
+
+    /// Tries a transaction again for as long as it finds documents without a verdict.
+    pub async fn checked<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, SqliteFailure>
+    where
+        F: Future<Output = Result<T, SqliteFailure>>,
+    {
+        for _ in 1..ATTEMPTS_MAX {
+            match attempt().await {
+                Err(SqliteFailure::Unchecked(documents)) => self.checks.check(documents).await,
+                outcome => return outcome,
+            }
+        }
+        attempt().await
     }
 
     fn get(&self, name: &str, version: i64) -> Option<Arc<CompiledDefinition>> {
@@ -160,18 +177,18 @@ fn found_of(row: &SqliteRow) -> Result<StoredDefinition, sqlx::Error> {
 /// right as they are: they depend on the document only.
 pub async fn define(
     connection: &mut SqliteConnection,
-    name: &str,
+    name: String,
     definition: Definition,
 ) -> Result<Collection, SqliteFailure> {
-    let StoredDefinition { collection: before, mut index_before } = read(connection, name).await?;
+    let StoredDefinition { collection: before, mut index_before } = read(connection, &name).await?;
     for field in before.definition.indexed.iter().filter(|field| !definition.indexed.contains(field)) {
-        sqlx::query(DROP_FIELD).bind(name).bind(field).execute(&mut *connection).await?;
+        sqlx::query(DROP_FIELD).bind(&name).bind(field).execute(&mut *connection).await?;
     }
     if definition.indexed.is_empty() {
         index_before = None;
     } else if definition.indexed.iter().any(|field| !before.definition.indexed.contains(field)) {
         let has_documents: bool =
-            sqlx::query_scalar(HAS_DOCUMENTS).bind(name).fetch_one(&mut *connection).await?;
+            sqlx::query_scalar(HAS_DOCUMENTS).bind(&name).fetch_one(&mut *connection).await?;
         index_before = has_documents.then(Uuid::max);
     }
     let collection = Collection {

@@ -1,4 +1,5 @@
 //! The statements for `dead_letters`: reads, messages that are stored there, and their redrive.
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::TryStreamExt;
@@ -73,7 +74,7 @@ pub async fn discard(connection: &mut SqliteConnection, id: Uuid) -> Result<bool
     Ok(discarded.rows_affected() > 0)
 }
 
-pub async fn bury(connection: &mut SqliteConnection, message: &DeadMessage) -> Result<(), SqliteFailure> {
+pub async fn bury(connection: &mut SqliteConnection, message: DeadMessage) -> Result<(), SqliteFailure> {
     let row = message.row();
     let query = sqlx::query(BURY).bind(row.id).bind(MESSAGE_KIND).bind(row.reason).bind(row.detail);
     query.bind(row.item).bind(clock::now_ms()).execute(&mut *connection).await?;
@@ -88,17 +89,17 @@ pub async fn bury(connection: &mut SqliteConnection, message: &DeadMessage) -> R
 /// began.
 pub async fn redrive(
     connection: &mut SqliteConnection,
-    cache: &DefinitionCache,
-    redrive: &Redrive,
+    cache: Arc<DefinitionCache>,
+    redrive: Redrive,
 ) -> Result<RedrivenPage, SqliteFailure> {
     let asked = redrive.page();
     let letters = page(connection, &asked).await?;
     let next = asked.next(&letters);
     if !redrive.dry_run {
-        return step_by_step(connection, cache, &letters, next, redrive.force).await;
+        return step_by_step(connection, &cache, &letters, next, redrive.force).await;
     }
     let mut trial = connection.begin().await?;
-    let done = step_by_step(&mut trial, cache, &letters, next, redrive.force).await?;
+    let done = step_by_step(&mut trial, &cache, &letters, next, redrive.force).await?;
     trial.rollback().await?;
     Ok(done)
 }

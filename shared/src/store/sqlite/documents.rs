@@ -166,7 +166,7 @@ async fn erase(
 
 pub async fn one(
     connection: &mut SqliteConnection,
-    collection: &str,
+    collection: String,
     id: ItemKey,
 ) -> Result<Option<Stored>, SqliteFailure> {
     let statement = if id.is_keyed() { KEYED } else { PLAIN };

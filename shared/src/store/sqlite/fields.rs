@@ -1,5 +1,7 @@
 //! The index over members of documents: rows that are written and removed with their documents, and the rows
 //! of documents that were there before their definition.
+use std::sync::Arc;
+
 use futures_util::TryStreamExt;
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
@@ -24,17 +26,17 @@ pub const PAGE_BYTES_MAX: usize = 4 << 20;
 /// Indexes the next documents, by descending place; `false` when there are no more.
 pub async fn index_page(
     connection: &mut SqliteConnection,
-    cache: &DefinitionCache,
-    name: &str,
+    cache: Arc<DefinitionCache>,
+    name: String,
 ) -> Result<bool, SqliteFailure> {
-    let Some(before) = read(connection, name).await?.index_before else { return Ok(false) };
-    let known = cache.load(connection, &[name]).await?;
-    let checker = &known[name].checker;
+    let Some(before) = read(connection, &name).await?.index_before else { return Ok(false) };
+    let known = cache.load(connection, &[&name]).await?;
+    let checker = &known[&name].checker;
     let (mut last, mut fields) = (None, Vec::new());
     let (mut rows, mut bytes) = (0, 0);
     {
         let mut documents =
-            sqlx::query(NEXT).bind(name).bind(before).bind(PAGE_ROWS_MAX).fetch(&mut *connection);
+            sqlx::query(NEXT).bind(&name).bind(before).bind(PAGE_ROWS_MAX).fetch(&mut *connection);
         while bytes < PAGE_BYTES_MAX
             && let Some(row) = documents.try_next().await?
         {
@@ -42,13 +44,13 @@ pub async fn index_page(
             (last, rows) = (Some(place), rows + 1);
             if let Some(data) = row.try_get::<Option<&str>, _>(1)? {
                 bytes += data.len();
-                fields.extend(fields_of(checker, name, place, data));
+                fields.extend(fields_of(checker, &name, place, data));
             }
         }
     }
     index(connection, &fields).await?;
     let index_before = last.filter(|_| rows == PAGE_ROWS_MAX || bytes >= PAGE_BYTES_MAX);
-    sqlx::query(INDEXED_TO).bind(name).bind(index_before).execute(connection).await?;
+    sqlx::query(INDEXED_TO).bind(&name).bind(index_before).execute(connection).await?;
     Ok(index_before.is_some())
 }
 

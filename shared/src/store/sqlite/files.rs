@@ -56,6 +56,17 @@ pub enum SqliteFailure {
     TooOld,
 }
 
+/// Statements to run on a connection.
+pub trait SqliteWork<T>:
+    for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>> + Send + 'static
+{
+}
+
+impl<T, F> SqliteWork<T> for F where
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>> + Send + 'static
+{
+}
+
 pub struct Files {
     shared: Arc<SharedFiles>,
     runtime: Handle,
@@ -114,77 +125,67 @@ impl Files {
     }
 
     /// Runs `work` in a transaction that holds the write lock from its beginning.
-    pub async fn write<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
-            + Send
-            + 'static,
-    {
+    pub async fn write<T: Send + 'static>(
+        &self,
+        operation: &str,
+        work: impl SqliteWork<T>,
+    ) -> Result<T, StoreError> {
         Ok(self.try_write(operation, self.write_timeout, work).await?)
     }
 
     /// Runs `work` as [`write`](Self::write) does, for a caller that can mend a failure. A statement that
     /// goes on after `limit` is ended by SQLite itself.
-    pub async fn try_write<T, F>(&self, operation: &str, limit: Duration, work: F) -> Result<T, SqliteFailure>
-    where
-        T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
-            + Send
-            + 'static,
-    {
-        let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
+    pub async fn try_write<T: Send + 'static>(
+        &self,
+        operation: &str,
+        limit: Duration,
+        work: impl SqliteWork<T>,
+    ) -> Result<T, SqliteFailure> {
         let shared = Arc::clone(&self.shared);
-        let outcome = joined(self.runtime.spawn(async move {
+        let write = async move {
             let mut writer = shared.writer.lock().await;
             let outcome = writer.transaction(&shared, limit, work).await;
             if outcome.is_err() {
                 writer.replace_later().await;
             }
             outcome
-        }));
-        let outcome = outcome.await;
-        timer.observe_duration();
-        outcome
+        };
+        self.timed(operation, write).await
     }
 
-    pub async fn read<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
-            + Send
-            + 'static,
-    {
+    pub async fn read<T: Send + 'static>(
+        &self,
+        operation: &str,
+        work: impl SqliteWork<T>,
+    ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
-        self.timed(operation, async move { shared.read(work).await }).await
+        Ok(self.timed(operation, async move { shared.read(work).await }).await?)
     }
 
     /// Runs a read that a client can make slow: such reads have a share of the readers.
-    pub async fn list<T, F>(&self, operation: &str, work: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>>
-            + Send
-            + 'static,
-    {
+    pub async fn list<T: Send + 'static>(
+        &self,
+        operation: &str,
+        work: impl SqliteWork<T>,
+    ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
         let read = async move {
             let permit = timeout(READER_TIMEOUT, shared.list_permits.acquire()).await;
             let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?.expect("never closed");
             shared.read(work).await
         };
-        self.timed(operation, read).await
+        Ok(self.timed(operation, read).await?)
     }
 
     async fn timed<T: Send + 'static>(
         &self,
         operation: &str,
-        read: impl Future<Output = Result<T, SqliteFailure>> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        work: impl Future<Output = Result<T, SqliteFailure>> + Send + 'static,
+    ) -> Result<T, SqliteFailure> {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
-        let outcome = joined(self.runtime.spawn(read)).await;
+        let outcome = joined(self.runtime.spawn(work)).await;
         timer.observe_duration();
-        Ok(outcome?)
+        outcome
     }
 
     pub async fn migrate(&self) -> Result<(), StoreError> {
@@ -225,15 +226,12 @@ impl Files {
 }
 
 impl WriterConnection {
-    async fn transaction<T, F>(
+    async fn transaction<T>(
         &mut self,
         shared: &SharedFiles,
         limit: Duration,
-        work: F,
-    ) -> Result<T, SqliteFailure>
-    where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>> + Send,
-    {
+        work: impl SqliteWork<T>,
+    ) -> Result<T, SqliteFailure> {
         if let Self::Broken = self {
             *self = Self::Open(shared.options.connect().await?);
         }
@@ -266,10 +264,7 @@ impl WriterConnection {
 }
 
 impl SharedFiles {
-    async fn read<T, F>(&self, work: F) -> Result<T, SqliteFailure>
-    where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, SqliteFailure>> + Send,
-    {
+    async fn read<T>(&self, work: impl SqliteWork<T>) -> Result<T, SqliteFailure> {
         let mut reader = self.readers.acquire().await?;
         // Also for a caller that gave up: readers are few, and a stop waits for them.
         let deadline = Instant::now() + self.read_timeout;

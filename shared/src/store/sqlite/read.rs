@@ -6,6 +6,7 @@ use super::files::SqliteFailure;
 use super::values::{fingerprint_of, json};
 use crate::model::id::ItemKey;
 use crate::model::outcome::{Counter, ItemStatus};
+use crate::store::rules::page::Bounds;
 
 pub const COUNTER: &str = "select name, value, version, updated_at_ms from counters where name = ?1";
 
@@ -21,7 +22,24 @@ pub const FATES: &str = "with item (number, id, message) as materialized \
     left join keyed_writes as keyed on keyed.id = item.id \
     left join applied_message as message on message.id = item.message";
 
-pub fn counter_of(row: &SqliteRow) -> Result<Counter, sqlx::Error> {
+pub async fn counter(
+    connection: &mut SqliteConnection,
+    name: String,
+) -> Result<Option<Counter>, SqliteFailure> {
+    let row = sqlx::query(COUNTER).bind(name).fetch_optional(connection).await?;
+    Ok(row.as_ref().map(counter_of).transpose()?)
+}
+
+pub async fn counters(
+    connection: &mut SqliteConnection,
+    Bounds { after, from, below, limit }: Bounds,
+) -> Result<Vec<Counter>, SqliteFailure> {
+    let query = sqlx::query(COUNTERS).bind(after).bind(from).bind(below).bind(limit);
+    let rows = query.fetch_all(connection).await?;
+    Ok(rows.iter().map(counter_of).collect::<Result<_, _>>()?)
+}
+
+fn counter_of(row: &SqliteRow) -> Result<Counter, sqlx::Error> {
     Ok(Counter {
         name: row.try_get::<&str, _>(0)?.into(),
         value: row.try_get(1)?,

@@ -18,10 +18,10 @@ const OTHERS: &str = "select consumer, oldest_ms, told_at_ms from ledger_holders
 pub async fn hold(
     connection: &mut SqliteConnection,
     own: ConsumerWatermark,
-    silent: &[ReportedWatermark],
+    silent: Vec<ReportedWatermark>,
 ) -> Result<Watermarks, SqliteFailure> {
     let (now_ms, consumer) = (clock::now_ms(), own.consumer.cast_signed());
-    for ReportedWatermark { hold, told_at_ms } in silent {
+    for ReportedWatermark { hold, told_at_ms } in &silent {
         let leave = sqlx::query(LEAVE).bind(hold.consumer.cast_signed()).bind(told_at_ms);
         leave.execute(&mut *connection).await?;
     }

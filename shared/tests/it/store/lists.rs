@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use shared::config;
 use shared::model::collection::index_text;
 use shared::model::id::{IdIssuer, ItemKey, Kind, MessageId};
-use shared::store::{Document, DocumentPage, NamePage, SEARCH_STEPS_MAX, Store, StoreError};
+use shared::store::{Document, DocumentPage, NamePage, Reads, SEARCH_STEPS_MAX, Store, StoreError};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 use tokio::time::timeout;
 use uuid::Uuid;

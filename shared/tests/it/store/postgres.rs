@@ -17,7 +17,7 @@ use shared::config;
 use shared::model::id::IdIssuer;
 use shared::model::message::Message;
 use shared::store::postgres::PostgresStore;
-use shared::store::{Store, StoreError};
+use shared::store::{Apply, Reads, Store, StoreError};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::time::timeout;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use shared::model::collection::Definition;
 use shared::model::rollup::Resolution;
 use shared::store::sqlite::SqliteStore;
-use shared::store::{DocumentPage, Retention, RollupRange, Store, StoreError};
+use shared::store::{Apply, DocumentPage, Reads, Retention, RollupRange, Store, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use shared::config;
 use shared::model::outcome::ItemStatus;
 use shared::store::postgres::PostgresStore;
-use shared::store::{DocumentPage, NamePage, Retention, Store};
+use shared::store::{DocumentPage, NamePage, Reads, Retention, Store};
 use testkit::servers::pgbouncer::{PgBouncer, program};
 
 use super::{DAY_MS, execute, session};
