@@ -1,6 +1,6 @@
 //! Request to stop a program: one trigger, many listeners, passed in to each task that is started. Signals
 //! and the limit of a stop are in [`crate::runtime::signals`].
-use futures_util::future::select_all;
+use futures_util::future::{BoxFuture, select_all};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -55,6 +55,8 @@ pub fn watched<T: Send + 'static>(
     task: impl Future<Output = T> + Send + 'static,
 ) -> (JoinHandle<T>, Shutdown) {
     let (alive, over) = channel();
+    // Boxed, so that the machinery around it is compiled once.
+    let task: BoxFuture<'static, T> = Box::pin(task);
     let handle = tokio::spawn(async move {
         let _alive = alive;
         task.await

@@ -9,3 +9,4 @@ pub mod plan;
 pub mod points;
 pub(super) mod schema;
 pub mod sums;
+pub(super) mod work;

@@ -8,13 +8,13 @@
 //! that other clients prepared in a session are forgotten first, because the names may be the same.
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::failure::PgFailure;
 use super::schema::Schema;
 use crate::config;
 use crate::store::StoreError;
+use crate::store::rules::work::Work;
 
 /// Setting for commits. A commit is followed by an acknowledgement: it must survive the server's crash even
 /// where the server, the database or the role says `off`.
@@ -141,21 +141,17 @@ impl Begin {
     }
 
     /// Runs the work of an operation, within a transaction where it needs one and begins none itself.
-    pub async fn run<T, F>(
+    pub async fn run(
         &self,
         class: Class,
         connection: &mut PgConnection,
-        work: F,
-    ) -> Result<T, PgFailure>
-    where
-        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, PgFailure>>,
-    {
+        work: Work<PgConnection, PgFailure>,
+    ) -> Result<(), PgFailure> {
         match &self.read {
             Some(read) if class != Class::Write => {
                 let mut transaction = connection.begin_with(AssertSqlSafe(read.clone())).await?;
-                let done = work(&mut transaction).await?;
-                transaction.commit().await?;
-                Ok(done)
+                work(&mut transaction).await?;
+                Ok(transaction.commit().await?)
             }
             _ => work(connection).await,
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{
@@ -30,6 +30,7 @@ use super::schema::Schema;
 use crate::config;
 use crate::runtime::metrics::metrics;
 use crate::store::StoreError;
+use crate::store::rules::work::{Work, separate};
 
 /// Time that a server has to agree that a connection is idle.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -139,6 +140,17 @@ impl PgSession {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, PgFailure>> + Send + 'static,
     {
+        let (work, result) = separate(work);
+        self.run_work(operation, limit, work).await?;
+        Ok(result.take())
+    }
+
+    async fn run_work(
+        &self,
+        operation: &str,
+        limit: Limit,
+        work: Work<PgConnection, PgFailure>,
+    ) -> Result<(), StoreError> {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let (pool, schema, begin) = (self.pool.clone(), Arc::clone(&self.schema), Arc::clone(&self.begin));
         let mut permits = vec![Arc::clone(&self.permits)];
@@ -192,16 +204,20 @@ impl PgSession {
     pub async fn close(&self, limit: Duration) {
         let pool = self.pool.clone();
         // An error means that a server did not answer: its connections end with the process.
-        let _ = self.spawned(async move { Ok(timeout(limit, pool.close()).await.is_ok()) }).await;
+        let closing = async move {
+            let _ = timeout(limit, pool.close()).await;
+            Ok(())
+        };
+        let _ = self.spawned(closing).await;
     }
 
-    async fn spawned<T: Send + 'static>(
+    async fn spawned(
         &self,
-        work: impl Future<Output = Result<T, PgFailure>> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        work: impl Future<Output = Result<(), PgFailure>> + Send + 'static,
+    ) -> Result<(), StoreError> {
         // A set of one: dropping it aborts the task.
         let mut task = JoinSet::new();
-        task.spawn_on(work, &self.runtime);
+        task.spawn_on(work.boxed(), &self.runtime);
         match task.join_next().await.expect("one task was spawned") {
             Ok(outcome) => Ok(outcome?),
             // Not raised again: the supervisor of writes must live on, and pause where all can see it.

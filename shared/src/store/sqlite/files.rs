@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
@@ -20,6 +20,7 @@ use crate::runtime::metrics::metrics;
 use crate::store::StoreError;
 use crate::store::rules::checks::Unchecked;
 use crate::store::rules::schema::{Ran, compare, not_migrated};
+use crate::store::rules::work::{Work, separate};
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations/sqlite");
 
@@ -142,6 +143,7 @@ impl Files {
         work: impl SqliteWork<T>,
     ) -> Result<T, SqliteFailure> {
         let shared = Arc::clone(&self.shared);
+        let (work, result) = separate(work);
         let write = async move {
             let mut writer = shared.writer.lock().await;
             let outcome = writer.transaction(&shared, limit, work).await;
@@ -150,7 +152,8 @@ impl Files {
             }
             outcome
         };
-        self.timed(operation, write).await
+        self.timed(operation, write.boxed()).await?;
+        Ok(result.take())
     }
 
     pub async fn read<T: Send + 'static>(
@@ -159,7 +162,9 @@ impl Files {
         work: impl SqliteWork<T>,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
-        Ok(self.timed(operation, async move { shared.read(work).await }).await?)
+        let (work, result) = separate(work);
+        self.timed(operation, async move { shared.read(work).await }.boxed()).await?;
+        Ok(result.take())
     }
 
     /// Runs a read that a client can make slow: such reads have a share of the readers.
@@ -169,19 +174,21 @@ impl Files {
         work: impl SqliteWork<T>,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
+        let (work, result) = separate(work);
         let read = async move {
             let permit = timeout(READER_TIMEOUT, shared.list_permits.acquire()).await;
             let _permit = permit.map_err(|_| sqlx::Error::PoolTimedOut)?.expect("never closed");
             shared.read(work).await
         };
-        Ok(self.timed(operation, read).await?)
+        self.timed(operation, read.boxed()).await?;
+        Ok(result.take())
     }
 
-    async fn timed<T: Send + 'static>(
+    async fn timed(
         &self,
         operation: &str,
-        work: impl Future<Output = Result<T, SqliteFailure>> + Send + 'static,
-    ) -> Result<T, SqliteFailure> {
+        work: BoxFuture<'static, Result<(), SqliteFailure>>,
+    ) -> Result<(), SqliteFailure> {
         let timer = metrics().store_seconds.with_label_values(&[operation]).start_timer();
         let outcome = joined(self.runtime.spawn(work)).await;
         timer.observe_duration();
@@ -226,12 +233,12 @@ impl Files {
 }
 
 impl WriterConnection {
-    async fn transaction<T>(
+    async fn transaction(
         &mut self,
         shared: &SharedFiles,
         limit: Duration,
-        work: impl SqliteWork<T>,
-    ) -> Result<T, SqliteFailure> {
+        work: Work<SqliteConnection, SqliteFailure>,
+    ) -> Result<(), SqliteFailure> {
         if let Self::Broken = self {
             *self = Self::Open(shared.options.connect().await?);
         }
@@ -247,10 +254,9 @@ impl WriterConnection {
             .lock_handle()
             .await?
             .set_progress_handler(OPERATIONS_BETWEEN_LOOKS, move || Instant::now() < deadline);
-        let done = work(&mut transaction).await?;
+        work(&mut transaction).await?;
         transaction.lock_handle().await?.remove_progress_handler();
-        transaction.commit().await?;
-        Ok(done)
+        Ok(transaction.commit().await?)
     }
 
     /// Closes the connection, which rolls back an open transaction.
@@ -264,7 +270,7 @@ impl WriterConnection {
 }
 
 impl SharedFiles {
-    async fn read<T>(&self, work: impl SqliteWork<T>) -> Result<T, SqliteFailure> {
+    async fn read(&self, work: Work<SqliteConnection, SqliteFailure>) -> Result<(), SqliteFailure> {
         let mut reader = self.readers.acquire().await?;
         // Also for a caller that gave up: readers are few, and a stop waits for them.
         let deadline = Instant::now() + self.read_timeout;
@@ -295,7 +301,7 @@ impl SharedFiles {
 }
 
 /// Waits for a task, which goes on when the wait is given up.
-async fn joined<T>(task: JoinHandle<Result<T, SqliteFailure>>) -> Result<T, SqliteFailure> {
+async fn joined(task: JoinHandle<Result<(), SqliteFailure>>) -> Result<(), SqliteFailure> {
     match task.await {
         Ok(outcome) => outcome,
         // Not raised again: the supervisor of writes must live on, and pause where all can see it.
