@@ -168,7 +168,7 @@ impl PgSession {
             });
             let outcome = bounded.await.unwrap_or(Err(PgFailure::TimedOut(limit.time.as_millis())));
             match &outcome {
-                Ok(_) => borrowed.give_back(),
+                Ok(()) => borrowed.give_back(),
                 Err(failure) if failure.is_schema_skew() => schema.forget(),
                 Err(_) => {}
             }
