@@ -87,7 +87,7 @@ impl DocumentCache {
         let mut loaded = self.loads.load(key.clone(), is_current, begin).await;
         // No event reports new documents: this one may have been stored after the load had begun.
         if has_joined && matches!(loaded, Ok(DocumentLookup::Nothing)) {
-            loaded = self.loads.load(key, |_| false, begin).await;
+            loaded = self.loads.load(key, |_| true, begin).await;
         }
         // The entry is looked up again: the document may have been deleted meanwhile.
         loaded.or_else(|error| {

@@ -46,21 +46,22 @@ pub async fn take_effect(
     path: Path,
     applied: &mut Applied,
 ) -> Result<NewlyKnown, PgFailure> {
+    // Named one by one, so that a new kind of write is not forgotten here.
+    let Plan { increments, documents: _, deletes: _, points, aside: _, keyed: _, own: _ } = plan;
     let written = documents::write(connection, known, plan).await?;
     applied.set_aside.extend(written.set_aside);
     applied.deleted = written.deleted;
     let mut newly_known = NewlyKnown::default();
-    if !plan.points.is_empty() {
-        newly_known.types = points::types(connection, &known.types, &plan.points).await?;
-        points::insert(connection, &newly_known.types, &plan.points).await?;
-        newly_known.rollups =
-            rollups::merge(connection, &known.rollups, &newly_known.types, &plan.points).await?;
+    if !points.is_empty() {
+        newly_known.types = points::types(connection, &known.types, points).await?;
+        points::insert(connection, &newly_known.types, points).await?;
+        newly_known.rollups = rollups::merge(connection, &known.rollups, &newly_known.types, points).await?;
         applied.types = newly_known.types.keys().cloned().collect();
         applied.types.sort_unstable();
     }
     let counted = match path {
-        Path::Merged => add_merged(connection, &plan.increments).await?,
-        Path::Exact => add_one_by_one(connection, &plan.increments).await?,
+        Path::Merged => add_merged(connection, increments).await?,
+        Path::Exact => add_one_by_one(connection, increments).await?,
     };
     // Only now is it known which increments overflow. No transaction waits for these rows: one that writes
     // the same rows has waited for the ledger or for the keys.

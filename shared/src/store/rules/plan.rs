@@ -171,11 +171,12 @@ impl<'a> Plan<'a> {
     pub fn places(&self, messages: &[&'a Message]) -> Vec<ItemRef<'a>> {
         let ranks: HashMap<MessageId, usize> =
             messages.iter().enumerate().map(|(rank, message)| (message.id, rank)).collect();
-        let increments = self.increments.iter().map(PlannedWrite::position);
-        let documents = self.documents.iter().map(PlannedWrite::position);
-        let deletes = self.deletes.iter().map(PlannedWrite::position);
-        let points = self.points.iter().map(PlannedWrite::position);
-        let mut places: Vec<_> = increments.chain(documents).chain(deletes).chain(points).collect();
+        // Named one by one, so that a new kind of write is not forgotten here.
+        let Self { increments, documents, deletes, points, aside: _, keyed: _, own: _ } = self;
+        let mut places: Vec<_> = increments.iter().map(PlannedWrite::position).collect();
+        places.extend(documents.iter().map(PlannedWrite::position));
+        places.extend(deletes.iter().map(PlannedWrite::position));
+        places.extend(points.iter().map(PlannedWrite::position));
         places.sort_by_key(|place| (ranks.get(&place.message.id).copied(), place.index));
         places
     }

@@ -14,10 +14,11 @@ use super::{documents, keys, points};
 use crate::model::id::{ItemKey, MessageId};
 use crate::model::message::Message;
 use crate::model::outcome::{Applied, Counter, Reason, SetAside};
+use crate::model::write::Increment;
 use crate::runtime::clock;
 use crate::store::rules::ledger;
 use crate::store::rules::ledger::TooOld;
-use crate::store::rules::plan::Plan;
+use crate::store::rules::plan::{Plan, PlannedWrite};
 use crate::store::rules::sums::{self, CounterState, Folded};
 
 /// Inserts ledger rows. `where true` tells the parser that `on` begins no join.
@@ -56,11 +57,7 @@ pub async fn apply(
     let earlier = keys::enter(connection, &fresh, now_ms).await?;
     let mut plan = Plan::of(&fresh, &old, &earlier);
     let mut applied = Applied { set_aside: std::mem::take(&mut plan.aside), ..Applied::default() };
-    applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
-    let deleted: BTreeSet<ItemKey> = plan.deletes.iter().map(|task| task.write.document).collect();
-    applied.deleted = deleted.into_iter().collect();
-    applied.types = points::apply(connection, &plan.points, now_ms).await?;
-    count(connection, &plan, now_ms, &mut applied).await?;
+    take_effect(connection, cache, &plan, now_ms, &mut applied).await?;
     insert_dead_letters(connection, &applied.set_aside, now_ms).await?;
     applied.fresh = fresh.iter().map(|message| message.id).collect();
     applied.keyed = plan.keyed_outcomes(&applied.set_aside);
@@ -121,18 +118,36 @@ async fn enter<'a>(
     Ok((fresh, too_old))
 }
 
-/// Folds the increments into the counters.
-pub async fn count(
+/// Writes all effects of a plan, without ledger, keys and dead letters. Items that cannot be applied are added
+/// to the items that are set aside.
+pub async fn take_effect(
     connection: &mut SqliteConnection,
+    cache: &DefinitionCache,
     plan: &Plan<'_>,
     now_ms: i64,
     applied: &mut Applied,
 ) -> Result<(), SqliteFailure> {
-    if plan.increments.is_empty() {
+    // Named one by one, so that a new kind of write is not forgotten here.
+    let Plan { increments, documents: _, deletes, points, aside: _, keyed: _, own: _ } = plan;
+    applied.set_aside.extend(documents::apply(connection, cache, plan).await?);
+    let deleted: BTreeSet<ItemKey> = deletes.iter().map(|task| task.write.document).collect();
+    applied.deleted = deleted.into_iter().collect();
+    applied.types = points::apply(connection, points, now_ms).await?;
+    count(connection, increments, now_ms, applied).await
+}
+
+/// Folds the increments into the counters.
+async fn count(
+    connection: &mut SqliteConnection,
+    increments: &[PlannedWrite<'_, Increment>],
+    now_ms: i64,
+    applied: &mut Applied,
+) -> Result<(), SqliteFailure> {
+    if increments.is_empty() {
         return Ok(());
     }
-    let current = current(connection, &sums::names(&plan.increments)).await?;
-    let Folded { counters, standings, set_aside } = sums::fold_increments(&current, &plan.increments);
+    let current = current(connection, &sums::names(increments)).await?;
+    let Folded { counters, standings, set_aside } = sums::fold_increments(&current, increments);
     applied.standings = standings;
     applied.set_aside.extend(set_aside);
     if counters.is_empty() {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::collections::DefinitionCache;
 use super::files::SqliteFailure;
 use super::values::json;
-use super::{apply, documents, housekeeping, keys, points};
+use super::{apply, housekeeping, keys};
 use crate::model::dead_letter::{
     DeadLetter, DeadLetterPage, DeadMessage, MESSAGE_KIND, PAGE_BYTES_MAX, Redrive, RedriveOutcome, Redriven,
     RedrivenPage, bytes, mismatch,
@@ -198,9 +198,7 @@ async fn within(
     let mut plan = Plan::redriven(&batch.messages);
     let set_aside = std::mem::take(&mut plan.aside);
     let mut applied = Applied { set_aside, ..Applied::default() };
-    applied.set_aside.extend(documents::apply(connection, cache, &plan).await?);
-    points::apply(connection, &plan.points, now_ms).await?;
-    apply::count(connection, &plan, now_ms, &mut applied).await?;
+    apply::take_effect(connection, cache, &plan, now_ms, &mut applied).await?;
     let redriven = batch.outcomes(&applied.set_aside);
     record_outcomes(connection, &redriven, now_ms).await?;
     Ok(redriven)
