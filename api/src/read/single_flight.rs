@@ -39,7 +39,8 @@ where
     }
 
     /// Joins the load under way when its stamp `is_current`, or else the first load that begins after this
-    /// call. Starts a load at once when none is under way, also when the returned future is never polled.
+    /// call. Starts a load at once when none is under way, also when the returned future is never polled; a
+    /// load after one that is not current begins only while somebody waits for it.
     ///
     /// `begin` makes a stamp and a load. A load ends with a closure that makes the result from the stamp,
     /// under the lock.
