@@ -135,20 +135,56 @@ pub fn table() -> impl Iterator<Item = &'static Row> {
 /// Timer of the route that a request counts as. Found by the path, because asking the router costs an
 /// allocation. A method that the path does not take counts as a read of it.
 pub fn seconds_of(method: &Method, path: &str) -> &'static RouteSeconds {
-    static BY_BYTE: LazyLock<Vec<Vec<&'static Row>>> = LazyLock::new(|| {
-        let rows = |byte| table().filter(|row| distinctive_byte(&row.path[..row.literal]) == byte).collect();
-        (0..=u8::MAX).map(rows).collect()
+    static BY_BYTE: LazyLock<Vec<Vec<PathPattern>>> = LazyLock::new(|| {
+        let rows = |byte| table().filter(move |row| distinctive_byte(&row.path[..row.literal]) == byte);
+        (0..=u8::MAX).map(|byte| rows(byte).map(PathPattern::of).collect()).collect()
     });
-    let mut of_path = None;
-    for row in BY_BYTE[usize::from(distinctive_byte(path))].iter().filter(|row| row.matches(path)) {
-        if row.takes(method) {
-            return &row.seconds;
-        }
-        if of_path.is_none() || row.method == "GET" {
-            of_path = Some(&row.seconds);
-        }
+    let method = method_of_row(method);
+    let of_byte = &BY_BYTE[usize::from(distinctive_byte(path))];
+    if let Some(found) = of_byte.iter().find(|pattern| pattern.row.method == method && pattern.matches(path))
+    {
+        return &found.row.seconds;
     }
-    of_path.unwrap_or(&NO_ROUTE)
+    let of_path = || of_byte.iter().filter(|pattern| pattern.matches(path));
+    let found = of_path().find(|pattern| pattern.row.method == "GET").or_else(|| of_path().next());
+    found.map_or(&NO_ROUTE, |pattern| &pattern.row.seconds)
+}
+
+/// Method of the row for a request: HEAD is answered as GET.
+fn method_of_row(method: &Method) -> &str {
+    if *method == Method::HEAD { "GET" } else { method.as_str() }
+}
+
+/// Path of a row, taken apart.
+struct PathPattern {
+    row: &'static Row,
+    /// Literals behind the parameters, each of which is a segment.
+    after: Vec<&'static str>,
+    /// The last parameter is all that is left.
+    takes_rest: bool,
+}
+
+impl PathPattern {
+    fn of(row: &'static Row) -> Self {
+        let parameters = row.path[row.literal..].split('{').skip(1);
+        let after = parameters.map(|parameter| parameter.split_once('}').map_or("", |(_, after)| after));
+        Self { row, after: after.collect(), takes_rest: row.path.ends_with(":.*}") }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        let Some(mut rest) = path.strip_prefix(&self.row.path[..self.row.literal]) else { return false };
+        for (number, literal) in self.after.iter().enumerate() {
+            if self.takes_rest && number + 1 == self.after.len() {
+                return true;
+            }
+            let segment = rest.bytes().position(|byte| byte == b'/').unwrap_or(rest.len());
+            let Some(left) = rest[segment..].strip_prefix(literal).filter(|_| segment > 0) else {
+                return false;
+            };
+            rest = left;
+        }
+        rest.is_empty()
+    }
 }
 
 /// Byte in which paths differ early; 0 for a shorter one. No path has a parameter before it.
@@ -185,27 +221,6 @@ impl Row {
     pub fn has(&self, fact: Fact) -> bool {
         self.facts.contains(&fact)
     }
-
-    fn takes(&self, method: &Method) -> bool {
-        self.method == if *method == Method::HEAD { "GET" } else { method.as_str() }
-    }
-
-    fn matches(&self, path: &str) -> bool {
-        let (literal, parameters) = self.path.split_at(self.literal);
-        path.strip_prefix(literal).is_some_and(|rest| match_parameters(parameters, rest))
-    }
-}
-
-/// Compares what follows the first brace of a path. A parameter is a segment, one with `:.*` all that is left.
-fn match_parameters(pattern: &str, rest: &str) -> bool {
-    let Some((parameter, after)) = pattern.split_once('}') else { return rest.is_empty() };
-    if parameter.ends_with(":.*") {
-        return true;
-    }
-    let (segment, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let literal = after.find('{').unwrap_or(after.len());
-    let rest = rest.strip_prefix(&after[..literal]);
-    !segment.is_empty() && rest.is_some_and(|rest| match_parameters(&after[literal..], rest))
 }
 
 /// GET, and HEAD, which is answered like it but for the body.
@@ -236,7 +251,7 @@ pub fn resource(path: &'static str) -> Resource {
 
 /// Checks whether the request is refused. The caller, or the reason, is left among its data.
 fn is_closed(rows: &[&Row], context: &GuardContext<'_>) -> bool {
-    let row = rows.iter().find(|row| row.takes(&context.head().method));
+    let row = rows.iter().find(|row| row.method == method_of_row(&context.head().method));
     let Some(Row { need, .. }) = row else { return true };
     let shared = context.app_data::<ThinData<Shared>>().expect("every application has its parts");
     match shared.authorizer.authorize(*need, context.head()) {
