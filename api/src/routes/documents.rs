@@ -268,7 +268,7 @@ pub async fn get(
             }
             DocumentLookup::Nothing => Err(not_held()),
         },
-        Some(ItemStatus::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
+        None | Some(ItemStatus::Forgotten) if is_past_retention(&shared, &collection, id, &hints).await? => {
             Err(past_retention())
         }
         // What was stored and not deleted would have been found.

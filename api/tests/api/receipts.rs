@@ -355,12 +355,6 @@ on_both_pairs! {
         let other = keyed::fingerprint_of("POST", "brief", r#"{"a":2}"#);
         let other = json(read(&format!("/v1/data/brief/{text}?payload={other}&message={message}")).await).await;
         assert_eq!(other["status"], "conflict");
-        // What still waits is accepted, however old.
-        let waiting = IdIssuer::new(rand::random(), 0).next(old_ms).item(Kind::Document, 0);
-        let waiting = backend.ids.sign(waiting);
-        for path in [format!("/v1/receipts/{waiting}"), format!("/v1/data/brief/{waiting}")] {
-            assert_eq!(json(read(&path).await).await["status"], "accepted", "{path}");
-        }
         // A retry is no new document.
         let retry = installation.at(0, Method::POST, "/v1/data/brief").header("idempotency-key", "k");
         let retry = retry.header("prefer", "wait=20").json(&serde_json::json!({"a": 1})).send().await.expect("an answer");

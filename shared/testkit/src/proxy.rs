@@ -171,8 +171,8 @@ async fn join(client: TcpStream, state: Arc<ProxyState>) {
     let is_cut = until_cut.wait_for(|faults| faults.generation != generation);
     let joined = async {
         let (mut server_in, mut server_out) = server.into_split();
-        let there = Direction { state: &state, faults: faults.clone(), is_there: true };
-        let back = Direction { state: &state, faults, is_there: false };
+        let there = Direction { state: &state, faults: faults.clone(), generation, is_there: true };
+        let back = Direction { state: &state, faults, generation, is_there: false };
         tokio::select! {
             // This arm comes first, so that nothing slips through when a hole is closed after a cut.
             biased;
@@ -217,6 +217,8 @@ async fn swallow(from: &mut OwnedReadHalf) {
 struct Direction<'a> {
     state: &'a ProxyState,
     faults: watch::Receiver<Faults>,
+    /// Number under which the connection was accepted.
+    generation: u64,
     /// The direction from the client to the server.
     is_there: bool,
 }
@@ -237,8 +239,11 @@ impl Direction<'_> {
                 tokio::time::sleep(delay).await;
             }
             // Bytes wait in the black hole as they would in a network that drops and sends again.
-            let is_there = self.is_there;
-            let is_free = |faults: &Faults| !faults.black_hole && (is_there || !faults.mute);
+            let (is_there, generation) = (self.is_there, self.generation);
+            // Of one look: what is cut and then unmuted forwards nothing more.
+            let is_free = |faults: &Faults| {
+                faults.generation == generation && !faults.black_hole && (is_there || !faults.mute)
+            };
             if self.faults.wait_for(is_free).await.is_err() {
                 return;
             }
