@@ -20,8 +20,8 @@ use actix_web::web::{self, ServiceConfig, ThinData};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, Resource, ResponseError};
 use utoipa::OpenApi;
 
-use crate::admission::auth::access::RequiredScope;
 use crate::admission::auth::error::AuthError;
+use crate::admission::auth::required_scope::RequiredScope;
 use crate::http::problem::Problem;
 use crate::metrics::{NO_ROUTE, RouteSeconds, metrics};
 use crate::state::Shared;

@@ -3,10 +3,10 @@
 //! Either there are keys, and every route that is not public needs one; or the service is open, and
 //! only what a web page of somebody else could have sent is refused. What a route needs stands in
 //! [`access`]. Nothing here reads a body or waits.
-pub mod access;
 pub mod error;
 pub mod hosts;
 pub mod keys;
+pub mod required_scope;
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use shared::config::Config;
 use shared::model::api_key::{ApiKey, Principal, Scope, Token, Unfit};
 use shared::runtime::clock;
 
-use self::access::RequiredScope;
 use self::error::AuthError;
 use self::hosts::Hosts;
 use self::keys::{Keys, KeysError};
+use self::required_scope::RequiredScope;
 
 /// Whose key opened; among the data of its request.
 #[derive(Clone, Debug)]

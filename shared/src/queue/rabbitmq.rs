@@ -9,8 +9,8 @@
 //! from single-threaded runtimes of their own.
 mod confirms;
 mod depth;
-mod flow;
 mod properties;
+mod publish_session;
 mod publisher;
 mod refusals;
 mod subscription;

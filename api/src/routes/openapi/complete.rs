@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::errors::{self, Kind};
 use super::values;
-use crate::admission::auth::access::RequiredScope;
+use crate::admission::auth::required_scope::RequiredScope;
 use crate::routes::{Fact, Row, methods_of, table};
 
 /// Also answered for what is not stored, which has no tag and is never kept.

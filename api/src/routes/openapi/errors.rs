@@ -4,7 +4,7 @@ use actix_web::http::StatusCode;
 use serde_json::{Map, Value, json};
 use shared::model::api_key::Scope;
 
-use crate::admission::auth::access::RequiredScope;
+use crate::admission::auth::required_scope::RequiredScope;
 
 const PROBLEM: &str = "application/problem+json";
 

@@ -15,7 +15,7 @@ use lapin::Channel;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout_at};
 
-use super::flow::{PublishSession, SessionEnd};
+use super::publish_session::{PublishSession, SessionEnd};
 use super::refusals::Refusals;
 use crate::amqp::connection::{Session, SessionError, SessionRetries};
 use crate::amqp::settings::RabbitSettings;
