@@ -2,7 +2,7 @@
 //!
 //! Either there are keys, and every route that is not public needs one; or the service is open, and
 //! only what a web page of somebody else could have sent is refused. What a route needs stands in
-//! [`access`]. Nothing here reads a body or waits.
+//! [`required_scope`]. Nothing here reads a body or waits.
 pub mod error;
 pub mod hosts;
 pub mod keys;
