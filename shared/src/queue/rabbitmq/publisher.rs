@@ -2,8 +2,8 @@
 //! because lapin's tags and frames swap when two tasks publish on one channel.
 //!
 //! This file has the callers' side and the supervisor, which keeps jobs over the loss of a session and
-//! publishes the same bytes again on the next. [`publish_session`](super::publish_session) does the work on an open session. A
-//! caller is answered by its deadline whatever the task does.
+//! publishes the same bytes again on the next. [`publish_session`](super::publish_session) does the work on
+//! an open session. A caller is answered by its deadline whatever the task does.
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
