@@ -7,7 +7,7 @@ use tokio::task::{JoinHandle, yield_now};
 
 use super::*;
 
-/// What a load read, with its stamp at its end.
+/// Value that a load read, with its stamp at its end.
 type Loaded = Result<(&'static str, u64), StoreError>;
 
 /// Time that something may take to happen. Failing takes this long, passing does not.

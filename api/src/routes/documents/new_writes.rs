@@ -23,7 +23,7 @@ use crate::write::preferences::OwnKey;
 const INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// Bodies in bytes that are checked, or read with fingerprints, on the worker, and how long checks may take.
-/// What takes longer is checked again elsewhere.
+/// Longer checks are made again elsewhere.
 const INLINE_CHECKED_BYTES_MAX: usize = 8 << 10;
 const INLINE_TIME_MAX: Duration = Duration::from_millis(1);
 
